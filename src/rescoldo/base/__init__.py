@@ -1,0 +1,8 @@
+"""Where a base model comes from: a Hugging Face directory or Hub id, a GGUF file, Ollama's store, the sample."""
+
+from __future__ import annotations
+
+from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.open import open_base
+
+__all__ = ["BaseModel", "TensorSource", "open_base"]
