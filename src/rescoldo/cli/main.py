@@ -1,0 +1,53 @@
+"""The `rescoldo` command. Each command lives in a module of its own and imports its work only when called."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rescoldo import __version__
+from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+
+app = typer.Typer(
+    name="rescoldo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model with LoRA on this CPU, survive interruptions, and learn whether it was worth it.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rescoldo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Global options."""
+
+
+def run_app(application: typer.Typer) -> int:
+    """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
+    try:
+        code = application(standalone_mode=True)
+    except RescoldoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILURE
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_app(app))
