@@ -1,0 +1,8 @@
+"""Shared by all tests. That this file exists in a package is what makes `from tests.base.make_models import …` work."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
