@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.errors import RescoldoError
 
 
 class TensorSource(ABC):
@@ -31,6 +33,28 @@ class TensorSource(ABC):
         Raises:
             RescoldoError: no such tensor, or the file is damaged.
         """
+
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The matrix as the file stores it where that is in blocks (Q4_K, Q8_0 …); None where `get` decodes nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A matrix in ggml's blocks, mapped from the file.
+
+    Attributes:
+        type_name: ggml's name of the block format ("Q4_K", "Q8_0", …).
+        data: (out_features, bytes per row) uint8; never write into it.
+        rows: row i of the weight under its Hugging Face name is data[rows[i]]; None where the order is the same.
+    """
+
+    type_name: str
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+    rows: np.ndarray[Any, np.dtype[np.int64]] | None
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True)
@@ -59,8 +83,71 @@ class BaseModel:
 
         return load_tokenizer(self)
 
+    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        """The tokens that end an answer: end of sequence and, where the model has one, end of turn. `tokenizer` is what
+        the method of that name returned."""
+        from rescoldo.base.tokenizer import stop_ids
+
+        return stop_ids(self, tokenizer)
+
     def fingerprint(self) -> str:
-        """SHA-256 over the weight files' content and the config (hex); computed once per (path, size, mtime), cached."""
+        """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""
         from rescoldo.base.fingerprint import fingerprint
 
         return fingerprint(self)
+
+
+def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a model of this config has, by Hugging Face name, with its shape. `lm_head.weight` is left out
+    where the embeddings are tied."""
+    d, head = config.hidden_size, config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, d)}
+    biased = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.qkv_bias),
+        "o_proj": config.o_bias,
+        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), config.mlp_bias),
+    }
+    for layer in range(config.n_layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (d,)
+        for name in LINEARS:
+            module = f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
+            out_features, in_features = config.linear_shape(name)
+            shapes[module + ".weight"] = (out_features, in_features)
+            if biased[name]:
+                shapes[module + ".bias"] = (out_features,)
+        if config.qk_norm:
+            shapes[prefix + "self_attn.q_norm.weight"] = (head,)
+            shapes[prefix + "self_attn.k_norm.weight"] = (head,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (d,)
+    shapes["model.norm.weight"] = (d,)
+    if not config.tied_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    return shapes
+
+
+def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> None:
+    """Refuse weights that do not belong to `config`.
+
+    Raises:
+        RescoldoError: tensors are missing, left over or of another shape; the first few are named.
+    """
+    expected = expected_shapes(config)
+    names = source.names()
+    have = set(names)
+    faults = [f"{name} is missing" for name in expected if name not in have]
+    faults += [
+        f"{name} is {list(source.shape(name))}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in have and source.shape(name) != shape
+    ]
+    faults += [
+        f"{name} is not part of a {config.architecture} decoder of this shape" for name in names if name not in expected
+    ]
+    if faults:
+        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise RescoldoError(
+            f"the weights do not fit the config: {'; '.join(faults[:4])}{more}",
+            where=str(where),
+            fix="fetch the model again; adapters, quantized exports and parts of models cannot be used as a base",
+        )

@@ -1,0 +1,229 @@
+"""Reads the header of a GGUF file: metadata and the table of tensors. Trusts nothing that the file says about itself.
+
+Every count and length is checked against what is left of the file and against fixed bounds before anything is read or
+allocated, so a damaged or hostile file costs at most MAX_HEADER bytes of walking and gives one RescoldoError.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescoldo.errors import RescoldoError
+
+MAGIC = b"GGUF"
+MAX_HEADER = 64 << 20  # bytes; the largest vocabularies in use need about 20 MiB
+MAX_KEY = 1 << 16
+MAX_ENTRIES = 1 << 17  # of metadata, and of tensors
+DEFAULT_ALIGNMENT = 32
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the table of tensors.
+
+    Attributes:
+        type_name: ggml's name of the stored type ("F32", "Q4_K", …).
+        shape: as PyTorch sees it, in elements (GGUF stores dimensions innermost first).
+        offset: first byte of the data, from the file's start.
+        n_bytes: length of the data.
+    """
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Metadata (strings, numbers, booleans, lists of strings, numpy arrays of numbers) and tensors by GGUF name."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+class _DamagedError(Exception):
+    """What is wrong with the file, in words."""
+
+
+class _Cursor:
+    """A read position that never leaves the header."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.position = data, 0
+        self.end = min(len(data), MAX_HEADER)
+
+    def take(self, n: int) -> int:
+        """Advance by `n` bytes; returns where they start."""
+        start = self.position
+        if n > self.end - start:
+            if len(self.data) > MAX_HEADER:
+                raise _DamagedError(f"the header is longer than {MAX_HEADER >> 20} MiB, or one of its lengths is wrong")
+            raise _DamagedError(
+                f"the file ends inside the header, at byte {len(self.data)} (needs {n} bytes from {start})"
+            )
+        self.position = start + n
+        return start
+
+    def number(self, code: str) -> Any:
+        """One little-endian number of struct's type `code`."""
+        layout = "<" + code
+        return struct.unpack_from(layout, self.data, self.take(struct.calcsize(layout)))[0]
+
+    def string(self, limit: int = MAX_HEADER) -> bytes:
+        """A length and that many bytes."""
+        n = self.number("Q")
+        if n > limit:
+            raise _DamagedError(f"a string of {n} bytes at byte {self.position - 8}")
+        start = self.take(n)
+        return self.data[start : start + n]
+
+    def strings(self, count: int) -> list[str]:
+        """`count` strings, decoded; bytes that are not UTF-8 become U+FFFD."""
+        if count * 8 > self.end - self.position:
+            raise _DamagedError(f"a list of {count} strings at byte {self.position} does not fit into the file")
+        data, end, unpack, at = self.data, self.end, struct.Struct("<Q").unpack_from, self.position
+        result = []
+        for _ in range(count):
+            if at + 8 > end:
+                raise _DamagedError(f"the file ends inside a list of strings, at byte {at}")
+            (n,) = unpack(data, at)
+            at += 8
+            if n > end - at:
+                raise _DamagedError(f"a string of {n} bytes at byte {at - 8} does not fit into the file")
+            result.append(str(data[at : at + n], "utf-8", "replace"))
+            at += n
+        self.position = at
+        return result
+
+    def value(self, kind: int) -> Any:
+        """One metadata value of GGUF's type number `kind`."""
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _STRING:
+            return str(self.string(), "utf-8", "replace")
+        if kind != _ARRAY:
+            raise _DamagedError(f"metadata of unknown type {kind} at byte {self.position}")
+        item, count = self.number("I"), self.number("Q")
+        if item == _STRING:
+            return self.strings(count)
+        if item not in _SCALARS:
+            raise _DamagedError(f"a list of items of type {item} at byte {self.position}")
+        dtype = np.dtype(_SCALARS[item]).newbyteorder("<")
+        start = self.take(count * dtype.itemsize)
+        return np.frombuffer(self.data, dtype, count, start).copy()
+
+
+def _name(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _DamagedError(f"a {what} that is not UTF-8: {raw[:40]!r}") from None
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(count):
+        key = _name(cursor.string(MAX_KEY), "metadata key")
+        if key in metadata:
+            raise _DamagedError(f"metadata key {key!r} stands there twice")
+        metadata[key] = cursor.value(cursor.number("I"))
+    return metadata
+
+
+def _read_tensors(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        raise _DamagedError(f"general.alignment is {alignment!r}, not a power of two")
+    rows: list[tuple[str, str, tuple[int, ...], int, int]] = []
+    for _ in range(count):
+        name = _name(cursor.string(MAX_KEY), "tensor name")
+        n_dims = cursor.number("I")
+        if not 1 <= n_dims <= 4:
+            raise _DamagedError(f"tensor {name!r} has {n_dims} dimensions")
+        dims = [cursor.number("Q") for _ in range(n_dims)]
+        kind, offset = cursor.number("I"), cursor.number("Q")
+        try:
+            ggml_type = GGMLQuantizationType(kind)
+        except ValueError:
+            raise _DamagedError(f"tensor {name!r} has unknown type {kind}") from None
+        block, size = GGML_QUANT_SIZES[ggml_type]
+        n_elements = 1
+        for dim in dims:
+            n_elements *= dim
+        if n_elements < 1 or dims[0] % block:
+            raise _DamagedError(f"tensor {name!r} has impossible dimensions {dims} for type {ggml_type.name}")
+        if offset % alignment:
+            raise _DamagedError(f"tensor {name!r} lies at {offset}, not a multiple of {alignment}")
+        rows.append((name, ggml_type.name, tuple(reversed(dims)), offset, n_elements // block * size))
+    start = (cursor.position + alignment - 1) // alignment * alignment
+    tensors: dict[str, TensorInfo] = {}
+    for name, type_name, shape, offset, n_bytes in rows:
+        if name in tensors:
+            raise _DamagedError(f"tensor {name!r} stands there twice")
+        if start + offset + n_bytes > len(cursor.data):
+            raise _DamagedError(
+                f"the file is cut short: tensor {name!r} ends at byte {start + offset + n_bytes}, "
+                f"the file at {len(cursor.data)}"
+            )
+        tensors[name] = TensorInfo(name, type_name, shape, start + offset, n_bytes)
+    return tensors
+
+
+def _parse(data: mmap.mmap) -> GgufHeader:
+    cursor = _Cursor(data)
+    if data[:4] != MAGIC:
+        raise _DamagedError("it does not begin with GGUF's magic number")
+    cursor.take(4)
+    version = cursor.number("I")
+    if version not in (2, 3):
+        if version and not version & 0xFFFF:
+            raise _DamagedError("it is a big-endian GGUF; only little-endian files are read")
+        raise _DamagedError(f"it says GGUF version {version}; versions 2 and 3 are read")
+    n_tensors, n_metadata = cursor.number("Q"), cursor.number("Q")
+    if n_tensors > MAX_ENTRIES or n_metadata > MAX_ENTRIES:
+        raise _DamagedError(f"it claims {n_tensors} tensors and {n_metadata} metadata keys")
+    metadata = _read_metadata(cursor, n_metadata)
+    return GgufHeader(metadata, _read_tensors(cursor, n_tensors, metadata))
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins with GGUF's magic number."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == MAGIC
+    except OSError:
+        return False
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read the header of the GGUF file at `path`.
+
+    Raises:
+        RescoldoError: the file cannot be read, is no GGUF file, or is damaged.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parse(data)
+    except (_DamagedError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        what = str(error) if isinstance(error, _DamagedError) else "it is empty"
+        raise RescoldoError(
+            f"this is not a usable GGUF file: {what}",
+            where=str(path),
+            fix="fetch the file again and compare its size with the original's",
+        ) from None
+    except OSError as error:
+        raise RescoldoError(f"cannot read the GGUF file: {error.strerror or error}", where=str(path)) from None

@@ -1,0 +1,278 @@
+"""A Hugging Face directory as a base model: config.json as a DecoderConfig, safetensors files mapped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.errors import RescoldoError
+
+_MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "max_position_embeddings": 1 << 30,
+    "sliding_window": 1 << 31,
+}
+_REFETCH = "fetch the model again: hf download ID --local-dir DIRECTORY"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at `path`.
+
+    Raises:
+        RescoldoError: it cannot be read, is too long, or is no JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise RescoldoError("the file is too large to be what its name says", where=str(path), fix=_REFETCH)
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RescoldoError(f"cannot read the file: {error.strerror or error}", where=str(path), fix=_REFETCH) from None
+    except (ValueError, RecursionError) as error:
+        raise RescoldoError(f"this is not valid JSON ({error})", where=str(path), fix=_REFETCH) from None
+    if not isinstance(value, dict):
+        raise RescoldoError("this is JSON, but not an object", where=str(path), fix=_REFETCH)
+    return value
+
+
+def check_architecture(config: dict[str, Any], where: str) -> str:
+    """The config's model_type, if it is one that works.
+
+    Raises:
+        RescoldoError: it is not, or the weights are quantized in a way that cannot be read.
+    """
+    architecture = config.get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise RescoldoError(
+            f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
+            where=where,
+            fix=f"use a model of one of these: {', '.join(ARCHITECTURES)}",
+        )
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+        raise RescoldoError(
+            f"the weights are quantized ({method!s:.40}), which cannot be read from this format",
+            where=where,
+            fix="use the model's unquantized safetensors, or a GGUF file of it",
+        )
+    return str(architecture)
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    """The decoder that config.json describes, read with transformers' own defaults.
+
+    Raises:
+        RescoldoError: another architecture, or a value that is impossible or not supported.
+    """
+    path = directory / "config.json"
+    raw = read_json(path)
+    architecture = check_architecture(raw, str(path))
+    for key, high in _BOUNDS.items():
+        value = raw.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high):
+            raise RescoldoError(f"{key} is {value!r:.80}, not a whole number from 1 to {high}", where=str(path))
+    from transformers import AutoConfig
+
+    raw.pop("auto_map", None)  # names code to run; none is
+    raw.pop("model_type")
+    try:
+        config = AutoConfig.for_model(architecture, **raw)
+    except Exception as error:  # transformers raises a different class for each fault
+        reason = " ".join(str(error).split())
+        raise RescoldoError(f"transformers refuses the config: {reason:.300}", where=str(path)) from None
+    return _convert(architecture, config, str(path))
+
+
+def _convert(architecture: str, config: Any, where: str) -> DecoderConfig:
+    def fail(what: str) -> RescoldoError:
+        return RescoldoError(what, where=where)
+
+    n_layers, n_heads, n_kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    if n_heads % n_kv_heads or head_dim < 2 or head_dim % 2:
+        raise fail(f"{n_heads} heads, {n_kv_heads} key-value heads and head size {head_dim} do not fit together")
+    if config.hidden_act not in ("silu", "swish"):
+        raise fail(f"activation {config.hidden_act!r:.40} is not supported; silu is")
+    eps = config.rms_norm_eps
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
+    theta, scaling = _rope(config, fail)
+    bias = bool(getattr(config, "attention_bias", False))
+    return DecoderConfig(
+        architecture=architecture,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        norm_eps=float(eps),
+        rope_theta=theta,
+        max_positions=config.max_position_embeddings,
+        rope_scaling=scaling,
+        windows=_windows(architecture, config, fail),
+        qkv_bias=architecture == "qwen2" or (architecture != "mistral" and bias),
+        o_bias=architecture in ("llama", "qwen3") and bias,
+        mlp_bias=architecture == "llama" and bool(config.mlp_bias),
+        qk_norm=architecture == "qwen3",
+        tied_embeddings=bool(config.tie_word_embeddings),
+    )
+
+
+def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling or None) from rope_parameters, where transformers also puts rope_theta and rope_scaling."""
+    parameters = config.rope_parameters or {}
+    kind = parameters.get("rope_type", "default")
+    if kind not in _ROPE_TYPES:
+        raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")
+    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise fail("RoPE over a part of the head only (partial_rotary_factor) is not supported")
+    numbers = {key: value for key, value in parameters.items() if key not in ("rope_type", "type", "truncate")}
+    for key, value in numbers.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise fail(f"RoPE parameter {key} is {value!r:.80}, not a positive number")
+    needed = {
+        "linear": ["factor"],
+        "dynamic": ["factor"],
+        "yarn": ["factor"],
+        "llama3": ["factor", "low_freq_factor", "high_freq_factor"],
+    }
+    for key in ["rope_theta", *needed.get(kind, [])]:
+        if numbers.get(key) is None:
+            raise fail(f"RoPE type {kind} needs the parameter {key}")
+    if kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+        raise fail("RoPE parameter low_freq_factor must be below high_freq_factor")
+    theta = float(numbers.pop("rope_theta"))
+    if kind == "default":
+        return theta, None
+    scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}}
+    if isinstance(parameters.get("truncate"), bool):
+        scaling["truncate"] = parameters["truncate"]
+    return theta, scaling
+
+
+def _windows(architecture: str, config: Any, fail: Any) -> tuple[int | None, ...]:
+    if architecture == "llama" or config.sliding_window is None:
+        return ()
+    if architecture == "mistral":
+        return (config.sliding_window,) * config.num_hidden_layers
+    kinds = config.layer_types
+    if len(kinds) != config.num_hidden_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise fail("layer_types must say sliding_attention or full_attention for each layer")
+    windows: tuple[int | None, ...] = tuple(
+        config.sliding_window if kind == "sliding_attention" else None for kind in kinds
+    )
+    return windows if any(windows) else ()
+
+
+class HfTensors(TensorSource):
+    """Tensors of one or several safetensors files, mapped: getting one copies nothing."""
+
+    def __init__(self, files: list[Path], skip: frozenset[str] = frozenset()) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._handles: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in files:
+            try:
+                handle: Any = safe_open(path, framework="pt")
+                for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                    if name in self._handles:
+                        raise RescoldoError(f"tensor {name} stands in two files", where=str(path), fix=_REFETCH)
+                    if name in skip or name.endswith(".rotary_emb.inv_freq"):
+                        continue  # tied to another tensor, or computed from the config
+                    part = handle.get_slice(name)
+                    if part.get_dtype() not in _DTYPES:
+                        raise RescoldoError(
+                            f"tensor {name} is stored as {part.get_dtype()}; {', '.join(_DTYPES)} can be read",
+                            where=str(path),
+                            fix="use the model's unquantized safetensors, or a GGUF file of it",
+                        )
+                    self._handles[name] = handle
+                    self._shapes[name] = tuple(part.get_shape())
+            except (SafetensorError, OSError, ValueError) as error:
+                raise RescoldoError(
+                    f"the weight file is damaged or cut short ({' '.join(str(error).split()):.200})",
+                    where=str(path),
+                    fix=_REFETCH,
+                ) from None
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def get(self, name: str) -> torch.Tensor:
+        handle = self._handles.get(name)
+        if handle is None:
+            raise RescoldoError(f"there is no tensor {name} in the model's weights")
+        tensor: torch.Tensor = handle.get_tensor(name)
+        return tensor
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that hold the model, in order.
+
+    Raises:
+        RescoldoError: there are none, or one that the index names is missing.
+    """
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise RescoldoError("the index has no weight_map", where=str(index), fix=_REFETCH)
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if name != Path(name).name or not name.endswith(".safetensors"):
+                raise RescoldoError(f"the index names a file that is none of ours: {name!r:.100}", where=str(index))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise RescoldoError(
+                f"{len(missing)} of {len(names)} weight files are missing: {', '.join(missing[:3])}{more}",
+                where=str(directory),
+                fix=_REFETCH,
+            )
+        return [directory / name for name in names]
+    if list(directory.glob("*.bin")) or list(directory.glob("*.pt")) or list(directory.glob("*.pth")):
+        raise RescoldoError(
+            "the weights are pickle files, which can run code when opened and are therefore not read",
+            where=str(directory),
+            fix='convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\"",
+        )
+    raise RescoldoError("there is no model.safetensors and no index of such files", where=str(directory), fix=_REFETCH)
+
+
+def open_hf(directory: Path, spec: str) -> BaseModel:
+    """Open a Hugging Face directory.
+
+    Raises:
+        RescoldoError: another architecture, damaged or incomplete files, or weights that do not fit the config.
+    """
+    config = read_config(directory)
+    skip = frozenset({"lm_head.weight"}) if config.tied_embeddings else frozenset()
+    tensors = HfTensors(weight_files(directory), skip)
+    check_tensors(tensors, config, directory)
+    return BaseModel(spec, directory, "hf", config, tensors)

@@ -1,0 +1,64 @@
+"""A model of the Hugging Face Hub as a directory: fetched with progress, resumed where it stopped, kept in the Hub's
+own cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rescoldo.base.hf import check_architecture, read_json
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+
+_WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
+_UNWANTED = ["consolidated*", "*/*"]  # Mistral's second copy of the weights; other formats' folders
+
+
+def fetch(model_id: str) -> Path:
+    """The directory of the Hub's model `model_id` ("org/name"), fetched as far as it is not there already. The config
+    comes first: a model that cannot be used is refused before its weights are fetched.
+
+    Raises:
+        RescoldoError: no network, no such model, no access, no room on disk, or an architecture that does not work.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        config = hf_hub_download(model_id, "config.json")
+        check_architecture(read_json(Path(config)), model_id)
+        return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except RescoldoError:
+        raise
+    except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+        raise _explain(model_id, error) from None
+
+
+def _explain(model_id: str, error: Exception) -> RescoldoError:
+    from huggingface_hub import errors
+
+    recipe = (
+        f"on a machine with a network: hf download {model_id} --local-dir DIRECTORY; copy DIRECTORY here and name it "
+        "as the base model"
+    )
+    if isinstance(error, errors.GatedRepoError):
+        return RescoldoError(
+            "this model is gated", where=model_id, fix=f"accept its terms on its page, `hf auth login`, or {recipe}"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return RescoldoError(
+            "the Hub has no such model, or it is private", where=model_id, fix="check the name, or `hf auth login`"
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return RescoldoError("this Hub repository has no config.json", where=model_id, fix="name a transformers model")
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return RescoldoError(
+            f"cannot store the model: {error.strerror or error}",
+            where=str(error.filename or model_id),
+            fix="free the space, or set HF_HOME to another disk; fetching goes on where it stopped",
+            exit_code=EXIT_FAILURE,
+        )
+    reason = " ".join(str(error).split())[:160]
+    return RescoldoError(
+        f"cannot fetch the model from the Hub ({type(error).__name__}: {reason})",
+        where=model_id,
+        fix=f"try again (fetching goes on where it stopped), or {recipe}",
+        exit_code=EXIT_FAILURE,
+    )

@@ -1,0 +1,96 @@
+"""From what the user typed to an opened base model."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from rescoldo.base.gguf import open_gguf
+from rescoldo.base.gguf_header import is_gguf
+from rescoldo.base.model import BaseModel
+from rescoldo.errors import RescoldoError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
+
+
+def open_base(spec: str) -> BaseModel:
+    """Open the base model that `spec` names: sample:smollm2, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
+    or a Hub id, which is fetched. Reads headers only; the weights are mapped when they are asked for.
+
+    Raises:
+        RescoldoError: there is no such model, it is damaged, or of an architecture that does not work.
+    """
+    kind, colon, name = spec.partition(":")
+    if colon and kind == "sample":
+        from rescoldo.base.sample import find_sample
+
+        return open_gguf(find_sample(name), spec, preset=name)
+    if colon and kind == "ollama":
+        from rescoldo.base.ollama import find_ollama
+
+        return open_gguf(find_ollama(name).path, spec)
+    if not spec.strip() or "\0" in spec:
+        raise RescoldoError("no base model is named", fix=f"name {_FORMS}")
+    path = Path(spec).expanduser()
+    try:
+        if path.is_dir():
+            return _open_directory(path, spec)
+        if path.is_file():
+            return _open_file(path, spec)
+    except PermissionError as error:
+        raise RescoldoError("no permission to read the base model", where=str(error.filename or path)) from None
+    except OSError as error:  # a name that is too long, a loop of links
+        raise RescoldoError(f"cannot open the base model: {error.strerror or error}", where=spec[:200]) from None
+    if _HUB_ID.fullmatch(spec) and not _looks_local(path):
+        from rescoldo.base.hf import open_hf
+        from rescoldo.base.hub import fetch
+
+        return open_hf(fetch(spec), spec)
+    raise _nothing_there(path, spec)
+
+
+def _looks_local(path: Path) -> bool:
+    """Whether a path that does not exist was meant as one: its folder is there, or it has a file's ending."""
+    return path.suffix in (".gguf", ".safetensors", ".bin", ".json") or path.parent.is_dir()
+
+
+def _open_directory(path: Path, spec: str) -> BaseModel:
+    from rescoldo.base.hf import open_hf
+
+    if (path / "config.json").is_file():
+        return open_hf(path, spec)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return open_gguf(files[0], spec)
+    if files:
+        raise RescoldoError(f"the directory holds {len(files)} GGUF files", where=spec, fix=f"name one, as {files[0]}")
+    if (path / "adapter_config.json").is_file():
+        raise RescoldoError(
+            "this directory holds an adapter, not a base model", where=spec, fix="name the model it was made for"
+        )
+    raise RescoldoError(
+        "the directory has no config.json, so it is no Hugging Face model", where=spec, fix=f"name {_FORMS}"
+    )
+
+
+def _open_file(path: Path, spec: str) -> BaseModel:
+    if path.suffix == ".gguf" or is_gguf(path):
+        return open_gguf(path, spec)
+    if path.suffix in (".safetensors", ".json"):
+        raise RescoldoError("this is one file of a model", where=spec, fix=f"name its directory: {path.parent}")
+    raise RescoldoError("this file is not a GGUF file", where=spec, fix=f"name {_FORMS}")
+
+
+def _nothing_there(path: Path, spec: str) -> RescoldoError:
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        siblings = []
+    close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    fix = f"did you mean {path.parent / close[0]}?" if close else f"name {_FORMS}"
+    known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
+    if known:
+        fix = f"did you mean {known[0]}?"
+    return RescoldoError("there is no such base model", where=spec[:200], fix=fix)

@@ -1,0 +1,285 @@
+"""The tokenizer of a base model, with its chat template: from tokenizer.json, a SentencePiece model or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rescoldo.base.tokenizer_build import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    Vocabulary,
+    add_begin_and_end,
+    build_byte_level,
+    build_sentencepiece,
+)
+from rescoldo.errors import RescoldoError
+from rescoldo.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from rescoldo.base.model import BaseModel
+
+_INST_BODY = (
+    "{{- bos_token }}"
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
+    "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
+    "{%- for message in turns %}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{- raise_exception('user and assistant must take turns, the user first') }}{%- endif %}"
+    "{%- if message['role'] == 'user' %}"
+    "{{- '[INST] ' + (system if loop.first else '') + message['content'] + 'END' }}"
+    "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}"
+    "{%- endfor %}"
+)
+# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text. From v0.3 on it is a control token.
+INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]")
+INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]")
+
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """The base model's own tokenizer, a transformers fast tokenizer, with a chat template.
+
+    A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
+    (v0.3 on), or if it has a SentencePiece vocabulary without them and calls itself both "mistral" and "instruct".
+
+    Raises:
+        RescoldoError: the tokenizer is missing, damaged, of an unknown kind, larger than the model's vocabulary, or
+            there is no chat template.
+    """
+    tokenizer, names = _from_gguf(base) if base.kind == "gguf" else _from_directory(base)
+    if len(tokenizer) > base.config.vocab_size and max(tokenizer.get_vocab().values()) >= base.config.vocab_size:
+        raise RescoldoError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {base.config.vocab_size}", where=str(base.path)
+        )
+    if tokenizer.eos_token_id is None:
+        raise RescoldoError("the tokenizer has no end-of-sequence token, so no answer could end", where=str(base.path))
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _family_template(
+            tokenizer, [base.config.architecture, base.spec, str(base.path), *names]
+        )
+    if not tokenizer.chat_template:
+        raise RescoldoError(
+            "the model has no chat template, so there is no way to ask it anything",
+            where=str(base.path),
+            fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
+        )
+    return tokenizer
+
+
+def _family_template(tokenizer: Any, names: list[str]) -> str | None:
+    vocabulary = tokenizer.get_vocab()
+    added = set(tokenizer.added_tokens_encoder)
+    if {"[INST]", "[/INST]"} <= added:
+        return INST_AS_TOKEN
+    text = " ".join(names).lower()
+    if "mistral" in text and "instruct" in text and "▁[" in vocabulary and "<0x0A>" in vocabulary:
+        return INST_AS_TEXT
+    return None
+
+
+def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_positions: int) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    named = {f"{key}_token": vocabulary.tokens[index] for key, index in ids.items() if index is not None}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_positions,
+        padding_side="left",
+        **named,
+    )
+
+
+def _from_directory(base: BaseModel) -> tuple[Any, list[str]]:
+    """tokenizer.json as it is; else tokenizer.model, converted."""
+    directory = base.path
+    if (directory / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), []
+        except Exception as error:  # tokenizers raises plain Exceptions
+            reason = " ".join(str(error).split())
+            raise RescoldoError(f"cannot load the tokenizer: {reason:.200}", where=str(directory)) from None
+    if (directory / "tokenizer.model").is_file():
+        return _from_sentencepiece(base, directory / "tokenizer.model"), []
+    raise RescoldoError(
+        "there is no tokenizer: neither tokenizer.json nor tokenizer.model",
+        where=str(directory),
+        fix="fetch the model's tokenizer files into this directory",
+    )
+
+
+def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        model = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise RescoldoError(f"this is no SentencePiece model ({error!s:.100})", where=str(path)) from None
+    indices = range(model.get_piece_size())
+    types = [
+        CONTROL
+        if model.is_control(i)
+        else UNKNOWN
+        if model.is_unknown(i)
+        else BYTE
+        if model.is_byte(i)
+        else UNUSED
+        if model.is_unused(i)
+        else NORMAL
+        for i in indices
+    ]
+    vocabulary = Vocabulary([model.id_to_piece(i) for i in indices], types, [model.get_score(i) for i in indices])
+    if not all(score == int(score) for score, kind in zip(vocabulary.scores, types, strict=True) if kind == NORMAL):
+        raise RescoldoError("this SentencePiece model is no BPE; only BPE is supported", where=str(path))
+    config_path = path.with_name("tokenizer_config.json")
+    settings: dict[str, Any] = {}
+    if config_path.is_file():
+        from rescoldo.base.hf import read_json
+
+        settings = read_json(config_path)
+    bos, eos, unk = (index if index >= 0 else None for index in (model.bos_id(), model.eos_id(), model.unk_id()))
+    prefix = model.encode("a", out_type=str)[0].startswith("▁")
+    backend = build_sentencepiece(
+        vocabulary,
+        set(),
+        prefix=prefix,
+        prefix_everywhere=bool(settings.get("legacy", "[INST]" not in vocabulary.tokens)),
+        where=str(path),
+    )
+    add_begin_and_end(
+        backend,
+        vocabulary,
+        bos if settings.get("add_bos_token", True) else None,
+        eos if settings.get("add_eos_token", False) else None,
+    )
+    tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, base.config.max_positions)
+    template = path.with_name("chat_template.jinja")
+    if template.is_file():
+        tokenizer.chat_template = template.read_text("utf-8")
+    elif isinstance(settings.get("chat_template"), str):
+        tokenizer.chat_template = settings["chat_template"]
+    return tokenizer
+
+
+def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
+    from rescoldo.base.gguf_header import read_header
+
+    metadata, where = read_header(base.path).metadata, str(base.path)
+    key = "tokenizer.ggml."
+    tokens = metadata.get(key + "tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise RescoldoError("the file holds no tokenizer", where=where, fix="use a complete GGUF file of the model")
+    n = len(tokens)
+    types = _numbers(metadata.get(key + "token_type"), n, NORMAL, key + "token_type", where)
+    vocabulary = Vocabulary(tokens, [int(kind) for kind in types], [])
+    ids = {
+        name: _token_id(metadata, f"{key}{long}_token_id", n, where)
+        for name, long in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    }
+    specials = {index for index in ids.values() if index is not None}
+    model = metadata.get(key + "model")
+    if model == "gpt2":
+        merges = metadata.get(key + "merges")
+        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+            raise RescoldoError(f"metadata key {key}merges is missing", where=where)
+        backend, pre = build_byte_level(vocabulary, merges, metadata.get(key + "pre", "default"), specials, where)
+        bos_default = pre.add_bos
+    elif model == "llama":
+        scores = _numbers(metadata.get(key + "scores"), n, None, key + "scores", where)
+        vocabulary = Vocabulary(tokens, vocabulary.types, scores)
+        ids = {**{"bos": 1, "eos": 2, "unk": 0}, **{k: v for k, v in ids.items() if v is not None}}
+        specials = {index for index in ids.values() if index is not None and index < n}
+        backend = build_sentencepiece(
+            vocabulary,
+            specials,
+            prefix=bool(metadata.get(key + "add_space_prefix", True)),
+            prefix_everywhere="[INST]" not in tokens,
+            where=where,
+        )
+        bos_default = True
+    else:
+        raise RescoldoError(f"tokenizer model {model!r:.40} is not supported; gpt2 and llama are", where=where)
+    add_begin_and_end(
+        backend,
+        vocabulary,
+        ids["bos"] if metadata.get(key + "add_bos_token", bos_default) else None,
+        ids["eos"] if metadata.get(key + "add_eos_token", False) else None,
+    )
+    tokenizer = _wrap(backend, vocabulary, ids, base.config.max_positions)
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and template.strip():
+        tokenizer.chat_template = template
+    names = [str(metadata.get(f"general.{part}", "")) for part in ("name", "basename", "finetune")]
+    return tokenizer, names
+
+
+def _numbers(value: Any, n: int, default: float | None, key: str, where: str) -> list[float]:
+    if value is None and default is not None:
+        return [default] * n
+    if not isinstance(value, np.ndarray) or len(value) != n:
+        raise RescoldoError(
+            f"metadata key {key} is missing, or is not one number for each of the {n} tokens", where=where
+        )
+    numbers: list[float] = value.tolist()
+    return numbers
+
+
+def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | None:
+    value = metadata.get(key)
+    if value is None or value == 0xFFFFFFFF:  # llama.cpp's "none"
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
+        raise RescoldoError(f"metadata key {key} is {value!r:.40}, not one of the {n} tokens", where=where)
+    return value
+
+
+def stop_ids(base: BaseModel, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: end of sequence as tokenizer, model and generation config say, and the end of turn
+    that the chat template writes."""
+    found = {tokenizer.eos_token_id}
+    if base.kind == "hf":
+        from rescoldo.base.hf import read_json
+
+        for name in ("config.json", "generation_config.json"):
+            if (base.path / name).is_file():
+                value = read_json(base.path / name).get("eos_token_id")
+                found.update(value if isinstance(value, list) else [value])
+    else:
+        from rescoldo.base.gguf_header import read_header
+
+        metadata = read_header(base.path).metadata
+        found.update(metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    added = tokenizer.added_tokens_encoder
+    found.update(added[token] for token in _TURN_ENDS if token in added and token in tokenizer.chat_template)
+    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < base.config.vocab_size)
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja into `directory`,
+    each atomically. transformers 4 reads them as well as 5."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            if path.name not in ("tokenizer_config.json", "special_tokens_map.json"):
+                content = path.read_bytes()
+                write_atomic(directory / path.name, lambda temporary, c=content: temporary.write_bytes(c) and None)  # type: ignore[misc]
+        settings = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("backend", None)
+    write_json(directory / "tokenizer_config.json", settings)
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    write_json(directory / "special_tokens_map.json", tokens)

@@ -1,0 +1,206 @@
+"""Fast tokenizers from a bare vocabulary, as GGUF files and SentencePiece models hold it.
+
+Two kinds exist in the architectures that work here: byte-level BPE ("gpt2" in GGUF: SmolLM2, Llama 3, Qwen, Tekken) and
+SentencePiece BPE with scores and byte fallback ("llama" in GGUF: Llama 2, Mistral 7B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types, as GGUF and SentencePiece count
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Pre:
+    """How a byte-level BPE cuts text into words before it merges.
+
+    Attributes:
+        patterns: regular expressions, applied one after the other; each match is a piece, and so is what lies between.
+        ignore_merges: a word that is a token is that token, whatever the merges say.
+        add_bos: the default where the file does not say.
+        nfc: the text is brought into Unicode's normal form C first.
+    """
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
+    nfc: bool = False
+
+
+_SMOLLM = Pre((r"\p{N}", _GPT2))
+PRES = {  # by tokenizer.ggml.pre; the patterns are those of llama.cpp, which are those of the models' own tokenizers
+    "default": Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "gpt-2": Pre((_GPT2,)),
+    "olmo": Pre((_GPT2,)),
+    "smollm": _SMOLLM,
+    "starcoder": _SMOLLM,
+    "codeshell": _SMOLLM,
+    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "llama3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "llama-v3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "smaug-bpe": Pre((_LLAMA3,)),
+    "qwen2": Pre((_QWEN2,), nfc=True),
+    "deepseek-r1-qwen": Pre((_QWEN2,)),
+    "deepseek-coder": Pre((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
+    "tekken": Pre((_TEKKEN,), ignore_merges=True, add_bos=True),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A bare vocabulary: token i's text, type (see the constants above) and, for SentencePiece, score."""
+
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+
+
+def _add_special(backend: Any, vocabulary: Vocabulary, specials: set[int]) -> None:
+    """Make control tokens special (found in text, left out of decoded text), user-defined ones found as a whole."""
+    from tokenizers import AddedToken
+
+    special, plain = [], []
+    for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+        if not token:
+            continue
+        if kind in (UNKNOWN, CONTROL) or index in specials:
+            special.append(AddedToken(token, special=True, normalized=False))
+        elif kind == USER_DEFINED:
+            plain.append(AddedToken(token, special=False, normalized=False))
+    backend.add_tokens(plain)
+    backend.add_special_tokens(special)
+
+
+def _numbered(tokens: list[str], where: str) -> dict[str, int]:
+    """Token → id; two ids for one text are refused, as the second could never be produced."""
+    ids = {token: index for index, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        seen: set[str] = set()
+        double = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        raise RescoldoError(f"the vocabulary holds the token {double!r} twice", where=where)
+    return ids
+
+
+def build_byte_level(
+    vocabulary: Vocabulary, merges: list[str], pre: str, specials: set[int], where: str
+) -> tuple[Any, Pre]:
+    """A byte-level BPE `tokenizers.Tokenizer` and the facts about its pre-tokenizer.
+
+    Raises:
+        RescoldoError: an unknown pre-tokenizer, or merges that do not fit the vocabulary.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    known = PRES.get(pre)
+    if known is None:
+        raise RescoldoError(
+            f"pre-tokenizer {pre!r:.80} is not supported", where=where, fix=f"these are: {', '.join(sorted(PRES))}"
+        )
+    pairs = []
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        if not space or not left or not right:
+            raise RescoldoError(f"merge {merge!r:.80} is not two tokens with a space between", where=where)
+        pairs.append((left, right))
+    try:
+        model = models.BPE(_numbered(vocabulary.tokens, where), pairs, ignore_merges=known.ignore_merges)
+    except Exception as error:  # tokenizers raises a plain Exception for a merge outside the vocabulary
+        if isinstance(error, RescoldoError):
+            raise
+        raise RescoldoError(f"vocabulary and merges do not fit: {error!s:.200}", where=where) from None
+    backend = Tokenizer(model)
+    if known.nfc:
+        backend.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in known.patterns]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    _add_special(backend, vocabulary, specials)
+    return backend, known
+
+
+def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, best score first (as transformers does for SentencePiece models)."""
+    usable = {token: index for token, index in ids.items() if vocabulary.types[index] in (NORMAL, USER_DEFINED, UNUSED)}
+    found: list[tuple[float, int, int, int, int, str, str]] = []
+    for token, index in usable.items():
+        if vocabulary.types[index] != NORMAL:
+            continue
+        for cut in range(1, len(token)):
+            left = token[:cut]
+            left_id = usable.get(left)
+            if left_id is None:
+                continue
+            right = token[cut:]
+            right_id = usable.get(right)
+            if right_id is not None:
+                found.append((-vocabulary.scores[index], -len(left), -len(right), left_id, right_id, left, right))
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def build_sentencepiece(
+    vocabulary: Vocabulary, specials: set[int], *, prefix: bool, prefix_everywhere: bool, where: str
+) -> Any:
+    """A SentencePiece BPE with byte fallback as a `tokenizers.Tokenizer`.
+
+    Args:
+        prefix: a space is put before the text.
+        prefix_everywhere: also before the text that follows a special token (Llama 2 and Mistral's first tokenizer),
+            not only at the very beginning.
+
+    Raises:
+        RescoldoError: scores that are no BPE's, a token that stands there twice.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    ids = _numbered(vocabulary.tokens, where)
+    unknown = next(
+        (token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN), None
+    )
+    byte_fallback = BYTE in vocabulary.types
+    backend = Tokenizer(
+        models.BPE(ids, _merges(vocabulary, ids), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+    )
+    if prefix and prefix_everywhere:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif prefix:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    else:
+        backend.normalizer = normalizers.Replace(" ", "▁")
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(steps)
+    _add_special(backend, vocabulary, specials)
+    return backend
+
+
+def add_begin_and_end(backend: Any, vocabulary: Vocabulary, bos: int | None, eos: int | None) -> None:
+    """Let `backend` put bos before, eos after each text that it encodes with special tokens; None: neither."""
+    from tokenizers import processors
+
+    ends = [(vocabulary.tokens[index], index) for index in (bos, eos) if index is not None]
+    if not ends:
+        return
+    single = [f"{vocabulary.tokens[bos]}:0"] if bos is not None else []
+    single.append("$A:0")
+    if eos is not None:
+        single.append(f"{vocabulary.tokens[eos]}:0")
+    pair = [*single, *(part[:-1] + "1" for part in single)]
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
