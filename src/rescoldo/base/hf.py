@@ -173,7 +173,7 @@ def _windows(architecture: str, config: Any, fail: Any) -> tuple[int | None, ...
     if architecture == "llama" or config.sliding_window is None:
         return ()
     if architecture == "mistral":
-        return (config.sliding_window,) * config.num_hidden_layers
+        return tuple([config.sliding_window] * config.num_hidden_layers)
     kinds = config.layer_types
     if len(kinds) != config.num_hidden_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
         raise fail("layer_types must say sliding_attention or full_attention for each layer")

@@ -1,0 +1,155 @@
+"""A GGUF file's metadata as a DecoderConfig."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rescoldo.base.gguf_header import GgufHeader
+from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.errors import RescoldoError
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+class _Reader:
+    """Typed access to the metadata of one architecture, with errors that name the key."""
+
+    def __init__(self, path: Path, header: GgufHeader, prefix: str) -> None:
+        self.path, self.metadata, self.prefix = path, header.metadata, prefix
+
+    def fail(self, what: str, fix: str = "") -> RescoldoError:
+        return RescoldoError(what, where=str(self.path), fix=fix)
+
+    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        """An integer in [low, high], or one that is the same for every layer."""
+        value = self.metadata.get(f"{self.prefix}.{key}", default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            said = "is missing" if value is None else f"is {value!r:.80}, not a whole number from {low} to {high}"
+            raise self.fail(f"metadata key {self.prefix}.{key} {said}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive, finite number."""
+        value = self.metadata.get(f"{self.prefix}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            said = "is missing" if value is None else f"is {value!r:.80}, not a positive number"
+            raise self.fail(f"metadata key {self.prefix}.{key} {said}")
+        return float(value)
+
+    def get(self, key: str) -> Any:
+        return self.metadata.get(f"{self.prefix}.{key}")
+
+
+def _rope_scaling(reader: _Reader, header: GgufHeader, head_dim: int, max_positions: int) -> dict[str, Any] | None:
+    """The RoPE scaling in Hugging Face's words, or {"rope_type": "factors", "factors": […]}: divisors of the
+    head_dim / 2 inverse frequencies."""
+    kind = reader.get("rope.scaling.type")
+    scaling: dict[str, Any] | None = None
+    if kind == "linear" or (kind is None and reader.get("rope.scale_linear") is not None):
+        factor = reader.number("rope.scaling.factor" if kind else "rope.scale_linear")
+        scaling = {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
+    elif kind == "yarn":
+        factor = reader.number("rope.scaling.factor")
+        scaling = {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": reader.integer(
+                "rope.scaling.original_context_length", 1, 1 << 30, max_positions
+            ),
+            "beta_fast": reader.number("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": reader.number("rope.scaling.yarn_beta_slow", 1.0),
+        }
+        if reader.get("rope.scaling.attn_factor") is not None:
+            attention = reader.number("rope.scaling.attn_factor")
+            scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    elif kind not in (None, "none"):
+        raise reader.fail(f"RoPE scaling {kind!r:.80} is not supported; none, linear and yarn are")
+    factors = header.tensors.get(ROPE_FACTORS)
+    if factors is None:
+        return scaling
+    if scaling is not None:
+        raise reader.fail(f"the file has both {ROPE_FACTORS} and RoPE scaling {scaling['rope_type']}")
+    if factors.type_name != "F32" or factors.shape != (head_dim // 2,):
+        raise reader.fail(f"{ROPE_FACTORS} is {factors.type_name} {list(factors.shape)}, not F32 [{head_dim // 2}]")
+    values = np.fromfile(reader.path, "<f4", head_dim // 2, offset=factors.offset)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise reader.fail(f"{ROPE_FACTORS} holds a number that is not positive")
+    return {"rope_type": "factors", "factors": values.tolist()}
+
+
+def _windows(reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | None, ...]:
+    if reader.get("attention.sliding_window") in (None, 0):
+        return ()
+    window = reader.integer("attention.sliding_window", 1, 1 << 31)
+    if window >= max_positions:
+        return ()
+    pattern = reader.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray) and pattern.shape == (n_layers,):
+        return tuple(window if here else None for here in pattern.tolist())
+    if pattern is not None or reader.prefix in ("qwen2", "qwen3"):
+        raise reader.fail("the file does not say in a known way which layers have a sliding window")
+    return (window,) * n_layers
+
+
+def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
+    """The decoder that the metadata describes.
+
+    Raises:
+        RescoldoError: another architecture, or a value that is missing or impossible.
+    """
+    architecture = header.metadata.get("general.architecture")
+    reader = _Reader(path, header, str(architecture))
+    if architecture not in ARCHITECTURES:
+        raise reader.fail(
+            f"architecture {architecture!r:.80} is not supported"
+            if architecture
+            else "general.architecture is missing",
+            fix=f"use a model of one of these: {', '.join(ARCHITECTURES)}",
+        )
+    if header.metadata.get("split.count", 1) not in (0, 1):
+        raise reader.fail(
+            "this is one part of a split GGUF",
+            fix="join the parts: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
+        )
+    if reader.get("expert_count") not in (None, 0):
+        raise reader.fail("mixtures of experts are not supported", fix="use a dense model")
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise reader.fail("there is no tensor token_embd.weight: this file holds no language model's weights")
+    n_layers, d = reader.integer("block_count", 1, 1000), reader.integer("embedding_length", 1, 1 << 20)
+    n_heads = reader.integer("attention.head_count", 1, 1 << 14)
+    n_kv_heads = reader.integer("attention.head_count_kv", 1, 1 << 14, n_heads)
+    head_dim = reader.integer("attention.key_length", 2, 1 << 14, max(d // n_heads, 2))
+    if n_heads % n_kv_heads or head_dim % 2:
+        raise reader.fail(f"{n_heads} heads, {n_kv_heads} key-value heads and head size {head_dim} do not fit together")
+    if reader.integer("attention.value_length", 2, 1 << 14, head_dim) != head_dim:
+        raise reader.fail("keys and values of different sizes are not supported")
+    if reader.integer("rope.dimension_count", 1, 1 << 14, head_dim) != head_dim:
+        raise reader.fail("RoPE over a part of the head only is not supported")
+    max_positions = reader.integer("context_length", 1, 1 << 30)
+    return DecoderConfig(
+        architecture=str(architecture),
+        vocab_size=embedding.shape[0],
+        hidden_size=d,
+        intermediate_size=reader.integer("feed_forward_length", 1, 1 << 22),
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        norm_eps=reader.number("attention.layer_norm_rms_epsilon"),
+        rope_theta=reader.number("rope.freq_base", 10000.0),
+        max_positions=max_positions,
+        rope_scaling=_rope_scaling(reader, header, head_dim, max_positions),
+        windows=_windows(reader, n_layers, max_positions),
+        qkv_bias="blk.0.attn_q.bias" in header.tensors,
+        o_bias="blk.0.attn_output.bias" in header.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in header.tensors,
+        qk_norm=architecture == "qwen3",
+        tied_embeddings="output.weight" not in header.tensors,
+    )
