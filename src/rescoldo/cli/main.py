@@ -7,6 +7,8 @@ import sys
 import typer
 
 from rescoldo import __version__
+from rescoldo.cli.train import train
+from rescoldo.cli.verify import verify
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
 
 app = typer.Typer(
@@ -29,6 +31,10 @@ def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Global options."""
+
+
+app.command()(train)
+app.command()(verify)
 
 
 def run_app(application: typer.Typer) -> int:

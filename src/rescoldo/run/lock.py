@@ -1,0 +1,153 @@
+"""One process per output directory: a lock file that the kernel frees when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rescoldo.errors import EXIT_BUSY, RescoldoError
+
+LOCK_FILE = "run.lock"
+
+
+def process_start(pid: int) -> str | None:
+    """What tells this process from a later one with the same pid; None if there is no such process.
+
+    On Linux the boot's id and the start in clock ticks since then (setting the clock does not change it), elsewhere
+    the creation time.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        if fields[0] in "ZX":  # a zombie holds nothing any more
+            return None
+        return f"{boot}:{fields[19]}"
+    except (OSError, IndexError):
+        pass
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who wrote the lock file last. `alive` is None when it ran on another host, where we cannot look."""
+
+    pid: int
+    start: str
+    host: str
+    since: str
+    alive: bool | None
+
+
+def read_holder(output: Path) -> Holder | None:
+    """The holder named in the lock file of `output`, None if nobody holds it or the file says nothing useful."""
+    try:
+        raw: Any = json.loads((output / LOCK_FILE).read_bytes()[:10_000])
+        pid, start, host, since = int(raw["pid"]), str(raw["start"]), str(raw["host"]), str(raw["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    alive = process_start(pid) == start if host == platform.node() else None
+    return Holder(pid, start, host, since, alive)
+
+
+class RunLock:
+    """Context manager: holds `output` (made if missing) until the block ends or the process does.
+
+    Raises:
+        RescoldoError: another process holds it (exit code 3, its pid named), or the directory cannot be written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / LOCK_FILE
+        self._fd = -1
+
+    def __enter__(self) -> RunLock:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._take():
+                pass
+        except OSError as error:
+            raise RescoldoError(
+                f"{self.path.parent} cannot be written: {error.strerror}",
+                where="--output",
+                fix="pass another --output, or make this one writable",
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Remove the lock file and let go. Does nothing the second time."""
+        if self._fd >= 0:
+            if self._is_current():
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            os.close(self._fd)
+            self._fd = -1
+
+    def _take(self) -> bool:
+        """Try once; False when the file was removed by its last holder meanwhile."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        busy = False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = True
+        except OSError:  # a file system without locks: what the file says has to do
+            holder = read_holder(self.path.parent)
+            busy = holder is not None and holder.alive is not False
+        if busy:
+            self._close()
+            raise self._refusal()
+        if not self._is_current():
+            self._close()
+            return False
+        text = json.dumps(
+            {
+                "pid": os.getpid(),
+                "start": process_start(os.getpid()),
+                "host": platform.node(),
+                "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            }
+        )
+        with contextlib.suppress(OSError):  # a full disk: the lock itself holds all the same
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(), 0)
+        return True
+
+    def _is_current(self) -> bool:
+        """Is the file we opened still the one at this path?"""
+        try:
+            ours, there = os.fstat(self._fd), os.stat(self.path)
+        except OSError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _refusal(self) -> RescoldoError:
+        holder = read_holder(self.path.parent)
+        who = f"process {holder.pid} on {holder.host}, since {holder.since}" if holder else "another process"
+        fix = f"wait for it, or stop it with: kill {holder.pid} (it saves first)" if holder else "wait for it"
+        return RescoldoError(
+            f"{who} is already working in {self.path.parent}", where="--output", fix=fix, exit_code=EXIT_BUSY
+        )

@@ -1,0 +1,59 @@
+"""Signals that ask a run to end: the first is answered at the next safe point, a second Ctrl-C obeyed at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME_KEYSTROKE_SECONDS = 0.3  # launchers pass on the Ctrl-C that the terminal has already sent us
+
+
+class Interruption:
+    """Context manager around work that can only stop between two pieces.
+
+    A signal that was ignored when the process started stays ignored (nohup's SIGHUP). Outside the main thread, where
+    Python allows no handlers, nothing is installed.
+
+    Attributes:
+        received: the signal that asked us to end, None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # plain writes: a handler may interrupt Python's own buffered output
+        if self.received is None:
+            self.received, self._at = signal.Signals(number), time.monotonic()
+            _write(f"\n{self.received.name}: finishing this micro-batch, then saving (Ctrl-C again leaves at once)\n")
+        elif number == signal.SIGINT and time.monotonic() - self._at > SAME_KEYSTROKE_SECONDS:
+            if os.isatty(2):
+                _write("\x1b[?25h")  # the progress bar has hidden the cursor
+            os._exit(128 + number)
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

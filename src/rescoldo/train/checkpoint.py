@@ -1,0 +1,272 @@
+"""Checkpoints: all that a run needs to go on as if nothing had happened.
+
+A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It appears under its name
+only when all of it is on the disk. Names sort by position:
+
+    checkpoint-57-rolling     after 57 micro-batches, in the middle of an epoch
+    checkpoint-98-eval-4      epoch trained, 4 validation examples evaluated
+    checkpoint-98             epoch trained and evaluated; these stay
+
+What it does not hold: the base model (identified by its hash), random number generators (there are none: order, dropout
+and initial weights are functions of seed and position), times (those are in timings.jsonl).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from rescoldo.errors import RescoldoError
+from rescoldo.files import sha256, sync_directory
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"  # the manifest's own hash
+METRICS = "metrics.jsonl"
+TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
+MAX_MANIFEST_BYTES = 64 << 20
+
+_NAME = re.compile(r"checkpoint-(\d{1,18})(?:-(rolling)|-eval-(\d{1,18}))?")
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class EpochLosses:
+    """Mean loss per target token (nats) of one epoch: while training on it, and on the validation set after it."""
+
+    epoch: int  # from 1
+    train_loss: float
+    val_loss: float
+
+
+@dataclass
+class Position:
+    """Where a run stands and what it has summed up. Everything here is a function of config, data and base model.
+
+    Attributes:
+        epoch: the epoch being trained or evaluated, from 0.
+        step: optimizer steps done.
+        batches: micro-batches done (the N of checkpoint-N).
+        micro: micro-batches done within the unfinished optimizer step.
+        step_nats: loss summed over those.
+        epoch_nats, epoch_targets: summed loss and target tokens of this epoch so far.
+        evaluated: summed loss and target tokens of each validation example evaluated in this epoch so far.
+        tokens, targets: processed in training so far, prompts included / loss tokens alone.
+        losses: of each finished epoch.
+        best_epoch: from 1; 0 before the first evaluation.
+        stopped_early: early stopping ended the training.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batches: int = 0
+    micro: int = 0
+    step_nats: float = 0.0
+    epoch_nats: float = 0.0
+    epoch_targets: int = 0
+    evaluated: list[tuple[float, int]] = field(default_factory=list)
+    tokens: int = 0
+    targets: int = 0
+    losses: list[EpochLosses] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped_early: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """What is written and read back, bit for bit."""
+
+    position: Position
+    identity: dict[str, Any]
+    metrics: str  # the whole of metrics.jsonl so far
+    adapter: Tensors
+    optimizer: Tensors
+    best: Tensors  # the best epoch's adapter; {} before the first evaluation
+    gradients: Tensors  # GradientStep.state() of the unfinished optimizer step, {} between steps
+    frozen: Tensors  # LoraModel.frozen_state()
+
+    def name(self, epoch_end: bool) -> str:
+        """The directory's name."""
+        if epoch_end:
+            return f"checkpoint-{self.position.batches}"
+        if self.position.evaluated:
+            return f"checkpoint-{self.position.batches}-eval-{len(self.position.evaluated)}"
+        return f"checkpoint-{self.position.batches}-rolling"
+
+
+def order(path: Path) -> tuple[int, float] | None:
+    """The position in a checkpoint's name as a sort key, None for other files."""
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        return None
+    phase = 0.0 if match[2] else float(match[3]) if match[3] else float("inf")
+    return int(match[1]), phase
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """The checkpoints in `output`, newest first."""
+    if not output.is_dir():
+        return []
+    found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, keep: int) -> Path:
+    """Write atomically, then remove all but the newest `keep` checkpoints that are not an epoch's end.
+
+    Raises:
+        OSError: disk full or the like; what was there before is untouched and nothing half-written is left.
+    """
+    target = output / checkpoint.name(epoch_end)
+    temporary = output / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        files = {
+            f"{name}.safetensors": _write(temporary / f"{name}.safetensors", _serialise(getattr(checkpoint, name)))
+            for name in TENSOR_FILES
+        }
+        files[METRICS] = _write(temporary / METRICS, checkpoint.metrics.encode())
+        manifest = {
+            "format": FORMAT,
+            "position": asdict(checkpoint.position),
+            "identity": checkpoint.identity,
+            "files": files,
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        _write(temporary / SEAL, (_write(temporary / MANIFEST, text.encode()) + "\n").encode())
+        sync_directory(temporary)
+        if target.exists():
+            shutil.rmtree(target)  # the same position again, and so the same content
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(output)
+    prune(output, keep)
+    return target
+
+
+def prune(output: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints that are not an epoch's end."""
+    between = [path for path in list_checkpoints(output) if (order(path) or (0, 0.0))[1] != float("inf")]
+    for path in between[keep:]:
+        _remove(path)
+
+
+def clean(output: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in output.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in output.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that a kill in between leaves no half of it under its name."""
+    doomed = path.with_name(f".{path.name}.tmp")
+    with contextlib.suppress(OSError):
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        ValueError: damaged; the message says in what.
+    """
+    try:
+        if (path / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError("its manifest is too large")
+        data = (path / MANIFEST).read_bytes()
+        if hashlib.sha256(data).hexdigest().encode() != (path / SEAL).read_bytes().strip():
+            raise ValueError("its manifest does not match its hash")
+        manifest = json.loads(data)
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"it has format {manifest['format']}, this version reads {FORMAT}")
+        for name, hexdigest in manifest["files"].items():
+            if sha256(path / Path(name).name) != hexdigest:
+                raise ValueError(f"{name} does not match its hash")
+        raw = manifest["position"]
+        position = Position(
+            **{
+                **raw,
+                "evaluated": [(float(nats), int(n)) for nats, n in raw["evaluated"]],
+                "losses": [EpochLosses(**losses) for losses in raw["losses"]],
+            }
+        )
+        tensors = {name: _deserialise((path / f"{name}.safetensors").read_bytes()) for name in TENSOR_FILES}
+        metrics = (path / METRICS).read_text(encoding="utf-8")
+        return Checkpoint(position, manifest["identity"], metrics, **tensors)
+    except ValueError:
+        raise  # JSON and UTF-8 errors are ValueErrors too
+    except OSError as error:
+        raise ValueError(f"{Path(error.filename or path).name} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"it is incomplete ({type(error).__name__}: {error})") from None
+
+
+def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Path] | None:
+    """The newest checkpoint that is whole. Damaged ones are named through `warn` and put aside.
+
+    Raises:
+        RescoldoError: there are checkpoints, and none is whole.
+    """
+    paths = list_checkpoints(output)
+    damaged: list[Path] = []
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
+            warn(f"{path.name} is damaged: {error}")
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            aside = bad.with_name(f"damaged-{bad.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rename(bad, aside)
+        if damaged:
+            warn(f"going on from {path.name}, the last good one; the damaged are kept as damaged-checkpoint-…")
+        return checkpoint, path
+    if not paths:
+        return None
+    raise RescoldoError(
+        f"all {len(paths)} checkpoints are damaged, so the run cannot be resumed",
+        where=str(output),
+        fix="start anew with --restart (the old run is kept aside)",
+    )
+
+
+def _serialise(tensors: Tensors) -> bytes:
+    data: bytes = safetensors.torch.save({key: tensor.detach().contiguous() for key, tensor in tensors.items()})
+    return data
+
+
+def _deserialise(data: bytes) -> Tensors:
+    tensors: Tensors = safetensors.torch.load(data)
+    return tensors
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Write through to the disk; return the content's SHA-256."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()

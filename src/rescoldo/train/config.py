@@ -1,0 +1,236 @@
+"""What a training run is told: one set of fields for flags, config file and Python, each with its allowed range."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rescoldo.engine.config import LINEARS
+from rescoldo.errors import RescoldoError
+
+MAX_CONFIG_BYTES = 1 << 20
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
+
+Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
+
+
+def _field(default: Any, description: str, allowed: str, **limits: Any) -> Any:
+    """A field whose error messages can say what is allowed (`allowed` puts `limits` in words)."""
+    return Field(default, description=description, json_schema_extra={"allowed": allowed}, **limits)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    train: Path = _field(..., "training examples (JSON Lines)", "a path")
+    val: Path = _field(..., "validation examples (JSON Lines)", "a path")
+    output: Path = _field(..., "directory that the run writes", "a path")
+    base_model: str = _field(
+        "sample:smollm2", "directory, Hub id, GGUF file, ollama:NAME or sample:smollm2", "not empty", min_length=1
+    )
+    role: str = _field("ba", "what is taught", "the name of a role", min_length=1, max_length=100)
+
+    epochs: int = _field(3, "passes over the training examples", "a whole number, 1 to 10000", ge=1, le=10_000)
+    lr: float = _field(2e-4, "peak learning rate", "above 0, at most 1", gt=0, le=1)
+    batch_size: int = _field(1, "examples a micro-batch", "a whole number, 1 to 1024", ge=1, le=1024)
+    grad_accum: int = _field(8, "micro-batches an optimizer step", "a whole number, 1 to 4096", ge=1, le=4096)
+    lora_r: int = _field(8, "LoRA rank", "a whole number, 1 to 1024", ge=1, le=1024)
+    lora_alpha: float = _field(32.0, "LoRA alpha", "above 0, at most 100000", gt=0, le=100_000)
+    lora_dropout: float = _field(0.1, "dropout before A", "0 or more, below 1", ge=0, lt=1)
+    lora_targets: tuple[str, ...] = _field(
+        ATTENTION, "linears that get an adapter", f"at least one of {', '.join(LINEARS)}; or attention, mlp, all"
+    )
+    max_length: int = _field(2048, "longest example in tokens", "a whole number, 16 to 1048576", ge=16, le=1 << 20)
+    seed: int = _field(42, "decides order, initial weights and dropout", "0 to 4294967295", ge=0, le=(1 << 32) - 1)
+    quantization: Quantization = _field(
+        "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"
+    )
+    train_limit: int | None = _field(None, "use only the first N training examples", "1 or more", ge=1)
+    val_limit: int | None = _field(None, "use only the first N validation examples", "1 or more", ge=1)
+    max_steps: int | None = _field(None, "stop after N optimizer steps", "1 or more", ge=1)
+
+    warmup: float = _field(
+        0.05, "warm-up: a share of all steps if below 1, else steps", "0 or more; whole from 1 on", ge=0, le=1_000_000
+    )
+    weight_decay: float = _field(0.01, "AdamW's weight decay", "0 to 1", ge=0, le=1)
+    max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", "above 0, at most 1e6", gt=0, le=1e6)
+    early_stopping: int | None = _field(
+        None, "stop after N epochs without a better validation loss", "1 or more", ge=1, le=10_000
+    )
+    shuffle: bool = _field(True, "new order of the examples each epoch", "true or false")
+    checkpoint_minutes: float = _field(5.0, "minutes between checkpoints", "0 to 1440", ge=0, le=1440)
+    keep_checkpoints: int = _field(2, "checkpoints kept between epochs", "1 to 1000", ge=1, le=1000)
+    threads: int | None = _field(
+        None, "CPU threads (default: the cores this process may use)", "1 to 1024", ge=1, le=1024
+    )
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _alias(cls, value: Any) -> Any:
+        return "nf4" if value == "bnb4" else value
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
+        """Take "q_proj,v_proj", ["q_proj", "v_proj"] or a group's name; order and doubles do not matter."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of names")
+        chosen: set[str] = set()
+        for name in (name.strip() for name in names if name.strip()):
+            if name not in LINEARS and name not in TARGET_GROUPS:
+                raise ValueError(f"there is no linear {name!r}{nearest(name, [*LINEARS, *TARGET_GROUPS])}")
+            chosen.update(TARGET_GROUPS.get(name, (name,)))
+        if not chosen:
+            raise ValueError("no target is left: nothing would be trained")
+        return tuple(name for name in LINEARS if name in chosen)
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("from 1 on it is a number of steps and must be whole")
+        return value
+
+    @field_validator("train", "val", "output", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            raise ValueError("the path is empty or holds a null character")
+        return value
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' (did you mean …?)' when one of `known` is close to `name`, else ''."""
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def flag(field: str) -> str:
+    """The flag of a field: lora_r → --lora-r."""
+    return "--" + field.replace("_", "-")
+
+
+def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """Build the config from what the user gave on the command line over what the config file says.
+
+    Args:
+        given: field → value; None means that the flag was not given.
+        file: the YAML file of --config, if any.
+
+    Raises:
+        RescoldoError: a value is missing, unknown or out of range; the message names field and allowed range.
+    """
+    from_file, lines = read_config_file(file) if file else ({}, {})
+    from_flags = {name: value for name, value in given.items() if value is not None}
+    try:
+        return RunConfig.model_validate({**from_file, **from_flags})
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            in_file = file is not None and name in from_file and name not in from_flags
+            problems.append((f"{file}:{lines.get(name, 1)}, {name}" if in_file else flag(name), problem))
+        what = "; ".join(f"{where}: {_in_words(problem)}" for where, problem in problems)
+        raise RescoldoError(what, fix="rescoldo train --help lists every field") from None
+
+
+def _in_words(problem: Any) -> str:
+    """One of pydantic's problems as a sentence with the allowed range."""
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "missing":
+        return "is required"
+    if problem["type"] == "extra_forbidden":
+        return f"there is no such field{nearest(name, list(RunConfig.model_fields))}"
+    reason = str(problem["ctx"]["error"]) + "; " if problem["type"] == "value_error" else ""
+    extra = RunConfig.model_fields[name].json_schema_extra
+    allowed = extra["allowed"] if isinstance(extra, dict) else "another value"
+    shown = repr(problem.get("input"))
+    return f"{shown if len(shown) < 80 else shown[:77] + '…'} does not do; {reason}allowed: {allowed}"
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a flat YAML file of config fields.
+
+    Returns:
+        Field → value (null fields left out), and field → line number from 1.
+
+    Raises:
+        RescoldoError: not readable, not YAML, not a mapping, too large, a field twice.
+    """
+    fix = "one `field: value` a line, for example `epochs: 3`"
+    try:
+        if path.is_dir() or path.stat().st_size > MAX_CONFIG_BYTES:
+            raise RescoldoError(f"not a config file of at most {MAX_CONFIG_BYTES} bytes", where=str(path), fix=fix)
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return {}, {}
+        if not isinstance(node, yaml.MappingNode):
+            raise RescoldoError("a mapping of fields to values is expected", where=str(path), fix=fix)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                raise RescoldoError("the field stands there twice", where=_line(path, key), fix="keep one of them")
+            lines[str(key.value)] = key.start_mark.line + 1
+        value = yaml.safe_load(text)
+    except OSError as error:
+        raise RescoldoError(f"cannot be read: {error.strerror}", where=str(path), fix="check --config") from None
+    except UnicodeDecodeError:
+        raise RescoldoError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RescoldoError(f"is not YAML: {getattr(error, 'problem', None) or error}", where=where, fix=fix) from None
+    return {str(name): item for name, item in value.items() if item is not None}, lines
+
+
+def _line(path: Path, node: yaml.Node) -> str:
+    return f"{path}:{node.start_mark.line + 1}, {node.value}"
+
+
+def check_paths(config: RunConfig) -> None:
+    """Find what is wrong with the paths before anything is written.
+
+    Raises:
+        RescoldoError: a dataset is missing or no file, both are the same, the output cannot be a directory.
+    """
+    for name in ("train", "val"):
+        path: Path = getattr(config, name)
+        if not path.exists():
+            raise RescoldoError(f"there is no file {path}", where=flag(name), fix="check the path")
+        if path.is_dir():
+            raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
+        if not os.access(path, os.R_OK):
+            raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {path}")
+    if os.path.samefile(config.train, config.val):
+        raise RescoldoError(
+            f"--train and --val are the same file {config.train}",
+            where="--val",
+            fix="validate on examples that are not trained on; `rescoldo data split` makes two files of one",
+        )
+    fix = "pass a directory that is new, empty, or holds the run to resume"
+    output = config.output
+    if output.exists() and not output.is_dir():
+        raise RescoldoError(f"{output} is a file, not a directory", where="--output", fix=fix)
+    base = Path(config.base_model)
+    if output.exists() and base.is_dir() and os.path.samefile(output, base):
+        raise RescoldoError("the output directory is the base model itself", where="--output", fix=fix)
+    parent = output.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RescoldoError(f"{parent} is a file, so {output} cannot be made", where="--output", fix=fix)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RescoldoError(
+            f"{parent} may not be written", where="--output", fix=f"chmod u+w {parent}, or another --output"
+        )

@@ -1,0 +1,140 @@
+"""What makes two runs the same run: if any of this differs, a checkpoint must not be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.files import write_json
+from rescoldo.train.checkpoint import FORMAT
+from rescoldo.train.config import RunConfig
+from rescoldo.train.parts import Dataset
+
+RUN_FILE = "run.json"  # what was started here: config in force and identity
+INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
+
+# fields that may change between a start and its resumption without changing the result
+FREE = frozenset(
+    {"train", "val", "output", "base_model", "train_limit", "val_limit", "checkpoint_minutes", "keep_checkpoints"}
+)
+OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, "metrics.jsonl")
+
+
+def identity(config: RunConfig, base_fingerprint: str, train: Dataset, val: Dataset) -> dict[str, Any]:
+    """Field → value. Data and base model count by content, wherever they lie. `config` has no `auto` left."""
+    fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
+    return {
+        "checkpoint format": FORMAT,
+        "base model": base_fingerprint[:16],
+        "training examples": f"{len(train.examples)}, {train.digest[:16]}",
+        "validation examples": f"{len(val.examples)}, {val.digest[:16]}",
+        **fields,
+        "surroundings": surroundings(),
+    }
+
+
+def surroundings() -> dict[str, str]:
+    """What may change the last bits of a result, but is no reason to refuse a resumption."""
+    return {"cpu": cpu_model(), **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors", "peft"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError, IndexError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Hardware")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'field: was → is' for each field that differs, surroundings left out."""
+    names = [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
+    return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in names]
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The same for the surroundings."""
+    return differences(was.get("surroundings") or {}, now.get("surroundings") or {})
+
+
+def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:
+    """Refuse to touch a run that is not the one asked for.
+
+    Raises:
+        RescoldoError: listing every difference.
+    """
+    found = differences(was, now)
+    if found:
+        listed = "".join(f"\n    {line}" for line in found)
+        raise RescoldoError(
+            f"{output} holds {what} with other settings (was → is):{listed}",
+            where="--output",
+            fix="give the settings it was started with to go on; or another --output; or --restart to start anew "
+            f"(the old run is kept as {free_name(output).name})",
+        )
+
+
+def refuse_if_foreign(output: Path) -> None:
+    """Refuse to overwrite what another program has left.
+
+    Raises:
+        RescoldoError: there is an adapter or the like and no run.json.
+    """
+    found = [name for name in OURS if (output / name).exists()]
+    if found and not (output / RUN_FILE).exists():
+        raise RescoldoError(
+            f"{output} holds {', '.join(found)} that this program did not start",
+            where="--output",
+            fix=f"pass another --output, or --restart to move the directory aside (to {free_name(output).name})",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_run_file(output: Path, config: RunConfig, preset: dict[str, Any], now: dict[str, Any], started: str) -> None:
+    """Note what was started, for the resumption and for `status`."""
+    value = {"format": FORMAT, "started": started, "config": config.model_dump(mode="json")}
+    write_json(output / RUN_FILE, {**value, "from_preset": sorted(preset), "identity": now})
+
+
+def free_name(output: Path) -> Path:
+    """output.old-1, or the first such name that is free."""
+    output = Path(os.path.abspath(output))
+    k = 1
+    while os.path.lexists(output.with_name(f"{output.name}.old-{k}")):
+        k += 1
+    return output.with_name(f"{output.name}.old-{k}")
+
+
+def move_aside(output: Path) -> Path:
+    """Rename the output directory to a free name and return that."""
+    target = free_name(output)
+    os.rename(output, target)
+    return target

@@ -1,0 +1,244 @@
+"""The training loop, through any number of interruptions.
+
+Nothing here depends on the clock, on how often the run was interrupted or on where: the order of examples, dropout and
+initial weights are functions of the seed and the position, and a checkpoint holds everything else, the gradients of a
+half-done optimizer step included. So a run that was killed ends with the same bytes as one that was not.
+
+Not done here: several machines, full fine-tuning, packing of examples.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.signals import Interruption
+from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, list_checkpoints, write_checkpoint
+from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
+from rescoldo.train.optimizer import AdamW, clip, lr_factor, warmup_steps
+from rescoldo.train.parts import Model, Parts
+from rescoldo.train.plan import Plan
+from rescoldo.train.prepare import Prepared
+from rescoldo.train.progress import Bar, Reporter, Speed
+
+EVALUATION_CHUNK = 4  # validation examples between two places where the run can stop
+RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
+
+
+class Loop:
+    """The state of a run in memory: model, optimizer, position, logs."""
+
+    def __init__(
+        self, prepared: Prepared, parts: Parts, reporter: Reporter, model: Model, checkpoint: Checkpoint | None
+    ) -> None:
+        self.prepared, self.parts, self.reporter, self.model = prepared, parts, reporter, model
+        self.config = config = prepared.config
+        self.examples = prepared.train.examples
+        self.plan = Plan(config, len(self.examples))
+        self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
+        self.optimizer = AdamW(model.parameters, config.weight_decay)
+        self.position = checkpoint.position if checkpoint else Position()
+        self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
+        self.best: Tensors = checkpoint.best if checkpoint else {}
+        if checkpoint:
+            for key, parameter in model.parameters.items():
+                parameter.data.copy_(checkpoint.adapter[key])
+            model.sync()
+            self.optimizer.load_state(checkpoint.optimizer)
+        self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
+        self.timings = Timings(config.output)
+        self.board = TensorBoard(config.output, self.position.step, reporter.warn)
+        self.interruption = Interruption()
+        self.speed = Speed()
+        self.saved_at = time.monotonic()
+
+    def fit(self) -> bool:
+        """Train until done; False if a signal came first (the run is saved then)."""
+        at, config = self.position, self.config
+        while at.epoch < self.plan.epochs and not at.stopped_early:
+            if not at.evaluated and not self.train_epoch():
+                return False
+            if not self.evaluate():
+                return False
+
+            val_loss = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
+            at.losses.append(EpochLosses(at.epoch + 1, at.epoch_nats / at.epoch_targets, val_loss))
+            if not self.best or val_loss < at.losses[at.best_epoch - 1].val_loss:
+                at.best_epoch = at.epoch + 1
+                self.best = {key: tensor.detach().clone() for key, tensor in self.model.parameters.items()}
+            at.stopped_early = (
+                config.early_stopping is not None and at.epoch + 1 - at.best_epoch >= config.early_stopping
+            )
+            self.metrics.append(
+                {"epoch": at.epoch + 1, "step": at.step, **asdict(at.losses[-1]), "best_epoch": at.best_epoch}
+            )
+            self.board.add(at.step, loss__validation=val_loss, loss__epoch=at.losses[-1].train_loss)
+
+            at.epoch, at.epoch_nats, at.epoch_targets, at.evaluated = at.epoch + 1, 0.0, 0, []
+            self.save(epoch_end=True)
+            if self.interruption.received and at.epoch < self.plan.epochs and not at.stopped_early:
+                return self.stopped()
+        if at.stopped_early:
+            self.reporter.say(f"Stopped early: no better validation loss since epoch {at.best_epoch}")
+        return True
+
+    def train_epoch(self) -> bool:
+        """Train on what is left of the epoch; False if a signal came first."""
+        at, config, plan = self.position, self.config, self.plan
+        groups = plan.groups(at.epoch)
+        total = sum(len(plan.batches(group)) for group in groups)
+        before = at.epoch * plan.batches_per_epoch
+        with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
+            for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
+                examples = [self.examples[i] for i in group]
+                targets = sum(example.n_targets for example in examples)
+                batches = plan.batches(group)
+                began = mark = time.monotonic()
+                step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
+                if at.micro:
+                    step.load_state(self.gradients)
+                self.gradients = {}
+
+                for batch in batches[at.micro :]:
+                    nats = step.micro_batch(batch)
+                    if not math.isfinite(nats):
+                        raise self.not_finite("loss", [group[i] for i in batch])
+                    tokens = sum(len(examples[i].tokens) for i in batch)
+                    mark = self.speed.add(tokens, since=mark)
+                    at.micro, at.batches, at.step_nats = at.micro + 1, at.batches + 1, at.step_nats + nats
+                    at.tokens += tokens
+                    if self.should_save():
+                        self.gradients = step.state()
+                        self.save()
+                        if self.interruption.received:
+                            return self.stopped()
+                    if at.micro < len(batches):
+                        so_far = sum(example.n_targets for example in examples[: batch[-1] + 1])
+                        self.show(bar, at.step_nats / so_far, milestone=False)
+
+                gradients = step.finish()
+                norm = clip(gradients, config.max_grad_norm)
+                if not math.isfinite(norm):
+                    raise self.not_finite("gradient", self.culprits(group))
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                self.optimizer.update(gradients, lr, at.step + 1)
+                self.model.sync()
+
+                loss = at.step_nats / targets
+                at.epoch_nats, at.epoch_targets = at.epoch_nats + at.step_nats, at.epoch_targets + targets
+                at.step, at.micro, at.step_nats = at.step + 1, 0, 0.0
+                at.targets += targets
+                line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+                self.metrics.append({**line, "tokens": at.tokens})
+                seconds = round(self.speed.add(0, since=mark) - began, 3)
+                rate = self.speed.tokens_per_second
+                self.timings.event("step", step=at.step, seconds=seconds, tokens_per_second=round(rate, 2))
+                self.board.add(at.step, loss__train=loss, lr=lr, grad_norm=norm, tokens_per_second=rate)
+                self.show(bar, loss)
+        return True
+
+    def evaluate(self) -> bool:
+        """Fill `position.evaluated` for all validation examples; False if a signal came first."""
+        at, examples = self.position, self.prepared.val.examples
+        with self.reporter.bar("Evaluating:", len(examples), len(at.evaluated)) as bar:
+            while len(at.evaluated) < len(examples):
+                begin = len(at.evaluated)
+                losses = self.parts.evaluate_loss(self.model, examples[begin : begin + EVALUATION_CHUNK])
+                for offset, (nats, _) in enumerate(losses):
+                    if not math.isfinite(nats):
+                        name = self.prepared.val.names[begin + offset]
+                        raise RescoldoError(
+                            f"the validation loss is {nats}", where=name, fix=self.remedy(), exit_code=EXIT_FAILURE
+                        )
+                at.evaluated += losses
+                mean = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
+                bar.advance(len(losses), f"loss {mean:.4f}")
+                if len(at.evaluated) < len(examples) and self.should_save():
+                    self.save()
+                    if self.interruption.received:
+                        return self.stopped()
+        return True
+
+    def should_save(self) -> bool:
+        """Has a signal come, or has the checkpoint interval passed?"""
+        return (
+            self.interruption.received is not None
+            or time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        )
+
+    def save(self, epoch_end: bool = False) -> None:
+        """Write a checkpoint. A full disk is reported and does not stop the run: the next try comes soon."""
+        self.board.flush()
+        checkpoint = Checkpoint(
+            self.position,
+            self.prepared.identity,
+            self.metrics.text,
+            adapter=self.model.parameters,
+            optimizer=self.optimizer.state(),
+            best=self.best,
+            gradients={} if epoch_end else self.gradients,
+            frozen=self.model.frozen_state(),
+        )
+        self.gradients = {}
+        self.saved_at = time.monotonic()
+        try:
+            write_checkpoint(self.config.output, checkpoint, epoch_end=epoch_end, keep=self.config.keep_checkpoints)
+        except OSError as error:
+            retry = min(RETRY_SECONDS, 60 * self.config.checkpoint_minutes)
+            self.saved_at += retry - 60 * self.config.checkpoint_minutes
+            self.reporter.warn(
+                f"no checkpoint was written ({error.strerror}); the run goes on and tries again in {retry:.0f} s"
+            )
+        else:
+            self.timings.event("checkpoint", step=self.position.step, batches=self.position.batches)
+
+    def stopped(self) -> bool:
+        """Say how to go on. Always False."""
+        newest = next(iter(list_checkpoints(self.config.output)), None)
+        self.timings.event("stop")
+        signal = self.interruption.received.name if self.interruption.received else "stopped"
+        saved = f"saved as {newest.name}" if newest else "nothing could be saved"
+        self.reporter.say(f"{signal}: {saved} in {self.config.output}. The same command again resumes.")
+        return False
+
+    def show(self, bar: Bar, loss: float, milestone: bool = True) -> None:
+        """Move the bar on by a micro-batch."""
+        at, data = self.position, self.prepared
+        share = self.plan.total_steps / self.plan.steps_per_epoch  # epochs in the whole run
+        # an evaluated token costs about 0.4 of a trained one
+        left = share * data.train.tokens - at.tokens + 0.4 * data.val.tokens * (self.plan.epochs - at.epoch)
+        detail = (
+            f"step {at.step}/{self.plan.total_steps} | loss {loss:.4f} | {self.speed.tokens_per_second:.0f} tokens/s"
+            f" | {self.speed.left(max(0.0, left))} left"
+        )
+        bar.advance(at.batches - at.epoch * self.plan.batches_per_epoch - bar.done, detail, milestone)
+
+    def culprits(self, group: list[int]) -> list[int]:
+        """Which examples of a step have a gradient that is not finite, each tried alone; all if none has alone."""
+        guilty = []
+        for i in group:
+            step = self.parts.gradient_step(
+                self.model, [self.examples[i]], step=self.position.step, seed=self.config.seed
+            )
+            nats = step.micro_batch([0])
+            if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in step.finish().values()):
+                guilty.append(i)
+        return guilty or group
+
+    def not_finite(self, what: str, guilty: list[int]) -> RescoldoError:
+        """The error for a loss or gradient that is not a number."""
+        names = ", ".join(self.prepared.train.names[i] for i in guilty)
+        return RescoldoError(
+            f"the {what} is not a finite number at optimizer step {self.position.step + 1}",
+            where=names,
+            fix=self.remedy(),
+            exit_code=EXIT_FAILURE,
+        )
+
+    def remedy(self) -> str:
+        """What to do about numbers that are not finite."""
+        newest = next(iter(list_checkpoints(self.config.output)), None)
+        kept = f"the last good checkpoint is {newest.name}; " if newest else ""
+        return f"{kept}look at that example; then start anew with --restart and a lower --lr, or --quantization fp32"

@@ -1,0 +1,154 @@
+"""The run's logs: metrics.jsonl (the same for every run with this config), timings.jsonl (clocks), TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rescoldo.files import write_text
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a line. The whole text is kept in memory too: a checkpoint takes it along, and a
+    line that a full disk refused is written later. Only numbers that do not depend on the clock belong here.
+    """
+
+    def __init__(self, output: Path, text: str, warn: Callable[[str], None]) -> None:
+        self.path, self.text, self._warn = output / METRICS, text, warn
+        self._whole = False  # is all of `text` in the file?
+        self.rewrite()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        self.text += line
+        if not self._whole:
+            self.rewrite()
+            return
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            self._failed(error)
+
+    def rewrite(self) -> None:
+        """Replace the file by what it should hold; a failure is reported and made up for later."""
+        try:
+            write_text(self.path, self.text)
+            self._whole = True
+        except OSError as error:
+            self._failed(error)
+
+    def finish(self) -> None:
+        """Like rewrite, but a failure is an error.
+
+        Raises:
+            OSError: as the system says.
+        """
+        write_text(self.path, self.text)
+
+    def _failed(self, error: OSError) -> None:
+        if self._whole or not self.text:
+            self._warn(
+                f"{self.path.name} cannot be written now ({error.strerror}); the lines are kept and written later"
+            )
+        self._whole = False
+
+
+class Timings:
+    """timings.jsonl: one line per event with the seconds since this process's session began. Never stops a run."""
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / TIMINGS
+        self._begin = time.monotonic()
+        self.session = 1 + max((int(line["session"]) for line in read_timings(output)), default=0)
+        with contextlib.suppress(OSError):
+            text = self.path.read_bytes()
+            if text and not text.endswith(b"\n"):  # a killed process's half line
+                with open(self.path, "ab") as file:
+                    file.write(b"\n")
+
+    def event(self, name: str, **values: Any) -> None:
+        """Add a line."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        record = {"session": self.session, "t": round(time.monotonic() - self._begin, 3), "time": now, "event": name}
+        with contextlib.suppress(OSError):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record | values) + "\n")
+
+
+def read_timings(output: Path) -> list[dict[str, Any]]:
+    """The lines of timings.jsonl that are whole."""
+    lines = []
+    with contextlib.suppress(OSError):
+        for text in (output / TIMINGS).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
+    return lines
+
+
+def wall_seconds(output: Path) -> float:
+    """Seconds that processes have worked on this run, lost work included: the sum over sessions of their last line."""
+    last: dict[int, float] = {}
+    for line in read_timings(output):
+        last[line["session"]] = max(line["t"], last.get(line["session"], 0.0))
+    return sum(last.values())
+
+
+def resumptions(output: Path) -> list[dict[str, Any]]:
+    """When and from which checkpoint the run was resumed."""
+    return [
+        {"time": line.get("time"), "checkpoint": line.get("checkpoint")}
+        for line in read_timings(output)
+        if line.get("event") == "resume"
+    ]
+
+
+class TensorBoard:
+    """Event files in logs/. A full disk or a missing package ends them with one warning, not the run."""
+
+    def __init__(self, output: Path, first_step: int, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._writer: Any = None
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with self._tolerant():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(output / "logs"), purge_step=first_step or None)
+
+    def add(self, step: int, **values: float) -> None:
+        """One point a value; `loss__train=…` becomes the curve loss/train."""
+        if self._writer is not None:
+            with self._tolerant():
+                for name, value in values.items():
+                    self._writer.add_scalar(name.replace("__", "/"), value, step)
+
+    def flush(self) -> None:
+        """Bring the points to the disk."""
+        if self._writer is not None:
+            with self._tolerant():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and end."""
+        if self._writer is not None:
+            with self._tolerant():
+                self._writer.close()
+            self._writer = None
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Any:
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            self._warn(f"the TensorBoard logs end here: {error}")

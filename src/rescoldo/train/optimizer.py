@@ -1,0 +1,73 @@
+"""AdamW on a dictionary of tensors, gradient clipping and the learning rate's schedule. All state is plain tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class AdamW:
+    """AdamW (arXiv 1711.05101) with decoupled weight decay, operation for operation as torch.optim.AdamW.
+
+    Attributes:
+        first, second: running means of gradient and squared gradient, fp32, by parameter key.
+    """
+
+    def __init__(self, parameters: Tensors, weight_decay: float) -> None:
+        self.parameters, self.weight_decay = parameters, weight_decay
+        self.first = {key: torch.zeros_like(tensor) for key, tensor in parameters.items()}
+        self.second = {key: torch.zeros_like(tensor) for key, tensor in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, gradients: Tensors, lr: float, step: int) -> None:
+        """Change the parameters in place; `step` counts from 1."""
+        correction1, correction2 = 1 - BETA1**step, 1 - BETA2**step
+        for key, parameter in self.parameters.items():
+            gradient, m, v = gradients[key], self.first[key], self.second[key]
+            parameter.mul_(1 - lr * self.weight_decay)
+            m.lerp_(gradient, 1 - BETA1)
+            v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            parameter.addcdiv_(m, (v.sqrt() / math.sqrt(correction2)).add_(EPS), value=-lr / correction1)
+
+    def state(self) -> Tensors:
+        """The moments under one flat set of names, as a checkpoint keeps them."""
+        return {f"first.{k}": t for k, t in self.first.items()} | {f"second.{k}": t for k, t in self.second.items()}
+
+    def load_state(self, state: Tensors) -> None:
+        """Take moments as `state` returned them."""
+        for key in self.parameters:
+            self.first[key].copy_(state[f"first.{key}"])
+            self.second[key].copy_(state[f"second.{key}"])
+
+
+@torch.no_grad()
+def clip(gradients: Tensors, max_norm: float) -> float:
+    """Scale the gradients in place so that their global norm is at most `max_norm`; return the norm before.
+
+    A norm that is not finite is returned as it is, the gradients untouched.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+    if math.isfinite(norm.item()):
+        scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        for gradient in gradients.values():
+            gradient.mul_(scale)
+    return float(norm.item())
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """Warm-up in steps: a share of `total` (rounded up) if below 1, else the number itself; always less than `total`,
+    since the first warm-up step has rate 0 and a run of one step should train too."""
+    return min(math.ceil(warmup * total) if warmup < 1 else int(warmup), total - 1)
+
+
+def lr_factor(step: int, warmup: int, total: int) -> float:
+    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then half a cosine to 0."""
+    if step < warmup:
+        return step / max(1, warmup)
+    progress = (step - warmup) / max(1, total - warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -1,0 +1,132 @@
+"""What the loop asks of the rest of the program: base model, data and engine, behind a few functions.
+
+The loop knows these shapes only. Tests put a small deterministic engine in their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rescoldo.base.model import BaseModel
+from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.errors import RescoldoError
+from rescoldo.train.config import RunConfig, flag
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Model(Protocol):
+    """What the loop uses of engine.model.LoraModel."""
+
+    parameters: Tensors
+
+    def frozen_state(self) -> Tensors:
+        """What a resume needs beside the base model."""
+
+    def sync(self) -> None:
+        """To be called after `parameters` were changed."""
+
+
+class Step(Protocol):
+    """What the loop uses of engine.step.GradientStep."""
+
+    def micro_batch(self, indices: list[int]) -> float:
+        """Add gradients of these examples of the step; return their summed loss in nats."""
+
+    def finish(self) -> Tensors:
+        """Gradients by parameter key."""
+
+    def state(self) -> Tensors:
+        """Gradients accumulated so far."""
+
+    def load_state(self, state: Tensors) -> None:
+        """Take them back."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset file, tokenized.
+
+    Attributes:
+        names: of each example, as an error message names it ("ba_train.jsonl:7 (Online booking…)").
+        overruns: examples left out because they are longer than max_length.
+        digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
+        file_digest: SHA-256 of the file.
+    """
+
+    path: Path
+    examples: list[Example]
+    names: list[str]
+    overruns: list[str]
+    digest: str
+    file_digest: str
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, prompts included."""
+        return sum(len(example.tokens) for example in self.examples)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The seam between the loop and the rest."""
+
+    open_base: Callable[[str], BaseModel]
+    read_dataset: Callable[[Path, str, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
+    load_model: Callable[..., Model]  # as LoraModel.load
+    gradient_step: Callable[..., Step]  # as GradientStep
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
+    save_tokenizer: Callable[[Any, Path], object]
+
+
+def real_parts() -> Parts:
+    """The engine and the data modules of this package."""
+    from rescoldo.base import open_base
+    from rescoldo.base.tokenizer import save_tokenizer
+    from rescoldo.engine.model import LoraModel, evaluate_loss
+    from rescoldo.engine.step import GradientStep
+
+    return Parts(
+        open_base=open_base,
+        read_dataset=read_dataset,
+        load_model=LoraModel.load,
+        gradient_step=GradientStep,
+        evaluate_loss=lambda model, examples: evaluate_loss(model, examples, None),
+        save_tokenizer=save_tokenizer,
+    )
+
+
+def digest(examples: list[Example]) -> str:
+    """SHA-256 over what the model sees of these examples."""
+    content = hashlib.sha256()
+    for example in examples:
+        content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
+    return content.hexdigest()
+
+
+def lora_config(config: RunConfig) -> LoraConfig:
+    """The engine's LoRA settings of this run."""
+    return LoraConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
+
+
+def read_dataset(path: Path, role_name: str, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+    """Read and tokenize a dataset file.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    from rescoldo.data import read_records
+    from rescoldo.data.tokenize import tokenize_records
+    from rescoldo.files import sha256
+    from rescoldo.role import get_role
+
+    role = get_role(role_name)
+    records = read_records(path)[:limit]
+    tokenized = tokenize_records(records, role, tokenizer, max_length)
+    raise NotImplementedError((sha256, tokenized, RescoldoError, flag))

@@ -1,0 +1,98 @@
+"""Everything before the first weight is loaded: base model, settings in force, datasets. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.base.model import BaseModel
+from rescoldo.train.config import RunConfig, check_paths
+from rescoldo.train.identity import RUN_FILE, identity, read_json
+from rescoldo.train.parts import Dataset, Parts
+from rescoldo.train.preset import apply_preset, available_threads, check_against_base, choose_precision
+from rescoldo.train.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from. `config` is in force: preset applied, no `auto` left."""
+
+    config: RunConfig
+    from_preset: dict[str, Any]
+    base: BaseModel
+    tokenizer: Any
+    train: Dataset
+    val: Dataset
+    identity: dict[str, Any]
+
+
+def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool) -> Prepared:
+    """Open and check all that the run needs.
+
+    Raises:
+        RescoldoError: whatever is wrong with paths, base model, settings or datasets.
+    """
+    check_paths(asked)
+    reporter.say(f"FASE 8.4: Fine-Tuning LoRA - {model_name(asked.base_model)}")
+    reporter.say(f"Loading tokenizer from {asked.base_model}")
+    base = parts.open_base(asked.base_model)
+    tokenizer = base.tokenizer()
+
+    config, from_preset = apply_preset(asked, base.preset)
+    config = check_against_base(config, base, frozenset(asked.model_fields_set))
+    config = _settle(config, base, {} if restart else _settled_before(asked.output))
+    decoder = base.config
+    total = decoder.total_params
+    reporter.say(
+        f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})"
+    )
+    if from_preset:
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
+        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
+
+    reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
+    sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
+    trainable = decoder.n_layers * config.lora_r * sides
+    percent = 100 * trainable / (total + trainable)
+    reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
+
+    reporter.say("Tokenizing datasets...")
+    read = parts.read_dataset
+    train = read(config.train, config.role, tokenizer, config.max_length, config.train_limit)
+    val = read(config.val, config.role, tokenizer, config.max_length, config.val_limit)
+    for name, data in (("training", train), ("validation", val)):
+        reporter.say(f"  {len(data.examples)} {name} examples, {data.tokens:,} tokens")
+        if data.overruns:
+            some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
+            limit = f"longer than --max-length {config.max_length}"
+            reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
+    return Prepared(config, from_preset, base, tokenizer, train, val, identity(config, base.fingerprint(), train, val))
+
+
+def model_name(spec: str) -> str:
+    """The base model as a person calls it: the last part of its path or id."""
+    if spec.startswith("sample:"):
+        return {"sample:smollm2": "SmolLM2-135M-Instruct"}.get(spec, spec.removeprefix("sample:"))
+    if spec.startswith("ollama:"):
+        return spec.removeprefix("ollama:")
+    return Path(spec).absolute().name
+
+
+def _settled_before(output: Path) -> dict[str, Any]:
+    """The config that the run in `output` was started with, {} if there is none."""
+    config = (read_json(output / RUN_FILE) or {}).get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _settle(config: RunConfig, base: BaseModel, before: dict[str, Any]) -> RunConfig:
+    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine."""
+    precision: Any = config.quantization
+    if precision == "auto":
+        precision = before.get("quantization") or choose_precision(base.config)
+    threads = config.threads or before.get("threads") or available_threads()
+    return RunConfig.model_validate({**config.model_dump(), "quantization": precision, "threads": threads})
+
+
+def _shown(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)

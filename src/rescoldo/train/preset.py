@@ -1,0 +1,88 @@
+"""Hyper-parameters that suit a base model where the user gives none, and the choice of precision and threads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rescoldo.base.model import BaseModel
+from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.errors import RescoldoError
+from rescoldo.train.config import RunConfig, flag
+
+# preset → field → value. A 135M model needs a higher rate, more targets and less accumulation than a 7B.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "epochs": 4,
+        "lr": 1e-3,
+        "grad_accum": 1,
+        "lora_r": 16,
+        "lora_alpha": 64.0,
+        "lora_dropout": 0.1,
+        "lora_targets": LINEARS,
+        "warmup": 8.0,
+        "quantization": "bf16",
+    },
+}
+
+
+def apply_preset(config: RunConfig, preset: str | None) -> tuple[RunConfig, dict[str, Any]]:
+    """Fill what the user did not give from the base model's preset.
+
+    Returns:
+        The config in force, and the fields that the preset set (empty without a preset).
+    """
+    values = {k: v for k, v in PRESETS.get(preset or "", {}).items() if k not in config.model_fields_set}
+    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+
+
+def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
+    """Check what depends on the base model's shapes; `given` are the fields that the user set.
+
+    Returns:
+        The config, `max_length` lowered to the model's context when the user did not ask for more himself.
+
+    Raises:
+        RescoldoError: rank above the hidden size, or more context than the model has.
+    """
+    decoder = base.config
+    smallest = min(min(decoder.linear_shape(name)) for name in config.lora_targets)
+    if config.lora_r > smallest:
+        raise RescoldoError(
+            f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
+            where=flag("lora_r"),
+            fix=f"allowed for {base.spec}: 1 to {smallest}",
+        )
+    if config.max_length > decoder.max_positions:
+        if "max_length" in given:
+            raise RescoldoError(
+                f"{config.max_length} tokens are more than the model's context of {decoder.max_positions}",
+                where=flag("max_length"),
+                fix=f"allowed for {base.spec}: 16 to {decoder.max_positions}",
+            )
+        return config.model_copy(update={"max_length": decoder.max_positions})
+    return config
+
+
+def choose_precision(decoder: DecoderConfig) -> str:
+    """What `auto` stands for: int8 from a billion parameters on (twice as fast as bf16, half the memory), else bf16."""
+    return "int8" if decoder.total_params >= 1_000_000_000 else "bf16"
+
+
+def available_threads() -> int:
+    """Cores this process may use: CPU affinity and the container's quota (cgroup v2 and v1) counted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        try:
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
+                quota = file.read().strip()
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
+                period = file.read().strip()
+        except (OSError, ValueError):
+            return cores
+    if quota in ("max", "-1"):
+        return cores
+    return max(1, min(cores, int(quota) // int(period)))

@@ -1,0 +1,98 @@
+"""What a run says: sentences, and bars on a terminal or plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+LINE_SECONDS = 10.0  # plain lines come at optimizer steps, but not more often than this
+SILENCE_SECONDS = 60.0  # … and between them when a step takes longer than this
+
+
+class Reporter:
+    """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line, as it is."""
+        with contextlib.suppress(OSError):
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that deserves attention."""
+        self.say(f"⚠️  {text}")
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar from `done` to `total`; the line that remains ends in 100% if it got there."""
+        if not self.console.is_terminal:
+            yield Bar(self, description, total, done, None)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
+            progress.add_task(description, total=total, completed=done, detail="")
+            yield Bar(self, description, total, done, progress)
+
+
+class Bar:
+    """A running count under a description."""
+
+    def __init__(self, reporter: Reporter, description: str, total: int, done: int, progress: Progress | None) -> None:
+        self._reporter, self._description, self._progress = reporter, description, progress
+        self.total, self.done = total, done
+        self._last = time.monotonic()
+
+    def advance(self, n: int, detail: str, milestone: bool = True) -> None:
+        """Count `n` more; `detail` is shown behind, `milestone` says that this is a good place for a plain line."""
+        self.done += n
+        if self._progress is not None:
+            with contextlib.suppress(OSError):
+                self._progress.update(self._progress.task_ids[0], completed=self.done, detail=detail)
+            return
+        waited = time.monotonic() - self._last
+        if self.done >= self.total or waited >= (LINE_SECONDS if milestone else SILENCE_SECONDS):
+            percent = 100 * self.done // max(1, self.total)
+            self._reporter.say(f"{self._description} {self.done}/{self.total} {percent}% | {detail}")
+            self._last = time.monotonic()
+
+
+class Speed:
+    """Tokens per second over the last pieces of work, and from it the time left."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque(maxlen=32)
+
+    def add(self, tokens: int, since: float) -> float:
+        """Count work done from monotonic time `since` until now; returns now."""
+        now = time.monotonic()
+        self._recent.append((tokens, now - since))
+        return now
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0 before the first micro-batch."""
+        seconds = sum(seconds for _, seconds in self._recent)
+        return sum(tokens for tokens, _ in self._recent) / seconds if seconds > 0 else 0.0
+
+    def left(self, tokens: float) -> str:
+        """The time that `tokens` more will take, as h:mm:ss; '?' before the first micro-batch."""
+        rate = self.tokens_per_second
+        return clock(tokens / rate) if rate else "?"
+
+
+def clock(seconds: float) -> str:
+    """3725 → 1:02:05."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,182 @@
+"""Starting, resuming and ending a training run: `train(config)` is the one way in."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.lock import LOCK_FILE, RunLock
+from rescoldo.run.signals import Interruption
+from rescoldo.train.adapter import BIN_FILE, write_bin
+from rescoldo.train.checkpoint import clean, list_checkpoints, prune, read_latest
+from rescoldo.train.config import RunConfig
+from rescoldo.train.identity import (
+    INFO_FILE,
+    RUN_FILE,
+    move_aside,
+    read_json,
+    refuse_if_different,
+    refuse_if_foreign,
+    surrounding_differences,
+    write_run_file,
+)
+from rescoldo.train.info import write_results
+from rescoldo.train.loop import Loop
+from rescoldo.train.parts import Parts, lora_config, real_parts
+from rescoldo.train.prepare import Prepared, prepare
+from rescoldo.train.progress import Reporter, clock
+
+CALIBRATION_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a call of `train` ended.
+
+    Attributes:
+        status: "finished", "already finished" or "interrupted".
+        signal: the number of the signal that interrupted it, 0 otherwise.
+        info: training_info.json's content when finished, {} when interrupted.
+    """
+
+    status: str
+    output: Path
+    info: dict[str, Any] = field(default_factory=dict)
+    signal: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"status": self.status, "output": str(self.output), "signal": self.signal or None, "info": self.info}
+
+
+def train(
+    config: RunConfig,
+    *,
+    restart: bool = False,
+    adapter_bin: bool = False,
+    reporter: Reporter | None = None,
+    parts: Parts | None = None,
+) -> RunResult:
+    """Start, resume or recognise as finished the run that `config` describes.
+
+    Args:
+        config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        restart: move what is in the output directory aside and begin anew.
+        adapter_bin: write adapter_model.bin too.
+        reporter: where messages go (default: standard output).
+        parts: engine and data modules (default: this package's).
+
+    Raises:
+        RescoldoError: whatever the user can mend. What was on the disk before is still there.
+    """
+    reporter, parts = reporter or Reporter(), parts or real_parts()
+    output = config.output
+    try:
+        with ExitStack() as stack:
+            lock = RunLock(output)
+            if output.is_dir():
+                stack.enter_context(lock)
+            prepared = prepare(config, parts, reporter, restart=restart)
+            if not output.is_dir():  # made only now that all that was asked for has been checked
+                stack.enter_context(lock)
+            elif restart:
+                aside = move_aside(output)
+                lock.path = aside / LOCK_FILE
+                reporter.say(f"the old run is now {aside}")
+                lock.release()
+                stack.enter_context(RunLock(output))
+            return _run(prepared, parts, reporter, adapter_bin)
+    except OSError as error:
+        raise RescoldoError(
+            f"{error.strerror or error}: {error.filename or output}",
+            fix="mend that and give the same command again: it goes on from the last checkpoint",
+            exit_code=EXIT_FAILURE,
+        ) from error
+
+
+def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool) -> RunResult:
+    """Find out where the run stands, bring the model there, train, write the results."""
+    config, output = prepared.config, prepared.config.output
+    clean(output)
+    refuse_if_foreign(output)
+
+    info = read_json(output / INFO_FILE)
+    if info is not None and "identity" in info:
+        refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
+        if adapter_bin and not (output / BIN_FILE).exists():
+            write_bin(output)
+        reporter.say(f"This run is finished: the adapter is in {output}. Start anew with --restart.")
+        return RunResult("already finished", output, info)
+
+    found = read_latest(output, reporter.warn)
+    checkpoint = found[0] if found else None
+    if checkpoint is not None:
+        refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
+        for line in surrounding_differences(checkpoint.identity, prepared.identity):
+            reporter.warn(f"{line} since the checkpoint: the result may differ in its last bits")
+    if checkpoint is None or not (output / RUN_FILE).exists():
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_run_file(output, config, prepared.from_preset, prepared.identity, started)
+
+    torch.set_num_threads(config.threads or 1)
+    reporter.say(f"Preparing the weights ({config.quantization}, {config.threads} threads)")
+    model = parts.load_model(
+        prepared.base,
+        config.quantization,
+        lora_config(config),
+        seed=config.seed,
+        calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
+        frozen_state=checkpoint.frozen if checkpoint else None,
+    )
+    loop = Loop(prepared, parts, reporter, model, checkpoint)
+    reporter.say("Starting training...")
+    if found:
+        at = loop.position
+        reporter.say(
+            f"Resuming from {found[1].name}: epoch {at.epoch + 1}, step {at.step} of {loop.plan.total_steps} done"
+        )
+    loop.timings.event("resume" if found else "start", checkpoint=found[1].name if found else None)
+
+    with Interruption() as interruption:
+        loop.interruption = interruption
+        try:
+            if loop.fit():
+                return _finish(loop, adapter_bin)
+        finally:
+            loop.board.close()
+    assert interruption.received is not None
+    return RunResult("interrupted", output, signal=int(interruption.received))
+
+
+def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
+    """Write the results; their last file marks the run as finished."""
+    data, at = loop.prepared, loop.position
+    config, reporter = data.config, loop.reporter
+    reporter.say(f"Saving LoRA adapters to {config.output}")
+    loop.timings.event("finish")
+    loop.board.close()
+    try:
+        loop.metrics.finish()
+        info = write_results(data, at, loop.best, loop.parts, adapter_bin)
+    except OSError as error:
+        newest = next(iter(list_checkpoints(config.output)), None)
+        raise RescoldoError(
+            f"the results cannot be written: {error.strerror}",
+            where=str(error.filename or config.output),
+            fix=f"mend that and give the same command again: it finishes from {newest.name if newest else 'the start'}",
+            exit_code=EXIT_FAILURE,
+        ) from error
+    prune(config.output, 0)
+    best = at.losses[at.best_epoch - 1]
+    reporter.say(
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
+        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} resumptions"
+    )
+    reporter.say("✅ Fine-tuning completed!")
+    return RunResult("finished", config.output, info)

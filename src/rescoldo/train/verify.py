@@ -1,0 +1,159 @@
+"""Is what a run left behind whole? One line a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.files import sha256
+from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
+from rescoldo.train.identity import INFO_FILE, read_json
+from rescoldo.train.parts import Tensors
+
+# every key of the original's training_info.json
+INFO_KEYS = (
+    "base_model",
+    "train_dataset",
+    "val_dataset",
+    "train_examples",
+    "val_examples",
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "grad_accum_steps",
+    "effective_batch_size",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "max_length",
+    "seed",
+    "train_limit",
+    "val_limit",
+    "max_steps",
+    "quantization",
+    "trainable_params",
+    "total_params",
+    "trainable_percentage",
+)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", INFO_FILE)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: `detail` says what was found, in a few words."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def verify(output: Path) -> Iterator[Check]:
+    """Check the artefacts of a finished run, one after the other. Reads only.
+
+    Raises:
+        RescoldoError: there is no such directory.
+    """
+    if not output.is_dir():
+        raise RescoldoError("there is no such directory", where=str(output), fix="pass the --output of a run")
+    missing = [name for name in FILES if not (output / name).is_file()]
+    yield Check("files", not missing, f"missing: {', '.join(missing)}" if missing else f"all {len(FILES)} there")
+
+    info = read_json(output / INFO_FILE)
+    yield _info(info)
+    info = info or {}
+    yield _hashes(output, info)
+    try:
+        adapter = read_adapter(output)
+    except RescoldoError as error:
+        yield Check("adapter", False, str(error).partition("\n")[0])
+        return
+    parameters = adapter.parameters
+    same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
+    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {len(parameters)} tensors"
+    yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
+    yield _shapes(parameters, adapter.lora.rank, adapter.lora.targets, info)
+    yield from _values(parameters, info)
+    if (output / BIN_FILE).exists():
+        yield _bin(output / BIN_FILE, parameters)
+
+
+def _info(info: dict[str, Any] | None) -> Check:
+    if info is None:
+        return Check("training_info", False, "missing or not JSON: the run has not finished")
+    missing = [key for key in INFO_KEYS if key not in info]
+    return Check("training_info", not missing, f"lacks {', '.join(missing)}" if missing else "complete")
+
+
+def _hashes(output: Path, info: dict[str, Any]) -> Check:
+    files = info.get("files")
+    if not isinstance(files, dict) or WEIGHTS_FILE not in files:
+        return Check("hashes", False, f"{INFO_FILE} holds none")
+    bad = [name for name, digest in files.items() if _hash(output, str(name)) != digest]
+    return Check("hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{len(files)} files unchanged")
+
+
+def _hash(output: Path, name: str) -> str:
+    path = output / name
+    try:
+        return sha256(path) if path.resolve().is_relative_to(output.resolve()) else ""
+    except OSError:
+        return ""
+
+
+def _shapes(parameters: Tensors, rank: int, targets: tuple[str, ...], info: dict[str, Any]) -> Check:
+    """Each target of each layer has its A (rank, in) and B (out, rank), and nothing else is there."""
+    from rescoldo.base import open_base
+    from rescoldo.engine.config import DecoderConfig
+
+    spec = str(info.get("base_model", ""))
+    try:
+        base = open_base(spec)
+        decoder, whose = base.config, spec
+        if base.fingerprint() != info.get("base_fingerprint"):
+            return Check("shapes", False, f"{spec} is not the base model that this adapter was trained on")
+    except RescoldoError:
+        try:
+            decoder = DecoderConfig(**info["base_shapes"])
+        except (KeyError, TypeError):
+            return Check("shapes", False, f"base model {spec!r} not found, and {INFO_FILE} holds no shapes")
+        whose = f"the shapes noted in {INFO_FILE} ({spec} itself is not here)"
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer in range(decoder.n_layers):
+        for target in targets:
+            out, into = decoder.linear_shape(target)
+            part = "self_attn" if target in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+            expected[f"model.layers.{layer}.{part}.{target}.lora_A"] = (rank, into)
+            expected[f"model.layers.{layer}.{part}.{target}.lora_B"] = (out, rank)
+    found = {key: tuple(tensor.shape) for key, tensor in parameters.items()}
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        key = wrong[0]
+        return Check("shapes", False, f"{key} is {found.get(key)}, expected {expected.get(key)} ({len(wrong)} wrong)")
+    return Check("shapes", True, f"agree with {whose}")
+
+
+def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
+    infinite = [key for key, tensor in parameters.items() if not bool(tensor.isfinite().all())]
+    yield Check("finite", not infinite, f"not finite: {infinite[0]}" if infinite else "all numbers are finite")
+    untrained = [key for key, tensor in parameters.items() if key.endswith(".lora_B") and not bool(tensor.any())]
+    yield Check("trained", not untrained, f"B is zero in {untrained[0]}" if untrained else "no B is zero")
+    count = sum(tensor.numel() for tensor in parameters.values())
+    yield Check("parameters", count == info.get("trainable_params"), f"{count:,} trained parameters")
+
+
+def _bin(path: Path, parameters: Tensors) -> Check:
+    import torch
+
+    problem = ""
+    load: Callable[..., Any] = torch.load
+    try:
+        state = load(path, weights_only=True, map_location="cpu")
+        expected = to_peft(parameters)
+        if state.keys() != expected.keys() or not all(torch.equal(state[key], expected[key]) for key in expected):
+            problem = f"differs from {WEIGHTS_FILE}"
+    except Exception as error:  # whatever a damaged file makes the loader raise
+        problem = f"cannot be read: {type(error).__name__}"
+    return Check(BIN_FILE, not problem, problem or f"the same as {WEIGHTS_FILE}")
