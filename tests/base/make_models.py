@@ -183,6 +183,7 @@ def tiny_gguf(
     pre: str = "smollm",
     metadata: dict[str, Any] | None = None,
     factors: list[float] | None = None,
+    vocabulary: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
     """Write the model of `tiny_model` as a GGUF file. Returns `path`.
@@ -192,6 +193,8 @@ def tiny_gguf(
             hidden 64 and intermediate 96 every row is a whole number of 32-blocks.
         pre: tokenizer.ggml.pre.
         metadata: more string, int or float keys; None as a value leaves a standard key out.
+        vocabulary: a tokenizer instead of `tiny_tokenizer`'s: model ("gpt2" or "llama"), tokens, types, merges or scores.
+            Set vocab_size to the number of tokens.
         factors: a rope_freqs.weight tensor (head_dim / 2 values).
         overrides: see `tiny_config`.
     """
@@ -225,13 +228,23 @@ def tiny_gguf(
         elif isinstance(value, float):
             writer.add_float32(key, value)
     if tokenizer:
-        vocabulary, merges = _vocabulary()
-        tokens = list(vocabulary) + [f"<|unused{i}|>" for i in range(config.vocab_size - len(vocabulary))]
-        writer.add_tokenizer_model("gpt2")
+        if vocabulary is None:
+            ids, merges = _vocabulary()
+            n_unused = config.vocab_size - len(ids)
+            vocabulary = {
+                "model": "gpt2",
+                "tokens": list(ids) + [f"<|unused{i}|>" for i in range(n_unused)],
+                "types": [3] * 3 + [1] * (len(ids) - 3) + [5] * n_unused,
+                "merges": [f"{left} {right}" for left, right in merges],
+            }
+        writer.add_tokenizer_model(vocabulary["model"])
         writer.add_tokenizer_pre(pre)
-        writer.add_token_list(tokens)
-        writer.add_token_types([3] * 3 + [1] * (len(vocabulary) - 3) + [5] * (len(tokens) - len(vocabulary)))
-        writer.add_token_merges([f"{left} {right}" for left, right in merges])
+        writer.add_token_list(vocabulary["tokens"])
+        writer.add_token_types(vocabulary["types"])
+        if "merges" in vocabulary:
+            writer.add_token_merges(vocabulary["merges"])
+        if "scores" in vocabulary:
+            writer.add_token_scores(vocabulary["scores"])
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_pad_token_id(0)

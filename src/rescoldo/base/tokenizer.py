@@ -35,13 +35,14 @@ _INST_BODY = (
     "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{- raise_exception('user and assistant must take turns, the user first') }}{%- endif %}"
     "{%- if message['role'] == 'user' %}"
-    "{{- '[INST] ' + (system if loop.first else '') + message['content'] + 'END' }}"
+    "{{- '[INST] ' + (system if loop.WHERE else '') + message['content'] + 'END' }}"
     "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}"
     "{%- endfor %}"
 )
-# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text. From v0.3 on it is a control token.
-INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]")
-INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]")
+# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text, a system message goes before the first question.
+INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
+# From v0.3 on: [INST] is a control token, a system message goes before the last question.
+INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
 

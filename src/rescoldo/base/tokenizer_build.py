@@ -202,5 +202,5 @@ def add_begin_and_end(backend: Any, vocabulary: Vocabulary, bos: int | None, eos
     single.append("$A:0")
     if eos is not None:
         single.append(f"{vocabulary.tokens[eos]}:0")
-    pair = [*single, *(part[:-1] + "1" for part in single)]
+    pair = [*single, *(part.replace("$A", "$B")[:-1] + "1" for part in single)]
     backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
