@@ -1,0 +1,224 @@
+"""The Business Analyst: from a concept to requirements in YAML, and the metric that scores them.
+
+What the metric leaves open is decided so:
+
+- Values count as the text that was written (see yaml_text): `id: 001` is no ID, `priority: Yes` no priority, a title
+  `2024-01-01` is ten characters. Surrounding white space does not count. Empty are null, an empty string, list or
+  mapping.
+- Priorities are spelled exactly High, Medium, Low.
+- An empty list is a list (a third), but has neither two items nor items that are complete.
+- An ID that occurs twice in its list is unique nowhere: none of its occurrences counts as matching. Items without an
+  ID are not in the count of IDs.
+- A list field that is a YAML string is parsed in a DSPy prediction (a mapping), not in a model's text.
+- A code fence counts as surrounding only if the text begins and ends with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from rescoldo.role.role import Role, Score
+from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
+
+LISTS = {"functional_requirements": "FR", "non_functional_requirements": "NFR", "constraints": "C"}
+FIELDS = ("title", "description", *LISTS)
+ITEM_FIELDS = ("id", "description", "priority")
+PRIORITIES = ("High", "Medium", "Low")
+COMPONENTS = ("completeness", "title", "description", *LISTS, "id_format")
+TITLE_LENGTH = (10, 100)
+DESCRIPTION_LENGTH = 100
+
+INSTRUCTION = """\
+You are a business analyst. Turn the concept at the end into software requirements.
+
+Answer with one YAML mapping and nothing else: no code fence, no comments, no text before or after it. Use exactly \
+these five keys, in this order:
+
+title: name of the product, 10 to 100 characters
+description: one paragraph, at least 100 characters, on who uses it, for what and with which result
+functional_requirements:
+- id: FR001
+  description: one thing the system must do, in a full sentence
+  priority: High
+non_functional_requirements:
+- id: NFR001
+  description: a quality with a figure that can be measured
+  priority: Medium
+constraints:
+- id: C001
+  description: a limit set by law, budget, technology or time
+  priority: Low
+
+Rules:
+- 3 to 8 functional requirements, 2 to 5 non-functional requirements, 2 to 5 constraints.
+- IDs are FR, NFR or C and three digits, counted from 001 in each list.
+- priority is High, Medium or Low.
+- Be specific to the concept: numbers, standards, systems to integrate. Never say a thing twice.
+- Each value stands on one line, in single quotes if it contains a colon and a space.
+- Answer in the language of the concept; keys, IDs and priorities stay in English.
+
+Concept: """
+
+
+class BARole(Role):
+    """The Business Analyst role ("ba")."""
+
+    name = "ba"
+
+    def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
+        """One user message (Mistral's template knows no system role): the instruction, then the concept.
+
+        The instruction comes first and is the same for every record, so its keys and values can be computed once.
+        """
+        return [{"role": "user", "content": INSTRUCTION + self.key(record)}]
+
+    def target(self, record: dict[str, Any]) -> str:
+        """The record's five fields as YAML in the contract's order, one line a value, whatever its length."""
+        requirements = record["requirements"]
+        answer: dict[str, Any] = {name: requirements[name] for name in FIELDS[:2]}
+        for name in LISTS:
+            value = requirements[name]
+            items = parse_yaml(value) if isinstance(value, str) else value
+            answer[name] = [{field: item[field] for field in ITEM_FIELDS} for item in items]
+        return yaml.safe_dump(answer, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+    def key(self, record: dict[str, Any]) -> str:
+        """The concept."""
+        return str(record["concept"]).strip()
+
+    def score(self, prediction: Any) -> Score:
+        """The BA metric: the mean of seven components, each 0..1 (COMPONENTS)."""
+        try:
+            fields = parse_answer(prediction)
+        except YamlRefusedError as refusal:
+            return Score(0.0, dict.fromkeys(COMPONENTS, 0.0), [f"answer: not a YAML mapping: {refusal}"])
+        notes: list[str] = []
+        components = {
+            "completeness": _completeness(fields, notes),
+            "title": _length("title", fields, *TITLE_LENGTH, notes),
+            "description": _length("description", fields, DESCRIPTION_LENGTH, None, notes),
+            **{name: _list(name, fields.get(name), notes) for name in LISTS},
+            "id_format": _id_format(fields, notes),
+        }
+        return Score(sum(components.values()) / len(components), components, notes)
+
+
+def parse_answer(prediction: Any) -> dict[str, Any]:
+    """The fields of an answer: a model's text, or the mapping (or object with `toDict`) that a DSPy program returns.
+
+    Raises:
+        YamlRefusedError: the text is not one YAML mapping within the bounds of yaml_text.
+    """
+    if isinstance(prediction, str):
+        value = parse_yaml(strip_fence(prediction))
+        if not isinstance(value, dict):
+            kind = "nothing" if value is None else "a list" if isinstance(value, list) else "plain text"
+            raise YamlRefusedError(f"it is {kind}")
+        return value
+    if not isinstance(prediction, Mapping) and hasattr(prediction, "toDict"):
+        prediction = prediction.toDict()
+    if not isinstance(prediction, Mapping):
+        raise YamlRefusedError(f"it is a {type(prediction).__name__}")
+    fields = {str(name): value for name, value in prediction.items()}
+    for name in LISTS:
+        if isinstance(fields.get(name), str):
+            try:
+                parsed = parse_yaml(strip_fence(fields[name]))
+            except YamlRefusedError:
+                continue  # it stays a string: there, but not a list
+            if isinstance(parsed, list):
+                fields[name] = parsed
+        elif isinstance(fields.get(name), tuple):
+            fields[name] = list(fields[name])
+    return fields
+
+
+def _text(value: Any) -> str:
+    """A scalar as stripped text; "" for None, lists and mappings."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or isinstance(value, list | tuple | set | Mapping):
+        return ""
+    try:
+        return str(value).strip()
+    except Exception:  # an integer too long to print, an object of somebody else's making
+        return ""
+
+
+def _empty(value: Any) -> bool:
+    return not value if isinstance(value, list | tuple | set | Mapping) else not _text(value)
+
+
+def _item(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    dump = getattr(value, "model_dump", None)  # a DSPy signature may type its items as pydantic models
+    dumped = dump() if callable(dump) else None
+    return dumped if isinstance(dumped, Mapping) else None
+
+
+def _completeness(fields: dict[str, Any], notes: list[str]) -> float:
+    missing = [name for name in FIELDS if _empty(fields.get(name))]
+    notes.extend(f"completeness: {name} is {'empty' if name in fields else 'missing'}" for name in missing)
+    return (len(FIELDS) - len(missing)) / len(FIELDS)
+
+
+def _length(name: str, fields: dict[str, Any], least: int, most: int | None, notes: list[str]) -> float:
+    length = len(_text(fields.get(name)))
+    if length >= least and (most is None or length <= most):
+        return 1.0
+    wanted = f"{least} to {most}" if most else f"at least {least}"
+    notes.append(f"{name}: {length} characters, {wanted} wanted")
+    return 0.0
+
+
+def _list(name: str, value: Any, notes: list[str]) -> float:
+    if not isinstance(value, list):
+        notes.append(f"{name}: not a list")
+        return 0.0
+    thirds = 1
+    if len(value) >= 2:
+        thirds += 1
+    else:
+        notes.append(f"{name}: {len(value)} item{'' if len(value) == 1 else 's'}, at least 2 wanted")
+    faults = []
+    for index, raw in enumerate(value):
+        item = _item(raw)
+        if item is None:
+            faults.append(f"{name}[{index}]: not a mapping of id, description and priority")
+            continue
+        faults.extend(f"{name}[{index}]: no {field}" for field in ITEM_FIELDS[:2] if not _text(item.get(field)))
+        priority = _text(item.get("priority"))
+        if priority not in PRIORITIES:
+            what = f"priority {priority[:40]!r} is not" if priority else "no priority, one of"
+            faults.append(f"{name}[{index}]: {what} High, Medium or Low")
+    notes.extend(faults)
+    return (thirds + (1 if value and not faults else 0)) / 3
+
+
+def _id_format(fields: dict[str, Any], notes: list[str]) -> float:
+    matching = total = 0
+    for name, prefix in LISTS.items():
+        value = fields.get(name)
+        if not isinstance(value, list):
+            continue
+        items = [(index, _item(raw)) for index, raw in enumerate(value)]
+        ids = [(index, _text(item.get("id"))) for index, item in items if item is not None and _text(item.get("id"))]
+        times = Counter(text for _, text in ids)
+        total += len(ids)
+        for index, text in ids:
+            if not re.fullmatch(prefix + "[0-9]{3}", text):
+                notes.append(f"id_format: {text[:40]} in {name}[{index}] is not {prefix} and three digits")
+            elif times[text] > 1:
+                notes.append(f"id_format: {text} stands {times[text]} times in {name}")
+            else:
+                matching += 1
+    if not total:
+        notes.append("id_format: no IDs")
+        return 0.0
+    return matching / total
