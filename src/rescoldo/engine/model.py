@@ -1,0 +1,282 @@
+"""A frozen decoder in one of four precisions with its adapter: loading, and passes over packed rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rescoldo.engine.attention import Layout
+from rescoldo.engine.block import Block, Rows, Saved
+from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.linear import FrozenLinear, PlainLinear
+from rescoldo.engine.lora import LoraGroup, Member, new_adapter
+from rescoldo.engine.ops import mix_key
+from rescoldo.engine.precision import Converter
+from rescoldo.engine.rope import rope_tables
+from rescoldo.engine.types import Example, LoraConfig
+
+if TYPE_CHECKING:
+    from rescoldo.base.model import BaseModel
+
+_HEAD_ROWS = 256  # rows of logits at a time: 256 x 49,152 in bfloat16 are 25 MB
+GROUPS: dict[str, tuple[str, ...]] = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
+    """The adapter's tensors and their shapes: "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …"""
+    shapes: dict[str, tuple[int, int]] = {}
+    for i in range(config.n_layers):
+        for members in GROUPS.values():
+            for member in members:
+                short = member.split(".")[1]
+                if short in lora.targets:
+                    out, into = config.linear_shape(short)
+                    shapes[f"model.layers.{i}.{member}.lora_A"] = (lora.rank, into)
+                    shapes[f"model.layers.{i}.{member}.lora_B"] = (out, lora.rank)
+    return shapes
+
+
+def new_parameters(config: DecoderConfig, lora: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Fresh adapter weights, float32; each a function of the seed and its own name."""
+    parameters: dict[str, torch.Tensor] = {}
+    for name, shape in parameter_shapes(config, lora).items():
+        if name.endswith("lora_A"):
+            generator = torch.Generator().manual_seed(mix_key(seed, *name.encode()))
+            base = name.removesuffix("lora_A")
+            parameters[name], parameters[f"{base}lora_B"] = new_adapter((0, shape[1]), lora.rank, generator)
+        else:
+            parameters[name] = torch.zeros(shape)
+    return parameters
+
+
+class LoraModel:
+    """See the module's docstring. Make one with `load`.
+
+    Attributes:
+        parameters: adapter weights, float32; change them in place, then call `sync`.
+        keep_layers: for how many layers, from the top, a training pass keeps activations; the others are computed
+            again on the way back (from their input, bit for bit the same).
+        share_prefix: whether examples with a common beginning share its computation.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        precision: str,
+        lora: LoraConfig | None,
+        parameters: dict[str, torch.Tensor],
+        embedding: torch.Tensor,
+        head: FrozenLinear,
+        final_norm: torch.Tensor,
+        blocks: list[Block],
+        frozen_state: dict[str, torch.Tensor],
+    ) -> None:
+        self.config, self.precision, self.lora, self.parameters = config, precision, lora, parameters
+        self.embedding, self.head, self.final_norm, self.blocks = embedding, head, final_norm, blocks
+        self.dtype = head.dtype
+        self.keep_layers = config.n_layers
+        self.share_prefix = True
+        self._frozen_state = frozen_state
+        self._tables = rope_tables(config, 64)
+
+    @classmethod
+    def load(
+        cls,
+        base: BaseModel,
+        precision: str,
+        lora: LoraConfig | None,
+        *,
+        seed: int,
+        calibration: Sequence[Example] | None = None,
+        frozen_state: dict[str, torch.Tensor] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> LoraModel:
+        """Build the model layer by layer, reading each weight once.
+
+        Args:
+            base: an opened base model.
+            precision: "fp32", "bf16", "int8" or "nf4".
+            lora: the adapter to train, None for the base model alone.
+            seed: for the adapter's initial weights.
+            calibration: examples to measure int8's input ranges on; needed for int8 without `frozen_state`.
+            frozen_state: what `frozen_state()` returned when the run began: makes a resume exact.
+            on_progress: called with the share done, 0..1.
+
+        Raises:
+            RescoldoError: a tensor is missing or damaged.
+        """
+        config, source = base.config, base.tensors
+        names = set(source.names())
+        parameters = new_parameters(config, lora, seed) if lora else {}
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        embedding = source.get("model.embed_tokens.weight")
+        if embedding.dtype not in (dtype, torch.bfloat16):
+            embedding = embedding.to(dtype)
+        head_weight = embedding if config.tied_embeddings else source.get("lm_head.weight")
+        head = PlainLinear([head_weight], dtype)
+        converter = Converter(config, precision, calibration, frozen_state, embedding)
+        blocks: list[Block] = []
+        for i in range(config.n_layers):
+            prefix = f"model.layers.{i}"
+            norms = {n: source.get(f"{prefix}.{n}.weight").to(dtype) for n in ("input_layernorm", "post_attention_layernorm")}
+            if config.qk_norm:
+                norms |= {n: source.get(f"{prefix}.self_attn.{n}.weight").to(dtype) for n in ("q_norm", "k_norm")}
+
+            def build(site: str, frozen: FrozenLinear, prefix: str = prefix) -> LoraGroup:
+                members, start, biases = [], 0, []
+                for member in GROUPS[site]:
+                    out = config.linear_shape(member.split(".")[1])[0]
+                    members.append(Member(f"{prefix}.{member}", start, start + out))
+                    bias = f"{prefix}.{member}.bias"
+                    biases.append(source.get(bias).to(dtype) if bias in names else torch.zeros(out, dtype=dtype))
+                    start += out
+                bias_all = torch.cat(biases) if any(f"{prefix}.{m}.bias" in names for m in GROUPS[site]) else None
+                return LoraGroup(frozen, members, bias_all, lora, parameters)
+
+            weights = {site: [source.get(f"{prefix}.{m}.weight") for m in members] for site, members in GROUPS.items()}
+            groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
+            blocks.append(Block(i, config, groups, norms, dtype))
+            if on_progress:
+                on_progress((i + 1) / config.n_layers)
+        final_norm = source.get("model.norm.weight").to(dtype)
+        return cls(config, precision, lora, parameters, embedding, head, final_norm, blocks, converter.state)
+
+    def frozen_state(self) -> dict[str, torch.Tensor]:
+        """What a resume needs to rebuild the very same frozen weights besides the base: int8's calibration."""
+        return self._frozen_state
+
+    def sync(self) -> None:
+        """Take `parameters` over after they were changed."""
+        for block in self.blocks:
+            for group in (block.qkv, block.o, block.gate_up, block.down):
+                group.sync()
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the model is the base model."""
+        try:
+            self._enable(False)
+            yield
+        finally:
+            self._enable(True)
+
+    def _enable(self, enabled: bool) -> None:
+        for block in self.blocks:
+            for group in (block.qkv, block.o, block.gate_up, block.down):
+                group.enabled = enabled
+        self.sync()
+
+    def rows(
+        self,
+        bounds: Sequence[int],
+        prefix: int,
+        identity: torch.Tensor | None = None,
+        seed: tuple[int, int] | None = None,
+    ) -> Rows:
+        """The Rows of examples of the given bounds behind a prefix of `prefix` tokens."""
+        positions = torch.cat([torch.arange(prefix, prefix + b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+        longest = int(positions.max()) + 1
+        if longest > self._tables[0].shape[0]:
+            self._tables = rope_tables(self.config, max(longest, 2 * self._tables[0].shape[0]))
+        cos, sin = self._tables[0][positions], self._tables[1][positions]
+        threshold = round(256 * self.lora.dropout) if self.lora and seed is not None else 0
+        if identity is None:
+            identity = positions
+        return Rows(Layout(tuple(bounds), prefix), cos, sin, identity, seed, threshold)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (T,) int64 → (T, D) float32."""
+        return self.embedding[tokens].float()
+
+    def forward(
+        self, tokens: torch.Tensor, rows: Rows, prefix: list[Saved] | None, keep: list[Saved | torch.Tensor] | None
+    ) -> torch.Tensor:
+        """tokens (T,) int64 → the last layer's output (T, D) float32; `keep` collects what `backward` needs."""
+        h = self.embed(tokens)
+        for i, block in enumerate(self.blocks):
+            kept = keep is not None and i >= self.config.n_layers - self.keep_layers
+            if keep is not None and not kept:
+                keep.append(h.clone())
+            h, saved = block.forward(h, rows, prefix[i] if prefix else None)
+            if keep is not None and kept:
+                keep.append(saved)
+        return h
+
+    def forward_prefix(self, tokens: torch.Tensor, rows: Rows) -> list[Saved]:
+        """The pass over a shared prefix's tokens (P,), up to the last layer's keys and values."""
+        h, saved = self.embed(tokens), []
+        for block in self.blocks:
+            h, one = block.forward(h, rows, None, keys_only=block.index == self.config.n_layers - 1)
+            saved.append(one)
+        return saved
+
+    def head_loss(
+        self, h: torch.Tensor, at: torch.Tensor, targets: torch.Tensor, weight: float | None
+    ) -> tuple[float, torch.Tensor | None]:
+        """Cross-entropy at the rows `at` (n,) of h (T, D), for `targets` (n,).
+
+        Returns:
+            The summed loss in nats and, for a `weight` (each target's share of the step's loss), its gradient by h
+            (T, D) float32.
+        """
+        op = kernels()
+        chosen = h.index_select(0, at)
+        normed, rstd = op.rms_norm(chosen, self.config.norm_eps, self.dtype)
+        total, dchosen = 0.0, torch.zeros_like(chosen)
+        for start in range(0, len(at), _HEAD_ROWS):
+            rows = slice(start, start + _HEAD_ROWS)
+            logits = self.head.forward(normed[rows] * self.final_norm)
+            loss, dlogits = op.cross_entropy(logits, targets[rows], weight or 0.0)
+            total += loss
+            if weight is not None:
+                dx = self.head.input_grad(dlogits)
+                op.rms_norm_backward(dx, normed[rows], rstd[rows], self.final_norm, dchosen[rows])
+        if weight is None:
+            return total, None
+        dh = torch.zeros_like(h)
+        dh.index_copy_(0, at, dchosen)
+        return total, dh
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (T,) int64 → logits (T, vocabulary) float32 of one sequence, no dropout."""
+        h = self.forward(tokens, self.rows((0, len(tokens)), 0), None, None)
+        normed, _ = kernels().rms_norm(h, self.config.norm_eps, self.dtype)
+        return self.head.forward(normed * self.final_norm).float()
+
+
+def evaluate_loss(
+    model: LoraModel, examples: Sequence[Example], on_progress: Callable[[int], None] | None = None
+) -> list[tuple[float, int]]:
+    """Per example the summed loss in nats and the number of its target tokens; common beginnings computed once."""
+    from rescoldo.engine.prefix import group_by_prefix
+
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+    done = 0
+    for group in group_by_prefix(examples) if model.share_prefix else group_by_prefix(examples, minimum=1 << 30):
+        prefix = None
+        p = group.length
+        if p:
+            prefix = model.forward_prefix(torch.tensor(examples[group.indices[0]].tokens[:p]), model.rows((0, p), 0))
+        for i in group.indices:
+            example = examples[i]
+            tokens = torch.tensor(example.tokens[p:-1])
+            h = model.forward(tokens, model.rows((0, len(tokens)), p), prefix, None)
+            at = torch.arange(example.n_prompt - 1 - p, len(tokens))
+            loss, _ = model.head_loss(h, at, torch.tensor(example.tokens[example.n_prompt :]), None)
+            results[i] = (loss, example.n_targets)
+            done += 1
+            if on_progress:
+                on_progress(done)
+    return results
+
+
+assert {m.split(".")[1] for members in GROUPS.values() for m in members} == set(LINEARS)

@@ -1,0 +1,97 @@
+"""Turning a layer's weights into one of the precisions, int8's calibration included, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rescoldo.engine.attention import Layout
+from rescoldo.engine.block import SITES, Block, Rows
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.linear import FrozenLinear, Int8Linear, Nf4Linear, PlainLinear, smoothing
+from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.rope import rope_tables
+from rescoldo.engine.types import Example
+from rescoldo.errors import RescoldoError
+
+_CALIBRATION_TOKENS = 4_000_000  # times hidden size: 4 examples of the sample model, one of a 7B
+
+Build = Callable[[str, FrozenLinear], LoraGroup]
+
+
+class Converter:
+    """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers in
+    bfloat16, so that every weight is read once.
+
+    Args:
+        config: the decoder's shapes.
+        precision: "fp32", "bf16", "int8" or "nf4".
+        calibration: examples to measure input ranges on (int8 without `state`).
+        state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
+        embedding: (V, D), to embed the calibration tokens.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        precision: str,
+        calibration: Sequence[Example] | None,
+        state: dict[str, torch.Tensor] | None,
+        embedding: torch.Tensor,
+    ) -> None:
+        self.config, self.precision = config, precision
+        self.state: dict[str, torch.Tensor] = dict(state or {})
+        self.rows: Rows | None = None
+        if precision == "int8" and not self.state:
+            if not calibration:
+                raise RescoldoError(
+                    "int8 needs examples to measure the inputs' ranges on", fix="give calibration examples, or use bf16"
+                )
+            budget = max(256, _CALIBRATION_TOKENS // config.hidden_size)
+            tokens, bounds = [], [0]
+            for example in calibration:
+                part = example.tokens[: budget - bounds[-1]]
+                if part:
+                    tokens += part
+                    bounds.append(len(tokens))
+            self.h = embedding[torch.tensor(tokens)].float()
+            positions = torch.cat([torch.arange(b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+            cos, sin = rope_tables(config, int(positions.max()) + 1)
+            self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)
+
+    def layer(
+        self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build
+    ) -> dict[str, LoraGroup]:
+        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each."""
+        if self.precision in ("fp32", "bf16"):
+            dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+            return {site: build(site, PlainLinear(weights[site], dtype)) for site in SITES}
+        if self.precision == "nf4":
+            return {site: build(site, Nf4Linear(weights[site])) for site in SITES}
+        if self.rows is not None:
+            self._measure(index, weights, norms, build)
+        groups = {}
+        for site in SITES:
+            columns, apart = smoothing(self.state[f"layers.{index}.{site}"], weights[site])
+            groups[site] = build(site, Int8Linear(weights[site], columns, apart))
+        return groups
+
+    def _measure(
+        self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build
+    ) -> None:
+        assert self.rows is not None
+        plain = {site: build(site, PlainLinear(weights[site], torch.bfloat16)) for site in SITES}
+        block = Block(index, self.config, plain, norms, torch.bfloat16)
+        self.h, saved = block.forward(self.h, self.rows, None)
+        assert saved.normed2 is not None
+        assert saved.gate_up is not None
+        inputs = (
+            saved.normed1 * block.norm1,
+            saved.mixed,
+            saved.normed2 * block.norm2,
+            kernels().silu_mul(saved.gate_up),
+        )
+        for site, x in zip(SITES, inputs, strict=True):
+            self.state[f"layers.{index}.{site}"] = x.abs().amax(0).float()

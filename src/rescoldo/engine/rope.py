@@ -1,0 +1,103 @@
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864) and the scalings that the supported models use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.errors import RescoldoError
+
+
+def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
+    """Per-pair rotation speeds (head_dim/2,) float32 and the factor on cos and sin (1 but for YaRN).
+
+    Raises:
+        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic or GGUF's factor list.
+    """
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    speeds = 1.0 / (config.rope_theta**half)
+    scaling = config.rope_scaling
+    kind = str(scaling.get("rope_type", scaling.get("type", "default"))) if scaling else "default"
+    if scaling is None or kind in ("default", "dynamic"):
+        return speeds, 1.0  # dynamic NTK changes nothing up to max_positions, and training stays below it
+    if kind == "linear":
+        return speeds / float(scaling["factor"]), 1.0
+    if kind == "factors":
+        return speeds / torch.tensor(scaling["factors"], dtype=torch.float32), 1.0
+    if kind == "llama3":
+        return _llama3(speeds, scaling), 1.0
+    if kind == "yarn":
+        return _yarn(config, scaling)
+    raise RescoldoError(
+        f"rope scaling of type {kind!r} is not supported",
+        where="config.json, rope_scaling",
+        fix="models with no scaling, linear, llama3, yarn or dynamic work",
+    )
+
+
+def _llama3(speeds: torch.Tensor, scaling: dict[str, float]) -> torch.Tensor:
+    factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    context = float(scaling["original_max_position_embeddings"])
+    wavelength = 2 * math.pi / speeds
+    slowed = torch.where(wavelength > context / low, speeds / factor, speeds)
+    smooth = (context / wavelength - low) / (high - low)
+    blended = (1 - smooth) * slowed / factor + smooth * slowed
+    medium = ~(wavelength < context / high) & ~(wavelength > context / low)
+    return torch.where(medium, blended, slowed)
+
+
+def _yarn(config: DecoderConfig, scaling: dict[str, float]) -> tuple[torch.Tensor, float]:
+    """YaRN (arXiv 2309.00071), with the defaults that Hugging Face gives the fields left out."""
+    dim, base = config.head_dim, config.rope_theta
+    context = float(scaling.get("original_max_position_embeddings") or config.max_positions)
+    factor = float(scaling["factor"])
+    fast, slow = float(scaling.get("beta_fast") or 32), float(scaling.get("beta_slow") or 1)
+
+    def magnitude(scale: float, weight: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
+
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        weight, weight_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        attention = magnitude(factor, weight) / magnitude(factor, weight_all) if weight and weight_all else magnitude(factor)
+
+    def correction(rotations: float) -> float:
+        return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = correction(fast), correction(slow)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high = high + 0.001 if low == high else high
+    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
+    speeds = 1.0 / (base ** (torch.arange(0, dim, 2).float() / dim))
+    return speeds / factor * ramp + speeds * (1 - ramp), float(attention)
+
+
+def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin for positions 0..length-1, each (length, head_dim/2) float32."""
+    speeds, factor = inverse_frequencies(config)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), speeds)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + head_dim/2), Hugging Face's layout.
+
+    Args:
+        x: (T, heads, head_dim).
+        cos: (T, head_dim/2) float32. `sin` likewise; with its sign changed this is the inverse rotation.
+
+    Returns:
+        As x, in x's dtype; computed in float32.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """`rotate` in place."""
+    x.copy_(rotate(x, cos, sin))
