@@ -193,8 +193,8 @@ def tiny_gguf(
             hidden 64 and intermediate 96 every row is a whole number of 32-blocks.
         pre: tokenizer.ggml.pre.
         metadata: more string, int or float keys; None as a value leaves a standard key out.
-        vocabulary: a tokenizer instead of `tiny_tokenizer`'s: model ("gpt2" or "llama"), tokens, types, merges or scores.
-            Set vocab_size to the number of tokens.
+        vocabulary: a tokenizer instead of `tiny_tokenizer`'s: model ("gpt2" or "llama"), tokens, types, merges or
+            scores. Set vocab_size to the number of tokens.
         factors: a rope_freqs.weight tensor (head_dim / 2 values).
         overrides: see `tiny_config`.
     """
