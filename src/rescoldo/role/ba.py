@@ -85,7 +85,8 @@ class BARole(Role):
             value = requirements[name]
             items = parse_yaml(value) if isinstance(value, str) else value
             answer[name] = [{field: item[field] for field in ITEM_FIELDS} for item in items]
-        return yaml.safe_dump(answer, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False)
+        text = yaml.safe_dump(answer, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False)
+        return text.rstrip("\n")
 
     def key(self, record: dict[str, Any]) -> str:
         """The concept."""

@@ -1,0 +1,52 @@
+"""When two texts are the same, or one a rewording of the other: overlap of their 5-grams of words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+GRAM = 5
+NEAR = 0.5  # share of the shorter text's 5-grams that the other has too, from which on it is a near-duplicate
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: letters and digits, no case, no accents."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    return re.findall(r"[^\W_]+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
+
+
+def same(text: str) -> str:
+    """Two texts are the same if this is equal: case, accents, punctuation and spacing do not count."""
+    return " ".join(words(text))
+
+
+def grams(text: str, size: int = GRAM) -> frozenset[tuple[str, ...]]:
+    """The word `size`-grams of a text; a shorter text is one gram of all its words."""
+    parts = words(text)
+    if len(parts) <= size:
+        return frozenset([tuple(parts)] if parts else [])
+    return frozenset(tuple(parts[i : i + size]) for i in range(len(parts) - size + 1))
+
+
+def near_pairs(texts: Sequence[str]) -> list[tuple[int, int, float]]:
+    """(later, earlier, overlap) for each text with an earlier one that it overlaps with by NEAR or more (the one with the
+    largest overlap, the same text excluded only by being the same index). Overlap: shared 5-grams / the smaller number.
+    """
+    index: dict[tuple[str, ...], list[int]] = {}
+    sizes: list[int] = []
+    pairs: list[tuple[int, int, float]] = []
+    for later, text in enumerate(texts):
+        own = grams(text)
+        shared: dict[int, int] = {}
+        for gram in own:
+            holders = index.setdefault(gram, [])
+            for earlier in holders:
+                shared[earlier] = shared.get(earlier, 0) + 1
+            if len(holders) < 50:  # a phrase that everybody uses tells nothing, and would cost the square of the texts
+                holders.append(later)
+        sizes.append(len(own))
+        best = max(((count / min(len(own), sizes[i]), -i) for i, count in shared.items()), default=(0.0, 0))
+        if best[0] >= NEAR:
+            pairs.append((later, -best[1], best[0]))
+    return pairs

@@ -1,0 +1,100 @@
+"""One dataset into a training and a validation file: by seed, with no concept on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rescoldo.data.fix import refuse_existing
+from rescoldo.data.records import read_lines, read_records
+from rescoldo.data.similar import near_pairs, same
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the records, in file order; `grouped` counts records that had to go with a near-duplicate."""
+
+    train: list[int]
+    val: list[int]
+    grouped: int
+
+
+def split_indices(concepts: list[str], share: float, seed: int) -> Split:
+    """Divide records by their concepts.
+
+    The same and nearly the same concepts (data.similar) stay together. Groups are ordered by a hash of seed and concept,
+    so the division does not depend on the file's order and changes little when records are added.
+
+    Args:
+        share: of the records that go into validation, 0..1 exclusive.
+
+    Raises:
+        RescoldoError: `share` out of range, or fewer than two different concepts.
+    """
+    if not 0 < share < 1:
+        raise RescoldoError(
+            f"{share} is not between 0 and 1", where="--val", fix="--val 0.2 keeps a fifth for validation"
+        )
+    parent = list(range(len(concepts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for i, concept in enumerate(concepts):
+        parent[root(i)] = root(first.setdefault(same(concept), i))
+    for later, earlier, _ in near_pairs(concepts):
+        parent[root(later)] = root(earlier)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(concepts)):
+        groups.setdefault(root(i), []).append(i)
+    if len(groups) < 2:
+        raise RescoldoError(f"{len(groups)} different concept: nothing to split", fix="add examples first")
+
+    def order(members: list[int]) -> str:
+        return min(hashlib.sha256(f"{seed}\n{same(concepts[i])}".encode()).hexdigest() for i in members)
+
+    wanted = min(max(1, round(share * len(concepts))), len(concepts) - 1)
+    ordered = sorted(groups.values(), key=order)
+    val: list[int] = []
+    for members in ordered:
+        if len(val) + len(members) <= wanted:
+            val += members
+    if not val:  # every group is larger than what validation should get
+        val = min(ordered, key=len)
+    chosen = set(val)
+    train = [i for i in range(len(concepts)) if i not in chosen]
+    return Split(train, sorted(val), sum(len(members) for members in groups.values() if len(members) > 1))
+
+
+def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Path) -> Split:
+    """Split a file; lines are copied as they stand.
+
+    Raises:
+        RescoldoError: faults in the file, an output that exists, nothing to split.
+    """
+    if len({path.resolve(), train_out.resolve(), val_out.resolve()}) < 3:
+        raise RescoldoError("input, --train-out and --val-out must be three different files", where=str(path))
+    records = read_records(path)
+    for output in (train_out, val_out):
+        refuse_existing(output)
+    split = split_indices([record["concept"] for record in records], share, seed)
+    raw = [line.raw for line in read_lines(path)]
+    try:
+        for output, indices in ((train_out, split.train), (val_out, split.val)):
+            content = b"".join(raw[i] + b"\n" for i in indices)
+            write_atomic(output, lambda temporary, content=content: temporary.write_bytes(content) and None)  # type: ignore[misc]
+    except OSError as error:
+        train_out.unlink(missing_ok=True)
+        raise RescoldoError(
+            f"cannot be written: {error.strerror or error}",
+            where=error.filename or str(val_out),
+            exit_code=EXIT_FAILURE,
+        ) from None
+    return split

@@ -1,0 +1,137 @@
+"""Records as token ids: prompt through the model's own chat template, then the answer and the end of the turn.
+
+The prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, then the
+token with which the template closes the assistant's turn, so that the model learns to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rescoldo.engine.types import Example
+from rescoldo.errors import RescoldoError
+from rescoldo.role.role import Role
+
+_SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A tokenized dataset.
+
+    Attributes:
+        examples: those that fit, in the records' order.
+        kept: for each example, its record's index.
+        overruns: (line in the file, tokens) of each record that is longer than max_length and left out whole.
+        n_tokens: tokens of all examples, prompts included.
+        n_targets: tokens that the loss is on.
+    """
+
+    examples: list[Example]
+    kept: list[int]
+    overruns: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all examples."""
+        return sum(len(example.tokens) for example in self.examples)
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens that the loss is on."""
+        return sum(example.n_targets for example in self.examples)
+
+
+def tokenize_records(records: Sequence[dict[str, Any]], role: Role, tokenizer: Any, max_length: int) -> Tokenized:
+    """Tokenize each record. One that is longer than `max_length` tokens is left out and reported, never cut.
+
+    Raises:
+        RescoldoError: the tokenizer's template cannot render the prompt.
+    """
+    end = end_of_turn(tokenizer)
+    examples: list[Example] = []
+    kept: list[int] = []
+    overruns: list[tuple[int, int]] = []
+    for index, record in enumerate(records):
+        prompt = prompt_ids(role.messages(record), tokenizer)
+        answer = tokenizer(role.target(record), add_special_tokens=False)["input_ids"]
+        tokens = (*prompt, *answer, end)
+        if len(tokens) > max_length:
+            overruns.append((getattr(record, "line", 0) or index + 1, len(tokens)))
+            continue
+        examples.append(Example(tokens, len(prompt)))
+        kept.append(index)
+    return Tokenized(examples, kept, overruns)
+
+
+def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
+    """The conversation as the model's chat template writes it, up to where the answer begins; None without template.
+
+    Raises:
+        RescoldoError: the template refuses the messages or is damaged.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return str(_render(tokenizer, messages, add_generation_prompt=True))
+    except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
+        raise RescoldoError(
+            f"the model's chat template cannot write the prompt: {error}",
+            where=str(getattr(tokenizer, "name_or_path", "") or "chat template"),
+            fix="use an instruct model, or mend chat_template in its tokenizer_config.json",
+        ) from None
+
+
+def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
+    """The prompt's token ids: what the template wrote with no special token added to it (the template writes its own
+    beginning of sequence). A model without a template gets the bare text and its tokenizer's own special tokens.
+    """
+    text = prompt_text(messages, tokenizer)
+    if text is not None:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = "\n\n".join(message["content"] for message in messages) + "\n\n"
+    ids = list(tokenizer(text)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # some tokenizers close every text
+    return ids
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that closes the assistant's turn in the chat template (<|im_end|>, </s>, <|eot_id|>…), else EOS.
+
+    Raises:
+        RescoldoError: the tokenizer has neither.
+    """
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if getattr(tokenizer, "chat_template", None):
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
+        try:
+            tail = str(_render(tokenizer, messages, add_generation_prompt=False)).rpartition(_SENTINEL)[2]
+        except Exception:  # a template that cannot write an answer: EOS it is
+            tail = ""
+        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+        for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else ():
+            if token in special:
+                return int(token)
+    if eos is None:
+        raise RescoldoError(
+            "the tokenizer has no end-of-sequence token, so that the model could never stop",
+            where=str(getattr(tokenizer, "name_or_path", "") or "tokenizer"),
+            fix="set eos_token in the model's tokenizer_config.json",
+        )
+    return int(eos)
+
+
+def stop_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the template's end of turn and the tokenizer's end of sequence."""
+    eos = getattr(tokenizer, "eos_token_id", None)
+    return frozenset({end_of_turn(tokenizer)} | ({int(eos)} if eos is not None else set()))
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> Any:
+    # enable_thinking: qwen3's template then leaves no room for a train of thought; others ignore it
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    )
