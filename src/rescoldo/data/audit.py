@@ -129,7 +129,10 @@ def _among(entries: list[_Entry]) -> list[Fault]:
         else:
             what = f"the same concept as line {earlier.line}, with another answer"
             faults.append(Fault(entry.file, entry.line, "concept", "duplicate-concept", what))
-    for later, before, overlap in near_pairs([entry.concept for entry in different]):
+    nearest = {
+        later: (before, overlap) for later, before, overlap in near_pairs([entry.concept for entry in different])
+    }
+    for later, (before, overlap) in nearest.items():
         what = f"{overlap:.0%} of its phrases stand in line {different[before].line}'s concept too"
         entry = different[later]
         faults.append(Fault(entry.file, entry.line, "concept", "near-duplicate", what, level="warning"))
@@ -159,9 +162,10 @@ def _across(files: list[list[_Entry]]) -> list[Fault]:
                 what = f"the concept stands in {leaked.file}:{leaked.line} too: a score on it means nothing"
                 faults.append(Fault(entry.file, entry.line, "concept", "leak", what))
             both = [*other, *fresh]
-            for later, before, overlap in near_pairs([entry.concept for entry in both]):
-                if before < len(other) <= later:
-                    entry, source = both[later], both[before]
-                    what = f"{overlap:.0%} of its phrases stand in the concept of {source.file}:{source.line} too"
-                    faults.append(Fault(entry.file, entry.line, "concept", "near-leak", what, level="warning"))
+            pairs = near_pairs([entry.concept for entry in both])
+            nearest = {later: (before, share) for later, before, share in pairs if before < len(other) <= later}
+            for later, (before, share) in nearest.items():
+                entry, source = both[later], both[before]
+                what = f"{share:.0%} of its phrases stand in the concept of {source.file}:{source.line} too"
+                faults.append(Fault(entry.file, entry.line, "concept", "near-leak", what, level="warning"))
     return faults

@@ -153,16 +153,17 @@ def write_fixed(fixed: Fixed, source: Path, output: Path | None, *, in_place: bo
     """
     if (output is None) == (not in_place):
         raise RescoldoError("say where to write", where="--output", fix="-o NEW_FILE, or --in-place")
+    source = source.resolve()  # the file itself, not a link to it
     target = source if output is None else output
     try:
         if in_place:
             backup = source.with_name(source.name + ".bak")
             refuse_existing(backup)
             original = source.read_bytes()
-            write_atomic(backup, lambda temporary: temporary.write_bytes(original) and None)
+            write_bytes(backup, original)
         else:
             refuse_existing(target)
-        write_atomic(target, lambda temporary: temporary.write_bytes(fixed.content) and None)
+        write_bytes(target, fixed.content)
     except OSError as error:
         raise RescoldoError(
             f"cannot be written: {error.strerror or error}", where=str(target), exit_code=EXIT_FAILURE
@@ -180,3 +181,16 @@ def refuse_existing(path: Path) -> None:
         raise RescoldoError(
             "exists already and is not overwritten", where=str(path), fix="choose another name, or move it"
         )
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically.
+
+    Raises:
+        OSError: as the system says; nothing is left then.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)

@@ -30,8 +30,9 @@ def grams(text: str, size: int = GRAM) -> frozenset[tuple[str, ...]]:
 
 
 def near_pairs(texts: Sequence[str]) -> list[tuple[int, int, float]]:
-    """(later, earlier, overlap) for each text with an earlier one that it overlaps with by NEAR or more (the one with the
-    largest overlap, the same text excluded only by being the same index). Overlap: shared 5-grams / the smaller number.
+    """(later, earlier, overlap) for each pair of texts that overlap by NEAR or more, in order; the same text counts too.
+
+    Overlap: shared 5-grams / the smaller of both numbers of 5-grams.
     """
     index: dict[tuple[str, ...], list[int]] = {}
     sizes: list[int] = []
@@ -46,7 +47,8 @@ def near_pairs(texts: Sequence[str]) -> list[tuple[int, int, float]]:
             if len(holders) < 50:  # a phrase that everybody uses tells nothing, and would cost the square of the texts
                 holders.append(later)
         sizes.append(len(own))
-        best = max(((count / min(len(own), sizes[i]), -i) for i, count in shared.items()), default=(0.0, 0))
-        if best[0] >= NEAR:
-            pairs.append((later, -best[1], best[0]))
+        for earlier, count in sorted(shared.items()):
+            overlap = count / min(len(own), sizes[earlier])
+            if overlap >= NEAR:
+                pairs.append((later, earlier, overlap))
     return pairs

@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescoldo.data.fix import refuse_existing
+from rescoldo.data.fix import refuse_existing, write_bytes
 from rescoldo.data.records import read_lines, read_records
 from rescoldo.data.similar import near_pairs, same
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Split:
 def split_indices(concepts: list[str], share: float, seed: int) -> Split:
     """Divide records by their concepts.
 
-    The same and nearly the same concepts (data.similar) stay together. Groups are ordered by a hash of seed and concept,
-    so the division does not depend on the file's order and changes little when records are added.
+    The same and nearly the same concepts (data.similar) stay together. Groups are ordered by a hash of seed and
+    concept, so the division does not depend on the file's order and changes little when records are added.
 
     Args:
         share: of the records that go into validation, 0..1 exclusive.
@@ -88,8 +87,7 @@ def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Pa
     raw = [line.raw for line in read_lines(path)]
     try:
         for output, indices in ((train_out, split.train), (val_out, split.val)):
-            content = b"".join(raw[i] + b"\n" for i in indices)
-            write_atomic(output, lambda temporary, content=content: temporary.write_bytes(content) and None)  # type: ignore[misc]
+            write_bytes(output, b"".join(raw[i] + b"\n" for i in indices))
     except OSError as error:
         train_out.unlink(missing_ok=True)
         raise RescoldoError(
