@@ -23,17 +23,17 @@ def main(  # noqa: PLR0917 (a flag each)
     base_model: Annotated[
         str, typer.Option(help="Directory, Hub id, GGUF file, ollama:NAME or sample:smollm2.")
     ] = "artifacts/models/mistral-7b-instruct",
-    epochs: Annotated[int | None, typer.Option(help="[default: 3]")] = None,
-    lr: Annotated[float | None, typer.Option(help="[default: 2e-4]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 1]")] = None,
-    grad_accum: Annotated[int | None, typer.Option(help="[default: 8]")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="[default: 8]")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="[default: 32]")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="[default: 0.1]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="[default: 2048]")] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 42]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default 3.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Default 2e-4.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 1.")] = None,
+    grad_accum: Annotated[int | None, typer.Option(help="Default 8.")] = None,
+    lora_r: Annotated[int | None, typer.Option(help="Default 8.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Default 32.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Default 0.1.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Default 2048.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 42.")] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="auto, int8, nf4 (bnb4), bf16, fp32. [default: auto]")
+        str | None, typer.Option(help="auto, int8, nf4 (bnb4), bf16, fp32. (default auto)")
     ] = None,
     train_limit: Annotated[int | None, typer.Option(help="Only the first N training examples.")] = None,
     val_limit: Annotated[int | None, typer.Option(help="Only the first N validation examples.")] = None,
@@ -44,7 +44,7 @@ def main(  # noqa: PLR0917 (a flag each)
 ) -> None:
     """Fine-tune a language model with LoRA to write a business analyst's requirements.
 
-    The same command again resumes an interrupted run. Defaults in brackets are those for 7B models; the sample model
+    The same command again resumes an interrupted run. The defaults are those for 7B models; the sample model
     has a preset of its own, which is printed. More settings: rescoldo train --help.
     """
     given = {name: value for name, value in locals().items() if name != "restart"}

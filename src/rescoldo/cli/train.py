@@ -23,70 +23,70 @@ def train(  # noqa: PLR0917 (a flag each)
     base_model: Annotated[
         str | None,
         typer.Option(
-            help="Directory, Hub id, GGUF file, ollama:NAME or sample:smollm2. [default: sample:smollm2]",
+            help="Directory, Hub id, GGUF file, ollama:NAME or sample:smollm2. (default sample:smollm2)",
             rich_help_panel=BASICS,
         ),
     ] = None,
-    role: Annotated[str | None, typer.Option(help="What is taught. [default: ba]", rich_help_panel=BASICS)] = None,
+    role: Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file with any of these as fields (lora_r: 8); flags win.", rich_help_panel=BASICS),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the examples. [default: 3]", rich_help_panel=LORA)
+        int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 2e-4]", rich_help_panel=LORA)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Examples a micro-batch. [default: 1]", rich_help_panel=LORA)
+        int | None, typer.Option(help="Examples a micro-batch. (default 1)", rich_help_panel=LORA)
     ] = None,
     grad_accum: Annotated[
-        int | None, typer.Option(help="Micro-batches an optimizer step. [default: 8]", rich_help_panel=LORA)
+        int | None, typer.Option(help="Micro-batches an optimizer step. (default 8)", rich_help_panel=LORA)
     ] = None,
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank. [default: 8]", rich_help_panel=LORA)] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha. [default: 32]", rich_help_panel=LORA)] = None,
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)] = None,
     lora_dropout: Annotated[
-        float | None, typer.Option(help="Dropout before A. [default: 0.1]", rich_help_panel=LORA)
+        float | None, typer.Option(help="Dropout before A. (default 0.1)", rich_help_panel=LORA)
     ] = None,
     lora_targets: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
-            "or attention, mlp, all. [default: attention]",
+            "or attention, mlp, all. (default attention)",
             rich_help_panel=LORA,
         ),
     ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
-            help="Longest example in tokens; longer ones are left out and named. [default: 2048]", rich_help_panel=LORA
+            help="Longest example in tokens; longer ones are left out and named. (default 2048)", rich_help_panel=LORA
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Decides order, first weights and dropout. [default: 42]", rich_help_panel=LORA)
+        int | None, typer.Option(help="Decides order, first weights and dropout. (default 42)", rich_help_panel=LORA)
     ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="The frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. [default: auto]", rich_help_panel=LORA
+            help="The frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. (default auto)", rich_help_panel=LORA
         ),
     ] = None,
     warmup: Annotated[
         float | None,
-        typer.Option(help="Warm-up: a share of all steps, or from 1 on steps. [default: 0.05]", rich_help_panel=LORA),
+        typer.Option(help="Warm-up: a share of all steps, or from 1 on steps. (default 0.05)", rich_help_panel=LORA),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="AdamW's weight decay. [default: 0.01]", rich_help_panel=LORA)
+        float | None, typer.Option(help="AdamW's weight decay. (default 0.01)", rich_help_panel=LORA)
     ] = None,
     max_grad_norm: Annotated[
-        float | None, typer.Option(help="The gradient's norm is clipped to this. [default: 1.0]", rich_help_panel=LORA)
+        float | None, typer.Option(help="The gradient's norm is clipped to this. (default 1.0)", rich_help_panel=LORA)
     ] = None,
     shuffle: Annotated[
         bool | None,
-        typer.Option("--shuffle/--no-shuffle", help="New order each epoch. [default: shuffle]", rich_help_panel=LORA),
+        typer.Option("--shuffle/--no-shuffle", help="New order each epoch. (default shuffle)", rich_help_panel=LORA),
     ] = None,
     early_stopping: Annotated[
         int | None,
-        typer.Option(help="Stop after N epochs without a better validation loss. [default: off]", rich_help_panel=LORA),
+        typer.Option(help="Stop after N epochs without a better validation loss. (default off)", rich_help_panel=LORA),
     ] = None,
     train_limit: Annotated[
         int | None, typer.Option(help="Only the first N training examples.", rich_help_panel=RUN)
@@ -96,13 +96,13 @@ def train(  # noqa: PLR0917 (a flag each)
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after N optimizer steps.", rich_help_panel=RUN)] = None,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Minutes between checkpoints. [default: 5]", rich_help_panel=RUN)
+        float | None, typer.Option(help="Minutes between checkpoints. (default 5)", rich_help_panel=RUN)
     ] = None,
     keep_checkpoints: Annotated[
-        int | None, typer.Option(help="Checkpoints kept between epochs. [default: 2]", rich_help_panel=RUN)
+        int | None, typer.Option(help="Checkpoints kept between epochs. (default 2)", rich_help_panel=RUN)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: the cores this process may use]", rich_help_panel=RUN)
+        int | None, typer.Option(help="CPU threads. (default the cores this process may use)", rich_help_panel=RUN)
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start anew; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)

@@ -51,7 +51,8 @@ def clip(gradients: Tensors, max_norm: float) -> float:
 
     A norm that is not finite is returned as it is, the gradients untouched.
     """
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+    norms = [torch.linalg.vector_norm(gradients[key]) for key in sorted(gradients)]  # always summed in the same order
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     if math.isfinite(norm.item()):
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         for gradient in gradients.values():
