@@ -184,6 +184,8 @@ def tiny_gguf(
     metadata: dict[str, Any] | None = None,
     factors: list[float] | None = None,
     vocabulary: dict[str, Any] | None = None,
+    template: str | None = CHATML,
+    add_bos: bool = False,
     **overrides: Any,
 ) -> Path:
     """Write the model of `tiny_model` as a GGUF file. Returns `path`.
@@ -248,8 +250,9 @@ def tiny_gguf(
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_pad_token_id(0)
-        writer.add_add_bos_token(False)
-        writer.add_chat_template(CHATML)
+        writer.add_add_bos_token(add_bos)
+        if template is not None:
+            writer.add_chat_template(template)
     kind = gguf.GGMLQuantizationType[quantization]
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from tests.base.make_models import tiny_gguf
 
 FUZZ = settings(
-    max_examples=200,
+    max_examples=500,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
