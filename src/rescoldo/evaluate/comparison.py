@@ -1,0 +1,99 @@
+"""Evaluations of the same concepts side by side: ranking, paired tests, effect sizes, decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.decision import decide
+from rescoldo.evaluate.statistics import paired
+
+
+def build_comparison(
+    models: Mapping[str, Mapping[str, Any]],
+    *,
+    baseline: str,
+    finetuned: str | None = None,
+    optimized: str | None = None,
+    train_score: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """The comparison document (contract, section 8).
+
+    Args:
+        models: name → its part as `evaluate` returns it; all over the same concepts in the same order.
+        baseline: the untouched model (M1); differences in the ranking are to it.
+        finetuned: the model to decide on (M3); None: no decision.
+        optimized: the model with the better prompt (M2), if there is one; the decision is against it, else against M1.
+        train_score: the fine-tuned model's mean on its training set.
+        metadata: put into the document as it is.
+
+    Returns:
+        {"metadata", "models", "comparison": {"ranking", "statistical_tests", "effect_sizes", "decision"}}; the tests
+        stand under "B - A", difference = B - A.
+
+    Raises:
+        RescoldoError: fewer than two models, an unknown name, different concepts.
+    """
+    if len(models) < 2:
+        raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
+    for name in (baseline, finetuned, optimized):
+        if name is not None and name not in models:
+            raise RescoldoError(f"there is no model {name!r} among {', '.join(models)}")
+    first, *others = models
+    concepts = {name: [row["concept"] for row in part["predictions"]] for name, part in models.items()}
+    for name in others:
+        if concepts[name] != concepts[first]:
+            raise RescoldoError(
+                f"{first} and {name} were evaluated on different concepts", fix="evaluate both with the same --dataset"
+            )
+    scores = {name: [float(row["score"]) for row in part["predictions"]] for name, part in models.items()}
+    means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
+    # ties go to the simpler model: the one named first
+    ranked = sorted(models, key=lambda name: -round(means[name], 9))
+    order = [baseline, *(name for name in models if name not in (baseline, optimized, finetuned))]
+    order += [name for name in (optimized, finetuned) if name is not None]
+    order = list(dict.fromkeys(order))
+    tests: dict[str, Any] = {}
+    effects: dict[str, Any] = {}
+    for old, new in combinations(order, 2):
+        test = paired(scores[old], scores[new], seed=seed)
+        effects[f"{new} - {old}"] = {
+            "cohens_d": test.pop("cohens_d"),
+            "size": test.pop("cohens_d_note"),
+            "mean_difference": test["mean_difference"],
+        }
+        tests[f"{new} - {old}"] = {"first": old, "second": new, **test}
+    decision = None
+    if finetuned is not None:
+        decision = decide(
+            {name: scores[name] for name in models},
+            finetuned=finetuned,
+            reference=optimized or baseline,
+            baseline=baseline,
+            train_score=train_score,
+            seed=seed,
+        )
+        for name in (finetuned, optimized or baseline):
+            decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
+    return {
+        "metadata": dict(metadata or {}),
+        "models": {name: dict(models[name]) for name in models},
+        "comparison": {
+            "ranking": [
+                {
+                    "rank": place + 1,
+                    "model": name,
+                    "mean": means[name],
+                    "difference_to_baseline": means[name] - means[baseline],
+                }
+                for place, name in enumerate(ranked)
+            ],
+            "statistical_tests": tests,
+            "effect_sizes": effects,
+            "decision": decision,
+        },
+    }

@@ -1,0 +1,112 @@
+"""Adopt the fine-tuned model or not: the contract's rules (section 7), with the uncertainty said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rescoldo.evaluate.statistics import examples_to_settle, paired
+
+GOOD_ENOUGH = 0.90
+WORTH_IT = 0.05  # what a fine-tuned model must be ahead to be worth keeping an adapter
+_ROUND = 9  # decimals that means are compared with: 0.9035 - 0.8535 is 0.05
+
+
+def decide(
+    scores: dict[str, Sequence[float]],
+    *,
+    finetuned: str,
+    reference: str,
+    baseline: str | None = None,
+    train_score: float | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """The decision between the fine-tuned model and the one it would replace.
+
+    Args:
+        scores: model → its score on each concept, the concepts in the same order.
+        finetuned: the new model (M3).
+        reference: what is in use without it: the optimized prompt (M2), or the baseline where there is none.
+        baseline: the untouched model (M1), if it is there beside the reference.
+        train_score: the fine-tuned model's mean on its training set, if known.
+
+    Returns:
+        adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95,
+        settled (the interval excludes the threshold), examples_needed (more examples that would settle it, or None).
+    """
+    old, new = list(scores[reference]), list(scores[finetuned])
+    test = paired(old, new, seed=seed)
+    mean_old, mean_new = _mean(old), _mean(new)
+    difference = round(mean_new - mean_old, _ROUND)
+    points = f"{100 * difference:+.1f} points"
+    if difference < 0:
+        rule = "worse"
+    elif difference < WORTH_IT:
+        rule = "too_small"
+    elif round(mean_new, _ROUND) < GOOD_ENOUGH:
+        rule = "not_good_enough"
+    else:
+        rule = "adopt"
+    sentence = {
+        "adopt": f"Adopt {finetuned}: it scores {mean_new:.1%}, {points} against {reference}.",
+        "too_small": f"Keep {reference}: {finetuned} is only {points} ahead, and {reference} is the simpler one.",
+        "worse": f"Keep {reference}: {finetuned} is behind by {100 * -difference:.1f} points; overfitting is suspected.",
+        "not_good_enough": f"Keep {reference}: {finetuned} is better ({points}) but at {mean_new:.1%} below {GOOD_ENOUGH:.0%}.",
+    }[rule]
+    reasons = [
+        f"{finetuned} {mean_new:.1%}, {'at least' if round(mean_new, _ROUND) >= GOOD_ENOUGH else 'below'} {GOOD_ENOUGH:.0%}",
+        f"{finetuned} - {reference}: {points}, {'at least' if difference >= WORTH_IT else 'less than'} "
+        f"{100 * WORTH_IT:.0f} points",
+    ]
+    if rule == "worse":
+        reasons.append(
+            f"overfitting is suspected: {finetuned} scores {train_score:.1%} on its training set"
+            if train_score is not None
+            else "overfitting is suspected: its score on the training set would show it (--train-set)"
+        )
+    elif rule == "not_good_enough":
+        reasons.append("what to try next: more or better examples, more epochs, a higher rank, all linears as targets")
+    if baseline and baseline not in (reference, finetuned):
+        base = _mean(list(scores[baseline]))
+        reasons.append(f"{baseline} {base:.1%}")
+        if round(base - max(mean_old, mean_new), _ROUND) > 0:
+            reasons.append(f"{baseline}, the untouched model, is better than both: look at the answers before deciding")
+    return {
+        "adopt": rule == "adopt",
+        "winner": finetuned if rule == "adopt" else reference,
+        "rule": rule,
+        "sentence": sentence,
+        **_uncertainty(test, old, new, f"{finetuned} - {reference}", reasons),
+        "reasons": reasons,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _uncertainty(
+    test: dict[str, Any], old: Sequence[float], new: Sequence[float], name: str, reasons: list[str]
+) -> dict[str, Any]:
+    """Whether luck could have decided; adds the sentence to `reasons`."""
+    low, high = test["interval_95"]
+    settled = not low <= WORTH_IT <= high or len(old) == 1
+    needed: int | None = None
+    interval = f"the 95 % interval of {name} is {100 * low:+.1f} to {100 * high:+.1f} points"
+    if settled:
+        reasons.append(interval)
+    else:
+        total = examples_to_settle([b - a for a, b in zip(old, new, strict=True)], WORTH_IT)
+        needed = max(1, total - len(old)) if total is not None else None
+        how = (
+            f"about {needed} more validation examples would settle it"
+            if needed
+            else "no number of examples can settle it"
+        )
+        reasons.append(f"{interval} and includes the threshold of {100 * WORTH_IT:.0f}: {how}")
+    return {
+        "threshold": WORTH_IT,
+        "interval_95": [low, high],
+        "settled": settled,
+        "examples_needed": needed,
+    }

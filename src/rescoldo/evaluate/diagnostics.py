@@ -1,0 +1,107 @@
+"""Signs of an answer that has the form and nothing in it: repetition, recitation, no relation to the concept."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from rescoldo.data.similar import same, words
+from rescoldo.role.ba import FIELDS, ITEM_FIELDS
+
+MAX_TEXT = 100_000  # characters of an answer that are looked at
+_STOPWORD_TEXT = """
+a about above after again all also although among an and any are as at be because been before being below between both
+but by can could did do does doing done down during each either every few for from further get gets had has have
+having he her here hers him his how i if in into is it its itself just let like may me might more most must my need
+needs neither no nor not now of off on once one only onto or other our ours out over own per same shall she should
+since so some such than that the their theirs them then there these they this those through to too two under until up
+upon us use used user users uses using very via want wants was we were what when where which while who whom whose why
+will with within without would yet you your yours
+al algo algun alguna algunas alguno algunos ante antes asi aun aunque bajo bien cada casi como con contra cosa cual
+cuales cualquier cuando cuanto de debe deben deber debera del desde donde dos durante e el ella ellas ello ellos en
+entre era eran es esa esas ese eso esos esta estaba estan estar estas este esto estos fue fueron ha haber habia hace
+hacer hacia han hasta hay la las le les lo los mas me mediante mi mientras misma mismas mismo mismos mucho muchos muy
+nada ni no nos nosotros nuestra nuestro o os otra otras otro otros para pero poco por porque pueda puede pueden pues
+que quien quienes quiere quieren se sea sean segun ser sera si sido sin sino sobre solo son su sus tal tambien tan
+tanto te tener tiene tienen toda todas todo todos tras u un una unas uno unos usan usar usuario usuarios usa y ya
+"""
+_STOPWORDS = frozenset(_STOPWORD_TEXT.split())
+_KEYS = "|".join((*FIELDS, *ITEM_FIELDS))
+_SCAFFOLD = re.compile(rf"^[ \t]*(?:-[ \t]+)?(?:(?:id|priority):.*|(?:{_KEYS}):)", re.MULTILINE)
+_DESCRIPTION = re.compile(r"^[ \t]*(?:-[ \t]+)?description:[ \t]*(\S.*)$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
+
+
+def content_words(text: str) -> set[str]:
+    """The words that carry the subject: numbers, and words of three letters or more without stop words and plurals."""
+    return {_stem(word) for word in words(text) if word not in _STOPWORDS and (len(word) >= 3 or word.isdigit())}
+
+
+def _stem(word: str) -> str:
+    """Just enough that singular and plural, English or Spanish, mostly meet: patients = patient, citas = cita."""
+    if len(word) <= 3 or not word.isalpha():
+        return word
+    for ending, instead in (("ies", "y"), ("ones", "on"), ("sses", "ss"), ("s", "")):
+        if word.endswith(ending) and not word.endswith("ss"):
+            return word[: -len(ending)] + instead
+    return word
+
+
+def answer_words(text: str) -> list[str]:
+    """The words of an answer's values: no keys, IDs, priorities or fences, which all answers share."""
+    return words(_SCAFFOLD.sub(" ", _FENCE.sub(" ", text[:MAX_TEXT])))
+
+
+def concept_words_used(concept: str, text: str) -> float | None:
+    """The share of the concept's content words that the answer uses; None where the concept has none."""
+    wanted = content_words(concept)
+    if not wanted:
+        return None
+    return len(wanted & content_words(text[:MAX_TEXT])) / len(wanted)
+
+
+def duplicate_descriptions(text: str) -> int:
+    """How many descriptions repeat one that stands earlier in the answer."""
+    found = Counter(same(match) for match in _DESCRIPTION.findall(text[:MAX_TEXT]))
+    return sum(times - 1 for key, times in found.items() if key)
+
+
+class TrainingAnswers:
+    """All answers of a training set, indexed to find what an answer has copied from one of them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._answers = [answer_words(text) for text in texts]
+        self._grams: dict[int, set[int]] = {}
+
+    def longest_run(self, text: str) -> int:
+        """The length in words of the longest run that stands word by word in one training answer, too."""
+        own = answer_words(text)
+        low, high = 0, min(len(own), max(map(len, self._answers), default=0))
+        while low < high:  # a run of n words contains one of n - 1: so n can be searched by halving
+            middle = (low + high + 1) // 2
+            known = self._of_length(middle)
+            if any(_key(own, i, middle) in known for i in range(len(own) - middle + 1)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _of_length(self, n: int) -> set[int]:
+        if n not in self._grams:
+            self._grams[n] = {_key(answer, i, n) for answer in self._answers for i in range(len(answer) - n + 1)}
+        return self._grams[n]
+
+
+def _key(sequence: list[str], start: int, n: int) -> int:
+    return hash(tuple(sequence[start : start + n]))
+
+
+def diagnose(concept: str, text: str, training: TrainingAnswers | None) -> dict[str, Any]:
+    """The diagnostics of one answer; without training answers the copied run is None."""
+    return {
+        "duplicate_descriptions": duplicate_descriptions(text),
+        "concept_words_used": concept_words_used(concept, text),
+        "longest_copied_run": training.longest_run(text) if training else None,
+    }

@@ -1,0 +1,235 @@
+"""Our engine as a predictor: a base model, or the base of a run with the run's adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescoldo.data.tokenize import end_of_turn, prompt_ids, prompt_text, stop_ids
+from rescoldo.engine.types import Example, Sampling
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.predictor import Prediction
+from rescoldo.files import sha256
+from rescoldo.role.role import Role
+
+if TYPE_CHECKING:
+    from rescoldo.base import BaseModel
+    from rescoldo.engine.model import LoraModel
+
+PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+CALIBRATION_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        spec: what the user named.
+        run: the run's directory, None for a base model alone.
+        info: the run's training_info.json, {} where there is none.
+        adapter_sha256: of the run's adapter_model.safetensors, "" without.
+    """
+
+    spec: str
+    model: LoraModel
+    tokenizer: Any
+    base: BaseModel
+    precision: str
+    run: Path | None
+    info: dict[str, Any]
+    adapter_sha256: str
+
+
+def is_run(spec: str) -> bool:
+    """Whether `spec` names a directory with an adapter (finished or not), not a base model."""
+    path = Path(spec)
+    return path.is_dir() and any((path / name).is_file() for name in ("adapter_config.json", "training_info.json"))
+
+
+def run_info(run: Path) -> dict[str, Any]:
+    """training_info.json's content, {} where there is none (an adapter that PEFT wrote).
+
+    Raises:
+        RescoldoError: the file is damaged.
+    """
+    path = run / "training_info.json"
+    try:
+        info = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise RescoldoError(f"cannot be read: {error}", where=str(path), fix=f"rescoldo verify {run}") from None
+    if not isinstance(info, dict):
+        raise RescoldoError("is not a JSON object", where=str(path), fix=f"rescoldo verify {run}")
+    return info
+
+
+def load_for_inference(
+    spec: str,
+    quantization: str = "auto",
+    *,
+    role: Role | None = None,
+    records: Sequence[dict[str, Any]] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> Loaded:
+    """Load a run directory (base model and adapter) or a base model.
+
+    Args:
+        spec: a run's directory, or anything that open_base takes.
+        quantization: of the frozen weights; auto is the run's own, for a base model what training would choose.
+        role, records: prompts to measure int8's input ranges on where the run has not kept them.
+        on_progress: told the share that is loaded, 0..1.
+
+    Raises:
+        RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
+    """
+    import torch
+
+    from rescoldo.base import open_base
+    from rescoldo.engine.model import LoraModel
+    from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
+
+    wanted = {"bnb4": "nf4"}.get(quantization, quantization)
+    if wanted not in ("auto", *PRECISIONS):
+        raise RescoldoError(
+            f"there is no quantization {quantization!r}", where="--quantization", fix=f"auto, {', '.join(PRECISIONS)}"
+        )
+    run = Path(spec) if is_run(spec) else None
+    info = run_info(run) if run else {}
+    adapter: Adapter | None = read_adapter(run) if run else None
+    base_spec = str(info.get("base_model") or (adapter.base_model if adapter else "")) if run else spec
+    if not base_spec:
+        raise RescoldoError("does not say which base model it is for", where=spec, fix="rescoldo verify " + spec)
+    base = open_base(base_spec)
+    if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
+        raise RescoldoError(
+            f"was trained on another base model than {base_spec} is now",
+            where=spec,
+            fix="bring the base model back that it was trained on, or train again",
+        )
+    tokenizer = base.tokenizer()
+    precision = _precision(wanted, info, base)
+    frozen = _frozen_state(run) if run and precision == "int8" and precision == info.get("quantization") else None
+    calibration = None
+    if precision == "int8" and frozen is None and role is not None:
+        end = end_of_turn(tokenizer)
+        prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
+        calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
+    model = LoraModel.load(
+        base,
+        precision,
+        adapter.lora if adapter else None,
+        seed=0,
+        calibration=calibration,
+        frozen_state=frozen,
+        on_progress=on_progress,
+    )
+    sha = ""
+    if adapter and run:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
+        if shapes != found:
+            odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+            raise RescoldoError(
+                f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
+                f"not {shapes.get(odd[0], 'known there')}",
+                where=str(run / WEIGHTS_FILE),
+                fix=f"rescoldo verify {run}",
+            )
+        with torch.no_grad():
+            for name, tensor in adapter.parameters.items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise RescoldoError(
+                        f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
+                    )
+                model.parameters[name].copy_(tensor)
+        model.sync()
+        sha = sha256(run / WEIGHTS_FILE)
+    return Loaded(spec, model, tokenizer, base, precision, run, info, sha)
+
+
+def _precision(wanted: str, info: dict[str, Any], base: BaseModel) -> str:
+    if wanted != "auto":
+        return wanted
+    if info.get("quantization") in PRECISIONS:
+        return str(info["quantization"])
+    from rescoldo.train.preset import choose_precision
+
+    return choose_precision(base.config)
+
+
+def _frozen_state(run: Path) -> dict[str, Any] | None:
+    """int8's calibration as the run's newest good checkpoint keeps it."""
+    from rescoldo.train.checkpoint import list_checkpoints, read_checkpoint
+
+    for path in list_checkpoints(run):
+        try:
+            return read_checkpoint(path).frozen or None
+        except ValueError:
+            continue  # damaged: an older one says the same
+    return None
+
+
+def predict_with_engine(
+    model: LoraModel,
+    tokenizer: Any,
+    role: Role,
+    records: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Prediction]]:
+    """Answer all records in one batch; yields (index, prediction) as each ends.
+
+    Args:
+        on_progress: told the number of tokens written so far, all rows together.
+    """
+    from rescoldo.engine.generate import generate
+
+    context = model.config.max_positions
+    prompts: list[list[int]] = []
+    asked: list[int] = []  # place in `prompts` → index in `records`
+    for index, record in enumerate(records):
+        prompt = prompt_ids(role.messages(record), tokenizer)
+        if len(prompt) >= context:
+            error = f"the prompt has {len(prompt)} tokens, the model's context {context}"
+            yield index, Prediction("", False, 0, 0.0, error)
+            continue
+        prompts.append(prompt)
+        asked.append(index)
+    for row in generate(model, prompts, sampling, stop_ids(tokenizer), on_progress) if prompts else ():
+        text = tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        yield asked[row.index], Prediction(text, row.ended, len(row.tokens), row.seconds)
+
+
+class EnginePredictor:
+    """A loaded model, with its adapter or (adapter=False) as the base model alone."""
+
+    def __init__(self, loaded: Loaded, role: Role, *, adapter: bool = True, name: str = "") -> None:
+        self.loaded, self.role = loaded, role
+        self.adapter = adapter and loaded.run is not None
+        self.name = name or ("finetuned" if self.adapter else "base")
+
+    def fingerprint(self) -> str:
+        """Base weights, precision and adapter."""
+        adapter = self.loaded.adapter_sha256 if self.adapter else "no adapter"
+        return f"engine {self.loaded.base.fingerprint()} {self.loaded.precision} {adapter}"
+
+    def prompt(self, record: dict[str, Any]) -> str:
+        """The rendered chat."""
+        messages = self.role.messages(record)
+        text = prompt_text(messages, self.loaded.tokenizer)
+        return text if text is not None else json.dumps(messages)
+
+    def predict(
+        self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Prediction]]:
+        """See Predictor."""
+        model = self.loaded.model
+        alone = model.without_adapter() if not self.adapter and self.loaded.run else contextlib.nullcontext()
+        with alone:
+            yield from predict_with_engine(model, self.loaded.tokenizer, self.role, records, sampling, on_progress)

@@ -1,0 +1,115 @@
+"""A set of predictions, scored: what stands in the JSON for each prediction and for the set."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose
+from rescoldo.evaluate.predictor import Prediction
+from rescoldo.role.role import Role
+
+EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
+COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
+IGNORED_SHARE = 0.2  # share of the concept's words used, below which an answer seems to be about something else
+
+
+def score_row(
+    role: Role, record: dict[str, Any], prediction: Prediction, training: TrainingAnswers | None
+) -> dict[str, Any]:
+    """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics."""
+    if prediction.error:
+        score = role.score("")
+        notes = [f"answer: none: {prediction.error}"]
+    else:
+        score = role.score(prediction.text if prediction.fields is None else prediction.fields)
+        notes = list(score.notes)
+        if not prediction.ended:
+            notes.append(f"cut off after {prediction.tokens} tokens")
+    row: dict[str, Any] = {
+        "concept": role.key(record),
+        "text": prediction.text,
+        "score": score.total,
+        "components": score.components,
+        "notes": notes,
+        "ended": prediction.ended,
+        "tokens": prediction.tokens,
+        "seconds": round(prediction.seconds, 3),
+        "diagnostics": diagnose(role.key(record), prediction.text, training),
+    }
+    if prediction.error:
+        row["error"] = prediction.error
+    return row
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The `models.<name>` part: scores, component_scores, diagnostics and warnings of the set, and the predictions.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("no predictions to summarise")
+    totals = [row["score"] for row in rows]
+    names = list(rows[0]["components"])
+    diagnostics = _diagnostics(rows)
+    return {
+        "scores": {
+            "mean": statistics.fmean(totals),
+            "median": statistics.median(totals),
+            "std": statistics.stdev(totals) if len(totals) > 1 else 0.0,
+            "min": min(totals),
+            "max": max(totals),
+            "pass_rate_0.8": _share(totals, 0.8),
+            "pass_rate_0.9": _share(totals, 0.9),
+            "perfect_rate_1.0": _share(totals, 1.0),
+        },
+        "component_scores": {name: statistics.fmean(row["components"][name] for row in rows) for name in names},
+        "diagnostics": diagnostics,
+        "warnings": _warnings(diagnostics, len(rows)),
+        "predictions": list(rows),
+    }
+
+
+def _share(totals: Sequence[float], least: float) -> float:
+    return sum(total >= least - EPSILON for total in totals) / len(totals)
+
+
+def _diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    each = [row["diagnostics"] for row in rows]
+    used = [entry["concept_words_used"] for entry in each if entry["concept_words_used"] is not None]
+    copied = [entry["longest_copied_run"] for entry in each if entry["longest_copied_run"] is not None]
+    answered = [i for i, row in enumerate(rows) if row["text"].strip()]
+    return {
+        "ended": sum(row["ended"] for row in rows),
+        "failed": sum("error" in row for row in rows),
+        "mean_tokens": statistics.fmean(row["tokens"] for row in rows),
+        "duplicate_descriptions": sum(entry["duplicate_descriptions"] for entry in each),
+        "concept_words_used": statistics.fmean(used) if used else None,
+        "answers_ignoring_concept": sum(
+            each[i]["concept_words_used"] is not None and each[i]["concept_words_used"] < IGNORED_SHARE
+            for i in answered
+        ),
+        "longest_copied_run": max(copied) if copied else None,
+        "answers_copying": sum(run >= COPIED_WORDS for run in copied) if copied else None,
+    }
+
+
+def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
+    """What would change how the reader takes the score."""
+    warnings = []
+    if found["failed"]:
+        warnings.append(f"{found['failed']} of {n} answers could not be had and count as 0")
+    cut = n - found["ended"] - found["failed"]
+    if cut > 0:
+        warnings.append(f"{cut} of {n} answers were cut off at the limit of new tokens")
+    copying, ignoring = found["answers_copying"], found["answers_ignoring_concept"]
+    if copying:
+        longest = f"(longest: {found['longest_copied_run']})"
+        warnings.append(f"{copying} of {n} answers copy {COPIED_WORDS} words in a row from a training answer {longest}")
+    if ignoring:
+        warnings.append(f"{ignoring} of {n} answers use less than {IGNORED_SHARE:.0%} of their concept's words")
+    if found["duplicate_descriptions"]:
+        warnings.append(f"{found['duplicate_descriptions']} descriptions stand twice in their answer")
+    return warnings

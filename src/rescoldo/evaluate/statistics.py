@@ -1,0 +1,99 @@
+"""Two models on the same concepts: is the difference more than luck?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+TIE = 1e-9  # scores are sums of thirds and fifths: differences below this are rounding
+
+
+def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 42) -> dict[str, Any]:
+    """Compare scores of the same concepts, difference = second - first.
+
+    Args:
+        first, second: (n,) scores, concept by concept.
+        seed: of the bootstrap; the same seed gives the same interval.
+
+    Returns:
+        n; mean_difference; interval_95 [low, high] (paired bootstrap, percentile method); wilcoxon {statistic, p_value,
+        note} (signed-rank, two-sided, zero differences dropped); wins, ties, losses of the second; cohens_d (mean
+        difference / standard deviation of the differences; None where that deviation is 0 and the mean is not);
+        cohens_d_note.
+
+    Raises:
+        ValueError: different numbers of scores, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"{len(first)} and {len(second)} scores: paired comparison needs the same number, at least one"
+        )
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    differences[np.abs(differences) < TIE] = 0.0
+    d, note = cohens_d(differences)
+    return {
+        "n": len(differences),
+        "mean_difference": float(differences.mean()),
+        "interval_95": list(bootstrap_interval(differences, seed=seed)),
+        "wilcoxon": wilcoxon(differences),
+        "wins": int((differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((differences < 0).sum()),
+        "cohens_d": d,
+        "cohens_d_note": note,
+    }
+
+
+def bootstrap_interval(differences: np.ndarray, *, seed: int = 42, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of (n,) differences, resampling concepts with replacement."""
+    n = len(differences)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    block = max(1, 1_000_000 // n)  # rows of resampled indices at a time, so that memory stays at some megabytes
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        means[start : start + rows] = differences[generator.integers(0, n, size=(rows, n))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def wilcoxon(differences: np.ndarray) -> dict[str, Any]:
+    """Wilcoxon's signed-rank test of (n,) differences; where all are zero there is no difference to test: p = 1."""
+    if not differences.any():
+        return {"statistic": None, "p_value": 1.0, "note": "no difference: every concept has the same score twice"}
+    from scipy import stats
+
+    result = stats.wilcoxon(differences, zero_method="wilcox", alternative="two-sided")
+    return {"statistic": float(result.statistic), "p_value": float(result.pvalue), "note": ""}
+
+
+def cohens_d(differences: np.ndarray) -> tuple[float | None, str]:
+    """Cohen's d of (n,) paired differences, and a word on it."""
+    mean = float(differences.mean())
+    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if deviation < TIE:
+        if abs(mean) < TIE:
+            return 0.0, "no difference"
+        return None, "not defined: one concept only" if len(differences) == 1 else "not defined: all differences equal"
+    d = mean / deviation
+    size = next(
+        (name for limit, name in ((0.2, "negligible"), (0.5, "small"), (0.8, "medium")) if abs(d) < limit), "large"
+    )
+    return d, size
+
+
+def examples_to_settle(differences: Sequence[float], threshold: float) -> int | None:
+    """How many examples in all would make the 95 % interval of the mean, at the present mean and deviation, exclude the
+    threshold; None if the mean stands on it (no number would).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    distance = abs(float(values.mean()) - threshold)
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    if distance < TIE:
+        return None
+    return max(2, math.ceil((1.959964 * deviation / distance) ** 2))
