@@ -26,10 +26,8 @@ class Layout:
         return list(zip(self.bounds[:-1], self.bounds[1:], strict=True))
 
 
-def _weights(
-    q: torch.Tensor, k: torch.Tensor, prefix: int, window: int | None
-) -> torch.Tensor:
-    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → attention weights (kv heads, group, S, P + S)."""
+def _weights(q: torch.Tensor, k: torch.Tensor, prefix: int, window: int | None) -> torch.Tensor:
+    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → weights (kv heads, group, S, P + S)."""
     scores = torch.einsum("hgsd,hld->hgsl", q, k) / math.sqrt(q.shape[-1])
     at = torch.arange(q.shape[2])[:, None] + prefix
     keys = torch.arange(k.shape[1])[None, :]
@@ -107,3 +105,44 @@ def attend_backward(
             dprefix_v += dvalues[:p]
         dk[start:end], dv[start:end] = dkeys[p:], dvalues[p:]
     return dq, dk, dv
+
+
+def attend_cached(
+    q: torch.Tensor,
+    prefix_k: torch.Tensor | None,
+    prefix_v: torch.Tensor | None,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: torch.Tensor,
+    window: int | None,
+) -> torch.Tensor:
+    """One new query a row against the prefix and the row's own cache (its newest key included).
+
+    Args:
+        q: (B, H, d). prefix_k, prefix_v: (P, K, d) or None. k, v: (B, L, K, d), valid up to lengths (B,).
+
+    Returns:
+        (B, H, d) in q's dtype.
+    """
+    b, heads, d = q.shape
+    n_kv = k.shape[2]
+    grouped = q.float().view(b, n_kv, heads // n_kv, d) * d**-0.5
+    longest = int(lengths.max())
+    own = torch.einsum("bkgd,blkd->bkgl", grouped, k[:, :longest].float())
+    at = torch.arange(longest)[None, :]
+    hidden = at >= lengths[:, None]
+    if window is not None:
+        hidden |= lengths[:, None] - 1 - at >= window
+    own = own.masked_fill(hidden[:, None, None, :], -torch.inf)
+    p = 0 if prefix_k is None else prefix_k.shape[0]
+    if prefix_k is not None and prefix_v is not None:
+        shared = torch.einsum("bkgd,lkd->bkgl", grouped, prefix_k.float())
+        if window is not None:
+            gone = lengths[:, None] - 1 + p - torch.arange(p)[None, :] >= window
+            shared = shared.masked_fill(gone[:, None, None, :], -torch.inf)
+        own = torch.cat((shared, own), dim=-1)
+    weights = own.softmax(-1)
+    out = torch.einsum("bkgl,blkd->bkgd", weights[..., p:], v[:, :longest].float())
+    if prefix_v is not None:
+        out = out + torch.einsum("bkgl,lkd->bkgd", weights[..., :p], prefix_v.float())
+    return out.reshape(b, heads, d).to(q.dtype)

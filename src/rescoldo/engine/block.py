@@ -94,14 +94,14 @@ class Block:
         parts = qkv.unflatten(1, (-1, c.head_dim)).split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
         return parts[0], parts[1], parts[2]
 
-    def _normed_heads(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def norm_heads(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Normalize q and k by head, in place (qwen3); returns what the backward pass needs."""
         if self.q_norm is None or self.k_norm is None:
             return ()
         saved: list[torch.Tensor] = []
         for x, weight in ((q, self.q_norm), (k, self.k_norm)):
-            normed, rstd = kernels().rms_norm(x.float().flatten(0, 1), self.config.norm_eps, self.dtype)
-            x.copy_((normed * weight).view(x.shape))
+            y, normed, rstd = kernels().rms_norm(x.float().flatten(0, 1), weight, self.config.norm_eps)
+            x.copy_(y.view(x.shape))
             saved += [normed, rstd]
         return tuple(saved)
 
@@ -117,10 +117,10 @@ class Block:
         With `keys_only` the layer stops once its keys and values are known (a prefix's last layer).
         """
         op, c = kernels(), self.config
-        normed1, rstd1 = op.rms_norm(h, c.norm_eps, self.dtype)
-        qkv, z1 = self.qkv.forward(normed1 * self.norm1, rows.mask(self.index, 0))
+        x, normed1, rstd1 = op.rms_norm(h, self.norm1, c.norm_eps)
+        qkv, z1 = self.qkv.forward(x, rows.mask(self.index, 0))
         q, k, v = self.split(qkv)
-        heads = self._normed_heads(q, k)
+        heads = self.norm_heads(q, k)
         op.rotate_(q, rows.cos, rows.sin)
         op.rotate_(k, rows.cos, rows.sin)
         if keys_only:
@@ -130,11 +130,11 @@ class Block:
         mixed, attention = op.attend(q, k, v, pk, pv, rows.layout, c.window(self.index))
         mixed = mixed.flatten(1)
         y, z2 = self.o.forward(mixed, rows.mask(self.index, 1))
-        h += y
-        normed2, rstd2 = op.rms_norm(h, c.norm_eps, self.dtype)
-        gate_up, z3 = self.gate_up.forward(normed2 * self.norm2, rows.mask(self.index, 2))
+        op.add_(h, y)
+        x, normed2, rstd2 = op.rms_norm(h, self.norm2, c.norm_eps)
+        gate_up, z3 = self.gate_up.forward(x, rows.mask(self.index, 2))
         y, z4 = self.down.forward(op.silu_mul(gate_up), rows.mask(self.index, 3))
-        h += y
+        op.add_(h, y)
         return h, Saved(normed1, rstd1, qkv, heads, mixed, attention, normed2, rstd2, gate_up, (z1, z2, z3, z4))
 
     def backward(
@@ -156,16 +156,15 @@ class Block:
             want_input: False in the lowest layer, whose input nobody trains.
         """
         op, c = kernels(), self.config
+        dmixed: torch.Tensor | None = None
         if saved.normed2 is not None:
             self._backward_mlp(dh, saved, rows, gradients)
-            dmixed = self.o.backward(
-                dh.to(self.dtype), saved.mixed, saved.z[1], rows.mask(self.index, 1), gradients
-            )
+            dmixed = self.o.backward(dh.to(self.dtype), saved.mixed, saved.z[1], rows.mask(self.index, 1), gradients)
             assert dmixed is not None
         if not want_input and not self.trains_attention:
             return
         q, k, v = self.split(saved.qkv)
-        if saved.normed2 is not None:
+        if dmixed is not None:
             pk, pv = self.split(prefix.qkv)[1:] if prefix is not None else (None, None)
             dq, dk, dv = op.attend_backward(
                 dmixed.view(q.shape), q, k, v, pk, pv, saved.mixed.view(q.shape), saved.attention, rows.layout,
@@ -176,26 +175,27 @@ class Block:
         if own_keys is not None:
             dk = (dk.float() + own_keys.k).to(self.dtype)
             dv = (dv.float() + own_keys.v).to(self.dtype)
-        op.rotate_(dq, rows.cos, -rows.sin)
-        op.rotate_(dk, rows.cos, -rows.sin)
+        op.rotate_(dq, rows.cos, rows.sin, -1.0)
+        op.rotate_(dk, rows.cos, rows.sin, -1.0)
         dq, dk = self._backward_heads(dq, dk, saved.heads)
-        dqkv = torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), dim=1)
+        dqkv = _side_by_side(dq, dk, dv)
         x = saved.normed1 * self.norm1
         dx = self.qkv.backward(dqkv, x, saved.z[0], rows.mask(self.index, 0), gradients, want_input)
         if dx is not None:
             op.rms_norm_backward(dx, saved.normed1, saved.rstd1, self.norm1, dh)
 
-    def _backward_mlp(
-        self, dh: torch.Tensor, saved: Saved, rows: Rows, gradients: dict[str, torch.Tensor]
-    ) -> None:
+    def _backward_mlp(self, dh: torch.Tensor, saved: Saved, rows: Rows, gradients: dict[str, torch.Tensor]) -> None:
         op = kernels()
         assert saved.gate_up is not None
         assert saved.normed2 is not None
+        assert saved.rstd2 is not None
         a = op.silu_mul(saved.gate_up) if self.down.adapted else saved.gate_up
         da = self.down.backward(dh.to(self.dtype), a, saved.z[3], rows.mask(self.index, 3), gradients)
+        assert da is not None
         dgate_up = op.silu_mul_backward(saved.gate_up, da)
         x = saved.normed2 * self.norm2
         dx = self.gate_up.backward(dgate_up, x, saved.z[2], rows.mask(self.index, 2), gradients)
+        assert dx is not None
         op.rms_norm_backward(dx, saved.normed2, saved.rstd2, self.norm2, dh)
 
     def _backward_heads(
@@ -209,3 +209,14 @@ class Block:
             kernels().rms_norm_backward(grad.flatten(0, 1), normed, rstd, weight, dx)
             out.append(dx.to(self.dtype).view(grad.shape))
         return out[0], out[1]
+
+
+def _side_by_side(dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> torch.Tensor:
+    """(T, H, d), (T, K, d), (T, K, d) → (T, (H + 2K)·d), without a copy where they are already parts of one tensor."""
+    t, width = dq.shape[0], dq.shape[1] * dq.shape[2] + 2 * dk.shape[1] * dk.shape[2]
+    size = dq.element_size()
+    follows = dq.data_ptr() + dq.shape[1] * dq.shape[2] * size == dk.data_ptr()
+    follows &= dk.data_ptr() + dk.shape[1] * dk.shape[2] * size == dv.data_ptr()
+    if follows and dq.stride(0) == dk.stride(0) == dv.stride(0) == width:
+        return dq.as_strided((t, width), (width, 1))
+    return torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), dim=1)

@@ -3,43 +3,147 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+
+import torch
 
 from rescoldo.engine import attention, ops, rope
+from rescoldo.engine.attention import Layout
+from rescoldo.engine.ops import Dropout
 
-_chosen: Any = None
+_chosen: Twins | None = None
 
 
 class Twins:
-    """The PyTorch implementation of everything that `native.Native` offers."""
+    """The small operations in PyTorch; `native.Native` overrides those it has in C. See ops.py and attention.py."""
 
     name = "pytorch"
-    why = ""
-    rms_norm = staticmethod(ops.rms_norm)
-    rms_norm_backward = staticmethod(ops.rms_norm_backward)
-    silu_mul = staticmethod(ops.silu_mul)
-    silu_mul_backward = staticmethod(ops.silu_mul_backward)
-    dropout = staticmethod(ops.dropout)
-    dropout_backward = staticmethod(ops.dropout_backward)
-    quantize_rows = staticmethod(ops.quantize_rows)
-    dequantize = staticmethod(ops.dequantize)
-    cross_entropy = staticmethod(ops.cross_entropy)
-    nf4_pack = staticmethod(ops.nf4_pack)
-    nf4_unpack = staticmethod(ops.nf4_unpack)
-    rotate_ = staticmethod(rope.rotate_)
-    attend = staticmethod(attention.attend)
-    attend_backward = staticmethod(attention.attend_backward)
+
+    def rms_norm(
+        self, h: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See ops.rms_norm."""
+        return ops.rms_norm(h, weight, eps)
+
+    def rms_norm_backward(
+        self, dy: torch.Tensor, normed: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, dh: torch.Tensor
+    ) -> None:
+        """See ops.rms_norm_backward."""
+        ops.rms_norm_backward(dy, normed, rstd, weight, dh)
+
+    def add_(self, h: torch.Tensor, y: torch.Tensor) -> None:
+        """h (T, D) float32 += y (T, D)."""
+        h += y
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See ops.silu_mul."""
+        return ops.silu_mul(gate_up)
+
+    def silu_mul_backward(self, gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
+        """See ops.silu_mul_backward."""
+        return ops.silu_mul_backward(gate_up, da)
+
+    def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
+        """rope.rotate in place; sign -1 turns back."""
+        x.copy_(rope.rotate(x, cos, sign * sin))
+
+    def dropout(self, x: torch.Tensor, how: Dropout) -> torch.Tensor:
+        """See ops.dropout."""
+        return ops.dropout(x, how)
+
+    def dropout_backward(self, dx: torch.Tensor, dropped: torch.Tensor, how: Dropout | None) -> None:
+        """See ops.dropout_backward."""
+        ops.dropout_backward(dx, dropped, how)
+
+    def quantize_rows(self, x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ops.quantize_rows."""
+        return ops.quantize_rows(x, columns)
+
+    def dequantize(
+        self,
+        products: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        side: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """See ops.dequantize."""
+        return ops.dequantize(products, rows, columns, side, dtype)
+
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
+        """See ops.cross_entropy."""
+        return ops.cross_entropy(logits, targets, weight)
+
+    def nf4_pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ops.nf4_pack."""
+        return ops.nf4_pack(weight)
+
+    def nf4_unpack(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """See ops.nf4_unpack."""
+        return ops.nf4_unpack(packed, scales)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        layout: Layout,
+        window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See attention.attend."""
+        return attention.attend(q, k, v, prefix_k, prefix_v, layout, window)
+
+    def attend_backward(
+        self,
+        dout: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        out: torch.Tensor,
+        saved: torch.Tensor,
+        layout: Layout,
+        window: int | None,
+        dprefix_k: torch.Tensor | None,
+        dprefix_v: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See attention.attend_backward."""
+        return attention.attend_backward(
+            dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v
+        )
+
+    def attend_cached(
+        self,
+        q: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        lengths: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See attention.attend_cached."""
+        return attention.attend_cached(q, prefix_k, prefix_v, k, v, lengths, window)
 
 
-def kernels() -> Any:
+def kernels() -> Twins:
     """The operations to use: native where they can be built here (RESCOLDO_NATIVE=0 says no), else the twins."""
     global _chosen
     if _chosen is None:
+        from rescoldo.engine.native import BuildError, Native
+
         _chosen = Twins()
+        if os.environ.get("RESCOLDO_NATIVE") != "0":
+            try:
+                _chosen = Native()
+            except BuildError as error:
+                print(f"note: slower PyTorch kernels in use: {error}")
     return _chosen
 
 
-def use(implementation: Any) -> None:
+def use(implementation: Twins | None) -> None:
     """Choose the implementation from outside (tests, benchmarks); None: choose anew at the next call."""
     global _chosen
     _chosen = implementation

@@ -47,7 +47,8 @@ class FrozenLinear(ABC):
         """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
         eye = torch.eye(self.out_features, dtype=self.dtype)
         side = eye @ self.side_weight.to(self.dtype) if self.side_weight is not None else None
-        return self.input_grad(eye, side).float()
+        weight: torch.Tensor = self.input_grad(eye, side).float()
+        return weight
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What this precision made of the weight, to be cached on disk; {} where it maps the file's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,9 @@ class LoraModel:
         blocks: list[Block] = []
         for i in range(config.n_layers):
             prefix = f"model.layers.{i}"
-            norms = {n: source.get(f"{prefix}.{n}.weight").to(dtype) for n in ("input_layernorm", "post_attention_layernorm")}
+            norms = {
+                n: source.get(f"{prefix}.{n}.weight").to(dtype) for n in ("input_layernorm", "post_attention_layernorm")
+            }
             if config.qk_norm:
                 norms |= {n: source.get(f"{prefix}.self_attn.{n}.weight").to(dtype) for n in ("q_norm", "k_norm")}
 
@@ -183,15 +186,19 @@ class LoraModel:
         seed: tuple[int, int] | None = None,
     ) -> Rows:
         """The Rows of examples of the given bounds behind a prefix of `prefix` tokens."""
-        positions = torch.cat([torch.arange(prefix, prefix + b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
-        longest = int(positions.max()) + 1
-        if longest > self._tables[0].shape[0]:
-            self._tables = rope_tables(self.config, max(longest, 2 * self._tables[0].shape[0]))
-        cos, sin = self._tables[0][positions], self._tables[1][positions]
+        positions = torch.cat([torch.arange(prefix, prefix + b - a) for a, b in itertools.pairwise(bounds)])
+        cos, sin = self.tables(int(positions.max()) + 1)
+        cos, sin = cos[positions], sin[positions]
         threshold = round(256 * self.lora.dropout) if self.lora and seed is not None else 0
         if identity is None:
             identity = positions
         return Rows(Layout(tuple(bounds), prefix), cos, sin, identity, seed, threshold)
+
+    def tables(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for at least `length` positions, (≥ length, d/2) float32."""
+        if length > self._tables[0].shape[0]:
+            self._tables = rope_tables(self.config, max(length, 2 * self._tables[0].shape[0]))
+        return self._tables
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → (T, D) float32."""
@@ -230,11 +237,11 @@ class LoraModel:
         """
         op = kernels()
         chosen = h.index_select(0, at)
-        normed, rstd = op.rms_norm(chosen, self.config.norm_eps, self.dtype)
+        x, normed, rstd = op.rms_norm(chosen, self.final_norm, self.config.norm_eps)
         total, dchosen = 0.0, torch.zeros_like(chosen)
         for start in range(0, len(at), _HEAD_ROWS):
             rows = slice(start, start + _HEAD_ROWS)
-            logits = self.head.forward(normed[rows] * self.final_norm)
+            logits = self.head.forward(x[rows])
             loss, dlogits = op.cross_entropy(logits, targets[rows], weight or 0.0)
             total += loss
             if weight is not None:
@@ -248,9 +255,12 @@ class LoraModel:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → logits (T, vocabulary) float32 of one sequence, no dropout."""
-        h = self.forward(tokens, self.rows((0, len(tokens)), 0), None, None)
-        normed, _ = kernels().rms_norm(h, self.config.norm_eps, self.dtype)
-        return self.head.forward(normed * self.final_norm).float()
+        return self.head_logits(self.forward(tokens, self.rows((0, len(tokens)), 0), None, None)).float()
+
+    def head_logits(self, h: torch.Tensor) -> torch.Tensor:
+        """The last layer's output (n, D) float32 → logits (n, vocabulary) in the activations' dtype."""
+        x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
+        return self.head.forward(x)
 
 
 def evaluate_loss(

@@ -13,10 +13,15 @@ import torch
 _MASK32 = 0xFFFFFFFF
 
 
-def rms_norm(h: torch.Tensor, eps: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """h (T, D) float32 → (h / rms(h) (T, D) in dtype, 1 / rms (T,) float32): RMSNorm without its weight."""
+def rms_norm(h: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """RMSNorm (arXiv 1910.07467) of h (T, D) float32, in the dtype of its weight (D,).
+
+    Returns:
+        The normed and weighted rows (T, D), the normed rows without the weight (T, D), 1 / rms (T,) float32.
+    """
     rstd = torch.rsqrt(h.pow(2).mean(-1) + eps)
-    return (h * rstd[:, None]).to(dtype), rstd
+    normed = (h * rstd[:, None]).to(weight.dtype)
+    return normed * weight, normed, rstd
 
 
 def rms_norm_backward(
@@ -163,7 +168,7 @@ NF4_LEVELS = torch.tensor(  # the quantiles of a normal distribution (QLoRA, arX
 
 
 def nf4_pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (out, in), in a multiple of 64 → (two codes a byte, low first (out, in/2) uint8, scales (out, in/64) bfloat16)."""
+    """weight (out, in), in a multiple of 64 → codes (out, in/2) uint8, two a byte, low first, and scales (out, in/64)."""
     blocks = weight.float().unflatten(1, (-1, NF4_BLOCK))
     scales = blocks.abs().amax(-1).to(torch.bfloat16)
     unit = blocks / scales.float().clamp_min(1e-30)[:, :, None]
@@ -176,4 +181,5 @@ def nf4_unpack(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The weight (out, in) in bfloat16."""
     codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
     values = NF4_LEVELS[codes.int()].unflatten(1, (-1, NF4_BLOCK)) * scales.float()[:, :, None]
-    return values.flatten(1).to(torch.bfloat16)
+    weight: torch.Tensor = values.flatten(1).to(torch.bfloat16)
+    return weight

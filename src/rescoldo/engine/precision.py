@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,14 +51,15 @@ class Converter:
                     "int8 needs examples to measure the inputs' ranges on", fix="give calibration examples, or use bf16"
                 )
             budget = max(256, _CALIBRATION_TOKENS // config.hidden_size)
-            tokens, bounds = [], [0]
+            tokens: list[int] = []
+            bounds = [0]
             for example in calibration:
                 part = example.tokens[: budget - bounds[-1]]
                 if part:
                     tokens += part
                     bounds.append(len(tokens))
             self.h = embedding[torch.tensor(tokens)].float()
-            positions = torch.cat([torch.arange(b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+            positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds)])
             cos, sin = rope_tables(config, int(positions.max()) + 1)
             self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)
 

@@ -31,9 +31,7 @@ def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM) -> list
     return sorted(_partition(tuple(range(len(examples))), 0, examples, minimum), key=lambda group: group.indices[0])
 
 
-def _partition(
-    indices: tuple[int, ...], known: int, examples: Sequence[Example], minimum: int
-) -> list[PrefixGroup]:
+def _partition(indices: tuple[int, ...], known: int, examples: Sequence[Example], minimum: int) -> list[PrefixGroup]:
     first = examples[indices[0]].tokens
     if len(indices) == 1:
         return [PrefixGroup(indices, 0)]
@@ -51,7 +49,9 @@ def _partition(
         group
         for token, branch in branches.items()
         for group in (
-            [PrefixGroup((i,), 0) for i in branch] if token == -1 else _partition(tuple(branch), length, examples, minimum)
+            [PrefixGroup((i,), 0) for i in branch]
+            if token == -1
+            else _partition(tuple(branch), length, examples, minimum)
         )
     ]
     return apart if _cost(apart, examples) < _cost(together, examples) else together

@@ -61,7 +61,9 @@ def _yarn(config: DecoderConfig, scaling: dict[str, float]) -> tuple[torch.Tenso
     attention = scaling.get("attention_factor")
     if attention is None:
         weight, weight_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention = magnitude(factor, weight) / magnitude(factor, weight_all) if weight and weight_all else magnitude(factor)
+        attention = (
+            magnitude(factor, weight) / magnitude(factor, weight_all) if weight and weight_all else magnitude(factor)
+        )
 
     def correction(rotations: float) -> float:
         return dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
@@ -96,8 +98,3 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """`rotate` in place."""
-    x.copy_(rotate(x, cos, sin))

@@ -1,0 +1,332 @@
+"""The kernels of kernels.c, built with the compiler at hand on first use, cached, run by torch's own OpenMP threads.
+
+The shared library links no OpenMP runtime of its own: it finds the one torch has loaded, so that both use one pool of
+threads. Where there is no compiler, `build` says why, and the PyTorch twins are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from rescoldo.engine.attention import Layout
+from rescoldo.engine.dispatch import Twins
+from rescoldo.engine.ops import Dropout
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
+_FLOATS, _HALVES = torch.float32, torch.bfloat16
+
+
+class BuildError(Exception):
+    """Why there are no native kernels here."""
+
+
+def cache_directory() -> Path:
+    """Where built kernels lie: $XDG_CACHE_HOME/rescoldo/kernels."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rescoldo" / "kernels"
+
+
+def build() -> Path:
+    """The shared library for this source, compiler and CPU, compiled if it is not cached yet.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    if not compiler:
+        raise BuildError("no C compiler (gcc) on this machine")
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler} does not run: {error}") from error
+    identity = "\n".join([version, _cpu(), " ".join(_FLAGS), _SOURCE.read_text()])
+    library = cache_directory() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            for command in (
+                [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", f"{scratch}/k.o"],
+                [compiler, "-shared", f"{scratch}/k.o", "-o", f"{scratch}/k.so", "-lm"],
+            ):
+                subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+            os.replace(f"{scratch}/k.so", library)
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"{compiler} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"building in {library.parent} failed: {error}") from error
+    return library
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        return platform.processor() + platform.machine()
+
+
+def _pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(0 if x is None else x.data_ptr())
+
+
+def _int(x: int) -> ctypes.c_int64:
+    return ctypes.c_int64(x)
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("T", "H", "K", "d", "P", "n", "qs", "ks", "ps", "window")),
+        *((name, ctypes.c_void_p) for name in ("bounds", "q", "k", "v", "pk", "pv")),
+    )
+
+
+class Native(Twins):
+    """The same functions as the twins', in C for bfloat16; float32 tensors go to the twins."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        try:
+            self._c = ctypes.CDLL(str(build()))
+        except OSError as error:
+            raise BuildError(f"the built kernels do not load: {error}") from error
+        self._has_attention = bool(self._c.has_attention())
+
+    def rms_norm(
+        self, h: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if weight.dtype != _HALVES:
+            return super().rms_norm(h, weight, eps)
+        t, d = h.shape
+        x, normed, rstd = torch.empty(t, d, dtype=_HALVES), torch.empty(t, d, dtype=_HALVES), torch.empty(t)
+        h = h.contiguous()
+        self._c.rms_norm(
+            _pointer(h), _pointer(weight), _int(t), _int(d), ctypes.c_float(eps),
+            _pointer(x), _pointer(normed), _pointer(rstd),
+        )  # fmt: skip
+        return x, normed, rstd
+
+    def rms_norm_backward(
+        self, dy: torch.Tensor, normed: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, dh: torch.Tensor
+    ) -> None:
+        if dy.dtype != _HALVES or not dh.is_contiguous():
+            super().rms_norm_backward(dy, normed, rstd, weight, dh)
+            return
+        dy, normed, rstd = dy.contiguous(), normed.contiguous(), rstd.contiguous()
+        self._c.rms_norm_backward(
+            _pointer(dy), _pointer(normed), _pointer(rstd), _pointer(weight), _int(dy.shape[0]), _int(dy.shape[1]),
+            _pointer(dh),
+        )  # fmt: skip
+
+    def add_(self, h: torch.Tensor, y: torch.Tensor) -> None:
+        if y.dtype != _HALVES or not y.is_contiguous():
+            super().add_(h, y)
+            return
+        self._c.add_rows(_pointer(h), _pointer(y), _int(h.numel()))
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if gate_up.dtype != _HALVES:
+            return super().silu_mul(gate_up)
+        t, f = gate_up.shape[0], gate_up.shape[1] // 2
+        a = torch.empty(t, f, dtype=_HALVES)
+        self._c.silu_mul(_pointer(gate_up.contiguous()), _int(t), _int(f), _pointer(a))
+        return a
+
+    def silu_mul_backward(self, gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
+        if gate_up.dtype != _HALVES:
+            return super().silu_mul_backward(gate_up, da)
+        out = torch.empty_like(gate_up)
+        t, f = da.shape
+        self._c.silu_mul_backward(_pointer(gate_up), _pointer(da.contiguous()), _int(t), _int(f), _pointer(out))
+        return out
+
+    def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
+        if x.dtype != _HALVES or x.stride(2) != 1 or x.stride(1) != x.shape[2]:
+            super().rotate_(x, cos, sin, sign)
+            return
+        t, heads, d = x.shape
+        self._c.rotate(
+            _pointer(x), _pointer(cos), _pointer(sin), _int(t), _int(heads), _int(d), _int(x.stride(0)),
+            ctypes.c_float(sign),
+        )  # fmt: skip
+
+    def _dropout(self, x: torch.Tensor, how: Dropout, add: bool, y: torch.Tensor) -> None:
+        x = x.contiguous()
+        self._c.dropout(
+            _pointer(x), _pointer(how.rows), ctypes.c_uint32(how.key), ctypes.c_int(how.threshold),
+            ctypes.c_float(how.scale), _int(x.shape[0]), _int(x.shape[1]), ctypes.c_int(add), _pointer(y),
+        )  # fmt: skip
+
+    def dropout(self, x: torch.Tensor, how: Dropout) -> torch.Tensor:
+        if x.dtype != _HALVES:
+            return super().dropout(x, how)
+        y = torch.empty(x.shape, dtype=_HALVES)
+        self._dropout(x, how, False, y)
+        return y
+
+    def dropout_backward(self, dx: torch.Tensor, dropped: torch.Tensor, how: Dropout | None) -> None:
+        if how is None or dx.dtype != _HALVES:
+            super().dropout_backward(dx, dropped, how)
+            return
+        self._dropout(dropped, how, True, dx)
+
+    def quantize_rows(self, x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.dtype != _HALVES:
+            return super().quantize_rows(x, columns)
+        x = x.contiguous()
+        q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0])
+        self._c.quantize_rows(
+            _pointer(x), _pointer(columns), _int(x.shape[0]), _int(x.shape[1]), _pointer(q), _pointer(scale)
+        )
+        return q, scale
+
+    def dequantize(
+        self,
+        products: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        side: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        y = torch.empty(products.shape, dtype=_HALVES)
+        self._c.dequantize(
+            _pointer(products), _pointer(rows), _pointer(columns), _pointer(side), _int(y.shape[0]), _int(y.shape[1]),
+            _pointer(y),
+        )  # fmt: skip
+        return y
+
+    def nf4_pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if weight.dtype != _HALVES:
+            return super().nf4_pack(weight)
+        out, into = weight.shape
+        packed = torch.empty(out, into // 2, dtype=torch.uint8)
+        scales = torch.empty(out, into // 64, dtype=_HALVES)
+        self._c.nf4_pack(_pointer(weight.contiguous()), _int(out), _int(into), _pointer(packed), _pointer(scales))
+        return packed, scales
+
+    def nf4_unpack(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        out, into = packed.shape[0], packed.shape[1] * 2
+        weight = torch.empty(out, into, dtype=_HALVES)
+        self._c.nf4_unpack(_pointer(packed), _pointer(scales), _int(out), _int(into), _pointer(weight))
+        return weight
+
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
+        """As the twin's; the gradient takes the logits' place."""
+        if logits.dtype != _HALVES:
+            return super().cross_entropy(logits, targets, weight)
+        loss = torch.empty(len(targets))
+        self._c.cross_entropy(
+            _pointer(logits), _pointer(targets), _int(logits.shape[0]), _int(logits.shape[1]), ctypes.c_float(weight),
+            _pointer(loss),
+        )  # fmt: skip
+        return float(loss.double().sum()), logits
+
+    def _attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pk: torch.Tensor | None,
+        pv: torch.Tensor | None,
+        layout: Layout,
+        window: int | None,
+    ) -> tuple[_Attention, torch.Tensor] | None:
+        """The kernel's view of the operands, None where they are the twins' business."""
+        t, heads, d = q.shape
+        if q.dtype != _HALVES or not self._has_attention or d % 16:
+            return None
+        bounds = torch.tensor(layout.bounds, dtype=torch.int64)
+        how = _Attention(
+            t, heads, k.shape[1], d, layout.prefix, len(layout.bounds) - 1,
+            q.stride(0), k.stride(0), 0 if pk is None else pk.stride(0), window or 0,
+            bounds.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(),
+            None if pk is None else pk.data_ptr(), None if pv is None else pv.data_ptr(),
+        )  # fmt: skip
+        return how, bounds
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        layout: Layout,
+        window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        if how is None:
+            return super().attend(q, k, v, prefix_k, prefix_v, layout, window)
+        t, heads, d = q.shape
+        out, lse = torch.empty(t, heads, d, dtype=_HALVES), torch.empty(heads, t)
+        if self._c.attend(ctypes.byref(how[0]), _pointer(out), _pointer(lse)):
+            raise MemoryError("no memory left for attention")
+        return out, lse
+
+    def attend_backward(
+        self,
+        dout: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        out: torch.Tensor,
+        saved: torch.Tensor,
+        layout: Layout,
+        window: int | None,
+        dprefix_k: torch.Tensor | None,
+        dprefix_v: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        if how is None:
+            return super().attend_backward(
+                dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v
+            )
+        t, heads, d = q.shape
+        n_kv = k.shape[1]
+        together = torch.empty(t, heads + 2 * n_kv, d, dtype=_HALVES)  # the three gradients side by side, as qkv is
+        dq, dk, dv = together.split([heads, n_kv, n_kv], dim=1)
+        longest = max(end - start for start, end in layout.spans())
+        scratch = torch.empty(2 * heads * (layout.prefix + longest) * d)
+        dout = dout.contiguous()
+        if self._c.attend_backward(
+            ctypes.byref(how[0]), _pointer(dout), _pointer(out), _pointer(saved), _pointer(dq), _pointer(dk),
+            _pointer(dv), _int(together.stride(0)), _int(together.stride(0)), _pointer(dprefix_k),
+            _pointer(dprefix_v), _pointer(scratch),
+        ):  # fmt: skip
+            raise MemoryError("no memory left for attention")
+        return dq, dk, dv
+
+    def attend_cached(
+        self,
+        q: torch.Tensor,
+        prefix_k: torch.Tensor | None,
+        prefix_v: torch.Tensor | None,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        lengths: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor:
+        if q.dtype != _HALVES or not k.is_contiguous():
+            return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window)
+        b, heads, d = q.shape
+        out = torch.empty(b, heads, d, dtype=_HALVES)
+        self._c.attend_cached(
+            _pointer(q), _int(q.stride(0)), _pointer(prefix_k), _pointer(prefix_v),
+            _int(0 if prefix_k is None else prefix_k.shape[0]), _pointer(k), _pointer(v), _pointer(lengths),
+            _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0), _pointer(out),
+        )  # fmt: skip
+        return out

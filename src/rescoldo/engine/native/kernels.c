@@ -1,0 +1,621 @@
+// The small operations between the matrix products, fused; twins of rescoldo/engine/ops.py and attention.py.
+//
+// Plain C that a compiler vectorizes by itself, but for attention and 4-bit unpacking, which use AVX-512 where the
+// machine has it. All tensors are contiguous unless a stride is passed; bf16 values travel as uint16_t. Work is split
+// over OpenMP threads by rows or heads, each writing its own, so results do not depend on timing.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+typedef uint16_t bf16;
+typedef int64_t i64;
+
+#define ROWS _Pragma("omp parallel for schedule(static)")
+#define SIMD _Pragma("omp simd")
+
+static inline float up(bf16 x) {
+  union { uint32_t u; float f; } v = {.u = (uint32_t)x << 16};
+  return v.f;
+}
+
+static inline bf16 down(float x) {  // to nearest even; not-a-number stays one
+  union { float f; uint32_t u; } v = {.f = x};
+  uint32_t rounded = (v.u + 0x7FFF + ((v.u >> 16) & 1)) >> 16;
+  uint32_t nan = (v.u >> 16) | 0x40;
+  return (bf16)(((v.u & 0x7FFFFFFF) > 0x7F800000) ? nan : rounded);
+}
+
+static inline float fast_exp(float x) {  // relative error below 3e-7; 0 below -87
+  x = x > 88.0f ? 88.0f : x;
+  float y = x < -87.0f ? -87.0f : x;
+  float n = rintf(y * 1.44269504f);
+  float r = y - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  union { int32_t i; float f; } s = {.i = ((int32_t)n + 127) << 23};
+  return x < -87.0f ? 0.0f : p * s.f;
+}
+
+// --- norms, residual --------------------------------------------------------------------------------------------------
+
+// h (T, D) f32 -> normed = h / rms (T, D), x = normed * weight (T, D), rstd (T,)
+void rms_norm(const float *h, const bf16 *weight, i64 T, i64 D, float eps, bf16 *x, bf16 *normed, float *rstd) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    const float *row = h + t * D;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (i64 i = 0; i < D; i++) sum += row[i] * row[i];
+    float r = 1.0f / sqrtf(sum / D + eps);
+    rstd[t] = r;
+    SIMD for (i64 i = 0; i < D; i++) {
+      bf16 n = down(row[i] * r);
+      normed[t * D + i] = n;
+      x[t * D + i] = down(up(n) * up(weight[i]));
+    }
+  }
+}
+
+// dh (T, D) f32 += what dy (T, D) sends through normed * weight
+void rms_norm_backward(const bf16 *dy, const bf16 *normed, const float *rstd, const bf16 *weight, i64 T, i64 D,
+                       float *dh) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    const bf16 *g = dy + t * D, *n = normed + t * D;
+    float *out = dh + t * D, dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (i64 i = 0; i < D; i++) dot += up(g[i]) * up(weight[i]) * up(n[i]);
+    dot /= D;
+    float r = rstd[t];
+    SIMD for (i64 i = 0; i < D; i++) out[i] += r * (up(g[i]) * up(weight[i]) - up(n[i]) * dot);
+  }
+}
+
+// h (n,) f32 += y (n,)
+void add_rows(float *h, const bf16 *y, i64 n) {
+  ROWS for (i64 b = 0; b < (n + 4095) / 4096; b++) {
+    i64 end = (b + 1) * 4096 < n ? (b + 1) * 4096 : n;
+    SIMD for (i64 i = b * 4096; i < end; i++) h[i] += up(y[i]);
+  }
+}
+
+// --- MLP --------------------------------------------------------------------------------------------------------------
+
+// gate_up (T, 2F) -> a = silu(gate) * up (T, F)
+void silu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    const bf16 *g = gate_up + t * 2 * F, *u = g + F;
+    SIMD for (i64 i = 0; i < F; i++) {
+      float x = up(g[i]);
+      a[t * F + i] = down(x / (1.0f + fast_exp(-x)) * up(u[i]));
+    }
+  }
+}
+
+// da (T, F) -> dgate_up (T, 2F)
+void silu_mul_backward(const bf16 *gate_up, const bf16 *da, i64 T, i64 F, bf16 *dgate_up) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    const bf16 *g = gate_up + t * 2 * F, *u = g + F, *d = da + t * F;
+    bf16 *dg = dgate_up + t * 2 * F, *du = dg + F;
+    SIMD for (i64 i = 0; i < F; i++) {
+      float x = up(g[i]), y = up(d[i]);
+      float s = 1.0f / (1.0f + fast_exp(-x));
+      float silu = x * s;
+      dg[i] = down(y * up(u[i]) * (s + silu * (1.0f - s)));
+      du[i] = down(y * silu);
+    }
+  }
+}
+
+// --- rotary embedding -------------------------------------------------------------------------------------------------
+
+// x (T, heads, d) with `stride` elements from row to row, in place; cos, sin (T, d/2); sign -1: the inverse
+void rotate(bf16 *x, const float *cos, const float *sin, i64 T, i64 heads, i64 d, i64 stride, float sign) {
+  i64 half = d / 2;
+  ROWS for (i64 t = 0; t < T; t++) {
+    const float *c = cos + t * half, *s = sin + t * half;
+    for (i64 h = 0; h < heads; h++) {
+      bf16 *p = x + t * stride + h * d;
+      SIMD for (i64 i = 0; i < half; i++) {
+        float a = up(p[i]), b = up(p[i + half]), si = sign * s[i];
+        p[i] = down(a * c[i] - b * si);
+        p[i + half] = down(b * c[i] + a * si);
+      }
+    }
+  }
+}
+
+// --- dropout ----------------------------------------------------------------------------------------------------------
+
+static inline uint32_t mix32(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7FEB352Du;
+  x ^= x >> 15;
+  x *= 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+
+static inline void draw64(uint32_t row, i64 word, uint32_t *random) {  // 64 random bytes from 16 words
+  SIMD for (int j = 0; j < 16; j++) random[j] = mix32(row + (uint32_t)(word + j) * 0x9E3779B9u);
+}
+
+// y = x * keep * scale, or y += that where `add`
+void dropout(const bf16 *x, const i64 *rows, uint32_t key, int threshold, float scale, i64 T, i64 D, int add, bf16 *y) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    uint32_t row = mix32((uint32_t)rows[t] ^ key), random[16];
+    const uint8_t *byte = (const uint8_t *)random;
+    const bf16 *in = x + t * D;
+    bf16 *out = y + t * D;
+    for (i64 i = 0; i < D; i += 64) {
+      draw64(row, i / 4, random);
+      int n = D - i < 64 ? (int)(D - i) : 64;
+      if (add) {
+        SIMD for (int j = 0; j < n; j++) {
+          float kept = byte[j] >= threshold ? scale : 0.0f;
+          out[i + j] = down(up(out[i + j]) + up(down(up(in[i + j]) * kept)));
+        }
+      } else {
+        SIMD for (int j = 0; j < n; j++) {
+          float kept = byte[j] >= threshold ? scale : 0.0f;
+          out[i + j] = down(up(in[i + j]) * kept);
+        }
+      }
+    }
+  }
+}
+
+// --- int8 -------------------------------------------------------------------------------------------------------------
+
+// x (T, D) [* columns (D,)] -> q int8, scale (T,)
+void quantize_rows(const bf16 *x, const float *columns, i64 T, i64 D, int8_t *q, float *scale) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    const bf16 *in = x + t * D;
+    float largest = 0;
+    if (columns) {
+#pragma omp simd reduction(max : largest)
+      for (i64 i = 0; i < D; i++) {
+        float v = fabsf(up(in[i]) * columns[i]);
+        largest = v > largest ? v : largest;
+      }
+    } else {
+#pragma omp simd reduction(max : largest)
+      for (i64 i = 0; i < D; i++) {
+        float v = fabsf(up(in[i]));
+        largest = v > largest ? v : largest;
+      }
+    }
+    scale[t] = largest / 127.0f;
+    float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    if (columns) {
+      SIMD for (i64 i = 0; i < D; i++) q[t * D + i] = (int8_t)(int32_t)rintf(up(in[i]) * columns[i] * inverse);
+    } else {
+      SIMD for (i64 i = 0; i < D; i++) q[t * D + i] = (int8_t)(int32_t)rintf(up(in[i]) * inverse);
+    }
+  }
+}
+
+// products (T, N) int32 * rows (T,) * columns (N,) [+ side (T, N)] -> y
+void dequantize(const int32_t *products, const float *rows, const float *columns, const bf16 *side, i64 T, i64 N,
+                bf16 *y) {
+  ROWS for (i64 t = 0; t < T; t++) {
+    float r = rows[t];
+    const int32_t *p = products + t * N;
+    if (side) {
+      SIMD for (i64 i = 0; i < N; i++) y[t * N + i] = down((float)p[i] * r * columns[i] + up(side[t * N + i]));
+    } else {
+      SIMD for (i64 i = 0; i < N; i++) y[t * N + i] = down((float)p[i] * r * columns[i]);
+    }
+  }
+}
+
+// --- nf4 --------------------------------------------------------------------------------------------------------------
+
+static const float NF4[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+                              -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+                              0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+                              0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+// weight (out, in) bf16, in a multiple of 64 -> packed (out, in/2), scales (out, in/64)
+void nf4_pack(const bf16 *weight, i64 out, i64 in, uint8_t *packed, bf16 *scales) {
+  float edges[15];
+  for (int i = 0; i < 15; i++) edges[i] = (NF4[i] + NF4[i + 1]) / 2;
+  ROWS for (i64 o = 0; o < out; o++) {
+    for (i64 b = 0; b < in / 64; b++) {
+      const bf16 *w = weight + o * in + b * 64;
+      float largest = 0;
+      uint8_t code[64];
+      for (int i = 0; i < 64; i++) largest = fabsf(up(w[i])) > largest ? fabsf(up(w[i])) : largest;
+      bf16 s = down(largest);
+      scales[o * (in / 64) + b] = s;
+      float divisor = up(s) > 1e-30f ? up(s) : 1e-30f;
+      SIMD for (int i = 0; i < 64; i++) {
+        float x = up(w[i]) / divisor;
+        int c = 0;
+        for (int e = 0; e < 15; e++) c += x > edges[e];
+        code[i] = (uint8_t)c;
+      }
+      for (int i = 0; i < 32; i++) packed[o * (in / 2) + b * 32 + i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
+    }
+  }
+}
+
+// -> weight (out, in) bf16
+void nf4_unpack(const uint8_t *packed, const bf16 *scales, i64 out, i64 in, bf16 *weight) {
+  ROWS for (i64 o = 0; o < out; o++) {
+    for (i64 b = 0; b < in / 64; b++) {
+      float s = up(scales[o * (in / 64) + b]);
+      bf16 level[32];
+      for (int i = 0; i < 16; i++) level[i] = level[i + 16] = down(NF4[i] * s);
+      const uint8_t *p = packed + o * (in / 2) + b * 32;
+      bf16 *w = weight + o * in + b * 64;
+#ifdef __AVX512BW__
+      __m512i table = _mm512_loadu_si512(level);
+      for (int half = 0; half < 2; half++) {
+        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p + half * 16)));
+        // a byte becomes two 16-bit indices: low nibble first
+        __m512i index = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi32(15)),
+                                        _mm512_slli_epi32(_mm512_srli_epi32(bytes, 4), 16));
+        _mm512_storeu_si512(w + half * 32, _mm512_permutexvar_epi16(index, table));
+      }
+#else
+      for (int i = 0; i < 32; i++) {
+        w[2 * i] = level[p[i] & 15];
+        w[2 * i + 1] = level[p[i] >> 4];
+      }
+#endif
+    }
+  }
+}
+
+// --- loss -------------------------------------------------------------------------------------------------------------
+
+// logits (n, V) become weight * (softmax - onehot); loss (n,) each row's
+void cross_entropy(bf16 *logits, const i64 *targets, i64 n, i64 V, float weight, float *loss) {
+  ROWS for (i64 t = 0; t < n; t++) {
+    bf16 *row = logits + t * V;
+    float largest = -INFINITY, sum = 0, hit = up(row[targets[t]]);
+#pragma omp simd reduction(max : largest)
+    for (i64 i = 0; i < V; i++) largest = up(row[i]) > largest ? up(row[i]) : largest;
+#pragma omp simd reduction(+ : sum)
+    for (i64 i = 0; i < V; i++) sum += fast_exp(up(row[i]) - largest);
+    float lse = largest + logf(sum);
+    loss[t] = lse - hit;
+    SIMD for (i64 i = 0; i < V; i++) row[i] = down(weight * fast_exp(up(row[i]) - lse));
+    row[targets[t]] = down(weight * (expf(hit - lse) - 1.0f));
+  }
+}
+
+// --- attention of one new query a row, for decoding --------------------------------------------------------------------
+
+// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d)
+void attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
+                   const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out) {
+  i64 group = H / K;
+  float scale = 1.0f / sqrtf((float)d);
+#pragma omp parallel for schedule(dynamic, 1)
+  for (i64 item = 0; item < B * K; item++) {
+    i64 b = item / K, kh = item % K, n = P + lengths[b];
+    i64 first = window > 0 && n > window ? n - window : 0;
+    float *scores = malloc(sizeof(float) * group * n), query[group * d], sum[group * d];
+    for (i64 g = 0; g < group; g++)
+      for (i64 i = 0; i < d; i++) query[g * d + i] = up(q[b * qs + (kh * group + g) * d + i]) * scale;
+    float largest[group], total[group];
+    for (i64 g = 0; g < group; g++) largest[g] = -INFINITY, total[g] = 0;
+    for (i64 j = first; j < n; j++) {
+      const bf16 *key = j < P ? pk + (j * K + kh) * d : k + ((b * capacity + j - P) * K + kh) * d;
+      for (i64 g = 0; g < group; g++) {
+        const float *qq = query + g * d;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (i64 i = 0; i < d; i++) dot += qq[i] * up(key[i]);
+        scores[g * n + j] = dot;
+        largest[g] = dot > largest[g] ? dot : largest[g];
+      }
+    }
+    for (i64 g = 0; g < group; g++) {
+      float m = largest[g], s = 0;
+      float *row = scores + g * n;
+#pragma omp simd reduction(+ : s)
+      for (i64 j = first; j < n; j++) {
+        row[j] = fast_exp(row[j] - m);
+        s += row[j];
+      }
+      total[g] = s;
+    }
+    memset(sum, 0, sizeof(sum));
+    for (i64 j = first; j < n; j++) {
+      const bf16 *value = j < P ? pv + (j * K + kh) * d : v + ((b * capacity + j - P) * K + kh) * d;
+      for (i64 g = 0; g < group; g++) {
+        float w = scores[g * n + j];
+        float *s = sum + g * d;
+        SIMD for (i64 i = 0; i < d; i++) s[i] += w * up(value[i]);
+      }
+    }
+    for (i64 g = 0; g < group; g++)
+      for (i64 i = 0; i < d; i++) out[b * H * d + (kh * group + g) * d + i] = down(sum[g * d + i] / total[g]);
+    free(scores);
+  }
+}
+
+// --- attention of packed rows over a shared prefix ---------------------------------------------------------------------
+
+#ifdef __AVX512BF16__
+
+int has_attention(void) { return 1; }
+
+enum { QB = 64 };  // queries at a time
+
+#define PAD(n, to) (((n) + (to) - 1) / (to) * (to))
+
+// C[MR, 16 NV] (+)= A[MR, 2 K2] * B, A row-major bf16, B packed as [K2][ldb][2]
+static inline __attribute__((always_inline)) void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 lda,
+                                                       const bf16 *B, i64 ldb, float *C, i64 ldc, int add) {
+  __m512 acc[12][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[r][v] = add ? _mm512_loadu_ps(C + r * ldc + v * 16) : _mm512_setzero_ps();
+  for (i64 k = 0; k < K2; k++) {
+    __m512bh b[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) b[v] = (__m512bh)_mm512_loadu_si512(B + (k * ldb + v * 16) * 2);
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; r++) {
+      int32_t pair;
+      memcpy(&pair, A + r * lda + 2 * k, 4);
+      __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) _mm512_storeu_ps(C + r * ldc + v * 16, acc[r][v]);
+}
+
+// M any, N a multiple of 16
+static void gemm(i64 M, i64 N, i64 K2, const bf16 *A, i64 lda, const bf16 *B, i64 ldb, float *C, i64 ldc, int add) {
+  for (i64 n = 0; n < N;) {
+    int nv = N - n >= 32 ? 2 : 1;
+    const bf16 *b = B + n * 2;
+    float *c = C + n;
+    i64 m = 0;
+#define RUN(MR)                                                                       \
+  for (; m + MR <= M; m += MR) {                                                      \
+    if (nv == 2) tile(MR, 2, K2, A + m * lda, lda, b, ldb, c + m * ldc, ldc, add);    \
+    else tile(MR, 1, K2, A + m * lda, lda, b, ldb, c + m * ldc, ldc, add);            \
+  }
+    RUN(12) RUN(4) RUN(1)
+#undef RUN
+    n += nv * 16;
+  }
+}
+
+// rows (n, d) with stride -> packed [d/2][np][2]: the operand whose columns are the rows; columns n..np-1 are zero
+static void pack_columns(const bf16 *x, i64 stride, i64 n, i64 np, i64 d, i64 at, bf16 *packed) {
+  for (i64 r = 0; r < n; r++)
+    for (i64 i = 0; i < d / 2; i++) memcpy(packed + (i * np + at + r) * 2, x + r * stride + 2 * i, 4);
+}
+
+// rows (n, d) with stride -> packed [n/2][d][2] from row `at` on: the operand whose rows they are
+static void pack_rows(const bf16 *x, i64 stride, i64 n, i64 d, i64 at, bf16 *packed) {
+  for (i64 r = 0; r < n; r++) {
+    bf16 *p = packed + ((at + r) / 2) * d * 2 + ((at + r) & 1);
+    const bf16 *row = x + r * stride;
+    for (i64 i = 0; i < d; i++) p[2 * i] = row[i];
+  }
+}
+
+typedef struct {
+  i64 T, H, K, d, P, n;       // rows, heads, key/value heads, head size, prefix, examples
+  i64 qs, ks, ps;             // row strides of q; of k and v; of the prefix's k and v
+  i64 window;                 // 0: none
+  const i64 *bounds;          // (n + 1,)
+  const bf16 *q, *k, *v, *pk, *pv;
+} Attention;
+
+static inline i64 first_key(const Attention *a, i64 at) { return a->window > 0 && at >= a->window ? at - a->window + 1 : 0; }
+
+// out (T, H, d) contiguous, lse (H, T)
+int attend(const Attention *a, bf16 *out, float *lse) {
+  i64 d = a->d, group = a->H / a->K, longest = 0;
+  int failed = 0;
+  for (i64 e = 0; e < a->n; e++) {
+    i64 s = a->bounds[e + 1] - a->bounds[e];
+    longest = s > longest ? s : longest;
+  }
+  i64 room = PAD(a->P + longest, 32);
+  float scale = 1.0f / sqrtf((float)d);
+#pragma omp parallel
+  {
+    bf16 *keys = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));
+    bf16 *values = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));
+    float *scores = aligned_alloc(64, sizeof(float) * QB * room);
+    bf16 *weights = aligned_alloc(64, sizeof(bf16) * QB * room);
+    float *mixed = aligned_alloc(64, sizeof(float) * QB * PAD(d, 16));
+    if (!keys || !values || !scores || !weights || !mixed) {
+#pragma omp atomic write
+      failed = 1;
+    }
+#pragma omp barrier
+    if (!failed) {
+#pragma omp for schedule(dynamic, 1) collapse(2)
+      for (i64 e = 0; e < a->n; e++)
+        for (i64 h = 0; h < a->H; h++) {
+          i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32), kh = h / group;
+          memset(keys, 0, sizeof(bf16) * Lp * d);
+          memset(values, 0, sizeof(bf16) * Lp * d);
+          if (a->P) {
+            pack_columns(a->pk + kh * d, a->ps, a->P, Lp, d, 0, keys);
+            pack_rows(a->pv + kh * d, a->ps, a->P, d, 0, values);
+          }
+          pack_columns(a->k + start * a->ks + kh * d, a->ks, S, Lp, d, a->P, keys);
+          pack_rows(a->v + start * a->ks + kh * d, a->ks, S, d, a->P, values);
+          for (i64 b = 0; b < S; b += QB) {
+            i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
+            const bf16 *q = a->q + (start + b) * a->qs + h * d;
+            gemm(m, Lb, d / 2, q, a->qs, keys, Lp, scores, Lb, 0);
+            float inverse[QB];
+            for (i64 i = 0; i < m; i++) {
+              i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
+              float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
+              bf16 *w = weights + i * Lb;
+#pragma omp simd reduction(max : largest)
+              for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
+#pragma omp simd reduction(+ : sum)
+              for (i64 j = lo; j < hi; j++) {
+                float x = fast_exp((row[j] - largest) * scale);
+                sum += x;
+                w[j] = down(x);
+              }
+              memset(w, 0, sizeof(bf16) * lo);
+              memset(w + hi, 0, sizeof(bf16) * (Lb - hi));
+              lse[h * a->T + start + b + i] = largest * scale + logf(sum);
+              inverse[i] = 1.0f / sum;
+            }
+            gemm(m, d, Lb / 2, weights, Lb, values, d, mixed, d, 0);
+            for (i64 i = 0; i < m; i++) {
+              bf16 *o = out + ((start + b + i) * a->H + h) * d;
+              SIMD for (i64 j = 0; j < d; j++) o[j] = down(mixed[i * d + j] * inverse[i]);
+            }
+          }
+        }
+    }
+    free(keys), free(values), free(scores), free(weights), free(mixed);
+  }
+  return failed;
+}
+
+// dout, out (T, H, d) contiguous; dq (T, H, d), dk, dv (T, K, d) with row strides dqs, dks; the prefix's gradients
+// (P, K, d) f32 are added to. scratch (2, H, P + longest example, d) f32.
+int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,
+                    bf16 *dv, i64 dqs, i64 dks, float *dpk, float *dpv, float *scratch) {
+  i64 d = a->d, group = a->H / a->K, longest = 0;
+  int failed = 0;
+  for (i64 e = 0; e < a->n; e++) {
+    i64 s = a->bounds[e + 1] - a->bounds[e];
+    longest = s > longest ? s : longest;
+  }
+  i64 room = PAD(a->P + longest, 32), wide = a->P + longest;
+  float scale = 1.0f / sqrtf((float)d);
+  for (i64 e = 0; e < a->n && !failed; e++) {
+    i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
+#pragma omp parallel
+    {
+      bf16 *keys = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));      // (L, d)
+      bf16 *values = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));    // (L, d)
+      bf16 *flipped = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));   // (d, Lp): keys transposed
+      float *scores = aligned_alloc(64, sizeof(float) * QB * room);          // (L, QB)
+      float *dweights = aligned_alloc(64, sizeof(float) * QB * room);        // (L, QB)
+      bf16 *weights = aligned_alloc(64, sizeof(bf16) * QB * room);           // (L, QB)
+      bf16 *dscores = aligned_alloc(64, sizeof(bf16) * QB * room);           // (L, QB)
+      bf16 *dpairs = aligned_alloc(64, sizeof(bf16) * QB * room);            // [L/2][QB][2]
+      bf16 *qc = aligned_alloc(64, sizeof(bf16) * QB * d), *oc = aligned_alloc(64, sizeof(bf16) * QB * d);
+      bf16 *qr = aligned_alloc(64, sizeof(bf16) * QB * d), *or_ = aligned_alloc(64, sizeof(bf16) * QB * d);
+      float *dqt = aligned_alloc(64, sizeof(float) * QB * d);                // (d, QB)
+      if (!keys || !values || !flipped || !scores || !dweights || !weights || !dscores || !dpairs || !qc || !oc ||
+          !qr || !or_ || !dqt) {
+#pragma omp atomic write
+        failed = 1;
+      }
+#pragma omp barrier
+      if (!failed) {
+#pragma omp for schedule(dynamic, 1)
+        for (i64 h = 0; h < a->H; h++) {
+          i64 kh = h / group;
+          float *dkeys = scratch + h * wide * d, *dvalues = scratch + (a->H + h) * wide * d;
+          memset(dkeys, 0, sizeof(float) * L * d);
+          memset(dvalues, 0, sizeof(float) * L * d);
+          memset(flipped, 0, sizeof(bf16) * Lp * d);
+          for (i64 j = 0; j < L; j++) {
+            const bf16 *key = j < a->P ? a->pk + j * a->ps + kh * d : a->k + (start + j - a->P) * a->ks + kh * d;
+            const bf16 *value = j < a->P ? a->pv + j * a->ps + kh * d : a->v + (start + j - a->P) * a->ks + kh * d;
+            memcpy(keys + j * d, key, sizeof(bf16) * d);
+            memcpy(values + j * d, value, sizeof(bf16) * d);
+            for (i64 i = 0; i < d; i++) flipped[i * Lp + j] = key[i];
+          }
+          for (i64 b = 0; b < S; b += QB) {
+            i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m, Le = PAD(Lb, 2);
+            const bf16 *q = a->q + (start + b) * a->qs + h * d;
+            const bf16 *dy = dout + ((start + b) * a->H + h) * d, *y = out + ((start + b) * a->H + h) * d;
+            float delta[QB], norm[QB];
+            memset(qc, 0, sizeof(bf16) * QB * d), memset(oc, 0, sizeof(bf16) * QB * d);
+            memset(qr, 0, sizeof(bf16) * QB * d), memset(or_, 0, sizeof(bf16) * QB * d);
+            pack_columns(q, a->qs, m, mp, d, 0, qc);
+            pack_columns(dy, a->H * d, m, mp, d, 0, oc);
+            pack_rows(q, a->qs, m, d, 0, qr);
+            pack_rows(dy, a->H * d, m, d, 0, or_);
+            for (i64 i = 0; i < mp; i++) {
+              float dot = 0;
+              if (i < m) {
+#pragma omp simd reduction(+ : dot)
+                for (i64 j = 0; j < d; j++) dot += up(dy[i * a->H * d + j]) * up(y[i * a->H * d + j]);
+              }
+              delta[i] = dot;
+              norm[i] = i < m ? lse[h * a->T + start + b + i] : INFINITY;  // rows of padding get weight 0
+            }
+            gemm(Lb, mp, d / 2, keys, d, qc, mp, scores, mp, 0);
+            gemm(Lb, mp, d / 2, values, d, oc, mp, dweights, mp, 0);
+            for (i64 j = 0; j < Lb; j++) {
+              i64 from = j - a->P - b, to = a->window > 0 ? from + a->window : mp;  // queries that see key j
+              float *s = scores + j * mp, *dw = dweights + j * mp;
+              bf16 *w = weights + j * mp, *ds = dscores + j * mp, *pair = dpairs + (j / 2) * mp * 2 + (j & 1);
+              SIMD for (i64 i = 0; i < mp; i++) {
+                float x = fast_exp(s[i] * scale - norm[i]);
+                x = i >= from && i < to ? x : 0.0f;
+                w[i] = down(x);
+                ds[i] = down(x * (dw[i] - delta[i]) * scale);
+              }
+              for (i64 i = 0; i < mp; i++) pair[2 * i] = ds[i];
+            }
+            if (Le > Lb)
+              for (i64 i = 0; i < mp; i++) dpairs[(Lb / 2) * mp * 2 + 1 + 2 * i] = 0;
+            gemm(Lb, d, mp / 2, weights, mp, or_, d, dvalues, d, 1);
+            gemm(Lb, d, mp / 2, dscores, mp, qr, d, dkeys, d, 1);
+            gemm(d, mp, Le / 2, flipped, Lp, dpairs, mp, dqt, mp, 0);
+            for (i64 i = 0; i < m; i++) {
+              bf16 *o = dq + (start + b + i) * dqs + h * d;
+              for (i64 j = 0; j < d; j++) o[j] = down(dqt[j * mp + i]);
+            }
+          }
+        }
+#pragma omp for schedule(static) collapse(2)
+        for (i64 j = 0; j < L; j++)
+          for (i64 kh = 0; kh < a->K; kh++)
+            for (i64 i = 0; i < d; i++) {
+              float sk = 0, sv = 0;
+              for (i64 g = 0; g < group; g++) {
+                i64 h = kh * group + g;
+                sk += scratch[(h * wide + j) * d + i];
+                sv += scratch[((a->H + h) * wide + j) * d + i];
+              }
+              if (j < a->P) {
+                if (dpk) dpk[(j * a->K + kh) * d + i] += sk, dpv[(j * a->K + kh) * d + i] += sv;
+              } else {
+                dk[(start + j - a->P) * dks + kh * d + i] = down(sk);
+                dv[(start + j - a->P) * dks + kh * d + i] = down(sv);
+              }
+            }
+      }
+      free(keys), free(values), free(flipped), free(scores), free(dweights), free(weights), free(dscores);
+      free(dpairs), free(qc), free(oc), free(qr), free(or_), free(dqt);
+    }
+  }
+  return failed;
+}
+
+#else
+
+int has_attention(void) { return 0; }
+
+#endif
