@@ -7,6 +7,9 @@ import sys
 import typer
 
 from rescoldo import __version__
+from rescoldo.cli.data import data
+from rescoldo.cli.eval import EXAMPLE as EVAL_EXAMPLE
+from rescoldo.cli.eval import eval_
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
@@ -35,6 +38,8 @@ def _root(
 
 app.command()(train)
 app.command()(verify)
+app.add_typer(data, name="data")
+app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 
 
 def run_app(application: typer.Typer) -> int:

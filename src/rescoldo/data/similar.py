@@ -30,7 +30,7 @@ def grams(text: str, size: int = GRAM) -> frozenset[tuple[str, ...]]:
 
 
 def near_pairs(texts: Sequence[str]) -> list[tuple[int, int, float]]:
-    """(later, earlier, overlap) for each pair of texts that overlap by NEAR or more, in order; the same text counts too.
+    """(later, earlier, overlap) for each pair of texts that overlap by NEAR or more, in order; the same text counts.
 
     Overlap: shared 5-grams / the smaller of both numbers of 5-grams.
     """

@@ -1,0 +1,9 @@
+"""Is the model any good: predictions, scores, paired statistics, the decision."""
+
+from __future__ import annotations
+
+from rescoldo.evaluate.comparison import build_comparison
+from rescoldo.evaluate.evaluation import evaluate, evaluate_model, write_document
+from rescoldo.evaluate.predictor import Prediction, Predictor
+
+__all__ = ["Prediction", "Predictor", "build_comparison", "evaluate", "evaluate_model", "write_document"]

@@ -47,16 +47,18 @@ def decide(
         rule = "not_good_enough"
     else:
         rule = "adopt"
+    good = round(mean_new, _ROUND) >= GOOD_ENOUGH
+    ahead = "at least" if difference >= WORTH_IT else "less than"
+    better = f"{finetuned} is better ({points}), but at {mean_new:.1%} below {GOOD_ENOUGH:.0%}"
     sentence = {
         "adopt": f"Adopt {finetuned}: it scores {mean_new:.1%}, {points} against {reference}.",
         "too_small": f"Keep {reference}: {finetuned} is only {points} ahead, and {reference} is the simpler one.",
-        "worse": f"Keep {reference}: {finetuned} is behind by {100 * -difference:.1f} points; overfitting is suspected.",
-        "not_good_enough": f"Keep {reference}: {finetuned} is better ({points}) but at {mean_new:.1%} below {GOOD_ENOUGH:.0%}.",
+        "worse": f"Keep {reference}: {finetuned} is at {points}; overfitting is suspected.",
+        "not_good_enough": f"Keep {reference}: {better}.",
     }[rule]
     reasons = [
-        f"{finetuned} {mean_new:.1%}, {'at least' if round(mean_new, _ROUND) >= GOOD_ENOUGH else 'below'} {GOOD_ENOUGH:.0%}",
-        f"{finetuned} - {reference}: {points}, {'at least' if difference >= WORTH_IT else 'less than'} "
-        f"{100 * WORTH_IT:.0f} points",
+        f"{finetuned} {mean_new:.1%}, {'at least' if good else 'below'} {GOOD_ENOUGH:.0%}",
+        f"{finetuned} - {reference}: {points}, {ahead} {100 * WORTH_IT:.0f} points",
     ]
     if rule == "worse":
         reasons.append(
@@ -90,7 +92,7 @@ def _uncertainty(
 ) -> dict[str, Any]:
     """Whether luck could have decided; adds the sentence to `reasons`."""
     low, high = test["interval_95"]
-    settled = not low <= WORTH_IT <= high or len(old) == 1
+    settled = low == high or not low <= WORTH_IT <= high
     needed: int | None = None
     interval = f"the 95 % interval of {name} is {100 * low:+.1f} to {100 * high:+.1f} points"
     if settled:

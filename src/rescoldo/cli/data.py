@@ -1,0 +1,132 @@
+"""`rescoldo data`: audit, fix and split dataset files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+
+data = typer.Typer(no_args_is_help=True, help="Check, mend and split datasets (JSON Lines).")
+
+SHOWN = 100  # faults or changes that are printed; --json has all of them
+
+
+@data.command(epilog="Example: rescoldo data audit train.jsonl val.jsonl")
+def audit(
+    files: Annotated[list[Path], typer.Argument(help="Dataset files; of several, also what they share is reported.")],
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+) -> None:
+    """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
+    from rescoldo.data.audit import audit as check
+
+    found = check(files)
+    if json_:
+        _print_json(found.as_json())
+    else:
+        lines = []
+        for fault in found.faults:
+            mark = "❌" if fault.level == "error" else "⚠️ "
+            lines.append(f"{mark} {fault.where}: {fault.what}{' (fixable)' if fault.fixable else ''}")
+        _print_some(lines)
+        for file in found.as_json()["files"]:
+            print(
+                f"{file['file']}: {file['records']} records, {file['errors']} errors, {file['warnings']} warnings, "
+                f"{file['fixable']} fixable"
+            )
+        if found.across:
+            print(f"between the files: {len(found.across)} findings")
+        fixable = next((fault for fault in found.faults if fault.fixable), None)
+        if fixable:
+            path = Path(fixable.file)
+            print(f"→ rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}")
+        elif found.ok:
+            print("✅ no errors")
+    if not found.ok:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@data.command(epilog="Example: rescoldo data fix old.jsonl -o old_fixed.jsonl")
+def fix(
+    file: Annotated[Path, typer.Argument(help="Dataset file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="New file to write.")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the file; the old one is kept as .bak.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+) -> None:
+    """Mend IDs, priorities' spelling and YAML-string lists, leave out repeated examples; say each change.
+
+    Lines that only a person can mend stay as they are. Exit code 1 if there are any.
+    """
+    from rescoldo.data.fix import fix_file, refuse_existing, write_fixed
+
+    if (output is None) != in_place:
+        raise RescoldoError("say where to write", where="--output", fix="either -o NEW_FILE, or --in-place")
+    if output is not None:
+        refuse_existing(output)
+    fixed = fix_file(file)
+    written = write_fixed(fixed, file, output, in_place=in_place)
+    if json_:
+        _print_json(
+            {
+                "ok": not fixed.left,
+                "output": str(written),
+                "records": fixed.records,
+                "changes": [asdict(change) for change in fixed.changes],
+                "left": [asdict(fault) for fault in fixed.left],
+            }
+        )
+    else:
+        _print_some(
+            [f"🔧 {file}:{c.line}{', ' + c.field if c.field else ''}: {c.what}" for c in fixed.changes]
+            + [f"❌ {fault.where}: {fault.what}" for fault in fixed.left]
+        )
+        print(f"{written}: {fixed.records} records, {len(fixed.changes)} changes, {len(fixed.left)} errors left")
+    if fixed.left:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@data.command(epilog="Example: rescoldo data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl")
+def split(
+    file: Annotated[Path, typer.Argument(help="Dataset file.")],
+    train_out: Annotated[Path, typer.Option(help="New file for training.")],
+    val_out: Annotated[Path, typer.Option(help="New file for validation.")],
+    val: Annotated[float, typer.Option(help="Share of the records for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Another seed, another division.")] = 42,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+) -> None:
+    """Divide a dataset by seed; the same or nearly the same concepts stay on one side."""
+    from rescoldo.data.split import split_file
+
+    done = split_file(file, val, seed, train_out, val_out)
+    if json_:
+        _print_json(
+            {
+                "train": {"file": str(train_out), "records": len(done.train)},
+                "val": {"file": str(val_out), "records": len(done.val)},
+                "grouped": done.grouped,
+                "seed": seed,
+            }
+        )
+        return
+    print(f"{train_out}: {len(done.train)} records")
+    print(f"{val_out}: {len(done.val)} records")
+    if done.grouped:
+        print(f"{done.grouped} records have the same or nearly the same concept as another and were kept with it")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:SHOWN]:
+        print(line)
+    if len(lines) > SHOWN:
+        print(f"… and {len(lines) - SHOWN} more (--json has all)")

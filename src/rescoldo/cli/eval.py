@@ -1,0 +1,118 @@
+"""`rescoldo eval`: answer a dataset's concepts with a model and score the answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescoldo.errors import RescoldoError
+
+EXAMPLE = "Example: rescoldo eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
+
+
+def eval_(
+    model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
+    dataset: Annotated[Path, typer.Option(help="Concepts to answer (JSON Lines).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report goes beside it.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Training set, to find what is copied from it. (default: the run's own)")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many concepts.")] = None,
+    quantization: Annotated[
+        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+    ] = "auto",
+    role: Annotated[str, typer.Option(help="Whose prompt and metric.")] = "ba",
+    json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
+) -> None:
+    """Score a model on a dataset: the metric, its components, and signs of reciting.
+
+    Stopped half-way, the same command goes on where it was (with --output).
+    """
+    _check(temperature, top_p, max_new_tokens)
+    from rescoldo.engine.types import Sampling
+    from rescoldo.evaluate.evaluation import evaluate_model, report_path
+
+    console = TerminalConsole(quiet=json_)
+    document = evaluate_model(
+        model,
+        dataset,
+        role=role,
+        output=output,
+        train=train,
+        sampling=Sampling(temperature, top_p, max_new_tokens, seed),
+        limit=limit,
+        base=base,
+        quantization=quantization,
+        console=console,
+    )
+    if json_:
+        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console as RichConsole
+
+    from rescoldo.evaluate.report import print_evaluation
+
+    print_evaluation(document, RichConsole())
+    if output is not None:
+        print(f"Written: {output}, {report_path(output)}")
+
+
+def _check(temperature: float, top_p: float, max_new_tokens: int) -> None:
+    if not 0 <= temperature <= 100:
+        raise RescoldoError(f"{temperature} is out of range", where="--temperature", fix="0 (greedy) to 100")
+    if not 0 < top_p <= 1:
+        raise RescoldoError(f"{top_p} is out of range", where="--top-p", fix="above 0, up to 1")
+    if not 1 <= max_new_tokens <= 1_000_000:
+        raise RescoldoError(f"{max_new_tokens} is out of range", where="--max-new-tokens", fix="1 to 1000000")
+
+
+class TerminalConsole:
+    """Progress for people: a bar on a terminal, plain lines elsewhere; with `quiet` on standard error only."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        from rescoldo.train.progress import Reporter
+
+        self._reporter = Reporter(Console(stderr=True, highlight=False) if quiet else None)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._reporter.say(text)
+
+    @contextmanager
+    def answering(self, name: str, total: int, done: int) -> Iterator[_Rows]:
+        """A bar over rows that shows tokens per second."""
+        with self._reporter.bar(f"Answering ({name}):", total, done) as bar:
+            yield _Rows(bar, done)
+
+
+class _Rows:
+    def __init__(self, bar: Any, done: int) -> None:
+        self._bar, self._done, self._tokens, self._started = bar, done, 0, time.monotonic()
+
+    def tokens(self, count: int) -> None:
+        self._tokens = count
+        if self._done < self._bar.total:
+            self._bar.advance(0, self._detail())
+
+    def rows(self, done: int) -> None:
+        self._bar.advance(done - self._done, self._detail())
+        self._done = done
+
+    def _detail(self) -> str:
+        seconds = time.monotonic() - self._started
+        return f"{self._tokens:,} tokens, {self._tokens / seconds:.0f} tokens/s" if seconds > 0 else ""

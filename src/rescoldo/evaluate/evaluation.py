@@ -1,0 +1,244 @@
+"""Evaluate a model on a dataset: what `rescoldo eval` does, and the Python API for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rescoldo import __version__
+from rescoldo.data import read_records
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.cache import PredictionCache, key
+from rescoldo.evaluate.diagnostics import TrainingAnswers
+from rescoldo.evaluate.predictor import Prediction, Predictor
+from rescoldo.evaluate.score import score_row, summarise
+from rescoldo.files import sha256, write_json, write_text
+from rescoldo.role import Role, get_role
+
+if TYPE_CHECKING:
+    from rescoldo.evaluate.predict import Loaded
+
+
+class Progress(Protocol):
+    """Told what happens while answers are made."""
+
+    def tokens(self, count: int) -> None:
+        """So many tokens are written, of all unfinished rows together."""
+
+    def rows(self, done: int) -> None:
+        """So many rows are done."""
+
+
+class Console(Protocol):
+    """Where an evaluation says what it does."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def answering(self, name: str, total: int, done: int) -> AbstractContextManager[Progress]:
+        """A bar over rows."""
+
+
+def evaluate(
+    predictor: Predictor,
+    records: Sequence[dict[str, Any]],
+    role: Role,
+    sampling: Sampling,
+    *,
+    cache: PredictionCache | None = None,
+    training: TrainingAnswers | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answer all records, or take the answers from the cache, and score them.
+
+    Returns:
+        One model's part of the JSON (contract, section 8): scores, component_scores, diagnostics, warnings,
+        predictions in the records' order, sampling.
+
+    Raises:
+        RescoldoError: no records, or the cache cannot be written.
+    """
+    if not records:
+        raise RescoldoError("there are no records to evaluate on", where="--dataset")
+    keys = [key(predictor.fingerprint(), predictor.prompt(record), sampling) for record in records]
+    found: dict[int, Prediction] = {}
+    if cache:
+        found = {i: kept for i, name in enumerate(keys) if (kept := cache.get(name)) is not None}
+        if found and console:
+            console.say(f"{predictor.name}: {len(found)} of {len(records)} answers are there already")
+    open_ = [i for i in range(len(records)) if i not in found]
+    if open_:
+        bar = console.answering(predictor.name, len(records), len(found)) if console else nullcontext()
+        with bar as progress:
+            told = progress.tokens if progress else None
+            for place, prediction in predictor.predict([records[i] for i in open_], sampling, told):
+                index = open_[place]
+                found[index] = prediction
+                if cache and not prediction.error:
+                    cache.put(keys[index], prediction)
+                if progress:
+                    progress.rows(len(found))
+    rows = [score_row(role, records[i], found[i], training) for i in range(len(records))]
+    return {**summarise(rows), "sampling": asdict(sampling)}
+
+
+def evaluate_model(
+    model: str | Loaded,
+    dataset: Path | str,
+    *,
+    role: str = "ba",
+    output: Path | str | None = None,
+    train: Path | str | None = None,
+    sampling: Sampling | None = None,
+    limit: int | None = None,
+    base: bool = False,
+    quantization: str = "auto",
+    name: str = "",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run directory or a base model.
+
+    Args:
+        model: a run directory, a base model as open_base takes it, or a model that load_for_inference has loaded.
+        dataset: JSON Lines; only the concepts are needed.
+        output: JSON file to write, with a Markdown report beside it (.md). Answers are kept in OUTPUT.partial.jsonl
+            while they are made, so that a second call goes on where a first was stopped.
+        train: training set, to find what is copied from it; by default the run's own, where it is still there.
+        sampling: greedy, 2048 new tokens, where not given.
+        limit: only the first so many records.
+        base: for a run directory: its base model alone.
+        name: of the model in the document; "finetuned" or "base" where not given.
+
+    Returns:
+        {"metadata", "models": {name: {"scores", "component_scores", "predictions", …}}}
+
+    Raises:
+        RescoldoError: dataset, model or output are not as they must be.
+    """
+    from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
+
+    sampling = sampling or Sampling()
+    the_role = get_role(role)
+    if limit is not None and limit < 1:
+        raise RescoldoError(
+            f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
+        )
+    records = read_records(dataset, answers=False)[:limit]
+    target = _checked_output(Path(output), Path(dataset)) if output is not None else None
+    started = time.time()
+    if isinstance(model, str):
+        if console:
+            console.say(f"Loading {model} …")
+        loaded = load_for_inference(model, quantization, role=the_role, records=records)
+    else:
+        loaded = model
+    if base and loaded.run is None:
+        raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
+    training, training_file = _training_answers(train, loaded.info, the_role)
+    predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name)
+    with partial_cache(target) as cache:
+        part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
+        part = {
+            "spec": loaded.spec,
+            "adapter": predictor.adapter,
+            "base_model": loaded.base.spec,
+            "quantization": loaded.precision,
+            **part,
+        }
+        document = {
+            "metadata": {
+                "rescoldo": __version__,
+                "role": role,
+                "dataset": str(dataset),
+                "dataset_sha256": sha256(Path(dataset)),
+                "examples": len(records),
+                "limit": limit,
+                "training_set": training_file,
+                "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+                "wall_seconds": round(time.time() - started, 1),
+            },
+            "models": {predictor.name: part},
+        }
+        if target:
+            write_document(document, target)
+    return document
+
+
+@contextmanager
+def partial_cache(output: Path | None) -> Iterator[PredictionCache | None]:
+    """The cache beside an output file (FILE.partial.jsonl); removed when the block ends well. None without output."""
+    if output is None:
+        yield None
+        return
+    cache = PredictionCache(output.with_name(output.name + ".partial.jsonl"))
+    yield cache
+    cache.remove()
+
+
+def write_document(document: dict[str, Any], output: Path) -> Path:
+    """Write an evaluation or comparison as JSON and, beside it, as Markdown. Returns the Markdown's path.
+
+    Raises:
+        RescoldoError: it cannot be written.
+    """
+    from rescoldo.evaluate.report import markdown
+
+    report = report_path(output)
+    try:
+        write_text(report, markdown(document))
+        write_json(output, document)
+    except OSError as error:
+        raise RescoldoError(
+            f"cannot be written: {error.strerror or error}", where=str(output), exit_code=EXIT_FAILURE
+        ) from None
+    return report
+
+
+def report_path(output: Path) -> Path:
+    """Where the Markdown report of an output file lies."""
+    return output.with_suffix(".md") if output.suffix == ".json" else output.with_name(output.name + ".md")
+
+
+def _checked_output(output: Path, dataset: Path) -> Path:
+    """Find out before the work, not after it, that the result cannot be written."""
+    if output.is_dir():
+        raise RescoldoError("is a directory", where=f"--output {output}", fix="name a file, for example eval.json")
+    if output.exists():
+        try:
+            known = "models" in json.loads(output.read_bytes())
+        except (OSError, ValueError, TypeError, RecursionError):
+            known = False
+        if not known or output.resolve() == dataset.resolve():
+            raise RescoldoError(
+                "exists and is no evaluation: it is not overwritten",
+                where=f"--output {output}",
+                fix="choose another name",
+            )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        probe = output.with_name(f".{output.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RescoldoError(f"cannot be written: {error.strerror or error}", where=f"--output {output}") from None
+    return output
+
+
+def _training_answers(
+    train: Path | str | None, info: dict[str, Any], role: Role
+) -> tuple[TrainingAnswers | None, str | None]:
+    path = Path(train) if train is not None else Path(str(info.get("train_dataset") or ""))
+    if train is None and not path.is_file():
+        return None, None
+    try:
+        return TrainingAnswers(role.target(record) for record in read_records(path)), str(path)
+    except RescoldoError:
+        if train is not None:
+            raise
+        return None, None  # the run's own file has changed since: no diagnostics then
