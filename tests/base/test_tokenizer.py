@@ -305,13 +305,13 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
         ({"vocabulary": {"merges": ["qq zz"]}}, "do not fit"),
         ({"vocabulary": {"model": "llama"}}, "scores is missing"),
         ({"metadata": {"tokenizer.ggml.eot_token_id": 5}, "vocabulary": {"tokens": ["a"] * 288}}, "'a' twice"),
-        ({"template": None, "vocabulary": {"merges": []}}, "no chat template"),
+        ({"template": None}, "no chat template"),
     ],
 )
 def test_bad_gguf_tokenizer(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     vocabulary = {
         "model": "gpt2",
-        "tokens": [f"t{i}" for i in range(288)],
+        "tokens": [*(f"t{i}" for i in range(287)), "t1t2"],
         "types": [3] * 3 + [1] * 285,
         "merges": ["t1 t2"],
         **arguments.pop("vocabulary", {}),

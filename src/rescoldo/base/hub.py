@@ -1,5 +1,8 @@
-"""A model of the Hugging Face Hub as a directory: fetched with progress, resumed where it stopped, kept in the Hub's
-own cache."""
+"""A model of the Hugging Face Hub as a directory: fetched with progress into the Hub's own cache.
+
+A connection that breaks is taken up again at the same byte; a process that ends keeps the files it has fetched whole,
+and begins the one it was at again (huggingface_hub keeps no parts of files from one process to the next).
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,38 @@ from rescoldo.base.hf import check_architecture, read_json
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 _WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
+_PATIENCE = 10.0  # seconds for the Hub's first answer
 _UNWANTED = ["consolidated*", "*/*"]  # Mistral's second copy of the weights; other formats' folders
 
 
 def fetch(model_id: str) -> Path:
     """The directory of the Hub's model `model_id` ("org/name"), fetched as far as it is not there already. The config
-    comes first: a model that cannot be used is refused before its weights are fetched.
+    comes first: a model that cannot be used is refused before its weights are fetched. Where the Hub cannot be reached,
+    what was fetched before will do.
 
     Raises:
         RescoldoError: no network, no such model, no access, no room on disk, or an architecture that does not work.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 
+    try:
+        HfApi().model_info(model_id, timeout=_PATIENCE)  # asked once; the client's downloads retry for long
+    except errors.RepositoryNotFoundError as error:
+        raise _explain(model_id, error) from None
+    except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+        try:
+            return Path(
+                snapshot_download(model_id, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+            )
+        except Exception:
+            raise _explain(model_id, error) from None
     try:
         config = hf_hub_download(model_id, "config.json")
         check_architecture(read_json(Path(config)), model_id)
         return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except RescoldoError:
         raise
-    except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+    except Exception as error:
         raise _explain(model_id, error) from None
 
 
@@ -52,13 +68,13 @@ def _explain(model_id: str, error: Exception) -> RescoldoError:
         return RescoldoError(
             f"cannot store the model: {error.strerror or error}",
             where=str(error.filename or model_id),
-            fix="free the space, or set HF_HOME to another disk; fetching goes on where it stopped",
+            fix="free the space, or set HF_HOME to another disk; files fetched whole are kept",
             exit_code=EXIT_FAILURE,
         )
     reason = " ".join(str(error).split())[:160]
     return RescoldoError(
         f"cannot fetch the model from the Hub ({type(error).__name__}: {reason})",
         where=model_id,
-        fix=f"try again (fetching goes on where it stopped), or {recipe}",
+        fix=f"try again (files fetched whole are kept), or {recipe}",
         exit_code=EXIT_FAILURE,
     )
