@@ -1,0 +1,145 @@
+"""The demo: fine-tune the sample model, score it and its base on the validation examples, compare.
+
+Each part goes on where it was interrupted: the training from its checkpoint, the evaluation from the answers that are
+on the disk. Where everything is finished the result is printed again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescoldo.cli.main import run_app
+from rescoldo.files import sha256
+
+TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
+VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")
+RUN = Path("artifacts/demo/run")
+COMPARISON = Path("artifacts/demo/comparison.json")
+MAX_NEW_TOKENS = 1024  # the longest answer in the dataset has 885
+
+NEXT = f"""
+What to do next
+  read the answers              {COMPARISON.with_suffix(".md")}, {COMPARISON}
+  check the artefacts           .venv/bin/rescoldo verify {RUN}
+  look at the loss              .venv/bin/tensorboard --logdir {RUN / "logs"}
+  answer concepts of your own   .venv/bin/rescoldo eval {RUN} --dataset yours.jsonl -o yours.eval.json
+  check examples of your own    .venv/bin/rescoldo data audit yours.jsonl
+  train on them                 .venv/bin/rescoldo train --train train.jsonl --val val.jsonl --output artifacts/mine
+  begin the demo anew           ./demo --restart"""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; the old run is kept as artifacts/demo/run.old-N.")
+    ] = False,
+) -> None:
+    """Fine-tune SmolLM2-135M-Instruct on 98 examples, score it and its base on 22 others, compare."""
+    document = None if restart else read_finished()
+    if document is None:
+        document = evaluate(train(restart))
+    else:
+        print(f"The demo is finished (on {document['metadata']['date'][:16].replace('T', ' ')}); its result:")
+    show(document)
+
+
+def read_finished() -> dict[str, Any] | None:
+    """The comparison on the disk, if it belongs to the adapter and the datasets that are there now."""
+    try:
+        document = json.loads(COMPARISON.read_bytes())
+        known = document["metadata"]["sha256"]
+        return document if all(known[str(path)] == sha256(path) for path in inputs()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def inputs() -> tuple[Path, ...]:
+    """The files that the comparison depends on."""
+    return TRAIN, VAL, RUN / "adapter_model.safetensors"
+
+
+def train(restart: bool) -> float:
+    """Train, or recognise that it has been done; leaves when a signal came. Returns the run's wall time in seconds."""
+    from rescoldo.train import RunConfig, train
+
+    result = train(RunConfig(train=TRAIN, val=VAL, output=RUN), restart=restart)
+    if result.signal:
+        raise typer.Exit(128 + result.signal)
+    return float(result.info["wall_seconds"])
+
+
+def evaluate(train_seconds: float) -> dict[str, Any]:
+    """Score base and fine-tuned model on the validation examples and write the comparison."""
+    from rescoldo.cli.eval import TerminalConsole
+    from rescoldo.data import read_records
+    from rescoldo.engine.types import Sampling
+    from rescoldo.evaluate import build_comparison, write_document
+    from rescoldo.evaluate.diagnostics import TrainingAnswers
+    from rescoldo.evaluate.evaluation import evaluate, partial_cache
+    from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
+    from rescoldo.role import get_role
+
+    role = get_role("ba")
+    records = read_records(VAL)
+    training = TrainingAnswers(role.target(record) for record in read_records(TRAIN))
+    console = TerminalConsole()
+    console.say(f"Scoring base and fine-tuned model on the {len(records)} examples of {VAL}")
+    loaded = load_for_inference(str(RUN))
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
+    began = time.monotonic()
+    models: dict[str, Any] = {}
+    with partial_cache(COMPARISON) as cache:
+        for adapter in (False, True):
+            predictor = EnginePredictor(loaded, role, adapter=adapter)
+            part = evaluate(
+                predictor, records, role, sampling, cache=cache, training=training if adapter else None, console=console
+            )
+            models[predictor.name] = {
+                "spec": str(RUN) if adapter else loaded.base.spec,
+                "adapter": adapter,
+                "base_model": loaded.base.spec,
+                "quantization": loaded.precision,
+                **part,
+            }
+        metadata = {
+            "role": "ba",
+            "dataset": str(VAL),
+            "examples": len(records),
+            "training_set": str(TRAIN),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "train_seconds": train_seconds,
+            "eval_seconds": round(time.monotonic() - began, 1),
+            "sha256": {str(path): sha256(path) for path in inputs()},
+        }
+        document = build_comparison(models, baseline="base", finetuned="finetuned", metadata=metadata)
+        write_document(document, COMPARISON)
+    return document
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print scores, comparison, where things lie and what to do next."""
+    from rich.console import Console
+
+    from rescoldo.evaluate.report import print_comparison
+
+    print_comparison(document, Console())
+    means = {name: part["scores"]["mean"] for name, part in document["models"].items()}
+    megabytes = (RUN / "adapter_model.safetensors").stat().st_size / 1e6
+    meta = document["metadata"]
+    print()
+    print(f"Base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {meta['examples']} examples")
+    print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['eval_seconds']:.0f} s")
+    print(f"The adapter: {RUN} (adapter_model.safetensors, {megabytes:.1f} MB, PEFT's format)")
+    print(NEXT)
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))
