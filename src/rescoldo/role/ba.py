@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import yaml
@@ -140,14 +141,14 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A scalar as stripped text; "" for None, lists and mappings."""
+    """A scalar as stripped text; "" for None, lists, mappings and any other object."""
     if isinstance(value, str):
         return value.strip()
-    if value is None or isinstance(value, list | tuple | set | Mapping):
+    if not isinstance(value, int | float | date):
         return ""
     try:
-        return str(value).strip()
-    except Exception:  # an integer too long to print, an object of somebody else's making
+        return str(value)
+    except ValueError:  # an integer too long to print
         return ""
 
 
