@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def main(  # noqa: PLR0917 (a flag each)
+def main(
     train: Annotated[str, typer.Option(help="Training examples.")] = "artifacts/synthetic/ba_train_v2_fixed.jsonl",
     val: Annotated[str, typer.Option(help="Validation examples.")] = "artifacts/synthetic/ba_val_v2_fixed.jsonl",
     output: Annotated[
@@ -32,9 +32,7 @@ def main(  # noqa: PLR0917 (a flag each)
     lora_dropout: Annotated[float | None, typer.Option(help="Default 0.1.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Default 2048.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default 42.")] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="auto, int8, nf4 (bnb4), bf16, fp32. (default auto)")
-    ] = None,
+    quantization: Annotated[str | None, typer.Option(help="auto, int8, nf4 (bnb4), bf16, fp32. (default auto)")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Only the first N training examples.")] = None,
     val_limit: Annotated[int | None, typer.Option(help="Only the first N validation examples.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after N optimizer steps.")] = None,

@@ -102,6 +102,7 @@ def load_model(
     seed: int,
     calibration: list[Example] | None = None,
     frozen_state: dict[str, torch.Tensor] | None = None,
+    on_progress: Any = None,
 ) -> FakeModel:
     scale = frozen_state["calibration"] if frozen_state else torch.tensor([len((calibration or [])[0].tokens) / 10.0])
     return FakeModel(lora, seed, scale)

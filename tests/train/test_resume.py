@@ -367,19 +367,21 @@ def test_best_epoch_is_the_adapter(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_of_a_real_process(tmp_path, seed):
     """A process killed at random moments until one comes through."""
-    command = [sys.executable, "-m", "tests.train.fake", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "tests.train.fake", str(tmp_path)]
     subprocess.run([*command, str(tmp_path / "calm"), "0", "5"], check=True, stdout=subprocess.DEVNULL)
     dice, kills, output = random.Random(seed), 0, tmp_path / "stormy"
     while True:
-        process = subprocess.Popen([*command, str(output), "0.02", "0"], stdout=subprocess.DEVNULL)
-        begun = time.monotonic()
-        while not (output / "run.json").exists() and process.poll() is None and time.monotonic() - begun < 60:
-            time.sleep(0.01)
+        process = subprocess.Popen([*command, str(output), "0.03", "0"], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Starting training" in line:
+                break
         try:
-            process.wait(timeout=(3.0 if kills else 1.0) + dice.random() * 1.5)
+            process.communicate(timeout=dice.random() * (0.5 + 0.1 * kills))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            process.stdout.close()
             kills += 1
             continue
         assert process.returncode == 0

@@ -14,7 +14,7 @@ from rescoldo.errors import RescoldoError
 BASICS, LORA, RUN = "What", "How", "Run"
 
 
-def train(  # noqa: PLR0917 (a flag each)
+def train(
     train: Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)] = None,
     val: Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)] = None,
     output: Annotated[

@@ -21,6 +21,10 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BIN_FILE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 1 << 20
+UNSUPPORTED = (  # fields of PEFT's config that change what the weights mean
+    *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "rank_pattern"),
+    *("alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"),
+)
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
@@ -38,24 +42,24 @@ class Adapter:
 
 
 def peft_config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
-    """adapter_config.json's content, made by PEFT itself."""
-    from peft import LoraConfig as PeftLoraConfig
-
-    alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
-    config = PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    ).to_dict()
-    plain = json.loads(
-        json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    )
-    return {key: plain[key] for key in sorted(plain)}
+    """adapter_config.json's content: what peft.LoraConfig would write, without the fields that are at their default
+    there (PEFT fills them, whatever its version). PEFT itself is not needed to train."""
+    return {
+        "base_model_name_or_path": base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "target_modules": list(lora.targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
 
 
 def to_peft(parameters: Tensors) -> Tensors:
@@ -142,7 +146,7 @@ def lora_of(config: dict[str, Any], where: Path) -> LoraConfig:
     Raises:
         RescoldoError: the config asks for what the engine does not do (DoRA, rsLoRA, patterns, other targets…).
     """
-    for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
+    for name in UNSUPPORTED:
         if config.get(name):
             raise RescoldoError(f"{name} is not supported", where=str(where), fix="use a plain LoRA adapter")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":

@@ -16,7 +16,8 @@ import torch
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.errors import RescoldoError
-from rescoldo.train.config import RunConfig, flag
+from rescoldo.files import sha256
+from rescoldo.train.config import RunConfig
 
 Tensors = dict[str, torch.Tensor]
 
@@ -97,7 +98,7 @@ def real_parts() -> Parts:
         read_dataset=read_dataset,
         load_model=LoraModel.load,
         gradient_step=GradientStep,
-        evaluate_loss=lambda model, examples: evaluate_loss(model, examples, None),
+        evaluate_loss=evaluate_loss,
         save_tokenizer=save_tokenizer,
     )
 
@@ -123,10 +124,22 @@ def read_dataset(path: Path, role_name: str, tokenizer: Any, max_length: int, li
     """
     from rescoldo.data import read_records
     from rescoldo.data.tokenize import tokenize_records
-    from rescoldo.files import sha256
     from rescoldo.role import get_role
 
     role = get_role(role_name)
     records = read_records(path)[:limit]
     tokenized = tokenize_records(records, role, tokenizer, max_length)
-    raise NotImplementedError((sha256, tokenized, RescoldoError, flag))
+    if not tokenized.examples:
+        line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
+        raise RescoldoError(
+            f"every example is longer than {max_length} tokens",
+            where=str(path),
+            fix=f"--max-length {tokens} would let in the shortest (line {line})",
+        )
+    names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
+    overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
+    return Dataset(path, tokenized.examples, names, overruns, digest(tokenized.examples), sha256(path))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"

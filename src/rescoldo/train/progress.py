@@ -64,7 +64,8 @@ class Bar:
         waited = time.monotonic() - self._last
         if self.done >= self.total or waited >= (LINE_SECONDS if milestone else SILENCE_SECONDS):
             percent = 100 * self.done // max(1, self.total)
-            self._reporter.say(f"{self._description} {self.done}/{self.total} {percent}% | {detail}")
+            count = f"{self.done}/{self.total} {percent}% | {detail}" if detail else f"{percent}%"
+            self._reporter.say(f"{self._description} {count}")
             self._last = time.monotonic()
 
 

@@ -125,15 +125,16 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         write_run_file(output, config, prepared.from_preset, prepared.identity, started)
 
     torch.set_num_threads(config.threads or 1)
-    reporter.say(f"Preparing the weights ({config.quantization}, {config.threads} threads)")
-    model = parts.load_model(
-        prepared.base,
-        config.quantization,
-        lora_config(config),
-        seed=config.seed,
-        calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
-        frozen_state=checkpoint.frozen if checkpoint else None,
-    )
+    with reporter.bar(f"Preparing the weights ({config.quantization}, {config.threads} threads):", 100) as bar:
+        model = parts.load_model(
+            prepared.base,
+            config.quantization,
+            lora_config(config),
+            seed=config.seed,
+            calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
+            frozen_state=checkpoint.frozen if checkpoint else None,
+            on_progress=lambda share: bar.advance(int(100 * share) - bar.done, ""),
+        )
     loop = Loop(prepared, parts, reporter, model, checkpoint)
     reporter.say("Starting training...")
     if found:
