@@ -168,7 +168,7 @@ NF4_LEVELS = torch.tensor(  # the quantiles of a normal distribution (QLoRA, arX
 
 
 def nf4_pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (out, in), in a multiple of 64 → codes (out, in/2) uint8, two a byte, low first, and scales (out, in/64)."""
+    """weight (out, in), in a multiple of 64 → codes (out, in/2) uint8, two a byte, low first; scales (out, in/64)."""
     blocks = weight.float().unflatten(1, (-1, NF4_BLOCK))
     scales = blocks.abs().amax(-1).to(torch.bfloat16)
     unit = blocks / scales.float().clamp_min(1e-30)[:, :, None]

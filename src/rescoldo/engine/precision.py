@@ -9,10 +9,11 @@ import torch
 
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.block import SITES, Block, Rows
-from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import FrozenLinear, Int8Linear, Nf4Linear, PlainLinear, smoothing
 from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.ops import NF4_BLOCK
 from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
@@ -45,6 +46,13 @@ class Converter:
         self.config, self.precision = config, precision
         self.state: dict[str, torch.Tensor] = dict(state or {})
         self.rows: Rows | None = None
+        odd = [name for name in LINEARS if config.linear_shape(name)[1] % NF4_BLOCK]
+        if precision == "nf4" and odd:
+            raise RescoldoError(
+                f"nf4 packs weights in blocks of {NF4_BLOCK}, which the inputs of {odd[0]} "
+                f"({config.linear_shape(odd[0])[1]}) are no multiple of",
+                fix="use int8 or bf16",
+            )
         if precision == "int8" and not self.state:
             if not calibration:
                 raise RescoldoError(

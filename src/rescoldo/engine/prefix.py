@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rescoldo.engine.types import Example
 
 MINIMUM = 16  # a shorter common beginning is not worth a pass of its own
+_DEPTH = 64  # nested beginnings followed: prompts that each continue the one before would nest without end
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM) -> list
     A prefix ends at the latest one token before a prompt does: the row that predicts the first target stays the
     example's own. The order is that of each group's first example, so the result depends on nothing but the input.
     """
-    return sorted(_partition(tuple(range(len(examples))), 0, examples, minimum), key=lambda group: group.indices[0])
+    groups = _partition(tuple(range(len(examples))), 0, examples, minimum, _DEPTH)
+    return sorted(groups, key=lambda group: group.indices[0])
 
 
-def _partition(indices: tuple[int, ...], known: int, examples: Sequence[Example], minimum: int) -> list[PrefixGroup]:
+def _partition(
+    indices: tuple[int, ...], known: int, examples: Sequence[Example], minimum: int, depth: int
+) -> list[PrefixGroup]:
     first = examples[indices[0]].tokens
     if len(indices) == 1:
         return [PrefixGroup(indices, 0)]
@@ -43,7 +47,7 @@ def _partition(indices: tuple[int, ...], known: int, examples: Sequence[Example]
     branches: dict[int, list[int]] = {}
     for i in indices:
         branches.setdefault(examples[i].tokens[length] if examples[i].n_prompt - 1 > length else -1, []).append(i)
-    if len(branches) == 1:
+    if len(branches) == 1 or depth == 0:
         return together
     apart = [
         group
@@ -51,7 +55,7 @@ def _partition(indices: tuple[int, ...], known: int, examples: Sequence[Example]
         for group in (
             [PrefixGroup((i,), 0) for i in branch]
             if token == -1
-            else _partition(tuple(branch), length, examples, minimum)
+            else _partition(tuple(branch), length, examples, minimum, depth - 1)
         )
     ]
     return apart if _cost(apart, examples) < _cost(together, examples) else together

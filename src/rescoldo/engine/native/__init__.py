@@ -78,6 +78,7 @@ def _cpu() -> str:
 
 
 def _pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
+    """The tensor's address. It does not keep the tensor alive: never pass a temporary (`x.contiguous()`)."""
     return ctypes.c_void_p(0 if x is None else x.data_ptr())
 
 
@@ -141,15 +142,17 @@ class Native(Twins):
             return super().silu_mul(gate_up)
         t, f = gate_up.shape[0], gate_up.shape[1] // 2
         a = torch.empty(t, f, dtype=_HALVES)
-        self._c.silu_mul(_pointer(gate_up.contiguous()), _int(t), _int(f), _pointer(a))
+        gate_up = gate_up.contiguous()
+        self._c.silu_mul(_pointer(gate_up), _int(t), _int(f), _pointer(a))
         return a
 
     def silu_mul_backward(self, gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
         if gate_up.dtype != _HALVES:
             return super().silu_mul_backward(gate_up, da)
+        gate_up, da = gate_up.contiguous(), da.contiguous()
         out = torch.empty_like(gate_up)
         t, f = da.shape
-        self._c.silu_mul_backward(_pointer(gate_up), _pointer(da.contiguous()), _int(t), _int(f), _pointer(out))
+        self._c.silu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f), _pointer(out))
         return out
 
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
@@ -213,7 +216,8 @@ class Native(Twins):
         out, into = weight.shape
         packed = torch.empty(out, into // 2, dtype=torch.uint8)
         scales = torch.empty(out, into // 64, dtype=_HALVES)
-        self._c.nf4_pack(_pointer(weight.contiguous()), _int(out), _int(into), _pointer(packed), _pointer(scales))
+        weight = weight.contiguous()
+        self._c.nf4_pack(_pointer(weight), _int(out), _int(into), _pointer(packed), _pointer(scales))
         return packed, scales
 
     def nf4_unpack(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
