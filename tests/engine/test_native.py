@@ -1,0 +1,458 @@
+"""The C kernels against their PyTorch twins: odd sizes, strides, windows, several examples, prefixes, extremes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rescoldo.engine import dispatch
+from rescoldo.engine.attention import Layout
+from rescoldo.engine.dispatch import Twins
+from rescoldo.engine.native import BuildError, Native
+from rescoldo.engine.ops import NF4_LEVELS, Dropout
+from tests.engine.common import cosine, example, gradient, tiny_lora
+
+torch.set_num_threads(1)
+
+HALVES = torch.bfloat16
+TWINS = Twins()
+STEP = 2.0**-8  # bfloat16's relative rounding error
+
+
+@pytest.fixture(scope="module")
+def native() -> Native:
+    try:
+        return Native()
+    except BuildError as error:
+        if os.environ.get("CI") == "true" and shutil.which("gcc"):
+            raise
+        pytest.skip(f"no native kernels here: {error}")
+
+
+def _random(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * size
+
+
+def _halves(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
+    return _random(*shape, seed=seed, size=size).to(HALVES)
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor, *, steps: float = 2.0, floor: float = 1e-6) -> None:
+    """Within a few bfloat16 steps of each element (and `floor` of the largest one)."""
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+    assert ours.isfinite().all()
+    a, b = ours.double(), theirs.double()
+    allowed = steps * STEP * b.abs() + floor * b.abs().max()
+    assert ((a - b).abs() <= allowed).all(), float(((a - b).abs() - allowed).max())
+
+
+def _near(ours: torch.Tensor, theirs: torch.Tensor, worst: float = 0.02, mean: float = 0.004) -> None:
+    """For sums of bfloat16 products: relative error of the whole and, against the spread, of the worst element."""
+    assert ours.shape == theirs.shape
+    assert ours.isfinite().all()
+    a, b = ours.double(), theirs.double()
+    scale = b.norm() / b.numel() ** 0.5
+    assert (a - b).norm() <= mean * b.norm() + 1e-12
+    assert (a - b).abs().max() <= worst * (scale + b.abs().max())
+
+
+SIZES = [(1, 16), (3, 7), (5, 64), (2, 63), (17, 65), (130, 576), (1, 1536), (4, 4097)]
+
+
+def test_every_kernel_has_a_test() -> None:
+    """A new kernel must come here too."""
+    own = {name for name, value in vars(Native).items() if inspect.isfunction(value) and not name.startswith("_")}
+    tested = inspect.getsource(sys.modules[__name__])
+    assert own
+    assert all(f"native.{name}(" in tested for name in own)
+    assert own <= set(vars(Twins))
+    for name in own:
+        assert list(inspect.signature(getattr(Native, name)).parameters) == list(
+            inspect.signature(getattr(Twins, name)).parameters
+        )
+
+
+# --- small operations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_rms_norm(native: Native, t: int, d: int, size: float) -> None:
+    h, weight = _random(t, d, size=size), _halves(d, seed=1)
+    ours, theirs = native.rms_norm(h, weight, 1e-5), TWINS.rms_norm(h, weight, 1e-5)
+    _close(ours[1], theirs[1])
+    _close(ours[0], theirs[0], steps=4)  # rounded twice
+    torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=0)
+    dy, dh = _halves(t, d, seed=2), _random(t, d, seed=3)
+    mine, other = dh.clone(), dh.clone()
+    native.rms_norm_backward(dy, theirs[1], theirs[2], weight, mine)
+    TWINS.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float((other - dh).abs().max() + 1))
+
+
+def test_rms_norm_takes_views(native: Native) -> None:
+    wide, weight = _random(9, 40), _halves(20, seed=1)
+    view = wide[:, 10:30]
+    for a, b in zip(native.rms_norm(view, weight, 1e-6), TWINS.rms_norm(view, weight, 1e-6), strict=True):
+        torch.testing.assert_close(a, b, rtol=2 * STEP, atol=1e-6)
+    _, normed, rstd = TWINS.rms_norm(view, weight, 1e-6)
+    dy = _halves(9, 60, seed=4)[:, ::3]
+    mine, other = torch.zeros(18, 20)[::2], torch.zeros(9, 20)  # a gradient buffer with holes
+    native.rms_norm_backward(dy, normed, rstd, weight, mine)
+    TWINS.rms_norm_backward(dy, normed, rstd, weight, other)
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_rms_norm_of_a_zero_row(native: Native) -> None:
+    x, normed, rstd = native.rms_norm(torch.zeros(2, 33), torch.ones(33, dtype=HALVES), 1e-5)
+    assert not x.any()
+    assert not normed.any()
+    assert rstd.isfinite().all()
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_add(native: Native, t: int, d: int) -> None:
+    h, y = _random(t, d), _halves(t, d, seed=1)
+    for addend in (y, _halves(d, t, seed=2).T, _random(t, d, seed=3)):
+        ours, theirs = h.clone(), h.clone()
+        native.add_(ours, addend)
+        TWINS.add_(theirs, addend)
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("t", "f"), SIZES)
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_silu_mul(native: Native, t: int, f: int, size: float) -> None:
+    gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
+    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-5)
+    _close(native.silu_mul_backward(gate_up, da), TWINS.silu_mul_backward(gate_up, da), floor=1e-4)
+    _close(native.silu_mul_backward(gate_up, da.T.contiguous().T), native.silu_mul_backward(gate_up, da), steps=0)
+
+
+def test_silu_mul_of_extremes(native: Native) -> None:
+    gate_up = torch.tensor([[-1e4, -100.0, -88.5, -20.0, 0.0, 20.0, 100.0, 1e4, *([2.0] * 8)]]).to(HALVES)
+    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-7)
+    da = torch.ones(1, 8, dtype=HALVES)
+    _close(native.silu_mul_backward(gate_up, da), TWINS.silu_mul_backward(gate_up, da), floor=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 8, 16, 24, 64, 128])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rotate(native: Native, d: int, sign: float) -> None:
+    t, heads, n_kv = 13, 3, 1
+    angles = _random(t, d // 2, size=50.0)
+    cos, sin = angles.cos(), angles.sin()
+    packed = _halves(t, (heads + 2 * n_kv) * d, seed=1)
+    ours, theirs = packed.clone(), packed.clone()
+    for buffer, implementation in ((ours, native), (theirs, TWINS)):
+        q, k, _ = buffer.unflatten(1, (-1, d)).split([heads, n_kv, n_kv], dim=1)
+        implementation.rotate_(q, cos, sin, sign)
+        implementation.rotate_(k, cos, sin, sign)
+    _close(ours, theirs, floor=STEP / 4)
+    assert torch.equal(ours[:, (heads + n_kv) * d :], packed[:, (heads + n_kv) * d :])  # v is left alone
+    apart = _halves(t, d, heads, seed=2).transpose(1, 2)  # columns not side by side
+    ours, theirs = apart.clone(), apart.clone()
+    native.rotate_(ours, cos, sin, sign)
+    TWINS.rotate_(theirs, cos, sin, sign)
+    _close(ours, theirs, floor=STEP / 4)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def _how(t: int, threshold: int = 26, key: int = 0xDEADBEEF) -> Dropout:
+    return Dropout(threshold, key, torch.arange(t) * 7 + (3 << 18))
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+@pytest.mark.parametrize("threshold", [1, 26, 128, 255])
+def test_dropout_masks_are_identical(native: Native, t: int, d: int, threshold: int) -> None:
+    x, how = _halves(t, d), _how(t, threshold)
+    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    assert torch.equal(native.dropout(torch.ones_like(x), how) != 0, how.mask(d))
+    dx = _halves(t, d, seed=1)
+    ours, theirs = dx.clone(), dx.clone()
+    native.dropout_backward(ours, x, how)
+    TWINS.dropout_backward(theirs, x, how)
+    _close(ours, theirs, floor=1e-6)
+    assert torch.equal(ours == dx, (x == 0) | ~how.mask(d) | (ours == dx))  # dropped elements stay as they were
+    assert torch.equal(ours[~how.mask(d)], dx[~how.mask(d)])
+
+
+def test_dropout_of_views_and_without_a_mask(native: Native) -> None:
+    x, how = _halves(64, 10).T, _how(10)
+    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    ours, theirs = _halves(10, 64, seed=1), _halves(10, 64, seed=1)
+    native.dropout_backward(ours, x, None)
+    TWINS.dropout_backward(theirs, x, None)
+    assert torch.equal(ours, theirs)
+
+
+# --- int8, nf4 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("with_columns", [False, True])
+def test_quantize_rows(native: Native, t: int, d: int, size: float, with_columns: bool) -> None:
+    x = _halves(t, d, size=size)
+    columns = _random(d, seed=1).abs() if with_columns else None
+    if columns is not None and d > 8:
+        columns[::5] = 0.0  # columns kept apart
+    (q, scale), (q2, scale2) = native.quantize_rows(x, columns), TWINS.quantize_rows(x, columns)
+    assert (q.int() - q2.int()).abs().max() <= 1
+    assert (q != q2).float().mean() < 0.01
+    torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
+    wanted = x.double() if columns is None else x.double() * columns
+    assert ((q.double() * scale[:, None] - wanted).abs() <= 0.501 * scale[:, None].double()).all()
+    assert (q.int().abs().amax(1) == 127).all()
+
+
+def test_quantize_rows_of_zeros_and_views(native: Native) -> None:
+    x = torch.zeros(3, 40, dtype=HALVES)
+    x[1] = _halves(40)
+    q, scale = native.quantize_rows(x, None)
+    assert not q[[0, 2]].any()
+    assert scale[[0, 2]].tolist() == [0.0, 0.0]
+    view = _halves(40, 9).T
+    assert torch.equal(native.quantize_rows(view, None)[0], native.quantize_rows(view.contiguous(), None)[0])
+    q, scale = native.quantize_rows(torch.full((2, 8), 1e-39).to(HALVES), None)  # 127 / largest overflows
+    assert (q.float() * scale[:, None]).isfinite().all()
+    assert (q.float() * scale[:, None]).abs().max() < 1e-35
+
+
+@pytest.mark.parametrize(("t", "n"), SIZES)
+@pytest.mark.parametrize("with_side", [False, True])
+def test_dequantize(native: Native, t: int, n: int, with_side: bool) -> None:
+    products = (_random(t, n) * 1e6).int()
+    rows, columns = _random(t, seed=1).abs() * 1e-3, _random(n, seed=2).abs() * 1e-3
+    side = _halves(t, n, seed=3) if with_side else None
+    arguments = (products, rows, columns, side, HALVES)
+    _close(native.dequantize(*arguments), TWINS.dequantize(*arguments), floor=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 128), (7, 576), (33, 1536)])
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_nf4_is_identical(native: Native, shape: tuple[int, int], size: float) -> None:
+    weight = _halves(*shape, size=size)
+    weight[0, :64] = 0
+    (packed, scales), (packed2, scales2) = native.nf4_pack(weight), TWINS.nf4_pack(weight)
+    assert torch.equal(packed, packed2)
+    assert torch.equal(scales, scales2)
+    assert torch.equal(native.nf4_unpack(packed, scales), TWINS.nf4_unpack(packed, scales))
+    packed, scales = native.nf4_pack(weight.float())
+    assert torch.equal(packed, packed2)
+    assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], TWINS.nf4_pack(_halves(64, 5).T)[0])
+
+
+def test_nf4_every_code_survives_and_is_the_nearest(native: Native) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(8, 32)
+    scales = torch.full((8, 1), 2.0, dtype=HALVES)
+    values = native.nf4_unpack(codes, scales)
+    expected = 2 * NF4_LEVELS[torch.stack((codes & 15, codes >> 4), -1).flatten(1).int()]
+    assert torch.equal(values, expected.to(HALVES))
+    weight = _halves(16, 256)
+    packed, scales = native.nf4_pack(weight)
+    blocks = weight.float().unflatten(1, (-1, 64)) / scales.float()[:, :, None]
+    nearest = (blocks[..., None] - NF4_LEVELS).abs().amin(-1)
+    chosen = NF4_LEVELS[torch.stack((packed & 15, packed >> 4), -1).flatten(1).int()].unflatten(1, (-1, 64))
+    assert ((chosen - blocks).abs() <= nearest + 1e-6).all()
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "v"), [(1, 2), (3, 17), (5, 288), (2, 49152), (65, 1000)])
+@pytest.mark.parametrize("size", [0.01, 3.0, 100.0])
+def test_cross_entropy(native: Native, n: int, v: int, size: float) -> None:
+    logits = _halves(n, v, size=size)
+    targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
+    theirs_loss, theirs = TWINS.cross_entropy(logits.clone(), targets, 0.037)
+    ours_loss, ours = native.cross_entropy(logits.clone(), targets, 0.037)
+    assert ours_loss == pytest.approx(theirs_loss, rel=1e-5, abs=1e-5 * n)
+    _close(ours, theirs, floor=1e-6)
+    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+    assert ours_loss == pytest.approx(float(expected), rel=1e-5, abs=1e-5 * n)
+
+
+def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(native: Native) -> None:
+    logits = torch.zeros(2, 40)
+    logits[:, 3] = 500.0
+    loss, gradient_ = native.cross_entropy(logits.to(HALVES), torch.tensor([3, 4]), 1.0)
+    assert loss == pytest.approx(500.0, rel=1e-3)
+    assert gradient_.isfinite().all()
+    assert gradient_[0].abs().max() < 1e-6
+    assert gradient_[1, 4] == -1.0
+    assert gradient_[1, 3] == 1.0
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+LAYOUTS: list[tuple[tuple[int, ...], int]] = [
+    ((0, 1), 0),
+    ((0, 5), 0),
+    ((0, 64), 0),
+    ((0, 129), 0),
+    ((0, 1, 2, 3), 0),
+    ((0, 3, 70, 71, 100), 0),
+    ((0, 1), 1),
+    ((0, 7), 33),
+    ((0, 65, 66, 131), 31),
+    ((0, 2, 100), 96),
+]
+SHAPES = [(4, 2, 16), (3, 1, 32), (9, 3, 64), (2, 2, 128), (4, 4, 80), (4, 2, 24), (2, 1, 8)]
+
+
+def _operands(layout: Layout, heads: int, n_kv: int, d: int, seed: int = 0) -> dict[str, Any]:
+    """q, k, v as views of one packed tensor, the prefix's as views of another: the strides of the real thing."""
+    split = [heads, n_kv, n_kv]
+    q, k, v = _halves(layout.bounds[-1], (heads + 2 * n_kv) * d, seed=seed).unflatten(1, (-1, d)).split(split, dim=1)
+    pk = pv = None
+    if layout.prefix:
+        shared = _halves(layout.prefix, (heads + 2 * n_kv) * d, seed=seed + 1)
+        _, pk, pv = shared.unflatten(1, (-1, d)).split(split, dim=1)
+    return {"q": q, "k": k, "v": v, "prefix_k": pk, "prefix_v": pv, "layout": layout}
+
+
+def _in_floats(operands: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in operands.items()}
+
+
+@pytest.mark.parametrize(("bounds", "prefix"), LAYOUTS)
+@pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
+@pytest.mark.parametrize("window", [None, 1, 20, 1000])
+def test_attention(
+    native: Native, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
+) -> None:
+    layout = Layout(bounds, prefix)
+    operands = _operands(layout, heads, n_kv, d)
+    exact, _ = TWINS.attend(**_in_floats(operands), window=window)
+    out, saved = native.attend(**operands, window=window)
+    assert out.dtype == HALVES
+    _near(out, exact)
+    dout = _halves(bounds[-1], heads, d, seed=5)
+    sums = [torch.zeros(2, prefix, n_kv, d) + 0.5 for _ in range(2)]
+    ours = native.attend_backward(
+        dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0][0], dprefix_v=sums[0][1]
+    )
+    theirs = TWINS.attend_backward(
+        dout.float(), **_in_floats(operands), out=exact, saved=torch.empty(0), window=window,
+        dprefix_k=sums[1][0], dprefix_v=sums[1][1],
+    )  # fmt: skip
+    size = max(float(x.abs().max()) for x in theirs)  # a row with one key has dq = dk = 0, in theory
+    for a, b in zip((*ours, sums[0][0], sums[0][1]), (*theirs, sums[1][0], sums[1][1]), strict=True):
+        assert a.isfinite().all()
+        if b.numel():
+            assert (a.double() - b.double()).abs().max() <= 0.02 * size
+            assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
+
+
+def test_attention_of_large_scores(native: Native) -> None:
+    """One key takes all the weight; the others' exponentials vanish without a trace of infinity."""
+    layout = Layout((0, 40, 75), 20)
+    operands = _operands(layout, 4, 2, 16)
+    operands["q"] = operands["q"] * 60
+    out, saved = native.attend(**operands, window=None)
+    exact, _ = TWINS.attend(**_in_floats(operands), window=None)
+    assert ((out.float() - exact).abs() > 0.1).float().mean() < 0.002
+    grads = native.attend_backward(
+        _halves(75, 4, 16, seed=3), **operands, out=out, saved=saved, window=None, dprefix_k=None, dprefix_v=None
+    )
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_repeats_bit_for_bit(native: Native, threads: int) -> None:
+    layout = Layout((0, 50, 90, 131), 37)
+    operands = _operands(layout, 9, 3, 64)
+    dout = _halves(131, 9, 64, seed=3)
+    results = []
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(3):
+            out, saved = native.attend(**operands, window=50)
+            dk, dv = torch.zeros(37, 3, 64), torch.zeros(37, 3, 64)
+            grads = native.attend_backward(
+                dout, **operands, out=out, saved=saved, window=50, dprefix_k=dk, dprefix_v=dv
+            )
+            results.append([out, *grads, dk, dv])
+    finally:
+        torch.set_num_threads(1)
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 45])
+@pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
+@pytest.mark.parametrize("window", [None, 1, 10, 50])
+def test_cached_attention(native: Native, prefix: int, heads: int, n_kv: int, d: int, window: int | None) -> None:
+    lengths = torch.tensor([1, 7, 30, 12])
+    q = _halves(4, (heads + 2 * n_kv) * d).unflatten(1, (-1, d))[:, :heads]
+    k, v = _halves(4, 33, n_kv, d, seed=1), _halves(4, 33, n_kv, d, seed=2)
+    pk, pv = (_halves(prefix, n_kv, d, seed=s) if prefix else None for s in (3, 4))
+    floats = [None if x is None else x.float() for x in (q, pk, pv, k, v)]
+    exact = TWINS.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
+    _near(native.attend_cached(q, pk, pv, k, v, lengths, window), exact, worst=0.005)
+    # and both are the last row of the attention that training uses
+    for row, n in enumerate(lengths.tolist()):
+        queries = torch.zeros(n, heads, d)
+        queries[-1] = q[row].float()
+        layout = Layout((0, n), prefix)
+        full, _ = TWINS.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
+        torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [("llama", {}), ("mistral", {"sliding_window": 12}), ("qwen3", {}), ("qwen2", {}), ("llama", {"head_dim": 24})],
+)
+def test_a_whole_gradient(native: Native, precision: str, architecture: str, overrides: dict[str, Any]) -> None:
+    """With either set of kernels the same step; dropout included, since masks are identical."""
+    if "head_dim" in overrides:
+        overrides = {**overrides, "num_attention_heads": 8, "num_key_value_heads": 8}  # 192: a multiple of nf4's block
+    examples = [example(4 + i, 9, seed=i, prefix=range(20)) for i in range(3)]
+    results = []
+    for implementation in (native, TWINS):
+        dispatch.use(implementation)
+        try:
+            model = tiny_lora(architecture, precision, intermediate_size=128, **overrides)
+            results.append(gradient(model, examples, [[0, 1], [2]]))
+        finally:
+            dispatch.use(None)
+    assert results[0][0] == pytest.approx(results[1][0], rel=0.01)
+    assert cosine(results[0][1], results[1][1]) > (0.99 if precision == "int8" else 0.999)
+
+
+def test_without_a_compiler_the_twins_are_used_and_said_so(tmp_path: Path) -> None:
+    script = "from rescoldo.engine.dispatch import kernels; print(kernels().name)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CC": "/nonexistent/cc"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "note: slower PyTorch kernels in use: /nonexistent/cc does not run" in done.stdout + done.stderr
+    assert done.stdout.split()[-1] == "pytorch"
+    environment = {**os.environ, "RESCOLDO_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["pytorch"]
+
+
+def test_a_failing_compiler_is_reported_with_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "cc"
+    fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo fake 1.0 && exit 0\necho 'no such flag' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CC", str(fake))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(BuildError, match="no such flag"):
+        Native()
+    assert not list((tmp_path / "cache").rglob("*.so"))
