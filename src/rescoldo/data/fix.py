@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rescoldo.data.records import read_lines
 from rescoldo.data.similar import same
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import write_atomic
-from rescoldo.role.ba import LISTS, PRIORITIES
+from rescoldo.role.ba import LISTS
 
 
 @dataclass(frozen=True)
@@ -73,54 +74,49 @@ def fix_file(path: Path) -> Fixed:
 
 
 def fix_record(record: dict[str, Any], line: int = 0) -> tuple[dict[str, Any], list[Change]]:
-    """A mended copy of one record, and what was changed in it. Fixing it again changes nothing."""
+    """A mended copy of one record, and what was changed in it. Fixing it again changes nothing.
+
+    IDs are counted anew in each list's order; a description that mentions one by name mentions the new one then, if the
+    old was no other item's too.
+    """
     record = copy.deepcopy(record)
     changes: list[Change] = []
     requirements = record.get("requirements")
     if not isinstance(requirements, dict):
         return record, changes
-    renamed: dict[str, str] = {}
-    for name, prefix in LISTS.items():
-        where = f"requirements.{name}"
+    for name in LISTS:
         if isinstance(requirements.get(name), str):
             items = as_list(requirements[name])
             if items is not None:
                 requirements[name] = items
-                changes.append(Change(line, where, "YAML string turned into a list"))
-        items = requirements.get(name)
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                changes.append(Change(line, f"requirements.{name}", "YAML string turned into a list"))
+    entries = [
+        (f"requirements.{name}[{index}]", f"{prefix}{index + 1:03d}", item)
+        for name, prefix in LISTS.items()
+        if isinstance(requirements.get(name), list)
+        for index, item in enumerate(requirements[name])
+        if isinstance(item, dict)
+    ]
+    times = Counter(item["id"] for _, _, item in entries if isinstance(item.get("id"), str))
+    renamed: dict[str, str] = {}
+    for where, identifier, item in entries:
+        priority = item.get("priority")
+        word = PRIORITY_WORDS.get(priority.strip().lower()) if isinstance(priority, str) else None
+        if word and word != priority:
+            item["priority"] = word
+            changes.append(Change(line, f"{where}.priority", f"{priority!r} → {word}"))
+        before = item.get("id")
+        if before == identifier:
             continue
-        for index, item in enumerate(items):
-            priority = item.get("priority")
-            if isinstance(priority, str) and priority not in PRIORITIES:
-                word = PRIORITY_WORDS.get(priority.strip().lower())
-                if word:
-                    item["priority"] = word
-                    changes.append(Change(line, f"{where}[{index}].priority", f"{priority!r} → {word}"))
-        for index, identifier in enumerate(_identifiers(items, prefix)):
-            before = items[index].get("id")
-            if before != identifier:
-                items[index] = {"id": identifier, **{key: v for key, v in items[index].items() if key != "id"}}
-                shown = "no ID" if before in (None, "") else str(before)[:40]
-                changes.append(Change(line, f"{where}[{index}].id", f"{shown} → {identifier}"))
-                if isinstance(before, str) and re.fullmatch(r"[A-Za-z]+[-_ ]?\d+", before):
-                    renamed[before] = "" if before in renamed else identifier
-            elif identifier in renamed:
-                renamed[identifier] = ""
-    _rename(requirements, {old: new for old, new in renamed.items() if new}, changes, line)
+        rest = {key: value for key, value in item.items() if key != "id"}
+        item.clear()
+        item.update({"id": identifier, **rest})
+        shown = "no ID" if before in (None, "") else str(before)[:40]
+        changes.append(Change(line, f"{where}.id", f"{shown} → {identifier}"))
+        if isinstance(before, str) and times[before] == 1 and re.fullmatch(r"[A-Za-z]+[-_ ]?[0-9]+", before):
+            renamed[before] = identifier
+    _rename(requirements, renamed, changes, line)
     return record, changes
-
-
-def _identifiers(items: list[dict[str, Any]], prefix: str) -> list[str]:
-    """The IDs that the items of a list should have: their own numbers with three digits if those are all there and
-    count from 001 on, else new ones in the list's order.
-    """
-    counted = [f"{prefix}{number + 1:03d}" for number in range(len(items))]
-    own = []
-    for item in items:
-        match = re.fullmatch(rf"{prefix}[-_ ]?0*(\d{{1,3}})", str(item.get("id")).strip(), re.IGNORECASE | re.ASCII)
-        own.append(f"{prefix}{int(match[1]):03d}" if match else "")
-    return own if sorted(own) == counted else counted
 
 
 def _rename(requirements: dict[str, Any], renamed: dict[str, str], changes: list[Change], line: int) -> None:
