@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.engine.config import LINEARS
 from rescoldo.errors import RescoldoError
@@ -77,6 +77,13 @@ class RunConfig(BaseModel):
     @classmethod
     def _alias(cls, value: Any) -> Any:
         return "nf4" if value == "bnb4" else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name != "shuffle":
+            raise ValueError("that is a truth value")
+        return value
 
     @field_validator("lora_targets", mode="before")
     @classmethod
