@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rescoldo.data.similar import same, words
 from rescoldo.role.ba import FIELDS, ITEM_FIELDS
 
 MAX_TEXT = 100_000  # characters of an answer that are looked at
+_PRIME, _BASE = (1 << 61) - 1, 0x5DEECE66D3A7F1
 _STOPWORD_TEXT = """
 a about above after again all also although among an and any are as at be because been before being below between both
 but by can could did do does doing done down during each either every few for from further get gets had has have
@@ -72,30 +73,37 @@ class TrainingAnswers:
     """All answers of a training set, indexed to find what an answer has copied from one of them."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._answers = [answer_words(text) for text in texts]
-        self._grams: dict[int, set[int]] = {}
+        self._numbers: dict[str, int] = {}
+        self._answers = [self._prefixes(answer_words(text)) for text in texts]
+        self._runs: dict[int, set[int]] = {}
 
     def longest_run(self, text: str) -> int:
         """The length in words of the longest run that stands word by word in one training answer, too."""
-        own = answer_words(text)
-        low, high = 0, min(len(own), max(map(len, self._answers), default=0))
+        own = self._prefixes(answer_words(text))
+        low, high = 0, min(len(own), max(map(len, self._answers), default=1)) - 1
         while low < high:  # a run of n words contains one of n - 1: so n can be searched by halving
             middle = (low + high + 1) // 2
-            known = self._of_length(middle)
-            if any(_key(own, i, middle) in known for i in range(len(own) - middle + 1)):
-                low = middle
-            else:
+            if middle not in self._runs:
+                self._runs[middle] = {run for answer in self._answers for run in _runs(answer, middle)}
+            if self._runs[middle].isdisjoint(_runs(own, middle)):
                 high = middle - 1
+            else:
+                low = middle
         return low
 
-    def _of_length(self, n: int) -> set[int]:
-        if n not in self._grams:
-            self._grams[n] = {_key(answer, i, n) for answer in self._answers for i in range(len(answer) - n + 1)}
-        return self._grams[n]
+    def _prefixes(self, sequence: list[str]) -> list[int]:
+        """A polynomial hash of each beginning of the sequence, from which that of any run follows in one step."""
+        prefixes = [0]
+        for word in sequence:
+            number = self._numbers.setdefault(word, len(self._numbers) + 1)
+            prefixes.append((prefixes[-1] * _BASE + number) % _PRIME)
+        return prefixes
 
 
-def _key(sequence: list[str], start: int, n: int) -> int:
-    return hash(tuple(sequence[start : start + n]))
+def _runs(prefixes: list[int], n: int) -> Iterator[int]:
+    """The hashes of all runs of n words."""
+    power = pow(_BASE, n, _PRIME)
+    return ((end - start * power) % _PRIME for start, end in zip(prefixes, prefixes[n:], strict=False))
 
 
 def diagnose(concept: str, text: str, training: TrainingAnswers | None) -> dict[str, Any]:

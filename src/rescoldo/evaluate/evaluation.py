@@ -130,7 +130,7 @@ def evaluate_model(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
         )
     records = read_records(dataset, answers=False)[:limit]
-    target = _checked_output(Path(output), Path(dataset)) if output is not None else None
+    target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
         if console:
@@ -140,29 +140,13 @@ def evaluate_model(
         loaded = model
     if base and loaded.run is None:
         raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
-    training, training_file = _training_answers(train, loaded.info, the_role)
+    training, training_file = training_answers(train, loaded.info, the_role)
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
-        part = {
-            "spec": loaded.spec,
-            "adapter": predictor.adapter,
-            "base_model": loaded.base.spec,
-            "quantization": loaded.precision,
-            **part,
-        }
+        part = {**describe(loaded, predictor.adapter), **part}
         document = {
-            "metadata": {
-                "rescoldo": __version__,
-                "role": role,
-                "dataset": str(dataset),
-                "dataset_sha256": sha256(Path(dataset)),
-                "examples": len(records),
-                "limit": limit,
-                "training_set": training_file,
-                "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                "wall_seconds": round(time.time() - started, 1),
-            },
+            "metadata": metadata(role, Path(dataset), len(records), limit, training_file, started),
             "models": {predictor.name: part},
         }
         if target:
@@ -205,8 +189,39 @@ def report_path(output: Path) -> Path:
     return output.with_suffix(".md") if output.suffix == ".json" else output.with_name(output.name + ".md")
 
 
-def _checked_output(output: Path, dataset: Path) -> Path:
-    """Find out before the work, not after it, that the result cannot be written."""
+def describe(loaded: Loaded, adapter: bool) -> dict[str, Any]:
+    """What a model's part of the document says about the model itself."""
+    return {
+        "spec": loaded.spec,
+        "adapter": adapter,
+        "base_model": loaded.base.spec,
+        "quantization": loaded.precision,
+    }
+
+
+def metadata(
+    role: str, dataset: Path, examples: int, limit: int | None, training_set: str | None, started: float
+) -> dict[str, Any]:
+    """The document's `metadata`; `started` in seconds since the epoch."""
+    return {
+        "rescoldo": __version__,
+        "role": role,
+        "dataset": str(dataset),
+        "dataset_sha256": sha256(dataset),
+        "examples": examples,
+        "limit": limit,
+        "training_set": training_set,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "wall_seconds": round(time.time() - started, 1),
+    }
+
+
+def checked_output(output: Path, dataset: Path) -> Path:
+    """Find out before the work, not after it, that the result cannot be written. Returns `output`.
+
+    Raises:
+        RescoldoError: it is a directory, something else than a document of ours, or not writable.
+    """
     if output.is_dir():
         raise RescoldoError("is a directory", where=f"--output {output}", fix="name a file, for example eval.json")
     if output.exists():
@@ -230,9 +245,14 @@ def _checked_output(output: Path, dataset: Path) -> Path:
     return output
 
 
-def _training_answers(
+def training_answers(
     train: Path | str | None, info: dict[str, Any], role: Role
 ) -> tuple[TrainingAnswers | None, str | None]:
+    """The answers of the training set named, else of the run's own where it is still there; and its path.
+
+    Raises:
+        RescoldoError: the set that was named cannot be read.
+    """
     path = Path(train) if train is not None else Path(str(info.get("train_dataset") or ""))
     if train is None and not path.is_file():
         return None, None

@@ -1,0 +1,214 @@
+"""From predictions to the documents: scores, cache, resumption, comparison, reports."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate import build_comparison, evaluate, write_document
+from rescoldo.evaluate.cache import PredictionCache, key
+from rescoldo.evaluate.diagnostics import TrainingAnswers
+from rescoldo.evaluate.evaluation import partial_cache
+from rescoldo.evaluate.predictor import Prediction
+from rescoldo.evaluate.report import markdown, print_comparison
+from rescoldo.role.ba import COMPONENTS
+from tests.data.examples import record
+from tests.evaluate.fake import ROLE, Fake
+
+RECORDS = [record(i) for i in range(6)]
+GREEDY = Sampling()
+
+
+def broken(index: int, prediction: Prediction) -> Prediction:
+    """Row 0 is no YAML, row 1 is cut off, row 2 failed."""
+    return {
+        0: replace(prediction, text="Sure, here it is."),
+        1: replace(prediction, text=prediction.text.replace("FR001", "FR01", 1), ended=False),
+        2: Prediction("", False, 0, 0.0, error="the server hung up"),
+    }.get(index, prediction)
+
+
+def test_perfect_model() -> None:
+    part = evaluate(Fake(), RECORDS, ROLE, GREEDY)
+    assert part["scores"] == {
+        "mean": 1.0,
+        "median": 1.0,
+        "std": 0.0,
+        "min": 1.0,
+        "max": 1.0,
+        "pass_rate_0.8": 1.0,
+        "pass_rate_0.9": 1.0,
+        "perfect_rate_1.0": 1.0,
+    }
+    assert part["component_scores"] == dict.fromkeys(COMPONENTS, 1.0)
+    assert [row["concept"] for row in part["predictions"]] == [one["concept"] for one in RECORDS]
+    assert set(part["predictions"][0]) == {
+        *("concept", "text", "score", "components", "notes", "ended", "tokens", "seconds", "diagnostics")
+    }
+    assert part["warnings"] == []
+    json.dumps(part, allow_nan=False)
+
+
+def test_set_by_hand() -> None:
+    part = evaluate(Fake(broken), RECORDS, ROLE, GREEDY, training=TrainingAnswers([ROLE.target(RECORDS[5])]))
+    one_id = (6 + 8 / 9) / 7
+    totals = [0.0, one_id, 0.0, 1.0, 1.0, 1.0]
+    assert [row["score"] for row in part["predictions"]] == pytest.approx(totals)
+    assert part["scores"]["mean"] == pytest.approx(sum(totals) / 6)
+    assert part["scores"]["median"] == pytest.approx((one_id + 1) / 2)
+    assert part["scores"]["pass_rate_0.9"] == pytest.approx(4 / 6)
+    assert part["scores"]["perfect_rate_1.0"] == 0.5
+    assert part["component_scores"]["id_format"] == pytest.approx((8 / 9 + 3) / 6)
+    assert part["predictions"][2]["error"] == "the server hung up"
+    assert "cut off after 10 tokens" in part["predictions"][1]["notes"]
+    assert part["diagnostics"]["ended"] == 4
+    assert part["diagnostics"]["answers_copying"] == 1
+    assert [w.split(" of ")[0] for w in part["warnings"]] == ["1", "1", "1", "1"]
+    json.dumps(part, allow_nan=False)
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(RescoldoError, match="no records"):
+        evaluate(Fake(), [], ROLE, GREEDY)
+
+
+def test_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    first, second = Fake(stop_after=4), Fake()
+    with pytest.raises(KeyboardInterrupt), partial_cache(output) as cache:
+        evaluate(first, RECORDS, ROLE, GREEDY, cache=cache)
+    partial = tmp_path / "out.json.partial.jsonl"
+    assert len(partial.read_text().splitlines()) == 4
+    with partial_cache(output) as cache:
+        part = evaluate(second, RECORDS, ROLE, GREEDY, cache=cache)
+    assert not partial.exists()
+    assert sorted(first.asked + second.asked) == sorted(one["concept"] for one in RECORDS)
+    assert part == evaluate(Fake(), RECORDS, ROLE, GREEDY)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"\n",
+        b"{",
+        b'{"key": "a", "prediction": {"text"',
+        b"\xff\0",
+        b"[1]\n",
+        b"{}\n",
+        b'{"key": 1, "prediction": {"x": 2}}',
+        b'{"key":"a","prediction":{"text":1,"ended":1,"tokens":"","seconds":null}}',
+    ],
+)
+def test_damaged_cache_lines_are_not_there(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "c.jsonl"
+    cache = PredictionCache(path)
+    cache.put("k1", Prediction("one\nline", True, 3, 0.5))
+    with path.open("ab") as file:
+        file.write(damage)
+    cache = PredictionCache(path)
+    assert cache.get("k1") == Prediction("one\nline", True, 3, 0.5)
+    assert cache.get("a") is None
+    cache.put("k2", Prediction("two \ud800", False, 3, 0.5))
+    again = PredictionCache(path)
+    assert again.get("k1")
+    assert again.get("k2") == Prediction("two \ud800", False, 3, 0.5)
+
+
+def test_failures_are_asked_again(tmp_path: Path) -> None:
+    cache = PredictionCache(tmp_path / "c.jsonl")
+    evaluate(Fake(broken), RECORDS, ROLE, GREEDY, cache=cache)
+    again = Fake()
+    evaluate(again, RECORDS, ROLE, GREEDY, cache=PredictionCache(cache.path))
+    assert again.asked == [RECORDS[2]["concept"]]
+
+
+def test_key_changes_with_everything_that_decides_the_answer() -> None:
+    keys = {
+        key("m", "p", GREEDY),
+        key("n", "p", GREEDY),
+        key("m", "q", GREEDY),
+        key("m", "p", Sampling(temperature=0.7)),
+        key("m", "p", Sampling(seed=1)),
+        key("m", "p", Sampling(max_new_tokens=5)),
+        key("m", "p\ud800", GREEDY),
+    }
+    assert len(keys) == 7
+
+
+def parts() -> dict[str, Any]:
+    def worse(index: int, prediction: Prediction) -> Prediction:
+        return replace(prediction, text="no") if index < 3 else prediction
+
+    models = {
+        "base": evaluate(Fake(broken), RECORDS, ROLE, GREEDY),
+        "prompt": evaluate(Fake(worse), RECORDS, ROLE, GREEDY),
+    }
+    return {**models, "tuned": evaluate(Fake(), RECORDS, ROLE, GREEDY)}
+
+
+def test_comparison() -> None:
+    document = build_comparison(parts(), baseline="base", optimized="prompt", finetuned="tuned")
+    comparison = document["comparison"]
+    assert [(row["rank"], row["model"]) for row in comparison["ranking"]] == [(1, "tuned"), (2, "base"), (3, "prompt")]
+    base = document["models"]["base"]["scores"]["mean"]
+    assert comparison["ranking"][0]["difference_to_baseline"] == pytest.approx(1 - base)
+    assert list(comparison["statistical_tests"]) == ["prompt - base", "tuned - base", "tuned - prompt"]
+    test = comparison["statistical_tests"]["tuned - prompt"]
+    assert test["mean_difference"] == 0.5
+    assert (test["wins"], test["ties"]) == (3, 3)
+    assert comparison["effect_sizes"]["tuned - prompt"]["cohens_d"] == pytest.approx(0.5 / 0.3**0.5)
+    assert comparison["decision"]["adopt"]
+    assert comparison["decision"]["winner"] == "tuned"
+    json.dumps(document, allow_nan=False)
+
+
+def test_comparison_of_two_and_without_decision() -> None:
+    two = {name: part for name, part in parts().items() if name != "prompt"}
+    assert build_comparison(two, baseline="base", finetuned="tuned")["comparison"]["decision"]["adopt"]
+    assert build_comparison(two, baseline="base")["comparison"]["decision"] is None
+
+
+def test_comparisons_that_make_no_sense() -> None:
+    models = parts()
+    with pytest.raises(RescoldoError, match="two models"):
+        build_comparison({"base": models["base"]}, baseline="base")
+    with pytest.raises(RescoldoError, match="no model 'x'"):
+        build_comparison(models, baseline="x")
+    other = evaluate(Fake(), RECORDS[:5], ROLE, GREEDY)
+    with pytest.raises(RescoldoError, match="different concepts"):
+        build_comparison({**models, "tuned": other}, baseline="base")
+
+
+def test_reports(tmp_path: Path) -> None:
+    models = parts()
+    models["tuned"]["predictions"][0]["concept"] = "a | b <script> *c*\n# d"
+    models["base"]["predictions"][0]["concept"] = models["prompt"]["predictions"][0]["concept"] = (
+        "a | b <script> *c*\n# d"
+    )
+    document = build_comparison(models, baseline="base", optimized="prompt", finetuned="tuned")
+    text = markdown(document)
+    assert "**Adopt tuned" in text
+    assert "<script>" not in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+    tables = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(tables) == {5, 7}
+    screen = io.StringIO()
+    print_comparison(document, Console(file=screen, width=100))
+    assert "Adopt tuned" in screen.getvalue()
+    assert "tuned - prompt" in screen.getvalue()
+    assert write_document(document, tmp_path / "c.json") == tmp_path / "c.md"
+    assert json.loads((tmp_path / "c.json").read_text()) == json.loads(json.dumps(document))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RescoldoError, match="cannot be written"):
+        write_document(document, tmp_path / "file" / "c.json")
