@@ -363,6 +363,49 @@ def test_best_epoch_is_the_adapter(tmp_path):
     assert "Stopped early" in reporter.text
 
 
+def test_what_is_kept(tmp_path):
+    """Every epoch's end stays, the newest few between, and half-written ones of a killed process go."""
+    left = 12
+
+    def act(kind):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    output = tmp_path / "out"
+    run = config(tmp_path, output, checkpoint_minutes=0.0, keep_checkpoints=3, batch_size=1)
+    with pytest.raises(Killed):
+        train(run, parts=counting_parts(act), reporter=Silent())
+    assert len(list_checkpoints(output)) == 3
+    (output / ".checkpoint-99-rolling.tmp").mkdir()
+    train(run, parts=PARTS, reporter=Silent())
+    assert sorted(path.name for path in output.glob("*checkpoint-*")) == ["checkpoint-13", "checkpoint-26"]
+    assert not list(output.glob(".*"))
+
+
+def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
+    import hashlib
+
+    output = tmp_path / "out"
+    train(config(tmp_path, output), parts=PARTS, reporter=Silent())
+    (output / "training_info.json").unlink()
+    for path in list_checkpoints(output):
+        text = (path / "manifest.json").read_text().replace('"format": 1', '"format": 99')
+        (path / "manifest.json").write_text(text)
+        (path / "manifest.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
+    reporter = Silent()
+    with pytest.raises(RescoldoError, match="--restart"):
+        train(config(tmp_path, output), parts=PARTS, reporter=reporter)
+    assert "it has format 99, this version reads 1" in reporter.text
+
+
+def test_restart_without_a_run_just_starts(tmp_path):
+    (tmp_path / "out").mkdir()
+    train(config(tmp_path, tmp_path / "out"), parts=PARTS, reporter=Silent(), restart=True)
+    assert not (tmp_path / "out.old-1").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_of_a_real_process(tmp_path, seed):

@@ -85,7 +85,7 @@ def train(
             prepared = prepare(config, parts, reporter, restart=restart)
             if not output.is_dir():  # made only now that all that was asked for has been checked
                 stack.enter_context(lock)
-            elif restart:
+            elif restart and any(path.name != LOCK_FILE for path in output.iterdir()):
                 aside = move_aside(output)
                 lock.path = aside / LOCK_FILE
                 reporter.say(f"the old run is now {aside}")
@@ -177,7 +177,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     best = at.losses[at.best_epoch - 1]
     reporter.say(
         f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
-        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} resumptions"
+        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} interruptions"
     )
     reporter.say("✅ Fine-tuning completed!")
     return RunResult("finished", config.output, info)
