@@ -127,6 +127,11 @@ def test_groups_partition_share_what_is_equal_and_never_cost_more(
         assert all(g.length == 0 for g in groups)
 
 
+def test_no_examples_no_groups() -> None:
+    assert group_by_prefix([]) == []
+    assert evaluate_loss(tiny_lora("llama"), []) == []
+
+
 def test_one_common_prefix_is_found_whole() -> None:
     examples = [example(5, 5, seed=i, prefix=(*range(40), 200 + i)) for i in range(4)]
     (group,) = group_by_prefix(examples)
