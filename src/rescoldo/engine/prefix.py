@@ -29,6 +29,8 @@ def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM) -> list
     A prefix ends at the latest one token before a prompt does: the row that predicts the first target stays the
     example's own. The order is that of each group's first example, so the result depends on nothing but the input.
     """
+    if not examples:
+        return []
     groups = _partition(tuple(range(len(examples))), 0, examples, minimum, _DEPTH)
     return sorted(groups, key=lambda group: group.indices[0])
 
