@@ -227,7 +227,9 @@ def exact(sample: tuple[BaseModel, list[Example], list[Example], LoraConfig]) ->
         pytest.param(
             "int8",
             0.995,
-            marks=pytest.mark.xfail(strict=True, reason="measured 0.9926 to 0.9936 with 16 columns kept apart"),
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="measured 0.9926 to 0.9936 with 16 columns kept apart"
+            ),
         ),
         ("nf4", 0.999),
     ],
@@ -256,5 +258,6 @@ def test_the_sample_models_gradient(
         f"{precision}: cosine {similarity:.5f}, distance {distance(ours, reference):.4f}, loss {loss:.4f} "
         f"of {reference_loss:.4f}, worst tensor {worst[0]:.4f} {worst[1]}"
     )
+    if similarity < 0.99 or loss != pytest.approx(reference_loss, rel=0.01):
+        pytest.fail(f"{precision} is far from its reference")  # no known shortfall excuses this
     assert similarity >= limit
-    assert loss == pytest.approx(reference_loss, rel=0.01)
