@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,48 +78,14 @@ def train(restart: bool) -> float:
 def evaluate(train_seconds: float) -> dict[str, Any]:
     """Score base and fine-tuned model on the validation examples and write the comparison."""
     from rescoldo.cli.eval import TerminalConsole
-    from rescoldo.data import read_records
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate import build_comparison, write_document
-    from rescoldo.evaluate.diagnostics import TrainingAnswers
-    from rescoldo.evaluate.evaluation import evaluate, partial_cache
-    from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
-    from rescoldo.role import get_role
+    from rescoldo.evaluate import compare_run, write_document
 
-    role = get_role("ba")
-    records = read_records(VAL)
-    training = TrainingAnswers(role.target(record) for record in read_records(TRAIN))
-    console = TerminalConsole()
-    console.say(f"Scoring base and fine-tuned model on the {len(records)} examples of {VAL}")
-    loaded = load_for_inference(str(RUN))
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
-    began = time.monotonic()
-    models: dict[str, Any] = {}
-    with partial_cache(COMPARISON) as cache:
-        for adapter in (False, True):
-            predictor = EnginePredictor(loaded, role, adapter=adapter)
-            part = evaluate(
-                predictor, records, role, sampling, cache=cache, training=training if adapter else None, console=console
-            )
-            models[predictor.name] = {
-                "spec": str(RUN) if adapter else loaded.base.spec,
-                "adapter": adapter,
-                "base_model": loaded.base.spec,
-                "quantization": loaded.precision,
-                **part,
-            }
-        metadata = {
-            "role": "ba",
-            "dataset": str(VAL),
-            "examples": len(records),
-            "training_set": str(TRAIN),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "train_seconds": train_seconds,
-            "eval_seconds": round(time.monotonic() - began, 1),
-            "sha256": {str(path): sha256(path) for path in inputs()},
-        }
-        document = build_comparison(models, baseline="base", finetuned="finetuned", metadata=metadata)
-        write_document(document, COMPARISON)
+    document = compare_run(RUN, VAL, output=COMPARISON, train=TRAIN, sampling=sampling, console=TerminalConsole())
+    digests = {str(path): sha256(path) for path in inputs()}
+    document["metadata"].update(train_seconds=train_seconds, sha256=digests)
+    write_document(document, COMPARISON)
     return document
 
 
@@ -136,7 +101,7 @@ def show(document: dict[str, Any]) -> None:
     meta = document["metadata"]
     print()
     print(f"Base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {meta['examples']} examples")
-    print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['eval_seconds']:.0f} s")
+    print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['wall_seconds']:.0f} s")
     print(f"The adapter: {RUN} (adapter_model.safetensors, {megabytes:.1f} MB, PEFT's format)")
     print(NEXT)
 
