@@ -328,9 +328,10 @@ class Native(Twins):
             return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window)
         b, heads, d = q.shape
         out = torch.empty(b, heads, d, dtype=_HALVES)
-        self._c.attend_cached(
+        if self._c.attend_cached(
             _pointer(q), _int(q.stride(0)), _pointer(prefix_k), _pointer(prefix_v),
             _int(0 if prefix_k is None else prefix_k.shape[0]), _pointer(k), _pointer(v), _pointer(lengths),
             _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0), _pointer(out),
-        )  # fmt: skip
+        ):  # fmt: skip
+            raise MemoryError("no memory left for attention")
         return out

@@ -296,54 +296,135 @@ void cross_entropy(bf16 *logits, const i64 *targets, i64 n, i64 V, float weight,
 
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
-// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d)
-void attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
-                   const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out) {
+typedef struct {
+  const bf16 *pk, *pv, *k, *v;  // the prefix's, and the row's own, at this key/value head
+  i64 P, stride;                // elements from one key to the next
+} Keys;
+
+static inline const bf16 *key_at(const bf16 *prefix, const bf16 *own, const Keys *c, i64 j) {
+  return j < c->P ? prefix + j * c->stride : own + (j - c->P) * c->stride;
+}
+
+static inline float dot_row(const float *query, const bf16 *key, i64 d) {
+  float dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (i64 i = 0; i < d; i++) dot += query[i] * up(key[i]);
+  return dot;
+}
+
+#ifdef __AVX512F__
+static inline __m512 load_up(const bf16 *x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
+}
+
+// scores and weighted sums of `group` queries at once, head size 16 NV, everything in registers
+static inline __attribute__((always_inline)) void score_fixed(const int NV, i64 group, const float *query,
+                                                              const Keys *c, i64 first, i64 n, float *scores) {
+  for (i64 j = first; j < n; j++) {
+    const bf16 *key = key_at(c->pk, c->k, c, j);
+    __m512 part[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) part[v] = load_up(key + 16 * v);
+    for (i64 g = 0; g < group; g++) {
+      __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) sum = _mm512_fmadd_ps(part[v], _mm512_loadu_ps(query + (g * NV + v) * 16), sum);
+      scores[g * n + j] = _mm512_reduce_add_ps(sum);
+    }
+  }
+}
+
+static inline __attribute__((always_inline)) void mix_fixed(const int NV, i64 group, const float *weights,
+                                                            const Keys *c, i64 first, i64 n, float *mixed) {
+  for (i64 g = 0; g < group; g += 2) {
+    int two = g + 1 < group;
+    __m512 a[NV], b[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) a[v] = b[v] = _mm512_setzero_ps();
+    const float *wa = weights + g * n, *wb = weights + (g + two) * n;
+    for (i64 j = first; j < n; j++) {
+      const bf16 *value = key_at(c->pv, c->v, c, j);
+      __m512 x = _mm512_set1_ps(wa[j]), y = _mm512_set1_ps(wb[j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v++) {
+        __m512 part = load_up(value + 16 * v);
+        a[v] = _mm512_fmadd_ps(part, x, a[v]);
+        b[v] = _mm512_fmadd_ps(part, y, b[v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; v++) {
+      _mm512_storeu_ps(mixed + (g * NV + v) * 16, a[v]);
+      if (two) _mm512_storeu_ps(mixed + ((g + 1) * NV + v) * 16, b[v]);
+    }
+  }
+}
+#endif
+
+static void score(i64 d, i64 group, const float *query, const Keys *c, i64 first, i64 n, float *scores) {
+#ifdef __AVX512F__
+  if (d == 64) return score_fixed(4, group, query, c, first, n, scores);
+  if (d == 128) return score_fixed(8, group, query, c, first, n, scores);
+#endif
+  for (i64 j = first; j < n; j++)
+    for (i64 g = 0; g < group; g++) scores[g * n + j] = dot_row(query + g * d, key_at(c->pk, c->k, c, j), d);
+}
+
+static void mix(i64 d, i64 group, const float *weights, const Keys *c, i64 first, i64 n, float *mixed) {
+#ifdef __AVX512F__
+  if (d == 64) return mix_fixed(4, group, weights, c, first, n, mixed);
+  if (d == 128) return mix_fixed(8, group, weights, c, first, n, mixed);
+#endif
+  memset(mixed, 0, sizeof(float) * group * d);
+  for (i64 j = first; j < n; j++) {
+    const bf16 *value = key_at(c->pv, c->v, c, j);
+    for (i64 g = 0; g < group; g++) {
+      float w = weights[g * n + j], *sum = mixed + g * d;
+      SIMD for (i64 i = 0; i < d; i++) sum[i] += w * up(value[i]);
+    }
+  }
+}
+
+// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d).
+// Returns 1 if there is no memory.
+int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
+                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out) {
   i64 group = H / K;
   float scale = 1.0f / sqrtf((float)d);
+  int failed = 0;
 #pragma omp parallel for schedule(dynamic, 1)
   for (i64 item = 0; item < B * K; item++) {
     i64 b = item / K, kh = item % K, n = P + lengths[b];
     i64 first = window > 0 && n > window ? n - window : 0;
-    float *scores = malloc(sizeof(float) * group * n), query[group * d], sum[group * d];
-    for (i64 g = 0; g < group; g++)
-      for (i64 i = 0; i < d; i++) query[g * d + i] = up(q[b * qs + (kh * group + g) * d + i]) * scale;
-    float largest[group], total[group];
-    for (i64 g = 0; g < group; g++) largest[g] = -INFINITY, total[g] = 0;
-    for (i64 j = first; j < n; j++) {
-      const bf16 *key = j < P ? pk + (j * K + kh) * d : k + ((b * capacity + j - P) * K + kh) * d;
-      for (i64 g = 0; g < group; g++) {
-        const float *qq = query + g * d;
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (i64 i = 0; i < d; i++) dot += qq[i] * up(key[i]);
-        scores[g * n + j] = dot;
-        largest[g] = dot > largest[g] ? dot : largest[g];
-      }
+    float *scores = malloc(sizeof(float) * group * (n + 2 * d));
+    if (!scores) {
+#pragma omp atomic write
+      failed = 1;
+      continue;
     }
+    float *query = scores + group * n, *mixed = query + group * d;
+    Keys keys = {pk + kh * d, pv + kh * d, k + (b * capacity * K + kh) * d, v + (b * capacity * K + kh) * d, P, K * d};
+    const bf16 *heads = q + b * qs + kh * group * d;
+    SIMD for (i64 i = 0; i < group * d; i++) query[i] = up(heads[i]) * scale;
+    score(d, group, query, &keys, first, n, scores);
     for (i64 g = 0; g < group; g++) {
-      float m = largest[g], s = 0;
-      float *row = scores + g * n;
-#pragma omp simd reduction(+ : s)
+      float *row = scores + g * n, largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+      for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
+#pragma omp simd reduction(+ : sum)
       for (i64 j = first; j < n; j++) {
-        row[j] = fast_exp(row[j] - m);
-        s += row[j];
+        row[j] = fast_exp(row[j] - largest);
+        sum += row[j];
       }
-      total[g] = s;
+      float inverse = 1.0f / sum;
+      SIMD for (i64 j = first; j < n; j++) row[j] *= inverse;
     }
-    memset(sum, 0, sizeof(sum));
-    for (i64 j = first; j < n; j++) {
-      const bf16 *value = j < P ? pv + (j * K + kh) * d : v + ((b * capacity + j - P) * K + kh) * d;
-      for (i64 g = 0; g < group; g++) {
-        float w = scores[g * n + j];
-        float *s = sum + g * d;
-        SIMD for (i64 i = 0; i < d; i++) s[i] += w * up(value[i]);
-      }
-    }
-    for (i64 g = 0; g < group; g++)
-      for (i64 i = 0; i < d; i++) out[b * H * d + (kh * group + g) * d + i] = down(sum[g * d + i] / total[g]);
+    mix(d, group, scores, &keys, first, n, mixed);
+    bf16 *o = out + (b * H + kh * group) * d;
+    SIMD for (i64 i = 0; i < group * d; i++) o[i] = down(mixed[i]);
     free(scores);
   }
+  return failed;
 }
 
 // --- attention of packed rows over a shared prefix ---------------------------------------------------------------------
