@@ -14,15 +14,15 @@ from rescoldo.train.config import RunConfig, flag
 # preset → field → value. A 135M model needs a higher rate, more targets and less accumulation than a 7B.
 PRESETS: dict[str, dict[str, Any]] = {
     "smollm2": {
-        "epochs": 4,
-        "lr": 1e-3,
-        "grad_accum": 1,
+        "epochs": 2,
+        "lr": 1.5e-3,
+        "grad_accum": 4,
         "lora_r": 16,
         "lora_alpha": 64.0,
         "lora_dropout": 0.1,
         "lora_targets": LINEARS,
-        "warmup": 8.0,
-        "quantization": "bf16",
+        "warmup": 4.0,
+        "quantization": "int8",
     },
 }
 

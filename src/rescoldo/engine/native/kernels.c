@@ -433,12 +433,29 @@ int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, 
 
 int has_attention(void) { return 1; }
 
-enum { QB = 64 };  // queries at a time
+enum { QB = 64, KB = 192 };  // queries, and keys, at a time
+
+static inline __m512 exp512(__m512 x) {  // fast_exp, 16 at a time
+  __m512 y = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
+  __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
+}
 
 #define PAD(n, to) (((n) + (to) - 1) / (to) * (to))
 
-// C[MR, 16 NV] (+)= A[MR, 2 K2] * B, A row-major bf16, B packed as [K2][ldb][2]
-static inline __attribute__((always_inline)) void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 lda,
+// C[MR, 16 NV] (+)= A[MR, 2 K2] * B. Pair k of A's row r stands at A + r * rs + k * ks: ks is 2 where A is row-major.
+// B is packed as [K2][ldb][2].
+static inline __attribute__((always_inline)) void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 rs, i64 ks,
                                                        const bf16 *B, i64 ldb, float *C, i64 ldc, int add) {
   __m512 acc[12][2];
 #pragma GCC unroll 12
@@ -452,7 +469,7 @@ static inline __attribute__((always_inline)) void tile(const int MR, const int N
 #pragma GCC unroll 12
     for (int r = 0; r < MR; r++) {
       int32_t pair;
-      memcpy(&pair, A + r * lda + 2 * k, 4);
+      memcpy(&pair, A + r * rs + k * ks, 4);
       __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 2
       for (int v = 0; v < NV; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
@@ -465,7 +482,8 @@ static inline __attribute__((always_inline)) void tile(const int MR, const int N
 }
 
 // M any, N a multiple of 16
-static void gemm(i64 M, i64 N, i64 K2, const bf16 *A, i64 lda, const bf16 *B, i64 ldb, float *C, i64 ldc, int add) {
+static void gemm(i64 M, i64 N, i64 K2, const bf16 *A, i64 rs, i64 ks, const bf16 *B, i64 ldb, float *C, i64 ldc,
+                 int add) {
   for (i64 n = 0; n < N;) {
     int nv = N - n >= 32 ? 2 : 1;
     const bf16 *b = B + n * 2;
@@ -473,8 +491,8 @@ static void gemm(i64 M, i64 N, i64 K2, const bf16 *A, i64 lda, const bf16 *B, i6
     i64 m = 0;
 #define RUN(MR)                                                                       \
   for (; m + MR <= M; m += MR) {                                                      \
-    if (nv == 2) tile(MR, 2, K2, A + m * lda, lda, b, ldb, c + m * ldc, ldc, add);    \
-    else tile(MR, 1, K2, A + m * lda, lda, b, ldb, c + m * ldc, ldc, add);            \
+    if (nv == 2) tile(MR, 2, K2, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);  \
+    else tile(MR, 1, K2, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);          \
   }
     RUN(12) RUN(4) RUN(1)
 #undef RUN
@@ -490,10 +508,18 @@ static void pack_columns(const bf16 *x, i64 stride, i64 n, i64 np, i64 d, i64 at
 
 // rows (n, d) with stride -> packed [n/2][d][2] from row `at` on: the operand whose rows they are
 static void pack_rows(const bf16 *x, i64 stride, i64 n, i64 d, i64 at, bf16 *packed) {
-  for (i64 r = 0; r < n; r++) {
-    bf16 *p = packed + ((at + r) / 2) * d * 2 + ((at + r) & 1);
-    const bf16 *row = x + r * stride;
-    for (i64 i = 0; i < d; i++) p[2 * i] = row[i];
+  i64 r = 0;
+  for (; r < n; r++) {
+    i64 to = at + r;
+    const bf16 *row = x + r * stride, *next = row + stride;
+    if ((to & 1) == 0 && r + 1 < n) {
+      uint32_t *pairs = (uint32_t *)(packed + to * d);
+      SIMD for (i64 i = 0; i < d; i++) pairs[i] = (uint32_t)row[i] | (uint32_t)next[i] << 16;
+      r++;
+    } else {
+      bf16 *p = packed + (to / 2) * d * 2 + (to & 1);
+      for (i64 i = 0; i < d; i++) p[2 * i] = row[i];
+    }
   }
 }
 
@@ -545,7 +571,7 @@ int attend(const Attention *a, bf16 *out, float *lse) {
           for (i64 b = 0; b < S; b += QB) {
             i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
             const bf16 *q = a->q + (start + b) * a->qs + h * d;
-            gemm(m, Lb, d / 2, q, a->qs, keys, Lp, scores, Lb, 0);
+            gemm(m, Lb, d / 2, q, a->qs, 2, keys, Lp, scores, Lb, 0);
             float inverse[QB];
             for (i64 i = 0; i < m; i++) {
               i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
@@ -553,18 +579,22 @@ int attend(const Attention *a, bf16 *out, float *lse) {
               bf16 *w = weights + i * Lb;
 #pragma omp simd reduction(max : largest)
               for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
-#pragma omp simd reduction(+ : sum)
-              for (i64 j = lo; j < hi; j++) {
-                float x = fast_exp((row[j] - largest) * scale);
-                sum += x;
-                w[j] = down(x);
+              __m512 total = _mm512_setzero_ps(), top = _mm512_set1_ps(largest), factor = _mm512_set1_ps(scale);
+              const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+              for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
+                __m512i key = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
+                __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)lo)) &
+                                 _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32((int)hi));
+                __m512 x = exp512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j), top), factor));
+                x = _mm512_maskz_mov_ps(seen, x);
+                total = _mm512_add_ps(total, x);
+                _mm256_storeu_si256((__m256i *)(w + j), (__m256i)_mm512_cvtneps_pbh(x));
               }
-              memset(w, 0, sizeof(bf16) * lo);
-              memset(w + hi, 0, sizeof(bf16) * (Lb - hi));
+              sum = _mm512_reduce_add_ps(total);
               lse[h * a->T + start + b + i] = largest * scale + logf(sum);
               inverse[i] = 1.0f / sum;
             }
-            gemm(m, d, Lb / 2, weights, Lb, values, d, mixed, d, 0);
+            gemm(m, d, Lb / 2, weights, Lb, 2, values, d, mixed, d, 0);
             for (i64 i = 0; i < m; i++) {
               bf16 *o = out + ((start + b + i) * a->H + h) * d;
               SIMD for (i64 j = 0; j < d; j++) o[j] = down(mixed[i * d + j] * inverse[i]);
@@ -575,6 +605,36 @@ int attend(const Attention *a, bf16 *out, float *lse) {
     free(keys), free(values), free(scores), free(weights), free(mixed);
   }
   return failed;
+}
+
+// What one block of queries needs: weights P = exp(S - lse), dS = P (dP - delta) scale, all transposed: (keys, queries).
+// Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
+static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
+                           const float *norm, const float *delta, float scale, bf16 *weights, bf16 *dscores,
+                           bf16 *dpairs) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512 s512 = _mm512_set1_ps(scale);
+  for (i64 j = 0; j < n; j += 2) {
+    for (i64 i = 0; i < mp; i += 16) {
+      __m512i pair = _mm512_setzero_si512();
+      for (int odd = 0; odd < 2 && j + odd < n; odd++) {
+        i64 row = (j + odd) * mp + i, from = first_from + j + odd, to = window > 0 ? from + window : mp;
+        __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)i));
+        __mmask16 seen = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32((int)from)) &
+                         _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32((int)to));
+        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + row), s512, _mm512_loadu_ps(norm + i));
+        x = _mm512_maskz_mov_ps(seen, exp512(x));
+        __m512 d = _mm512_sub_ps(_mm512_loadu_ps(dweights + row), _mm512_loadu_ps(delta + i));
+        d = _mm512_mul_ps(_mm512_mul_ps(x, d), s512);
+        __m256i w = (__m256i)_mm512_cvtneps_pbh(x), ds = (__m256i)_mm512_cvtneps_pbh(d);
+        _mm256_storeu_si256((__m256i *)(weights + row), w);
+        _mm256_storeu_si256((__m256i *)(dscores + row), ds);
+        __m512i wide = _mm512_cvtepu16_epi32(ds);
+        pair = _mm512_or_si512(pair, odd ? _mm512_slli_epi32(wide, 16) : wide);
+      }
+      _mm512_storeu_si512(dpairs + (j / 2 * mp + i) * 2, pair);
+    }
+  }
 }
 
 // dout, out (T, H, d) contiguous; dq (T, H, d), dk, dv (T, K, d) with row strides dqs, dks; the prefix's gradients
@@ -590,22 +650,22 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
   i64 room = PAD(a->P + longest, 32), wide = a->P + longest;
   float scale = 1.0f / sqrtf((float)d);
   for (i64 e = 0; e < a->n && !failed; e++) {
-    i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
+    i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S;
 #pragma omp parallel
     {
-      bf16 *keys = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));      // (L, d)
-      bf16 *values = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));    // (L, d)
-      bf16 *flipped = aligned_alloc(64, PAD(sizeof(bf16) * room * d, 64));   // (d, Lp): keys transposed
-      float *scores = aligned_alloc(64, sizeof(float) * QB * room);          // (L, QB)
-      float *dweights = aligned_alloc(64, sizeof(float) * QB * room);        // (L, QB)
-      bf16 *weights = aligned_alloc(64, sizeof(bf16) * QB * room);           // (L, QB)
-      bf16 *dscores = aligned_alloc(64, sizeof(bf16) * QB * room);           // (L, QB)
-      bf16 *dpairs = aligned_alloc(64, sizeof(bf16) * QB * room);            // [L/2][QB][2]
-      bf16 *qc = aligned_alloc(64, sizeof(bf16) * QB * d), *oc = aligned_alloc(64, sizeof(bf16) * QB * d);
-      bf16 *qr = aligned_alloc(64, sizeof(bf16) * QB * d), *or_ = aligned_alloc(64, sizeof(bf16) * QB * d);
-      float *dqt = aligned_alloc(64, sizeof(float) * QB * d);                // (d, QB)
-      if (!keys || !values || !flipped || !scores || !dweights || !weights || !dscores || !dpairs || !qc || !oc ||
-          !qr || !or_ || !dqt) {
+      size_t all = PAD(sizeof(bf16) * room * d, 64), block = sizeof(float) * KB * QB, query = sizeof(bf16) * QB * d;
+      char *memory = aligned_alloc(64, 3 * all + 2 * block + 3 * block / 2 + 4 * query + PAD(sizeof(float) * QB * d, 64));
+      bf16 *keys = (bf16 *)memory, *values = (bf16 *)(memory + all);  // (L, d)
+      bf16 *pairs = (bf16 *)(memory + 2 * all);                       // keys as [L/2][d][2]
+      char *rest = memory + 3 * all;
+      float *scores = (float *)rest, *dweights = (float *)(rest + block);  // (KB, QB)
+      bf16 *weights = (bf16 *)(rest + 2 * block), *dscores = (bf16 *)(rest + 2 * block + block / 2);
+      bf16 *dpairs = (bf16 *)(rest + 3 * block);  // dscores as [KB/2][QB][2]
+      rest += 2 * block + 3 * block / 2;
+      bf16 *qc = (bf16 *)rest, *oc = (bf16 *)(rest + query), *qr = (bf16 *)(rest + 2 * query);
+      bf16 *or_ = (bf16 *)(rest + 3 * query);
+      float *dqueries = (float *)(rest + 4 * query);  // (QB, d)
+      if (!memory) {
 #pragma omp atomic write
         failed = 1;
       }
@@ -617,21 +677,20 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
           float *dkeys = scratch + h * wide * d, *dvalues = scratch + (a->H + h) * wide * d;
           memset(dkeys, 0, sizeof(float) * L * d);
           memset(dvalues, 0, sizeof(float) * L * d);
-          memset(flipped, 0, sizeof(bf16) * Lp * d);
           for (i64 j = 0; j < L; j++) {
             const bf16 *key = j < a->P ? a->pk + j * a->ps + kh * d : a->k + (start + j - a->P) * a->ks + kh * d;
             const bf16 *value = j < a->P ? a->pv + j * a->ps + kh * d : a->v + (start + j - a->P) * a->ks + kh * d;
             memcpy(keys + j * d, key, sizeof(bf16) * d);
             memcpy(values + j * d, value, sizeof(bf16) * d);
-            for (i64 i = 0; i < d; i++) flipped[i * Lp + j] = key[i];
           }
+          memset(keys + L * d, 0, sizeof(bf16) * (room - L) * d);
+          pack_rows(keys, d, PAD(L, 2), d, 0, pairs);
           for (i64 b = 0; b < S; b += QB) {
-            i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m, Le = PAD(Lb, 2);
+            i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
             const bf16 *q = a->q + (start + b) * a->qs + h * d;
             const bf16 *dy = dout + ((start + b) * a->H + h) * d, *y = out + ((start + b) * a->H + h) * d;
             float delta[QB], norm[QB];
-            memset(qc, 0, sizeof(bf16) * QB * d), memset(oc, 0, sizeof(bf16) * QB * d);
-            memset(qr, 0, sizeof(bf16) * QB * d), memset(or_, 0, sizeof(bf16) * QB * d);
+            memset(qc, 0, 4 * query);
             pack_columns(q, a->qs, m, mp, d, 0, qc);
             pack_columns(dy, a->H * d, m, mp, d, 0, oc);
             pack_rows(q, a->qs, m, d, 0, qr);
@@ -643,53 +702,44 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
                 for (i64 j = 0; j < d; j++) dot += up(dy[i * a->H * d + j]) * up(y[i * a->H * d + j]);
               }
               delta[i] = dot;
-              norm[i] = i < m ? lse[h * a->T + start + b + i] : INFINITY;  // rows of padding get weight 0
+              norm[i] = i < m ? lse[h * a->T + start + b + i] : INFINITY;
             }
-            gemm(Lb, mp, d / 2, keys, d, qc, mp, scores, mp, 0);
-            gemm(Lb, mp, d / 2, values, d, oc, mp, dweights, mp, 0);
-            for (i64 j = 0; j < Lb; j++) {
-              i64 from = j - a->P - b, to = a->window > 0 ? from + a->window : mp;  // queries that see key j
-              float *s = scores + j * mp, *dw = dweights + j * mp;
-              bf16 *w = weights + j * mp, *ds = dscores + j * mp, *pair = dpairs + (j / 2) * mp * 2 + (j & 1);
-              SIMD for (i64 i = 0; i < mp; i++) {
-                float x = fast_exp(s[i] * scale - norm[i]);
-                x = i >= from && i < to ? x : 0.0f;
-                w[i] = down(x);
-                ds[i] = down(x * (dw[i] - delta[i]) * scale);
-              }
-              for (i64 i = 0; i < mp; i++) pair[2 * i] = ds[i];
+            i64 lo = first_key(a, a->P + b) / 2 * 2;  // no query of the block sees an earlier key
+            for (i64 j = lo; j < Lb; j += KB) {
+              i64 n = Lb - j < KB ? Lb - j : KB;
+              gemm(n, mp, d / 2, keys + j * d, d, 2, qc, mp, scores, mp, 0);
+              gemm(n, mp, d / 2, values + j * d, d, 2, oc, mp, dweights, mp, 0);
+              backward_block(n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, scale, weights, dscores,
+                             dpairs);
+              gemm(n, d, mp / 2, weights, mp, 2, or_, d, dvalues + j * d, d, 1);
+              gemm(n, d, mp / 2, dscores, mp, 2, qr, d, dkeys + j * d, d, 1);
+              gemm(m, d, PAD(n, 2) / 2, dpairs, 2, 2 * mp, pairs + j * d, d, dqueries, d, j > lo);
             }
-            if (Le > Lb)
-              for (i64 i = 0; i < mp; i++) dpairs[(Lb / 2) * mp * 2 + 1 + 2 * i] = 0;
-            gemm(Lb, d, mp / 2, weights, mp, or_, d, dvalues, d, 1);
-            gemm(Lb, d, mp / 2, dscores, mp, qr, d, dkeys, d, 1);
-            gemm(d, mp, Le / 2, flipped, Lp, dpairs, mp, dqt, mp, 0);
             for (i64 i = 0; i < m; i++) {
               bf16 *o = dq + (start + b + i) * dqs + h * d;
-              for (i64 j = 0; j < d; j++) o[j] = down(dqt[j * mp + i]);
+              SIMD for (i64 j = 0; j < d; j++) o[j] = down(dqueries[i * d + j]);
             }
           }
         }
 #pragma omp for schedule(static) collapse(2)
         for (i64 j = 0; j < L; j++)
-          for (i64 kh = 0; kh < a->K; kh++)
-            for (i64 i = 0; i < d; i++) {
-              float sk = 0, sv = 0;
-              for (i64 g = 0; g < group; g++) {
-                i64 h = kh * group + g;
-                sk += scratch[(h * wide + j) * d + i];
-                sv += scratch[((a->H + h) * wide + j) * d + i];
-              }
-              if (j < a->P) {
-                if (dpk) dpk[(j * a->K + kh) * d + i] += sk, dpv[(j * a->K + kh) * d + i] += sv;
-              } else {
-                dk[(start + j - a->P) * dks + kh * d + i] = down(sk);
-                dv[(start + j - a->P) * dks + kh * d + i] = down(sv);
-              }
+          for (i64 kh = 0; kh < a->K; kh++) {
+            float sk[d], sv[d];
+            memset(sk, 0, sizeof(sk)), memset(sv, 0, sizeof(sv));
+            for (i64 h = kh * group; h < (kh + 1) * group; h++) {
+              const float *hk = scratch + (h * wide + j) * d, *hv = scratch + ((a->H + h) * wide + j) * d;
+              SIMD for (i64 i = 0; i < d; i++) sk[i] += hk[i], sv[i] += hv[i];
             }
+            if (j >= a->P) {
+              bf16 *ok = dk + (start + j - a->P) * dks + kh * d, *ov = dv + (start + j - a->P) * dks + kh * d;
+              SIMD for (i64 i = 0; i < d; i++) ok[i] = down(sk[i]), ov[i] = down(sv[i]);
+            } else if (dpk) {
+              float *ok = dpk + (j * a->K + kh) * d, *ov = dpv + (j * a->K + kh) * d;
+              SIMD for (i64 i = 0; i < d; i++) ok[i] += sk[i], ov[i] += sv[i];
+            }
+          }
       }
-      free(keys), free(values), free(flipped), free(scores), free(dweights), free(weights), free(dscores);
-      free(dpairs), free(qc), free(oc), free(qr), free(or_), free(dqt);
+      free(memory);
     }
   }
   return failed;
