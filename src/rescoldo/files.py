@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_root() -> Path:
+    """Where caches lie that only save time: $XDG_CACHE_HOME/rescoldo, else ~/.cache/rescoldo."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "rescoldo"
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename inside `path` durable (no-op where directories cannot be opened)."""
     try:
@@ -45,7 +51,11 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 `text` to `path` atomically."""
-    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode("utf-8"))
+
+    write_atomic(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,7 @@ _MAX_CACHED = 1000
 
 
 def _cache_path() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "rescoldo" / "fingerprints.json"
+    return files.cache_root() / "fingerprints.json"
 
 
 def _load_cache() -> dict[str, str]:

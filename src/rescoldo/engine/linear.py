@@ -82,7 +82,7 @@ class PlainLinear(FrozenLinear):
     def input_grad(self, dy: torch.Tensor, side_grad: torch.Tensor | None = None) -> torch.Tensor:
         del side_grad
         pieces = dy.split([part.shape[0] for part in self.parts], dim=1)
-        dx = pieces[0] @ self.parts[0]
+        dx: torch.Tensor = pieces[0] @ self.parts[0]
         for piece, part in zip(pieces[1:], self.parts[1:], strict=True):
             dx.addmm_(piece, part)
         return dx

@@ -158,9 +158,9 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel) -> str:
         return wanted
     if info.get("quantization") in PRECISIONS:
         return str(info["quantization"])
-    from rescoldo.train.preset import choose_precision
+    from rescoldo.engine.auto import choose_precision
 
-    return choose_precision(base.config)
+    return choose_precision(base.config).precision
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import RUN_FILE, identity, read_json
 from rescoldo.train.parts import Dataset, Parts
-from rescoldo.train.preset import apply_preset, available_threads, check_against_base, choose_precision
+from rescoldo.train.preset import apply_preset, available_threads, check_against_base
 from rescoldo.train.progress import Reporter
 
 
@@ -41,12 +41,14 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
-    config = _settle(config, base, {} if restart else _settled_before(asked.output))
+    config, why = _settle(config, base, {} if restart else _settled_before(asked.output))
     decoder = base.config
     total = decoder.total_params
     reporter.say(
         f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})"
     )
+    if why:
+        reporter.say(f"  {config.quantization} chosen ({why}); --quantization overrides it")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
         reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
@@ -85,13 +87,23 @@ def _settled_before(output: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _settle(config: RunConfig, base: BaseModel, before: dict[str, Any]) -> RunConfig:
-    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine."""
-    precision: Any = config.quantization
-    if precision == "auto":
-        precision = before.get("quantization") or choose_precision(base.config)
+def _settle(config: RunConfig, base: BaseModel, before: dict[str, Any]) -> tuple[RunConfig, str]:
+    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine.
+
+    Returns:
+        The config, and why the precision was chosen where it was.
+    """
     threads = config.threads or before.get("threads") or available_threads()
-    return RunConfig.model_validate({**config.model_dump(), "quantization": precision, "threads": threads})
+    precision: Any = config.quantization
+    why = ""
+    if precision == "auto":
+        precision = before.get("quantization")
+        if precision is None:
+            from rescoldo.engine.auto import choose_precision
+
+            choice = choose_precision(base.config)
+            precision, why = choice.precision, choice.reason
+    return RunConfig.model_validate({**config.model_dump(), "quantization": precision, "threads": threads}), why
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Hyper-parameters that suit a base model where the user gives none, and the choice of precision and threads."""
+"""Hyper-parameters that suit a base model where the user gives none, and the choice of threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from rescoldo.base.model import BaseModel
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import LINEARS
 from rescoldo.engine.ops import NF4_BLOCK
 from rescoldo.errors import RescoldoError
 from rescoldo.train.config import RunConfig, flag
@@ -22,7 +22,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_dropout": 0.1,
         "lora_targets": LINEARS,
         "warmup": 4.0,
-        "quantization": "int8",
     },
 }
 
@@ -71,11 +70,6 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
             )
         return config.model_copy(update={"max_length": decoder.max_positions})
     return config
-
-
-def choose_precision(decoder: DecoderConfig) -> str:
-    """What `auto` stands for: int8 from a billion parameters on (twice as fast as bf16, half the memory), else bf16."""
-    return "int8" if decoder.total_params >= 1_000_000_000 else "bf16"
 
 
 def available_threads() -> int:

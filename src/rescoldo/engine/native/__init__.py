@@ -20,6 +20,7 @@ import torch
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.ops import Dropout
+from rescoldo.files import cache_root
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
@@ -28,11 +29,6 @@ _FLOATS, _HALVES = torch.float32, torch.bfloat16
 
 class BuildError(Exception):
     """Why there are no native kernels here."""
-
-
-def cache_directory() -> Path:
-    """Where built kernels lie: $XDG_CACHE_HOME/rescoldo/kernels."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rescoldo" / "kernels"
 
 
 def build() -> Path:
@@ -49,7 +45,7 @@ def build() -> Path:
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
     identity = "\n".join([version, _cpu(), " ".join(_FLAGS), _SOURCE.read_text()])
-    library = cache_directory() / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
     try:

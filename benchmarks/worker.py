@@ -1,0 +1,141 @@
+"""One side of a benchmark, in a process of its own: reads a line with a step's number, runs that optimizer step, prints
+how long it took. Two workers take turns, so that both see the same machine; each one's peak memory is its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from rescoldo.base import open_base
+from rescoldo.engine.config import LINEARS
+from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.train.parts import read_dataset
+
+TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
+LORA = LoraConfig(rank=16, alpha=64.0, dropout=0.1, targets=LINEARS)
+RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+
+
+class Side(Protocol):
+    """Something that trains."""
+
+    def step(self, examples: list[Example], number: int) -> float:
+        """One optimizer step; the mean loss over its target tokens."""
+
+
+class Ours:
+    """This project's engine."""
+
+    def __init__(self, spec: str, precision: str, calibration: list[Example]) -> None:
+        from rescoldo.engine.model import LoraModel
+        from rescoldo.train.optimizer import AdamW
+
+        self.model = LoraModel.load(open_base(spec), precision, LORA, seed=42, calibration=calibration)
+        self.optimizer = AdamW(self.model.parameters, weight_decay=DECAY)
+
+    def step(self, examples: list[Example], number: int) -> float:
+        from rescoldo.engine.step import GradientStep
+        from rescoldo.train.optimizer import clip
+
+        run = GradientStep(self.model, examples, step=number, seed=42)
+        loss = sum(run.micro_batch([i]) for i in range(len(examples)))
+        gradients = run.finish()
+        clip(gradients, CLIP)
+        self.optimizer.update(gradients, RATE, number + 1)
+        self.model.sync()
+        return loss / run.n_targets
+
+
+class Peft:
+    """transformers and PEFT, as one would write it: an example at a time, gradients accumulated."""
+
+    def __init__(self, spec: str, precision: str, checkpointing: bool) -> None:
+        from peft import LoraConfig as PeftConfig
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        base = open_base(spec)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if base.kind == "gguf":
+            model = AutoModelForCausalLM.from_pretrained(base.path.parent, gguf_file=base.path.name, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.config.use_cache = False
+        config = PeftConfig(
+            r=LORA.rank, lora_alpha=LORA.alpha, lora_dropout=LORA.dropout, target_modules=list(LORA.targets),
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        self.model = get_peft_model(model, config).train()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=RATE, weight_decay=DECAY)
+
+    def step(self, examples: list[Example], number: int) -> float:
+        torch.manual_seed(number)
+        total, n = 0.0, sum(e.n_targets for e in examples)
+        for example in examples:
+            tokens = torch.tensor([example.tokens])
+            labels = tokens.clone()
+            labels[0, : example.n_prompt] = -100
+            out = self.model(input_ids=tokens, labels=labels, use_cache=False)
+            loss: Any = out.loss * (example.n_targets / n)
+            loss.backward()
+            total += float(loss)
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+def main() -> None:
+    """Load, say so, then run the steps asked for on standard input."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=["rescoldo", "peft"])
+    parser.add_argument("--base-model", required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--examples", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--checkpointing", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    data = read_dataset(TRAIN, "ba", open_base(args.base_model).tokenizer(), 2048, None).examples
+    side: Side
+    if args.side == "rescoldo":
+        side = Ours(args.base_model, args.precision, data[-4:])
+    else:
+        side = Peft(args.base_model, args.precision, args.checkpointing)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        number = int(line)
+        start = number * args.examples % (len(data) - args.examples + 1)
+        examples = data[start : start + args.examples]
+        began = time.perf_counter()
+        loss = side.step(examples, number)
+        seconds = time.perf_counter() - began
+        memory = psutil.Process().memory_info()
+        peak = _peak() or memory.rss
+        tokens = sum(len(e.tokens) for e in examples)
+        print(json.dumps({"seconds": seconds, "loss": loss, "tokens": tokens, "peak_memory_bytes": peak}), flush=True)
+
+
+def _peak() -> int | None:
+    """The process's largest resident size so far, in bytes, where the system tells."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+if __name__ == "__main__":
+    main()

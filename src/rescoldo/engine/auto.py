@@ -1,0 +1,130 @@
+"""Which precision to train in, where the user leaves it to us: by a measurement of this machine and its free memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.files import cache_root, write_json
+from rescoldo.units import gigabytes
+
+_ROWS = 512  # tokens in a measured product
+_SECONDS = 0.2  # spent on each precision
+_TOKENS = 1024  # tokens whose activations a training pass holds
+_PROCESS = 600_000_000  # bytes: Python, torch and what they load
+_HEADROOM = 0.9  # of the free memory
+# What a step takes beside its products, measured on two layers of 7B sizes: quantizing and scaling for int8,
+# unpacking for nf4.
+_OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.12}
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A precision and, in words, why."""
+
+    precision: str
+    reason: str
+
+
+def memory_needed(config: DecoderConfig, precision: str) -> float:
+    """Bytes that training in this precision takes at its peak, roughly: weights, one example's activations, process."""
+    linears = config.n_layers * sum(out * into for out, into in map(config.linear_shape, LINEARS))
+    wide = 4 if precision == "fp32" else 2
+    embeddings = config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2)
+    kept = 3 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
+    kept += 2 * config.n_kv_heads * config.head_dim
+    layer_as_bf16 = 2 * linears / config.n_layers if precision in ("int8", "nf4") else 0.0
+    activations = _TOKENS * config.n_layers * kept * wide
+    return linears * _BYTES[precision] + embeddings + activations + layer_as_bf16 + _PROCESS
+
+
+def memory_free() -> int:
+    """Bytes that this process may still take: what the system has available, within the container's limit."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            free = min(free, int(limit) - used)
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def product_rates(into: int, out: int) -> dict[str, float]:
+    """Operations a second of this machine's products (512, into)·(into, out) in fp32, bf16 and int8; cached."""
+    path = cache_root() / "products.json"
+    identity = f"{_cpu()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    try:
+        cached = json.loads(path.read_bytes())
+        rates = cached[key]
+        if all(isinstance(rates[name], float) and rates[name] > 0 for name in ("fp32", "bf16", "int8")):
+            return {name: rates[name] for name in ("fp32", "bf16", "int8")}
+    except (OSError, ValueError, KeyError, TypeError):
+        cached = {}
+    x, w = torch.randn(_ROWS, into), torch.randn(out, into)
+    xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
+    work = 2.0 * _ROWS * into * out
+    rates = {
+        "fp32": work / _best(lambda: x @ w.T),
+        "bf16": work / _best(lambda: xb @ wb.T),
+        "int8": work / _best(lambda: torch._int_mm(xi, wi.T)),
+    }
+    with contextlib.suppress(OSError):  # the cache only saves a second
+        write_json(path, {**(cached if isinstance(cached, dict) else {}), key: rates})
+    return rates
+
+
+def _best(run: Callable[[], object]) -> float:
+    run()
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "|".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        return str(os.uname()) if hasattr(os, "uname") else ""
+
+
+def choose_precision(config: DecoderConfig, rates: dict[str, float] | None = None, free: int | None = None) -> Choice:
+    """The fastest precision whose memory fits.
+
+    Args:
+        config: the model's shapes.
+        rates: as product_rates returns them; measured where left out.
+        free: bytes to fit into; memory_free() where left out.
+    """
+    rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
+    free = memory_free() if free is None else free
+    allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
+    seconds = {p: _OVERHEAD[p] / rates["bf16" if p == "nf4" else p] for p in allowed}
+    need = {p: memory_needed(config, p) for p in allowed}
+    fitting = [p for p in allowed if need[p] <= _HEADROOM * free]
+    measured = ", ".join(f"{p} {rates[p] / 1e9:.0f}" for p in ("fp32", "bf16", "int8"))
+    measured = f"products here: {measured} G operations/s"
+    if not fitting:
+        smallest = min(allowed, key=lambda p: need[p])
+        short = f"needs about {gigabytes(need[smallest])}, {gigabytes(free)} are free"
+        return Choice(smallest, f"the smallest; even it {short}; {measured}")
+    best = min(fitting, key=lambda p: seconds[p])
+    size = f"needs about {gigabytes(need[best])} of {gigabytes(free)} free"
+    return Choice(best, f"the fastest that fits: {measured}; {size}")
