@@ -57,4 +57,4 @@ def test_rates_are_cached_and_a_damaged_cache_is_measured_again(monkeypatch, tmp
 def test_memory_needed_of_7b() -> None:
     """7B in int8: 7 GB of weights, 0.5 GB of embeddings, activations of one example, the process."""
     assert 8 * GB < auto.memory_needed(MISTRAL, "int8") < 13 * GB
-    assert 5 * GB < auto.memory_needed(MISTRAL, "nf4") < 8 * GB
+    assert 5 * GB < auto.memory_needed(MISTRAL, "nf4") < 9 * GB
