@@ -23,8 +23,7 @@ _SECONDS = 0.2  # spent on each precision
 _TOKENS = 1024  # tokens whose activations a training pass holds
 _PROCESS = 600_000_000  # bytes: Python, torch and what they load
 _HEADROOM = 0.9  # of the free memory
-# What a step takes beside its products, measured on two layers of 7B sizes: quantizing and scaling for int8,
-# unpacking for nf4.
+# What a step takes beside its products, estimated: quantizing and scaling for int8, unpacking for nf4.
 _OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.12}
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
 

@@ -1,0 +1,25 @@
+"""The benchmarks run and write what they promise; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_training_against_peft(tmp_path: Path) -> None:
+    output = tmp_path / "training.json"
+    command = [sys.executable, "-m", "benchmarks.training", "--rounds", "1", "--examples", "1", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text())
+    assert document["workload"] == "smollm2"
+    assert document["runs"][0]["rescoldo"]["seconds"] > 0
+    assert document["ratio"]["min"] <= document["ratio"]["median"] <= document["ratio"]["max"]
+    assert document["peak_memory_bytes"].keys() == {"rescoldo", "peft"}
+    a, b = (document["runs"][0][side]["loss"] for side in ("rescoldo", "peft"))
+    assert a == pytest.approx(b, rel=0.05)  # the same examples, the same model, int8 against bf16
