@@ -18,7 +18,9 @@ import torch
 from rescoldo.engine.dispatch import kernels
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
-N_OUTLIERS = 16  # input columns kept in bfloat16 per int8 linear
+N_OUTLIERS = (
+    64  # input columns kept in bfloat16 per int8 linear: with 16 the gradient's cosine is 0.993 instead of 0.995
+)
 _SMOOTHING = 0.5  # SmoothQuant's alpha (arXiv 2211.10438): how much of the inputs' range moves into the weights
 
 
