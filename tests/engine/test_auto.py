@@ -58,3 +58,11 @@ def test_memory_needed_of_7b() -> None:
     """7B in int8: 7 GB of weights, 0.5 GB of embeddings, activations of one example, the process."""
     assert 8 * GB < auto.memory_needed(MISTRAL, "int8") < 13 * GB
     assert 5 * GB < auto.memory_needed(MISTRAL, "nf4") < 9 * GB
+
+
+def test_layers_are_kept_as_far_as_they_fit() -> None:
+    per_layer = auto.kept_bytes(MISTRAL, 2, 700)
+    assert auto.layers_to_keep(MISTRAL, 2, 700, 100 * GB) == 32
+    assert auto.layers_to_keep(MISTRAL, 2, 700, 100_000) == 0
+    some = auto.layers_to_keep(MISTRAL, 2, 700, 14 * per_layer + 500_000_000)
+    assert 0 < some < 32

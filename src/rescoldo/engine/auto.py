@@ -41,11 +41,30 @@ def memory_needed(config: DecoderConfig, precision: str) -> float:
     linears = config.n_layers * sum(out * into for out, into in map(config.linear_shape, LINEARS))
     wide = 4 if precision == "fp32" else 2
     embeddings = config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2)
-    kept = 3 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    kept += 2 * config.n_kv_heads * config.head_dim
     layer_as_bf16 = 2 * linears / config.n_layers if precision in ("int8", "nf4") else 0.0
-    activations = _TOKENS * config.n_layers * kept * wide
+    activations = config.n_layers * kept_bytes(config, wide, _TOKENS)
     return linears * _BYTES[precision] + embeddings + activations + layer_as_bf16 + _PROCESS
+
+
+def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
+    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up."""
+    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
+    return tokens * element * (kept + 2 * config.n_kv_heads * config.head_dim)
+
+
+def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
+    """For how many layers the activations of `tokens` rows fit into the free memory; the others are computed again.
+
+    Args:
+        config: the model's shapes.
+        element: bytes of an activation's element.
+        tokens: rows of the pass.
+        free: bytes to fit into; memory_free() where left out.
+    """
+    free = memory_free() if free is None else free
+    layer = kept_bytes(config, element, tokens)
+    inputs = config.n_layers * tokens * config.hidden_size * 4  # of the layers that are computed again
+    return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 4 * layer) // layer)))
 
 
 def memory_free() -> int:

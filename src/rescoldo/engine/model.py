@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rescoldo.engine.attention import Layout
+from rescoldo.engine.auto import layers_to_keep
 from rescoldo.engine.block import Block, Rows, Saved
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
@@ -65,7 +66,8 @@ class LoraModel:
     Attributes:
         parameters: adapter weights, float32; change them in place, then call `sync`.
         keep_layers: for how many layers, from the top, a training pass keeps activations; the others are computed
-            again on the way back (from their input, bit for bit the same).
+            again on the way back (from their input, bit for bit the same). None: as many as fit into the memory that
+            is free when the pass begins.
         share_prefix: whether examples with a common beginning share its computation.
     """
 
@@ -84,7 +86,7 @@ class LoraModel:
         self.config, self.precision, self.lora, self.parameters = config, precision, lora, parameters
         self.embedding, self.head, self.final_norm, self.blocks = embedding, head, final_norm, blocks
         self.dtype = head.dtype
-        self.keep_layers = config.n_layers
+        self.keep_layers: int | None = None
         self.share_prefix = True
         self._frozen_state = frozen_state
         self._tables = rope_tables(config, 64)
@@ -209,8 +211,11 @@ class LoraModel:
     ) -> torch.Tensor:
         """tokens (T,) int64 → the last layer's output (T, D) float32; `keep` collects what `backward` needs."""
         h = self.embed(tokens)
+        wanted = self.keep_layers
+        if keep is not None and wanted is None:
+            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(tokens))
         for i, block in enumerate(self.blocks):
-            kept = keep is not None and i >= self.config.n_layers - self.keep_layers
+            kept = keep is not None and i >= self.config.n_layers - (wanted or 0)
             if keep is not None and not kept:
                 keep.append(h.clone())
             h, saved = block.forward(h, rows, prefix[i] if prefix else None)
