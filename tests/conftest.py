@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell's background jobs inherit Ctrl-C as ignored, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

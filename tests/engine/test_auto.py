@@ -66,3 +66,7 @@ def test_layers_are_kept_as_far_as_they_fit() -> None:
     assert auto.layers_to_keep(MISTRAL, 2, 700, 100_000) == 0
     some = auto.layers_to_keep(MISTRAL, 2, 700, 14 * per_layer + 500_000_000)
     assert 0 < some < 32
+
+
+def test_int8_is_not_chosen_where_its_ranges_cannot_be_measured() -> None:
+    assert auto.choose_precision(MISTRAL, FAST_INT8, 24 * GB, calibrated=False).precision == "bf16"

@@ -123,17 +123,21 @@ def _cpu() -> str:
         return str(os.uname()) if hasattr(os, "uname") else ""
 
 
-def choose_precision(config: DecoderConfig, rates: dict[str, float] | None = None, free: int | None = None) -> Choice:
+def choose_precision(
+    config: DecoderConfig, rates: dict[str, float] | None = None, free: int | None = None, *, calibrated: bool = True
+) -> Choice:
     """The fastest precision whose memory fits.
 
     Args:
         config: the model's shapes.
         rates: as product_rates returns them; measured where left out.
         free: bytes to fit into; memory_free() where left out.
+        calibrated: whether int8's input ranges are known or can be measured; without, int8 is not chosen.
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_free() if free is None else free
     allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
+    allowed = [p for p in allowed if calibrated or p != "int8"]
     seconds = {p: _OVERHEAD[p] / rates["bf16" if p == "nf4" else p] for p in allowed}
     need = {p: memory_needed(config, p) for p in allowed}
     fitting = [p for p in allowed if need[p] <= _HEADROOM * free]

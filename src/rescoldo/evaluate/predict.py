@@ -113,8 +113,8 @@ def load_for_inference(
             fix="bring the base model back that it was trained on, or train again",
         )
     tokenizer = base.tokenizer()
-    precision = _precision(wanted, info, base)
-    frozen = _frozen_state(run) if run and precision == "int8" and precision == info.get("quantization") else None
+    frozen = _frozen_state(run) if run and wanted in ("auto", "int8") and info.get("quantization") == "int8" else None
+    precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
     calibration = None
     if precision == "int8" and frozen is None and role is not None:
         end = end_of_turn(tokenizer)
@@ -153,14 +153,16 @@ def load_for_inference(
     return Loaded(spec, model, tokenizer, base, precision, run, info, sha)
 
 
-def _precision(wanted: str, info: dict[str, Any], base: BaseModel) -> str:
+def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
+    """The precision to load in; int8 only where its ranges are known or can be measured, unless it was asked for."""
     if wanted != "auto":
         return wanted
-    if info.get("quantization") in PRECISIONS:
-        return str(info["quantization"])
+    trained_in = info.get("quantization")
+    if trained_in in PRECISIONS and (trained_in != "int8" or calibrated):
+        return str(trained_in)
     from rescoldo.engine.auto import choose_precision
 
-    return choose_precision(base.config).precision
+    return choose_precision(base.config, calibrated=calibrated).precision
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
