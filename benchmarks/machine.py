@@ -1,10 +1,8 @@
-"""What machine a figure was measured on, and how fast its matrix products are at their best."""
+"""What machine a figure was measured on."""
 
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +28,4 @@ def describe(threads: int) -> dict[str, Any]:
         "threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
         "torch": torch.__version__,
-    }
-
-
-def _best(run: Callable[[], object], seconds: float) -> float:
-    run()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def peak_products(rows: int = 768, into: int = 4096, out: int = 4096, seconds: float = 1.5) -> dict[str, float]:
-    """This machine's best rate of large products, operations a second, by precision."""
-    x, w = torch.randn(rows, into), torch.randn(out, into)
-    xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
-    work = 2.0 * rows * into * out
-    return {
-        "fp32": work / _best(lambda: x @ w.T, seconds),
-        "bf16": work / _best(lambda: xb @ wb.T, seconds),
-        "int8": work / _best(lambda: torch._int_mm(xi, wi.T), seconds),
     }

@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe, peak_products
+from benchmarks.machine import describe
 from rescoldo.base import open_base
+from rescoldo.engine.auto import measure_products
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
@@ -107,7 +108,7 @@ def main() -> None:
         runs.append({"rescoldo": a, "peft": b, "ratio": b["seconds"] / a["seconds"], "work": work[number]})
     ours.close()
     peer.close()
-    peak = peak_products()
+    peak = measure_products(768, 4096, 4096, seconds=1.5)
     key = "int8" if args.precision == "int8" else "fp32" if args.precision == "fp32" else "bf16"
     ratios = [run["ratio"] for run in runs]
     memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in ("rescoldo", "peft")}

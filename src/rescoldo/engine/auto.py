@@ -92,22 +92,27 @@ def product_rates(into: int, out: int) -> dict[str, float]:
             return {name: rates[name] for name in ("fp32", "bf16", "int8")}
     except (OSError, ValueError, KeyError, TypeError):
         cached = {}
-    x, w = torch.randn(_ROWS, into), torch.randn(out, into)
-    xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
-    work = 2.0 * _ROWS * into * out
-    rates = {
-        "fp32": work / _best(lambda: x @ w.T),
-        "bf16": work / _best(lambda: xb @ wb.T),
-        "int8": work / _best(lambda: torch._int_mm(xi, wi.T)),
-    }
+    rates = measure_products(_ROWS, into, out, _SECONDS)
     with contextlib.suppress(OSError):  # the cache only saves a second
         write_json(path, {**(cached if isinstance(cached, dict) else {}), key: rates})
     return rates
 
 
-def _best(run: Callable[[], object]) -> float:
+def measure_products(rows: int, into: int, out: int, seconds: float) -> dict[str, float]:
+    """Best rate, operations a second, of products (rows, into)·(into, out); `seconds` are spent on each precision."""
+    x, w = torch.randn(rows, into), torch.randn(out, into)
+    xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
+    work = 2.0 * rows * into * out
+    return {
+        "fp32": work / _best(lambda: x @ w.T, seconds),
+        "bf16": work / _best(lambda: xb @ wb.T, seconds),
+        "int8": work / _best(lambda: torch._int_mm(xi, wi.T), seconds),
+    }
+
+
+def _best(run: Callable[[], object], seconds: float) -> float:
     run()
-    best, end = float("inf"), time.perf_counter() + _SECONDS
+    best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
         run()
