@@ -55,6 +55,39 @@ def hf_name(name: str) -> str | None:
     return None
 
 
+def gguf_name(name: str) -> str:
+    """GGUF's name of a tensor that hf_name names ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
+
+    Raises:
+        KeyError: there is none.
+    """
+    stem, _, kind = name.rpartition(".")
+    for theirs, ours in _TOP_NAMES.items():
+        if stem == ours:
+            return f"{theirs}.{kind}"
+    _, _, layer, *module = stem.split(".")
+    theirs = {ours: theirs for theirs, ours in _LAYER_NAMES.items()}[".".join(module)]
+    return f"blk.{layer}.{theirs}.{kind}"
+
+
+def permuted_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the two orders differ: q and k
+    of the architectures that llama.cpp calls llama."""
+    rows = _stored_rows(config, name)
+    return None if rows is None else np.argsort(rows)
+
+
+def _stored_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    """Where llama.cpp keeps each row of the Hugging Face tensor `name`; None: in the same order."""
+    if config.architecture not in ("llama", "mistral"):
+        return None
+    if ".q_proj." in name:
+        return _unpermuted_rows(config.n_heads * config.head_dim, config.n_heads)
+    if ".k_proj." in name:
+        return _unpermuted_rows(config.n_kv_heads * config.head_dim, config.n_kv_heads)
+    return None
+
+
 def _unpermuted_rows(n_rows: int, n_heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Where llama.cpp keeps each row of q or k: it stores a head's rotary pairs (i, i + dim/2) side by side."""
     stored = np.arange(n_rows, dtype=np.int64).reshape(n_heads, n_rows // n_heads // 2, 2)
@@ -103,15 +136,8 @@ class GgufTensors(TensorSource):
     def shape(self, name: str) -> tuple[int, ...]:
         return self._infos[name].shape
 
-    def _rows(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The permutation to undo, for q and k of the architectures that have one (llama.cpp's llama, also Mistral)."""
-        if self._config.architecture not in ("llama", "mistral"):
-            return None
-        if ".q_proj." in name:
-            return _unpermuted_rows(self._config.n_heads * self._config.head_dim, self._config.n_heads)
-        if ".k_proj." in name:
-            return _unpermuted_rows(self._config.n_kv_heads * self._config.head_dim, self._config.n_kv_heads)
-        return None
+    def release(self) -> None:
+        self.__dict__.pop("_data", None)
 
     def _info(self, name: str) -> TensorInfo:
         info = self._infos.get(name)
@@ -123,7 +149,7 @@ class GgufTensors(TensorSource):
         return self._data[info.offset : info.offset + info.n_bytes]
 
     def get(self, name: str) -> torch.Tensor:
-        info, rows = self._info(name), self._rows(name)
+        info, rows = self._info(name), _stored_rows(self._config, name)
         raw = self._bytes(info)
         if info.type_name in _PLAIN:
             array = raw.view(_PLAIN[info.type_name])
@@ -140,9 +166,8 @@ class GgufTensors(TensorSource):
         info = self._info(name)
         if info.type_name in _PLAIN or len(info.shape) != 2:
             return None
-        return QuantizedTensor(
-            info.type_name, np.asarray(self._bytes(info)).reshape(info.shape[0], -1), self._rows(name)
-        )
+        rows = _stored_rows(self._config, name)
+        return QuantizedTensor(info.type_name, np.asarray(self._bytes(info)).reshape(info.shape[0], -1), rows)
 
 
 def _check_types(path: Path, header: GgufHeader) -> None:

@@ -47,10 +47,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata (strings, numbers, booleans, lists of strings, numpy arrays of numbers) and tensors by GGUF name."""
+    """What stands before the weights.
+
+    Attributes:
+        metadata: by key: strings, numbers, booleans, lists of strings, numpy arrays of numbers.
+        tensors: by GGUF name.
+        types: by metadata key: GGUF's type number of the value and, for a list, of its items.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    types: dict[str, tuple[int, int | None]]
 
 
 class _DamagedError(Exception):
@@ -107,22 +114,22 @@ class _Cursor:
         self.position = at
         return result
 
-    def value(self, kind: int) -> Any:
-        """One metadata value of GGUF's type number `kind`."""
+    def value(self, kind: int) -> tuple[Any, int | None]:
+        """One metadata value of GGUF's type number `kind`, and for a list the type number of its items."""
         if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
+            return self.number(_SCALARS[kind]), None
         if kind == _STRING:
-            return str(self.string(), "utf-8", "replace")
+            return str(self.string(), "utf-8", "replace"), None
         if kind != _ARRAY:
             raise _DamagedError(f"metadata of unknown type {kind} at byte {self.position}")
         item, count = self.number("I"), self.number("Q")
         if item == _STRING:
-            return self.strings(count)
+            return self.strings(count), item
         if item not in _SCALARS:
             raise _DamagedError(f"a list of items of type {item} at byte {self.position}")
         dtype = np.dtype(_SCALARS[item]).newbyteorder("<")
         start = self.take(count * dtype.itemsize)
-        return np.frombuffer(self.data, dtype, count, start).copy()
+        return np.frombuffer(self.data, dtype, count, start).copy(), item
 
 
 def _name(raw: bytes, what: str) -> str:
@@ -132,14 +139,17 @@ def _name(raw: bytes, what: str) -> str:
         raise _DamagedError(f"a {what} that is not UTF-8: {raw[:40]!r}") from None
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int | None]]]:
     metadata: dict[str, Any] = {}
+    types: dict[str, tuple[int, int | None]] = {}
     for _ in range(count):
         key = _name(cursor.string(MAX_KEY), "metadata key")
         if key in metadata:
             raise _DamagedError(f"metadata key {key!r} stands there twice")
-        metadata[key] = cursor.value(cursor.number("I"))
-    return metadata
+        kind = cursor.number("I")
+        metadata[key], item = cursor.value(kind)
+        types[key] = kind, item
+    return metadata, types
 
 
 def _read_tensors(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict[str, TensorInfo]:
@@ -196,8 +206,8 @@ def _parse(data: mmap.mmap) -> GgufHeader:
     n_tensors, n_metadata = cursor.number("Q"), cursor.number("Q")
     if n_tensors > MAX_ENTRIES or n_metadata > MAX_ENTRIES:
         raise _DamagedError(f"it claims {n_tensors} tensors and {n_metadata} metadata keys")
-    metadata = _read_metadata(cursor, n_metadata)
-    return GgufHeader(metadata, _read_tensors(cursor, n_tensors, metadata))
+    metadata, types = _read_metadata(cursor, n_metadata)
+    return GgufHeader(metadata, _read_tensors(cursor, n_tensors, metadata), types)
 
 
 def is_gguf(path: Path) -> bool:

@@ -189,13 +189,15 @@ class HfTensors(TensorSource):
     def __init__(self, files: list[Path], skip: frozenset[str] = frozenset()) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[Path, Any] = {}
+        self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in files:
             try:
                 handle: Any = safe_open(path, framework="pt")
+                self._handles[path] = handle
                 for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
-                    if name in self._handles:
+                    if name in self._files:
                         raise RescoldoError(f"tensor {name} stands in two files", where=str(path), fix=_REFETCH)
                     if name in skip or name.endswith(".rotary_emb.inv_freq"):
                         continue  # tied to another tensor, or computed from the config
@@ -206,7 +208,7 @@ class HfTensors(TensorSource):
                             where=str(path),
                             fix="use the model's unquantized safetensors, or a GGUF file of it",
                         )
-                    self._handles[name] = handle
+                    self._files[name] = path
                     self._shapes[name] = tuple(part.get_shape())
             except (SafetensorError, OSError, ValueError) as error:
                 raise RescoldoError(
@@ -222,11 +224,18 @@ class HfTensors(TensorSource):
         return self._shapes[name]
 
     def get(self, name: str) -> torch.Tensor:
-        handle = self._handles.get(name)
-        if handle is None:
+        from safetensors import safe_open
+
+        path = self._files.get(name)
+        if path is None:
             raise RescoldoError(f"there is no tensor {name} in the model's weights")
-        tensor: torch.Tensor = handle.get_tensor(name)
+        if path not in self._handles:
+            self._handles[path] = safe_open(path, framework="pt")
+        tensor: torch.Tensor = self._handles[path].get_tensor(name)
         return tensor
+
+    def release(self) -> None:
+        self._handles.clear()
 
 
 def weight_files(directory: Path) -> list[Path]:
