@@ -22,6 +22,7 @@ from rescoldo.engine.auto import measure_products
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
+from rescoldo.role import get_role
 from rescoldo.train.parts import read_dataset
 from rescoldo.train.preset import available_threads
 
@@ -69,7 +70,7 @@ def necessary_work(base_model: str, examples: int, steps: list[int]) -> dict[int
     """For each step number 4·N·(distinct tokens) in operations: N the weights of all layers' linears for every distinct
     token, and the head's for every target token."""
     base = open_base(base_model)
-    data = read_dataset(TRAIN, "ba", base.tokenizer(), 2048, None).examples
+    data = read_dataset(TRAIN, get_role("ba"), base.tokenizer(), 2048, None).examples
     c = base.config
     shapes = [c.linear_shape(name) for name in LINEARS]
     layers = c.n_layers * sum(out * into for out, into in shapes)

@@ -16,6 +16,7 @@ import torch
 from rescoldo.base import open_base
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.role import get_role
 from rescoldo.train.parts import read_dataset
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    data = read_dataset(TRAIN, "ba", open_base(args.base_model).tokenizer(), 2048, None).examples
+    data = read_dataset(TRAIN, get_role("ba"), open_base(args.base_model).tokenizer(), 2048, None).examples
     side: Side
     if args.side == "rescoldo":
         side = Ours(args.base_model, args.precision, data[-4:])

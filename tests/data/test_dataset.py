@@ -11,9 +11,10 @@ import pytest
 
 from rescoldo.data import Record, read_records
 from rescoldo.data.audit import audit, sentences
-from rescoldo.data.check import COUNTS
-from rescoldo.data.similar import grams, same
+from rescoldo.data.similar import grams
 from rescoldo.role import get_role
+from rescoldo.role.ba_records import COUNTS
+from rescoldo.words import same
 
 FOLDER = Path(__file__).parents[2] / "artifacts" / "synthetic"
 FILES = {"train": FOLDER / "ba_train_v2_fixed.jsonl", "val": FOLDER / "ba_val_v2_fixed.jsonl"}
@@ -58,14 +59,14 @@ def test_counts(name: str) -> None:
 def test_no_two_examples_share_a_requirement() -> None:
     owners: dict[str, int] = {}
     for index, record in enumerate(everything()):
-        for sentence in sentences(record):
+        for sentence in sentences(get_role("ba"), record):
             assert owners.setdefault(same(sentence), index) == index, sentence
 
 
 def test_requirements_are_not_filled_into_templates() -> None:
     """Between examples no two requirement sentences share most of their 5-grams."""
     owners: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-    gram_sets = [[grams(sentence) for sentence in sentences(record)] for record in everything()]
+    gram_sets = [[grams(sentence) for sentence in sentences(get_role("ba"), record)] for record in everything()]
     for index, of_record in enumerate(gram_sets):
         for place, own in enumerate(of_record):
             shared = Counter(owner for gram in own for owner in owners.get(gram, []) if owner[0] != index)

@@ -19,6 +19,8 @@ from rescoldo.evaluate.diagnostics import (
 from rescoldo.role import get_role
 from tests.data.examples import record
 
+FORM = get_role("ba").form
+
 
 def test_content_words() -> None:
     assert content_words("The clinics want to book 20 appointments for patients") == {
@@ -46,15 +48,15 @@ def test_share_of_the_concepts_words() -> None:
 def test_duplicate_descriptions() -> None:
     items = "- id: FR001\n  description: Books.\n- description: books\n  id: x\n- description: Pays.\n- description:\n"
     text = "description: Whole thing.\nfr:\n" + items
-    assert duplicate_descriptions(text) == 1
+    assert duplicate_descriptions(text, FORM) == 1
 
 
 def test_scaffolding_is_no_copy() -> None:
     role = get_role("ba")
     first, second = role.target(record(1)), role.target(record(2))
-    assert TrainingAnswers([first]).longest_run(second) <= 2
-    assert TrainingAnswers([second, first]).longest_run(first) == len(answer_words(first))
-    assert not {"id", "priority", "high", "fr001", "title"} & set(answer_words(f"```yaml\n{first}\n```")) - {"fr"}
+    assert TrainingAnswers([first], FORM).longest_run(second) <= 2
+    assert TrainingAnswers([second, first], FORM).longest_run(first) == len(answer_words(first, FORM))
+    assert not {"id", "priority", "high", "fr001", "title"} & set(answer_words(f"```yaml\n{first}\n```", FORM)) - {"fr"}
 
 
 def longest_by_hand(own: list[str], other: list[str]) -> int:
@@ -75,19 +77,19 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=20).map(" ".join)
 @given(WORDS, st.lists(WORDS, max_size=3))
 def test_longest_run_is_the_longest(text: str, answers: list[str]) -> None:
     wanted = max((longest_by_hand(text.split(), answer.split()) for answer in answers), default=0)
-    assert TrainingAnswers(answers).longest_run(text) == wanted
+    assert TrainingAnswers(answers, FORM).longest_run(text) == wanted
 
 
 @settings(max_examples=50, deadline=2000)
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_any_text(concept: str, text: str) -> None:
-    found = diagnose(concept, text, TrainingAnswers([concept]))
+    found = diagnose(concept, text, TrainingAnswers([concept], FORM), FORM)
     assert found["concept_words_used"] is None or 0 <= found["concept_words_used"] <= 1
-    assert diagnose(concept, text, None)["longest_copied_run"] is None
+    assert diagnose(concept, text, None, FORM)["longest_copied_run"] is None
 
 
 def test_long_texts_do_not_hang() -> None:
     started = time.monotonic()
     for text in ("description: " + " " * 500_000, "- " * 300_000, "id:\n" * 100_000, "a" * 500_000, "a " * 300_000):
-        diagnose("a concept", text, TrainingAnswers(["a b c", text]))
+        diagnose("a concept", text, TrainingAnswers(["a b c", text], FORM), FORM)
     assert time.monotonic() - started < 10

@@ -58,7 +58,7 @@ def test_perfect_model() -> None:
 
 
 def test_set_by_hand() -> None:
-    part = evaluate(Fake(broken), RECORDS, ROLE, GREEDY, training=TrainingAnswers([ROLE.target(RECORDS[5])]))
+    part = evaluate(Fake(broken), RECORDS, ROLE, GREEDY, training=TrainingAnswers([ROLE.target(RECORDS[5])], ROLE.form))
     one_id = (6 + 8 / 9) / 7
     totals = [0.0, one_id, 0.0, 1.0, 1.0, 1.0]
     assert [row["score"] for row in part["predictions"]] == pytest.approx(totals)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
-from rescoldo.role.ba import COMPONENTS, INSTRUCTION, LISTS
+from rescoldo.role.ba import COMPONENTS, LISTS
 
 ROLE = get_role("ba")
+INSTRUCTION = str(ROLE.spec.prompt).removesuffix("{{ concept | trim }}")
 
 
 def item(identifier: str, priority: str = "High") -> dict[str, str]:

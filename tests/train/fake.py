@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from rescoldo.base.model import BaseModel, TensorSource
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Dataset, Parts, digest
 from rescoldo.train.progress import Reporter
@@ -148,7 +149,7 @@ def evaluate_loss(model: FakeModel, examples: list[Example]) -> list[tuple[float
         return [(model.loss(example, None).item(), example.n_targets) for example in examples]
 
 
-def read_dataset(path: Path, role: str, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
     """One example a line: token numbers separated by blanks, the first a prompt of one token."""
     lines = path.read_text().split("\n")[:limit]
     examples = [Example(tuple(map(int, line.split())), 1) for line in lines if line]

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from rescoldo.cli.main import app, run_app
+from rescoldo.role import get_role
 from rescoldo.train import RunConfig, train
 from rescoldo.train.adapter import peft_config, read_adapter
 from rescoldo.train.metrics import TensorBoard
@@ -140,7 +141,7 @@ def test_peft_loads_it_and_gives_the_same_loss(folder, finished):
     model = peft.PeftModel.from_pretrained(base, output).eval()
     parts, config = real_parts(), make(folder, output)
     opened = parts.open_base(config.base_model)
-    data = parts.read_dataset(config.val, "ba", opened.tokenizer(), 4096, None)
+    data = parts.read_dataset(config.val, get_role("ba"), opened.tokenizer(), 4096, None)
     info = json.loads((output / "training_info.json").read_text())
     nats, targets = 0.0, 0
     for example in data.examples:

@@ -14,18 +14,21 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 data = typer.Typer(no_args_is_help=True, help="Check, mend and split datasets (JSON Lines).")
 
+RoleOption = Annotated[str, typer.Option(help="What the records are for: a role's name, file or folder.")]
 SHOWN = 100  # faults or changes that are printed; --json has all of them
 
 
 @data.command(epilog="Example: rescoldo data audit train.jsonl val.jsonl")
 def audit(
     files: Annotated[list[Path], typer.Argument(help="Dataset files; of several, also what they share is reported.")],
+    role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
     """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
     from rescoldo.data.audit import audit as check
+    from rescoldo.role import get_role
 
-    found = check(files)
+    found = check(files, get_role(role))
     if json_:
         _print_json(found.as_json())
     else:
@@ -44,7 +47,8 @@ def audit(
         fixable = next((fault for fault in found.faults if fault.fixable), None)
         if fixable:
             path = Path(fixable.file)
-            print(f"→ rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}")
+            option = "" if role == "ba" else f" --role {role}"
+            print(f"→ rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}{option}")
         elif found.ok:
             print("✅ no errors")
     if not found.ok:
@@ -58,6 +62,7 @@ def fix(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the file; the old one is kept as .bak.")
     ] = False,
+    role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
     """Mend IDs, priorities' spelling and YAML-string lists, leave out repeated examples; say each change.
@@ -65,12 +70,13 @@ def fix(
     Lines that only a person can mend stay as they are. Exit code 1 if there are any.
     """
     from rescoldo.data.fix import fix_file, refuse_existing, write_fixed
+    from rescoldo.role import get_role
 
     if (output is None) != in_place:
         raise RescoldoError("say where to write", where="--output", fix="either -o NEW_FILE, or --in-place")
     if output is not None:
         refuse_existing(output)
-    fixed = fix_file(file)
+    fixed = fix_file(file, get_role(role))
     written = write_fixed(fixed, file, output, in_place=in_place)
     if json_:
         _print_json(
@@ -99,12 +105,14 @@ def split(
     val_out: Annotated[Path, typer.Option(help="New file for validation.")],
     val: Annotated[float, typer.Option(help="Share of the records for validation.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Another seed, another division.")] = 42,
+    role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
     """Divide a dataset by seed; the same or nearly the same concepts stay on one side."""
     from rescoldo.data.split import split_file
+    from rescoldo.role import get_role
 
-    done = split_file(file, val, seed, train_out, val_out)
+    done = split_file(file, val, seed, train_out, val_out, get_role(role))
     if json_:
         _print_json(
             {

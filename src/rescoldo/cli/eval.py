@@ -26,15 +26,19 @@ def eval_(
         Path | None, typer.Option(help="Training set, to find what is copied from it. (default: the run's own)")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="An answer is cut off here. (default the role's, 2048 for ba)")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
     limit: Annotated[int | None, typer.Option(help="Only the first so many concepts.")] = None,
     quantization: Annotated[
         str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
-    role: Annotated[str, typer.Option(help="Whose prompt and metric.")] = "ba",
+    role: Annotated[
+        str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
     """Score a model on a dataset: the metric, its components, and signs of reciting.
@@ -42,8 +46,12 @@ def eval_(
     Stopped half-way, the same command goes on where it was (with --output).
     """
     _check(temperature, top_p, max_new_tokens)
-    from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate.evaluation import evaluate_model, report_path
+    from dataclasses import replace
+
+    from rescoldo.evaluate.evaluation import evaluate_model, report_path, role_for
+
+    given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
     console = TerminalConsole(quiet=json_)
     document = evaluate_model(
@@ -52,7 +60,7 @@ def eval_(
         role=role,
         output=output,
         train=train,
-        sampling=Sampling(temperature, top_p, max_new_tokens, seed),
+        sampling=replace(role_for(model, role).sampling, **changes),
         limit=limit,
         base=base,
         quantization=quantization,
@@ -70,12 +78,12 @@ def eval_(
         print(f"Written: {output}, {report_path(output)}")
 
 
-def _check(temperature: float, top_p: float, max_new_tokens: int) -> None:
-    if not 0 <= temperature <= 100:
+def _check(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
+    if temperature is not None and not 0 <= temperature <= 100:
         raise RescoldoError(f"{temperature} is out of range", where="--temperature", fix="0 (greedy) to 100")
-    if not 0 < top_p <= 1:
+    if top_p is not None and not 0 < top_p <= 1:
         raise RescoldoError(f"{top_p} is out of range", where="--top-p", fix="above 0, up to 1")
-    if not 1 <= max_new_tokens <= 1_000_000:
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= 1_000_000:
         raise RescoldoError(f"{max_new_tokens} is out of range", where="--max-new-tokens", fix="1 to 1000000")
 
 

@@ -1,8 +1,8 @@
-"""Datasets: reading, checking, mending, splitting and tokenizing JSON Lines of concepts and their requirements."""
+"""Datasets: reading, checking, mending, splitting and tokenizing JSON Lines of what is asked and its answers."""
 
 from __future__ import annotations
 
-from rescoldo.data.check import Fault
 from rescoldo.data.records import Record, read_records
+from rescoldo.role import Fault
 
 __all__ = ["Fault", "Record", "read_records"]

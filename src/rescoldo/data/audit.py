@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.check import Fault, as_list, check_record
 from rescoldo.data.records import read_lines
-from rescoldo.data.similar import near_pairs, same, words
-from rescoldo.role.ba import LISTS
+from rescoldo.data.similar import near_pairs
+from rescoldo.role import Fault, Role, get_role
+from rescoldo.words import same, words
 
 
 @dataclass
@@ -63,16 +63,19 @@ class Audit:
 class _Entry:
     file: str
     line: int
-    record: dict[str, Any]
-    concept: str
+    field: str
+    asked: str
+    answer: str
+    sentences: list[str]
 
 
-def audit(paths: Sequence[Path]) -> Audit:
-    """Check dataset files; with several, also that no concept stands in two of them.
+def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
+    """Check dataset files; with several, also that no concept stands in two of them. `role` is ba where not given.
 
     Raises:
         RescoldoError: a file cannot be read at all.
     """
+    role = role or get_role()
     result = Audit([])
     entries: list[list[_Entry]] = []
     for path in paths:
@@ -83,13 +86,14 @@ def audit(paths: Sequence[Path]) -> Audit:
             if line.value is None:
                 continue
             file.records += 1
-            file.faults += check_record(line.value, str(path), line.number)
-            concept = line.value.get("concept")
-            if isinstance(concept, str) and words(concept):
-                own.append(_Entry(str(path), line.number, line.value, concept))
+            file.faults += role.check(line.value, str(path), line.number)
+            asked = _asked(role, line.value)
+            if words(asked):
+                answer, listed = answer_of(role, line.value), sentences(role, line.value)
+                own.append(_Entry(str(path), line.number, role.input, asked, answer, listed))
         if not file.records and not file.faults:
             file.faults.append(Fault(str(path), 1, "", "no-records", "the file holds no records"))
-        file.faults += _among(own)
+        file.faults += _among(own, role.spec.answer)
         file.faults.sort(key=lambda fault: fault.line)
         result.files.append(file)
         entries.append(own)
@@ -97,53 +101,54 @@ def audit(paths: Sequence[Path]) -> Audit:
     return result
 
 
-def answer_of(record: dict[str, Any]) -> str:
-    """A record's answer in a form in which two equal answers are equal text (IDs and priorities do not count)."""
-    requirements = record.get("requirements")
-    if not isinstance(requirements, dict):
-        return ""
-    parts = [str(requirements.get("title")), str(requirements.get("description"))]
-    return " | ".join(same(part) for part in [*parts, *sentences(record)])
+def _asked(role: Role, record: dict[str, Any]) -> str:
+    """What a record asks; "" where its input has faults."""
+    return "" if role.check(record, "", 0, answers=False) else role.key(record)
 
 
-def sentences(record: dict[str, Any]) -> list[str]:
-    """The descriptions of all its requirements and constraints."""
-    requirements = record.get("requirements")
-    lists = [as_list(requirements.get(name)) or [] for name in LISTS] if isinstance(requirements, dict) else []
-    items = [item for items in lists for item in items if isinstance(item, dict)]
-    return [item["description"] for item in items if isinstance(item.get("description"), str)]
+def input_of(role: Role, record: dict[str, Any]) -> str:
+    """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults."""
+    return same(_asked(role, record))
 
 
-def _among(entries: list[_Entry]) -> list[Fault]:
+def answer_of(role: Role, record: dict[str, Any]) -> str:
+    """A record's answer in a form in which two equal answers are equal text (IDs and the like do not count)."""
+    return " | ".join(same(text) for _, text in role.prose(record))
+
+
+def sentences(role: Role, record: dict[str, Any]) -> list[str]:
+    """The texts in the lists of a record's answer."""
+    return [text for listed, text in role.prose(record) if listed]
+
+
+def _among(entries: list[_Entry], answer: str) -> list[Fault]:
     """Duplicates inside one file."""
     faults: list[Fault] = []
     first: dict[str, _Entry] = {}
     different: list[_Entry] = []
     for entry in entries:
-        earlier = first.setdefault(same(entry.concept), entry)
+        earlier = first.setdefault(same(entry.asked), entry)
         if earlier is entry:
             different.append(entry)
-        elif answer_of(earlier.record) == answer_of(entry.record):
+        elif earlier.answer == entry.answer:
             what = f"the same example as line {earlier.line}"
-            faults.append(Fault(entry.file, entry.line, "concept", "duplicate", what, fixable=True))
+            faults.append(Fault(entry.file, entry.line, entry.field, "duplicate", what, fixable=True))
         else:
             what = f"the same concept as line {earlier.line}, with another answer"
-            faults.append(Fault(entry.file, entry.line, "concept", "duplicate-concept", what))
-    nearest = {
-        later: (before, overlap) for later, before, overlap in near_pairs([entry.concept for entry in different])
-    }
+            faults.append(Fault(entry.file, entry.line, entry.field, "duplicate-concept", what))
+    nearest = {later: (before, overlap) for later, before, overlap in near_pairs([entry.asked for entry in different])}
     for later, (before, overlap) in nearest.items():
         what = f"{overlap:.0%} of its phrases stand in line {different[before].line}'s concept too"
         entry = different[later]
-        faults.append(Fault(entry.file, entry.line, "concept", "near-duplicate", what, level="warning"))
+        faults.append(Fault(entry.file, entry.line, entry.field, "near-duplicate", what, level="warning"))
     users: dict[str, _Entry] = {}
     for entry in different:
-        for sentence in sentences(entry.record):
+        for sentence in entry.sentences:
             key = same(sentence)
             earlier = users.setdefault(key, entry)
             if earlier is not entry and key:
                 what = f"line {earlier.line} has the same requirement: {sentence[:60]!r}"
-                faults.append(Fault(entry.file, entry.line, "requirements", "shared-sentence", what, level="warning"))
+                faults.append(Fault(entry.file, entry.line, answer, "shared-sentence", what, level="warning"))
     return faults
 
 
@@ -152,20 +157,20 @@ def _across(files: list[list[_Entry]]) -> list[Fault]:
     faults: list[Fault] = []
     for index, own in enumerate(files):
         for other in files[:index]:
-            known = {same(entry.concept): entry for entry in other}
+            known = {same(entry.asked): entry for entry in other}
             fresh = []
             for entry in own:
-                leaked = known.get(same(entry.concept))
+                leaked = known.get(same(entry.asked))
                 if leaked is None:
                     fresh.append(entry)
                     continue
                 what = f"the concept stands in {leaked.file}:{leaked.line} too: a score on it means nothing"
-                faults.append(Fault(entry.file, entry.line, "concept", "leak", what))
+                faults.append(Fault(entry.file, entry.line, entry.field, "leak", what))
             both = [*other, *fresh]
-            pairs = near_pairs([entry.concept for entry in both])
+            pairs = near_pairs([entry.asked for entry in both])
             nearest = {later: (before, share) for later, before, share in pairs if before < len(other) <= later}
             for later, (before, share) in nearest.items():
                 entry, source = both[later], both[before]
                 what = f"{share:.0%} of its phrases stand in the concept of {source.file}:{source.line} too"
-                faults.append(Fault(entry.file, entry.line, "concept", "near-leak", what, level="warning"))
+                faults.append(Fault(entry.file, entry.line, entry.field, "near-leak", what, level="warning"))
     return faults

@@ -1,22 +1,16 @@
-"""Mending what can be mended without guessing: IDs, priorities' spelling, lists as YAML strings, repeated examples."""
+"""Mending what can be mended without guessing: what the role knows how to mend, and repeated examples."""
 
 from __future__ import annotations
 
-import copy
 import json
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rescoldo.data.audit import answer_of
-from rescoldo.data.check import PRIORITY_WORDS, Fault, as_list, check_record
+from rescoldo.data.audit import answer_of, input_of
 from rescoldo.data.records import read_lines
-from rescoldo.data.similar import same
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import write_atomic
-from rescoldo.role.ba import LISTS
+from rescoldo.role import Fault, Role, get_role
 
 
 @dataclass(frozen=True)
@@ -43,12 +37,13 @@ class Fixed:
     left: list[Fault] = field(default_factory=list)
 
 
-def fix_file(path: Path) -> Fixed:
-    """Mend a dataset file in memory.
+def fix_file(path: Path, role: Role | None = None) -> Fixed:
+    """Mend a dataset file in memory; `role` is ba where it is not given.
 
     Raises:
         RescoldoError: the file cannot be read at all.
     """
+    role = role or get_role()
     fixed = Fixed(b"")
     lines: list[bytes] = []
     first: dict[tuple[str, str], int] = {}
@@ -59,86 +54,18 @@ def fix_file(path: Path) -> Fixed:
         if line.value is None or line.faults:
             lines.append(line.raw)
             continue
-        record, changes = fix_record(line.value, line.number)
-        concept = record.get("concept")
-        key = (same(concept) if isinstance(concept, str) else "", answer_of(record))
+        record, mended = role.mend(line.value)
+        changes = [Change(line.number, *change) for change in mended]
+        key = (input_of(role, record), answer_of(role, record))
         if all(key) and first.setdefault(key, line.number) != line.number:
             fixed.changes.append(Change(line.number, "", f"left out: the same example as line {first[key]}"))
             continue
         fixed.records += 1
         fixed.changes += changes
-        fixed.left += [f for f in check_record(record, str(path), line.number) if f.level == "error"]
+        fixed.left += [f for f in role.check(record, str(path), line.number) if f.level == "error"]
         lines.append(json.dumps(record, ensure_ascii=False).encode() if changes else line.raw)
     fixed.content = b"".join(line + b"\n" for line in lines)
     return fixed
-
-
-def fix_record(record: dict[str, Any], line: int = 0) -> tuple[dict[str, Any], list[Change]]:
-    """A mended copy of one record, and what was changed in it. Fixing it again changes nothing.
-
-    IDs are counted anew in each list's order; a description that mentions one by name mentions the new one then, if the
-    old was no other item's too.
-    """
-    record = copy.deepcopy(record)
-    changes: list[Change] = []
-    requirements = record.get("requirements")
-    if not isinstance(requirements, dict):
-        return record, changes
-    for name in LISTS:
-        if isinstance(requirements.get(name), str):
-            items = as_list(requirements[name])
-            if items is not None:
-                requirements[name] = items
-                changes.append(Change(line, f"requirements.{name}", "YAML string turned into a list"))
-    entries = [
-        (f"requirements.{name}[{index}]", f"{prefix}{index + 1:03d}", item)
-        for name, prefix in LISTS.items()
-        if isinstance(requirements.get(name), list)
-        for index, item in enumerate(requirements[name])
-        if isinstance(item, dict)
-    ]
-    times = Counter(item["id"] for _, _, item in entries if isinstance(item.get("id"), str))
-    renamed: dict[str, str] = {}
-    for where, identifier, item in entries:
-        priority = item.get("priority")
-        word = PRIORITY_WORDS.get(priority.strip().lower()) if isinstance(priority, str) else None
-        if word and word != priority:
-            item["priority"] = word
-            changes.append(Change(line, f"{where}.priority", f"{priority!r} → {word}"))
-        before = item.get("id")
-        if before == identifier:
-            continue
-        rest = {key: value for key, value in item.items() if key != "id"}
-        item.clear()
-        item.update({"id": identifier, **rest})
-        shown = "no ID" if before in (None, "") else str(before)[:40]
-        changes.append(Change(line, f"{where}.id", f"{shown} → {identifier}"))
-        if isinstance(before, str) and times[before] == 1 and re.fullmatch(r"[A-Za-z]+[-_ ]?[0-9]+", before):
-            renamed[before] = identifier
-    _rename(requirements, renamed, changes, line)
-    return record, changes
-
-
-def _rename(requirements: dict[str, Any], renamed: dict[str, str], changes: list[Change], line: int) -> None:
-    """Let descriptions that mention an ID by name mention the new one."""
-    if not renamed:
-        return
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, sorted(renamed, key=len, reverse=True))) + r")\b")
-
-    def mend(holder: dict[str, Any], where: str) -> None:
-        text = holder.get("description")
-        if isinstance(text, str):
-            new = pattern.sub(lambda match: renamed[match[1]], text)
-            if new != text:
-                holder["description"] = new
-                changes.append(Change(line, f"{where}.description", "IDs it mentions renamed too"))
-
-    mend(requirements, "requirements")
-    for name in LISTS:
-        items = requirements.get(name)
-        for index, item in enumerate(items if isinstance(items, list) else []):
-            if isinstance(item, dict):
-                mend(item, f"requirements.{name}[{index}]")
 
 
 def write_fixed(fixed: Fixed, source: Path, output: Path | None, *, in_place: bool = False) -> Path:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.check import Fault, check_concept, check_record, normalise
 from rescoldo.errors import RescoldoError
+from rescoldo.role import DEFAULT, Fault, Role, get_role
 
 MAX_LINE_BYTES = 4 << 20
 MAX_NUMBER_DIGITS = 300
@@ -17,7 +17,7 @@ SHOWN = 5  # faults that an error message lists
 
 
 class Record(dict[str, Any]):
-    """A record of the dataset as it stands in the file (unknown keys kept), lists that were YAML strings as lists.
+    """A record of the dataset as it stands in the file (unknown keys kept), read by its role (Role.read).
 
     Attributes:
         line: its line in the file, from 1.
@@ -131,37 +131,38 @@ def _parse(path: Path, number: int, raw: bytes) -> Line:
     return Line(number, raw, value, faults)
 
 
-def read_records(path: Path | str, *, answers: bool = True) -> list[Record]:
+def read_records(path: Path | str, role: Role | None = None, *, answers: bool = True) -> list[Record]:
     """All records of a dataset, checked.
 
     Args:
         path: JSON Lines, UTF-8 (a byte order mark is tolerated).
-        answers: whether the records must have requirements (for training), or only a concept (to be answered).
+        role: what a record must look like; ba where it is not given.
+        answers: whether the records must have an answer (for training), or only what is asked (to be answered).
 
     Raises:
         RescoldoError: one error that names file, line and field of the first faults.
     """
-    path = Path(path)
+    path, role = Path(path), role or get_role()
     records: list[Record] = []
     faults: list[Fault] = []
     for line in read_lines(path):
         found = list(line.faults)
         if line.value is not None:
-            check = check_record if answers else check_concept
-            found += [fault for fault in check(line.value, str(path), line.number) if fault.level == "error"]
+            faulty = role.check(line.value, str(path), line.number, answers=answers)
+            found += [fault for fault in faulty if fault.level == "error"]
         faults += found
         if line.value is not None and not found:
-            record = Record(normalise(line.value) if answers else line.value)
+            record = Record(role.read(line.value, answers=answers))
             record.line = line.number
             records.append(record)
     if faults:
-        raise _refusal(path, faults)
+        raise _refusal(path, faults, role)
     if not records:
         raise RescoldoError("holds no records", where=str(path), fix="pass a JSON Lines file with one example a line")
     return records
 
 
-def _refusal(path: Path, faults: list[Fault]) -> RescoldoError:
+def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
     first, *others = faults
     lines = len({fault.line for fault in faults})
     what = first.what
@@ -174,4 +175,6 @@ def _refusal(path: Path, faults: list[Fault]) -> RescoldoError:
         fix = f"rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}"
     else:
         fix = f"rescoldo data audit {path}"
+    if role.option != DEFAULT:
+        fix += f" --role {role.option}"
     return RescoldoError(what, where=first.where, fix=fix)

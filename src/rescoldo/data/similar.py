@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
+
+from rescoldo.words import words
 
 GRAM = 5
 NEAR = 0.5  # share of the shorter text's 5-grams that the other has too, from which on it is a near-duplicate
-
-
-def words(text: str) -> list[str]:
-    """The words of a text: letters and digits, no case, no accents."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return re.findall(r"[^\W_]+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
-
-
-def same(text: str) -> str:
-    """Two texts are the same if this is equal: case, accents, punctuation and spacing do not count."""
-    return " ".join(words(text))
 
 
 def grams(text: str, size: int = GRAM) -> frozenset[tuple[str, ...]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rescoldo.data.fix import refuse_existing, write_bytes
 from rescoldo.data.records import read_lines, read_records
-from rescoldo.data.similar import near_pairs, same
+from rescoldo.data.similar import near_pairs
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.role import Role, get_role
+from rescoldo.words import same
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,19 @@ def split_indices(concepts: list[str], share: float, seed: int) -> Split:
     return Split(train, sorted(val), sum(len(members) for members in groups.values() if len(members) > 1))
 
 
-def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Path) -> Split:
-    """Split a file; lines are copied as they stand.
+def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Path, role: Role | None = None) -> Split:
+    """Split a file; lines are copied as they stand. `role` is ba where it is not given.
 
     Raises:
         RescoldoError: faults in the file, an output that exists, nothing to split.
     """
     if len({path.resolve(), train_out.resolve(), val_out.resolve()}) < 3:
         raise RescoldoError("input, --train-out and --val-out must be three different files", where=str(path))
-    records = read_records(path)
+    role = role or get_role()
+    records = read_records(path, role)
     for output in (train_out, val_out):
         refuse_existing(output)
-    split = split_indices([record["concept"] for record in records], share, seed)
+    split = split_indices([role.key(record) for record in records], share, seed)
     raw = [line.raw for line in read_lines(path)]
     try:
         for output, indices in ((train_out, split.train), (val_out, split.val)):

@@ -12,7 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
-from rescoldo.role.role import Role
+from rescoldo.role import Role
 
 _SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
 

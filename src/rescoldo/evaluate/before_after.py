@@ -17,10 +17,10 @@ from rescoldo.evaluate.evaluation import (
     evaluate,
     metadata,
     partial_cache,
+    role_for,
     training_answers,
     write_document,
 )
-from rescoldo.role import get_role
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.predict import Loaded
@@ -30,7 +30,7 @@ def compare_run(
     run: str | Path | Loaded,
     dataset: Path | str,
     *,
-    role: str = "ba",
+    role: str | None = None,
     output: Path | str | None = None,
     train: Path | str | None = None,
     train_limit: int = 0,
@@ -56,10 +56,11 @@ def compare_run(
     Raises:
         RescoldoError: run, dataset or output are not as they must be.
     """
-    from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
+    from rescoldo.evaluate.predict import EnginePredictor, Loaded, load_for_inference
 
-    sampling, the_role, started = sampling or Sampling(), get_role(role), time.time()
-    records = read_records(dataset, answers=False)[:limit]
+    the_role, started = role_for(run if isinstance(run, Loaded) else str(run), role), time.time()
+    sampling = sampling or the_role.sampling
+    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     if isinstance(run, str | Path):
         if console:
@@ -79,7 +80,7 @@ def compare_run(
             models[predictor.name] = {**describe(loaded, adapter), **part}
         if train_limit > 0 and training_file is not None:
             predictor = EnginePredictor(loaded, the_role, name="finetuned, training set")
-            learned = read_records(training_file)[:train_limit]
+            learned = read_records(training_file, the_role)[:train_limit]
             part = evaluate(predictor, learned, the_role, sampling, cache=cache, console=console)
             train_score = part["scores"]["mean"]
         document = build_comparison(
@@ -88,7 +89,7 @@ def compare_run(
             finetuned="finetuned",
             train_score=train_score,
             metadata={
-                **metadata(role, Path(dataset), len(records), limit, training_file, started),
+                **metadata(the_role.name, Path(dataset), len(records), limit, training_file, started),
                 "train_score": train_score,
                 "train_score_examples": min(train_limit, len(learned)) if train_score is not None else 0,
             },

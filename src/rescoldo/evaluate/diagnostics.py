@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rescoldo.data.similar import same, words
-from rescoldo.role.ba import FIELDS, ITEM_FIELDS
+from rescoldo.role.schema import Form
+from rescoldo.words import same, words
 
 MAX_TEXT = 100_000  # characters of an answer that are looked at
 _PRIME, _BASE = (1 << 61) - 1, 0x5DEECE66D3A7F1
@@ -29,9 +29,6 @@ que quien quienes quiere quieren se sea sean segun ser sera si sido sin sino sob
 tanto te tener tiene tienen toda todas todo todos tras u un una unas uno unos usan usar usuario usuarios usa y ya
 """
 _STOPWORDS = frozenset(_STOPWORD_TEXT.split())
-_KEYS = "|".join((*FIELDS, *ITEM_FIELDS))
-_SCAFFOLD = re.compile(rf"^[ \t]*(?:-[ \t]+)?(?:(?:id|priority):.*|(?:{_KEYS}):)", re.MULTILINE)
-_DESCRIPTION = re.compile(r"^[ \t]*(?:-[ \t]+)?description:[ \t]*(\S.*)$", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 
 
@@ -50,9 +47,9 @@ def _stem(word: str) -> str:
     return word
 
 
-def answer_words(text: str) -> list[str]:
+def answer_words(text: str, form: Form) -> list[str]:
     """The words of an answer's values: no keys, IDs, priorities or fences, which all answers share."""
-    return words(_SCAFFOLD.sub(" ", _FENCE.sub(" ", text[:MAX_TEXT])))
+    return words(form.scaffold.sub(" ", _FENCE.sub(" ", text[:MAX_TEXT])))
 
 
 def concept_words_used(concept: str, text: str) -> float | None:
@@ -63,23 +60,24 @@ def concept_words_used(concept: str, text: str) -> float | None:
     return len(wanted & content_words(text[:MAX_TEXT])) / len(wanted)
 
 
-def duplicate_descriptions(text: str) -> int:
-    """How many descriptions repeat one that stands earlier in the answer."""
-    found = Counter(same(match) for match in _DESCRIPTION.findall(text[:MAX_TEXT]))
+def duplicate_descriptions(text: str, form: Form) -> int:
+    """How many descriptions (what is written for a reader in a list's items) repeat an earlier one of the answer."""
+    found = Counter(same(match) for match in form.items.findall(text[:MAX_TEXT]))
     return sum(times - 1 for key, times in found.items() if key)
 
 
 class TrainingAnswers:
     """All answers of a training set, indexed to find what an answer has copied from one of them."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], form: Form) -> None:
+        self._form = form
         self._numbers: dict[str, int] = {}
-        self._answers = [self._prefixes(answer_words(text)) for text in texts]
+        self._answers = [self._prefixes(answer_words(text, self._form)) for text in texts]
         self._runs: dict[int, set[int]] = {}
 
     def longest_run(self, text: str) -> int:
         """The length in words of the longest run that stands word by word in one training answer, too."""
-        own = self._prefixes(answer_words(text))
+        own = self._prefixes(answer_words(text, self._form))
         low, high = 0, min(len(own), max(map(len, self._answers), default=1)) - 1
         while low < high:  # a run of n words contains one of n - 1: so n can be searched by halving
             middle = (low + high + 1) // 2
@@ -106,10 +104,10 @@ def _runs(prefixes: list[int], n: int) -> Iterator[int]:
     return ((end - start * power) % _PRIME for start, end in zip(prefixes, prefixes[n:], strict=False))
 
 
-def diagnose(concept: str, text: str, training: TrainingAnswers | None) -> dict[str, Any]:
+def diagnose(concept: str, text: str, training: TrainingAnswers | None, form: Form) -> dict[str, Any]:
     """The diagnostics of one answer; without training answers the copied run is None."""
     return {
-        "duplicate_descriptions": duplicate_descriptions(text),
+        "duplicate_descriptions": duplicate_descriptions(text, form),
         "concept_words_used": concept_words_used(concept, text),
         "longest_copied_run": training.longest_run(text) if training else None,
     }

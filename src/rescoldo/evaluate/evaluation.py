@@ -19,7 +19,7 @@ from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.predictor import Prediction, Predictor
 from rescoldo.evaluate.score import score_row, summarise
 from rescoldo.files import sha256, write_json, write_text
-from rescoldo.role import Role, get_role
+from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.predict import Loaded
@@ -92,7 +92,7 @@ def evaluate_model(
     model: str | Loaded,
     dataset: Path | str,
     *,
-    role: str = "ba",
+    role: str | None = None,
     output: Path | str | None = None,
     train: Path | str | None = None,
     sampling: Sampling | None = None,
@@ -106,11 +106,12 @@ def evaluate_model(
 
     Args:
         model: a run directory, a base model as open_base takes it, or a model that load_for_inference has loaded.
-        dataset: JSON Lines; only the concepts are needed.
+        dataset: JSON Lines; the answers are needed only where the role's metric compares with them.
+        role: name or path; where not given the run's own, for a base model ba.
         output: JSON file to write, with a Markdown report beside it (.md). Answers are kept in OUTPUT.partial.jsonl
             while they are made, so that a second call goes on where a first was stopped.
         train: training set, to find what is copied from it; by default the run's own, where it is still there.
-        sampling: greedy, 2048 new tokens, where not given.
+        sampling: the role's, where not given.
         limit: only the first so many records.
         base: for a run directory: its base model alone.
         name: of the model in the document; "finetuned" or "base" where not given.
@@ -123,13 +124,13 @@ def evaluate_model(
     """
     from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
 
-    sampling = sampling or Sampling()
-    the_role = get_role(role)
+    the_role = role_for(model, role)
+    sampling = sampling or the_role.sampling
     if limit is not None and limit < 1:
         raise RescoldoError(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
         )
-    records = read_records(dataset, answers=False)[:limit]
+    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
@@ -146,12 +147,26 @@ def evaluate_model(
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
         part = {**describe(loaded, predictor.adapter), **part}
         document = {
-            "metadata": metadata(role, Path(dataset), len(records), limit, training_file, started),
+            "metadata": metadata(the_role.name, Path(dataset), len(records), limit, training_file, started),
             "models": {predictor.name: part},
         }
         if target:
             write_document(document, target)
     return document
+
+
+def role_for(model: str | Loaded, given: str | None) -> Role:
+    """The role to evaluate with, ready to score: the one named, else the run's own, for a base model ba.
+
+    Raises:
+        RescoldoError: it cannot be found, read, or trusted.
+    """
+    from rescoldo.evaluate.predict import is_run, run_info
+
+    if isinstance(model, str):
+        run = Path(model) if is_run(model) else None
+        return role_of_run(run, run_info(run) if run else {}, given).ready()
+    return role_of_run(model.run, model.info, given).ready()
 
 
 @contextmanager
@@ -257,7 +272,7 @@ def training_answers(
     if train is None and not path.is_file():
         return None, None
     try:
-        return TrainingAnswers(role.target(record) for record in read_records(path)), str(path)
+        return TrainingAnswers((role.target(record) for record in read_records(path, role)), role.form), str(path)
     except RescoldoError:
         if train is not None:
             raise

@@ -14,7 +14,7 @@ from rescoldo.engine.types import Example, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.predictor import Prediction
 from rescoldo.files import sha256
-from rescoldo.role.role import Role
+from rescoldo.role import Role
 
 if TYPE_CHECKING:
     from rescoldo.base import BaseModel

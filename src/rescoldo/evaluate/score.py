@@ -8,7 +8,7 @@ from typing import Any
 
 from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose
 from rescoldo.evaluate.predictor import Prediction
-from rescoldo.role.role import Role
+from rescoldo.role import Role
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
 COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
@@ -20,10 +20,10 @@ def score_row(
 ) -> dict[str, Any]:
     """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics."""
     if prediction.error:
-        score = role.score("")
+        score = role.score("", record)
         notes = [f"answer: none: {prediction.error}"]
     else:
-        score = role.score(prediction.text if prediction.fields is None else prediction.fields)
+        score = role.score(prediction.text if prediction.fields is None else prediction.fields, record)
         notes = list(score.notes)
         if not prediction.ended:
             notes.append(f"cut off after {prediction.tokens} tokens")
@@ -36,7 +36,7 @@ def score_row(
         "ended": prediction.ended,
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),
-        "diagnostics": diagnose(role.key(record), prediction.text, training),
+        "diagnostics": diagnose(role.key(record), prediction.text, training, role.form),
     }
     if prediction.error:
         row["error"] = prediction.error
@@ -52,7 +52,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not rows:
         raise ValueError("no predictions to summarise")
     totals = [row["score"] for row in rows]
-    names = list(rows[0]["components"])
+    names = list(dict.fromkeys(name for row in rows for name in row["components"]))
     diagnostics = _diagnostics(rows)
     return {
         "scores": {
@@ -65,7 +65,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "pass_rate_0.9": _share(totals, 0.9),
             "perfect_rate_1.0": _share(totals, 1.0),
         },
-        "component_scores": {name: statistics.fmean(row["components"][name] for row in rows) for name in names},
+        "component_scores": {
+            name: statistics.fmean(row["components"][name] for row in rows if name in row["components"])
+            for name in names
+        },
         "diagnostics": diagnostics,
         "warnings": _warnings(diagnostics, len(rows)),
         "predictions": list(rows),

@@ -1,22 +1,22 @@
-"""What is taught: a role's prompt, the form of its answers and their score."""
+"""What is taught: a role's prompt, the form of its answers and their score. A role is data: see docs/roles.md."""
 
 from __future__ import annotations
 
-from rescoldo.errors import RescoldoError
-from rescoldo.role.ba import BARole
-from rescoldo.role.role import Role, Score
+from rescoldo.role.fault import Fault, Finding
+from rescoldo.role.load import DEFAULT, get_role, keep_role, load_role, role_names, role_of_run
+from rescoldo.role.metrics import Answer, Score
+from rescoldo.role.role import Role
 
-__all__ = ["ROLES", "Role", "Score", "get_role"]
-
-ROLES: dict[str, type[Role]] = {BARole.name: BARole}
-
-
-def get_role(name: str = "ba") -> Role:
-    """The role of that name.
-
-    Raises:
-        RescoldoError: there is none.
-    """
-    if name not in ROLES:
-        raise RescoldoError(f"there is no role {name!r}", where="--role", fix=f"roles: {', '.join(sorted(ROLES))}")
-    return ROLES[name]()
+__all__ = [
+    "DEFAULT",
+    "Answer",
+    "Fault",
+    "Finding",
+    "Role",
+    "Score",
+    "get_role",
+    "keep_role",
+    "load_role",
+    "role_names",
+    "role_of_run",
+]

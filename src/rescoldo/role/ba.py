@@ -1,4 +1,4 @@
-"""The Business Analyst: from a concept to requirements in YAML, and the metric that scores them.
+"""The Business Analyst's metric, which scores requirements in YAML. The role itself is builtin/ba/role.yaml.
 
 What the metric leaves open is decided so:
 
@@ -21,9 +21,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-import yaml
-
-from rescoldo.role.role import Role, Score
+from rescoldo.role.metrics import Score
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 LISTS = {"functional_requirements": "FR", "non_functional_requirements": "NFR", "constraints": "C"}
@@ -34,80 +32,22 @@ COMPONENTS = ("completeness", "title", "description", *LISTS, "id_format")
 TITLE_LENGTH = (10, 100)
 DESCRIPTION_LENGTH = 100
 
-INSTRUCTION = """\
-You are a business analyst. Turn the concept at the end into software requirements.
 
-Answer with one YAML mapping and nothing else: no code fence, no comments, no text before or after it. Use exactly \
-these five keys, in this order:
-
-title: name of the product, 10 to 100 characters
-description: one paragraph, at least 100 characters, on who uses it, for what and with which result
-functional_requirements:
-- id: FR001
-  description: one thing the system must do, in a full sentence
-  priority: High
-non_functional_requirements:
-- id: NFR001
-  description: a quality with a figure that can be measured
-  priority: Medium
-constraints:
-- id: C001
-  description: a limit set by law, budget, technology or time
-  priority: Low
-
-Rules:
-- 3 to 8 functional requirements, 2 to 5 non-functional requirements, 2 to 5 constraints.
-- IDs are FR, NFR or C and three digits, counted from 001 in each list.
-- priority is High, Medium or Low.
-- Be specific to the concept: numbers, standards, systems to integrate. Never say a thing twice.
-- Each value stands on one line, in single quotes if it contains a colon and a space.
-- Answer in the language of the concept; keys, IDs and priorities stay in English.
-
-Concept: """
-
-
-class BARole(Role):
-    """The Business Analyst role ("ba")."""
-
-    name = "ba"
-
-    def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
-        """One user message (Mistral's template knows no system role): the instruction, then the concept.
-
-        The instruction comes first and is the same for every record, so its keys and values can be computed once.
-        """
-        return [{"role": "user", "content": INSTRUCTION + self.key(record)}]
-
-    def target(self, record: dict[str, Any]) -> str:
-        """The record's five fields as YAML in the contract's order, one line a value, whatever its length."""
-        requirements = record["requirements"]
-        answer: dict[str, Any] = {name: requirements[name] for name in FIELDS[:2]}
-        for name in LISTS:
-            value = requirements[name]
-            items = parse_yaml(value) if isinstance(value, str) else value
-            answer[name] = [{field: item[field] for field in ITEM_FIELDS} for item in items]
-        text = yaml.safe_dump(answer, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False)
-        return text.rstrip("\n")
-
-    def key(self, record: dict[str, Any]) -> str:
-        """The concept."""
-        return str(record["concept"]).strip()
-
-    def score(self, prediction: Any) -> Score:
-        """The BA metric: the mean of seven components, each 0..1 (COMPONENTS)."""
-        try:
-            fields = parse_answer(prediction)
-        except YamlRefusedError as refusal:
-            return Score(0.0, dict.fromkeys(COMPONENTS, 0.0), [f"answer: not a YAML mapping: {refusal}"])
-        notes: list[str] = []
-        components = {
-            "completeness": _completeness(fields, notes),
-            "title": _length("title", fields, *TITLE_LENGTH, notes),
-            "description": _length("description", fields, DESCRIPTION_LENGTH, None, notes),
-            **{name: _list(name, fields.get(name), notes) for name in LISTS},
-            "id_format": _id_format(fields, notes),
-        }
-        return Score(sum(components.values()) / len(components), components, notes)
+def score(prediction: Any, record: dict[str, Any] | None = None) -> Score:
+    """The BA metric: the mean of seven components, each 0..1 (COMPONENTS). The record is not looked at."""
+    try:
+        fields = parse_answer(prediction)
+    except YamlRefusedError as refusal:
+        return Score(0.0, dict.fromkeys(COMPONENTS, 0.0), [f"answer: not a YAML mapping: {refusal}"])
+    notes: list[str] = []
+    components = {
+        "completeness": _completeness(fields, notes),
+        "title": _length("title", fields, *TITLE_LENGTH, notes),
+        "description": _length("description", fields, DESCRIPTION_LENGTH, None, notes),
+        **{name: _list(name, fields.get(name), notes) for name in LISTS},
+        "id_format": _id_format(fields, notes),
+    }
+    return Score(sum(components.values()) / len(components), components, notes)
 
 
 def parse_answer(prediction: Any) -> dict[str, Any]:

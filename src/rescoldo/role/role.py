@@ -1,44 +1,280 @@
-"""A role: what is taught. Its prompt, how an answer is written as text, how a text is scored."""
+"""A role: what is taught. Its prompt, how an answer is written as text, how a text is scored; all from its file."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
+from rescoldo.role.conversation import convert
+from rescoldo.role.fault import Fault, Finding, kind, text_findings
+from rescoldo.role.hooks import is_foreign, load_function
+from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Outcome, Score, from_function
+from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, render
+from rescoldo.role.schema import Form, Schema
+from rescoldo.role.spec import RoleSpec
+from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, strip_fence
+
+__all__ = ["Role", "Score"]
 
 
 @dataclass(frozen=True)
-class Score:
-    """One prediction's score.
+class Role:
+    """A role as `get_role` makes it from a file. Equal roles teach the same.
 
     Attributes:
-        total: mean of the components, 0..1.
-        components: name → 0..1.
-        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]").
+        spec: the file's content, the schema put in.
+        digest: SHA-256, in hexadecimal, of how it teaches and scores: description, samples, sampling left out.
+        source: the file, as messages name it.
+        option: what --role is given to get it.
+        folder: where its files lie; None for a role in one file.
+        trusted: whether Python functions from outside this package may be run.
     """
 
-    total: float
-    components: dict[str, float]
-    notes: list[str] = field(default_factory=list)
+    spec: RoleSpec
+    digest: str
+    source: str
+    option: str
+    folder: Path | None = None
+    trusted: bool = True
 
+    @property
+    def name(self) -> str:
+        """As the role calls itself."""
+        return self.spec.name
 
-class Role(ABC):
-    """Subclassed once per role; `rescoldo.role.get_role(name)` finds it."""
+    @property
+    def input(self) -> str:
+        """The field of a record that is asked about."""
+        return self.spec.input
 
-    name: str
+    @property
+    def identity(self) -> str:
+        """Name and content in one line: what must not change between a run's start and its resumption."""
+        return f"{self.name} {self.digest[:16]}"
 
-    @abstractmethod
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are sampled where nothing else is said."""
+        return Sampling(**self.spec.sampling.model_dump())
+
+    @property
+    def perplexity(self) -> bool:
+        """Whether the loss on the records' own answers is measured beside the score."""
+        return PERPLEXITY in self.spec.metric
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether records without an answer cannot be scored."""
+        if self.spec.needs_answers is not None:
+            return self.spec.needs_answers
+        without_schema = self.schema is None and "valid" in self.spec.metric
+        return without_schema or any(name in NEED_ANSWERS or name not in NAMED for name in self.spec.metric)
+
+    @cached_property
+    def schema(self) -> Schema | None:
+        """The answer's schema, compiled; None for text."""
+        return Schema(self.spec.schema_) if isinstance(self.spec.schema_, dict) else None
+
+    @cached_property
+    def form(self) -> Form:
+        """The keys of an answer's text."""
+        return self.schema.form if self.schema else Form()
+
     def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
-        """The chat messages (role, content) that ask for this record's answer."""
+        """The chat messages (role, content) that ask for this record's answer.
 
-    @abstractmethod
+        Raises:
+            RescoldoError: the record lacks a field that the prompt uses.
+        """
+        record = self.read(record, answers=False)
+        if self.spec.prompt is None:
+            return [dict(turn) for turn in record["turns"]]
+        try:
+            return [{"role": who, "content": render(template, record)} for who, template in self._templates]
+        except PromptError as error:
+            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="mend the record or the role") from None
+
     def target(self, record: dict[str, Any]) -> str:
-        """The text the model is to learn to answer with."""
+        """The text the model is to learn to answer with: the record's answer, written as the role says."""
+        value = self.answer_of(record)
+        if self.spec.serialization == "text":
+            return str(value).strip()
+        return dump_json(value) if self.spec.serialization == "json" else dump_yaml(value)
 
-    @abstractmethod
-    def score(self, prediction: Any) -> Score:
-        """Score a prediction: the model's text, or a mapping of its fields. Never raises, whatever the text."""
+    def answer_of(self, record: dict[str, Any]) -> Any:
+        """The record's answer as a value: what the schema names, in its order. None if there is none."""
+        value = self.read(record, answers=False).get(self.spec.answer)
+        return self.schema.project(self.schema.conform(value)) if self.schema and value is not None else value
 
-    @abstractmethod
+    def prose(self, record: dict[str, Any]) -> list[tuple[bool, str]]:
+        """(stands in a list, text) for each text of the record's answer that is written for a reader."""
+        value = self.read(record, answers=False).get(self.spec.answer)
+        if self.schema is None:
+            return [(False, value)] if isinstance(value, str) else []
+        return list(self.schema.prose(self.schema.conform(value)))
+
     def key(self, record: dict[str, Any]) -> str:
         """The input as a person would name it (for BA: the concept)."""
+        value = self.read(record, answers=False).get(self.spec.input, "")
+        return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+    def read(self, record: dict[str, Any], *, answers: bool = True) -> dict[str, Any]:
+        """A copy of a record that has no faults in the form that the role's other methods share.
+
+        A conversation in any known format gets `turns`, `prompt` and `answer`; of other records, lists and objects
+        that stood as YAML texts become what they say.
+        """
+        if self.spec.format == "conversation":
+            return convert(record, answers)[0]
+        if not answers or self.schema is None or not isinstance(record.get(self.spec.answer), dict | list | str):
+            return record
+        return {**record, self.spec.answer: self.schema.conform(record[self.spec.answer])}
+
+    def check(self, record: dict[str, Any], file: str, line: int, *, answers: bool = True) -> list[Fault]:
+        """What is wrong with a record by itself; without `answers` only what is asked is looked at."""
+        findings = self._input_findings(record, answers)
+        if answers:
+            findings += self._answer_findings(record)
+        return [Fault(file, line, *finding) for finding in findings]
+
+    def mend(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """A mended copy of a record and (field, what) of each change, as far as the role knows how to."""
+        return self._function(self.spec.mend)(record) if self.spec.mend else (record, [])
+
+    def score(self, prediction: Any, record: dict[str, Any] | None = None) -> Score:
+        """Score a prediction: the model's text, or a mapping of its fields. Whatever the text, it does not raise.
+
+        Args:
+            record: where the prediction is compared with the record's own answer.
+        """
+        components: dict[str, float] = {}
+        notes: list[str] = []
+        answer: Answer | None = None
+        for name in self.spec.metric:
+            if name == PERPLEXITY:
+                continue
+            if name in NAMED:
+                answer = answer or self._read_answer(prediction, record)
+                more, why = NAMED[name](answer)
+            else:
+                more, why = self._own(name, prediction, record)
+            components |= more
+            notes += why
+        total = sum(components.values()) / len(components) if components else 0.0
+        return Score(total, components, notes)
+
+    def ready(self) -> Role:
+        """Load what Python the role names, so that it fails now and not after hours. Returns the role.
+
+        Raises:
+            RescoldoError: a function is not there, or may not be run.
+        """
+        for reference in self.spec.references():
+            self._function(reference)
+        return self
+
+    def _own(self, name: str, prediction: Any, record: dict[str, Any] | None) -> Outcome:
+        function = self._function(name)
+        label = name.rpartition(":")[2]
+        try:
+            return from_function(function(prediction, record), label)
+        except Exception as error:  # code of the role's author
+            return {label: 0.0}, [f"{label}: {type(error).__name__}: {str(error)[:200]}"]
+
+    def _function(self, reference: str) -> Callable[..., Any]:
+        if reference not in self._functions:
+            if is_foreign(reference) and not self.trusted:
+                raise RescoldoError(
+                    f"the role names Python code ({reference}), which is not run unless you ask for it",
+                    where=self.source,
+                    fix=f"look at it; if you trust it: --role {self.option}",
+                )
+            self._functions[reference] = load_function(reference, self.folder, self.source)
+        return self._functions[reference]
+
+    @cached_property
+    def _functions(self) -> dict[str, Callable[..., Any]]:
+        return {}
+
+    @cached_property
+    def _templates(self) -> list[tuple[str, Any]]:
+        prompt = self.spec.prompt
+        if isinstance(prompt, str):
+            return [("user", compile_template(prompt))]
+        return [(message.role, compile_template(message.content)) for message in prompt or []]
+
+    def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
+        if self.spec.format == "conversation":
+            record, findings = convert(record, answers)
+        else:
+            findings = text_findings(record, self.spec.input)
+        if findings or self.spec.prompt is None:
+            return findings
+        try:
+            self.messages(record)
+        except RescoldoError as error:
+            findings.append(Finding("", "prompt", error.what))
+        return findings
+
+    def _answer_findings(self, record: dict[str, Any]) -> list[Finding]:
+        """By the role's own check where it has one, else by its schema."""
+        if self.spec.check:
+            return [Finding(*finding) for finding in self._function(self.spec.check)(record)]
+        name = self.spec.answer
+        if self.spec.format == "conversation":
+            record, faults = convert(record, True)
+            if faults:
+                return []  # named already
+        if self.schema is None:
+            return text_findings(record, name)
+        if name not in record:
+            return [Finding(name, "missing", "is missing")]
+        value = self.schema.conform(record[name])
+        if value is None:
+            return [Finding(name, "type", f"is {kind(value)}, an answer is wanted")]
+        return self.schema.findings(value, name)
+
+    def _read_answer(self, prediction: Any, record: dict[str, Any] | None) -> Answer:
+        wanted_text = wanted = None
+        if record is not None:
+            wanted = self.answer_of(record)
+            wanted_text = self.target(record) if wanted is not None else None
+        if not isinstance(prediction, str):
+            if hasattr(prediction, "toDict"):  # a DSPy prediction
+                prediction = prediction.toDict()
+            if not isinstance(prediction, Mapping):
+                return Answer("", None, f"it is a {type(prediction).__name__}", wanted_text, wanted, self.schema)
+            value = {str(name): item for name, item in prediction.items()}
+            value = self.schema.conform(value) if self.schema else value
+            try:
+                text = json.dumps(value, ensure_ascii=False, default=str)
+            except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
+                text = ""
+            return Answer(text, value, "", wanted_text, wanted, self.schema)
+        value, fault = self._parse(prediction)
+        return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
+
+    def _parse(self, text: str) -> tuple[Any, str]:
+        """(value, "") of a model's text, or (None, why it cannot be read)."""
+        if self.schema is None:
+            return text.strip(), ""
+        try:
+            if self.spec.serialization == "json":
+                if len(text) > MAX_CHARACTERS:
+                    raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
+                value = json.loads(strip_fence(text))
+            else:
+                value = parse_yaml(strip_fence(text))
+        except RecursionError:
+            return None, "nested too deeply"
+        except ValueError as error:
+            return None, f"not {self.spec.serialization.upper()}: {error}"
+        if not isinstance(value, dict | list):
+            return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
+        return self.schema.conform(value), ""

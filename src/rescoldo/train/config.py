@@ -37,7 +37,9 @@ class RunConfig(BaseModel):
     base_model: str = _field(
         "sample:smollm2", "directory, Hub id, GGUF file, ollama:NAME or sample:smollm2", "not empty", min_length=1
     )
-    role: str = _field("ba", "what is taught", "the name of a role", min_length=1, max_length=100)
+    role: str = _field(
+        "ba", "what is taught: a role's name, file or folder", "a role's name or path", min_length=1, max_length=4096
+    )
 
     epochs: int = _field(3, "passes over the training examples", "a whole number, 1 to 10000", ge=1, le=10_000)
     lr: float = _field(2e-4, "peak learning rate", "above 0, at most 1", gt=0, le=1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import write_json
+from rescoldo.role import Role
 from rescoldo.train.checkpoint import FORMAT
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Dataset
@@ -21,16 +22,27 @@ INFO_FILE = "training_info.json"  # written last: its presence means that the ru
 
 # fields that may change between a start and its resumption without changing the result
 FREE = frozenset(
-    {"train", "val", "output", "base_model", "train_limit", "val_limit", "checkpoint_minutes", "keep_checkpoints"}
+    {
+        "train",
+        "val",
+        "output",
+        "base_model",
+        "role",
+        "train_limit",
+        "val_limit",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    }
 )
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, "metrics.jsonl")
 
 
-def identity(config: RunConfig, base_fingerprint: str, train: Dataset, val: Dataset) -> dict[str, Any]:
-    """Field → value. Data and base model count by content, wherever they lie. `config` has no `auto` left."""
+def identity(config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset) -> dict[str, Any]:
+    """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left."""
     fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
     return {
         "checkpoint format": FORMAT,
+        "role": role.identity,
         "base model": base_fingerprint[:16],
         "training examples": f"{len(train.examples)}, {train.digest[:16]}",
         "validation examples": f"{len(val.examples)}, {val.digest[:16]}",

@@ -17,6 +17,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
+from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
 
 Tensors = dict[str, torch.Tensor]
@@ -79,7 +80,7 @@ class Parts:
     """The seam between the loop and the rest."""
 
     open_base: Callable[[str], BaseModel]
-    read_dataset: Callable[[Path, str, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
+    read_dataset: Callable[[Path, Role, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
@@ -116,7 +117,7 @@ def lora_config(config: RunConfig) -> LoraConfig:
     return LoraConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
 
 
-def read_dataset(path: Path, role_name: str, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
     """Read and tokenize a dataset file.
 
     Raises:
@@ -124,10 +125,8 @@ def read_dataset(path: Path, role_name: str, tokenizer: Any, max_length: int, li
     """
     from rescoldo.data import read_records
     from rescoldo.data.tokenize import tokenize_records
-    from rescoldo.role import get_role
 
-    role = get_role(role_name)
-    records = read_records(path)[:limit]
+    records = read_records(path, role)[:limit]
     tokenized = tokenize_records(records, role, tokenizer, max_length)
     if not tokenized.examples:
         line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])

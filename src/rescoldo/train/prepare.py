@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.base.model import BaseModel
+from rescoldo.role import Role, get_role
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import RUN_FILE, identity, read_json
 from rescoldo.train.parts import Dataset, Parts
@@ -22,6 +23,7 @@ class Prepared:
     from_preset: dict[str, Any]
     base: BaseModel
     tokenizer: Any
+    role: Role
     train: Dataset
     val: Dataset
     identity: dict[str, Any]
@@ -34,6 +36,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         RescoldoError: whatever is wrong with paths, base model, settings or datasets.
     """
     check_paths(asked)
+    role = get_role(asked.role).ready()
     reporter.say(f"FASE 8.4: Fine-Tuning LoRA - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
@@ -61,15 +64,16 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
-    train = read(config.train, config.role, tokenizer, config.max_length, config.train_limit)
-    val = read(config.val, config.role, tokenizer, config.max_length, config.val_limit)
+    train = read(config.train, role, tokenizer, config.max_length, config.train_limit)
+    val = read(config.val, role, tokenizer, config.max_length, config.val_limit)
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {len(data.examples)} {name} examples, {data.tokens:,} tokens")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
             reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
-    return Prepared(config, from_preset, base, tokenizer, train, val, identity(config, base.fingerprint(), train, val))
+    now = identity(config, role, base.fingerprint(), train, val)
+    return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
 
 
 def model_name(spec: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.role import keep_role
 from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.signals import Interruption
 from rescoldo.train.adapter import BIN_FILE, write_bin
@@ -122,6 +123,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             reporter.warn(f"{line} since the checkpoint: the result may differ in its last bits")
     if checkpoint is None or not (output / RUN_FILE).exists():
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        keep_role(prepared.role, output)
         write_run_file(output, config, prepared.from_preset, prepared.identity, started)
 
     torch.set_num_threads(config.threads or 1)

@@ -1,0 +1,191 @@
+"""The metrics that a role can name. Each gives components, 0..1, and says in words what cost points."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rescoldo.role.fault import Finding
+from rescoldo.role.rouge import rouge_l
+from rescoldo.role.schema import Schema
+from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
+
+PERPLEXITY = "perplexity"  # of a whole set, measured by the engine; not a score
+NOTES = 20  # that one answer gets
+
+
+@dataclass(frozen=True)
+class Score:
+    """One prediction's score.
+
+    Attributes:
+        total: mean of the components, 0..1.
+        components: name → 0..1.
+        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]").
+    """
+
+    total: float
+    components: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a metric sees.
+
+    Attributes:
+        text: as the model wrote it.
+        value: what it says, as the role's serialization reads it; None if `fault`.
+        fault: why it cannot be read, "" if it can.
+        wanted_text, wanted: the same of the record's own answer; None where the record has none.
+        schema: the role's, if any.
+    """
+
+    text: str
+    value: Any
+    fault: str
+    wanted_text: str | None
+    wanted: Any
+    schema: Schema | None
+
+
+Outcome = tuple[dict[str, float], list[str]]
+
+
+def exact_match(answer: Answer) -> Outcome:
+    """1 if the answer is the record's own: as a value, or as a text in which white space does not count."""
+    if answer.wanted_text is None:
+        return {}, []
+    if isinstance(answer.wanted, str):
+        hit = answer.text.split() == answer.wanted_text.split()
+    else:
+        hit = not answer.fault and answer.value == answer.wanted
+    return {"exact_match": float(hit)}, [] if hit else ["exact_match: not the record's answer"]
+
+
+def rouge(answer: Answer) -> Outcome:
+    """ROUGE-L (F1) against the record's own answer."""
+    if answer.wanted_text is None:
+        return {}, []
+    value = rouge_l(answer.text, answer.wanted_text)
+    return {"rouge_l": value}, [] if value == 1 else [f"rouge_l: {value:.3f}"]
+
+
+def valid(answer: Answer) -> Outcome:
+    """1 if the answer can be read and satisfies the schema.
+
+    Without a schema: if the record's own answer is a JSON or YAML document, the answer must be one with the same keys;
+    if it is neither, there is nothing to satisfy and no component.
+    """
+    if answer.schema is None and isinstance(answer.wanted_text, str):
+        wanted = structure(answer.wanted_text)
+        if wanted is None:
+            return {}, []
+        fits = same_shape(wanted, structure(answer.text))
+        return {"valid": float(fits)}, [] if fits else ["valid: not the structure of the record's answer"]
+    if answer.fault:
+        return {"valid": 0.0}, [f"answer: {answer.fault}"]
+    findings = answer.schema.findings(answer.value) if answer.schema else []
+    return {"valid": float(not findings)}, [_in_words("valid", finding) for finding in findings[:NOTES]]
+
+
+def fields(answer: Answer) -> Outcome:
+    """Credit for each part: `completeness`, the share of required fields that are there and not empty; and each field.
+
+    A field is 1 if it satisfies its own schema, else 0. One that is a list gets half for the list itself (its length,
+    its unique IDs) and half for the share of its items that satisfy theirs.
+    """
+    assert answer.schema is not None, "a role with this metric has a schema with properties: see load.py"
+    schema, parts = answer.schema, answer.schema.properties()
+    if answer.fault or not isinstance(answer.value, dict):
+        why = answer.fault or "not an object"
+        return dict.fromkeys(["completeness", *parts], 0.0), [f"answer: {why}"]
+    value, required = answer.value, schema.required() or list(parts)
+    missing = [name for name in required if value.get(name) in (None, "", [], {})]
+    notes = [f"completeness: {name} is {'empty' if name in value else 'missing'}" for name in missing]
+    components = {"completeness": (len(required) - len(missing)) / len(required)}
+    for name, part in parts.items():
+        if name not in value:
+            components[name] = 0.0 if name in required else 1.0
+            continue
+        findings = schema.part(name).findings(value[name], name)
+        notes += [_in_words(name, finding) for finding in findings]
+        if part.get("type") == "array" and isinstance(value[name], list):
+            components[name] = _list_credit(value[name], name, findings)
+        else:
+            components[name] = float(not findings)
+    return components, notes[:NOTES]
+
+
+def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
+    own = [finding for finding in findings if finding.field == name or finding.code == "x-unique"]
+    bad = {m[1] for finding in findings if (m := re.match(rf"{re.escape(name)}\[(\d+)\]", finding.field))}
+    share = (len(items) - len(bad)) / len(items) if items else 0.0
+    return (float(not own) + share) / 2
+
+
+def _in_words(component: str, finding: Finding) -> str:
+    where = f"{finding.field} " if finding.field and finding.field != component else ""
+    return f"{component}: {where}{finding.what}"
+
+
+def structure(text: str) -> Any:
+    """The JSON or YAML document in `text`, scalars as text; None for prose (and for YAML of less than two keys)."""
+    try:
+        value = parse_yaml(text)
+    except YamlRefusedError:
+        return None
+    if text.lstrip().startswith(("{", "[")):
+        return value if isinstance(value, dict | list) else None
+    named = isinstance(value, dict) and len(value) >= 2 and all(re.fullmatch(r"[A-Za-z_][\w-]*", key) for key in value)
+    return value if named else None
+
+
+def same_shape(wanted: Any, value: Any) -> bool:
+    """Whether `value` has the keys, lists and scalars of `wanted`, whatever they say; a list's items those of all."""
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(
+            name in value and same_shape(part, value[name]) for name, part in wanted.items()
+        )
+    if isinstance(wanted, list):
+        if not isinstance(value, list):
+            return False
+        common = set[str]()
+        if wanted and all(isinstance(item, dict) for item in wanted):
+            common = set.intersection(*(set(item) for item in wanted))
+        return all(not common or (isinstance(item, dict) and common <= set(item)) for item in value)
+    return not isinstance(value, dict | list)
+
+
+NAMED: dict[str, Callable[[Answer], Outcome]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge,
+    "valid": valid,
+    "fields": fields,
+}
+NEED_ANSWERS = ("exact_match", "rouge_l", PERPLEXITY)
+
+
+def from_function(result: Any, name: str) -> Outcome:
+    """What a role's own function returned, as components: a number, a mapping of numbers, or a Score.
+
+    Raises:
+        ValueError: anything else, or a number that is not between 0 and 1.
+    """
+    notes: list[str] = []
+    if isinstance(result, Score):
+        components, notes = dict(result.components), list(result.notes)
+    elif isinstance(result, Mapping):
+        components = {str(key): value for key, value in result.items()}
+    else:
+        components = {name: result}
+    if not components:
+        raise ValueError("returned no component")
+    for key, value in components.items():
+        if isinstance(value, bool | int | float) and 0 <= value <= 1:
+            components[key] = float(value)
+        else:
+            raise ValueError(f"returned {str(value)[:40]} as {key}, a number between 0 and 1 is wanted")
+    return components, notes

@@ -1,0 +1,301 @@
+"""A role's output schema: JSON Schema (2020-12), checked by jsonschema, and what else follows from it.
+
+Two things go beyond the standard. `x-unique: id` at an array says that no two of its items share that property.
+And from the schema follows which texts of an answer are prose, written for a reader, and which are formal (an ID, a
+priority): formal is a string with enum, const, pattern or format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jsonschema
+from jsonschema.validators import extend
+from jsonschema_specifications import REGISTRY
+
+from rescoldo.role.fault import Finding, kind
+from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
+
+MAX_ERRORS = 50  # of one value
+MAX_DEPTH = 32
+_WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "string": "text",
+    "boolean": "true or false",
+    "number": "a number",
+    "integer": "a whole number",
+    "null": "null",
+}
+
+
+class SchemaError(ValueError):
+    """Not a schema that can be used; the message says why in one line."""
+
+
+def _unique(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    if not isinstance(instance, list):
+        return
+    seen: dict[str, int] = {}
+    for index, item in enumerate(instance):
+        value = item.get(name) if isinstance(item, dict) else None
+        if isinstance(value, str) and seen.setdefault(value, index) != index:
+            message = f"{value[:40]} stands already in item {seen[value]}"
+            yield jsonschema.ValidationError(message, path=(index, name))
+
+
+_Validator = extend(jsonschema.Draft202012Validator, {"x-unique": _unique})
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an answer's text is made up, by its keys, for those who look at it without parsing it.
+
+    Attributes:
+        formal: keys whose values are formal (id, priority).
+        prose: keys whose values are written for a reader.
+        listed: those of `prose` that stand in the items of a list.
+    """
+
+    formal: frozenset[str] = frozenset()
+    prose: frozenset[str] = frozenset()
+    listed: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
+
+    @cached_property
+    def scaffold(self) -> re.Pattern[str]:
+        """Matches what all answers share: formal keys with their values, the names of the others."""
+        lines = [rf"{_keys(self.formal)}:.*"] if self.formal else []
+        lines += [rf"{_keys(self.keys - self.formal)}:"] if self.keys - self.formal else []
+        return re.compile(rf"^[ \t]*(?:-[ \t]+)?(?:{'|'.join(lines)})" if lines else r"(?!)", re.MULTILINE)
+
+    @cached_property
+    def items(self) -> re.Pattern[str]:
+        """Matches a line of prose that may stand in a list's item; its first group is the text."""
+        if not self.listed:
+            return re.compile(r"(?!)()")
+        return re.compile(rf"^[ \t]*(?:-[ \t]+)?{_keys(self.listed)}:[ \t]*(\S.*)$", re.MULTILINE)
+
+
+def _keys(names: frozenset[str]) -> str:
+    return f'"?(?:{"|".join(map(re.escape, sorted(names, key=lambda name: (-len(name), name))))})"?'
+
+
+class Schema:
+    """A JSON Schema, compiled.
+
+    Raises:
+        SchemaError: it is none, or refers to something outside itself.
+    """
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        try:
+            jsonschema.Draft202012Validator.check_schema(document)
+            for part in _parts(document):
+                self._check(part)
+        except jsonschema.SchemaError as error:
+            raise SchemaError(f"{_path(error.absolute_path) or 'the schema'}: {error.message[:200]}") from None
+        except RecursionError:
+            raise SchemaError("nested too deeply") from None
+        self._validator = _Validator(document, registry=REGISTRY)  # nothing is ever fetched
+
+    def _check(self, part: dict[str, Any]) -> None:
+        for keyword in ("$ref", "$dynamicRef"):
+            if keyword in part and not str(part[keyword]).startswith("#"):
+                raise SchemaError(f"{keyword} {str(part[keyword])[:60]!r} points outside of the schema")
+        if "$ref" in part and self._resolve(part) is None:
+            raise SchemaError(f"$ref {str(part['$ref'])[:60]!r} points to nothing")
+        if "x-unique" in part and not isinstance(part["x-unique"], str):
+            raise SchemaError("x-unique wants the name of a property")
+
+    def _resolve(self, schema: Any) -> dict[str, Any] | None:
+        """A subschema with its local $ref followed; None if it leads nowhere."""
+        for _ in range(MAX_DEPTH):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                return schema if isinstance(schema, dict) else {} if schema is True else None
+            target: Any = self.document
+            for name in str(schema["$ref"]).removeprefix("#").strip("/").split("/"):
+                if name:
+                    target = (
+                        target.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
+                    )
+            schema = target
+        return None
+
+    def findings(self, value: Any, path: str = "") -> list[Finding]:
+        """What is wrong with a value, in the order of its fields; [] if it is valid."""
+        found = []
+        with contextlib.suppress(RecursionError):
+            for error in self._validator.iter_errors(value):
+                found.append(_finding(error, path))
+                if len(found) == MAX_ERRORS:
+                    break
+            return found
+        return [Finding(path, "depth", "is nested too deeply")]
+
+    def properties(self, schema: Any = None) -> dict[str, dict[str, Any]]:
+        """The properties of an object schema (the whole one where none is given), references followed."""
+        found = (self._resolve(self.document if schema is None else schema) or {}).get("properties")
+        return {name: self._resolve(part) or {} for name, part in found.items()} if isinstance(found, dict) else {}
+
+    def required(self) -> list[str]:
+        """The top-level properties that must be there."""
+        return [str(name) for name in (self._resolve(self.document) or {}).get("required", [])]
+
+    def part(self, name: str) -> Schema:
+        """The schema of one top-level property, by itself."""
+        definitions: dict[str, Any] = {k: self.document[k] for k in ("$defs", "definitions") if k in self.document}
+        return Schema({**definitions, **self.properties()[name]})
+
+    def item(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """The schema of an array's items."""
+        return self._resolve(schema.get("items", {})) or {}
+
+    def conform(self, value: Any, schema: Any = None, depth: int = 0) -> Any:
+        """A copy of `value` in the schema's types, where text stands for something else without a doubt.
+
+        Lists and objects may stand as YAML in a text; numbers and truth values as they are written (YAML answers are
+        read as text). What does not fit is left as it is.
+        """
+        schema = self._resolve(self.document if schema is None else schema) or {}
+        if depth > MAX_DEPTH:
+            return value
+        wanted = schema.get("type")
+        if isinstance(value, str) and isinstance(wanted, str):
+            value = _read_text(value, wanted)
+        if isinstance(value, list):
+            items = schema.get("items", {})
+            return [self.conform(item, items, depth + 1) for item in value]
+        if isinstance(value, dict):
+            parts = schema.get("properties", {})
+            return {name: self.conform(item, parts.get(name, {}), depth + 1) for name, item in value.items()}
+        return value
+
+    def project(self, value: Any, schema: Any = None, depth: int = 0) -> Any:
+        """A copy of `value` with the properties that the schema names, in the schema's order.
+
+        Others are left out, unless `additionalProperties` is there and allows them: then they come last.
+        """
+        schema = self._resolve(self.document if schema is None else schema) or {}
+        if depth > MAX_DEPTH:
+            return value
+        if isinstance(value, list):
+            return [self.project(item, schema.get("items", {}), depth + 1) for item in value]
+        parts = schema.get("properties")
+        if not isinstance(value, dict) or not isinstance(parts, dict):
+            return value
+        named = {name: self.project(value[name], part, depth + 1) for name, part in parts.items() if name in value}
+        if schema.get("additionalProperties", False) is False:
+            return named
+        return named | {name: item for name, item in value.items() if name not in parts}
+
+    def prose(self, value: Any, schema: Any = None, listed: bool = False, depth: int = 0) -> Iterator[tuple[bool, str]]:
+        """(stands in a list, text) for each text of `value` that is prose, in the schema's order."""
+        schema = self._resolve(self.document if schema is None else schema) or {}
+        if depth > MAX_DEPTH:
+            return
+        if isinstance(value, str):
+            if not _formal(schema):
+                yield listed, value
+        elif isinstance(value, list):
+            for item in value:
+                yield from self.prose(item, schema.get("items", {}), True, depth + 1)
+        elif isinstance(value, dict):
+            for name, part in schema.get("properties", {}).items():
+                yield from self.prose(value.get(name), part, listed, depth + 1)
+
+    @cached_property
+    def form(self) -> Form:
+        """The keys of an answer, by what they hold."""
+        formal: set[str] = set()
+        prose: set[str] = set()
+        listed: set[str] = set()
+        keys: set[str] = set()
+
+        def walk(schema: Any, in_list: bool, depth: int) -> None:
+            schema = self._resolve(schema) or {}
+            if depth > MAX_DEPTH:
+                return
+            for name, raw in schema.get("properties", {}).items():
+                part = self._resolve(raw) or {}
+                keys.add(name)
+                if _formal(part):
+                    formal.add(name)
+                elif part.get("type") == "string":
+                    prose.add(name)
+                    if in_list:
+                        listed.add(name)
+                walk(part, in_list, depth + 1)
+            if "items" in schema:
+                walk(schema["items"], True, depth + 1)
+
+        walk(self.document, False, 0)
+        return Form(frozenset(formal), frozenset(prose), frozenset(listed), frozenset(keys))
+
+
+def _formal(schema: dict[str, Any]) -> bool:
+    kinds = ("integer", "number", "boolean", "null")
+    return any(name in schema for name in ("enum", "const", "pattern", "format")) or schema.get("type") in kinds
+
+
+def _read_text(text: str, wanted: str) -> Any:
+    if wanted in ("array", "object"):
+        try:
+            value = parse_yaml(text)
+        except YamlRefusedError:
+            return text
+        return value if isinstance(value, list if wanted == "array" else dict) else text
+    stripped = text.strip()
+    if wanted == "integer" and re.fullmatch(r"[-+]?[0-9]{1,18}", stripped):
+        return int(stripped)
+    if wanted == "number" and re.fullmatch(r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?", stripped):
+        return float(stripped) if "." in stripped else int(stripped)
+    if wanted == "boolean" and stripped.lower() in ("true", "false"):
+        return stripped.lower() == "true"
+    return text
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for part in value.values():
+            yield from _parts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _parts(part)
+
+
+def _path(path: Any, root: str = "") -> str:
+    text = root
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def _finding(error: jsonschema.ValidationError, root: str) -> Finding:
+    """One of jsonschema's errors in the words of this program's other messages."""
+    value, limit, keyword = error.instance, error.validator_value, str(error.validator)
+    path = _path(error.absolute_path, root)
+    shown = repr(value)[:40] if isinstance(value, str | int | float) else kind(value)
+    length = f"{len(value)} {'characters' if isinstance(value, str) else 'items'}" if hasattr(value, "__len__") else ""
+    if keyword == "required":
+        missing = next((name for name in limit if name not in value), "")
+        quoted = re.match(r"'(.*)' is a required property", error.message)
+        return Finding(_path([quoted[1] if quoted else missing], path), "missing", "is missing")
+    if keyword == "type":
+        wanted = " or ".join(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
+        return Finding(path, "type", f"is {kind(value)}, {wanted} is wanted")
+    if keyword == "enum":
+        return Finding(path, "enum", f"is {shown}, one of {', '.join(map(str, limit))[:200]} is wanted")
+    if keyword == "pattern":
+        return Finding(path, "pattern", f"is {shown}, which does not match {limit[:80]}")
+    if keyword in ("minLength", "minItems", "maxLength", "maxItems"):
+        bound = "at least" if keyword.startswith("min") else "at most"
+        return Finding(path, "empty" if not value else keyword, f"{length}, {bound} {limit} wanted")
+    return Finding(path, keyword, error.message[:200])

@@ -1,0 +1,94 @@
+"""What a role's file says: the fields of role.yaml, each with what is allowed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rescoldo.role.hooks import is_reference
+from rescoldo.role.metrics import NAMED, PERPLEXITY
+
+FieldName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^_\W]\w*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SamplingSpec(_Strict):
+    """How answers are sampled where nothing else is said."""
+
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=2048, ge=1, le=1_000_000)
+
+
+class MessageTemplate(_Strict):
+    """One message of a prompt; its content is a template."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(min_length=1)
+
+
+class RoleSpec(_Strict):
+    """A role. `schema` and `samples` are what they say, or the name of a file in the role's folder."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")
+    description: str = ""
+    format: Literal["record", "conversation"] = "record"
+    input: FieldName = "prompt"
+    answer: FieldName = "answer"
+    prompt: str | list[MessageTemplate] | None = None
+    schema_: dict[str, Any] | str | None = Field(None, alias="schema")
+    serialization: Literal["yaml", "json", "text"] = "text"
+    metric: list[str] = Field(min_length=1, max_length=10)
+    needs_answers: bool | None = None
+    check: str | None = None
+    mend: str | None = None
+    sampling: SamplingSpec = Field(default_factory=SamplingSpec)
+    samples: list[dict[str, Any]] | str | None = None
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in NAMED and name != PERPLEXITY and not is_reference(name):
+                known = ", ".join([*NAMED, PERPLEXITY])
+                raise ValueError(f"there is no metric {name[:60]!r}: {known}, module:function or file.py:function")
+        if set(value) == {PERPLEXITY}:
+            raise ValueError("perplexity is no score: name another metric beside it")
+        return value
+
+    @field_validator("check", "mend")
+    @classmethod
+    def _reference(cls, value: str | None) -> str | None:
+        if value is not None and not is_reference(value):
+            raise ValueError(f"{value[:60]!r} is not module:function or file.py:function")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> RoleSpec:
+        if self.format == "record" and self.prompt is None:
+            raise ValueError("prompt is missing: only records that are conversations have one of their own")
+        if self.format == "conversation" and (self.input, self.answer) != ("prompt", "answer"):
+            raise ValueError("a conversation's input is `prompt` and its answer `answer`: leave both out")
+        if isinstance(self.prompt, list) and (not self.prompt or self.prompt[-1].role != "user"):
+            raise ValueError("the last message of the prompt must be the user's")
+        if self.serialization == "text" and self.schema_ is not None:
+            raise ValueError("a text has no schema: serialization yaml or json")
+        if self.serialization != "text" and self.schema_ is None:
+            raise ValueError(f"schema is missing: what is the {self.serialization} to look like?")
+        if self.input == self.answer:
+            raise ValueError("input and answer are the same field")
+        return self
+
+    def references(self) -> list[str]:
+        """The Python functions that the role names."""
+        named = [self.check, self.mend, *(name for name in self.metric if is_reference(name))]
+        return [name for name in named if name]
