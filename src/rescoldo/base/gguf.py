@@ -71,7 +71,7 @@ def gguf_name(name: str) -> str:
 
 
 def permuted_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the two orders differ: q and k
+    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the orders differ: q and k
     of the architectures that llama.cpp calls llama."""
     rows = _stored_rows(config, name)
     return None if rows is None else np.argsort(rows)

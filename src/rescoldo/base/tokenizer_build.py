@@ -95,6 +95,14 @@ def _numbered(tokens: list[str], where: str) -> dict[str, int]:
     return ids
 
 
+def pre_tokenizer(pre: Pre) -> Any:
+    """The `tokenizers` pre-tokenizer that cuts text as `pre` says and writes its bytes as byte-level BPE does."""
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 def build_byte_level(
     vocabulary: Vocabulary, merges: list[str], pre: str, specials: set[int], where: str
 ) -> tuple[Any, Pre]:
@@ -103,7 +111,7 @@ def build_byte_level(
     Raises:
         RescoldoError: an unknown pre-tokenizer, or merges that do not fit the vocabulary.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     known = PRES.get(pre)
     if known is None:
@@ -125,10 +133,7 @@ def build_byte_level(
     backend = Tokenizer(model)
     if known.nfc:
         backend.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in known.patterns]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    backend.pre_tokenizer = pre_tokenizer(known)
     backend.decoder = decoders.ByteLevel()
     _add_special(backend, vocabulary, specials)
     return backend, known

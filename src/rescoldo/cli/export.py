@@ -1,0 +1,69 @@
+"""`rescoldo export`: a run for llama.cpp, Ollama or transformers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescoldo.errors import RescoldoError
+
+EXAMPLE = "Example: rescoldo export artifacts/mistral --to ollama --create --name mistral-ba"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's directory, or an adapter that PEFT wrote.")],
+    to: Annotated[str, typer.Option(help="gguf-adapter, ollama, merged (Hugging Face directory) or merged-gguf.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="gguf-adapter: F32, F16, BF16; merged: F32, F16, BF16 (default: the base's own); merged-gguf: "
+            "these, Q8_0, Q4_0 (default: F16, of a quantized base Q8_0)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to make.", show_default="RUN/export/KIND")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Run `ollama create` (with --to ollama).")] = False,
+    name: Annotated[str | None, typer.Option(help="The model's name in Ollama.", show_default="the run's")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")] = False,
+) -> None:
+    """Write a run's adapter for other programs, with how to call it.
+
+    What appears is complete and was read again; until then nothing is there. A 7B is merged in less than 3 GB of memory.
+    """
+    from rich.console import Console
+
+    from rescoldo.export import export_run, ollama
+    from rescoldo.train.progress import Reporter
+    from rescoldo.units import gigabytes
+
+    if (create or name) and to != "ollama":
+        raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
+    model = ollama.check_name(name or run.resolve().name) if to == "ollama" else ""
+    reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
+    with reporter.bar("Writing tensors:", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done, f"{done} of {total} tensors", milestone=False)
+
+        document = export_run(run, to, output=output, dtype=dtype, force=force, on_progress=progress)
+    directory = Path(document["output"])
+    if to == "ollama":
+        command = ollama.create_command(model, directory)
+        document["create"] = {"command": command, "done": create and ollama.run_create(command)}
+    if json_:
+        print(json.dumps(document, ensure_ascii=False))
+        return
+    size = sum(file["bytes"] for file in document["files"].values())
+    reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), checked by reading it again")
+    if to == "ollama":
+        done = document["create"]["done"]
+        said = f"Ollama has it: ollama run {model}" if done else f"To give it to Ollama: {shlex.join(command)}"
+        reporter.say(f"Ollama is not installed here. {said}" if create and not done else said)
+    reporter.say(f"How to call it with the prompt that it was trained on: {directory / 'PROMPT.md'}")

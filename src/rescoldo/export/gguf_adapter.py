@@ -1,0 +1,51 @@
+"""The adapter in llama.cpp's LoRA format: what its convert_lora_to_gguf.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from rescoldo.base.gguf import gguf_name, permuted_rows
+from rescoldo.export.dtypes import encode
+from rescoldo.export.gguf_file import Planned, Value
+from rescoldo.export.source import Source
+
+DTYPES = ("F32", "F16", "BF16")
+
+
+def gguf_architecture(source: Source) -> str:
+    """llama.cpp's name of the architecture: mistral is a llama there."""
+    architecture = source.base.config.architecture
+    return "llama" if architecture == "mistral" else architecture
+
+
+def adapter_metadata(source: Source) -> dict[str, Value]:
+    """The keys by which llama.cpp knows a LoRA adapter; it scales by alpha / rank itself."""
+    from gguf.constants import GGUFValueType as Kind
+
+    text = int(Kind.STRING)
+    return {
+        "general.architecture": Value(gguf_architecture(source), text),
+        "general.type": Value("adapter", text),
+        "general.name": Value(source.run.resolve().name, text),
+        "general.base_model.count": Value(1, int(Kind.UINT32)),
+        "general.base_model.0.name": Value(source.base.spec, text),
+        "adapter.type": Value("lora", text),
+        "adapter.lora.alpha": Value(float(np.float32(source.adapter.lora.alpha)), int(Kind.FLOAT32)),
+    }
+
+
+def adapter_tensors(source: Source, dtype: str) -> Iterator[Planned]:
+    """A (rank, in) as blk.N.….weight.lora_a, B (out, rank) as ….lora_b; the rows of q's and k's B in llama.cpp's order."""
+    for name, tensor in source.adapter.parameters.items():
+        module, _, part = name.rpartition(".")
+        rows = permuted_rows(source.base.config, f"{module}.weight") if part == "lora_B" else None
+        stored = tensor if rows is None else tensor[torch.from_numpy(rows)]
+
+        def make(stored: torch.Tensor = stored, name: str = name) -> Any:
+            return encode(stored, dtype, name)
+
+        yield Planned(f"{gguf_name(module + '.weight')}.{part.lower()}", tuple(tensor.shape), dtype, make)

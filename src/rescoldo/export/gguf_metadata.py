@@ -1,0 +1,130 @@
+"""Metadata of a merged GGUF: the base file's own where the base is one, else made from the Hugging Face config."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rescoldo.base.gguf_header import read_header
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.rope import inverse_frequencies
+from rescoldo.errors import RescoldoError
+from rescoldo.export.gguf_adapter import gguf_architecture
+from rescoldo.export.gguf_file import Value
+from rescoldo.export.gguf_tokenizer import tokenizer_metadata
+from rescoldo.export.source import Source
+
+_STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
+_NOT_CARRIED = ("general.file_type", "general.quantization_version", "split.", "quantize.")
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's general.file_type
+_QUANTIZATION_VERSION = 2
+
+
+def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
+    """All metadata of the merged file, tokenizer included.
+
+    Raises:
+        RescoldoError: the base has something that GGUF or llama.cpp cannot express.
+    """
+    if source.base.kind == "gguf":
+        header = read_header(source.base.path)
+        metadata = {
+            key: Value(_plain(value), *header.types[key])
+            for key, value in header.metadata.items()
+            if not key.startswith(_NOT_CARRIED) and not _is_empty(value)
+        }
+    else:
+        metadata = {**_model(source), **tokenizer_metadata(source)}
+    metadata["general.file_type"] = Value(FILE_TYPES[dtype], _UINT32)
+    metadata["general.quantization_version"] = Value(_QUANTIZATION_VERSION, _UINT32)
+    return metadata
+
+
+def _plain(value: Any) -> Any:
+    """Lists of numbers as Python's own, which the writer takes."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, list | np.ndarray) and len(value) == 0  # GGUF's writer has no empty lists
+
+
+def _model(source: Source) -> dict[str, Value]:
+    config, name = source.base.config, gguf_architecture(source)
+    metadata = {
+        "general.architecture": Value(name, _STRING),
+        "general.type": Value("model", _STRING),
+        "general.name": Value(source.run.resolve().name, _STRING),
+        "general.base_model.count": Value(1, _UINT32),
+        "general.base_model.0.name": Value(source.base.spec, _STRING),
+    }
+    integers = {
+        "block_count": config.n_layers,
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "vocab_size": config.vocab_size,
+    }
+    metadata |= {f"{name}.{key}": Value(value, _UINT32) for key, value in integers.items()}
+    numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
+    metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
+    metadata |= {f"{name}.{key}": value for key, value in {**_windows(config), **_scaling(config)}.items()}
+    return metadata
+
+
+def _float(value: float) -> Value:
+    return Value(float(np.float32(value)), _FLOAT32)
+
+
+def _windows(config: DecoderConfig) -> dict[str, Value]:
+    """Sliding windows. llama.cpp does not read them for these architectures and attends to everything; this program's
+    engine does."""
+    sizes = {window for window in config.windows if window is not None}
+    if not sizes:
+        return {}
+    pattern = [window is not None for window in config.windows]
+    found = {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
+    if config.architecture in ("qwen2", "qwen3") or not all(pattern):
+        found["attention.sliding_window_pattern"] = Value(pattern, _ARRAY, _BOOL)
+    return found
+
+
+def _scaling(config: DecoderConfig) -> dict[str, Value]:
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type")
+    if kind not in ("linear", "yarn"):
+        return {}  # llama3 is written as a tensor of factors; dynamic changes nothing within the context
+    found = {"rope.scaling.type": Value(kind, _STRING), "rope.scaling.factor": _float(scaling["factor"])}
+    if kind == "yarn":
+        context = int(scaling.get("original_max_position_embeddings") or config.max_positions)
+        found["rope.scaling.original_context_length"] = Value(context, _UINT32)
+        defaults = {"beta_fast": 32.0, "beta_slow": 1.0}
+        for key, default in defaults.items():
+            found[f"rope.scaling.yarn_{key}"] = _float(scaling.get(key) or default)
+        usual = 0.1 * math.log(scaling["factor"]) + 1.0
+        attention = inverse_frequencies(config)[1]
+        if not math.isclose(attention, usual, rel_tol=1e-6):
+            found["rope.scaling.attn_factor"] = _float(attention / usual)
+        if scaling.get("truncate") is False:
+            raise RescoldoError("YaRN without truncation cannot be written as GGUF", fix="--to merged")
+    return found
+
+
+def rope_factors(source: Source) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    """What the base's inverse frequencies are divided by, (head_dim / 2,), where GGUF keeps that as a tensor."""
+    config = source.base.config
+    kind = (config.rope_scaling or {}).get("rope_type")
+    if kind == "factors":
+        return np.asarray((config.rope_scaling or {})["factors"], np.float32)
+    if kind != "llama3":
+        return None
+    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    factors = 1.0 / config.rope_theta**half / inverse_frequencies(config)[0].double().numpy()
+    return factors.astype(np.float32)

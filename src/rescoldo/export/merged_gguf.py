@@ -1,0 +1,74 @@
+"""Base and adapter as one GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rescoldo.base.gguf import gguf_name, permuted_rows
+from rescoldo.base.gguf_config import ROPE_FACTORS
+from rescoldo.export.dtypes import PLAIN, QUANTIZED, encode
+from rescoldo.export.gguf_file import Planned
+from rescoldo.export.gguf_metadata import rope_factors
+from rescoldo.export.source import Source
+
+DTYPES = (*PLAIN, *QUANTIZED)
+_BLOCK = 32  # columns of a block of Q8_0 and Q4_0
+_OUTER = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def default_dtype(source: Source) -> str:
+    """Q8_0 where the base is quantized itself, else F16."""
+    tensors = source.base.tensors
+    quantized = any(tensors.quantized(name) is not None for name in tensors.names())
+    return "Q8_0" if quantized else "F16"
+
+
+def _bits(dtype: str) -> float:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+    return 8 * size / block
+
+
+def stored_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
+    """The type in which a tensor of the model is written when `dtype` is asked for: vectors in F32, and with Q4_0 the
+    embeddings and the head in Q8_0, where four bits cost most (llama.cpp's own quantizer spares them too)."""
+    if len(shape) == 1:
+        return "F32"
+    if dtype in QUANTIZED and shape[1] % _BLOCK:
+        return "F16"
+    return "Q8_0" if dtype == "Q4_0" and name in _OUTER else dtype
+
+
+def merged_tensors(source: Source, dtype: str) -> Iterator[Planned]:
+    """All tensors of the merged model, in the base's order, each made when its turn comes.
+
+    A matrix that the adapter leaves alone is copied block by block from a quantized base, where a quantized `dtype` was
+    asked for that takes no less room: it loses nothing by being rounded a second time.
+    """
+    tensors, config = source.base.tensors, source.base.config
+    for name in tensors.names():
+        shape = tensors.shape(name)
+        wanted = stored_type(name, shape, dtype)
+        blocks = tensors.quantized(name) if dtype in QUANTIZED and not source.changes(name) else None
+        if blocks is not None and _bits(blocks.type_name) <= _bits(wanted):
+
+            def copy(name: str = name) -> Any:
+                found = tensors.quantized(name)
+                assert found is not None
+                return found.data
+
+            yield Planned(gguf_name(name), shape, blocks.type_name, copy)
+            continue
+
+        def make(name: str = name, wanted: str = wanted) -> Any:
+            weight, rows = source.merged(name), permuted_rows(config, name)
+            return encode(weight if rows is None else weight[torch.from_numpy(rows)], wanted, name)
+
+        yield Planned(gguf_name(name), shape, wanted, make)
+    factors = rope_factors(source)
+    if factors is not None:
+        yield Planned(ROPE_FACTORS, factors.shape, "F32", lambda: factors)

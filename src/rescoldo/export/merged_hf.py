@@ -1,0 +1,221 @@
+"""Base and adapter as a Hugging Face directory: config, tokenizer, chat template, safetensors in shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rescoldo.base.hf import HfTensors, open_hf, read_config, read_json
+from rescoldo.base.model import check_tensors, expected_shapes
+from rescoldo.base.tokenizer import save_tokenizer
+from rescoldo.data.tokenize import stop_ids
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.rope import inverse_frequencies
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.export.dtypes import PLAIN, to_plain
+from rescoldo.export.source import Source
+from rescoldo.files import write_json
+
+DTYPES = tuple(PLAIN)
+SHARD_BYTES = 1 << 30  # one shard is in memory at a time
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def default_dtype(source: Source) -> str:
+    """The base's own, F16 where it is quantized: ggml's block scales are half precision."""
+    tensors = source.base.tensors
+    name = "model.layers.0.self_attn.q_proj.weight"
+    return "F16" if tensors.quantized(name) is not None else _NAMES[tensors.get(name).dtype]
+
+
+def write_config(source: Source, directory: Path, dtype: str) -> None:
+    """config.json and generation_config.json: the base's own, or made from a GGUF file's metadata.
+
+    Raises:
+        RescoldoError: the base has something that a Hugging Face config cannot say.
+    """
+    config, tokenizer = source.base.config, source.tokenizer
+    generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
+    if source.base.kind == "hf":
+        content = {key: v for key, v in read_json(source.base.path / "config.json").items() if key != "torch_dtype"}
+        own = source.base.path / "generation_config.json"
+        generation = read_json(own) if own.is_file() else generation
+    else:
+        content = _config(config)
+        for name in ("bos", "eos", "pad"):
+            content[f"{name}_token_id"] = getattr(tokenizer, f"{name}_token_id")
+            generation.setdefault(f"{name}_token_id", content[f"{name}_token_id"])
+    content["dtype"] = str(PLAIN[dtype]).removeprefix("torch.")
+    write_json(directory / "config.json", content)
+    write_json(directory / "generation_config.json", generation)
+    if not _alike(read_config(directory), config):
+        raise RescoldoError(
+            "has a shape that a Hugging Face config cannot express", where=source.base.spec, fix="--to merged-gguf"
+        )
+
+
+def _architecture(config: DecoderConfig) -> str:
+    """GGUF calls Mistral a llama; only Mistral's class has a sliding window."""
+    return "mistral" if config.architecture == "llama" and config.windows else config.architecture
+
+
+def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
+    """The same decoder, RoPE's scaling compared by what it does."""
+    speeds = [inverse_frequencies(config) for config in (written, meant)]
+    same = torch.allclose(speeds[0][0], speeds[1][0], rtol=1e-5, atol=0) and abs(speeds[0][1] - speeds[1][1]) < 1e-6
+    return same and replace(written, rope_scaling=None) == replace(
+        meant, rope_scaling=None, architecture=written.architecture
+    )
+
+
+def _config(config: DecoderConfig) -> dict[str, Any]:
+    architecture = _architecture(config)
+    rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    content: dict[str, Any] = {
+        "architectures": [f"{_CLASSES[architecture]}ForCausalLM"],
+        "model_type": architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied_embeddings,
+        "rope_parameters": rope,
+        "rope_theta": config.rope_theta,  # transformers 4 reads these two
+        "rope_scaling": _rope_scaling(config),
+    }
+    if architecture in ("llama", "qwen3"):
+        content["attention_bias"] = config.qkv_bias
+    if architecture == "llama":
+        content["mlp_bias"] = config.mlp_bias
+    windows = [window for window in config.windows if window is not None]
+    content["sliding_window"] = windows[0] if windows else None
+    if architecture in ("qwen2", "qwen3"):
+        content["use_sliding_window"] = bool(windows)
+        kinds = {True: "sliding_attention", False: "full_attention"}
+        content["layer_types"] = [kinds[config.window(i) is not None] for i in range(config.n_layers)]
+    return content
+
+
+def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
+    """The scaling in Hugging Face's words. A GGUF file's list of divisors is recognised if it is Llama 3's.
+
+    Raises:
+        RescoldoError: it is another one.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.get("rope_type") != "factors":
+        return scaling
+    for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2
+        llama3 = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        made = inverse_frequencies(replace(config, rope_scaling=llama3))[0]
+        if torch.allclose(made, inverse_frequencies(config)[0], rtol=1e-4, atol=0):
+            return llama3
+    raise RescoldoError("RoPE is scaled in a way that a Hugging Face config cannot express", fix="--to merged-gguf")
+
+
+def plan_shards(source: Source, dtype: str) -> list[list[str]]:
+    """The tensors' names, in the order of the model, by the shard that they go to."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, shape in expected_shapes(source.base.config).items():
+        size = int(np.prod(shape)) * PLAIN[dtype].itemsize
+        if not shards or size > room:
+            shards.append([])
+            room = max(SHARD_BYTES, size)
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def total_bytes(source: Source, dtype: str) -> int:
+    """What the weights take on disk."""
+    return sum(int(np.prod(shape)) for shape in expected_shapes(source.base.config).values()) * PLAIN[dtype].itemsize
+
+
+def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:
+    """The shards and their index, then everything read again and compared.
+
+    Raises:
+        RescoldoError: a value does not fit into `dtype`, or what was written does not read back.
+        OSError: as the system says.
+    """
+    from safetensors.torch import save_file
+
+    shards = plan_shards(source, dtype)
+    files: dict[str, str] = {}
+    digests: dict[str, bytes] = {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = dict(_tensors(source, names, dtype, on_tensor))
+        digests |= {name: _digest(tensor) for name, tensor in tensors.items()}
+        files |= dict.fromkeys(names, file)
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        del tensors
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_bytes(source, dtype)}, "weight_map": files}
+        write_json(directory / "model.safetensors.index.json", index)
+    written = HfTensors([directory / file for file in dict.fromkeys(files.values())])
+    check_tensors(written, source.base.config, directory)
+    for name in written.names():
+        if _digest(written.get(name)) != digests[name]:
+            raise RescoldoError(
+                f"{name} does not read back as it was written",
+                where=str(directory),
+                fix="check the disk, then export again",
+                exit_code=EXIT_FAILURE,
+            )
+        written.release()
+
+
+def _tensors(
+    source: Source, names: list[str], dtype: str, on_tensor: Callable[[str], None]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in names:
+        weight = source.merged(name)
+        stored = to_plain(weight, dtype, name)
+        yield name, stored.clone() if stored is weight else stored  # a clone: what is mapped would keep the file mapped
+        del weight, stored
+        source.base.tensors.release()
+        on_tensor(name)
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+
+
+def write_merged(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:
+    """The whole directory, checked: it opens as a base model with the same shape and makes the same tokens.
+
+    Raises:
+        RescoldoError: see write_config and write_weights.
+        OSError: as the system says.
+    """
+    write_config(source, directory, dtype)
+    save_tokenizer(source.tokenizer, directory)
+    write_weights(source, directory, dtype, on_tensor)
+    written = open_hf(directory, str(directory)).tokenizer()
+    text = json.dumps(source.role.messages({"concept": "Ein Werkzeugverleih, 24 h: ¿qué más?"}), ensure_ascii=False)
+    if written(text)["input_ids"] != source.tokenizer(text)["input_ids"]:
+        raise RescoldoError(
+            "the tokenizer does not read back as it was written", where=str(directory), exit_code=EXIT_FAILURE
+        )

@@ -1,0 +1,104 @@
+"""A new directory that appears under its name only when all of it is written, synced and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import sync_directory
+from rescoldo.units import gigabytes
+
+MANIFEST = "export.json"
+_RESERVE = 64 << 20  # bytes that stay free beside what is written
+
+
+def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
+    """Find out before anything is written whether `n_bytes` can go to the new directory `target`.
+
+    Raises:
+        RescoldoError: something is there already (with `force`: something that is no export), or there is no room.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise RescoldoError("is there, and is no directory", where=str(target), fix="choose another --output")
+    if target.is_dir() and any(target.iterdir()):
+        if not _is_export(target):
+            raise RescoldoError(
+                "is not empty, and not an earlier export", where=str(target), fix="choose a new directory as --output"
+            )
+        if not force:
+            raise RescoldoError("holds an export already", where=str(target), fix="--force, or another --output")
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RescoldoError(f"{parent} is no directory that may be written", where=str(target), fix="another --output")
+    free = shutil.disk_usage(parent).free
+    if free < n_bytes + _RESERVE:
+        raise RescoldoError(
+            f"{gigabytes(n_bytes)} would be written, and only {gigabytes(free)} are free",
+            where=str(target),
+            fix="free some space, choose an --output on another disk, or a smaller --dtype",
+            exit_code=EXIT_FAILURE,
+        )
+
+
+def _is_export(directory: Path) -> bool:
+    try:
+        return bool(json.loads((directory / MANIFEST).read_bytes()).get("rescoldo_export"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` to fill; at the end it is synced and takes the place of `target` and of what an
+    earlier export left there. After an error `target` is as it was.
+
+    Raises:
+        RescoldoError: the system refuses to write (disk full, read-only).
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(temporary)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+        if target.exists():
+            target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        sync_directory(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RescoldoError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(target),
+            fix="make room or choose another --output; nothing was left behind",
+            exit_code=EXIT_FAILURE,
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what an export that was killed has left."""
+    for path in target.parent.glob(f".{target.name}.*.tmp"):
+        pid = path.name.removeprefix(f".{target.name}.").partition(".")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
