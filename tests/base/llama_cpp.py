@@ -1,4 +1,4 @@
-"""llama.cpp as an oracle for tokens, through xllamacpp's server on the loopback interface."""
+"""llama.cpp as an oracle for tokens and answers, through xllamacpp's server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 
 class LlamaCpp:
-    """A server for one GGUF file."""
+    """A server for one GGUF file, with a LoRA adapter on it if one is given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lora: Path | None = None, context: int = 256) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 256, 1, False, -1
+        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, -1
+        if lora is not None:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         params.cpuparams.n_threads = 1
         self.server = xllamacpp.Server(params)
 
@@ -33,3 +35,24 @@ class LlamaCpp:
             "/tokenize", {"content": text, "add_special": add_special, "parse_special": True}
         )["tokens"]
         return tokens
+
+    def greedy(self, prompt: list[int], n: int) -> list[tuple[int, float | None]]:
+        """The `n` tokens that follow `prompt` greedily (fewer if one ends the answer), and their
+        log-probabilities; None where the server does not say it: it leaves out tokens that end within a character."""
+        answer = self._complete(prompt, n)
+        tokens = answer["tokens"]
+        said = answer.get("completion_probabilities", [])
+        if len(said) != len(tokens):
+            said = []
+            for k in range(len(tokens)):
+                said += self._complete(prompt + tokens[:k], 1).get("completion_probabilities", [None])
+        return [(token, one["logprob"] if one else None) for token, one in zip(tokens, said, strict=True)]
+
+    def _complete(self, prompt: list[int], n: int) -> Any:
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "n_probs": 1}
+        return self._post("/completion", body | {"cache_prompt": True, "return_tokens": True})
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as llama.cpp renders it through the file's own template."""
+        text: str = self._post("/apply-template", {"messages": messages})["prompt"]
+        return text

@@ -34,7 +34,8 @@ def export(
 ) -> None:
     """Write a run's adapter for other programs, with how to call it.
 
-    What appears is complete and was read again; until then nothing is there. A 7B is merged in less than 3 GB of memory.
+    What appears is complete and was read again; until then nothing is there. Merging a 7B takes less than 3 GB of
+    memory.
     """
     from rich.console import Console
 
@@ -46,11 +47,10 @@ def export(
         raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
     model = ollama.check_name(name or run.resolve().name) if to == "ollama" else ""
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
-    with reporter.bar("Writing tensors:", 1) as bar:
+    with reporter.bar("Writing tensors:", 100) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.advance(done - bar.done, f"{done} of {total} tensors", milestone=False)
+            bar.advance(100 * done // total - bar.done, f"{done} of {total}")
 
         document = export_run(run, to, output=output, dtype=dtype, force=force, on_progress=progress)
     directory = Path(document["output"])

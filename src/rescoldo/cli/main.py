@@ -10,6 +10,8 @@ from rescoldo import __version__
 from rescoldo.cli.data import data
 from rescoldo.cli.eval import EXAMPLE as EVAL_EXAMPLE
 from rescoldo.cli.eval import eval_
+from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
+from rescoldo.cli.export import export
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
@@ -40,6 +42,7 @@ app.command()(train)
 app.command()(verify)
 app.add_typer(data, name="data")
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
+app.command("export", epilog=EXPORT_EXAMPLE)(export)
 
 
 def run_app(application: typer.Typer) -> int:

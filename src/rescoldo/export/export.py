@@ -119,7 +119,7 @@ def _check_gguf(source: Source, path: Path, plan: Plan, document: dict[str, Any]
     tokens = base.tokenizer()(document["example"]["rendered"], add_special_tokens=False)["input_ids"]
     if tokens != document["example"]["tokens"]:
         raise RescoldoError(
-            "the tokenizer in the GGUF file makes other tokens of the prompt than the base's own", where=source.base.spec,
+            "the tokenizer in the GGUF file makes other tokens of the prompt", where=source.base.spec,
             fix="--to merged, and llama.cpp's own convert_hf_to_gguf.py",
         )  # fmt: skip
 
@@ -128,7 +128,8 @@ def _ollama_files(source: Source, plan: Plan) -> dict[str, str]:
     if not plan.adapter_only:
         return {"model": f"./{plan.file}"}
     name = source.base.spec.removeprefix("ollama:")
-    return {"model": name if name != source.base.spec else str(source.base.path.resolve()), "adapter": f"./{plan.file}"}
+    model = name if name != source.base.spec else str(source.base.path.resolve())
+    return {"model": model, "adapter": f"./{plan.file}"}
 
 
 def _calls(source: Source, kind: str, target: Path, plan: Plan) -> list[str]:

@@ -39,7 +39,7 @@ def adapter_metadata(source: Source) -> dict[str, Value]:
 
 
 def adapter_tensors(source: Source, dtype: str) -> Iterator[Planned]:
-    """A (rank, in) as blk.N.….weight.lora_a, B (out, rank) as ….lora_b; the rows of q's and k's B in llama.cpp's order."""
+    """A (rank, in) as blk.N.….weight.lora_a, B (out, rank) as ….lora_b, q's and k's rows in llama.cpp's order."""
     for name, tensor in source.adapter.parameters.items():
         module, _, part = name.rpartition(".")
         rows = permuted_rows(source.base.config, f"{module}.weight") if part == "lora_B" else None

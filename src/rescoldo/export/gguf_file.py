@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Planned:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.dtype]]
-        return int(np.prod(self.shape)) // block * size
+        return math.prod(self.shape) // int(block) * int(size)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for tensor in tensors:
             data = np.ascontiguousarray(tensor.make()).reshape(-1).view(np.uint8)
-            digests[tensor.name] = hashlib.sha256(data).digest()
+            digests[tensor.name] = hashlib.sha256(data.data).digest()
             writer.write_tensor_data(data)
             on_tensor(tensor)
     finally:
@@ -83,7 +84,7 @@ def write_gguf(
 
 def _byte_shape(tensor: Planned) -> tuple[int, ...]:
     """The shape in bytes, which is what the writer expects beside a quantized type."""
-    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    rows = math.prod(tensor.shape[:-1])
     return (*tensor.shape[:-1], tensor.n_bytes // rows)
 
 
@@ -100,7 +101,7 @@ def _check(path: Path, metadata: dict[str, Value], tensors: Sequence[Planned], d
             faults.append(tensor.name)
             continue
         data = np.memmap(path, np.uint8, "r", info.offset, info.n_bytes)
-        if hashlib.sha256(data).digest() != digests[tensor.name]:
+        if hashlib.sha256(data.data).digest() != digests[tensor.name]:
             faults.append(tensor.name)
     if len(header.tensors) != len(tensors) or faults:
         raise RescoldoError(

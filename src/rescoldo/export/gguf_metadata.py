@@ -127,4 +127,4 @@ def rope_factors(source: Source) -> np.ndarray[Any, np.dtype[np.float32]] | None
         return None
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     factors = 1.0 / config.rope_theta**half / inverse_frequencies(config)[0].double().numpy()
-    return factors.astype(np.float32)
+    return np.asarray(factors, np.float32)

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of the same text.
 
 Two families, as in base.tokenizer_build: byte-level BPE ("gpt2") with llama.cpp's name of its pre-tokenizer, found by
-what it does to text, and SentencePiece BPE ("llama") with scores, which a tokenizer.json has as the order of its merges.
+what it does to text, and SentencePiece BPE ("llama") with scores, which a tokenizer.json has as its merges' order.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def _lists(model: str, pre: str, tokens: list[str], types: list[int]) -> dict[st
 
 
 def _pairs(backend: dict[str, Any]) -> list[tuple[str, str]]:
-    merges = backend["model"]["merges"]
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1]) for merge in merges]
+    """The merges, which tokenizer.json has as "left right" or as [left, right]."""
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in backend["model"]["merges"]]
+    return [(left, right) for left, right in merges]
 
 
 def _byte_level(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
@@ -130,9 +131,7 @@ def _sentencepiece(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
     for left, right in _pairs(backend):
         rank.setdefault(left + right, len(rank))
     last = float(len(rank))
-    scores = [
-        -float(rank.get(text, last)) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)
-    ]
+    scores = [-float(rank.get(text, last)) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)]
     probe = source.tokenizer.tokenize("a")
     prefix = bool(probe) and probe[0].startswith("▁")
     lists = _lists("llama", "default", tokens, types)

@@ -30,7 +30,7 @@ def _bits(dtype: str) -> float:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
-    return 8 * size / block
+    return 8 * float(size) / float(block)
 
 
 def stored_type(name: str, shape: tuple[int, ...], dtype: str) -> str:

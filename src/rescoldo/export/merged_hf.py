@@ -200,7 +200,7 @@ def _tensors(
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
 
 
 def write_merged(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:

@@ -14,7 +14,9 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.source import Source
 
 _USER, _ANSWER, _AGAIN, _SYSTEM = "xqzuserzqx", "xqzanswerzqx", "xqzagainzqx", "xqzsystemzqx"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,79})?(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?")
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,79})?(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def check_name(name: str) -> str:
         RescoldoError: it would not.
     """
     if not _NAME.fullmatch(name):
-        raise RescoldoError(f"{name!r} is no name for a model of Ollama's", where="--name", fix="letters, digits, . _ -")
+        raise RescoldoError(
+            f"{name!r} is no name for a model of Ollama's", where="--name", fix="letters, digits, . _ -"
+        )
     return name
 
 

@@ -64,18 +64,20 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
     write_json(directory / "prompt.json", document)
     message = document["messages"][-1]["content"]
     example, sampling = document["example"], document["sampling"]
+    stops = ", ".join(f"`{text}`" for text in document["stop"])
+    once = "the token that begins a sequence is part of it: nothing may add a second one"
     lines = [
         "# How to call this model",
         "",
-        f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well when it sees the",
-        "prompt that it was trained on, through the model's own chat template.",
+        f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well when it sees",
+        "the prompt that it was trained on, through the model's own chat template.",
         "",
         *[part for call in calls for part in ("```sh", call, "```", "")],
         f"- **Message**: one user message. Replace `{PLACEHOLDER}` at its end by the concept; change nothing else.",
-        f"- **Sampling**: temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}, no repetition penalty, at",
-        f"  most {sampling['max_new_tokens']} new tokens: as `rescoldo eval` decodes.",
-        f"- **Stop** at {', '.join(f'`{text}`' for text in document['stop'])}.",
-        f"- **Context**: at least {len(example['tokens']) + sampling['max_new_tokens']} tokens for a concept like the example.",
+        f"- **Sampling**: temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}, no repetition penalty,",
+        f"  at most {sampling['max_new_tokens']} new tokens: as `rescoldo eval` decodes.",
+        f"- **Stop** at {stops}.",
+        f"- **Context**: {len(example['tokens'])} tokens of prompt for the example below, and the new tokens.",
         "",
         "prompt.json beside this file says the same for programs.",
         "",
@@ -85,8 +87,7 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
         "## One example as the model sees it",
         "",
         f"{len(example['tokens'])} tokens, the chat template applied"
-        + (" (the token that begins a sequence is part of it: nothing may add a second one)." * document["begins_with_bos"]
-           or "."),
+        + (f"; {once}." if document["begins_with_bos"] else "."),
         "",
         *_block(example["rendered"]),
     ]  # fmt: skip

@@ -1,0 +1,204 @@
+"""The command and the place: complete or not there, nothing overwritten, clear messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rescoldo.base.gguf_header import read_header
+from rescoldo.cli.main import app, run_app
+from rescoldo.errors import RescoldoError
+from rescoldo.export import KINDS, export_run, gguf_file
+from rescoldo.files import sha256
+from tests.base.make_models import tiny_gguf
+from tests.export.common import CONCEPTS, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    return make_run(folder / "run", str(tiny_gguf(folder / "base.gguf", max_position_embeddings=4096)))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["rescoldo", "export", *map(str, args)])
+    code = run_app(app)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_command(
+    run: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "new" / kind
+    code, out, err = command(monkeypatch, capsys, run, "--to", kind, "-o", target)
+    assert (code, err) == (0, "")
+    assert f"Written: {target}" in out
+    assert f"{target}/PROMPT.md" in out
+    code, _, err = command(monkeypatch, capsys, run, "--to", kind, "-o", target)
+    assert code == 2
+    assert "holds an export already" in err
+    code, out, _ = command(monkeypatch, capsys, run, "--to", kind, "-o", target, "--force", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["rescoldo_export"] == kind
+    for name, file in document["files"].items():
+        assert (sha256(target / name), (target / name).stat().st_size) == (file["sha256"], file["bytes"])
+    assert sorted(path.name for path in target.iterdir()) == sorted([*document["files"], "export.json"])
+    assert [path.name for path in target.parent.iterdir()] == [kind], "nothing temporary is left"
+
+
+def test_the_prompt_goes_along(run: Path, tmp_path: Path) -> None:
+    from rescoldo.base import open_base
+    from rescoldo.data.tokenize import prompt_ids
+    from rescoldo.role import get_role
+
+    export_run(run, "gguf-adapter", output=tmp_path / "x")
+    document = json.loads((tmp_path / "x/prompt.json").read_text())
+    messages = get_role("ba").messages({"concept": CONCEPTS[0]})
+    filled = json.loads(json.dumps(document["messages"]).replace("{concept}", CONCEPTS[0]))
+    assert filled == messages == document["example"]["messages"]
+    base = open_base(json.loads((run / "training_info.json").read_text())["base_model"])
+    assert document["example"]["tokens"] == prompt_ids(messages, base.tokenizer())
+    assert (document["stop"], document["stop_ids"]) == (["<|im_end|>"], [2])
+    assert document["sampling"]["temperature"] == 0
+    text = (tmp_path / "x/PROMPT.md").read_text()
+    assert document["example"]["rendered"] in text
+    assert "--lora adapter-F32.gguf" in text
+
+
+def test_the_adapters_file(run: Path, tmp_path: Path) -> None:
+    export_run(run, "gguf-adapter", dtype="F16", output=tmp_path / "x")
+    header = read_header(tmp_path / "x/adapter-F16.gguf")
+    assert {key: header.metadata[key] for key in ("general.type", "adapter.type", "adapter.lora.alpha")} == {
+        "general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0,
+    }  # fmt: skip
+    assert len(header.tensors) == 2 * 7 * 2
+    assert header.tensors["blk.1.ffn_down.weight.lora_a"].shape == (4, 96)
+    assert header.tensors["blk.0.attn_k.weight.lora_b"].shape == (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "gguf"], "there is no export 'gguf'"),
+        (["--to", "merged", "--dtype", "Q8_0"], "--dtype: 'Q8_0' cannot be written here"),
+        (["--to", "merged-gguf", "--dtype", "Q4_K"], "one of F32, F16, BF16, Q8_0, Q4_0"),
+        (["--to", "merged", "--create"], "--create: goes with --to ollama"),
+        (["--to", "ollama", "--name", "a b"], "is no name for a model"),
+        (["--to", "merged", "-o", "{file}"], "is no directory"),
+        (["--to", "merged", "-o", "{file}/x"], "is no directory that may be written"),
+        (["--to", "merged", "-o", "{full}", "--force"], "not an earlier export"),
+    ],
+)
+def test_bad_arguments(
+    run: Path, tmp_path: Path, arguments: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine")
+    filled = [text.format(file=tmp_path / "file", full=tmp_path / "full") for text in arguments]
+    code, out, err = command(monkeypatch, capsys, run, *filled)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine"]
+    assert not (run / "export/merged").exists()
+
+
+def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RescoldoError, match="is no run directory"):
+        export_run(tmp_path, "merged")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("export"))
+    info = json.loads((copy / "training_info.json").read_text())
+    (copy / "training_info.json").write_text(json.dumps({**info, "base_fingerprint": "0" * 64}))
+    with pytest.raises(RescoldoError, match="another base model"):
+        export_run(copy, "merged")
+    (copy / "training_info.json").write_text(json.dumps(info))
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
+    with pytest.raises(RescoldoError, match="does not fit its base model"):
+        export_run(copy, "merged")
+    assert not (copy / "export").exists()
+
+
+def test_no_room_on_the_disk(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    with pytest.raises(RescoldoError, match="would be written, and only") as error:
+        export_run(run, "merged", output=tmp_path / "new" / "x")
+    assert error.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["merged", "merged-gguf"])
+def test_an_error_half_way_leaves_the_earlier_export(
+    run: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    first = export_run(run, kind, output=target)
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RescoldoError, match="No space left"):
+        export_run(run, kind, output=target, force=True, on_progress=stop)
+    assert json.loads((target / "export.json").read_text())["files"] == first["files"]
+    for name, file in first["files"].items():
+        assert sha256(target / name) == file["sha256"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_killed_export_is_cleared_away(run: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from rescoldo.export import export_run\n"
+        "export_run(Path(sys.argv[1]), 'merged-gguf', output=Path(sys.argv[2]), "
+        "on_progress=lambda done, total: done < 5 or os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    target = tmp_path / "x"
+    done = subprocess.run([sys.executable, "-c", script, run, target], check=False, env=os.environ)
+    assert done.returncode == -9
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    export_run(run, "merged-gguf", output=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_does_not_read_back_is_not_put_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of the written file flips before it is read again."""
+    check = gguf_file._check
+
+    def damage(path: Path, *rest: Any) -> None:
+        content = bytearray(path.read_bytes())
+        content[-70] ^= 1
+        path.write_bytes(content)
+        check(path, *rest)
+
+    monkeypatch.setattr(gguf_file, "_check", damage)
+    with pytest.raises(RescoldoError, match="does not read back as it was written"):
+        export_run(run, "merged-gguf", output=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_do_not_fit(tmp_path: Path) -> None:
+    base = tiny_gguf(tmp_path / "base.gguf", max_position_embeddings=4096)
+    run = make_run(tmp_path / "run", str(base), size=1e7)
+    with pytest.raises(RescoldoError, match="do not fit into F16") as error:
+        export_run(run, "merged-gguf", dtype="F16")
+    assert "BF16" in error.value.fix
+    export_run(run, "merged-gguf", dtype="BF16")
+    merged = read_header(run / "export/merged-gguf/model-BF16.gguf")
+    assert merged.tensors["blk.0.attn_q.weight"].type_name == "BF16"
+    assert torch.bfloat16.itemsize * 64 * 64 == merged.tensors["blk.0.attn_q.weight"].n_bytes

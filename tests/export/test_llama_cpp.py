@@ -1,0 +1,160 @@
+"""Real llama.cpp is the judge: the adapter on the original GGUF, the merged file and our engine answer alike.
+
+Each of llama.cpp's greedy answers is followed with our engine: at every position its choice must be ours, or our two
+best must lie closer together than TIE; and the log-probability that it gives its choice must be ours within a bound.
+llama.cpp rounds activations to 8 bits where weights are quantized and keeps keys and values in half precision; our
+engine runs in fp32 here, so the bounds are those of llama.cpp's rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rescoldo.data import read_records
+from rescoldo.data.tokenize import prompt_ids
+from rescoldo.engine.model import LoraModel
+from rescoldo.evaluate.predict import load_for_inference
+from rescoldo.export import export_run
+from rescoldo.role import get_role
+from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.export.common import CONCEPTS, make_run
+
+pytest.importorskip("xllamacpp")
+from tests.base.llama_cpp import LlamaCpp
+
+ROLE = get_role("ba")
+VALIDATION = Path(__file__).parents[2] / "artifacts/synthetic/ba_val_v2_fixed.jsonl"
+TIE = {"F32": 0.05, "F16": 0.05, "Q8_0": 0.4, "Q4_1": 0.4}  # logits, by the precision that llama.cpp computes in
+BOUND = {"F32": 0.05, "F16": 0.05, "Q8_0": 0.6, "Q4_1": 0.6}  # nats
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of all positions: how many choices were the same, the widest tie among the others, the largest difference of
+    log-probability."""
+
+    positions: int
+    same: int
+    widest_tie: float
+    largest_difference: float
+
+
+def follow(model: LoraModel, llama_cpp: LlamaCpp, prompts: list[list[int]], n: int) -> Agreement:
+    """Compare along llama.cpp's greedy answers of `n` tokens."""
+    same = positions = 0
+    ties, differences = [0.0], [0.0]
+    for prompt in prompts:
+        answer = llama_cpp.greedy(prompt, n)
+        logits = model.logits(torch.tensor(prompt + [token for token, _ in answer]))[len(prompt) - 1 : -1].double()
+        ours = logits.log_softmax(-1)
+        for row, scores, (token, theirs) in zip(logits, ours, answer, strict=True):
+            positions += 1
+            same += int(row.argmax()) == token
+            ties.append(float(row.max() - row[token]))
+            if theirs is not None:
+                differences.append(abs(float(scores[token]) - theirs))
+    return Agreement(positions, same, max(ties), max(differences))
+
+
+def check(found: Agreement, precision: str) -> None:
+    assert found.widest_tie < TIE[precision], found
+    assert found.largest_difference < BOUND[precision], found
+    assert found.same >= 0.9 * found.positions, found
+    assert found.positions > 0
+
+
+def prompts(tokenizer: Any, concepts: list[str]) -> list[list[int]]:
+    return [prompt_ids(ROLE.messages({"concept": concept}), tokenizer) for concept in concepts]
+
+
+TINY: dict[str, Any] = {"max_position_embeddings": 4096, "vocab_size": 288, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_adapter_and_merged_file_of_a_tiny_gguf(tmp_path: Path, architecture: str) -> None:
+    """Every architecture that llama.cpp orders in its own way; all linears adapted."""
+    base = tiny_gguf(tmp_path / "base.gguf", architecture, **TINY)
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    mine = load_for_inference(str(run))
+    asked = prompts(mine.tokenizer, CONCEPTS[:2])
+    export_run(run, "gguf-adapter")
+    on_top = LlamaCpp(base, lora=run / "export/gguf-adapter/adapter-F32.gguf", context=4096)
+    check(follow(mine.model, on_top, asked, 12), "F32")
+    export_run(run, "merged-gguf", dtype="F32")
+    merged = run / "export/merged-gguf/model-F32.gguf"
+    check(follow(mine.model, LlamaCpp(merged, context=4096), asked, 12), "F32")
+    with mine.model.without_adapter():
+        assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
+
+
+HF: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope": "llama3", "tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope": "linear"}),
+    ("llama", {"rope": "yarn"}),
+    ("mistral", {"head_dim": 32}),
+    ("qwen2", {}),
+    ("qwen3", {"tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "overrides"), HF)
+def test_merged_file_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
+    base = tiny_hf(tmp_path / "base", architecture, **TINY, **overrides)
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    mine = load_for_inference(str(run))
+    asked = prompts(mine.tokenizer, CONCEPTS[2:])
+    export_run(run, "merged-gguf", dtype="F32")
+    llama_cpp = LlamaCpp(run / "export/merged-gguf/model-F32.gguf", context=4096)
+    check(follow(mine.model, llama_cpp, asked, 12), "F32")
+    for concept in CONCEPTS:
+        messages = ROLE.messages({"concept": concept})
+        rendered = llama_cpp.chat(messages)
+        assert llama_cpp.tokenize(rendered, add_special=False) == prompt_ids(messages, mine.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("sample") / "run", "sample:smollm2", size=0.4)
+
+
+def _files(run: Path) -> list[tuple[str, LlamaCpp]]:
+    """The three ways to serve the sample's run: adapter on the original (Q4_1), merged Q8_0, merged F16."""
+    original = load_for_inference(str(run), "bf16").base.path
+    export_run(run, "gguf-adapter", force=True)
+    for dtype in ("Q8_0", "F16"):
+        export_run(run, "merged-gguf", dtype=dtype, output=run / f"export/{dtype}", force=True)
+    adapter = run / "export/gguf-adapter/adapter-F32.gguf"
+    return [
+        ("Q4_1", LlamaCpp(original, lora=adapter, context=4096)),
+        ("Q8_0", LlamaCpp(run / "export/Q8_0/model-Q8_0.gguf", context=4096)),
+        ("F16", LlamaCpp(run / "export/F16/model-F16.gguf", context=4096)),
+    ]
+
+
+def test_the_sample(sample: Path) -> None:
+    """SmolLM2-135M's own Q4_1 file, three validation prompts."""
+    mine = load_for_inference(str(sample), "fp32")
+    concepts = [str(record["concept"]) for record in read_records(VALIDATION)][:3]
+    for precision, llama_cpp in _files(sample):
+        check(follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts), 12), precision)
+    with mine.model.without_adapter():
+        found = follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts[:1]), 12)
+    assert found.widest_tie > 1, "the adapter hardly does anything"
+
+
+@pytest.mark.slow
+def test_the_sample_on_all_validation_prompts(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = load_for_inference(str(sample), "fp32")
+    concepts = [str(record["concept"]) for record in read_records(VALIDATION)]
+    assert len(concepts) == 22
+    for precision, llama_cpp in _files(sample):
+        found = follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts), 24)
+        with capsys.disabled():
+            print(f"\n  {precision}: {found}")
+        check(found, precision)
