@@ -29,6 +29,9 @@ class Fake:
     def prompt(self, record: dict[str, Any]) -> str:
         return ROLE.messages(record)[0]["content"]
 
+    def describe(self) -> dict[str, Any]:
+        return {"spec": "fake"}
+
     def predict(
         self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Prediction]]:

@@ -51,7 +51,8 @@ def test_perfect_model() -> None:
     assert part["component_scores"] == dict.fromkeys(COMPONENTS, 1.0)
     assert [row["concept"] for row in part["predictions"]] == [one["concept"] for one in RECORDS]
     assert set(part["predictions"][0]) == {
-        *("concept", "text", "score", "components", "notes", "ended", "tokens", "seconds", "diagnostics")
+        *("example", "repeat", "concept", "text", "score", "components", "notes", "ended", "tokens", "seconds"),
+        *("diagnostics", "key"),
     }
     assert part["warnings"] == []
     json.dumps(part, allow_nan=False)
@@ -207,7 +208,7 @@ def test_reports(tmp_path: Path) -> None:
     print_comparison(document, Console(file=screen, width=100))
     assert "Adopt tuned" in screen.getvalue()
     assert "tuned - prompt" in screen.getvalue()
-    assert write_document(document, tmp_path / "c.json") == tmp_path / "c.md"
+    assert write_document(document, tmp_path / "c.json") == [tmp_path / "c.md"]
     assert json.loads((tmp_path / "c.json").read_text()) == json.loads(json.dumps(document))
     (tmp_path / "file").write_text("")
     with pytest.raises(RescoldoError, match="cannot be written"):

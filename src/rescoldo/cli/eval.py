@@ -45,10 +45,10 @@ def eval_(
 
     Stopped half-way, the same command goes on where it was (with --output).
     """
-    _check(temperature, top_p, max_new_tokens)
+    check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
 
-    from rescoldo.evaluate.evaluation import evaluate_model, report_path, role_for
+    from rescoldo.evaluate.evaluation import evaluate_model, reports_beside, role_for
 
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -75,10 +75,11 @@ def eval_(
 
     print_evaluation(document, RichConsole())
     if output is not None:
-        print(f"Written: {output}, {report_path(output)}")
+        print("Written: " + ", ".join(map(str, [output, *reports_beside(output)])))
 
 
-def _check(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
+def check_sampling(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
+    """Raises RescoldoError where a flag of the sampling is out of range."""
     if temperature is not None and not 0 <= temperature <= 100:
         raise RescoldoError(f"{temperature} is out of range", where="--temperature", fix="0 (greedy) to 100")
     if top_p is not None and not 0 < top_p <= 1:

@@ -7,11 +7,15 @@ import sys
 import typer
 
 from rescoldo import __version__
+from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
+from rescoldo.cli.compare import compare
 from rescoldo.cli.data import data
 from rescoldo.cli.eval import EXAMPLE as EVAL_EXAMPLE
 from rescoldo.cli.eval import eval_
 from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
 from rescoldo.cli.export import export
+from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
+from rescoldo.cli.optimize import optimize
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
@@ -43,6 +47,8 @@ app.command()(verify)
 app.add_typer(data, name="data")
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 app.command("export", epilog=EXPORT_EXAMPLE)(export)
+app.command(epilog=COMPARE_EXAMPLE)(compare)
+app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 
 
 def run_app(application: typer.Typer) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.predictor import Prediction
+
+_FIELDS = ("text", "ended", "tokens", "seconds", "fields")  # of a prediction, as a document's row has them
 
 
 def key(fingerprint: str, prompt: str, sampling: Sampling) -> str:
@@ -23,13 +27,14 @@ def key(fingerprint: str, prompt: str, sampling: Sampling) -> str:
 class PredictionCache:
     """Predictions in a JSON Lines file, one fsynced line each. A line that is damaged counts as not there.
 
-    Several models may share one file.
+    Several models may share one file, several threads one object.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, Prediction] = {}
         self._needs_newline = False
+        self._lock = threading.Lock()
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -54,7 +59,7 @@ class PredictionCache:
         """
         line = json.dumps({"key": name, "prediction": asdict(prediction)}) + "\n"
         try:
-            with open(self.path, "ab") as file:
+            with self._lock, open(self.path, "ab") as file:
                 file.write((b"\n" if self._needs_newline else b"") + line.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -68,6 +73,11 @@ class PredictionCache:
         self._needs_newline = False
         self._known[name] = prediction
 
+    def reuse(self, document: Any) -> None:
+        """Know the answers of an evaluation or comparison that was written before; they are not written again."""
+        for name, prediction in _answers(document):
+            self._known.setdefault(name, prediction)
+
     def remove(self) -> None:
         """Delete the file: its answers stand in the result now."""
         self.path.unlink(missing_ok=True)
@@ -76,14 +86,34 @@ class PredictionCache:
 def _read(line: bytes) -> tuple[str, Prediction] | None:
     try:
         value: Any = json.loads(line)
-        kept = value["prediction"]
-        prediction = Prediction(**kept)
-        whole = (
-            isinstance(prediction.text, str)
-            and isinstance(prediction.ended, bool)
-            and isinstance(prediction.tokens, int)
-            and isinstance(prediction.seconds, int | float)
-        )
-        return (str(value["key"]), prediction) if whole else None
+        return _entry(value["key"], value["prediction"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _answers(document: Any) -> Iterator[tuple[str, Prediction]]:
+    """The answers in a document; what has not the form of one is not there."""
+    models = document.get("models") if isinstance(document, dict) else None
+    for part in (*models.values(), document.get("training")) if isinstance(models, dict) else ():
+        rows = part.get("predictions") if isinstance(part, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict) and not row.get("error"):
+                found = _entry(row.get("key"), {name: row[name] for name in _FIELDS if name in row})
+                if found:
+                    yield found
+
+
+def _entry(name: Any, kept: Any) -> tuple[str, Prediction] | None:
+    try:
+        prediction = Prediction(**kept)
+    except TypeError:
+        return None
+    whole = (
+        isinstance(name, str)
+        and isinstance(prediction.text, str)
+        and isinstance(prediction.ended, bool)
+        and isinstance(prediction.tokens, int)
+        and isinstance(prediction.seconds, int | float)
+        and isinstance(prediction.fields, dict | None)
+    )
+    return (name, prediction) if whole else None

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.decision import decide
 from rescoldo.evaluate.statistics import paired
+
+
+def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The score of each example in its order, the mean where it was answered several times."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(int(row["example"]), []).append(float(row["score"]))
+    return [statistics.fmean(found[example]) for example in sorted(found)]
 
 
 def build_comparison(
@@ -50,7 +59,7 @@ def build_comparison(
             raise RescoldoError(
                 f"{first} and {name} were evaluated on different concepts", fix="evaluate both with the same --dataset"
             )
-    scores = {name: [float(row["score"]) for row in part["predictions"]] for name, part in models.items()}
+    scores = {name: by_example(part["predictions"]) for name, part in models.items()}
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
     # ties go to the simpler model: the one named first
     ranked = sorted(models, key=lambda name: -round(means[name], 9))

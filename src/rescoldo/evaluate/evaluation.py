@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,41 +51,57 @@ def evaluate(
     role: Role,
     sampling: Sampling,
     *,
+    repeats: int = 1,
     cache: PredictionCache | None = None,
     training: TrainingAnswers | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answer all records, or take the answers from the cache, and score them.
 
+    Args:
+        repeats: how often each record is answered: with the seed, the seed + 1, …
+
     Returns:
-        One model's part of the JSON (contract, section 8): scores, component_scores, diagnostics, warnings,
-        predictions in the records' order, sampling.
+        One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
+        component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
+        repeat), sampling.
 
     Raises:
-        RescoldoError: no records, or the cache cannot be written.
+        RescoldoError: no records, a model that cannot answer, or the cache cannot be written.
     """
     if not records:
         raise RescoldoError("there are no records to evaluate on", where="--dataset")
-    keys = [key(predictor.fingerprint(), predictor.prompt(record), sampling) for record in records]
+    fingerprint = predictor.fingerprint()
+    prompts = [predictor.prompt(record) for record in records]
+    samplings = [replace(sampling, seed=sampling.seed + repeat) for repeat in range(repeats)]
+    keys = [key(fingerprint, prompt, drawn) for drawn in samplings for prompt in prompts]
     found: dict[int, Prediction] = {}
     if cache:
         found = {i: kept for i, name in enumerate(keys) if (kept := cache.get(name)) is not None}
         if found and console:
-            console.say(f"{predictor.name}: {len(found)} of {len(records)} answers are there already")
-    open_ = [i for i in range(len(records)) if i not in found]
-    if open_:
-        bar = console.answering(predictor.name, len(records), len(found)) if console else nullcontext()
+            console.say(f"{predictor.name}: {len(found)} of {len(keys)} answers are there already")
+    if len(found) < len(keys):
+        bar = console.answering(predictor.name, len(keys), len(found)) if console else nullcontext()
         with bar as progress:
-            told = progress.tokens if progress else None
-            for place, prediction in predictor.predict([records[i] for i in open_], sampling, told):
-                index = open_[place]
-                found[index] = prediction
-                if cache and not prediction.error:
-                    cache.put(keys[index], prediction)
-                if progress:
-                    progress.rows(len(found))
-    rows = [score_row(role, records[i], found[i], training) for i in range(len(records))]
-    return {**summarise(rows), "sampling": asdict(sampling)}
+            for repeat, drawn in enumerate(samplings):
+                open_ = [i for i in range(repeat * len(records), (repeat + 1) * len(records)) if i not in found]
+                if not open_:
+                    continue
+                told = progress.tokens if progress else None
+                asked = [records[i % len(records)] for i in open_]
+                for place, prediction in predictor.predict(asked, drawn, told):
+                    index = open_[place]
+                    found[index] = prediction
+                    if cache and not prediction.error:
+                        cache.put(keys[index], prediction)
+                    if progress:
+                        progress.rows(len(found))
+    rows = []
+    for i, name in enumerate(keys):
+        repeat, example = divmod(i, len(records))
+        row = score_row(role, records[example], found[i], training)
+        rows.append({"example": example, "repeat": repeat, **row, "key": name})
+    return {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
 
 
 def evaluate_model(
@@ -145,7 +161,6 @@ def evaluate_model(
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
-        part = {**describe(loaded, predictor.adapter), **part}
         document = {
             "metadata": metadata(the_role.name, Path(dataset), len(records), limit, training_file, started),
             "models": {predictor.name: part},
@@ -170,48 +185,61 @@ def role_for(model: str | Loaded, given: str | None) -> Role:
 
 
 @contextmanager
-def partial_cache(output: Path | None) -> Iterator[PredictionCache | None]:
-    """The cache beside an output file (FILE.partial.jsonl); removed when the block ends well. None without output."""
+def partial_cache(output: Path | None, reuse: Sequence[Path] = ()) -> Iterator[PredictionCache | None]:
+    """The cache beside an output file (FILE.partial.jsonl); removed when the block ends well. None without output.
+
+    Args:
+        reuse: documents whose answers are known, too.
+    """
     if output is None:
         yield None
         return
     cache = PredictionCache(output.with_name(output.name + ".partial.jsonl"))
+    for path in reuse:
+        cache.reuse(read_document(path))
     yield cache
     cache.remove()
 
 
-def write_document(document: dict[str, Any], output: Path) -> Path:
-    """Write an evaluation or comparison as JSON and, beside it, as Markdown. Returns the Markdown's path.
+def read_document(path: Path) -> dict[str, Any]:
+    """An evaluation or comparison that was written before.
+
+    Raises:
+        RescoldoError: there is none in this file.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
+        raise RescoldoError("is no evaluation and no comparison", where=str(path), fix="name the --output of one")
+    return document
+
+
+def write_document(document: dict[str, Any], output: Path) -> list[Path]:
+    """Write an evaluation or comparison as JSON and, beside it, its reports. Returns the reports' paths.
 
     Raises:
         RescoldoError: it cannot be written.
     """
     from rescoldo.evaluate.report import markdown
 
-    report = report_path(output)
+    reports = reports_beside(output)
     try:
-        write_text(report, markdown(document))
+        write_text(reports[0], markdown(document))
         write_json(output, document)
     except OSError as error:
         raise RescoldoError(
             f"cannot be written: {error.strerror or error}", where=str(output), exit_code=EXIT_FAILURE
         ) from None
-    return report
+    return reports
 
 
-def report_path(output: Path) -> Path:
-    """Where the Markdown report of an output file lies."""
-    return output.with_suffix(".md") if output.suffix == ".json" else output.with_name(output.name + ".md")
-
-
-def describe(loaded: Loaded, adapter: bool) -> dict[str, Any]:
-    """What a model's part of the document says about the model itself."""
-    return {
-        "spec": loaded.spec,
-        "adapter": adapter,
-        "base_model": loaded.base.spec,
-        "quantization": loaded.precision,
-    }
+def reports_beside(output: Path) -> list[Path]:
+    """Where the reports of an output file lie: Markdown."""
+    return [output.with_suffix(".md") if output.suffix == ".json" else output.with_name(output.name + ".md")]
 
 
 def metadata(

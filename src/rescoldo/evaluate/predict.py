@@ -5,44 +5,62 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import end_of_turn, prompt_ids, prompt_text, stop_ids
 from rescoldo.engine.types import Example, Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.predictor import Prediction
+from rescoldo.evaluate.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.files import sha256
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
     from rescoldo.base import BaseModel
     from rescoldo.engine.model import LoraModel
+    from rescoldo.train.adapter import Adapter
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 CALIBRATION_EXAMPLES = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loaded:
-    """A model in memory.
+    """A model that is in memory, or comes there when `model` is asked for.
 
     Attributes:
         spec: what the user named.
         run: the run's directory, None for a base model alone.
         info: the run's training_info.json, {} where there is none.
         adapter_sha256: of the run's adapter_model.safetensors, "" without.
+        load: brings the weights into memory.
     """
 
     spec: str
-    model: LoraModel
     tokenizer: Any
     base: BaseModel
     precision: str
     run: Path | None
     info: dict[str, Any]
     adapter_sha256: str
+    load: Callable[[], LoraModel]
+    _model: LoraModel | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> LoraModel:
+        """The model, loaded at the first use.
+
+        Raises:
+            RescoldoError: the adapter does not fit its base.
+        """
+        if self._model is None:
+            self._model = self.load()
+        return self._model
+
+    def release(self) -> None:
+        """Give the memory back; the next use loads again."""
+        self._model = None
 
 
 def is_run(spec: str) -> bool:
@@ -76,6 +94,7 @@ def load_for_inference(
     role: Role | None = None,
     records: Sequence[dict[str, Any]] = (),
     on_progress: Callable[[float], None] | None = None,
+    lazy: bool = False,
 ) -> Loaded:
     """Load a run directory (base model and adapter) or a base model.
 
@@ -84,15 +103,14 @@ def load_for_inference(
         quantization: of the frozen weights; auto is the run's own, for a base model what training would choose.
         role, records: prompts to measure int8's input ranges on where the run has not kept them.
         on_progress: told the share that is loaded, 0..1.
+        lazy: read headers only; the weights come when they are needed.
 
     Raises:
         RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
     """
-    import torch
-
     from rescoldo.base import open_base
     from rescoldo.engine.model import LoraModel
-    from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
+    from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
     wanted = {"bnb4": "nf4"}.get(quantization, quantization)
     if wanted not in ("auto", *PRECISIONS):
@@ -115,42 +133,61 @@ def load_for_inference(
     tokenizer = base.tokenizer()
     frozen = _frozen_state(run) if run and wanted in ("auto", "int8") and info.get("quantization") == "int8" else None
     precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
-    calibration = None
-    if precision == "int8" and frozen is None and role is not None:
-        end = end_of_turn(tokenizer)
-        prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
-        calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
-    model = LoraModel.load(
-        base,
-        precision,
-        adapter.lora if adapter else None,
-        seed=0,
-        calibration=calibration,
-        frozen_state=frozen,
-        on_progress=on_progress,
-    )
-    sha = ""
-    if adapter and run:
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
-        if shapes != found:
-            odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
-            raise RescoldoError(
-                f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
-                f"not {shapes.get(odd[0], 'known there')}",
-                where=str(run / WEIGHTS_FILE),
-                fix=f"rescoldo verify {run}",
-            )
-        with torch.no_grad():
-            for name, tensor in adapter.parameters.items():
-                if not bool(torch.isfinite(tensor).all()):
-                    raise RescoldoError(
-                        f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
-                    )
-                model.parameters[name].copy_(tensor)
-        model.sync()
-        sha = sha256(run / WEIGHTS_FILE)
-    return Loaded(spec, model, tokenizer, base, precision, run, info, sha)
+
+    def load() -> LoraModel:
+        calibration = None
+        if precision == "int8" and frozen is None and role is not None:
+            end = end_of_turn(tokenizer)
+            prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
+            calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
+        model = LoraModel.load(
+            base,
+            precision,
+            adapter.lora if adapter else None,
+            seed=0,
+            calibration=calibration,
+            frozen_state=frozen,
+            on_progress=on_progress,
+        )
+        if adapter and run:
+            _put_in(adapter, model, run, base_spec)
+        return model
+
+    sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
+    loaded = Loaded(spec, tokenizer, base, precision, run, info, sha, load)
+    if not lazy:
+        _ = loaded.model
+    return loaded
+
+
+def _put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
+    """Copy an adapter's weights into the model.
+
+    Raises:
+        RescoldoError: it is not for this base, or holds values that are no numbers.
+    """
+    import torch
+
+    from rescoldo.train.adapter import WEIGHTS_FILE
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
+    if shapes != found:
+        odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+        raise RescoldoError(
+            f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
+            f"not {shapes.get(odd[0], 'known there')}",
+            where=str(run / WEIGHTS_FILE),
+            fix=f"rescoldo verify {run}",
+        )
+    with torch.no_grad():
+        for name, tensor in adapter.parameters.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise RescoldoError(
+                    f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
+                )
+            model.parameters[name].copy_(tensor)
+    model.sync()
 
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
@@ -190,13 +227,25 @@ def predict_with_engine(
     Args:
         on_progress: told the number of tokens written so far, all rows together.
     """
+    conversations = [role.messages(record) for record in records]
+    yield from complete_with_engine(model, tokenizer, conversations, sampling, on_progress)
+
+
+def complete_with_engine(
+    model: LoraModel,
+    tokenizer: Any,
+    conversations: Sequence[Messages],
+    sampling: Sampling,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Prediction]]:
+    """Answer all conversations in one batch; yields (index, prediction) as each ends."""
     from rescoldo.engine.generate import generate
 
     context = model.config.max_positions
     prompts: list[list[int]] = []
-    asked: list[int] = []  # place in `prompts` → index in `records`
-    for index, record in enumerate(records):
-        prompt = prompt_ids(role.messages(record), tokenizer)
+    asked: list[int] = []  # place in `prompts` → index in `conversations`
+    for index, messages in enumerate(conversations):
+        prompt = prompt_ids(messages, tokenizer)
         if len(prompt) >= context:
             error = f"the prompt has {len(prompt)} tokens, the model's context {context}"
             yield index, Prediction("", False, 0, 0.0, error)
@@ -208,30 +257,50 @@ def predict_with_engine(
         yield asked[row.index], Prediction(text, row.ended, len(row.tokens), row.seconds)
 
 
-class EnginePredictor:
-    """A loaded model, with its adapter or (adapter=False) as the base model alone."""
+class EngineChat:
+    """A model of our engine, with the run's adapter or (adapter=False) the base model alone. See ChatModel."""
 
-    def __init__(self, loaded: Loaded, role: Role, *, adapter: bool = True, name: str = "") -> None:
-        self.loaded, self.role = loaded, role
+    batches = True
+
+    def __init__(self, loaded: Loaded, *, adapter: bool = True) -> None:
+        self.loaded = loaded
         self.adapter = adapter and loaded.run is not None
-        self.name = name or ("finetuned" if self.adapter else "base")
 
     def fingerprint(self) -> str:
         """Base weights, precision and adapter."""
         adapter = self.loaded.adapter_sha256 if self.adapter else "no adapter"
         return f"engine {self.loaded.base.fingerprint()} {self.loaded.precision} {adapter}"
 
-    def prompt(self, record: dict[str, Any]) -> str:
-        """The rendered chat."""
-        messages = self.role.messages(record)
+    def render(self, messages: Messages) -> str:
+        """The chat as the model's template writes it."""
         text = prompt_text(messages, self.loaded.tokenizer)
         return text if text is not None else json.dumps(messages)
 
-    def predict(
-        self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
+    def describe(self) -> dict[str, Any]:
+        """What a document says about the model itself."""
+        return {
+            "spec": self.loaded.spec,
+            "adapter": self.adapter,
+            "base_model": self.loaded.base.spec,
+            "quantization": self.loaded.precision,
+        }
+
+    def complete(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling,
+        on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
-        """See Predictor."""
+        """All conversations in one batch; yields (index, prediction) as each ends."""
         model = self.loaded.model
         alone = model.without_adapter() if not self.adapter and self.loaded.run else contextlib.nullcontext()
         with alone:
-            yield from predict_with_engine(model, self.loaded.tokenizer, self.role, records, sampling, on_progress)
+            yield from complete_with_engine(model, self.loaded.tokenizer, conversations, sampling, on_progress)
+
+
+class EnginePredictor(ChatPredictor):
+    """A role's answers by a loaded model: "finetuned" with its adapter, "base" without."""
+
+    def __init__(self, loaded: Loaded, role: Role, *, adapter: bool = True, name: str = "") -> None:
+        chat = EngineChat(loaded, adapter=adapter)
+        super().__init__(chat, role, name or ("finetuned" if chat.adapter else "base"))

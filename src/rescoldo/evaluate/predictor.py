@@ -1,4 +1,4 @@
-"""What answers concepts: anything that turns records into predictions, and what a prediction is."""
+"""What answers concepts: anything that turns records into predictions, what a prediction is, and what a chat model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rescoldo.engine.types import Sampling
+from rescoldo.role import Role
+
+Messages = list[dict[str, str]]  # a conversation: role and content of each message
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,66 @@ class Predictor(Protocol):
     def prompt(self, record: dict[str, Any]) -> str:
         """What the model is given for a record, as text: also part of that key."""
 
+    def describe(self) -> dict[str, Any]:
+        """What a document says about the model itself: "spec" and what else is known."""
+
     def predict(
         self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Prediction]]:
         """Answer records; yields (index, prediction) as each ends. `on_progress` is told the tokens written so far."""
+
+
+class ChatModel(Protocol):
+    """A language model that continues conversations: our engine, or a server.
+
+    Attributes:
+        batches: many conversations in one call cost little more than one.
+    """
+
+    batches: bool
+
+    def fingerprint(self) -> str:
+        """Changes when the model would answer differently."""
+
+    def render(self, messages: Messages) -> str:
+        """The conversation as one text: what stands for it in the key under which its answer is kept."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a document says about the model itself: "spec" and what else is known."""
+
+    def complete(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Answer conversations; yields (index, prediction) as each ends. `on_progress` is told the tokens so far.
+
+        Raises:
+            RescoldoError: no more answers can be had. What one conversation failed on is its prediction's `error`.
+        """
+
+
+class ChatPredictor:
+    """A chat model asked with a role's own messages. See Predictor."""
+
+    def __init__(self, chat: ChatModel, role: Role, name: str) -> None:
+        self.chat, self.role, self.name = chat, role, name
+
+    def fingerprint(self) -> str:
+        """The chat model's."""
+        return self.chat.fingerprint()
+
+    def prompt(self, record: dict[str, Any]) -> str:
+        """The conversation as the chat model writes it."""
+        return self.chat.render(self.role.messages(record))
+
+    def describe(self) -> dict[str, Any]:
+        """The chat model's."""
+        return self.chat.describe()
+
+    def predict(
+        self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Prediction]]:
+        """The chat model's answers."""
+        yield from self.chat.complete([self.role.messages(record) for record in records], sampling, on_progress)

@@ -38,6 +38,8 @@ def score_row(
         "seconds": round(prediction.seconds, 3),
         "diagnostics": diagnose(role.key(record), prediction.text, training, role.form),
     }
+    if prediction.fields is not None:
+        row["fields"] = prediction.fields
     if prediction.error:
         row["error"] = prediction.error
     return row

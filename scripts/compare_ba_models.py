@@ -1,0 +1,17 @@
+"""Compare business analyst models: the original script's command line; the work is in `rescoldo compare`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rescoldo.cli.compare import compare
+from rescoldo.cli.main import run_app
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(compare)
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

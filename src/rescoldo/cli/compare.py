@@ -1,0 +1,139 @@
+"""`rescoldo compare`: models on the same dataset, and the decision whether to adopt the fine-tuned one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescoldo.cli.eval import TerminalConsole, check_sampling
+from rescoldo.errors import RescoldoError
+
+EXAMPLE = (
+    "Example: rescoldo compare --baseline sample:smollm2 --finetuned artifacts/demo/run "
+    "--dataset artifacts/synthetic/ba_val_v2_fixed.jsonl --output artifacts/demo/compare.json"
+)
+
+
+def compare(
+    baseline: Annotated[
+        str, typer.Option(help="M1, the untouched model: base model, ollama:NAME, openai:MODEL@URL, engine:BASE.")
+    ],
+    dataset: Annotated[Path, typer.Option(help="Concepts to answer (JSON Lines).")],
+    optimized: Annotated[
+        str, typer.Option(help="M2, the better prompt: a DSPy program (directory or JSON), or PROGRAM@MODEL.")
+    ] = "",
+    finetuned: Annotated[str, typer.Option(help="M3, the fine-tuned model: a run directory, or any other model.")] = "",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A further model, as NAME=MODEL; may be given more than once.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON to write; Markdown and HTML reports go beside it.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="The most probable answer; the same as --temperature 0.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    repeats: Annotated[int, typer.Option(help="Answers to each concept, averaged; the seed counts up.")] = 1,
+    train_set: Annotated[
+        Path | None, typer.Option(help="Score the fine-tuned model on this training set, too: a check for overfitting.")
+    ] = None,
+    train_set_limit: Annotated[int | None, typer.Option(help="Only its first so many examples.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many concepts.")] = None,
+    quantization: Annotated[
+        str, typer.Option(help="Of models in our engine: auto (a run's own), int8, nf4 (or bnb4), bf16, fp32.")
+    ] = "auto",
+    concurrency: Annotated[int, typer.Option(help="Requests that a server gets at a time.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds that a server has for one answer.")] = 1800.0,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Take answers from this earlier evaluation or comparison where they fit.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load a pickled DSPy program: it can run any code on this machine.")
+    ] = False,
+    role: Annotated[
+        str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
+) -> None:
+    """Compare two models or more on the same dataset and decide whether to adopt the fine-tuned one.
+
+    All answer the same concepts with the same sampling and seeds. Stopped half-way, the same command goes on where it
+    was; given again, it asks nothing again (both with --output).
+    """
+    temperature = 0.0 if greedy else temperature
+    check_sampling(temperature, top_p, max_new_tokens)
+    models = _models(baseline, model or [], optimized, finetuned)
+    for flag, value in (
+        ("repeats", repeats), ("concurrency", concurrency), ("limit", limit), ("train-set-limit", train_set_limit)
+    ):  # fmt: skip
+        if value is not None and not 1 <= value <= 1_000_000:
+            raise RescoldoError(f"{value} is out of range", where=f"--{flag}", fix="1 or more")
+    if repeats > 1 and temperature == 0:
+        raise RescoldoError("greedy answers are the same every time", where="--repeats", fix="leave it out, or sample")
+    if not 0 < timeout <= 1e6:
+        raise RescoldoError(f"{timeout} is out of range", where="--timeout", fix="seconds, above 0")
+    if train_set is not None and not finetuned:
+        raise RescoldoError("there is no fine-tuned model to score on it", where="--train-set", fix="add --finetuned")
+    from rescoldo.engine.types import Sampling
+    from rescoldo.evaluate.compare import Parts
+    from rescoldo.evaluate.compare import compare as run_comparison
+    from rescoldo.evaluate.evaluation import reports_beside
+    from rescoldo.evaluate.server import ServerOptions
+
+    document = run_comparison(
+        models,
+        dataset,
+        Parts("baseline", "optimized" if optimized else "", "finetuned" if finetuned else ""),
+        role=role,
+        output=output,
+        sampling=Sampling(temperature, top_p, max_new_tokens, seed),
+        repeats=repeats,
+        train_set=train_set,
+        train_limit=train_set_limit,
+        limit=limit,
+        quantization=quantization,
+        server=ServerOptions(concurrency, timeout),
+        allow_pickle=allow_pickle,
+        reuse=reuse or [],
+        console=TerminalConsole(quiet=json_),
+    )
+    if json_:
+        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from rescoldo.evaluate.report import print_comparison
+
+    print_comparison(document, Console())
+    if output is not None:
+        print("Written: " + ", ".join(map(str, [output, *reports_beside(output)])))
+
+
+def _models(baseline: str, further: list[str], optimized: str, finetuned: str) -> dict[str, str]:
+    """Name in the document → spec, the simplest first.
+
+    Raises:
+        RescoldoError: only one, a --model without a name, a name twice.
+    """
+    models = {"baseline": baseline}
+    reserved = ("baseline", "optimized", "finetuned")
+    for text in further:
+        name, equals, spec = text.partition("=")
+        if not equals or not name.strip() or not spec.strip():
+            raise RescoldoError(f"{text!r} is not NAME=MODEL", where="--model", fix="for example other=ollama:mistral")
+        if name in models or name in reserved:
+            raise RescoldoError(f"the name {name!r} is taken", where="--model", fix="choose another")
+        models[name] = spec
+    models |= {"optimized": optimized} if optimized else {}
+    models |= {"finetuned": finetuned} if finetuned else {}
+    if len(models) < 2:
+        raise RescoldoError(
+            "a comparison needs two models or more", fix="add --finetuned, --optimized or --model NAME=MODEL"
+        )
+    return models

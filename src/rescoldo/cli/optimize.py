@@ -1,0 +1,81 @@
+"""`rescoldo optimize`: a better prompt for the same model, as a DSPy program."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescoldo.cli.eval import TerminalConsole, check_sampling
+from rescoldo.errors import RescoldoError
+
+EXAMPLE = (
+    "Example: rescoldo optimize --model sample:smollm2 --train artifacts/synthetic/ba_train_v2_fixed.jsonl "
+    "--method labeled --shots 2 --output artifacts/dspy/few-shot"
+)
+
+
+def optimize(
+    model: Annotated[
+        str, typer.Option(help="The model under the program: base model, run directory, ollama:NAME, openai:MODEL@URL.")
+    ],
+    train: Annotated[
+        Path, typer.Option(help="Training examples: to be shown, and a part of them to score prompts on.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the program, as artifacts/dspy/NAME.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="labeled (LabeledFewShot), bootstrap (BootstrapFewShot) or mipro (MIPROv2: instructions, too)."
+        ),
+    ] = "mipro",
+    shots: Annotated[int, typer.Option(help="Examples that the prompt shows at most.")] = 3,
+    trials: Annotated[int, typer.Option(help="Prompts that MIPROv2 tries.")] = 10,
+    dev: Annotated[float, typer.Option(help="Share of the training set that prompts are scored on.")] = 0.2,
+    threshold: Annotated[
+        float, typer.Option(help="Score from which on the model's own answer may be an example.")
+    ] = 0.8,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of split, sampling and search.")] = 42,
+    quantization: Annotated[
+        str, typer.Option(help="Of models in our engine: auto, int8, nf4 (or bnb4), bf16, fp32.")
+    ] = "auto",
+    concurrency: Annotated[int, typer.Option(help="Requests that a server gets at a time.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds that a server has for one answer.")] = 1800.0,
+    role: Annotated[str, typer.Option(help="Whose prompt and metric.")] = "ba",
+    restart: Annotated[bool, typer.Option("--restart", help="Make the program anew.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
+) -> None:
+    """Optimize the prompt instead of the weights (M2), by the role's metric, on the training set alone.
+
+    The same command again goes on where it was stopped. Needs dspy: pip install 'rescoldo[dspy]'.
+    """
+    check_sampling(temperature, 1.0, max_new_tokens)
+    if not 1 <= concurrency <= 1000:
+        raise RescoldoError(f"{concurrency} is out of range", where="--concurrency", fix="1 to 1000")
+    if not 0 < timeout <= 1e6:
+        raise RescoldoError(f"{timeout} is out of range", where="--timeout", fix="seconds, above 0")
+    from rescoldo.evaluate.server import ServerOptions
+    from rescoldo.optimize.optimizer import OptimizeConfig
+    from rescoldo.optimize.optimizer import optimize as run_optimizer
+
+    config = OptimizeConfig(
+        model=model, train=str(train), method=method, shots=shots, trials=trials, dev=dev, threshold=threshold,
+        limit=limit, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, role=role,
+        quantization=quantization,
+    )  # fmt: skip
+    server = ServerOptions(concurrency, timeout)
+    record = run_optimizer(config, output, server=server, restart=restart, console=TerminalConsole(quiet=json_))
+    if json_:
+        print(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        return
+    before, after = (record["scores"][when]["mean"] for when in ("before", "after"))
+    print(
+        f"{before:.1%} before, {after:.1%} after, on {record['dev_examples']} training examples that it does not show"
+    )
+    print("That is the part that prompts were chosen by: what it is worth, rescoldo compare says on other examples")
+    print(f"Written: {output / record['program']} ({record['demos']} examples shown), {output / 'optimize.json'}")

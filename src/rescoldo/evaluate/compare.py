@@ -1,0 +1,201 @@
+"""Models on the same dataset, side by side: what `rescoldo compare` and the demo do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescoldo.data import read_records
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.comparison import build_comparison
+from rescoldo.evaluate.evaluation import (
+    Console,
+    checked_output,
+    evaluate,
+    metadata,
+    partial_cache,
+    role_for,
+    training_answers,
+    write_document,
+)
+from rescoldo.evaluate.predict import is_run, run_info
+from rescoldo.evaluate.predictor import Predictor
+from rescoldo.role import Role
+
+if TYPE_CHECKING:
+    from rescoldo.evaluate.open import Opener
+    from rescoldo.evaluate.predict import Loaded
+    from rescoldo.evaluate.server import ServerOptions
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none."""
+
+    baseline: str
+    optimized: str = ""
+    finetuned: str = ""
+
+
+def compare(
+    models: Mapping[str, str],
+    dataset: Path | str,
+    parts: Parts,
+    *,
+    role: str | None = None,
+    output: Path | str | None = None,
+    sampling: Sampling | None = None,
+    repeats: int = 1,
+    train_set: Path | str | None = None,
+    train_limit: int | None = None,
+    limit: int | None = None,
+    quantization: str = "auto",
+    server: ServerOptions | None = None,
+    allow_pickle: bool = False,
+    reuse: Sequence[Path] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answer a dataset with each model, score the answers and compare.
+
+    Interrupted, the next call goes on where this one was; repeated, it asks nothing again (both with `output`).
+
+    Args:
+        models: name in the document → spec (see rescoldo.evaluate.open).
+        role: name or path; where not given the fine-tuned run's own, else ba.
+        output: JSON to write; a Markdown report and an HTML page go beside it.
+        repeats: answers to each concept, with seeds that follow each other.
+        train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
+            all answers are searched for what is copied from it. By default only the latter, with the run's own.
+        reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
+
+    Returns:
+        The comparison document (contract, section 8).
+
+    Raises:
+        RescoldoError: a model, the dataset or the output is not as it must be; a server is gone.
+    """
+    from rescoldo.evaluate.open import Opener
+
+    spec = models.get(parts.finetuned, "")
+    the_role = role_for(spec or models[parts.baseline], role)
+    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
+    opener = Opener(
+        the_role,
+        specs=list(models.values()),
+        records=records,
+        quantization=quantization,
+        server=server,
+        default_lm=models[parts.baseline],
+        allow_pickle=allow_pickle,
+    )
+    target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    # all are opened before the first one works for hours
+    predictors = [opener.predictor(spec, name) for name, spec in models.items()]
+    info = run_info(Path(spec)) if is_run(spec) else {}
+    known = [*reuse, *([target] if target and target.exists() else [])]
+    return _compare(
+        predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
+        sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
+        train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+    )  # fmt: skip
+
+
+def compare_run(
+    run: str | Path | Loaded,
+    dataset: Path | str,
+    *,
+    role: str | None = None,
+    output: Path | str | None = None,
+    train: Path | str | None = None,
+    train_limit: int = 0,
+    sampling: Sampling | None = None,
+    limit: int | None = None,
+    quantization: str = "auto",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """A run's base model ("base") against the run ("finetuned"), with one model in memory. See compare.
+
+    Args:
+        run: a run's directory, or one that load_for_inference has loaded.
+        train: training set, for what is copied from it; by default the run's own.
+        train_limit: score the fine-tuned model on so many training examples too (0: none).
+
+    Raises:
+        RescoldoError: run, dataset or output are not as they must be.
+    """
+    from rescoldo.evaluate.predict import EnginePredictor, Loaded, load_for_inference
+
+    the_role = role_for(run if isinstance(run, Loaded) else str(run), role)
+    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
+    target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    if isinstance(run, str | Path):
+        if console:
+            console.say(f"Loading {run} …")
+        loaded = load_for_inference(str(run), quantization, role=the_role, records=records)
+    else:
+        loaded = run
+    if loaded.run is None:
+        raise RescoldoError("is no run directory", where=loaded.spec, fix="pass the --output of a finished training")
+    predictors = [EnginePredictor(loaded, the_role, adapter=adapter) for adapter in (False, True)]
+    return _compare(
+        predictors, records, Parts("base", finetuned="finetuned"), dataset=Path(dataset), role=the_role, target=target,
+        reuse=[target] if target and target.exists() else [], sampling=sampling or the_role.sampling, repeats=1,
+        info=loaded.info, train=train, train_limit=train_limit, limit=limit, console=console,
+    )  # fmt: skip
+
+
+def _compare(
+    predictors: Sequence[Predictor],
+    records: Sequence[dict[str, Any]],
+    parts: Parts,
+    *,
+    dataset: Path,
+    role: Role,
+    target: Path | None,
+    reuse: Sequence[Path],
+    sampling: Sampling,
+    repeats: int,
+    info: dict[str, Any],
+    train: Path | str | None,
+    train_limit: int | None,
+    limit: int | None,
+    console: Console | None,
+    opener: Opener | None = None,
+) -> dict[str, Any]:
+    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
+    started = time.time()
+    training, training_file = training_answers(train, info, role)
+    learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
+    models: dict[str, Any] = {}
+    on_training: dict[str, Any] | None = None
+    with partial_cache(target, reuse) as cache:
+        for place, predictor in enumerate(predictors):
+            models[predictor.name] = evaluate(
+                predictor, records, role, sampling,
+                repeats=repeats, cache=cache, training=training, console=console,
+            )  # fmt: skip
+            if learned and predictor.name == parts.finetuned:
+                if console:
+                    console.say(f"{predictor.name}: now on {len(learned)} training examples")
+                on_training = evaluate(predictor, learned, role, sampling, cache=cache, console=console)
+            if opener:
+                opener.release(predictor, predictors[place + 1 :])
+        train_score = on_training["scores"]["mean"] if on_training else None
+        facts = metadata(role.name, dataset, len(records), limit, training_file, started)
+        document = build_comparison(
+            models,
+            baseline=parts.baseline,
+            optimized=parts.optimized or None,
+            finetuned=parts.finetuned or None,
+            train_score=train_score,
+            metadata={**facts, "train_score": train_score, "train_score_examples": len(learned)},
+        )
+        if on_training:
+            document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+        if target:
+            write_document(document, target)
+    return document

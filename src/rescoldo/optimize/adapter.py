@@ -1,0 +1,45 @@
+"""How a program's prompt is written and its answer read. Imported only where dspy is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+
+
+class TextAdapter(dspy.ChatAdapter):  # type: ignore[misc]
+    """One input, one answer: plain turns of a conversation, and the answer is the whole text.
+
+    DSPy's field markers cost a small model more than the task itself. Programs with more fields have them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)  # no second question behind the program's back
+
+    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chat messages: the instructions, each example as a question and its answer, the question."""
+        if not _is_plain(signature):
+            return list(super().format(signature, demos, inputs))
+        (question,), (answer,) = signature.input_fields, signature.output_fields
+        messages = [{"role": "system", "content": signature.instructions}] if signature.instructions.strip() else []
+        for demo in demos:
+            if demo.get(question) and demo.get(answer):
+                messages.append({"role": "user", "content": _ask(question, demo[question])})
+                messages.append({"role": "assistant", "content": str(demo[answer])})
+        return [*messages, {"role": "user", "content": _ask(question, inputs[question])}]
+
+    def parse(self, signature: Any, completion: str, **more: Any) -> dict[str, Any]:
+        """The answer's fields."""
+        if not _is_plain(signature):
+            return dict(super().parse(signature, completion, **more))
+        (answer,) = signature.output_fields
+        return {answer: completion}
+
+
+def _is_plain(signature: Any) -> bool:
+    outputs = list(signature.output_fields.values())
+    return len(signature.input_fields) == 1 and len(outputs) == 1 and outputs[0].annotation is str
+
+
+def _ask(question: str, value: Any) -> str:
+    return f"{question.capitalize()}: {value}"

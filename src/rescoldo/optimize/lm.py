@@ -1,0 +1,256 @@
+"""Our models under DSPy: many threads ask, and what they ask at the same time is answered in one batch."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.cache import PredictionCache, key
+from rescoldo.evaluate.predictor import ChatModel, Messages, Prediction
+from rescoldo.optimize import import_dspy
+
+QUIET_SECONDS = 0.05  # a batch begins when nobody has joined it for so long
+MAX_BATCH = 64
+
+# what a program was answered, in the thread that runs it; None: nobody wants to know
+replies: contextvars.ContextVar[list[Prediction] | None] = contextvars.ContextVar("replies", default=None)
+
+
+class StoppedError(Exception):
+    """The work was given up while an answer was waited for."""
+
+
+@dataclass
+class _Request:
+    messages: Messages
+    sampling: Sampling
+    answer: Future[Prediction]
+
+
+class Desk:
+    """Where threads ask a chat model. A context manager: at its end whoever still waits is sent away.
+
+    A model that batches gets all that was asked at about the same time in one call; another gets `workers` calls at
+    a time. What is in the cache is not asked.
+
+    Attributes:
+        asked, known: how many answers were made, and how many were there already.
+        failure: why no more answers can be had, None so far.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        *,
+        workers: int = 4,
+        cache: PredictionCache | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.chat, self.cache, self._told = chat, cache, on_progress
+        self.asked = self.known = 0
+        self.failure: RescoldoError | None = None
+        self._fingerprint = chat.fingerprint()
+        self._tokens, self._stopped, self._lock = 0, threading.Event(), threading.Lock()
+        self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._open: set[Future[Prediction]] = set()
+        self._workers = 1 if chat.batches else workers
+
+    def __enter__(self) -> Desk:
+        for _ in range(self._workers):  # daemons: a model at work must not hold up Ctrl-C
+            threading.Thread(target=self._work, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopped.set()
+        for _ in range(self._workers):
+            self._waiting.put(None)
+        with self._lock:
+            waiting = list(self._open)
+        for answer in waiting:
+            _settle(answer, StoppedError())
+
+    def ask(self, messages: Messages, sampling: Sampling) -> Prediction:
+        """The answer; returns when it is there. Threads may ask at the same time.
+
+        Raises:
+            RescoldoError: no more answers can be had.
+            StoppedError: the desk has closed.
+        """
+        name = key(self._fingerprint, self.chat.render(messages), sampling)
+        kept = self.cache.get(name) if self.cache else None
+        if kept is not None:
+            with self._lock:
+                self.known += 1
+            return kept
+        if self.failure:
+            raise self.failure
+        request = _Request(messages, sampling, Future())
+        with self._lock:
+            if self._stopped.is_set():
+                raise StoppedError
+            self._open.add(request.answer)
+        self._waiting.put(request)
+        try:
+            prediction = request.answer.result()
+        finally:
+            with self._lock:
+                self._open.discard(request.answer)
+        with self._lock:
+            self.asked += 1
+        if self.cache and not prediction.error:
+            self.cache.put(name, prediction)
+        return prediction
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            first = self._waiting.get()
+            if first is None:
+                return
+            batch = [first, *(self._others() if self.chat.batches else [])]
+            while batch:  # one call for each way of sampling
+                same = [request for request in batch if request.sampling == batch[0].sampling]
+                batch = [request for request in batch if request.sampling != same[0].sampling]
+                self._answer(same)
+
+    def _others(self) -> list[_Request]:
+        found: list[_Request] = []
+        while len(found) < MAX_BATCH - 1:
+            try:
+                request = self._waiting.get(timeout=QUIET_SECONDS)
+            except queue.Empty:
+                break
+            if request is None:
+                self._waiting.put(None)
+                break
+            found.append(request)
+        return found
+
+    def _answer(self, batch: list[_Request]) -> None:
+        before = self._tokens
+
+        def told(count: int) -> None:
+            if self._stopped.is_set():
+                raise StoppedError
+            if self._told:
+                self._tokens = before + count
+                self._told(self._tokens)
+
+        try:
+            for index, prediction in self.chat.complete([r.messages for r in batch], batch[0].sampling, told):
+                _settle(batch[index].answer, prediction)
+            raise RuntimeError("no answer came")  # for those that are still open, if there are any
+        except RescoldoError as error:
+            self.failure = self.failure or error
+            outcome: Exception = error
+        except StoppedError as error:
+            outcome = error
+        except Exception as error:  # a thread's traceback would be lost: those who wait get it
+            outcome = error
+        for request in batch:
+            _settle(request.answer, outcome)
+
+
+def _settle(answer: Future[Prediction], outcome: Prediction | Exception) -> None:
+    """Give a result to who waits, unless it has one."""
+    try:
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+    except Exception:  # InvalidStateError: it has one
+        return
+
+
+class DeskEngine:
+    """A desk as dspy.LM's engine: complete(Request) -> Response."""
+
+    def __init__(self, desk: Desk, sampling: Sampling) -> None:
+        self.desk, self.sampling = desk, sampling
+
+    def complete(self, request: Any) -> Any:
+        """One answer; what was asked for in the request goes before the sampling."""
+        from dspy import lm15
+
+        config = request.config
+        sampling = replace(
+            self.sampling,
+            temperature=self.sampling.temperature if config.temperature is None else float(config.temperature),
+            max_new_tokens=config.max_tokens or self.sampling.max_new_tokens,
+            top_p=self.sampling.top_p if config.top_p is None else float(config.top_p),
+        )
+        reply = self.desk.ask(conversation(request), sampling)
+        seen = replies.get()
+        if seen is not None:
+            seen.append(reply)
+        if reply.error:
+            raise lm15.InvalidRequestError(reply.error)
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            message=lm15.Message.assistant(reply.text or " "),
+            finish_reason="stop" if reply.ended else "length",
+            usage=lm15.Usage(output_tokens=reply.tokens),
+        )
+
+    def stream(self, request: Any) -> Any:
+        """Not offered: an answer comes as a whole."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The desk is closed by who opened it."""
+
+
+def conversation(request: Any) -> Messages:
+    """A DSPy request as chat messages. What the system says comes first in the user's first message, because not every
+    model's template has room for a system (Mistral's has none).
+    """
+    system = request.system if isinstance(request.system, str) else "".join(_text(p) for p in request.system or ())
+    messages: Messages = []
+    for message in request.messages:
+        text = "".join(_text(part) for part in message.parts)
+        if message.role == "developer":
+            system = f"{system}\n\n{text}".strip()
+        elif messages and messages[-1]["role"] == message.role:
+            messages[-1]["content"] += "\n\n" + text
+        else:
+            messages.append({"role": message.role, "content": text})
+    if system and messages and messages[0]["role"] == "user":
+        messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
+    elif system:
+        messages.insert(0, {"role": "user", "content": system})
+    return messages
+
+
+def _text(part: Any) -> str:
+    text = getattr(part, "text", None)
+    if not isinstance(text, str):
+        raise RescoldoError("the program asks with something else than text", exit_code=EXIT_FAILURE)
+    return text
+
+
+def make_lm(desk: Desk, sampling: Sampling) -> Any:
+    """A dspy.LM that asks at this desk."""
+    dspy = import_dspy()
+    return dspy.LM(
+        "rescoldo/desk",
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_new_tokens,
+        cache=False,
+        num_retries=0,
+        engine=DeskEngine(desk, sampling),
+    )
+
+
+def make_adapter() -> Any:
+    """How programs write their prompts and read the answers."""
+    import_dspy()
+    from rescoldo.optimize.adapter import TextAdapter
+
+    return TextAdapter()

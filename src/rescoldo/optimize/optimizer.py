@@ -1,0 +1,311 @@
+"""Make a better prompt with DSPy's optimizers: examples to show, and (MIPROv2) instructions, chosen by the score."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo import __version__
+from rescoldo.data import read_records
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.cache import PredictionCache
+from rescoldo.evaluate.evaluation import Console, evaluate
+from rescoldo.evaluate.open import Opener
+from rescoldo.evaluate.server import ServerOptions
+from rescoldo.files import sha256, write_atomic, write_json
+from rescoldo.optimize import import_dspy
+from rescoldo.optimize.lm import MAX_BATCH, Desk, make_adapter, make_lm
+from rescoldo.optimize.predictor import ProgramPredictor
+from rescoldo.optimize.program import PROGRAM, RECORD, Program, new_program, read_program
+from rescoldo.role import Role, get_role
+from rescoldo.run.lock import RunLock
+
+METHODS = ("labeled", "bootstrap", "mipro")
+SAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class OptimizeConfig:
+    """What is optimized, and how.
+
+    Attributes:
+        model: spec of the model under the program.
+        method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2).
+        shots: examples that the program shows at most; of them as many as can be bootstrapped, with bootstrap, mipro.
+        trials: prompts that MIPROv2 tries.
+        dev: share of the training set that prompts are scored on, not shown.
+        threshold: score from which on a model's own answer may become an example.
+        limit: only the first so many training examples.
+    """
+
+    model: str
+    train: str
+    method: str = "mipro"
+    shots: int = 3
+    trials: int = 10
+    dev: float = 0.2
+    threshold: float = 0.8
+    limit: int | None = None
+    temperature: float = 0.7
+    max_new_tokens: int = 2048
+    seed: int = 42
+    role: str = "ba"
+    quantization: str = "auto"
+
+
+def optimize(
+    config: OptimizeConfig,
+    output: Path | str,
+    *,
+    server: ServerOptions | None = None,
+    restart: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Optimize a role's prompt; write the program and how it was made into `output`.
+
+    The model's answers are kept while it works, and DSPy asks the same questions in the same order for the same seed:
+    so an interrupted call goes on where it was. A finished one returns what is there.
+
+    Returns:
+        The content of optimize.json: model, method, scores {"before", "after"} on the dev part, demos, config, …
+
+    Raises:
+        RescoldoError: dspy is missing, config or files are not as they must be, the model cannot answer, or `output`
+            holds a program that was made otherwise (restart makes it anew).
+    """
+    _check(config)
+    dspy = import_dspy()
+    role, folder = get_role(config.role).ready(), Path(output)
+    records = read_records(config.train, role)[: config.limit]
+    shown, dev = _split(records, config)
+    identity = {
+        **asdict(config),
+        "train_sha256": sha256(Path(config.train)),
+        "role": role.identity,
+        "dspy": dspy.__version__,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RescoldoError(f"cannot be made: {error.strerror or error}", where=f"--output {folder}") from None
+    with RunLock(folder):
+        if not restart and (finished := _finished(folder, identity)):
+            return finished
+        chat = Opener(role, records=records, quantization=config.quantization, server=server).chat(config.model)
+        started = time.time()
+        cache = PredictionCache(folder / "answers.partial.jsonl")
+        sampling = Sampling(config.temperature, 1.0, config.max_new_tokens, config.seed)
+        workers = (server or ServerOptions()).concurrency
+
+        def score(program: Program, name: str) -> dict[str, Any]:
+            predictor = ProgramPredictor("", program, chat, role, name, workers=workers, cache=cache)
+            part = evaluate(predictor, dev, role, sampling, cache=cache, console=console)
+            if console:
+                console.say(f"{name}: {part['scores']['mean']:.1%} on {len(dev)} examples that it does not show")
+            return dict(part["scores"])
+
+        program = new_program(role)
+        before = score(program, "before")
+        watch = _Watch(role, records, console)
+        with Desk(chat, workers=workers, cache=cache, on_progress=watch.tokens) as desk, _dspy_log(console):
+            with dspy.context(lm=make_lm(desk, sampling), adapter=make_adapter()):
+                threads = MAX_BATCH if chat.batches else workers
+                made = _compile(dspy, config, program.module, _examples(dspy, role, shown),
+                                _examples(dspy, role, dev), watch.metric, threads)  # fmt: skip
+            if desk.failure:  # DSPy takes it for a bad answer
+                raise desk.failure
+            asked = {"answers": desk.asked, "answers_kept_from_before": desk.known}
+        _write_program(made, folder / PROGRAM)
+        after = score(read_program(folder / PROGRAM, role), "after")
+        record = {
+            "rescoldo": __version__,
+            "model": config.model,
+            "model_described": chat.describe(),
+            "method": config.method,
+            "scores": {"before": before, "after": after},
+            "shown_examples": len(shown),
+            "dev_examples": len(dev),
+            "demos": len(made.demos),
+            "program": PROGRAM,
+            "program_sha256": sha256(folder / PROGRAM),
+            **asked,
+            "wall_seconds": round(time.time() - started, 1),
+            "identity": identity,
+        }
+        write_json(folder / RECORD, record)
+        cache.remove()
+    return record
+
+
+def _check(config: OptimizeConfig) -> None:
+    if config.method not in METHODS:
+        raise RescoldoError(f"there is no method {config.method!r}", where="--method", fix=", ".join(METHODS))
+    for flag, value, least, most in (
+        ("shots", config.shots, 1, 64), ("trials", config.trials, 1, 1000), ("dev", config.dev, 0.01, 0.9),
+        ("threshold", config.threshold, 0, 1), ("limit", config.limit, 2, 1 << 31),
+    ):  # fmt: skip
+        if value is not None and not least <= value <= most:
+            raise RescoldoError(f"{value} is out of range", where=f"--{flag}", fix=f"{least} to {most}")
+
+
+def _split(records: Sequence[dict[str, Any]], config: OptimizeConfig) -> tuple[list[Any], list[Any]]:
+    """The examples to show, and those to score on: drawn by the seed, in the file's order."""
+    if len(records) < 2:
+        raise RescoldoError("two examples are the least: one to show, one to score on", where=config.train)
+    count = min(len(records) - 1, max(1, math.floor(config.dev * len(records))))
+    drawn = set(random.Random(config.seed).sample(range(len(records)), count))
+    return (
+        [record for i, record in enumerate(records) if i not in drawn],
+        [record for i, record in enumerate(records) if i in drawn],
+    )
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call has left here, None if it did not finish.
+
+    Raises:
+        RescoldoError: it was made otherwise.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        theirs = record["identity"]
+        whole = record["program_sha256"] == sha256(folder / PROGRAM)
+        different = [name for name in identity if theirs.get(name) != identity[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if different:
+        what = "; ".join(f"{name}: {theirs.get(name)!r} there, {identity[name]!r} now" for name in different[:5])
+        raise RescoldoError(
+            f"holds a program that was made otherwise ({what})",
+            where=str(folder),
+            fix="choose another --output, or --restart to make it anew",
+        )
+    return dict(record) if whole else None
+
+
+def _examples(dspy: Any, role: Role, records: Sequence[dict[str, Any]]) -> list[Any]:
+    return [
+        dspy.Example({role.input: role.key(r), role.spec.answer: role.target(r)}).with_inputs(role.input)
+        for r in records
+    ]
+
+
+def _compile(
+    dspy: Any, config: OptimizeConfig, module: Any, shown: list[Any], dev: list[Any], metric: Any, threads: int
+) -> Any:
+    """Run the optimizer; returns the new module."""
+    many = 1 << 30  # a model's bad answers are what is being scored, no reason to stop
+    if config.method == "labeled":
+        random.seed(config.seed)
+        return dspy.LabeledFewShot(k=config.shots).compile(module, trainset=shown, sample=True)
+    if config.method == "bootstrap":
+        return dspy.BootstrapFewShot(
+            metric=metric, metric_threshold=config.threshold, max_bootstrapped_demos=config.shots,
+            max_labeled_demos=config.shots, max_errors=many,
+        ).compile(module, trainset=shown)  # fmt: skip
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise RescoldoError("MIPROv2 needs the package optuna", fix="pip install 'rescoldo[dspy]'") from None
+    candidates = max(2, min(8, config.trials))
+    return dspy.MIPROv2(
+        metric=metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,
+        max_bootstrapped_demos=config.shots, max_labeled_demos=config.shots, num_threads=threads, max_errors=many,
+        seed=config.seed,
+    ).compile(
+        module, trainset=shown, valset=dev, num_trials=config.trials, minibatch=False, seed=config.seed
+    )  # fmt: skip
+
+
+class _Watch:
+    """The metric as DSPy calls it, and a word now and then on how far it is."""
+
+    def __init__(self, role: Role, records: Sequence[dict[str, Any]], console: Console | None) -> None:
+        self._role, self._console = role, console
+        self._records = {role.key(record): record for record in records}
+        self._scored, self._sum, self._tokens, self._last = 0, 0.0, 0, time.monotonic()
+        self._lock = threading.Lock()
+
+    def metric(self, example: Any, prediction: Any, trace: Any = None) -> float:
+        """The role's score of an answer, 0..1."""
+        record = self._records[getattr(example, self._role.input)]
+        total = self._role.score(str(getattr(prediction, self._role.spec.answer, "")), record).total
+        with self._lock:
+            self._scored, self._sum = self._scored + 1, self._sum + total
+        self._say()
+        return total
+
+    def tokens(self, count: int) -> None:
+        """The model has written so many."""
+        self._tokens = count
+        self._say()
+
+    def _say(self) -> None:
+        with self._lock:
+            due = time.monotonic() - self._last >= SAY_SECONDS
+            self._last = time.monotonic() if due else self._last
+            mean = f", {self._sum / self._scored:.1%} on average" if self._scored else ""
+        if due and self._console:
+            self._console.say(f"Optimizing: {self._scored} answers scored{mean}; {self._tokens:,} tokens written")
+
+
+class _Lines(logging.Handler):
+    """DSPy's own log lines, those that say what is being tried."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text.startswith(("==> STEP", "== Trial", "Score:", "Best", "Returning best", "Bootstrapped")):
+            self._console.say(f"DSPy: {text.strip('=> ')}")
+
+
+@contextmanager
+def _dspy_log(console: Console | None) -> Iterator[None]:
+    """What DSPy logs goes to the console, the rest of it and its bars nowhere."""
+    log = logging.getLogger("dspy")
+    before, propagate, level = log.handlers[:], log.propagate, log.level
+    log.handlers, log.propagate = ([_Lines(console)] if console else [logging.NullHandler()]), False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before, propagate
+        log.setLevel(level)
+
+
+def _write_program(module: Any, path: Path) -> None:
+    """State only: instructions, fields and examples; no model, no traces.
+
+    Raises:
+        RescoldoError: it cannot be written.
+    """
+    for step in module.predictors():
+        step.lm, step.traces, step.train = None, [], []
+
+    def write(temporary: Path) -> None:
+        named = temporary.with_suffix(".json")  # DSPy chooses the format by the name
+        try:
+            module.save(named)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
+
+    try:
+        write_atomic(path, write)
+    except OSError as error:
+        raise RescoldoError(
+            f"cannot be written: {error.strerror or error}", where=str(path), exit_code=EXIT_FAILURE
+        ) from None

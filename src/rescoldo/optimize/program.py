@@ -1,0 +1,216 @@
+"""DSPy programs: made for a role, written as state-only JSON, found and read again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.predict import is_run
+from rescoldo.files import sha256
+from rescoldo.optimize import import_dspy
+from rescoldo.role import Role
+
+PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state; how it was made
+MAX_BYTES = 32 << 20
+_SENTINEL = "xqzinputzqx"  # stands in for an input while the prompt is asked what comes before it
+_NAME = re.compile(r"[A-Za-z]\w{0,63}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A DSPy program.
+
+    Attributes:
+        module: called with the input field, returns a dspy.Prediction.
+        outputs: the fields of its answer, a train of thought left out; None where only the answer shows them.
+        sha256: of the file that it was read from, "" where it was made here.
+        lm: the spec of the model that it was optimized over, "" where that is not known.
+        demos: examples that it shows.
+    """
+
+    module: Any
+    outputs: tuple[str, ...] | None
+    sha256: str = ""
+    lm: str = ""
+    demos: int = 0
+
+
+def new_program(role: Role) -> Program:
+    """The program that is optimized: one step, from the role's input to its answer as text.
+
+    Raises:
+        RescoldoError: the role's prompt asks by more than its input.
+    """
+    dspy = import_dspy()
+    fields = {
+        role.input: (str, dspy.InputField()),
+        role.spec.answer: (str, dspy.OutputField(desc=f"as {role.spec.serialization}")),
+    }
+    return Program(dspy.Predict(dspy.make_signature(fields, instruction(role))), (role.spec.answer,))
+
+
+def instruction(role: Role) -> str:
+    """A role's task in words: its prompt up to the line on which the input stands.
+
+    Raises:
+        RescoldoError: the role's prompt asks by more than its input, or has no words before it.
+    """
+    try:
+        prompt = "\n\n".join(message["content"] for message in role.messages({role.input: _SENTINEL}))
+    except RescoldoError as error:
+        raise RescoldoError(
+            f"the role {role.name} asks by more than its field {role.input!r}, a program has no more",
+            where=error.where,
+        ) from None
+    words = prompt.partition(_SENTINEL)[0].rpartition("\n")[0].strip()
+    if not words:
+        raise RescoldoError(f"the role {role.name} gives no instruction before its input: there is nothing to optimize")
+    return words
+
+
+def find_program(spec: str) -> tuple[Path, str] | None:
+    """The program and the model ("" where none is named) in PROGRAM or PROGRAM@MODEL; None if `spec` is no program."""
+    place = len(spec)
+    while place >= 0:
+        path = Path(spec[:place]).expanduser()
+        if spec[:place] and _is_program(path):
+            return path, spec[place + 1 :]
+        place = spec.rfind("@", 0, place)
+    return None
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        if path.is_file():
+            return path.suffix in (".json", ".pkl")
+        if not path.is_dir() or is_run(str(path)) or (path / "config.json").is_file():
+            return False
+        return any(path.glob("*.json")) or any(path.glob("*.pkl"))
+    except OSError:
+        return False
+
+
+def read_program(path: Path, role: Role, *, allow_pickle: bool = False) -> Program:
+    """Read a program: a directory or a file.
+
+    Args:
+        allow_pickle: load pickled programs, which run code while they are loaded.
+
+    Raises:
+        RescoldoError: no program, a damaged one, a pickled one without leave, one of several steps.
+    """
+    file = _file(path) if path.is_dir() else path
+    if file.suffix == ".pkl":
+        return _unpickle(file, role, allow_pickle)
+    if file.stat().st_size > MAX_BYTES:
+        raise RescoldoError(f"is longer than {MAX_BYTES >> 20} MB", where=str(file))
+    try:
+        state = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RescoldoError(f"cannot be read as a DSPy program: {error}", where=str(file)) from None
+    return _rebuild(state, file, role)
+
+
+def _file(folder: Path) -> Path:
+    if (folder / PROGRAM).is_file():
+        return folder / PROGRAM
+    if (folder / "program.pkl").is_file():
+        return folder / "program.pkl"
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in (RECORD, "metadata.json")]
+    files = files or sorted(folder.glob("*.pkl"))
+    if len(files) != 1:
+        found = f"{len(files)} files that could be one" if files else "none"
+        raise RescoldoError(f"a directory of a DSPy program holds {PROGRAM}; here is {found}", where=str(folder))
+    return files[0]
+
+
+def _unpickle(file: Path, role: Role, allowed: bool) -> Program:
+    if not allowed:
+        raise RescoldoError(
+            "is a pickled program: loading it runs whatever code is in it, so it is refused",
+            where=str(file),
+            fix="save it as JSON (program.save('program.json')), or give --allow-pickle if you trust who made it",
+        )
+    dspy = import_dspy()
+    try:
+        if file.name == "program.pkl":
+            module = dspy.load(str(file.parent), allow_pickle=True)
+            return Program(module, None, sha256(file), _lm_of(file))
+        import cloudpickle
+
+        with open(file, "rb") as stream:
+            state = cloudpickle.load(stream)
+    except Exception as error:  # it runs its own code
+        raise RescoldoError(f"cannot be loaded: {type(error).__name__}: {error}", where=str(file)) from None
+    return _rebuild(state, file, role)
+
+
+def _rebuild(state: Any, file: Path, role: Role) -> Program:
+    """The program of a state. Only its words are taken: fields, instructions, examples; no model, no address."""
+    steps = _steps(state)
+    if not steps:
+        raise RescoldoError("is not a DSPy program's state", where=str(file), fix="name what program.save() wrote")
+    if len(steps) > 1:
+        raise RescoldoError(
+            f"is a program of {len(steps)} steps; only one of a single step can be rebuilt from its state",
+            where=str(file),
+            fix="save the whole program (save_program=True) and give --allow-pickle",
+        )
+    (step,) = steps
+    signature, demos = step["signature"], [demo for demo in step["demos"] if isinstance(demo, Mapping)]
+    rows = signature.get("fields")
+    fields = [_field(row, file) for row in rows] if isinstance(rows, list) else []
+    names = [name for name, _ in fields]
+    if role.input not in names or len(set(names)) != len(names) or len(names) < 2:
+        raise RescoldoError(
+            f"the program does not go from {role.input} to an answer (fields: {', '.join(names)})", where=str(file)
+        )
+    dspy = import_dspy()
+    made = {
+        name: (str, dspy.InputField(desc=text) if name == role.input else dspy.OutputField(desc=text))
+        for name, text in sorted(fields, key=lambda field: field[0] != role.input)
+    }
+    module = dspy.Predict(dspy.make_signature(made, str(signature.get("instructions") or "")))
+    module.demos = [
+        dspy.Example({str(name): value for name, value in demo.items() if name in names}).with_inputs(role.input)
+        for demo in demos
+    ]
+    outputs = tuple(name for name in names if name not in (role.input, "reasoning", "rationale"))
+    return Program(module, outputs, sha256(file), _lm_of(file), len(demos))
+
+
+def _steps(state: Any) -> list[Mapping[str, Any]]:
+    def is_step(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and isinstance(value.get("signature"), Mapping)
+            and isinstance(value.get("demos"), list)
+        )
+
+    if is_step(state):
+        return [state]
+    return [value for value in state.values() if is_step(value)] if isinstance(state, Mapping) else []
+
+
+def _field(row: Any, file: Path) -> tuple[str, str]:
+    """A field's name and description; the state has the name only as the prefix that DSPy made of it."""
+    prefix = row.get("prefix") if isinstance(row, Mapping) else None
+    name = re.sub(r"\W+", "_", str(prefix or "").strip().rstrip(":").lower()).strip("_")
+    if not _NAME.fullmatch(name):
+        raise RescoldoError(f"a field has no name: {prefix!r}", where=str(file))
+    text = row.get("description")
+    return name, text if isinstance(text, str) and text else f"${{{name}}}"
+
+
+def _lm_of(file: Path) -> str:
+    """The model that the program was optimized over, as rescoldo optimize has noted it."""
+    try:
+        found = json.loads((file.parent / RECORD).read_bytes())["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return found if isinstance(found, str) else ""
