@@ -18,8 +18,7 @@ import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.train import checkpoint as checkpoints
-from rescoldo.train.checkpoint import list_checkpoints
-from rescoldo.train.identity import read_json
+from rescoldo.train.layout import list_checkpoints, read_json
 from rescoldo.train.start import train
 from tests.train.fake import PARTS, FakeStep, Silent, config, evaluate_loss
 
@@ -217,7 +216,13 @@ def test_a_full_disk_at_the_end_loses_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
+    """It stays full to the end: the run holds on to its result until there is room."""
+    import threading
+
+    from rescoldo.train import loop
+
+    monkeypatch.setattr(loop, "WAIT_SECONDS", 0.05)
     calm = undisturbed(tmp_path)
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -234,11 +239,17 @@ def test_a_disk_that_is_really_full(tmp_path):
                 with pytest.raises(OSError, match="No space"):
                     filler.write_bytes(b"x" * 300_000)
 
-        with pytest.raises(RescoldoError, match="No space left on device"):
-            train(config(tmp_path, output, checkpoint_minutes=0.0), parts=counting_parts(act), reporter=reporter)
+        def make_room():
+            while "waiting for room" not in reporter.text:
+                time.sleep(0.05)
+            assert not (output / "adapter_model.safetensors").exists()
+            filler.unlink()
+
+        helper = threading.Thread(target=make_room, daemon=True)
+        helper.start()
+        train(config(tmp_path, output, checkpoint_minutes=0.0), parts=counting_parts(act), reporter=reporter)
+        helper.join()
         assert "no checkpoint was written" in reporter.text
-        filler.unlink()
-        train(config(tmp_path, output), parts=PARTS, reporter=reporter)
         assert results(output) == calm
     finally:
         subprocess.run(["umount", str(disk)], check=False)

@@ -10,12 +10,16 @@ from rescoldo import __version__
 from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from rescoldo.cli.compare import compare
 from rescoldo.cli.data import data
+from rescoldo.cli.doctor import EXAMPLE as DOCTOR_EXAMPLE
+from rescoldo.cli.doctor import doctor
 from rescoldo.cli.eval import EXAMPLE as EVAL_EXAMPLE
 from rescoldo.cli.eval import eval_
 from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
 from rescoldo.cli.export import export
 from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
+from rescoldo.cli.status import list_, logs, status, stop
+from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
@@ -42,7 +46,12 @@ def _root(
     """Global options."""
 
 
-app.command()(train)
+app.command(epilog=TRAIN_EXAMPLE)(train)
+app.command(epilog=DOCTOR_EXAMPLE)(doctor)
+app.command(epilog="Example: rescoldo status artifacts/mine --json")(status)
+app.command(epilog="Example: rescoldo logs -f artifacts/mine")(logs)
+app.command(epilog="Example: rescoldo stop artifacts/mine")(stop)
+app.command("list", epilog="Example: rescoldo list artifacts")(list_)
 app.command()(verify)
 app.add_typer(data, name="data")
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)

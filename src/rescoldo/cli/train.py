@@ -5,108 +5,48 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rescoldo.cli.options import RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import RescoldoError
 
-BASICS, LORA, RUN = "What", "How", "Run"
+if TYPE_CHECKING:
+    from rescoldo.train.config import RunConfig
+
+EXAMPLE = "Example: rescoldo train --train train.jsonl --val val.jsonl --output artifacts/mine --detach"
 
 
+@run_options
 def train(
-    train: Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)] = None,
-    val: Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Directory that the run writes; a run in it is resumed.", rich_help_panel=BASICS)
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            help="Directory, Hub id, GGUF file, ollama:NAME or sample:smollm2. (default sample:smollm2)",
-            rich_help_panel=BASICS,
-        ),
-    ] = None,
-    role: Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="YAML file with any of these as fields (lora_r: 8); flags win.", rich_help_panel=BASICS),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples a micro-batch. (default 1)", rich_help_panel=LORA)
-    ] = None,
-    grad_accum: Annotated[
-        int | None, typer.Option(help="Micro-batches an optimizer step. (default 8)", rich_help_panel=LORA)
-    ] = None,
-    lora_r: Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)] = None,
-    lora_dropout: Annotated[
-        float | None, typer.Option(help="Dropout before A. (default 0.1)", rich_help_panel=LORA)
-    ] = None,
-    lora_targets: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
-            "or attention, mlp, all. (default attention)",
-            rich_help_panel=LORA,
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Longest example in tokens; longer ones are left out and named. (default 2048)", rich_help_panel=LORA
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Decides order, first weights and dropout. (default 42)", rich_help_panel=LORA)
-    ] = None,
-    quantization: Annotated[
-        str | None,
-        typer.Option(
-            help="The frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. (default auto)", rich_help_panel=LORA
-        ),
-    ] = None,
-    warmup: Annotated[
-        float | None,
-        typer.Option(help="Warm-up: a share of all steps, or from 1 on steps. (default 0.05)", rich_help_panel=LORA),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="AdamW's weight decay. (default 0.01)", rich_help_panel=LORA)
-    ] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(help="The gradient's norm is clipped to this. (default 1.0)", rich_help_panel=LORA)
-    ] = None,
-    shuffle: Annotated[
-        bool | None,
-        typer.Option("--shuffle/--no-shuffle", help="New order each epoch. (default shuffle)", rich_help_panel=LORA),
-    ] = None,
-    early_stopping: Annotated[
-        int | None,
-        typer.Option(help="Stop after N epochs without a better validation loss. (default off)", rich_help_panel=LORA),
-    ] = None,
-    train_limit: Annotated[
-        int | None, typer.Option(help="Only the first N training examples.", rich_help_panel=RUN)
-    ] = None,
-    val_limit: Annotated[
-        int | None, typer.Option(help="Only the first N validation examples.", rich_help_panel=RUN)
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after N optimizer steps.", rich_help_panel=RUN)] = None,
-    checkpoint_minutes: Annotated[
-        float | None, typer.Option(help="Minutes between checkpoints. (default 5)", rich_help_panel=RUN)
-    ] = None,
-    keep_checkpoints: Annotated[
-        int | None, typer.Option(help="Checkpoints kept between epochs. (default 2)", rich_help_panel=RUN)
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads. (default the cores this process may use)", rich_help_panel=RUN)
-    ] = None,
+    given: dict[str, Any],
+    config: ConfigFile = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start anew; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
     ] = False,
+    adapter_bin: Annotated[
+        bool, typer.Option("--adapter-bin", help="Write adapter_model.bin too.", rich_help_panel=RUN)
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start although doctor's checks fail.", rich_help_panel=RUN)
+    ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Run in the background and log to OUTPUT/run.log; a closed terminal does not end it.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    on_exit: Annotated[
+        str,
+        typer.Option(
+            help="Shell command to run when it is done or has failed; gets the status as JSON on its input. "
+            "With --detach it is also run when the run was killed.",
+            rich_help_panel=RUN,
+        ),
+    ] = "",
     json_: Annotated[
         bool,
         typer.Option(
@@ -116,24 +56,48 @@ def train(
 ) -> None:
     """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts anew.
 
-    Exit code 0: finished. 1: failed. 2: something asked for cannot be. 3: another process works in OUTPUT.
-    128 + N: stopped by signal N and saved.
+    Exit code 0: finished (with --detach: started). 1: failed. 2: something asked for cannot be. 3: another process
+    works in OUTPUT. 128 + N: stopped by signal N and saved.
     """
-    given = dict(locals())
-    del given["config"], given["restart"], given["json_"]
-    run(given, config, restart=restart, as_json=json_)
+    switches = {"restart": restart, "adapter_bin": adapter_bin, "force": force}
+    run(given, config, detach=detach, on_exit=on_exit, as_json=json_, **switches)
 
 
-def run(given: dict[str, Any], config: Path | None, *, restart: bool, as_json: bool, adapter_bin: bool = False) -> None:
+def run(
+    given: dict[str, Any],
+    config: Path | None,
+    *,
+    restart: bool,
+    as_json: bool,
+    adapter_bin: bool = False,
+    force: bool = False,
+    detach: bool = False,
+    on_exit: str = "",
+) -> None:
     """Train with the fields in `given` (None: not given) and leave with the exit code."""
-    from rescoldo.train.config import check_paths, make_config
+    from rescoldo.run.registry import register
+    from rescoldo.train.config import check_paths
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a log in a plain encoding is no reason to fail
-    run_config = make_config(given, config)
+    run_config = read_config(given, config)
     check_paths(run_config)  # before torch is imported, which takes seconds
+    register(run_config.output)
+    try:
+        if detach:
+            from rescoldo.run.detach import start_detached, train_command
 
+            command = train_command(given, config, restart=restart, adapter_bin=adapter_bin, force=force)
+            _say_started(run_config.output, start_detached(run_config.output, command, on_exit), as_json)
+        else:
+            _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json)
+    except RescoldoError as error:
+        if as_json:
+            print(json.dumps({"status": "failed", "output": str(run_config.output), "error": str(error)}))
+        raise
+
+
+def _in_foreground(
+    config: RunConfig, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
+) -> None:
     from rich.console import Console
 
     from rescoldo.train.progress import Reporter
@@ -141,12 +105,29 @@ def run(given: dict[str, Any], config: Path | None, *, restart: bool, as_json: b
 
     reporter = Reporter(Console(stderr=as_json, highlight=False))
     try:
-        result = start(run_config, restart=restart, adapter_bin=adapter_bin, reporter=reporter)
-    except RescoldoError as error:
-        if as_json:
-            print(json.dumps({"status": "failed", "output": str(run_config.output), "error": str(error)}))
-        raise
+        result = start(config, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
+    finally:
+        if on_exit:
+            from rescoldo.run.notify import run_on_exit
+
+            problem = run_on_exit(on_exit, config.output)
+            if problem:
+                reporter.warn(problem)
     if as_json:
         print(json.dumps(result.summary(), ensure_ascii=False))
     if result.signal:
         raise typer.Exit(128 + result.signal)
+
+
+def _say_started(output: Path, pid: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"status": "started", "output": str(output), "pid": pid, "log": str(output / "run.log")}))
+        return
+    print(f"started as process {pid}; it goes on when this terminal is closed", file=sys.stdout)
+    for what, command in (
+        ("how far it is", "status"),
+        ("what it says", "logs -f"),
+        ("watch it", "watch"),
+        ("save and end", "stop"),
+    ):
+        print(f"  {what:<14} rescoldo {command} {output}")

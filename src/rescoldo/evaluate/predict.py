@@ -204,7 +204,8 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
     """int8's calibration as the run's newest good checkpoint keeps it."""
-    from rescoldo.train.checkpoint import list_checkpoints, read_checkpoint
+    from rescoldo.train.checkpoint import read_checkpoint
+    from rescoldo.train.layout import list_checkpoints
 
     for path in list_checkpoints(run):
         try:

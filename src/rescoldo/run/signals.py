@@ -7,8 +7,11 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
+
+from rescoldo.run.lock import process_start, read_holder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_KEYSTROKE_SECONDS = 0.3  # launchers pass on the Ctrl-C that the terminal has already sent us
@@ -57,3 +60,32 @@ class Interruption:
 def _write(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
+
+
+def send_to(output: Path, number: signal.Signals) -> bool:
+    """Send a signal to the process that holds `output`; never to another that got its pid meanwhile.
+
+    Returns:
+        False if no process of this machine holds it.
+    """
+    holder = read_holder(output)
+    if holder is None or not holder.alive:
+        return False
+    if not hasattr(os, "pidfd_open"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder.pid, number)
+            return True
+        return False
+    try:
+        fd = os.pidfd_open(holder.pid)
+    except OSError:
+        return False
+    try:
+        if process_start(holder.pid) != holder.start:  # looked at with the handle in hand: it cannot change any more
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -29,15 +28,13 @@ import torch
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
+from rescoldo.train.layout import METRICS, list_checkpoints, order
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own hash
-METRICS = "metrics.jsonl"
 TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
 MAX_MANIFEST_BYTES = 64 << 20
-
-_NAME = re.compile(r"checkpoint-(\d{1,18})(?:-(rolling)|-eval-(\d{1,18}))?")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -104,23 +101,6 @@ class Checkpoint:
         if self.position.evaluated:
             return f"checkpoint-{self.position.batches}-eval-{len(self.position.evaluated)}"
         return f"checkpoint-{self.position.batches}-rolling"
-
-
-def order(path: Path) -> tuple[int, float] | None:
-    """The position in a checkpoint's name as a sort key, None for other files."""
-    match = _NAME.fullmatch(path.name)
-    if not match:
-        return None
-    phase = 0.0 if match[2] else float(match[3]) if match[3] else float("inf")
-    return int(match[1]), phase
-
-
-def list_checkpoints(output: Path) -> list[Path]:
-    """The checkpoints in `output`, newest first."""
-    if not output.is_dir():
-        return []
-    found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, keep: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +14,8 @@ from rescoldo.files import write_json
 from rescoldo.role import Role
 from rescoldo.train.checkpoint import FORMAT
 from rescoldo.train.config import RunConfig
+from rescoldo.train.layout import INFO_FILE, METRICS, RUN_FILE
 from rescoldo.train.parts import Dataset
-
-RUN_FILE = "run.json"  # what was started here: config in force and identity
-INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
 
 # fields that may change between a start and its resumption without changing the result
 FREE = frozenset(
@@ -34,7 +31,7 @@ FREE = frozenset(
         "keep_checkpoints",
     }
 )
-OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, "metrics.jsonl")
+OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
 def identity(config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset) -> dict[str, Any]:
@@ -119,15 +116,6 @@ def refuse_if_foreign(output: Path) -> None:
             where="--output",
             fix=f"pass another --output, or --restart to move the directory aside (to {free_name(output).name})",
         )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None if the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def write_run_file(output: Path, config: RunConfig, preset: dict[str, Any], now: dict[str, Any], started: str) -> None:

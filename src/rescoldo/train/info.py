@@ -13,8 +13,9 @@ import psutil
 from rescoldo.files import sha256, write_json
 from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin
 from rescoldo.train.checkpoint import Position
-from rescoldo.train.identity import INFO_FILE, cpu_model, versions
-from rescoldo.train.metrics import METRICS, resumptions, wall_seconds
+from rescoldo.train.identity import cpu_model, versions
+from rescoldo.train.layout import INFO_FILE, METRICS
+from rescoldo.train.metrics import resumptions, wall_seconds
 from rescoldo.train.parts import Parts, Tensors, lora_config
 from rescoldo.train.prepare import Prepared
 

@@ -14,16 +14,20 @@ import time
 from dataclasses import asdict
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
-from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, list_checkpoints, write_checkpoint
+from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, write_checkpoint
+from rescoldo.train.layout import list_checkpoints
 from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
 from rescoldo.train.optimizer import AdamW, clip, lr_factor, warmup_steps
 from rescoldo.train.parts import Model, Parts
 from rescoldo.train.plan import Plan
 from rescoldo.train.prepare import Prepared
 from rescoldo.train.progress import Bar, Reporter, Speed
+from rescoldo.units import clock
 
 EVALUATION_CHUNK = 4  # validation examples between two places where the run can stop
+WAIT_SECONDS = 2.0  # between tries when only the disk is waited for
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
 
 
@@ -31,9 +35,17 @@ class Loop:
     """The state of a run in memory: model, optimizer, position, logs."""
 
     def __init__(
-        self, prepared: Prepared, parts: Parts, reporter: Reporter, model: Model, checkpoint: Checkpoint | None
+        self,
+        prepared: Prepared,
+        parts: Parts,
+        reporter: Reporter,
+        model: Model,
+        checkpoint: Checkpoint | None,
+        monitor: Monitor,
+        timings: Timings,
     ) -> None:
         self.prepared, self.parts, self.reporter, self.model = prepared, parts, reporter, model
+        self.monitor, self.timings = monitor, timings
         self.config = config = prepared.config
         self.examples = prepared.train.examples
         self.plan = Plan(config, len(self.examples))
@@ -48,11 +60,11 @@ class Loop:
             model.sync()
             self.optimizer.load_state(checkpoint.optimizer)
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
-        self.timings = Timings(config.output)
         self.board = TensorBoard(config.output, self.position.step, reporter.warn)
         self.interruption = Interruption()
         self.speed = Speed()
         self.saved_at = time.monotonic()
+        self.unsaved = False  # did the last checkpoint fail to be written?
 
     def fit(self) -> bool:
         """Train until done; False if a signal came first (the run is saved then)."""
@@ -74,6 +86,7 @@ class Loop:
             self.metrics.append(
                 {"epoch": at.epoch + 1, "step": at.step, **asdict(at.losses[-1]), "best_epoch": at.best_epoch}
             )
+            self.monitor.update(val_loss=val_loss)
             self.board.add(at.step, loss__validation=val_loss, loss__epoch=at.losses[-1].train_loss)
 
             at.epoch, at.epoch_nats, at.epoch_targets, at.evaluated = at.epoch + 1, 0.0, 0, []
@@ -82,7 +95,7 @@ class Loop:
                 return self.stopped()
         if at.stopped_early:
             self.reporter.say(f"Stopped early: no better validation loss since epoch {at.best_epoch}")
-        return True
+        return self.wait_for_disk()
 
     def train_epoch(self) -> bool:
         """Train on what is left of the epoch; False if a signal came first."""
@@ -90,23 +103,26 @@ class Loop:
         groups = plan.groups(at.epoch)
         total = sum(len(plan.batches(group)) for group in groups)
         before = at.epoch * plan.batches_per_epoch
+        self.monitor.update(now=True, phase="training", epoch=at.epoch + 1, epochs=plan.epochs, steps=plan.total_steps)
         with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
             for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
                 examples = [self.examples[i] for i in group]
                 targets = sum(example.n_targets for example in examples)
                 batches = plan.batches(group)
-                began = mark = time.monotonic()
+                began = mark = self.monitor.clock.now()
                 step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
+                whole = not at.micro  # not begun by an earlier process
                 if at.micro:
                     step.load_state(self.gradients)
                 self.gradients = {}
 
                 for batch in batches[at.micro :]:
+                    tokens = sum(len(examples[i].tokens) for i in batch)
+                    self.monitor.guard.before_pass(self.model, tokens)
                     nats = step.micro_batch(batch)
                     if not math.isfinite(nats):
                         raise self.not_finite("loss", [group[i] for i in batch])
-                    tokens = sum(len(examples[i].tokens) for i in batch)
-                    mark = self.speed.add(tokens, since=mark)
+                    mark = self.timed(tokens, mark)
                     at.micro, at.batches, at.step_nats = at.micro + 1, at.batches + 1, at.step_nats + nats
                     at.tokens += tokens
                     if self.should_save():
@@ -132,16 +148,26 @@ class Loop:
                 at.targets += targets
                 line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
                 self.metrics.append({**line, "tokens": at.tokens})
-                seconds = round(self.speed.add(0, since=mark) - began, 3)
+                seconds = self.timed(0, mark) - began
                 rate = self.speed.tokens_per_second
-                self.timings.event("step", step=at.step, seconds=seconds, tokens_per_second=round(rate, 2))
+                self.timings.event("step", step=at.step, seconds=round(seconds, 3), tokens_per_second=round(rate, 2))
+                if whole:
+                    self.monitor.step_done(at.step, sum(len(example.tokens) for example in examples), seconds)
+                self.monitor.update(step=at.step, loss=loss)
                 self.board.add(at.step, loss__train=loss, lr=lr, grad_norm=norm, tokens_per_second=rate)
                 self.show(bar, loss)
         return True
 
+    def timed(self, tokens: int, since: float) -> float:
+        """Count work done since `since` on the monitor's clock; returns now."""
+        now = self.monitor.clock.now()
+        self.speed.add(tokens, now - since)
+        return now
+
     def evaluate(self) -> bool:
         """Fill `position.evaluated` for all validation examples; False if a signal came first."""
         at, examples = self.position, self.prepared.val.examples
+        self.monitor.update(now=True, phase="evaluating")
         with self.reporter.bar("Evaluating:", len(examples), len(at.evaluated)) as bar:
             while len(at.evaluated) < len(examples):
                 begin = len(at.evaluated)
@@ -184,20 +210,43 @@ class Loop:
         self.gradients = {}
         self.saved_at = time.monotonic()
         try:
-            write_checkpoint(self.config.output, checkpoint, epoch_end=epoch_end, keep=self.config.keep_checkpoints)
+            path = write_checkpoint(
+                self.config.output, checkpoint, epoch_end=epoch_end, keep=self.config.keep_checkpoints
+            )
         except OSError as error:
+            self.unsaved = True
+            self.monitor.update(now=True, checkpoint_error=error.strerror or str(error))
             retry = min(RETRY_SECONDS, 60 * self.config.checkpoint_minutes)
             self.saved_at += retry - 60 * self.config.checkpoint_minutes
             self.reporter.warn(
                 f"no checkpoint was written ({error.strerror}); the run goes on and tries again in {retry:.0f} s"
             )
         else:
+            self.unsaved = False
+            self.monitor.update(now=True, last_checkpoint=path.name, checkpoint_error="")
             self.timings.event("checkpoint", step=self.position.step, batches=self.position.batches)
+            self.parts.write_report(self.config.output, self.reporter.warn)
+
+    def wait_for_disk(self) -> bool:
+        """With all computed and the last checkpoint not on the disk, hold on to it until it is; False if a signal came
+        first."""
+        if self.unsaved:
+            self.reporter.warn(
+                f"all is computed, and {self.config.output} has no room for it: waiting for room there "
+                "(Ctrl-C leaves, and loses what came after the last checkpoint)"
+            )
+        while self.unsaved:
+            if self.interruption.received:
+                return self.stopped()
+            time.sleep(WAIT_SECONDS)
+            self.save(epoch_end=True)
+        return True
 
     def stopped(self) -> bool:
         """Say how to go on. Always False."""
         newest = next(iter(list_checkpoints(self.config.output)), None)
         self.timings.event("stop")
+        self.monitor.update(now=True, phase="stopped", signal=int(self.interruption.received or 0))
         signal = self.interruption.received.name if self.interruption.received else "stopped"
         saved = f"saved as {newest.name}" if newest else "nothing could be saved"
         self.reporter.say(f"{signal}: {saved} in {self.config.output}. The same command again resumes.")
@@ -208,11 +257,15 @@ class Loop:
         at, data = self.position, self.prepared
         share = self.plan.total_steps / self.plan.steps_per_epoch  # epochs in the whole run
         # an evaluated token costs about 0.4 of a trained one
-        left = share * data.train.tokens - at.tokens + 0.4 * data.val.tokens * (self.plan.epochs - at.epoch)
+        whole = share * data.train.tokens + 0.4 * data.val.tokens * self.plan.epochs
+        done = at.tokens + 0.4 * data.val.tokens * at.epoch
+        left = self.speed.seconds_left(max(0.0, whole - done))
         detail = (
             f"step {at.step}/{self.plan.total_steps} | loss {loss:.4f} | {self.speed.tokens_per_second:.0f} tokens/s"
-            f" | {self.speed.left(max(0.0, left))} left"
+            f" | {'?' if left is None else clock(left)} left"
         )
+        rate = round(self.speed.tokens_per_second, 2)
+        self.monitor.update(tokens_per_second=rate, seconds_left=left, share=round(min(1.0, done / whole), 4))
         bar.advance(at.batches - at.epoch * self.plan.batches_per_epoch - bar.done, detail, milestone)
 
     def culprits(self, group: list[int]) -> list[int]:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.files import write_text
-
-METRICS = "metrics.jsonl"
-TIMINGS = "timings.jsonl"
+from rescoldo.train.layout import METRICS, TIMINGS, read_json_lines
 
 
 class MetricsLog:
@@ -88,11 +86,9 @@ class Timings:
 def read_timings(output: Path) -> list[dict[str, Any]]:
     """The lines of timings.jsonl that are whole."""
     lines = []
-    with contextlib.suppress(OSError):
-        for text in (output / TIMINGS).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                line = json.loads(text)
-                lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
+    for line in read_json_lines(output / TIMINGS):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
     return lines
 
 

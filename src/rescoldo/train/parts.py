@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,14 +86,19 @@ class Parts:
     gradient_step: Callable[..., Step]  # as GradientStep
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
     save_tokenizer: Callable[[Any, Path], object]
+    preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
+    stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
+    write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 
 def real_parts() -> Parts:
     """The engine and the data modules of this package."""
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
+    from rescoldo.doctor.examine import preflight
     from rescoldo.engine.model import LoraModel, evaluate_loss
     from rescoldo.engine.step import GradientStep
+    from rescoldo.run.awake import awake
 
     return Parts(
         open_base=open_base,
@@ -101,6 +107,8 @@ def real_parts() -> Parts:
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
         save_tokenizer=save_tokenizer,
+        preflight=preflight,
+        stay_awake=awake,
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from rescoldo.base.model import BaseModel
 from rescoldo.role import Role, get_role
 from rescoldo.train.config import RunConfig, check_paths
-from rescoldo.train.identity import RUN_FILE, identity, read_json
+from rescoldo.train.identity import identity
+from rescoldo.train.layout import RUN_FILE, read_json
 from rescoldo.train.parts import Dataset, Parts
 from rescoldo.train.preset import apply_preset, available_threads, check_against_base
 from rescoldo.train.progress import Reporter
@@ -44,7 +45,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
-    config, why = _settle(config, base, {} if restart else _settled_before(asked.output))
+    config, why = settle(config, base, restart=restart)
     decoder = base.config
     total = decoder.total_params
     reporter.say(
@@ -91,12 +92,13 @@ def _settled_before(output: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _settle(config: RunConfig, base: BaseModel, before: dict[str, Any]) -> tuple[RunConfig, str]:
+def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tuple[RunConfig, str]:
     """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine.
 
     Returns:
         The config, and why the precision was chosen where it was.
     """
+    before = {} if restart else _settled_before(config.output)
     threads = config.threads or before.get("threads") or available_threads()
     precision: Any = config.quantization
     why = ""

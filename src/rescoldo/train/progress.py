@@ -75,11 +75,9 @@ class Speed:
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=32)
 
-    def add(self, tokens: int, since: float) -> float:
-        """Count work done from monotonic time `since` until now; returns now."""
-        now = time.monotonic()
-        self._recent.append((tokens, now - since))
-        return now
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count work done."""
+        self._recent.append((tokens, seconds))
 
     @property
     def tokens_per_second(self) -> float:
@@ -87,13 +85,7 @@ class Speed:
         seconds = sum(seconds for _, seconds in self._recent)
         return sum(tokens for tokens, _ in self._recent) / seconds if seconds > 0 else 0.0
 
-    def left(self, tokens: float) -> str:
-        """The time that `tokens` more will take, as h:mm:ss; '?' before the first micro-batch."""
+    def seconds_left(self, tokens: float) -> float | None:
+        """The time that `tokens` more will take; None before the first micro-batch."""
         rate = self.tokens_per_second
-        return clock(tokens / rate) if rate else "?"
-
-
-def clock(seconds: float) -> str:
-    """3725 → 1:02:05."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+        return tokens / rate if rate else None

@@ -12,26 +12,30 @@ import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.role import keep_role
+from rescoldo.run.detach import follow_move
 from rescoldo.run.lock import LOCK_FILE, RunLock
+from rescoldo.run.memory import cap_after_kill
+from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
+from rescoldo.run.status import Status, read_status
 from rescoldo.train.adapter import BIN_FILE, write_bin
-from rescoldo.train.checkpoint import clean, list_checkpoints, prune, read_latest
+from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import (
-    INFO_FILE,
-    RUN_FILE,
     move_aside,
-    read_json,
     refuse_if_different,
     refuse_if_foreign,
     surrounding_differences,
     write_run_file,
 )
 from rescoldo.train.info import write_results
+from rescoldo.train.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints, read_json
 from rescoldo.train.loop import Loop
+from rescoldo.train.metrics import Timings
 from rescoldo.train.parts import Parts, lora_config, real_parts
 from rescoldo.train.prepare import Prepared, prepare
-from rescoldo.train.progress import Reporter, clock
+from rescoldo.train.progress import Reporter
+from rescoldo.units import clock
 
 CALIBRATION_EXAMPLES = 4
 
@@ -61,6 +65,7 @@ def train(
     *,
     restart: bool = False,
     adapter_bin: bool = False,
+    force: bool = False,
     reporter: Reporter | None = None,
     parts: Parts | None = None,
 ) -> RunResult:
@@ -70,6 +75,7 @@ def train(
         config: what to do; fields that were not given are filled by the base model's preset, if it has one.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
+        force: start although the checks of `rescoldo doctor` fail.
         reporter: where messages go (default: standard output).
         parts: engine and data modules (default: this package's).
 
@@ -78,21 +84,24 @@ def train(
     """
     reporter, parts = reporter or Reporter(), parts or real_parts()
     output = config.output
+    before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
             lock = RunLock(output)
             if output.is_dir():
                 stack.enter_context(lock)
             prepared = prepare(config, parts, reporter, restart=restart)
+            parts.preflight(prepared, reporter, force)
             if not output.is_dir():  # made only now that all that was asked for has been checked
                 stack.enter_context(lock)
-            elif restart and any(path.name != LOCK_FILE for path in output.iterdir()):
+            elif restart and any(path.name not in (LOCK_FILE, LOG_FILE) for path in output.iterdir()):
                 aside = move_aside(output)
                 lock.path = aside / LOCK_FILE
                 reporter.say(f"the old run is now {aside}")
                 lock.release()
                 stack.enter_context(RunLock(output))
-            return _run(prepared, parts, reporter, adapter_bin)
+                follow_move(output, aside)
+            return _run(prepared, parts, reporter, adapter_bin, before)
     except OSError as error:
         raise RescoldoError(
             f"{error.strerror or error}: {error.filename or output}",
@@ -101,7 +110,7 @@ def train(
         ) from error
 
 
-def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool) -> RunResult:
+def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool, before: Status) -> RunResult:
     """Find out where the run stands, bring the model there, train, write the results."""
     config, output = prepared.config, prepared.config.output
     clean(output)
@@ -126,6 +135,33 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         keep_role(prepared.role, output)
         write_run_file(output, config, prepared.from_preset, prepared.identity, started)
 
+    cap = None
+    if before.killed_for_memory:
+        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        reporter.warn(
+            f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
+            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+        )
+    timings = Timings(output)
+    with ExitStack() as stack:
+        monitor = stack.enter_context(Monitor(output, reporter, cap=cap, event=timings.event))
+        if not stack.enter_context(parts.stay_awake()):
+            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
+        return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
+
+
+def _work(
+    prepared: Prepared,
+    parts: Parts,
+    reporter: Reporter,
+    adapter_bin: bool,
+    found: tuple[Checkpoint, Path] | None,
+    monitor: Monitor,
+    timings: Timings,
+) -> RunResult:
+    """Load the model, train, write the results."""
+    config, output = prepared.config, prepared.config.output
+    checkpoint = found[0] if found else None
     torch.set_num_threads(config.threads or 1)
     with reporter.bar(f"Preparing the weights ({config.quantization}, {config.threads} threads):", 100) as bar:
         model = parts.load_model(
@@ -137,7 +173,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             frozen_state=checkpoint.frozen if checkpoint else None,
             on_progress=lambda share: bar.advance(int(100 * share) - bar.done, ""),
         )
-    loop = Loop(prepared, parts, reporter, model, checkpoint)
+    loop = Loop(prepared, parts, reporter, model, checkpoint, monitor, timings)
     reporter.say("Starting training...")
     if found:
         at = loop.position
@@ -163,6 +199,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     config, reporter = data.config, loop.reporter
     reporter.say(f"Saving LoRA adapters to {config.output}")
     loop.timings.event("finish")
+    loop.monitor.update(now=True, phase="saving", share=1.0, seconds_left=0.0)
     loop.board.close()
     try:
         loop.metrics.finish()
@@ -176,6 +213,8 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
+    loop.monitor.update(now=True, phase="finished")
+    loop.parts.write_report(config.output, reporter.warn)
     best = at.losses[at.best_epoch - 1]
     reporter.say(
         f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "

@@ -1,0 +1,58 @@
+"""`rescoldo doctor`: one line a check, with its remedy."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from rescoldo.cli.options import ConfigFile, read_config, run_options
+
+EXAMPLE = (
+    "Example: rescoldo doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
+)
+
+
+@run_options
+def doctor(
+    given: dict[str, Any],
+    config: ConfigFile = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 if there are warnings.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+) -> None:
+    """Check what a run needs before it starts: disk, memory, CPU, datasets, base model, libraries, output, sleep.
+
+    Takes the flags of `rescoldo train`; data and output have the demo's as defaults. Exit code 0: it can start.
+    1: it cannot. 2: with --strict, there are warnings.
+    """
+    defaults = {
+        "train": "artifacts/synthetic/ba_train_v2_fixed.jsonl",
+        "val": "artifacts/synthetic/ba_val_v2_fixed.jsonl",
+        "output": "artifacts/run",
+    }
+    if config is None:
+        given = {name: value if value is not None else defaults.get(name) for name, value in given.items()}
+    run_config = read_config(given, config)
+    from rescoldo.doctor.check import MARKS, exit_code
+    from rescoldo.doctor.examine import examine
+    from rescoldo.train.parts import real_parts
+
+    found = []
+    for check in examine(run_config, real_parts()):
+        found.append(check)
+        if not json_:
+            print(f"{MARKS[check.level]} {check.name}: {check.what}", flush=True)
+            if check.remedy:
+                print(f"    → {check.remedy}", flush=True)
+    code = exit_code(found, strict=strict)
+    counts = Counter(check.level for check in found)
+    if json_:
+        document = {"ok": code == 0, "counts": dict(counts), "checks": [asdict(check) for check in found]}
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['failure']} failures")
+    if code:
+        raise typer.Exit(code)

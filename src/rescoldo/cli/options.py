@@ -1,0 +1,132 @@
+"""The options that describe a run, shared by `train`, `doctor` and `plan`: one list, so that they cannot differ."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rescoldo.train.config import RunConfig
+
+BASICS, LORA, RUN = "What", "How", "Run"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="YAML file with any of these as fields (lora_r: 8); flags win.", rich_help_panel=BASICS
+    ),
+]
+
+OPTIONS: dict[str, Any] = {
+    "train": Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)],
+    "val": Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)],
+    "output": Annotated[
+        str | None, typer.Option(help="Directory that the run writes; a run in it is resumed.", rich_help_panel=BASICS)
+    ],
+    "base_model": Annotated[
+        str | None,
+        typer.Option(
+            help="Directory, Hub id, GGUF file, ollama:NAME or sample:smollm2. (default sample:smollm2)",
+            rich_help_panel=BASICS,
+        ),
+    ],
+    "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
+    "epochs": Annotated[int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)],
+    "lr": Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)],
+    "batch_size": Annotated[int | None, typer.Option(help="Examples a micro-batch. (default 1)", rich_help_panel=LORA)],
+    "grad_accum": Annotated[
+        int | None, typer.Option(help="Micro-batches an optimizer step. (default 8)", rich_help_panel=LORA)
+    ],
+    "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)],
+    "lora_alpha": Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)],
+    "lora_dropout": Annotated[float | None, typer.Option(help="Dropout before A. (default 0.1)", rich_help_panel=LORA)],
+    "lora_targets": Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
+            "or attention, mlp, all. (default attention)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "max_length": Annotated[
+        int | None,
+        typer.Option(
+            help="Longest example in tokens; longer ones are left out and named. (default 2048)", rich_help_panel=LORA
+        ),
+    ],
+    "seed": Annotated[
+        int | None, typer.Option(help="Decides order, first weights and dropout. (default 42)", rich_help_panel=LORA)
+    ],
+    "quantization": Annotated[
+        str | None,
+        typer.Option(
+            help="The frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. (default auto)", rich_help_panel=LORA
+        ),
+    ],
+    "warmup": Annotated[
+        float | None,
+        typer.Option(help="Warm-up: a share of all steps, or from 1 on steps. (default 0.05)", rich_help_panel=LORA),
+    ],
+    "weight_decay": Annotated[
+        float | None, typer.Option(help="AdamW's weight decay. (default 0.01)", rich_help_panel=LORA)
+    ],
+    "max_grad_norm": Annotated[
+        float | None, typer.Option(help="The gradient's norm is clipped to this. (default 1.0)", rich_help_panel=LORA)
+    ],
+    "shuffle": Annotated[
+        bool | None,
+        typer.Option("--shuffle/--no-shuffle", help="New order each epoch. (default shuffle)", rich_help_panel=LORA),
+    ],
+    "early_stopping": Annotated[
+        int | None,
+        typer.Option(help="Stop after N epochs without a better validation loss. (default off)", rich_help_panel=LORA),
+    ],
+    "train_limit": Annotated[int | None, typer.Option(help="Only the first N training examples.", rich_help_panel=RUN)],
+    "val_limit": Annotated[int | None, typer.Option(help="Only the first N validation examples.", rich_help_panel=RUN)],
+    "max_steps": Annotated[int | None, typer.Option(help="Stop after N optimizer steps.", rich_help_panel=RUN)],
+    "checkpoint_minutes": Annotated[
+        float | None, typer.Option(help="Minutes between checkpoints. (default 5)", rich_help_panel=RUN)
+    ],
+    "keep_checkpoints": Annotated[
+        int | None, typer.Option(help="Checkpoints kept between epochs. (default 2)", rich_help_panel=RUN)
+    ],
+    "threads": Annotated[
+        int | None, typer.Option(help="CPU threads. (default the cores this process may use)", rich_help_panel=RUN)
+    ],
+}
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make `command(given, …)` a typer command that takes OPTIONS too: they come in `given`, None where a flag was not
+    given."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+
+    def wrapper(**values: Any) -> None:
+        command({name: values.pop(name) for name in OPTIONS}, **values)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in OPTIONS.items()]
+    parameters += [parameter.replace(kind=kind) for parameter in own]
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
+    """The run's config from flags and file.
+
+    Raises:
+        RescoldoError: a value is missing, unknown or out of range.
+    """
+    from rescoldo.train.config import make_config
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a log in a plain encoding is no reason to fail
+    return make_config(given, config)

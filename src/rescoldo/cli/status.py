@@ -1,0 +1,208 @@
+"""`rescoldo status`, `logs`, `stop`, `list`: a run seen and ended from outside. No torch: they answer at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+
+Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
+
+MARKS = {"running": "▶", "starting": "▶", "finished": "✅", "stopped": "⏸", "failed": "❌", "died": "❌"}
+TAIL_BYTES = 1 << 20
+
+
+def chosen(output: Path | None) -> Path:
+    """The run that was named, or else the one started last on this machine.
+
+    Raises:
+        RescoldoError: none was ever started.
+    """
+    from rescoldo.run.registry import known_runs
+
+    if output is not None:
+        return output
+    runs = known_runs()
+    if not runs:
+        raise RescoldoError("no run is known on this machine", fix="name the --output directory of a run")
+    return runs[0]
+
+
+def status(output: Output = None, json_: AsJson = False) -> None:
+    """Where a run stands: state, step, loss, speed, time left, memory, last checkpoint; and why, if it died.
+
+    Exit code 0: it runs, is finished, or was stopped and saved. 1: it failed or died. 2: there is no run.
+    """
+    from rescoldo.run.status import require_run
+
+    found = require_run(chosen(output))
+    if json_:
+        print(json.dumps(found.as_json(), ensure_ascii=False))
+    else:
+        for line in describe(found.as_json()):
+            print(line)
+    if found.status in ("failed", "died"):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def describe(found: dict[str, Any]) -> Iterator[str]:
+    """The lines of `status` for the document that `--json` prints."""
+    from rescoldo.units import clock, gigabytes
+
+    state, kind = found["state"], found["status"]
+    phase = f", {state['phase']}" if kind == "running" and state else ""
+    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting") else ""
+    yield f"{MARKS.get(kind, '·')} {found['output']}: {kind}{phase}{pid}"
+    if found["why"]:
+        yield f"  why          {found['why']}"
+    if found["base_model"]:
+        yield f"  base model   {found['base_model']}, started {found['started']}"
+    if state.get("steps"):
+        loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
+        loss += "" if state["val_loss"] is None else f", validation {state['val_loss']:.4f}"
+        yield f"  epoch        {state['epoch']} of {state['epochs']}, step {state['step']} of {state['steps']}{loss}"
+    if kind == "running" and state.get("tokens_per_second"):
+        left = state["seconds_left"]
+        until = "" if left is None else f", {clock(left)} left, done {_when(time.time() + left)}"
+        yield f"  speed        {state['tokens_per_second']:.0f} tokens/s{until}"
+    if kind == "running" and state.get("memory_bytes"):
+        yield (
+            f"  memory       {gigabytes(state['memory_bytes'])}, at most {gigabytes(state['peak_memory_bytes'])}, "
+            f"{gigabytes(state['free_bytes'])} free"
+        )
+    if found["checkpoint"]:
+        yield f"  checkpoint   {found['checkpoint']}, {clock(found['checkpoint_age'] or 0)} ago"
+    if state.get("checkpoint_error"):
+        yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
+    for trouble in state.get("troubles", [])[-3:]:
+        yield f"  ⚠️  {_when(trouble.get('time', 0))}: {trouble.get('what')}"
+        yield f"      → {trouble.get('remedy')}"
+    if found["log"]:
+        yield f"  log          {found['log']}"
+    if found["next"]:
+        yield f"  → {found['next']}"
+
+
+def _when(moment: float) -> str:
+    """A moment as the clock on the wall, with the day if it is not today."""
+    then, now = time.localtime(moment), time.localtime()
+    return time.strftime("%H:%M" if then[:3] == now[:3] else "%a %d %b %H:%M", then)
+
+
+def logs(
+    output: Output = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 40,
+    json_: AsJson = False,
+) -> None:
+    """What a detached run says. Ctrl-C ends the looking, not the run."""
+    from rescoldo.run.status import read_status, require_run
+
+    where = chosen(output)
+    found = require_run(where)
+    if found.log is None:
+        what = "this run was not detached: it writes to its own terminal"
+        raise RescoldoError(what, where=str(where), fix=f"rescoldo status {where}; its losses are in metrics.jsonl")
+    path = Path(found.log)
+    if json_:
+        print(json.dumps({"output": str(where), "log": str(path), "lines": tail(path, lines)[0]}, ensure_ascii=False))
+        return
+    text, at = tail(path, lines)
+    for line in text:
+        print(line)
+    while follow:
+        alive = read_status(where).alive
+        at = _print_from(path, at)
+        if not alive:
+            break
+        time.sleep(0.3)
+
+
+def tail(path: Path, count: int) -> tuple[list[str], int]:
+    """The last `count` lines of a text file (of its last MiB), and where it ended."""
+    try:
+        with open(path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            file.seek(max(0, end - TAIL_BYTES))
+            text = file.read(end - file.tell()).decode("utf-8", errors="replace")
+    except OSError:
+        return [], 0
+    return (text.splitlines()[-count:] if count else []), end
+
+
+def _print_from(path: Path, at: int) -> int:
+    """Print what was added behind position `at`; a file that is shorter than that was begun anew."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        file.seek(at if at <= end else 0)
+        data = file.read()
+        at = file.tell()
+        if data:
+            print(data.decode("utf-8", errors="replace"), end="", flush=True)
+    return at
+
+
+def stop(
+    output: Output = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to save and end; 0: do not.")] = 3600.0,
+    json_: AsJson = False,
+) -> None:
+    """Let a run save a checkpoint and end, and wait for that. The same train command goes on later.
+
+    It ends behind the micro-batch that it is at. Exit code 0: it does not run any more. 1: it still does.
+    """
+    from rescoldo.run.signals import send_to
+    from rescoldo.run.status import read_status, require_run
+
+    where = chosen(output)
+    found = require_run(where)
+    if found.status == "unknown":
+        raise RescoldoError(found.why, where=str(where), fix="log in there", exit_code=EXIT_FAILURE)
+    sent = found.alive and send_to(where, signal.SIGTERM)
+    if sent and not json_:
+        print(f"process {found.pid} saves and ends …", flush=True)
+    until = time.monotonic() + timeout
+    while found.alive and time.monotonic() < until:
+        time.sleep(0.1)
+        found = read_status(where)
+    if json_:
+        print(json.dumps({**found.as_json(), "stopped_now": sent}, ensure_ascii=False))
+    else:
+        for line in describe(found.as_json()):
+            print(line)
+    if found.alive:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def list_(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Folders to look through too.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """The runs that were started on this machine, the latest first, and those below the given folders."""
+    from rescoldo.run.registry import find_runs, known_runs
+    from rescoldo.run.status import read_status
+
+    seen: dict[str, Any] = {}
+    for path in [*known_runs(), *find_runs(folders or [])]:
+        found = read_status(path)
+        if found.status != "never":
+            seen.setdefault(str(path.resolve()), found)
+    if json_:
+        print(json.dumps({"runs": [found.as_json() for found in seen.values()]}, ensure_ascii=False))
+        return
+    for found in seen.values():
+        state = found.state
+        share = "100 %" if found.status == "finished" else f"{100 * state.get('share', 0):.0f} %"
+        print(f"{MARKS.get(found.status, '·')} {found.status:<9} {share:>5}  {found.base_model:<24} {found.output}")
+    if not seen:
+        print("no run is known here; `rescoldo list FOLDER` looks through a folder")

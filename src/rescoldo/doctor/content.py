@@ -1,0 +1,137 @@
+"""Checks of what a run is made from: base model and datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rescoldo.base.hf import read_json
+from rescoldo.base.model import BaseModel
+from rescoldo.data.records import read_lines
+from rescoldo.data.similar import near_pairs, same
+from rescoldo.doctor.check import Check, failure, ok, refused, warning
+from rescoldo.doctor.subject import Subject
+from rescoldo.errors import RescoldoError
+from rescoldo.train.parts import Dataset
+from rescoldo.units import gigabytes
+
+FEW_TRAIN, FEW_VAL = 20, 5
+NEAR_LIMIT = 3000  # concepts that are compared with each other for likeness
+SHOWN = 3
+INDEX = "model.safetensors.index.json"
+
+
+def base_model(subject: Subject) -> Iterator[Check]:
+    """The model that could be opened: its shape, its files, its tokenizer and template. Opening has already compared
+    the shards with the index, each file's header with its length, and each tensor's shape with the config."""
+    base = subject.base
+    if base is None:
+        return
+    files = weight_files(base)
+    size = sum(path.stat().st_size for path in files)
+    shape = f"{base.config.architecture}, {base.config.total_params / 1e6:,.0f} M parameters"
+    text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
+    wrong = list(index_faults(base)) if base.kind == "hf" else []
+    if wrong:
+        remedy = "fetch the model again: hf download ID --local-dir DIRECTORY"
+        yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", remedy)
+    else:
+        yield ok("base model", text, bytes=size, parameters=base.config.total_params)
+    if subject.tokenizer is None:
+        return
+    if not getattr(subject.tokenizer, "chat_template", None):
+        what = "the tokenizer has no chat template: the prompt goes in as plain text"
+        yield warning("tokenizer", what, "use an instruct model, or put chat_template into its tokenizer_config.json")
+    else:
+        yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, with a chat template")
+
+
+def weight_files(base: BaseModel) -> list[Path]:
+    """The files that hold the weights."""
+    if base.kind != "hf":
+        return [base.path]
+    from rescoldo.base import hf
+
+    return hf.weight_files(base.path)
+
+
+def index_faults(base: BaseModel) -> Iterator[str]:
+    """Where the index of a model in several files does not agree with them."""
+    path = base.path / INDEX
+    if not path.is_file() or (base.path / "model.safetensors").is_file():
+        return
+    from safetensors import safe_open
+
+    weight_map: dict[str, Any] = read_json(path)["weight_map"]
+    for file in weight_files(base):
+        with safe_open(file, framework="pt") as handle:
+            there = set(handle.keys())
+        named = {name for name, where in weight_map.items() if where == file.name}
+        for name in sorted(named - there):
+            yield f"{name} is said to be in {file.name} and is not"
+        for name in sorted(there - named):
+            yield f"{name} is in {file.name} and not in the index"
+
+
+def datasets(subject: Subject) -> Iterator[Check]:
+    """Counts, tokens, overruns, and whether training and validation share concepts."""
+    for name, data, few in (("training", subject.train, FEW_TRAIN), ("validation", subject.val, FEW_VAL)):
+        if data is None:
+            continue
+        longest = max(len(example.tokens) for example in data.examples)
+        text = f"{data.path}: {len(data.examples)} examples, {data.tokens:,} tokens, the longest {longest}"
+        figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
+        if data.overruns:
+            what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
+            longer = max(int(overrun.partition("(")[2].split()[0]) for overrun in data.overruns)
+            yield warning(f"{name} data", what, f"--max-length {longer}", **figures, overruns=len(data.overruns))
+        elif len(data.examples) < few:
+            yield warning(f"{name} data", f"{text}: few", "more examples; the result depends on chance", **figures)
+        else:
+            yield ok(f"{name} data", text, **figures)
+    if subject.train is not None and subject.val is not None:
+        yield from leaks(subject.train, subject.val)
+
+
+def leaks(train: Dataset, val: Dataset) -> Iterator[Check]:
+    """Concepts that stand in both files, or nearly."""
+    try:
+        before, after = (_concepts(data.path) for data in (train, val))
+    except RescoldoError as error:
+        yield refused("leakage", error)
+        return
+    known = {same(text): line for line, text in before}
+    shared = [
+        f"{val.path.name}:{line} = {train.path.name}:{known[same(text)]}" for line, text in after if same(text) in known
+    ]
+    remedy = f"cat {train.path} {val.path} > all.jsonl && rescoldo data split all.jsonl"
+    remedy += " --train-out train.jsonl --val-out val.jsonl"
+    if shared:
+        what = f"{len(shared)} validation concepts are trained on, a score on them means nothing: {_some(shared)}"
+        yield failure("leakage", what, remedy, shared=len(shared))
+        return
+    near: list[str] = []
+    if len(before) + len(after) <= NEAR_LIMIT:
+        texts = [text for _, text in [*before, *after]]
+        pairs = [(later, earlier) for later, earlier, _ in near_pairs(texts) if earlier < len(before) <= later]
+        near = [f"{val.path.name}:{after[i - len(before)][0]} ~ {train.path.name}:{before[j][0]}" for i, j in pairs]
+    if near:
+        what = f"{len(near)} validation concepts are close to trained ones: {_some(near)}"
+        yield warning("leakage", what, remedy, near=len(near))
+    else:
+        yield ok("leakage", "training and validation share no concept")
+
+
+def _concepts(path: Path) -> list[tuple[int, str]]:
+    """(line, concept) of each record that has one."""
+    found = []
+    for line in read_lines(path):
+        concept = (line.value or {}).get("concept")
+        if isinstance(concept, str) and same(concept):
+            found.append((line.number, concept))
+    return found
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

@@ -1,0 +1,131 @@
+"""All checks: for `rescoldo doctor` by themselves, and for a run that is about to start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rescoldo.doctor import content, machine, room
+from rescoldo.doctor.check import Check, refused, warning
+from rescoldo.doctor.subject import Subject, subject_of
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.train.config import RunConfig
+from rescoldo.train.identity import identity
+from rescoldo.train.parts import Parts
+from rescoldo.train.prepare import Prepared, settle
+from rescoldo.train.preset import apply_preset, check_against_base
+from rescoldo.train.progress import Reporter
+
+CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
+    content.base_model,
+    content.datasets,
+    room.output,
+    room.disk,
+    room.memory,
+    machine.cpu,
+    machine.threads,
+    machine.load,
+    machine.power,
+    machine.sleep,
+    machine.libraries,
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
+    """Check all that a run of `config` needs, one after the other. Starts nothing, writes nothing but caches."""
+    subject = Subject(config)
+    absent = not_fetched(config.base_model)
+    if absent is not None:
+        yield absent
+    else:
+        try:
+            base = parts.open_base(config.base_model)
+            config, _ = apply_preset(config, base.preset)
+            config = check_against_base(config, base, frozenset(config.model_fields_set))
+            config, _ = settle(config, base)
+            subject = replace(subject, config=config, base=base)
+        except RescoldoError as error:
+            yield refused("base model", error)
+    if subject.base is not None:
+        try:
+            subject = replace(subject, tokenizer=subject.base.tokenizer())
+        except RescoldoError as error:
+            yield refused("tokenizer", error)
+    if subject.tokenizer is not None:
+        subject = yield from _with_data(subject, parts)
+    for check in CHECKS:
+        yield from check(subject)
+
+
+def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject]:
+    """Yields what is wrong with the datasets; returns the subject with those that could be read."""
+    config, read = subject.config, parts.read_dataset
+    try:
+        train = read(config.train, config.role, subject.tokenizer, config.max_length, config.train_limit)
+        subject = replace(subject, train=train)
+    except RescoldoError as error:
+        yield refused("training data", error)
+    try:
+        val = read(config.val, config.role, subject.tokenizer, config.max_length, config.val_limit)
+        subject = replace(subject, val=val)
+    except RescoldoError as error:
+        yield refused("validation data", error)
+    if subject.base is not None and subject.train is not None and subject.val is not None:
+        known = identity(config, subject.base.fingerprint(), subject.train, subject.val)
+        subject = replace(subject, identity=known)
+    return subject
+
+
+def not_fetched(spec: str) -> Check | None:
+    """A warning if `spec` is a Hub model that is not on this machine: a check fetches no gigabytes."""
+    if ":" in spec or Path(spec).expanduser().exists() or not HUB_ID.fullmatch(spec):
+        return None
+    if Path(spec).suffix in (".gguf", ".safetensors") or Path(spec).parent.is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+        return None
+    return warning(
+        "base model",
+        f"{spec} is not on this machine; `rescoldo train` fetches it from the Hub first",
+        f"hf download {spec}; without a network: on another machine hf download {spec} --local-dir DIRECTORY, copy "
+        "DIRECTORY here and name it as --base-model",
+    )
+
+
+def preflight(prepared: Prepared, reporter: Reporter, force: bool) -> None:
+    """The same checks for a run that is about to start: warnings are said, failures stop it.
+
+    Raises:
+        RescoldoError: there are failures, and not `force`.
+    """
+    subject = subject_of(prepared)
+    failures = []
+    for check in (check for look in CHECKS for check in look(subject)):
+        if check.level == "failure":
+            failures.append(check)
+        elif check.level == "warning" and not _said_already(check):
+            reporter.warn(f"{check.name}: {check.what}\n    → {check.remedy}")
+    if not failures:
+        return
+    if force:
+        for check in failures:
+            reporter.warn(f"{check.name}: {check.what}\n    → {check.remedy} (--force: it starts all the same)")
+        return
+    first, *others = failures
+    more = "".join(f"\n  {check.name}: {check.what}\n    → {check.remedy}" for check in others)
+    raise RescoldoError(
+        f"{first.what}{more}",
+        where=first.name,
+        fix=f"{first.remedy}; or --force to start all the same",
+        exit_code=EXIT_FAILURE,
+    )
+
+
+def _said_already(check: Check) -> bool:
+    """Overruns are named while the data is read."""
+    return "overruns" in check.figures

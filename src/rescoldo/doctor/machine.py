@@ -1,0 +1,175 @@
+"""Checks of the machine: processor, threads, load, power, sleep, libraries."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+
+from rescoldo.doctor.check import Check, failure, ok, warning
+from rescoldo.doctor.subject import Subject
+from rescoldo.run.awake import awake
+from rescoldo.run.causes import OTHERS_CORES, busiest, snapshot
+from rescoldo.run.cgroup import cpu_quota
+from rescoldo.train.identity import cpu_model
+from rescoldo.train.preset import available_threads
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
+LOOK_SECONDS = 0.25
+SLOW_PRECISION = 1.3  # times slower than the best that fits
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+POWER_STATES = Path("/sys/power/state")
+
+
+def instructions() -> list[str]:
+    """Those of INSTRUCTIONS that this CPU has; [] where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.split(":", 1)[1].split())
+                return [name for name in INSTRUCTIONS if name in flags]
+    except OSError:
+        pass
+    return []
+
+
+def cpu(subject: Subject) -> Iterator[Check]:
+    """Instruction sets, compiler, precision."""
+    has = instructions()
+    text = f"{cpu_model()}: {', '.join(has) or 'no vector instructions that are known here'}"
+    if has and "avx2" not in has and "asimd" not in has:
+        yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
+    else:
+        yield ok("cpu", text, instructions=has)
+    from rescoldo.engine.native import BuildError, build
+
+    try:
+        build()
+        yield ok("kernels", "the native kernels are built for this CPU")
+    except BuildError as error:
+        yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
+    yield from _precision(subject)
+
+
+def _precision(subject: Subject) -> Iterator[Check]:
+    """Is the chosen precision one that this CPU is quick in?"""
+    if subject.base is None:
+        return
+    from rescoldo.engine.auto import choose_precision, product_rates
+
+    decoder, chosen = subject.base.config, subject.config.quantization
+    rates = product_rates(min(decoder.hidden_size, 4096), min(decoder.intermediate_size, 4096))
+    best = choose_precision(decoder, rates).precision
+    mine, theirs = (rates["bf16" if name == "nf4" else name] for name in (chosen, best))
+    figures = {"operations_per_second": rates, "best": best}
+    shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+    if theirs > SLOW_PRECISION * mine:
+        what = f"{chosen} is {theirs / mine:.1f} times slower here than {best} ({shown} G operations/s)"
+        yield warning("precision", what, f"--quantization {best}", **figures)
+    else:
+        yield ok("precision", f"{chosen} suits this CPU ({shown} G operations/s)", **figures)
+
+
+def threads(subject: Subject) -> Iterator[Check]:
+    """Threads against cores and quota, and variables that hold them back."""
+    available, wanted = available_threads(), subject.config.threads or available_threads()
+    quota = cpu_quota()
+    within = f", a quota of {quota:g}" if quota is not None else ""
+    text = f"{wanted} threads on {os.cpu_count()} cores, {available} for this process{within}"
+    if wanted > available:
+        yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
+    elif quota is not None and quota < 1:
+        yield warning("threads", text, "raise the container's CPU quota (docker run --cpus N)")
+    else:
+        yield ok("threads", text, threads=wanted, available=available)
+    for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        value = os.environ.get(name, "").split(",")[0]
+        if value.isdecimal() and int(value) < wanted:
+            yield warning("threads", f"{name}={value} holds libraries to fewer threads than {wanted}", f"unset {name}")
+    for name in ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"):
+        if os.environ.get(name, "false").lower() != "false":
+            what = f"{name}={os.environ[name][:40]} binds threads to cores, perhaps all to one"
+            yield warning("threads", what, f"unset {name}")
+
+
+def load(subject: Subject) -> Iterator[Check]:
+    """What other processes use of the cores just now."""
+    before = snapshot()
+    time.sleep(LOOK_SECONDS)
+    after = snapshot()
+    seconds = after.at - before.at
+    others = max(0.0, (after.busy - before.busy - (after.own - before.own)) / seconds)
+    cores = os.cpu_count() or 1
+    text = f"other processes use {others:.1f} of {cores} cores"
+    if others > max(OTHERS_CORES, 0.1 * cores):
+        remedy = "end them or wait for them; two runs on the same cores slow each other down by more than half"
+        yield warning("load", f"{text}{busiest()}", remedy, cores=others)
+    else:
+        yield ok("load", text, cores=others)
+
+
+def power(subject: Subject) -> Iterator[Check]:
+    """Clock governor and battery, where the system tells."""
+    try:
+        governor = GOVERNOR.read_text().strip()
+    except OSError:
+        governor = ""
+    if governor == "powersave":
+        yield warning("power", "the CPU's governor is powersave", "sudo cpupower frequency-set -g performance")
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if battery is not None and not battery.power_plugged:
+        what = f"on battery, {battery.percent:.0f} % left: slower, and it will not last for a long run"
+        yield warning("power", what, "plug it in")
+    elif battery is not None or governor not in ("", "powersave"):
+        shown = [f"governor {governor}"] if governor else []
+        yield ok("power", ", ".join([*shown, "plugged in" if battery is not None else "no battery"]))
+
+
+def sleep(subject: Subject) -> Iterator[Check]:
+    """Can the machine go to sleep in the middle?"""
+    try:
+        states = POWER_STATES.read_text().split()
+    except OSError:
+        states = ["?"]  # not Linux
+    if not states or states == ["disk"]:
+        yield ok("sleep", "this machine cannot be suspended")
+        return
+    with awake() as held:
+        if held:
+            yield ok("sleep", "the run will hold off sleep")
+            return
+    what = "nothing here can hold off sleep (neither systemd-inhibit nor caffeinate works)"
+    yield warning("sleep", what, "sudo systemctl mask sleep.target suspend.target, for the time of the run")
+
+
+def libraries(subject: Subject) -> Iterator[Check]:
+    """The packages that this program says it needs, and their versions."""
+    try:
+        needed = [Requirement(line) for line in requires("rescoldo") or ()]
+    except PackageNotFoundError:
+        yield warning("libraries", "rescoldo itself is not installed", "pip install -e .")
+        return
+    wrong, shown = [], []
+    for requirement in needed:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append((requirement, "missing"))
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append((requirement, found))
+        elif requirement.name in ("torch", "transformers", "tokenizers", "peft"):
+            shown.append(f"{requirement.name} {found}")
+    if wrong:
+        what = "; ".join(f"{requirement} is needed, {found}" for requirement, found in wrong)
+        install = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in wrong)
+        yield failure("libraries", what, f"pip install {install}")
+    else:
+        yield ok("libraries", ", ".join(shown))

@@ -1,0 +1,147 @@
+"""Checks of what a run needs room for: disk, memory, the output directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from rescoldo.base.model import BaseModel
+from rescoldo.doctor.check import Check, failure, ok, refused, warning
+from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.subject import Subject
+from rescoldo.errors import RescoldoError
+from rescoldo.files import cache_root
+from rescoldo.run.cgroup import memory_limit
+from rescoldo.run.lock import read_holder
+from rescoldo.run.memory import memory_available, memory_total
+from rescoldo.train.config import check_paths
+from rescoldo.train.identity import differences, refuse_if_foreign
+from rescoldo.train.layout import INFO_FILE, list_checkpoints, read_json
+from rescoldo.units import gigabytes
+
+SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches
+MIN_FILES = 1000  # that a run may create
+COMFORT = 0.9  # of the free memory
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest directory above it that exists."""
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def disk(subject: Subject) -> Iterator[Check]:
+    """Room for the output, and for temporary files and caches where those lie elsewhere."""
+    output, base = subject.config.output, subject.base
+    if base is not None:
+        need = disk_need(base.config, subject.lora, subject.config.epochs, subject.config.keep_checkpoints)
+        there = _size(output)
+        need = max(0, need - there)
+        place = existing(output)
+        free = shutil.disk_usage(place).free
+        figures = {"needed_bytes": need, "free_bytes": free, "path": str(place)}
+        text = f"the run needs about {gigabytes(need)} at {place}, {gigabytes(free)} are free"
+        remedy = f"df -h {place}; free some room, or --keep-checkpoints 1, or another --output"
+        if need > free:
+            yield failure("disk", text, remedy, **figures)
+        elif need > COMFORT * free:
+            yield warning("disk", text, remedy, **figures)
+        else:
+            yield ok("disk", text, **figures)
+        inodes = os.statvfs(place)
+        if inodes.f_files and inodes.f_favail < MIN_FILES:
+            yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {place}")
+    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
+        free = shutil.disk_usage(folder).free
+        text = f"{name} lie in {folder}: {gigabytes(free)} are free"
+        if free < SCRATCH:
+            variable = "TMPDIR" if name == "temporary files" else "XDG_CACHE_HOME"
+            yield failure("disk", text, f"export {variable}=/another/disk", free_bytes=free)
+        elif not os.access(folder, os.W_OK):
+            yield warning("disk", f"{name} cannot be written in {folder}", f"chmod u+w {folder}")
+        else:
+            yield ok("disk", text, free_bytes=free)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def memory(subject: Subject) -> Iterator[Check]:
+    """The predicted peak against what is free, the container's limit and swap."""
+    if subject.base is None:
+        return
+    precision = subject.config.quantization
+    need = memory_need(subject.base.config, precision, subject.lora, subject.rows)
+    free, swap, limit = memory_available(), psutil.swap_memory().free, memory_limit()
+    figures = {
+        "least_bytes": need.least,
+        "peak_bytes": need.peak(free),
+        "full_bytes": need.full,
+        "free_bytes": free,
+        "total_bytes": memory_total(),
+        "swap_free_bytes": swap,
+        "limit_bytes": limit,
+    }
+    within = f" within the container's limit of {gigabytes(limit)}" if limit else ""
+    have = f"{gigabytes(free)} are free{within}"
+    smaller = [name for name in ("int8", "nf4") if _fits(subject, subject.base, name, free)]
+    remedy = f"--quantization {smaller[0]}" if smaller and precision not in smaller else "a smaller base model"
+    remedy += ", or a smaller --max-length or --batch-size; end other programs"
+    if need.least > free:
+        at_least = f"{precision} needs at least {gigabytes(need.least)}, {have}"
+        if need.least > free + swap or limit:
+            yield failure("memory", at_least, remedy, **figures)
+        else:
+            yield warning("memory", f"{at_least}: it would swap, and take many times as long", remedy, **figures)
+    elif need.least > COMFORT * free:
+        yield warning("memory", f"{precision} needs at least {gigabytes(need.least)}, {have}", remedy, **figures)
+    elif need.full > COMFORT * free:
+        kept = max(0, int((COMFORT * free - need.least) / need.layer_activations))
+        text = f"activations of {kept} of {need.n_layers} layers fit, the others are computed again"
+        what = f"peak about {gigabytes(need.peak(free))} in {precision}, {have}: {text}"
+        yield warning("memory", what, f"for more speed: {remedy}", **figures)
+    else:
+        yield ok("memory", f"peak about {gigabytes(need.peak(free))} in {precision}, {have}", **figures)
+
+
+def _fits(subject: Subject, base: BaseModel, precision: str, free: int) -> bool:
+    return memory_need(base.config, precision, subject.lora, subject.rows).least <= COMFORT * free
+
+
+def output(subject: Subject) -> Iterator[Check]:
+    """The output directory: writable, free or resumable, nobody at work in it."""
+    path = subject.config.output
+    try:
+        check_paths(subject.config)
+        refuse_if_foreign(path)
+    except RescoldoError as error:
+        yield refused("output", error)
+        return
+    holder = read_holder(path)
+    if holder is not None and holder.alive is not False and not subject.ours:
+        what = f"process {holder.pid} on {holder.host} works in {path} since {holder.since}"
+        yield failure("output", what, f"rescoldo stop {path}, or another --output")
+        return
+    info, newest = read_json(path / INFO_FILE), next(iter(list_checkpoints(path)), None)
+    was = (info or {}).get("identity")
+    if was is None and newest is not None:
+        was = (read_json(newest / "manifest.json") or {}).get("identity")
+    found = differences(was, subject.identity) if isinstance(was, dict) and subject.identity is not None else []
+    if found:
+        what = f"{path} holds a run with other settings (was → is): {'; '.join(found)}"
+        yield failure("output", what, "the settings it was started with, another --output, or --restart")
+    elif info is not None and was is not None:
+        yield ok("output", f"{path} holds this run, finished")
+    elif newest is not None:
+        yield ok("output", f"{path} holds this run: it will go on from {newest.name}")
+    else:
+        yield ok("output", f"{path} is writable and free")

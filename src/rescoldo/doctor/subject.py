@@ -1,0 +1,49 @@
+"""What the checks look at: a run's settings and as much of model and data as can be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rescoldo.base.model import BaseModel
+from rescoldo.engine.types import LoraConfig
+from rescoldo.train.config import RunConfig
+from rescoldo.train.parts import Dataset, lora_config
+from rescoldo.train.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run that is to be. None is what could not be opened (a check has said why).
+
+    Attributes:
+        config: in force as far as it is known; `auto` is settled where there is a base model.
+        identity: what a run in the output directory is compared with, None where base model or data are missing.
+        ours: whether this process holds the output directory itself.
+    """
+
+    config: RunConfig
+    base: BaseModel | None = None
+    tokenizer: Any = None
+    train: Dataset | None = None
+    val: Dataset | None = None
+    identity: dict[str, Any] | None = None
+    ours: bool = False
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The adapter's settings."""
+        return lora_config(self.config)
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the largest micro-batch: of the data where it is there, else as many as are allowed."""
+        size = self.config.batch_size
+        lengths = sorted(len(example.tokens) for example in self.train.examples) if self.train else []
+        return sum(lengths[-size:]) if lengths else size * self.config.max_length
+
+
+def subject_of(prepared: Prepared) -> Subject:
+    """The subject of a run that is about to start."""
+    p = prepared
+    return Subject(p.config, p.base, p.tokenizer, p.train, p.val, p.identity, ours=True)

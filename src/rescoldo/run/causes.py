@@ -1,0 +1,127 @@
+"""Why a step took longer than it should: what else happened on the machine meanwhile."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from rescoldo.run.cgroup import throttled_seconds
+
+OTHERS_CORES = 0.25  # cores' worth of other processes that are worth naming
+STEAL_SHARE = 0.05
+THROTTLED_SHARE = 0.03
+SWAP_BYTES_A_SECOND = 1_000_000
+MAJOR_FAULTS_A_SECOND = 50
+SLOW_CLOCK = 0.75  # of the fastest clock seen
+LOOK_SECONDS = 0.3  # for finding out which process it is
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counters at one moment; the difference of two tells what happened between. Seconds, bytes, MHz."""
+
+    at: float
+    busy: float  # CPU time of the whole machine
+    own: float  # CPU time of this process
+    steal: float  # CPU time that the hypervisor gave to others
+    throttled: float
+    swapped: int
+    major_faults: int
+    clock: float | None
+
+
+def snapshot() -> Snapshot:
+    """The counters now."""
+    cpu, swap, frequency = psutil.cpu_times(), psutil.swap_memory(), _frequency()
+    idle = cpu.idle + getattr(cpu, "iowait", 0.0)
+    steal = getattr(cpu, "steal", 0.0)
+    guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted in user time too
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return Snapshot(
+        time.monotonic(),
+        sum(cpu) - idle - steal - guest,
+        usage.ru_utime + usage.ru_stime,
+        steal,
+        throttled_seconds(),
+        swap.sin + swap.sout,
+        usage.ru_majflt,
+        frequency,
+    )
+
+
+def _frequency() -> float | None:
+    try:
+        found = psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):
+        return None
+    return float(found.current) if found and found.current else None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One likely reason, and what to do about it."""
+
+    kind: str
+    what: str
+    remedy: str
+
+
+def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None) -> list[Cause]:
+    """What between the two snapshots can have slowed this process, the likeliest first; [] if nothing is seen."""
+    seconds = max(1e-3, after.at - before.at)
+    cores = psutil.cpu_count() or 1
+    others = (after.busy - before.busy - (after.own - before.own)) / seconds
+    found = []
+    if others > OTHERS_CORES:
+        found.append(
+            Cause(
+                "other processes",
+                f"other processes use {others:.1f} of {cores} cores{busiest()}",
+                "end them or wait for them; `rescoldo train --threads N` below the number of cores leaves them room",
+            )
+        )
+    if (after.steal - before.steal) / seconds > STEAL_SHARE * cores:
+        share = (after.steal - before.steal) / seconds / cores
+        what = f"the hypervisor gave {share:.0%} of the CPU to other virtual machines"
+        found.append(Cause("steal", what, "move to a machine whose cores are your own"))
+    throttled = (after.throttled - before.throttled) / seconds
+    if throttled > THROTTLED_SHARE:
+        what = f"the container's CPU quota held this process back ({throttled:.0%} of the time)"
+        found.append(Cause("quota", what, "raise the quota, or set --threads to the cores it is worth"))
+    if (after.swapped - before.swapped) / seconds > SWAP_BYTES_A_SECOND or (
+        after.major_faults - before.major_faults
+    ) / seconds > MAJOR_FAULTS_A_SECOND:
+        remedy = "end other programs, or start anew with --restart and --quantization int8 or nf4"
+        found.append(Cause("swapping", "memory is short: pages are read back from the disk", remedy))
+    if fastest_clock and after.clock and after.clock < SLOW_CLOCK * fastest_clock:
+        what = f"the CPU's clock is at {after.clock:.0f} MHz, it was at {fastest_clock:.0f} MHz"
+        remedy = "it is too hot, on battery or in a power-saving mode: cool it, plug it in, check the governor"
+        found.append(Cause("clock", what, remedy))
+    return found
+
+
+def busiest() -> str:
+    """' (most of it: NAME, pid N)' for the busiest other process just now, '' if none stands out."""
+    before = {process.pid: _cpu(process) for process in psutil.process_iter()}
+    time.sleep(LOOK_SECONDS)
+    best, name, pid = 0.1 * LOOK_SECONDS, "", 0
+    for process in psutil.process_iter():
+        used = _cpu(process) - before.get(process.pid, 0.0)
+        if used > best and process.pid != os.getpid():
+            try:
+                best, name, pid = used, process.name(), process.pid
+            except psutil.Error:
+                continue
+    return f" (most of it: {name}, pid {pid})" if pid else ""
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

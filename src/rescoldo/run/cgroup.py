@@ -1,0 +1,109 @@
+"""What the container (control group, versions 1 and 2) allows this process, and what it has done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2⁶³
+
+
+def memory_limit() -> int | None:
+    """Bytes that the tightest group around this process may hold; None without a limit."""
+    found = [_number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
+    limits = [limit for limit in found if limit is not None and limit < UNLIMITED]
+    return min(limits) if limits else None
+
+
+def memory_left() -> int | None:
+    """Bytes until the tightest limit, page cache that can be dropped counted as free; None without a limit."""
+    left = []
+    for folder, name in _files("memory.max", "memory.limit_in_bytes"):
+        limit = _number(folder / name)
+        if limit is None or limit >= UNLIMITED:
+            continue
+        used = _number(folder / ("memory.current" if name == "memory.max" else "memory.usage_in_bytes"))
+        cache = _field(folder / "memory.stat", "inactive_file", "total_inactive_file")
+        if used is not None:
+            left.append(limit - used + cache)
+    return min(left) if left else None
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory so far: in the group where it counts, and on the machine."""
+    group = [
+        _field(folder / name, "oom_kill") for folder, name in _files("memory.events", "memory.oom_control") if folder
+    ]
+    return max([_field(Path("/proc/vmstat"), "oom_kill"), *group])
+
+
+def throttled_seconds() -> float:
+    """Seconds for which a CPU quota has held this group back so far; 0 where that is not told."""
+    seconds = [0.0]
+    for folder, name in _files("cpu.stat", "cpu.stat"):
+        seconds += [_field(folder / name, "throttled_usec") / 1e6, _field(folder / name, "throttled_time") / 1e9]
+    return max(seconds)
+
+
+def cpu_quota() -> float | None:
+    """Cores that the group's quota is worth, None without a quota."""
+    quotas = []
+    for folder, name in _files("cpu.max", "cpu.cfs_quota_us"):
+        try:
+            if name == "cpu.max":
+                quota, period = (folder / name).read_text().split()
+            else:
+                quota, period = (folder / name).read_text(), (folder / "cpu.cfs_period_us").read_text()
+            if quota.strip() not in ("max", "-1"):
+                quotas.append(int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return min(quotas) if quotas else None
+
+
+def _files(new: str, old: str) -> Iterator[tuple[Path, str]]:
+    """(folder, file name) of this process's groups and those around them where the file exists; `new` is version 2's
+    name, `old` version 1's."""
+    kind = "cpu" if old.startswith("cpu") else "memory"
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            tops, name = (ROOT, ROOT / "unified"), new
+        elif kind in controllers.split(","):
+            tops, name = (ROOT / controllers, ROOT / kind), old
+        else:
+            continue
+        for top in tops:
+            folder = top / path.lstrip("/")
+            while folder == top or top in folder.parents:
+                if (folder / name).is_file():
+                    yield folder, name
+                if folder == top:
+                    break
+                folder = folder.parent
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max" too
+        return None
+
+
+def _field(path: Path, *names: str) -> int:
+    """The value of the last of `names` in a file of "name value" lines, 0 if it is not there."""
+    value = 0
+    try:
+        for line in path.read_text().splitlines():
+            name, _, number = line.partition(" ")
+            if name in names:
+                value = int(number)
+    except (OSError, ValueError):
+        pass
+    return value

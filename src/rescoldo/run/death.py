@@ -1,0 +1,91 @@
+"""Why a process that is gone is gone: from what it left, what its keeper saw, and what the kernel tells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from rescoldo.run.cgroup import oom_kills
+from rescoldo.run.state import State
+
+MEMORY = "killed for memory"
+KMSG_BYTES = 8192
+
+
+def boot_of(start: str) -> str:
+    """The boot id in what `process_start` returned, "" on systems without one."""
+    boot, colon, _ = start.partition(":")
+    return boot if colon else ""
+
+
+def current_boot() -> str:
+    """This boot's id, "" on systems without one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, Any] | None) -> str:
+    """In words, why the process (pid, start) ended without having said so itself.
+
+    Args:
+        pid, start: as in the lock file or state.
+        state: the state it left, if it is this process's.
+        ended: exit.json's content, if it is about this process.
+    """
+    if boot_of(start) and boot_of(start) != current_boot():
+        return "the machine was restarted or lost power while it ran"
+    if ended is not None:
+        number = int(ended.get("signal") or 0)
+        if number == signal.SIGKILL:
+            by_kernel = bool(ended.get("oom_kill")) or kernel_named(pid)
+            return f"{MEMORY} by the kernel" if by_kernel else "killed (SIGKILL: kill -9 or a supervisor)"
+        if number:
+            return f"ended by {signal_name(number)}{_CRASHES.get(number, '')}"
+        return f"ended with exit code {ended.get('returncode')}"
+    if kernel_named(pid) or (state is not None and oom_kills() > state.oom_kills):
+        return f"{MEMORY} by the kernel"
+    return "killed (SIGKILL, or a crash): it had no chance to say why"
+
+
+_CRASHES = {
+    int(signal.SIGSEGV): ", a crash in native code",
+    int(signal.SIGBUS): ", a file it had mapped was cut short, or the disk failed",
+    int(signal.SIGILL): ", an instruction that this CPU does not have",
+    int(signal.SIGABRT): ", a native library gave up",
+}
+
+
+def signal_name(number: int) -> str:
+    """15 → SIGTERM."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def kernel_named(pid: int) -> bool:
+    """Whether the kernel's log, where it may be read, says that it killed this process for memory."""
+    wanted = f"Killed process {pid} ".encode()
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        while True:
+            try:
+                if wanted in os.read(fd, KMSG_BYTES):
+                    return True
+            except BlockingIOError:
+                return False
+            except BrokenPipeError:  # a line that was overwritten meanwhile
+                continue
+            except OSError:
+                return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(fd)

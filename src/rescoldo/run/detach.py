@@ -1,0 +1,108 @@
+"""A run of its own session: it survives the terminal it was started from, and writes to a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.lock import RunLock, read_holder
+from rescoldo.run.status import last_error, read_status
+from rescoldo.train.layout import LOG_FILE
+
+POLL = 0.05
+SETTLE_SECONDS = 15.0  # how long the starting command waits for the run to have checked what it was given
+
+
+def train_command(given: Mapping[str, Any], config: Path | None, **switches: bool) -> list[str]:
+    """The `rescoldo train` command line that says the same, in the foreground.
+
+    Args:
+        given: field → value as the flags gave them; None means that a flag was not given.
+        config: the value of --config.
+        switches: flags without a value, by name, that are set if true.
+    """
+    command = [sys.executable, "-u", "-m", "rescoldo", "train"]
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            command += [f"--{flag}={value}"]
+    if config is not None:
+        command.append(f"--config={config}")
+    return command + [f"--{name.replace('_', '-')}" for name, value in switches.items() if value]
+
+
+def start_detached(output: Path, command: list[str], on_exit: str) -> int:
+    """Start `command` in a session of its own under a keeper, its words going to OUTPUT/run.log.
+
+    Returns:
+        The run's pid, once it holds the output directory and has checked what it was given, or is still at that after
+        a few seconds.
+
+    Raises:
+        RescoldoError: another process works there (exit code 3), or the run ended at once; with its own message.
+    """
+    with RunLock(output):  # refuses now, on the terminal, instead of later in a log
+        pass
+    path = output / LOG_FILE
+    began = time.monotonic()
+    with open(path, "ab") as log:
+        at = log.tell()
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {subprocess.list2cmdline(command[3:])}\n".encode())
+        log.flush()
+        keeper = subprocess.Popen(
+            [sys.executable, "-u", "-m", "rescoldo.run.keeper", str(output), on_exit, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        )
+    pid = 0
+    while time.monotonic() - began < SETTLE_SECONDS or not pid:
+        holder = read_holder(output)
+        if holder is not None and holder.alive:
+            pid = holder.pid
+            if read_status(output).status == "running":
+                return pid
+        code = keeper.poll()
+        if code is not None:
+            if code == 0:
+                return pid or keeper.pid  # it was finished already, or is now
+            raise _refused(output, path, at, code)
+        time.sleep(POLL)
+    return pid
+
+
+def _refused(output: Path, log: Path, at: int, code: int) -> RescoldoError:
+    what = last_error(output)
+    if not what:
+        with contextlib.suppress(OSError), open(log, "rb") as file:
+            file.seek(at)
+            what = file.read(4000).decode(errors="replace").strip()
+    code = code if 0 < code < 128 else EXIT_FAILURE
+    return RescoldoError(f"the run ended at once:\n{what}", where=str(output), exit_code=code)
+
+
+def follow_move(old: Path, new: Path) -> None:
+    """After `old` was renamed to `new` and made anew: if our standard output is the log that moved along, write to a
+    fresh one in `old` from now on."""
+    try:
+        ours, there = os.fstat(1), os.stat(new / LOG_FILE)
+        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
+            return
+        sys.stdout.flush()
+        fd = os.open(old / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)

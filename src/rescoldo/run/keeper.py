@@ -1,0 +1,56 @@
+"""The small process above a detached run: it starts it, sees how it ends, notes that, and tells the user.
+
+It is a process of its own because a run that is killed cannot say so. It imports no torch, and the run goes on if the
+keeper itself is killed. `python -m rescoldo.run.keeper OUTPUT ON_EXIT COMMAND…`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from rescoldo.files import write_json
+from rescoldo.run.cgroup import oom_kills
+from rescoldo.run.lock import process_start
+from rescoldo.run.notify import run_on_exit
+from rescoldo.train.layout import EXIT_FILE
+
+
+def keep(output: Path, on_exit: str, command: list[str]) -> int:
+    """Run `command` to its end, write exit.json, run the user's `on_exit` command. Returns the exit code."""
+    before = oom_kills()
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    start = process_start(child.pid)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            child.send_signal(number)
+
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(one, pass_on)
+    code = child.wait()
+    number = -code if code < 0 else 0
+    document = {
+        "pid": child.pid,
+        "start": start,
+        "returncode": code,
+        "signal": number,
+        "oom_kill": oom_kills() > before,
+        "time": time.time(),
+    }
+    with contextlib.suppress(OSError):
+        write_json(output / EXIT_FILE, document)
+    if on_exit:
+        problem = run_on_exit(on_exit, output)
+        if problem:
+            print(f"⚠️  {problem}", flush=True)
+    return 128 + number if number else code
+
+
+if __name__ == "__main__":
+    sys.exit(keep(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))

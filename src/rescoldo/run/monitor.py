@@ -1,0 +1,174 @@
+"""A thread beside the training that keeps state.json, and names trouble while it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import psutil
+
+from rescoldo.run.causes import Snapshot, causes, snapshot
+from rescoldo.run.clock import WorkClock
+from rescoldo.run.memory import MemoryGuard, low_mark, memory_available
+from rescoldo.run.state import StateFile
+from rescoldo.units import clock as duration
+from rescoldo.units import gigabytes
+
+TICK_SECONDS = 0.5
+SLOW = 1.5  # times as long as it should take
+SHORT_STEP = 0.5  # seconds below which a step says nothing
+REPEAT_SECONDS = 600.0  # the same trouble is said again after this
+HISTORY = 50
+
+
+class Listener(Protocol):
+    """Where words go: train.progress.Reporter."""
+
+    def warn(self, text: str) -> None:
+        """One line that deserves attention."""
+
+
+class Monitor:
+    """Context manager around the work of one process.
+
+    Attributes:
+        clock: time in which the process could work.
+        guard: how many layers keep their activations.
+        file: state.json.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        listener: Listener,
+        *,
+        cap: int | None = None,
+        expected_rate: float | None = None,
+        event: Callable[..., None] = lambda name, **values: None,
+    ) -> None:
+        """
+        Args:
+            output: the run's directory.
+            listener: gets the words.
+            cap: bound for the layers that keep their activations, from a run that was killed for memory.
+            expected_rate: tokens per second that a plan has measured, None without one.
+            event: called with a name and values for timings.jsonl.
+        """
+        self.clock, self.guard, self.file = WorkClock(), MemoryGuard(cap), StateFile(output)
+        self.file.state.keep_layers = cap
+        self._listener, self._expected, self._event = listener, expected_rate, event
+        self._rates: list[float] = []
+        self._last: Snapshot | None = None
+        self._fastest: float | None = None
+        self._said: dict[str, float] = {}
+        self._suspended = self._stopped = 0.0
+        self._low = low_mark()
+        self._process = psutil.Process()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rescoldo-monitor", daemon=True)
+
+    def __enter__(self) -> Monitor:
+        self.file.update(now=True, free_bytes=memory_available())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        if error is not None:
+            text = str(error).strip() or type(error).__name__
+            self.file.update(now=True, phase="failed", error=text)
+
+    def _watch(self) -> None:
+        while not self._end.wait(TICK_SECONDS):
+            with contextlib.suppress(Exception):  # a figure that cannot be read is no reason to end
+                self.look()
+
+    def look(self) -> None:
+        """One round: clocks, memory, state.json."""
+        self.clock.now()
+        if self.clock.suspended > self._suspended:
+            slept, self._suspended = self.clock.suspended - self._suspended, self.clock.suspended
+            self._event("suspended", seconds=round(slept, 1))
+            what = f"the machine slept for {duration(slept)}; this does not count for speed and time left"
+            self.say("suspended", what, "let it sleep less: see `rescoldo doctor`", again=True)
+        if self.clock.stopped > self._stopped:
+            stood, self._stopped = self.clock.stopped - self._stopped, self.clock.stopped
+            self._event("stood still", seconds=round(stood, 1))
+            what = f"this process stood still for {duration(stood)}; this does not count for speed and time left"
+            self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
+        free, memory = memory_available(), self._process.memory_info().rss
+        if free < self._low:
+            self.memory_is_low(free)
+        self.file.update(
+            memory_bytes=memory,
+            peak_memory_bytes=max(memory, self.file.state.peak_memory_bytes),
+            free_bytes=free,
+            suspended_seconds=round(self.clock.suspended, 1),
+            stopped_seconds=round(self.clock.stopped, 1),
+        )
+
+    def memory_is_low(self, free: int) -> None:
+        """Take less for activations from the next pass on, and say so."""
+        lowered = self.guard.lower()
+        if lowered is not None:
+            before, after = lowered
+            what = (
+                f"only {gigabytes(free)} of memory are left: activations are kept for {after} layers instead of "
+                f"{before} from now on (slower, the same result)"
+            )
+            self._event("memory", free=free, keep_layers=after)
+            self.file.update(keep_layers=after)
+            self.say("memory", what, "end other programs to get the speed back at the next start", again=True)
+        elif self.guard.cap == 0:
+            what = f"only {gigabytes(free)} of memory are left, and activations are down to the least"
+            self.say("memory is out", what, "end other programs, or the kernel may kill this one")
+
+    def step_done(self, step: int, tokens: int, seconds: float) -> None:
+        """Judge the time of an optimizer step over `tokens` tokens; name likely causes when it is far too long."""
+        before, self._last = self._last, snapshot()
+        if self._last.clock:
+            self._fastest = max(self._last.clock, self._fastest or 0.0)
+        if seconds < SHORT_STEP:
+            return
+        rate = tokens / seconds
+        usual = self.usual_rate()
+        self._rates = [*self._rates, rate][-HISTORY:]
+        if usual is None or before is None or rate * SLOW > usual:
+            return
+        found = causes(before, self._last, self._fastest)
+        times = usual / rate
+        what = f"step {step} took {seconds:.1f} s, {times:.1f} times as long as it should"
+        if not found:
+            self.say("slow", f"{what}; nothing on this machine explains it", "`rescoldo doctor` looks at all of it")
+            return
+        key = "slow: " + ", ".join(cause.kind for cause in found)
+        self.say(key, f"{what}: {'; '.join(cause.what for cause in found)}", found[0].remedy)
+
+    def usual_rate(self) -> float | None:
+        """Tokens per second that are to be expected: the better half of this process's steps, or the plan's figure if
+        that is more; None before anything is known."""
+        seen = sorted(self._rates)[len(self._rates) // 2 :]
+        known = [statistics.median(seen)] if len(self._rates) >= 3 else []
+        return max(known + ([self._expected] if self._expected else []), default=None)
+
+    def say(self, key: str, what: str, remedy: str, *, again: bool = False) -> None:
+        """Say it in the log and note it in state.json; the same `key` only every few minutes, unless `again`."""
+        now = time.monotonic()
+        if not again and now - self._said.get(key, float("-inf")) < REPEAT_SECONDS:
+            return
+        self._said[key] = now
+        self._listener.warn(f"{what}\n    → {remedy}")
+        self.file.trouble(what, remedy)
+
+    def update(self, *, now: bool = False, **values: Any) -> None:
+        """Set fields of state.json."""
+        self.file.update(now=now, **values)

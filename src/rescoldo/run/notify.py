@@ -1,0 +1,23 @@
+"""Telling the user that a run has ended: a command of theirs, given the run's status as JSON on standard input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from rescoldo.run.status import read_status
+
+
+def run_on_exit(command: str, output: Path) -> str:
+    """Run the user's shell command with `rescoldo status --json`'s document on its standard input.
+
+    Returns:
+        "" if it succeeded, else what went wrong, in words.
+    """
+    document = json.dumps(read_status(output).as_json(), ensure_ascii=False) + "\n"
+    try:
+        done = subprocess.run(command, shell=True, input=document, text=True, check=False)
+    except OSError as error:
+        return f"--on-exit {command!r} could not be run: {error.strerror or error}"
+    return f"--on-exit {command!r} ended with exit code {done.returncode}" if done.returncode else ""

@@ -1,0 +1,58 @@
+"""Which runs were started on this machine by this user: one small file each, so that nobody waits for anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rescoldo.files import write_json
+from rescoldo.train.layout import RUN_FILE, read_json
+
+MAX_DEPTH = 3  # folders that `find_runs` goes down
+
+
+def registry_folder() -> Path:
+    """$XDG_STATE_HOME/rescoldo/runs, else ~/.local/state/rescoldo/runs."""
+    root = os.environ.get("XDG_STATE_HOME")
+    return (Path(root) if root else Path.home() / ".local" / "state") / "rescoldo" / "runs"
+
+
+def register(output: Path) -> None:
+    """Remember a run's output directory. A home that cannot be written is no reason to fail."""
+    path = str(Path(os.path.abspath(output)))
+    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError, RuntimeError):
+        write_json(registry_folder() / f"{name}.json", {"output": path})
+
+
+def known_runs() -> list[Path]:
+    """The output directories that are still there, the latest first; the others are forgotten."""
+    found: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError, RuntimeError):
+        for entry in registry_folder().glob("*.json"):
+            output = (read_json(entry) or {}).get("output")
+            if not isinstance(output, str) or not Path(output).is_dir():
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+                continue
+            with contextlib.suppress(OSError):
+                found.append((entry.stat().st_mtime, Path(output)))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The output directories below `folders`, at most MAX_DEPTH deep."""
+    found: list[Path] = []
+    for folder in folders:
+        level = [folder]
+        for _ in range(MAX_DEPTH + 1):
+            found += [path for path in level if (path / RUN_FILE).is_file()]
+            below: list[Path] = []
+            for path in level:
+                with contextlib.suppress(OSError):
+                    below += sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink())
+            level = below
+    return found

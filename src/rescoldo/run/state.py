@@ -1,0 +1,123 @@
+"""state.json: where a run stands, for `status` and `watch`. Written often, read by anyone, not needed to resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rescoldo.run.cgroup import oom_kills
+from rescoldo.run.lock import process_start
+from rescoldo.train.layout import STATE_FILE, read_json
+
+WRITE_SECONDS = 1.0  # at most this often
+ENDED = ("finished", "stopped", "failed")
+MAX_TROUBLES = 20
+
+
+@dataclass
+class State:
+    """Attributes:
+
+    pid, start, host: the process, with what tells it from a later one of the same pid.
+    phase: loading, training, evaluating, saving; or, at the end, finished, stopped (saved by a signal), failed.
+    began: when this process began (seconds since 1970); updated: when this was written.
+    epoch: from 1; epochs, step, steps; share: of the whole run that is done, 0..1.
+    loss: of the last optimizer step; val_loss: of the last evaluated epoch.
+    tokens_per_second, seconds_left: over the last pieces of work; 0 and None before the first.
+    memory_bytes, peak_memory_bytes: the process's resident memory; free_bytes: what it could still take.
+    keep_layers: layers whose activations may be kept at most, None without a bound.
+    oom_kills: the kernel's count of kills for memory when this was written.
+    suspended_seconds, stopped_seconds: the machine slept, the process stood still.
+    last_checkpoint: its name; checkpoint_error: why the last one could not be written, "" if it could.
+    error: why it failed; signal: which one stopped it, 0 otherwise.
+    troubles: what was noticed on the way, each {"time", "what", "remedy"}.
+    """
+
+    pid: int = 0
+    start: str = ""
+    host: str = ""
+    phase: str = "loading"
+    began: float = 0.0
+    updated: float = 0.0
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    share: float = 0.0
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_second: float = 0.0
+    seconds_left: float | None = None
+    memory_bytes: int = 0
+    peak_memory_bytes: int = 0
+    free_bytes: int = 0
+    keep_layers: int | None = None
+    oom_kills: int = 0
+    suspended_seconds: float = 0.0
+    stopped_seconds: float = 0.0
+    last_checkpoint: str = ""
+    checkpoint_error: str = ""
+    error: str = ""
+    signal: int = 0
+    troubles: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_state(output: Path) -> State | None:
+    """The state that the last process left in `output`; None if there is none or it says nothing useful."""
+    raw = read_json(output / STATE_FILE)
+    if raw is None:
+        return None
+    state, empty = State(), State()
+    for name in (one.name for one in fields(State)):
+        value, default = raw.get(name), getattr(empty, name)
+        number = default is None or type(default) in (int, float)
+        fits = type(value) in (int, float) if number else type(value) is type(default)
+        if fits:
+            setattr(state, name, value)
+    state.troubles = [trouble for trouble in state.troubles if isinstance(trouble, dict)]
+    return state if state.pid > 0 and state.start else None
+
+
+class StateFile:
+    """The state of the process that runs, and its file. Threads may share it. A full disk does not stop it."""
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / STATE_FILE
+        self.state = State(
+            pid=os.getpid(), start=process_start(os.getpid()) or "", host=platform.node(), began=time.time()
+        )
+        self._lock = threading.Lock()
+        self._written = float("-inf")
+
+    def update(self, *, now: bool = False, **values: Any) -> None:
+        """Set fields; write if the last time is long enough ago, or `now`."""
+        with self._lock:
+            for name, value in values.items():
+                setattr(self.state, name, value)
+            if now or time.monotonic() - self._written >= WRITE_SECONDS:
+                self._write()
+
+    def trouble(self, what: str, remedy: str) -> None:
+        """Note something that a person should know."""
+        with self._lock:
+            note = {"time": time.time(), "what": what, "remedy": remedy}
+            self.state.troubles = [*self.state.troubles, note][-MAX_TROUBLES:]
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self.state.updated, self.state.oom_kills = time.time(), oom_kills()
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:  # renamed, so that a reader never sees half of it; not synced, as a power cut takes the process along
+            temporary.write_text(json.dumps(asdict(self.state)), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()

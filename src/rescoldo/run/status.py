@@ -1,0 +1,163 @@
+"""What is known about a run from the files it keeps. Imports nothing heavy: it answers in a fraction of a second."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
+from rescoldo.run.lock import process_start, read_holder
+from rescoldo.run.state import State, read_state
+from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints, read_json
+
+ALIVE = ("starting", "running")
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as seen from outside.
+
+    Attributes:
+        status: "starting", "running", "finished", "stopped" (saved after a signal), "failed" (an error), "died"
+            (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another host), "never" (no run here).
+        why: for stopped, failed and died: the reason in words.
+        next: a command to type next, "" if there is nothing to do.
+        killed_for_memory: whether the last process was.
+        pid: of the process that works there, or last did; None if not known.
+        state: what it last wrote about itself, {} if nothing.
+        checkpoint: the newest checkpoint's name, "" without one; checkpoint_age: seconds since it was written.
+        log: the log file of a detached run, if there is one.
+    """
+
+    output: str
+    status: str
+    why: str = ""
+    next: str = ""
+    killed_for_memory: bool = False
+    pid: int | None = None
+    base_model: str = ""
+    started: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+    checkpoint_age: float | None = None
+    log: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process works there now, as far as can be seen."""
+        return self.status in ALIVE
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints and `--on-exit` gets."""
+        return asdict(self)
+
+
+def read_status(output: Path) -> Status:
+    """Look at a run. Never fails: a directory without a run has the status "never"."""
+    run, info, state = read_json(output / RUN_FILE), read_json(output / INFO_FILE), read_state(output)
+    holder, ended = read_holder(output), read_json(output / EXIT_FILE)
+    config = run.get("config") if run else None
+    newest = next(iter(list_checkpoints(output)), None) if run else None
+    log = output / LOG_FILE
+    known: dict[str, Any] = {
+        "base_model": str(config.get("base_model", "")) if isinstance(config, dict) else "",
+        "started": str(run.get("started", "")) if run else "",
+        "state": asdict(state) if state else {},
+        "checkpoint": newest.name if newest else "",
+        "checkpoint_age": _age(newest) if newest else None,
+        "log": str(log) if log.is_file() else None,
+    }
+    again = "the same rescoldo train command again goes on" if newest else "give the rescoldo train command again"
+    if holder is not None and holder.alive is None:
+        why = f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
+        return Status(str(output), "unknown", why, pid=holder.pid, **known)
+    if holder is not None and holder.alive:
+        fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
+        return Status(str(output), "running" if fresh else "starting", pid=holder.pid, **known)
+    if info is not None and "identity" in info:
+        return Status(
+            str(output), "finished", next=f"rescoldo verify {output}", pid=state.pid if state else None, **known
+        )
+    if state is not None and state.phase == "stopped":
+        return Status(
+            str(output), "stopped", f"by {signal_name(state.signal)}, and saved", again, pid=state.pid, **known
+        )
+    return _gone(output, known, again, state, holder, ended)
+
+
+def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, holder: Any, ended: Any) -> Status:
+    """The status of a run whose process is not there and has not said that it is done."""
+    last: tuple[int, str] | None = None
+    if holder is not None:  # the lock file stays when its holder is killed
+        last = (holder.pid, holder.start)
+    elif ended is not None and isinstance(ended.get("pid"), int) and not _later(state, ended):
+        last = (ended["pid"], str(ended.get("start")))
+    elif state is not None:
+        last = (state.pid, state.start)
+    if last is None:
+        if known["checkpoint"] or known["started"]:
+            return Status(str(output), "died", "it ended before it could say anything", again, **known)
+        return Status(str(output), "never", "no run has been started here", "rescoldo train --help", **known)
+    own_state = state if state is not None and (state.pid, state.start) == last else None
+    own_end = ended if ended is not None and (ended.get("pid"), ended.get("start")) == last else None
+    if own_state is not None and own_state.phase == "failed":
+        return Status(str(output), "failed", own_state.error, again, pid=last[0], **known)
+    if own_end is not None and not own_end.get("signal") and own_end.get("returncode"):
+        why = last_error(output) or f"exit code {own_end['returncode']}"
+        return Status(str(output), "failed", why, f"rescoldo logs {output}", pid=last[0], **known)
+    if own_state is not None and own_state.host != platform.node() and not own_end:
+        return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)
+    why = cause_of_death(*last, own_state, own_end)
+    killed = why.startswith(MEMORY)
+    if killed:
+        again += ", with less memory for activations"
+    return Status(str(output), "died", why, again, killed, pid=last[0], **known)
+
+
+def _later(state: State | None, ended: dict[str, Any]) -> bool:
+    """Whether the state is that of a process after the one that `ended` is about (a run in the foreground, then)."""
+    at = ended.get("time")
+    return state is not None and isinstance(at, int | float) and state.updated > at
+
+
+def last_error(output: Path) -> str:
+    """The last "error: …" in the log of a detached run, "" if there is none."""
+    try:
+        with open(output / LOG_FILE, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    _, found, rest = text.rpartition("\nerror: ")
+    return rest.strip() if found else ""
+
+
+def _age(checkpoint: Path) -> float | None:
+    """Seconds since a checkpoint was written; a clock set back makes it 0, not negative."""
+    try:
+        return max(0.0, time.time() - checkpoint.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def require_run(output: Path) -> Status:
+    """Like read_status, for commands that need a run.
+
+    Raises:
+        RescoldoError: there is none.
+    """
+    status = read_status(output)
+    if status.status == "never":
+        what = "no run has been started here" if output.is_dir() else "there is no such directory"
+        raise RescoldoError(what, where=str(output), fix="pass the --output of a run; `rescoldo list` knows some")
+    return status
+
+
+def same_process(pid: int, start: str) -> bool:
+    """Whether the process (pid, start) still lives."""
+    return process_start(pid) == start and (not boot_of(start) or boot_of(start) == current_boot())

@@ -1,0 +1,65 @@
+"""What lies in an output directory: the files' names, and the checkpoints in order.
+
+Nothing heavy is imported here: `status`, `logs` and `watch` answer from these files alone, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"  # what was started here: config in force and identity
+INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
+STATE_FILE = "state.json"  # where the run stands, renewed every few seconds
+EXIT_FILE = "exit.json"  # how a detached run's process ended
+LOG_FILE = "run.log"  # what a detached run says
+REPORT_FILE = "report.html"
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})(?:-(rolling)|-eval-(\d{1,18}))?")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; lines that are damaged, or half written, are left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def order(path: Path) -> tuple[int, float] | None:
+    """The position in a checkpoint's name as a sort key, None for other files."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    if not match:
+        return None
+    phase = 0.0 if match[2] else float(match[3]) if match[3] else float("inf")
+    return int(match[1]), phase
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """The checkpoints in `output`, newest first."""
+    if not output.is_dir():
+        return []
+    found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]

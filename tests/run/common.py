@@ -1,0 +1,80 @@
+"""A detached run of a tiny real model for the tests, and the commands on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rescoldo.run.status import Status, read_status
+from tests.base.make_models import tiny_hf
+
+TITLE = "Booking of consulting rooms"
+TEXT = "Staff books rooms and equipment for consultations, sees what is free and is told when a booking was changed. "
+
+
+def record(concept: str) -> dict[str, Any]:
+    """A valid record."""
+
+    def items(prefix: str) -> list[dict[str, str]]:
+        return [{"id": f"{prefix}00{i}", "description": f"{concept} {i}", "priority": "High"} for i in (1, 2)]
+
+    lists = {"functional_requirements": items("FR"), "non_functional_requirements": items("NFR")}
+    return {
+        "concept": concept,
+        "requirements": {"title": TITLE, "description": TEXT, **lists, "constraints": items("C")},
+    }
+
+
+def write_records(path: Path, concepts: list[str]) -> Path:
+    """A dataset file of one record a concept."""
+    path.write_text("".join(json.dumps(record(concept)) + "\n" for concept in concepts))
+    return path
+
+
+def tiny_run(folder: Path, *, examples: int = 6, epochs: int = 2) -> list[str]:
+    """Flags of a `rescoldo train` on a tiny model that is made in `folder`, --output left out."""
+    model = folder / "model"
+    if not model.exists():
+        tiny_hf(model, "llama", max_position_embeddings=4096)
+        write_records(folder / "train.jsonl", [f"shift plan {i} for ward {chr(97 + i)}" for i in range(examples)])
+        write_records(folder / "val.jsonl", ["parking spaces", "lost keys"])
+    flags = f"--epochs={epochs} --grad-accum=2 --max-length=4096 --threads=1 --quantization=fp32 --lr=0.01"
+    return [
+        f"--base-model={model}",
+        f"--train={folder / 'train.jsonl'}",
+        f"--val={folder / 'val.jsonl'}",
+        *flags.split(),
+    ]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of the commands: registry and caches in `folder`."""
+    own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "80"}
+    return {**os.environ, **own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def rescoldo(folder: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a `rescoldo` command."""
+    command = [sys.executable, "-m", "rescoldo", *arguments]
+    return subprocess.run(
+        command, env=environment(folder), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def wait_for(output: Path, *statuses: str, phase: str = "", seconds: float = 90) -> Status:
+    """Wait until the run has one of these statuses (and phase)."""
+    until = time.monotonic() + seconds
+    while True:
+        found = read_status(output)
+        if found.status in statuses and (not phase or found.state.get("phase") == phase):
+            return found
+        if time.monotonic() > until:
+            log = output / "run.log"
+            text = log.read_text()[-2000:] if log.exists() else ""
+            raise AssertionError(f"{found} is not {statuses} {phase} after {seconds} s\n{text}")
+        time.sleep(0.05)
