@@ -87,10 +87,10 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
                 continue
             file.records += 1
             file.faults += role.check(line.value, str(path), line.number)
-            asked = _asked(role, line.value)
-            if words(asked):
+            question = asked(role, line.value)
+            if words(question):
                 answer, listed = answer_of(role, line.value), sentences(role, line.value)
-                own.append(_Entry(str(path), line.number, role.input, asked, answer, listed))
+                own.append(_Entry(str(path), line.number, role.input, question, answer, listed))
         if not file.records and not file.faults:
             file.faults.append(Fault(str(path), 1, "", "no-records", "the file holds no records"))
         file.faults += _among(own, role.spec.answer)
@@ -101,14 +101,14 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     return result
 
 
-def _asked(role: Role, record: dict[str, Any]) -> str:
+def asked(role: Role, record: dict[str, Any]) -> str:
     """What a record asks; "" where its input has faults."""
     return "" if role.check(record, "", 0, answers=False) else role.key(record)
 
 
 def input_of(role: Role, record: dict[str, Any]) -> str:
     """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults."""
-    return same(_asked(role, record))
+    return same(asked(role, record))
 
 
 def answer_of(role: Role, record: dict[str, Any]) -> str:

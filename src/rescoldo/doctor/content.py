@@ -8,13 +8,16 @@ from typing import Any
 
 from rescoldo.base.hf import read_json
 from rescoldo.base.model import BaseModel
+from rescoldo.data.audit import asked
 from rescoldo.data.records import read_lines
-from rescoldo.data.similar import near_pairs, same
+from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
+from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
+from rescoldo.words import same
 
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # concepts that are compared with each other for likeness
@@ -90,14 +93,14 @@ def datasets(subject: Subject) -> Iterator[Check]:
             yield warning(f"{name} data", f"{text}: few", "more examples; the result depends on chance", **figures)
         else:
             yield ok(f"{name} data", text, **figures)
-    if subject.train is not None and subject.val is not None:
-        yield from leaks(subject.train, subject.val)
+    if subject.train is not None and subject.val is not None and subject.role is not None:
+        yield from leaks(subject.train, subject.val, subject.role)
 
 
-def leaks(train: Dataset, val: Dataset) -> Iterator[Check]:
+def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     """Concepts that stand in both files, or nearly."""
     try:
-        before, after = (_concepts(data.path) for data in (train, val))
+        before, after = (_concepts(data.path, role) for data in (train, val))
     except RescoldoError as error:
         yield refused("leakage", error)
         return
@@ -123,14 +126,10 @@ def leaks(train: Dataset, val: Dataset) -> Iterator[Check]:
         yield ok("leakage", "training and validation share no concept")
 
 
-def _concepts(path: Path) -> list[tuple[int, str]]:
-    """(line, concept) of each record that has one."""
-    found = []
-    for line in read_lines(path):
-        concept = (line.value or {}).get("concept")
-        if isinstance(concept, str) and same(concept):
-            found.append((line.number, concept))
-    return found
+def _concepts(path: Path, role: Role) -> list[tuple[int, str]]:
+    """(line, what is asked) of each record that asks something."""
+    lines = ((line.number, asked(role, line.value)) for line in read_lines(path) if line.value is not None)
+    return [(number, text) for number, text in lines if same(text)]
 
 
 def _some(items: list[str]) -> str:

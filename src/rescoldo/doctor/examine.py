@@ -11,6 +11,7 @@ from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.role import get_role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import identity
 from rescoldo.train.parts import Parts
@@ -64,17 +65,23 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
     """Yields what is wrong with the datasets; returns the subject with those that could be read."""
     config, read = subject.config, parts.read_dataset
     try:
-        train = read(config.train, config.role, subject.tokenizer, config.max_length, config.train_limit)
+        role = get_role(config.role).ready()
+        subject = replace(subject, role=role)
+    except RescoldoError as error:
+        yield refused("role", error)
+        return subject
+    try:
+        train = read(config.train, role, subject.tokenizer, config.max_length, config.train_limit)
         subject = replace(subject, train=train)
     except RescoldoError as error:
         yield refused("training data", error)
     try:
-        val = read(config.val, config.role, subject.tokenizer, config.max_length, config.val_limit)
+        val = read(config.val, role, subject.tokenizer, config.max_length, config.val_limit)
         subject = replace(subject, val=val)
     except RescoldoError as error:
         yield refused("validation data", error)
     if subject.base is not None and subject.train is not None and subject.val is not None:
-        known = identity(config, subject.base.fingerprint(), subject.train, subject.val)
+        known = identity(config, role, subject.base.fingerprint(), subject.train, subject.val)
         subject = replace(subject, identity=known)
     return subject
 

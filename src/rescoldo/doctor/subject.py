@@ -7,6 +7,7 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.types import LoraConfig
+from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Dataset, lora_config
 from rescoldo.train.prepare import Prepared
@@ -25,6 +26,7 @@ class Subject:
     config: RunConfig
     base: BaseModel | None = None
     tokenizer: Any = None
+    role: Role | None = None
     train: Dataset | None = None
     val: Dataset | None = None
     identity: dict[str, Any] | None = None
@@ -46,4 +48,4 @@ class Subject:
 def subject_of(prepared: Prepared) -> Subject:
     """The subject of a run that is about to start."""
     p = prepared
-    return Subject(p.config, p.base, p.tokenizer, p.train, p.val, p.identity, ours=True)
+    return Subject(p.config, p.base, p.tokenizer, p.role, p.train, p.val, p.identity, ours=True)
