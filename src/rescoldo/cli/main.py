@@ -18,6 +18,7 @@ from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
 from rescoldo.cli.export import export
 from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
+from rescoldo.cli.role import role
 from rescoldo.cli.status import list_, logs, status, stop
 from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
@@ -54,6 +55,7 @@ app.command(epilog="Example: rescoldo stop artifacts/mine")(stop)
 app.command("list", epilog="Example: rescoldo list artifacts")(list_)
 app.command()(verify)
 app.add_typer(data, name="data")
+app.add_typer(role, name="role")
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 app.command("export", epilog=EXPORT_EXAMPLE)(export)
 app.command(epilog=COMPARE_EXAMPLE)(compare)

@@ -69,13 +69,22 @@ def tokenize_records(records: Sequence[dict[str, Any]], role: Role, tokenizer: A
 def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
     """The conversation as the model's chat template writes it, up to where the answer begins; None without template.
 
+    Where the template knows no system message (Mistral's), it becomes the beginning of the user's first.
+
     Raises:
         RescoldoError: the template refuses the messages or is damaged.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        return str(_render(tokenizer, messages, add_generation_prompt=True))
+        try:
+            return str(_render(tokenizer, messages, add_generation_prompt=True))
+        except Exception:
+            if len(messages) < 2 or messages[0]["role"] != "system":
+                raise
+            question = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+            merged = [{**messages[1], "content": question}, *messages[2:]]
+            return str(_render(tokenizer, merged, add_generation_prompt=True))
     except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
         raise RescoldoError(
             f"the model's chat template cannot write the prompt: {error}",

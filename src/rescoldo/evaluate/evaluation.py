@@ -16,7 +16,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
-from rescoldo.evaluate.predictor import Prediction, Predictor
+from rescoldo.evaluate.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
 from rescoldo.evaluate.score import score_row, summarise
 from rescoldo.files import sha256, write_json, write_text
 from rescoldo.role import Role, role_of_run
@@ -101,7 +101,10 @@ def evaluate(
         repeat, example = divmod(i, len(records))
         row = score_row(role, records[example], found[i], training)
         rows.append({"example": example, "repeat": repeat, **row, "key": name})
-    return {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
+    part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
+    if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
+        part["perplexity"] = predictor.chat.perplexity(role, records)
+    return part
 
 
 def evaluate_model(

@@ -286,6 +286,19 @@ class EngineChat:
             "quantization": self.loaded.precision,
         }
 
+    def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Of the records' own answers: see evaluate.perplexity."""
+        from rescoldo.evaluate.perplexity import perplexity
+
+        with self._as_asked():
+            return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)
+
+    def _as_asked(self) -> contextlib.AbstractContextManager[None]:
+        """The model with or without its adapter."""
+        if self.adapter or not self.loaded.run:
+            return contextlib.nullcontext()
+        return self.loaded.model.without_adapter()
+
     def complete(
         self,
         conversations: Sequence[Messages],
@@ -294,8 +307,7 @@ class EngineChat:
     ) -> Iterator[tuple[int, Prediction]]:
         """All conversations in one batch; yields (index, prediction) as each ends."""
         model = self.loaded.model
-        alone = model.without_adapter() if not self.adapter and self.loaded.run else contextlib.nullcontext()
-        with alone:
+        with self._as_asked():
             yield from complete_with_engine(model, self.loaded.tokenizer, conversations, sampling, on_progress)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rescoldo.engine.types import Sampling
 from rescoldo.role import Role
@@ -82,6 +82,14 @@ class ChatModel(Protocol):
         Raises:
             RescoldoError: no more answers can be had. What one conversation failed on is its prediction's `error`.
         """
+
+
+@runtime_checkable
+class MeasuresLoss(Protocol):
+    """A chat model that knows how probable a given answer is: our engine; a server does not."""
+
+    def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Of the records' own answers: see evaluate.perplexity."""
 
 
 class ChatPredictor:

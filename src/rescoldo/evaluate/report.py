@@ -102,12 +102,17 @@ def _p(value: float) -> str:
 
 
 def _score_rows(models: Mapping[str, Any]) -> list[list[str]]:
-    return [[label, *(f"{part['scores'][name]:.1%}" for part in models.values())] for name, label in _SCORES.items()]
+    rows = [[label, *(f"{part['scores'][name]:.1%}" for part in models.values())] for name, label in _SCORES.items()]
+    found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
+    if any(value is not None for value in found):
+        rows.append(["perplexity", *(f"{value:.3f}" if value is not None else "–" for value in found)])
+    return rows
 
 
 def _component_rows(models: Mapping[str, Any]) -> list[list[str]]:
-    names = list(next(iter(models.values()))["component_scores"])
-    return [[name, *(f"{part['component_scores'][name]:.1%}" for part in models.values())] for name in names]
+    names = list(dict.fromkeys(name for part in models.values() for name in part["component_scores"]))
+    found = [part["component_scores"] for part in models.values()]
+    return [[name, *(f"{scores[name]:.1%}" if name in scores else "–" for scores in found)] for name in names]
 
 
 def _diagnostic_rows(models: Mapping[str, Any]) -> list[list[str]]:

@@ -134,7 +134,7 @@ def _order(turns: Turns, name: str, answers: bool) -> list[Finding]:
         wanted = ("user", "assistant")[index % 2]
         if speaker != wanted:
             what = f"is the {speaker}'s, the {wanted}'s is wanted: they take turns, the user begins"
-            return [Finding(f"{name}[{first + index}]" if len(turns) > 2 else name, "order", what)]
+            return [Finding(f"{name}[{first + index}]", "order", what)]
     if len(speakers) == first:
         return [Finding(name, "order", "holds no question")]
     if answers and speakers[-1] != "assistant":

@@ -79,15 +79,15 @@ def valid(answer: Answer) -> Outcome:
     Without a schema: if the record's own answer is a JSON or YAML document, the answer must be one with the same keys;
     if it is neither, there is nothing to satisfy and no component.
     """
-    if answer.schema is None and isinstance(answer.wanted_text, str):
-        wanted = structure(answer.wanted_text)
+    if answer.schema is None:
+        wanted = structure(answer.wanted_text or "")
         if wanted is None:
             return {}, []
         fits = same_shape(wanted, structure(answer.text))
         return {"valid": float(fits)}, [] if fits else ["valid: not the structure of the record's answer"]
     if answer.fault:
         return {"valid": 0.0}, [f"answer: {answer.fault}"]
-    findings = answer.schema.findings(answer.value) if answer.schema else []
+    findings = answer.schema.findings(answer.value)
     return {"valid": float(not findings)}, [_in_words("valid", finding) for finding in findings[:NOTES]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,6 +86,15 @@ class Role:
     def form(self) -> Form:
         """The keys of an answer's text."""
         return self.schema.form if self.schema else Form()
+
+    def instruction(self) -> str:
+        """The task in words, without an input: the prompt up to the paragraph in which the record comes in."""
+        prompt = self.spec.prompt
+        if prompt is None:
+            return self.spec.description
+        text = prompt if isinstance(prompt, str) else "\n\n".join(message.content for message in prompt)
+        same_for_all = re.split(r"\{[{%#]", text, maxsplit=1)[0]
+        return same_for_all.rpartition("\n\n")[0] or same_for_all.strip() or self.spec.description
 
     def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
         """The chat messages (role, content) that ask for this record's answer.

@@ -1,0 +1,87 @@
+"""What `rescoldo role new` writes: a small role that works, to be changed line by line."""
+
+from __future__ import annotations
+
+import json
+
+ROLE = """\
+# A role: what is taught. docs/roles.md explains every field. `rescoldo role check .` looks at it.
+name: NAME
+description: From a list of changes to release notes
+
+# The two fields of a record (one line of a dataset, JSON): what is asked, and the answer to learn.
+input: changes
+answer: notes
+
+# What the model is given. {{ changes }} is the record's field; others can be used the same way.
+# What is the same for all records comes first: it is computed once.
+prompt: |-
+  You write release notes for users. Answer with one YAML mapping and nothing else:
+
+  headline: what is new, in up to 80 characters
+  breaking: yes or no
+  items:
+  - kind: new
+    text: one change as a user would say it
+
+  Rules: kind is new, changed or fixed. Leave out what users do not notice.
+
+  Changes: {{ changes | trim }}
+
+# How the answer is written: yaml, json (both need a schema) or text (has none).
+serialization: yaml
+
+# JSON Schema of the answer. Its properties are taught in this order; others are left out.
+# Numbers and lists are read from YAML as the schema says. `x-unique: id` would want unique IDs in a list.
+schema:
+  type: object
+  required: [headline, breaking, items]
+  properties:
+    headline: {type: string, minLength: 10, maxLength: 80}
+    breaking: {enum: ["yes", "no"]}
+    items:
+      type: array
+      minItems: 1
+      items:
+        type: object
+        required: [kind, text]
+        properties:
+          kind: {enum: [new, changed, fixed]}
+          text: {type: string, minLength: 10}
+
+# Named metrics: fields (credit for each field that satisfies its schema), valid, exact_match, rouge_l, perplexity.
+# Or your own function: file.py:function beside this file, or package.module:function.
+metric: fields
+
+# Of the answers, where no flag says otherwise.
+sampling: {temperature: 0, max_new_tokens: 512}
+
+# A few records: the check scores their own answers, which must be perfect.
+samples: samples.jsonl
+"""
+
+_SAMPLES = [
+    {
+        "changes": "fix crash when CSV has no header; add dark theme; bump eslint",
+        "notes": {
+            "headline": "Dark theme, and CSV files without a header",
+            "breaking": "no",
+            "items": [
+                {"kind": "new", "text": "There is a dark theme; it follows your system's setting."},
+                {"kind": "fixed", "text": "Opening a CSV file without a header no longer crashes."},
+            ],
+        },
+    },
+    {
+        "changes": "drop Python 3.9; rename --out to --output; docs typos",
+        "notes": {
+            "headline": "Python 3.10 is needed, and --out is now --output",
+            "breaking": "yes",
+            "items": [
+                {"kind": "changed", "text": "Python 3.9 is no longer supported: use 3.10 or newer."},
+                {"kind": "changed", "text": "The option --out is called --output; scripts have to be changed."},
+            ],
+        },
+    },
+]
+SAMPLES = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in _SAMPLES)

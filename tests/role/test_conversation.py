@@ -1,0 +1,161 @@
+"""The formats that people have: real lines, malformed lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rescoldo.data import read_records
+from rescoldo.data.audit import audit
+from rescoldo.data.split import split_file
+from rescoldo.data.tokenize import tokenize_records
+from rescoldo.errors import RescoldoError
+from rescoldo.role import get_role
+from tests.base.make_models import tiny_tokenizer
+from tests.data.examples import write
+
+GENERIC = get_role("generic")
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Where is the Prado?"}
+ASSISTANT = {"role": "assistant", "content": "In Madrid."}
+
+
+def human(text: str) -> dict[str, str]:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict[str, str]:
+    return {"from": "gpt", "value": text}
+
+
+GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "openai": ({"messages": [USER, ASSISTANT]}, ["user"], "In Madrid."),
+    "openai with system": ({"messages": [SYSTEM, USER, ASSISTANT]}, ["system", "user"], "In Madrid."),
+    "openai's developer": (
+        {"messages": [{**SYSTEM, "role": "developer"}, USER, {**ASSISTANT, "weight": 1}]},
+        ["system", "user"],
+        "In Madrid.",
+    ),
+    "openai's parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}, ASSISTANT]},
+        ["user"],
+        "In Madrid.",
+    ),
+    "several turns": (
+        {"messages": [USER, ASSISTANT, {**USER, "content": "And the Louvre?"}, {**ASSISTANT, "content": "Paris"}]},
+        ["user", "assistant", "user"],
+        "Paris",
+    ),
+    "sharegpt": ({"id": "x_0", "conversations": [human("Hi"), gpt(" Hello! ")]}, ["user"], "Hello!"),
+    "sharegpt with system": (
+        {"conversations": [{"from": "system", "value": "Be brief."}, human("Hi"), gpt("Hello")]},
+        ["system", "user"],
+        "Hello",
+    ),
+    "alpaca": ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, ["user"], "3"),
+    "alpaca without input": ({"instruction": "Name a river.", "input": "", "output": "Ebro"}, ["user"], "Ebro"),
+    "prompt": ({"prompt": "Say yes.", "completion": " yes"}, ["user"], "yes"),
+    "prompt and response": ({"prompt": "Say yes.", "response": "yes", "system": "Obey."}, ["system", "user"], "yes"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_lines(tmp_path: Path, name: str) -> None:
+    line, speakers, answer = GOOD[name]
+    path = write(tmp_path / "d.jsonl", line)
+    (record,) = read_records(path, GENERIC)
+    messages = GENERIC.messages(record)
+    assert [message["role"] for message in messages] == speakers
+    assert GENERIC.target(record) == answer
+    assert GENERIC.key(record) == messages[-1]["content"]
+    assert GENERIC.score(answer, record).total == 1.0
+    assert GENERIC.messages(line) == messages  # as it stands in the file, too
+    assert audit([path], GENERIC).ok
+    (asked,) = read_records(path, GENERIC, answers=False)
+    assert GENERIC.messages(asked) == messages
+
+
+def test_alpaca_joins_instruction_and_input() -> None:
+    assert GENERIC.key(GOOD["alpaca"][0]) == "Add.\n\n1 and 2"
+
+
+BAD: dict[str, tuple[Any, str, str]] = {
+    "no format": ({"text": "hello"}, "", "no format that is known"),
+    "messages no list": ({"messages": "x"}, "messages", "is text, a list"),
+    "messages empty": ({"messages": []}, "messages", "is empty"),
+    "message no object": ({"messages": ["x"]}, "messages[0]", "is text, an object"),
+    "no role": ({"messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
+    "unknown role": ({"messages": [{**USER, "role": "wizard"}]}, "messages[0].role", "'wizard', one of"),
+    "no content": ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
+    "null content": ({"messages": [USER, {**ASSISTANT, "content": None}]}, "messages[1].content", "is null"),
+    "empty content": ({"messages": [USER, {**ASSISTANT, "content": " "}]}, "messages[1].content", "is empty"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT]},
+        "messages[0].content",
+        "other things than text",
+    ),
+    "tool": ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1]", "tools cannot be learned"),
+    "tool's result": ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]", "tools cannot"),
+    "assistant first": ({"messages": [ASSISTANT, USER]}, "messages[0]", "the user begins"),
+    "user twice": ({"messages": [USER, USER, ASSISTANT]}, "messages[1]", "they take turns"),
+    "system later": ({"messages": [USER, SYSTEM, ASSISTANT]}, "messages[1]", "they take turns"),
+    "system alone": ({"messages": [SYSTEM]}, "messages", "holds no question"),
+    "no answer": ({"messages": [USER]}, "messages", "no answer to learn"),
+    "sharegpt no value": ({"conversations": [{"from": "human"}]}, "conversations[0].value", "is missing"),
+    "sharegpt no answer": ({"conversations": [human("x")]}, "conversations", "no answer to learn"),
+    "sharegpt begins with gpt": ({"conversations": [gpt("x"), human("y")]}, "conversations[0]", "the user begins"),
+    "alpaca number": ({"instruction": 5, "output": "x"}, "instruction", "is a number"),
+    "alpaca empty": ({"instruction": "", "output": "x"}, "instruction", "is empty"),
+    "alpaca input": ({"instruction": "x", "input": ["y"], "output": "x"}, "input", "is a list, text"),
+    "alpaca no output": ({"instruction": "x", "input": ""}, "output", "is missing"),
+    "prompt list": ({"prompt": ["x"], "completion": "y"}, "prompt", "is a list"),
+    "no completion": ({"prompt": "x"}, "completion", "is missing"),
+    "empty completion": ({"prompt": "x", "completion": ""}, "completion", "is empty"),
+    "system number": ({"prompt": "x", "completion": "y", "system": 5}, "system", "is a number"),
+    "not json": ("{'prompt': 'x'}", "", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_lines(tmp_path: Path, name: str) -> None:
+    line, field, message = BAD[name]
+    path = write(tmp_path / "d.jsonl", GOOD["sharegpt"][0], line)
+    with pytest.raises(RescoldoError, match=message) as caught:
+        read_records(path, GENERIC)
+    assert caught.value.where == f"{path}:2" + (f", {field}" if field else "")
+    assert caught.value.fix.endswith("--role generic")
+    errors = [fault for fault in audit([path], GENERIC).faults if fault.level == "error"]
+    assert [(fault.line, fault.field) for fault in errors] == [(2, field)]
+
+
+def test_only_the_last_answer_is_learned() -> None:
+    tokenizer = tiny_tokenizer()
+    record = GOOD["several turns"][0]
+    (example,) = tokenize_records([record], GENERIC, tokenizer, 4096).examples
+    assert tokenizer.decode(example.tokens[example.n_prompt :]) == "Paris<|im_end|>"
+    assert "In Madrid." in tokenizer.decode(example.tokens[: example.n_prompt])
+
+
+def test_a_template_without_system_gets_it_with_the_question() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    (example,) = tokenize_records([{"messages": [SYSTEM, USER, ASSISTANT]}], GENERIC, tokenizer, 4096).examples
+    assert tokenizer.decode(example.tokens[: example.n_prompt]) == "[user]Be brief.\n\nWhere is the Prado?"
+
+
+def test_split_and_duplicates(tmp_path: Path) -> None:
+    lines = [{"prompt": f"Question {word}", "completion": word} for word in "abcdefgh"]
+    lines[3] = {"messages": [{"role": "user", "content": "question A"}, {"role": "assistant", "content": "a"}]}
+    path = write(tmp_path / "all.jsonl", *lines)
+    codes = [(fault.line, fault.code) for fault in audit([path], GENERIC).faults]
+    assert codes == [(4, "duplicate")]
+    done = split_file(path, 0.25, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
+    assert (0 in done.train) == (3 in done.train)
+    written = (tmp_path / "t.jsonl").read_text() + (tmp_path / "v.jsonl").read_text()
+    assert sorted(written.splitlines()) == sorted(json.dumps(line) for line in lines)
