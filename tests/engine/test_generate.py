@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.generate import choose, generate
+from rescoldo.engine.generate import Decoder, choose, generate
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Generated, LoraConfig, Sampling
 from tests.base.make_models import tiny_model
@@ -150,6 +150,57 @@ def test_decoding_agrees_with_the_whole_pass(precision: str) -> None:
         logits = model.logits(torch.tensor(prompt + row.tokens))[len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(row.tokens)[:, None])[:, 0]
         assert (logits.max(1).values - chosen).max() < 0.1 * logits.std()
+
+
+# --- rows that come and go --------------------------------------------------------------------------------------------
+
+
+def _drain(decoder: Decoder, written: dict[int, list[int]], steps: int = 1 << 20) -> None:
+    while len(decoder) and steps:
+        for step in decoder.step():
+            if step.token is not None:
+                written.setdefault(step.key, []).append(step.token)
+        steps -= 1
+
+
+@pytest.mark.parametrize("prefix", [0, 16])
+def test_rows_admitted_at_any_time_are_decoded_as_if_alone(prefix: int) -> None:
+    """Different prompts, limits and samplings, each admitted while others are half-way; many come and go."""
+    model = LoraModel.load(tiny_base("llama"), "fp32", None, seed=0)
+    begin = list(range(100, 100 + prefix))
+    asked = {
+        key: (
+            [*begin, *range(3 + key, 8 + 5 * key)],
+            Sampling(0.8 * (key % 3 == 0), 0.9, max_new_tokens=3 + 11 * (key % 4), seed=key),
+        )
+        for key in range(14)
+    }
+    stop = frozenset({5, 6, 7, 8})
+    alone = {key: next(iter(generate(model, [prompt], how, stop))).tokens for key, (prompt, how) in asked.items()}
+    decoder = Decoder(model, stop, begin)
+    written: dict[int, list[int]] = {key: [] for key in asked}
+    for key, (prompt, how) in asked.items():
+        decoder.admit(key, prompt, how)
+        _drain(decoder, written, steps=1 + key % 3)
+    _drain(decoder, written)
+    assert written == alone
+    assert len({len(tokens) for tokens in alone.values()}) > 3
+    assert decoder._cache.slots == 0, "an empty decoder keeps no cache"
+
+
+def test_cancelled_rows_leave_and_the_others_do_not_notice() -> None:
+    model = LoraModel.load(tiny_base("qwen3"), "fp32", None, seed=0)
+    how = Sampling(max_new_tokens=20)
+    alone = [_all(model, [prompt], how, set())[0].tokens for prompt in PROMPTS[:4]]
+    decoder = Decoder(model, frozenset())
+    for key, prompt in enumerate(PROMPTS[:4]):
+        decoder.admit(key, prompt, how)
+    written: dict[int, list[int]] = {}
+    _drain(decoder, written, steps=5)
+    decoder.cancel({0, 2, 99})
+    assert len(decoder) == 2
+    _drain(decoder, written)
+    assert [written[key] for key in range(4)] == [alone[0][:5], alone[1], alone[2][:5], alone[3]]
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

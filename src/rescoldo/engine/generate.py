@@ -1,9 +1,11 @@
-"""Batched decoding: all prompts at once, their common beginning computed once, rows leaving as they end."""
+"""Batched decoding: rows that begin with the same tokens, those computed once; rows come and go between two steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -11,10 +13,12 @@ from rescoldo.engine.block import Block
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.ops import mix_key
-from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
+from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.types import Example, Generated, Sampling
 
 _GROWTH = 128  # tokens by which a cache grows
+_SLOTS = 4  # rows by which it grows
+T = TypeVar("T")
 
 
 class Cache:
@@ -22,69 +26,59 @@ class Cache:
 
     Attributes:
         prefix_k, prefix_v: a layer's (P, K, d) each, or None.
-        k, v: a layer's (B, capacity, K, d) each.
-        lengths: (B,) int64, own tokens of each row.
+        k, v: a layer's (slots, capacity, K, d) each; the rows in use come first.
+        lengths: (B,) int64, own tokens of each row in use.
     """
 
-    def __init__(self, model: LoraModel, batch: int, prefix: int) -> None:
+    def __init__(self, model: LoraModel, prefix: int) -> None:
         self.config, self.dtype, self.prefix = model.config, model.dtype, prefix
         self.prefix_k: list[torch.Tensor | None] = [None] * self.config.n_layers
         self.prefix_v: list[torch.Tensor | None] = [None] * self.config.n_layers
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
-        shape = (batch, 0, self.config.n_kv_heads, self.config.head_dim)
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self._empty()
+
+    def _empty(self) -> None:
+        shape = (0, 0, self.config.n_kv_heads, self.config.head_dim)
         self.k = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
         self.v = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` own tokens a row."""
-        have = self.k[0].shape[1]
-        if length <= have:
+    @property
+    def slots(self) -> int:
+        """Rows that there is room for."""
+        return self.k[0].shape[0]
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` own tokens."""
+        slots, capacity = self.k[0].shape[:2]
+        if rows <= slots and length <= capacity:
             return
-        want = (length + _GROWTH - 1) // _GROWTH * _GROWTH
+        in_use = len(self.lengths)
+        slots = slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)  # those that left give way
+        capacity = max(capacity, (length + _GROWTH - 1) // _GROWTH * _GROWTH)
         for caches in (self.k, self.v):
             for i, old in enumerate(caches):
-                new = torch.zeros(old.shape[0], want, *old.shape[2:], dtype=self.dtype)
-                new[:, :have] = old
+                new = torch.zeros(slots, capacity, *old.shape[2:], dtype=self.dtype)
+                new[:in_use, : old.shape[1]] = old[:in_use]
                 caches[i] = new
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but these (indices)."""
-        self.lengths = self.lengths[rows]
-        for caches in (self.k, self.v):
-            for i, old in enumerate(caches):
-                caches[i] = old.index_select(0, rows)
-
-
-def _prefill(model: LoraModel, prompts: Sequence[Sequence[int]], group: PrefixGroup) -> tuple[Cache, torch.Tensor]:
-    """The cache of a group's prompts and the last hidden state of each (B, D) float32."""
-    p = group.length
-    cache = Cache(model, len(group.indices), p)
-    prefix = None
-    if p:
-        prefix = model.forward_prefix(torch.tensor(prompts[group.indices[0]][:p]), model.rows((0, p), 0))
-        for i, block in enumerate(model.blocks):
-            k, v = block.split(prefix[i].qkv)[1:]
-            cache.prefix_k[i], cache.prefix_v[i] = k.contiguous(), v.contiguous()
-    cache.reserve(max(len(prompts[i]) for i in group.indices) - p)
-    last = []
-    for row, i in enumerate(group.indices):
-        tokens = torch.tensor(prompts[i][p:])
-        n = len(tokens)
-        h, rows = model.embed(tokens), model.rows((0, n), p)
-        for layer, block in enumerate(model.blocks):
-            h, saved = block.forward(h, rows, prefix[layer] if prefix else None)
-            _, k, v = block.split(saved.qkv)
-            cache.k[layer][row, :n], cache.v[layer][row, :n] = k, v
-        cache.lengths[row] = n
-        last.append(h[-1])
-    return cache, torch.stack(last)
+    def drop(self, row: int) -> None:
+        """Remove one row; the last takes its place."""
+        last = len(self.lengths) - 1
+        if row != last:
+            for caches in (self.k, self.v):
+                for cache in caches:
+                    cache[row] = cache[last]
+            self.lengths[row] = self.lengths[last]
+        self.lengths = self.lengths[:last].clone()
+        if not last:
+            self._empty()
 
 
 def _step(model: LoraModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
     """One decoding step: tokens (B,) appended to the cache; returns the hidden state (B, D) float32."""
     op, c = kernels(), model.config
     b = len(tokens)
-    cache.reserve(int(cache.lengths.max()) + 1)
+    cache.reserve(b, int(cache.lengths.max()) + 1)
     positions = cache.lengths + cache.prefix
     cos, sin = model.tables(int(positions.max()) + 1)
     cos, sin = cos[positions], sin[positions]
@@ -93,7 +87,7 @@ def _step(model: LoraModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
     for i, block in enumerate(model.blocks):
         q = _keys_values(block, h, cos, sin, cache, i, every)
         mixed = op.attend_cached(
-            q, cache.prefix_k[i], cache.prefix_v[i], cache.k[i], cache.v[i], cache.lengths + 1, c.window(i)
+            q, cache.prefix_k[i], cache.prefix_v[i], cache.k[i][:b], cache.v[i][:b], cache.lengths + 1, c.window(i)
         )
         y, _ = block.o.forward(mixed.flatten(1), None)
         op.add_(h, y)
@@ -134,7 +128,127 @@ def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], positi
     return order.gather(1, place[:, None])[:, 0]
 
 
-@torch.inference_mode()
+@dataclass
+class _Row:
+    """One row of a Decoder."""
+
+    key: int  # the caller's name of it
+    sampling: Sampling
+    random: int  # seeds its draws
+    position: int = 0  # tokens decoded
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did to one row: `token` came, or (None) a stop token; `last`: the row has left."""
+
+    key: int
+    token: int | None
+    last: bool
+
+
+def _swap_out(items: list[T], index: int) -> None:
+    """Remove an item; the last takes its place."""
+    items[index] = items[-1]
+    items.pop()
+
+
+class Decoder:
+    """Rows that are decoded together, one token each a step. They may be admitted and cancelled between any two steps.
+
+    All rows begin with the same `prefix` (none: an empty one), whose keys and values are computed once.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: LoraModel, stop_ids: Collection[int], prefix: Sequence[int] = ()) -> None:
+        self.model, self.stop_ids, self.prefix = model, frozenset(stop_ids), tuple(prefix)
+        self._cache = Cache(model, len(self.prefix))
+        self._rows: list[_Row] = []
+        self._hidden: list[torch.Tensor] = []  # of each row's newest token, (D,) float32
+        self._saved = None
+        if self.prefix:
+            p = len(self.prefix)
+            self._saved = model.forward_prefix(torch.tensor(self.prefix), model.rows((0, p), 0))
+            for i, block in enumerate(model.blocks):
+                k, v = block.split(self._saved[i].qkv)[1:]
+                self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
+
+    def __len__(self) -> int:
+        """Rows that are being decoded."""
+        return len(self._rows)
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room at once for `rows` rows of `length` tokens behind the prefix."""
+        self._cache.reserve(rows, length)
+
+    @torch.inference_mode()
+    def admit(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Compute a prompt (token ids, at least one more than the prefix that it begins with) and add it as a row."""
+        p, model, cache = len(self.prefix), self.model, self._cache
+        assert len(prompt) > p
+        assert tuple(prompt[:p]) == self.prefix
+        tokens = torch.tensor(prompt[p:])
+        row, n = len(self._rows), len(tokens)
+        cache.reserve(row + 1 if row < cache.slots else row + _SLOTS, n)
+        h, rows = model.embed(tokens), model.rows((0, n), p)
+        for layer, block in enumerate(model.blocks):
+            h, saved = block.forward(h, rows, self._saved[layer] if self._saved else None)
+            _, k, v = block.split(saved.qkv)
+            cache.k[layer][row, :n], cache.v[layer][row, :n] = k, v
+        cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))
+        self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt)))
+        self._hidden.append(h[-1].clone())
+
+    @torch.inference_mode()
+    def step(self) -> list[Step]:
+        """Choose the next token of each row and compute what it leads to; rows that end leave."""
+        if not self._rows:
+            return []
+        tokens = self._choose(self.model.head_logits(torch.stack(self._hidden)))
+        steps: list[Step] = []
+        for row, token in zip(self._rows, tokens.tolist(), strict=True):
+            row.position += 1
+            ended = token in self.stop_ids
+            last = ended or row.position >= row.sampling.max_new_tokens
+            steps.append(Step(row.key, None if ended else token, last))
+        left = [index for index, step in enumerate(steps) if step.last]
+        kept = self._drop(left, list(range(len(steps))))
+        if kept:
+            self._hidden = list(_step(self.model, tokens[kept], self._cache))
+        return steps
+
+    @torch.inference_mode()
+    def cancel(self, keys: Collection[int]) -> None:
+        """Remove rows; keys that are not there are ignored."""
+        self._drop([index for index, row in enumerate(self._rows) if row.key in keys], list(range(len(self._rows))))
+
+    def _drop(self, indices: Sequence[int], order: list[int]) -> list[int]:
+        """Remove rows by index, the last ones taking their places; `order` (of anything, by row) is changed the same
+        way and returned."""
+        for index in sorted(indices, reverse=True):
+            self._cache.drop(index)
+            _swap_out(self._rows, index)
+            _swap_out(self._hidden, index)
+            _swap_out(order, index)
+        return order
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits (B, V) → tokens (B,), rows with the same sampling and position together."""
+        alike: dict[tuple[float, float, int], list[int]] = {}
+        for index, row in enumerate(self._rows):
+            greedy = row.sampling.temperature <= 0
+            kind = (0.0, 1.0, 0) if greedy else (row.sampling.temperature, row.sampling.top_p, row.position)
+            alike.setdefault(kind, []).append(index)
+        if len(alike) == 1:
+            first = self._rows[0]
+            return choose(logits, first.sampling, [row.random for row in self._rows], first.position)
+        tokens = torch.empty(len(self._rows), dtype=torch.int64)
+        for indices in alike.values():
+            rows = [self._rows[index] for index in indices]
+            tokens[indices] = choose(logits[indices], rows[0].sampling, [r.random for r in rows], rows[0].position)
+        return tokens
+
+
 def generate(
     model: LoraModel,
     prompts: Sequence[Sequence[int]],
@@ -154,31 +268,17 @@ def generate(
     started = time.monotonic()
     decoded = 0
     for group in group_by_prefix([Example((*prompt, 0), len(prompt)) for prompt in prompts]):
-        cache, h = _prefill(model, prompts, group)
-        live = list(group.indices)
-        keys = [mix_key(sampling.seed, *prompts[i]) for i in live]
-        written: dict[int, list[int]] = {i: [] for i in live}
-        position = 0
-        while live:
-            tokens = choose(model.head_logits(h), sampling, keys, position)
-            position += 1
-            ids = tokens.tolist()
-            rows = []
-            for row, (i, token) in enumerate(zip(live, ids, strict=True)):
-                ended = token in stop_ids
-                if not ended:
-                    written[i].append(token)
+        decoder = Decoder(model, stop_ids, prompts[group.indices[0]][: group.length])
+        decoder.reserve(len(group.indices), max(len(prompts[i]) for i in group.indices) - group.length)
+        for i in group.indices:
+            decoder.admit(i, prompts[i], sampling)
+        written: dict[int, list[int]] = {i: [] for i in group.indices}
+        while len(decoder):
+            for step in decoder.step():
+                if step.token is not None:
+                    written[step.key].append(step.token)
                     decoded += 1
-                if ended or position >= sampling.max_new_tokens:
-                    yield Generated(i, written.pop(i), ended, time.monotonic() - started)
-                else:
-                    rows.append(row)
+                if step.last:
+                    yield Generated(step.key, written.pop(step.key), step.token is None, time.monotonic() - started)
             if on_progress:
                 on_progress(decoded)
-            if len(rows) < len(live):
-                live, keys = [live[r] for r in rows], [keys[r] for r in rows]
-                if not live:
-                    break
-                tokens = tokens[rows]
-                cache.keep(torch.tensor(rows))
-            h = _step(model, tokens, cache)
