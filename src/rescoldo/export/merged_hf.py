@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +213,7 @@ def write_merged(source: Source, directory: Path, dtype: str, on_tensor: Callabl
     save_tokenizer(source.tokenizer, directory)
     write_weights(source, directory, dtype, on_tensor)
     written = open_hf(directory, str(directory)).tokenizer()
-    text = json.dumps(source.role.messages({"concept": "Ein Werkzeugverleih, 24 h: ¿qué más?"}), ensure_ascii=False)
+    text = "Ein Werkzeugverleih, 24 h:\n- ¿qué más?\n  漢字" + source.tokenizer.chat_template
     if written(text)["input_ids"] != source.tokenizer(text)["input_ids"]:
         raise RescoldoError(
             "the tokenizer does not read back as it was written", where=str(directory), exit_code=EXIT_FAILURE

@@ -14,7 +14,7 @@ from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.predict import is_run, run_info
 from rescoldo.files import sha256
-from rescoldo.role import Role, get_role
+from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
 
 
@@ -80,4 +80,4 @@ def open_source(run: Path) -> Source:
     for name, tensor in adapter.parameters.items():
         if not bool(torch.isfinite(tensor).all()):
             raise RescoldoError(f"{name} holds values that are no numbers", where=where, fix="train again")
-    return Source(run, info, adapter, base, get_role(str(info.get("role", "ba"))))
+    return Source(run, info, adapter, base, role_of_run(run, info))
