@@ -27,6 +27,17 @@ RECORDS = [record(i) for i in range(6)]
 GREEDY = Sampling()
 
 
+OTHER = {
+    **RECORDS[0]["requirements"],
+    "title": "Zebra crossing lights",
+    "description": "Zebra crossing lights " * 6,
+    **{
+        name: [{**item, "description": "Zebra crossing lights blink"} for item in RECORDS[0]["requirements"][name]]
+        for name in ("functional_requirements", "non_functional_requirements", "constraints")
+    },
+}
+
+
 def broken(index: int, prediction: Prediction) -> Prediction:
     """Row 0 is no YAML, row 1 is cut off, row 2 failed."""
     return {
@@ -172,6 +183,26 @@ def test_comparison() -> None:
     json.dumps(document, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda i, p: replace(p, ended=i > 2),
+        lambda i, p: replace(p, text=ROLE.target({**RECORDS[i], "requirements": OTHER})),
+    ],
+    ids=["cut off", "ignoring the concept"],
+)
+def test_a_decision_by_doubtful_answers_is_warned_of(edit: Any) -> None:
+    models = {**parts(), "tuned": evaluate(Fake(edit), RECORDS, ROLE, GREEDY)}
+    decision = build_comparison(models, baseline="base", finetuned="tuned")["comparison"]["decision"]
+    (warning,) = decision["warnings"]
+    assert decision["adopt"]
+    assert "and the decision would be to keep base" in warning
+    text = markdown(build_comparison(models, baseline="base", finetuned="tuned"))
+    assert "read those answers" in text
+    certain = build_comparison(parts(), baseline="base", finetuned="tuned")
+    assert certain["comparison"]["decision"]["warnings"] == []
+
+
 def test_comparison_of_two_and_without_decision() -> None:
     two = {name: part for name, part in parts().items() if name != "prompt"}
     assert build_comparison(two, baseline="base", finetuned="tuned")["comparison"]["decision"]["adopt"]
@@ -208,7 +239,7 @@ def test_reports(tmp_path: Path) -> None:
     print_comparison(document, Console(file=screen, width=100))
     assert "Adopt tuned" in screen.getvalue()
     assert "tuned - prompt" in screen.getvalue()
-    assert write_document(document, tmp_path / "c.json") == [tmp_path / "c.md"]
+    assert write_document(document, tmp_path / "c.json") == [tmp_path / "c.md", tmp_path / "c.html"]
     assert json.loads((tmp_path / "c.json").read_text()) == json.loads(json.dumps(document))
     (tmp_path / "file").write_text("")
     with pytest.raises(RescoldoError, match="cannot be written"):

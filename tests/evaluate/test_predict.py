@@ -187,7 +187,7 @@ def test_command(
     code, out, err = command(monkeypatch, capsys, *arguments)
     assert (code, err) == (0, "")
     assert f"Written: {output}" in out
-    assert sorted(path.name for path in output.parent.iterdir()) == ["eval.json", "eval.md"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["eval.html", "eval.json", "eval.md"]
     first = json.loads(output.read_text())
     code, out, err = command(monkeypatch, capsys, *arguments, "--json")
     assert code == 0

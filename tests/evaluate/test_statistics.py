@@ -102,11 +102,27 @@ def test_size_of_d() -> None:
     assert cohens_d(np.array([1.0, 1.1, 0.9]))[1] == "large"
 
 
-def test_examples_to_settle() -> None:
-    # sd of (0, 0.2) is 0.1414, distance to 0.05 is 0.05: (1.96 * 0.1414 / 0.05)^2 = 30.7
-    assert examples_to_settle([0.0, 0.2], 0.05) == 31
-    assert examples_to_settle([0.0, 0.1], 0.05) is None
+def test_examples_to_settle_by_hand() -> None:
+    # sd of (0, 0.2) is 0.1414, the mean 0.05 from the threshold: ratio 2.828; with z: ((1.960 + 0.842) 2.828)^2 = 62.8;
+    # t(64) gives (1.998 + 0.847) 2.828 = 8.046 <= sqrt(65) = 8.062, t(63) 8.048 > sqrt(64) = 8
+    assert examples_to_settle([0.0, 0.2], 0.05) == 65
+    assert examples_to_settle([0.0, 0.1], 0.05) is None, "it stands on the threshold"
+    assert examples_to_settle([0.5], 0.05) is None, "one example has no deviation"
     assert examples_to_settle([0.5, 0.5], 0.05) == 2
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.10, 0.10), (0.08, 0.10), (0.0, 0.15), (0.02, 0.08)])
+def test_as_many_examples_settle_it_four_times_of_five(mean: float, deviation: float) -> None:
+    """Drawn anew with that mean and deviation, so many examples have an interval without the threshold in 80 %."""
+    seen = stats.norm.ppf((np.arange(200) + 0.5) / 200)
+    seen = mean + deviation * (seen - seen.mean()) / seen.std(ddof=1)
+    n = examples_to_settle(seen.tolist(), 0.05)
+    assert n is not None
+    generator = np.random.default_rng(0)
+    draws = generator.normal(mean, deviation, (20_000, n))
+    half = stats.t.ppf(0.975, n - 1) * draws.std(axis=1, ddof=1) / math.sqrt(n)
+    settled = (np.abs(draws.mean(axis=1) - 0.05) > half).mean()
+    assert 0.78 < settled < 0.86  # n is a whole number: a small one is up to one example too many
 
 
 def constant(**means: float) -> dict[str, list[float]]:
@@ -168,6 +184,17 @@ def test_uncertainty_is_said() -> None:
     needed = found["examples_needed"]
     assert needed == examples_to_settle(np.subtract(scores["m3"], scores["m2"]).tolist(), 0.05) - 4
     assert any(f"about {needed} more validation examples" in reason for reason in found["reasons"])
+    assert f"includes the threshold of 5: about {needed} more validation examples would settle it" in found["sentence"]
     certain = decide({"m2": [0.1, 0.2] * 10, "m3": [0.95, 1.0] * 10}, finetuned="m3", reference="m2")
     assert certain["settled"]
     assert certain["examples_needed"] is None
+    assert certain["sentence"].endswith("against m2.")
+
+
+def test_a_mean_on_the_threshold_and_one_example() -> None:
+    found = decide({"m2": [0.9, 0.9], "m3": [0.9, 1.0]}, finetuned="m3", reference="m2")
+    assert (found["rule"], found["settled"], found["examples_needed"]) == ("adopt", False, None)
+    assert "no number of examples" in found["sentence"]
+    found = decide({"m2": [0.5], "m3": [1.0]}, finetuned="m3", reference="m2")
+    assert not found["settled"]
+    assert "one example settles nothing" in found["sentence"]

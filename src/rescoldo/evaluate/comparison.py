@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.decision import decide
+from rescoldo.evaluate.score import doubts
 from rescoldo.evaluate.statistics import paired
 
 
@@ -18,6 +20,34 @@ def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     for row in rows:
         found.setdefault(int(row["example"]), []).append(float(row["score"]))
     return [statistics.fmean(found[example]) for example in sorted(found)]
+
+
+def _guards(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+) -> list[str]:
+    """A warning where answers that only look good have decided: if with them at 0 the decision is another one."""
+    strict: dict[str, list[float]] = {}
+    counts = []
+    for name in (reference, finetuned):
+        rows = models[name]["predictions"]
+        doubtful = [doubts(row) for row in rows]
+        strict[name] = by_example(
+            [{**row, "score": 0.0} if why else row for row, why in zip(rows, doubtful, strict=True)]
+        )
+        kinds = Counter(kind for why in doubtful for kind in why if why)
+        if kinds:
+            found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
+            counts.append(f"{name}: {found}")
+    other = decide(strict, finetuned=finetuned, reference=reference, seed=seed)
+    if other["rule"] == decision["rule"]:
+        return []
+    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
+    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in strict.items())
+    same = "still " if other["adopt"] == decision["adopt"] else ""
+    return [
+        f"with doubtful answers counted as 0 ({'; '.join(counts)}) the means would be {means}, and the decision "
+        f"would {same}be to {verdict}: read those answers before you rely on the score"
+    ]
 
 
 def build_comparison(
@@ -86,6 +116,7 @@ def build_comparison(
             train_score=train_score,
             seed=seed,
         )
+        decision["warnings"] = _guards(models, decision, finetuned, optimized or baseline, seed)
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.statistics import examples_to_settle, paired
@@ -13,7 +13,7 @@ _ROUND = 9  # decimals that means are compared with: 0.9035 - 0.8535 is 0.05
 
 
 def decide(
-    scores: dict[str, Sequence[float]],
+    scores: Mapping[str, Sequence[float]],
     *,
     finetuned: str,
     reference: str,
@@ -32,7 +32,8 @@ def decide(
 
     Returns:
         adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95,
-        settled (the interval excludes the threshold), examples_needed (more examples that would settle it, or None).
+        settled (the interval excludes the threshold), examples_needed (more examples that would settle it, or None),
+        warnings (empty: for what the scores do not show). Where it is not settled, the sentence says so.
     """
     old, new = list(scores[reference]), list(scores[finetuned])
     test = paired(old, new, seed=seed)
@@ -66,20 +67,25 @@ def decide(
             if train_score is not None
             else "overfitting is suspected: its score on the training set would show it (--train-set)"
         )
-    elif rule == "not_good_enough":
+    elif train_score is not None:
+        reasons.append(f"{finetuned} scores {train_score:.1%} on its training set")
+    if rule == "not_good_enough":
         reasons.append("what to try next: more or better examples, more epochs, a higher rank, all linears as targets")
     if baseline and baseline not in (reference, finetuned):
         base = _mean(list(scores[baseline]))
         reasons.append(f"{baseline} {base:.1%}")
         if round(base - max(mean_old, mean_new), _ROUND) > 0:
             reasons.append(f"{baseline}, the untouched model, is better than both: look at the answers before deciding")
+    doubt = _uncertainty(test, old, new, f"{finetuned} - {reference}")
+    reasons.append(doubt.pop("reason"))
     return {
         "adopt": rule == "adopt",
         "winner": finetuned if rule == "adopt" else reference,
         "rule": rule,
-        "sentence": sentence,
-        **_uncertainty(test, old, new, f"{finetuned} - {reference}", reasons),
+        "sentence": sentence + (f" But {doubt['caveat']}." if doubt["caveat"] else ""),
+        **{name: value for name, value in doubt.items() if name != "caveat"},
         "reasons": reasons,
+        "warnings": [],
     }
 
 
@@ -87,28 +93,32 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _uncertainty(
-    test: dict[str, Any], old: Sequence[float], new: Sequence[float], name: str, reasons: list[str]
-) -> dict[str, Any]:
-    """Whether luck could have decided; adds the sentence to `reasons`."""
+def _uncertainty(test: dict[str, Any], old: Sequence[float], new: Sequence[float], name: str) -> dict[str, Any]:
+    """Whether luck could have decided: threshold, interval_95, settled, examples_needed; the reason to list, and the
+    caveat that belongs into the sentence ("" where it is settled).
+    """
     low, high = test["interval_95"]
-    settled = low == high or not low <= WORTH_IT <= high
+    alone = len(old) < 2
+    settled = not alone and (low == high or not low <= WORTH_IT <= high)
     needed: int | None = None
-    interval = f"the 95 % interval of {name} is {100 * low:+.1f} to {100 * high:+.1f} points"
-    if settled:
-        reasons.append(interval)
-    else:
+    caveat = ""
+    bounds = f"{100 * low:+.1f} to {100 * high:+.1f} points"
+    if alone:
+        caveat = "one example settles nothing: validate on more"
+    elif not settled:
         total = examples_to_settle([b - a for a, b in zip(old, new, strict=True)], WORTH_IT)
         needed = max(1, total - len(old)) if total is not None else None
         how = (
-            f"about {needed} more validation examples would settle it"
+            f"about {needed:,} more validation example{'' if needed == 1 else 's'} would settle it"
             if needed
-            else "no number of examples can settle it"
+            else "it stands so close to it that no number of examples would settle it"
         )
-        reasons.append(f"{interval} and includes the threshold of {100 * WORTH_IT:.0f}: {how}")
+        caveat = f"the 95 % interval, {bounds}, includes the threshold of {100 * WORTH_IT:.0f}: {how}"
     return {
         "threshold": WORTH_IT,
         "interval_95": [low, high],
         "settled": settled,
         "examples_needed": needed,
+        "reason": f"the 95 % interval of {name} is {bounds}" if settled else caveat,
+        "caveat": caveat,
     }

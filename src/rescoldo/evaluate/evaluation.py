@@ -227,11 +227,13 @@ def write_document(document: dict[str, Any], output: Path) -> list[Path]:
     Raises:
         RescoldoError: it cannot be written.
     """
+    from rescoldo.evaluate.page import page
     from rescoldo.evaluate.report import markdown
 
     reports = reports_beside(output)
     try:
         write_text(reports[0], markdown(document))
+        write_text(reports[1], page(document))
         write_json(output, document)
     except OSError as error:
         raise RescoldoError(
@@ -241,8 +243,10 @@ def write_document(document: dict[str, Any], output: Path) -> list[Path]:
 
 
 def reports_beside(output: Path) -> list[Path]:
-    """Where the reports of an output file lie: Markdown."""
-    return [output.with_suffix(".md") if output.suffix == ".json" else output.with_name(output.name + ".md")]
+    """Where the reports of an output file lie: Markdown, HTML."""
+    if output.suffix == ".json":
+        return [output.with_suffix(".md"), output.with_suffix(".html")]
+    return [output.with_name(output.name + ending) for ending in (".md", ".html")]
 
 
 def metadata(

@@ -27,19 +27,21 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines = ["# Comparison" if comparison else "# Evaluation", ""]
     if comparison and comparison.get("decision"):
         decision = comparison["decision"]
-        lines += [f"**{_md(decision['sentence'])}**", "", *(f"- {_md(reason)}" for reason in decision["reasons"]), ""]
+        lines += [f"**{_md(decision['sentence'])}**", ""]
+        lines += [f"⚠️ {_md(warning)}\n" for warning in decision["warnings"]]
+        lines += [*(f"- {_md(reason)}" for reason in decision["reasons"]), ""]
     facts = [
         f"{key}: `{value}`" for key in ("dataset", "examples", "role", "date") if (value := meta.get(key)) is not None
     ]
     lines += [" · ".join(facts), ""] if facts else []
     names = list(models)
-    lines += ["## Scores", "", *_table(["", *names], _score_rows(models)), ""]
-    lines += ["## Components", "", *_table(["", *names], _component_rows(models)), ""]
-    lines += ["## Beside the score", "", *_table(["", *names], _diagnostic_rows(models)), ""]
+    lines += ["## Scores", "", *_table(["", *names], score_rows(models)), ""]
+    lines += ["## Components", "", *_table(["", *names], component_rows(models)), ""]
+    lines += ["## Beside the score", "", *_table(["", *names], diagnostic_rows(models)), ""]
     warnings = [f"- {_md(name)}: {_md(text)}" for name in names for text in models[name].get("warnings", [])]
     lines += [*warnings, ""] if warnings else []
     if comparison:
-        lines += ["## Paired tests", "", *_table(_TEST_HEAD, test_rows(comparison)), ""]
+        lines += ["## Paired tests", "", *_table(TEST_HEAD, test_rows(comparison)), ""]
     for name in names:
         lines += [f"## What cost points: {_md(name)}", ""]
         costly = [row for row in models[name]["predictions"] if row["notes"]]
@@ -56,7 +58,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
     """Scores, components and warnings of an evaluation as a table."""
     models = document["models"]
-    rows = [*_score_rows(models), None, *_component_rows(models), None, *_diagnostic_rows(models)]
+    rows = [*score_rows(models), None, *component_rows(models), None, *diagnostic_rows(models)]
     _print_table(console, ["", *models], rows)
     _print_warnings(models, console)
 
@@ -65,15 +67,17 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     """A comparison as tables: scores side by side, paired tests, the decision."""
     print_evaluation(document, console)
     comparison = document["comparison"]
-    _print_table(console, _TEST_HEAD, test_rows(comparison))
+    _print_table(console, TEST_HEAD, test_rows(comparison))
     decision = comparison.get("decision")
     if decision:
         console.print(decision["sentence"], style="bold", markup=False, highlight=False)
+        for warning in decision["warnings"]:
+            console.print(f"⚠️  {warning}", markup=False, highlight=False)
         for reason in decision["reasons"]:
             console.print(f"  · {reason}", markup=False, highlight=False)
 
 
-_TEST_HEAD = ["difference", "mean", "95 % interval", "Wilcoxon p", "Cohen's d", "wins / ties / losses"]
+TEST_HEAD = ["difference", "mean", "95 % interval", "Wilcoxon p", "Cohen's d", "wins / ties / losses"]
 
 
 def test_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -101,7 +105,8 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
-def _score_rows(models: Mapping[str, Any]) -> list[list[str]]:
+def score_rows(models: Mapping[str, Any]) -> list[list[str]]:
+    """One row a figure of the scores, one column a model, the label first."""
     rows = [[label, *(f"{part['scores'][name]:.1%}" for part in models.values())] for name, label in _SCORES.items()]
     found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
     if any(value is not None for value in found):
@@ -109,13 +114,16 @@ def _score_rows(models: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _component_rows(models: Mapping[str, Any]) -> list[list[str]]:
+def component_rows(models: Mapping[str, Any]) -> list[list[str]]:
+    """One row a component, one column a model, the label first."""
     names = list(dict.fromkeys(name for part in models.values() for name in part["component_scores"]))
     found = [part["component_scores"] for part in models.values()]
     return [[name, *(f"{scores[name]:.1%}" if name in scores else "–" for scores in found)] for name in names]
 
 
-def _diagnostic_rows(models: Mapping[str, Any]) -> list[list[str]]:
+def diagnostic_rows(models: Mapping[str, Any]) -> list[list[str]]:
+    """One row a diagnostic, one column a model, the label first."""
+
     def row(label: str, values: Iterable[str]) -> list[str]:
         return [label, *values]
 

@@ -45,6 +45,19 @@ def score_row(
     return row
 
 
+def doubts(row: Mapping[str, Any]) -> list[str]:
+    """Why an answer may be worth less than its score: "cut off", "copied from a training answer",
+    "ignoring the concept"."""
+    found = row["diagnostics"]
+    used, copied = found["concept_words_used"], found["longest_copied_run"]
+    reasons = {
+        "cut off": not row["ended"] and "error" not in row,
+        "copied from a training answer": copied is not None and copied >= COPIED_WORDS,
+        "ignoring the concept": used is not None and used < IGNORED_SHARE and bool(row["text"].strip()),
+    }
+    return [name for name, is_so in reasons.items() if is_so]
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The `models.<name>` part: scores, component_scores, diagnostics and warnings of the set, and the predictions.
 
