@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rescoldo.cli.options import ConfigFile, read_config, run_options
+from rescoldo.cli.options import ConfigFile, read_config, run_options, with_sample_data
 
 EXAMPLE = (
     "Example: rescoldo doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
@@ -28,14 +28,7 @@ def doctor(
     Takes the flags of `rescoldo train`; data and output have the demo's as defaults. Exit code 0: it can start.
     1: it cannot. 2: with --strict, there are warnings.
     """
-    defaults = {
-        "train": "artifacts/synthetic/ba_train_v2_fixed.jsonl",
-        "val": "artifacts/synthetic/ba_val_v2_fixed.jsonl",
-        "output": "artifacts/run",
-    }
-    if config is None:
-        given = {name: value if value is not None else defaults.get(name) for name, value in given.items()}
-    run_config = read_config(given, config)
+    run_config = read_config(with_sample_data(given, config), config)
     from rescoldo.doctor.check import MARKS, exit_code
     from rescoldo.doctor.examine import examine
     from rescoldo.train.parts import real_parts

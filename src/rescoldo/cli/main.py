@@ -19,10 +19,14 @@ from rescoldo.cli.export import export
 from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
 from rescoldo.cli.role import role
+from rescoldo.cli.plan import EXAMPLE as PLAN_EXAMPLE
+from rescoldo.cli.plan import plan
 from rescoldo.cli.status import list_, logs, status, stop
 from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
+from rescoldo.cli.watch import EXAMPLE as WATCH_EXAMPLE
+from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
 
 app = typer.Typer(
@@ -49,7 +53,9 @@ def _root(
 
 app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=DOCTOR_EXAMPLE)(doctor)
+app.command(epilog=PLAN_EXAMPLE)(plan)
 app.command(epilog="Example: rescoldo status artifacts/mine --json")(status)
+app.command(epilog=WATCH_EXAMPLE)(watch)
 app.command(epilog="Example: rescoldo logs -f artifacts/mine")(logs)
 app.command(epilog="Example: rescoldo stop artifacts/mine")(stop)
 app.command("list", epilog="Example: rescoldo list artifacts")(list_)

@@ -118,6 +118,18 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def with_sample_data(given: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """Without a config file, the demo's data and an output directory where none are given: for a first look."""
+    defaults = {
+        "train": "artifacts/synthetic/ba_train_v2_fixed.jsonl",
+        "val": "artifacts/synthetic/ba_val_v2_fixed.jsonl",
+        "output": "artifacts/run",
+    }
+    if config is not None:
+        return given
+    return {name: defaults.get(name) if value is None else value for name, value in given.items()}
+
+
 def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     """The run's config from flags and file.
 

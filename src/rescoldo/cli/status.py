@@ -62,7 +62,7 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     state, kind = found["state"], found["status"]
     phase = f", {state['phase']}" if kind == "running" and state else ""
     pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting") else ""
-    yield f"{MARKS.get(kind, '·')} {found['output']}: {kind}{phase}{pid}"
+    yield f"{MARKS.get(kind, '·')} {kind}{phase}{pid}: {found['output']}"
     if found["why"]:
         yield f"  why          {found['why']}"
     if found["base_model"]:

@@ -74,3 +74,14 @@ class MemoryGuard:
 def cap_after_kill(cap: int | None, n_layers: int) -> int:
     """The bound to start with after the kernel has killed a run that had `cap`."""
     return (n_layers if cap is None else cap) // 2
+
+
+def own_memory() -> int:
+    """Bytes that this process holds for itself. Pages of mapped files (the base model's) do not count: the system
+    takes them back when it needs room."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            lines = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
+        return 1024 * sum(int(lines[name].split()[0]) for name in (b"RssAnon", b"RssShmem"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return int(psutil.Process().memory_info().rss)

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import psutil
-
 from rescoldo.run.causes import Snapshot, causes, snapshot
 from rescoldo.run.clock import WorkClock
-from rescoldo.run.memory import MemoryGuard, low_mark, memory_available
+from rescoldo.run.memory import MemoryGuard, low_mark, memory_available, own_memory
 from rescoldo.run.state import StateFile
 from rescoldo.units import clock as duration
 from rescoldo.units import gigabytes
@@ -69,7 +67,6 @@ class Monitor:
         self._said: dict[str, float] = {}
         self._suspended = self._stopped = 0.0
         self._low = low_mark()
-        self._process = psutil.Process()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rescoldo-monitor", daemon=True)
 
@@ -105,7 +102,7 @@ class Monitor:
             self._event("stood still", seconds=round(stood, 1))
             what = f"this process stood still for {duration(stood)}; this does not count for speed and time left"
             self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
-        free, memory = memory_available(), self._process.memory_info().rss
+        free, memory = memory_available(), own_memory()
         if free < self._low:
             self.memory_is_low(free)
         self.file.update(

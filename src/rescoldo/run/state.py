@@ -31,7 +31,7 @@ class State:
     epoch: from 1; epochs, step, steps; share: of the whole run that is done, 0..1.
     loss: of the last optimizer step; val_loss: of the last evaluated epoch.
     tokens_per_second, seconds_left: over the last pieces of work; 0 and None before the first.
-    memory_bytes, peak_memory_bytes: the process's resident memory; free_bytes: what it could still take.
+    memory_bytes, peak_memory_bytes: the process's own, mapped files left out; free_bytes: what it could take.
     keep_layers: layers whose activations may be kept at most, None without a bound.
     oom_kills: the kernel's count of kills for memory when this was written.
     suspended_seconds, stopped_seconds: the machine slept, the process stood still.

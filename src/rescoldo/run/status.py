@@ -78,6 +78,8 @@ def read_status(output: Path) -> Status:
         return Status(str(output), "unknown", why, pid=holder.pid, **known)
     if holder is not None and holder.alive:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
+        if fresh and state is not None and state.phase == "finished":  # about to leave
+            return Status(str(output), "finished", next=f"rescoldo verify {output}", pid=holder.pid, **known)
         return Status(str(output), "running" if fresh else "starting", pid=holder.pid, **known)
     if info is not None and "identity" in info:
         return Status(

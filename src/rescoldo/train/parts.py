@@ -88,6 +88,7 @@ class Parts:
     save_tokenizer: Callable[[Any, Path], object]
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
+    expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 
@@ -96,8 +97,10 @@ def real_parts() -> Parts:
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
     from rescoldo.doctor.examine import preflight
+    from rescoldo.doctor.rate import expected_rate
     from rescoldo.engine.model import LoraModel, evaluate_loss
     from rescoldo.engine.step import GradientStep
+    from rescoldo.report.run_page import write_report
     from rescoldo.run.awake import awake
 
     return Parts(
@@ -109,6 +112,8 @@ def real_parts() -> Parts:
         save_tokenizer=save_tokenizer,
         preflight=preflight,
         stay_awake=awake,
+        expected_rate=expected_rate,
+        write_report=write_report,
     )
 
 

@@ -144,7 +144,9 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         )
     timings = Timings(output)
     with ExitStack() as stack:
-        monitor = stack.enter_context(Monitor(output, reporter, cap=cap, event=timings.event))
+        monitor = stack.enter_context(
+            Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
+        )
         if not stack.enter_context(parts.stay_awake()):
             reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
         return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)

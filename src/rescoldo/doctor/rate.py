@@ -1,0 +1,43 @@
+"""The speed that a plan has measured, kept so that a run can say when it is slower."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rescoldo.files import cache_root, write_json
+from rescoldo.train.config import RunConfig
+from rescoldo.train.identity import cpu_model
+
+
+def _plans_file() -> Path:
+    return cache_root() / "plans.json"
+
+
+def plan_key(config: RunConfig) -> str:
+    """What a measured speed depends on."""
+    fields = (config.base_model, config.quantization, config.threads, config.lora_r, ",".join(config.lora_targets))
+    return "|".join(map(str, (*fields, config.max_length, cpu_model())))
+
+
+def remember(config: RunConfig, rate: float) -> None:
+    """Keep the speed, so that a run can say when it is slower."""
+    with contextlib.suppress(OSError):
+        known = _known()
+        write_json(_plans_file(), {**known, plan_key(config): round(rate, 3)})
+
+
+def expected_rate(config: RunConfig) -> float | None:
+    """Tokens per second that a plan has measured for such a run on this machine, None without one."""
+    value = _known().get(plan_key(config))
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def _known() -> dict[str, Any]:
+    try:
+        known = json.loads(_plans_file().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

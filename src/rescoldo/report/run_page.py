@@ -1,0 +1,113 @@
+"""report.html in a run's output directory: one file, nothing fetched, readable on a phone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rescoldo.files import write_text
+from rescoldo.report.curve import Series, svg_chart
+from rescoldo.report.history import History, read_history
+from rescoldo.run.status import Status, read_status
+from rescoldo.train.layout import INFO_FILE, REPORT_FILE, RUN_FILE, read_json
+from rescoldo.units import clock, gigabytes
+
+HIDDEN = ("train", "val", "output")  # settings that stand elsewhere on the page
+
+
+def write_report(output: Path, warn: Callable[[str], None]) -> None:
+    """Write OUTPUT/report.html from the run's files, atomically. What goes wrong is said and stops nothing."""
+    try:
+        write_text(output / REPORT_FILE, render(output))
+    except Exception as error:  # a page that cannot be written is no reason to lose a run
+        warn(f"{REPORT_FILE} could not be written: {error}")
+
+
+def render(output: Path) -> str:
+    """The page's text."""
+    status, history = read_status(output), read_history(output)
+    run, info = read_json(output / RUN_FILE) or {}, read_json(output / INFO_FILE) or {}
+    config = run.get("config")
+    config = config if isinstance(config, dict) else {}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    share = 1.0 if status.status == "finished" else float(status.state.get("share") or 0.0)
+    charts = [
+        svg_chart(
+            "loss by optimizer step", [Series("training", history.train_loss), Series("validation", history.val_loss)]
+        ),
+        svg_chart("tokens per second", [Series("training", history.tokens_per_second)]),
+        svg_chart("gradient norm", [Series("training", history.gradient_norm)]),
+        svg_chart("learning rate", [Series("training", history.learning_rate)]),
+    ]
+    return environment.get_template("run.html.jinja").render(
+        status=status,
+        history=history,
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        percent=round(100 * share),
+        facts=list(_facts(status, history)),
+        charts=[chart for chart in charts if chart is not None],
+        interruptions=[
+            (one.at[:19].replace("T", " "), one.what, _time(one.away), _time(one.lost), one.checkpoint or "the start")
+            for one in history.interruptions
+        ],
+        data=_data(config, info, run),
+        settings=[(name, _shown(value)) for name, value in config.items() if name not in HIDDEN and value is not None],
+        artefacts=_artefacts(output, info),
+        next=status.next or f"rescoldo status {status.output}",
+    )
+
+
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else clock(seconds)
+
+
+def _facts(status: Status, history: History) -> Any:
+    state = status.state
+    if state.get("steps"):
+        yield "epoch", f"{state['epoch']} of {state['epochs']}"
+        yield "optimizer steps", f"{state['step']} of {state['steps']}"
+    if state.get("tokens_per_second"):
+        yield "speed", f"{state['tokens_per_second']:.0f} tokens/s"
+    if status.alive and state.get("seconds_left") is not None:
+        yield "time left", clock(state["seconds_left"])
+        at = time.time() + state["seconds_left"]
+        yield "done about", time.strftime("%a %d %b %H:%M", time.localtime(at))
+    yield "worked so far", clock(history.worked)
+    if state.get("peak_memory_bytes"):
+        yield "memory at most", gigabytes(state["peak_memory_bytes"])
+    if status.checkpoint:
+        yield "last checkpoint", status.checkpoint
+
+
+def _data(config: dict[str, Any], info: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
+    identity = run.get("identity")
+    identity = identity if isinstance(identity, dict) else {}
+    counts = [str(identity.get(f"{name} examples", "?")).partition(",")[0] for name in ("training", "validation")]
+    found = [
+        ("training", f"{config.get('train', '?')}: {counts[0]} examples"),
+        ("validation", f"{config.get('val', '?')}: {counts[1]} examples"),
+    ]
+    if info.get("tokens"):
+        found.append(("tokens trained on", f"{info['tokens']:,}"))
+    return found
+
+
+def _artefacts(output: Path, info: dict[str, Any]) -> list[tuple[str, str]]:
+    files = info.get("files")
+    names = sorted(files) if isinstance(files, dict) else []
+    there = [(name, output / str(name)) for name in names]
+    found = [(str(name), f"{path.stat().st_size:,} bytes") for name, path in there if path.is_file()]
+    return found or [("adapter", "not yet: the run is not finished")]
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

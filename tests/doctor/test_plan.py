@@ -1,0 +1,146 @@
+"""The plan against what it foretells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rescoldo.doctor import measure as measuring
+from rescoldo.doctor.measure import Line, distinct_rows, energy, line, measure, slice_of, sub_model
+from rescoldo.doctor.plan import shortened
+from rescoldo.doctor.rate import expected_rate
+from rescoldo.engine.model import LoraModel
+from rescoldo.engine.step import GradientStep
+from rescoldo.engine.types import LoraConfig
+from rescoldo.train.metrics import read_timings
+from rescoldo.train.preset import available_threads
+from tests.base.make_models import tiny_hf, tiny_tokenizer
+from tests.engine.common import example, tiny_base
+from tests.run.common import rescoldo, tiny_run
+
+DATA = Path(__file__).parents[2] / "artifacts" / "synthetic"
+WITHIN = 0.15
+
+
+def test_line():
+    assert line({4: 10.0, 2: 6.0}) == Line(2.0, 2.0)
+    assert line({4: 10.0}) == Line(0.0, 2.5)
+    assert line({4: 10.0, 2: 11.0}).layer == 0.0  # noise must not make layers free of charge twice over
+    assert Line(2.0, 2.0).at(30) == 62.0
+
+
+def test_a_slice_computes_what_the_first_layers_compute():
+    base = tiny_base("llama", num_hidden_layers=4)
+    lora = LoraConfig(4, 8, 0.0, ("q_proj", "down_proj"))
+    whole = LoraModel.load(slice_of(base, 3), "fp32", lora, seed=1)
+    part = sub_model(whole, 2)
+    same = LoraModel.load(slice_of(base, 2), "fp32", lora, seed=1)
+    one = example(10, 10, seed=5)
+    gradients = []
+    for model in (part, same):
+        step = GradientStep(model, [one], step=0, seed=0)
+        step.micro_batch([0])
+        gradients.append(step.finish())
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
+def test_pieces_are_there_in_each_precision(precision):
+    base = tiny_base("llama", num_hidden_layers=4, hidden_size=64, intermediate_size=128)
+    examples = [example(20, 30, seed=i) for i in range(3)]
+    pieces = measure(base, precision, LoraConfig(4, 8, 0.1), examples[:2], examples[2:], layers=3)
+    assert pieces.layers == 3
+    assert pieces.rows == distinct_rows(examples[:2])
+    assert pieces.row.at(4) > 0
+    assert pieces.evaluate_row.at(4) > 0
+    assert (pieces.calibrate_row > 0) == (precision == "int8")
+
+
+def test_a_shortened_example_still_has_targets():
+    for prompt, targets in ((10, 10), (1000, 5), (5, 1000), (300, 300)):
+        short = shortened(example(prompt, targets, seed=1))
+        assert 0 < short.n_targets <= targets
+        assert len(short.tokens) <= 256
+
+
+def test_energy_counts_through_a_wrap(tmp_path, monkeypatch):
+    folder = tmp_path / "intel-rapl:0"
+    folder.mkdir()
+    (folder / "max_energy_range_uj").write_text("9999999\n")
+    (folder / "energy_uj").write_text("9000000\n")
+    monkeypatch.setattr(measuring, "POWERCAP", tmp_path)
+    with energy() as joules:
+        (folder / "energy_uj").write_text("1000000\n")
+    assert joules() == pytest.approx(2.0)
+    monkeypatch.setattr(measuring, "POWERCAP", tmp_path / "none")
+    with energy() as joules:
+        pass
+    assert joules() is None
+
+
+@pytest.mark.slow
+def test_the_command_and_what_a_run_takes_from_it(tmp_path, monkeypatch):
+    flags = [*tiny_run(tmp_path), f"--output={tmp_path / 'out'}"]
+    done = rescoldo(tmp_path, "plan", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {one["precision"] for one in found["forecasts"]} == {"fp32", "bf16", "int8", "nf4"} - (
+        {"nf4"} if 96 % 64 else set()
+    )
+    assert [row["t"] for row in found["timeline"]] == sorted(row["t"] for row in found["timeline"])
+    assert found["timeline"][-1]["what"] == "adapter saved, done"
+    assert not (tmp_path / "out").exists()
+    assert "what would change it" in rescoldo(tmp_path, "plan", *flags, "--only").stdout
+    from rescoldo.train.config import make_config
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = {flag.split("=")[0].strip("-").replace("-", "_"): flag.split("=")[1] for flag in flags}
+    assert expected_rate(make_config(given)) == pytest.approx(found["forecasts"][0]["tokens_per_second"], rel=1e-3)
+
+
+def big_layers(folder: Path) -> Path:
+    """A model of Mistral-7B's layer sizes, with two layers and a small vocabulary."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    path = folder / "big"
+    tiny_hf(
+        path, "mistral", dtype=torch.bfloat16, head_dim=128, num_hidden_layers=4, max_position_embeddings=4096, **sizes
+    )
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def compare(folder: Path, flags: list[str]) -> tuple[float, float]:
+    """(planned, real) seconds of a step: a plan, a run of two steps, and a plan again, as machines have moods."""
+    threads = [f"--threads={available_threads()}"]
+    planned = []
+    for round_ in range(2):
+        done = rescoldo(folder, "plan", *flags, *threads, "--only", "--json", timeout=280)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["measured_in"] < 60
+        planned.append(found["forecasts"][0]["step"])
+        if round_ == 0:
+            run = rescoldo(folder, "train", *flags, *threads, timeout=500)
+            assert run.returncode == 0, run.stderr
+    output = Path(next(flag.removeprefix("--output=") for flag in flags if flag.startswith("--output=")))
+    steps = [line["seconds"] for line in read_timings(output) if line["event"] == "step"]
+    print(f"planned {planned} s a step, real {steps} s")
+    return sum(planned) / len(planned), sum(steps) / len(steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["sample", "7B layers"])
+def test_right_within_15_percent(tmp_path, which):
+    data = [f"--train={DATA / 'ba_train_v2_fixed.jsonl'}", f"--val={DATA / 'ba_val_v2_fixed.jsonl'}"]
+    limits = ["--train-limit=8", "--val-limit=2", "--max-steps=2", f"--output={tmp_path / 'out'}"]
+    if which == "sample":
+        flags = [*data, *limits, "--base-model=sample:smollm2", "--grad-accum=4", "--quantization=int8"]
+    else:
+        small = [f"--base-model={big_layers(tmp_path)}", "--grad-accum=2", "--max-length=4096", "--quantization=int8"]
+        flags = [*data, *limits, *small]
+    planned, real = compare(tmp_path, flags)
+    assert planned == pytest.approx(real, rel=WITHIN)
