@@ -18,9 +18,9 @@ from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
 from rescoldo.cli.export import export
 from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
-from rescoldo.cli.role import role
 from rescoldo.cli.plan import EXAMPLE as PLAN_EXAMPLE
 from rescoldo.cli.plan import plan
+from rescoldo.cli.role import role
 from rescoldo.cli.status import list_, logs, status, stop
 from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
