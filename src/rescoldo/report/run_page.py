@@ -48,7 +48,7 @@ def render(output: Path) -> str:
         svg_chart("gradient norm", [Series("training", history.gradient_norm)]),
         svg_chart("learning rate", [Series("training", history.learning_rate)]),
     ]
-    return environment.get_template("run.html.jinja").render(
+    return environment.get_template("run.html.j2").render(
         status=status,
         history=history,
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
