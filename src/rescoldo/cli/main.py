@@ -21,6 +21,8 @@ from rescoldo.cli.optimize import optimize
 from rescoldo.cli.plan import EXAMPLE as PLAN_EXAMPLE
 from rescoldo.cli.plan import plan
 from rescoldo.cli.role import role
+from rescoldo.cli.serve import EXAMPLE as SERVE_EXAMPLE
+from rescoldo.cli.serve import serve
 from rescoldo.cli.status import list_, logs, status, stop
 from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
@@ -64,6 +66,7 @@ app.add_typer(data, name="data")
 app.add_typer(role, name="role")
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 app.command("export", epilog=EXPORT_EXAMPLE)(export)
+app.command("serve", epilog=SERVE_EXAMPLE)(serve)
 app.command(epilog=COMPARE_EXAMPLE)(compare)
 app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 

@@ -1,0 +1,79 @@
+"""`rescoldo serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from rescoldo.errors import RescoldoError
+
+EXAMPLE = "Example: rescoldo serve artifacts/mistral --port 8080"
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines reach it only with an API key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="What requests must bring as a bearer token.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
+    quantization: Annotated[
+        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+    ] = "auto",
+    rows: Annotated[int, typer.Option(min=1, max=256, help="Requests decoded together.")] = 8,
+    waiting: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; more get 429.")] = 64,
+    context: Annotated[int, typer.Option(min=16, help="Tokens of prompt and answer together, at most.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 4096,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds for a request, waiting included.")] = 600,
+    max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Bytes of a request, at most.")] = 1 << 20,
+    grace: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for running requests when stopped.")] = 30,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line with url and models once it listens.")] = (
+        False
+    ),
+) -> None:
+    """Serve a run for programs that speak OpenAI's chat completions: the fine-tuned model and its base, by name.
+
+    SIGTERM or Ctrl-C: nothing new is taken, what runs is finished.
+    """
+    from rich.console import Console
+
+    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluate.predict import load_for_inference
+    from rescoldo.serve.server import bind, is_loopback, run_server
+    from rescoldo.serve.service import Limits, Service
+    from rescoldo.train.progress import Reporter
+    from rescoldo.units import gigabytes
+
+    if not is_loopback(host) and not api_key:
+        raise RescoldoError(
+            "other machines could use the model without being asked who they are", where=f"--host {host}",
+            fix="set RESCOLDO_API_KEY (or --api-key) to something secret; clients send it as their API key",
+        )  # fmt: skip
+    listener = bind(host, port)
+    reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
+    role = role_for(model, None)
+    with reporter.bar("Loading:", 100) as bar:
+        loaded = load_for_inference(
+            model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
+        )
+    service = Service(loaded, role, Limits(max_body, context, max_tokens, timeout, rows, waiting), name)
+    c = loaded.model.config
+    size = 2 * c.n_layers * c.n_kv_heads * c.head_dim * loaded.model.dtype.itemsize * service.limits.context * rows
+
+    def ready(url: str) -> None:
+        if json_:
+            document = {"url": f"{url}/v1", "models": list(service.models), "pid": os.getpid()}
+            print(json.dumps(document, ensure_ascii=False), flush=True)
+            return
+        reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
+        reporter.say(f"  {rows} requests together, keys and values up to {gigabytes(size)}; Ctrl-C stops")
+
+    run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
+    reporter.say("Stopped")

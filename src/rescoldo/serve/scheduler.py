@@ -1,0 +1,224 @@
+"""The one thread that computes: it takes waiting requests into the batch between two decoding steps."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from rescoldo.engine.generate import Decoder
+from rescoldo.engine.types import Sampling
+
+if TYPE_CHECKING:
+    from rescoldo.engine.model import LoraModel
+
+Reason = Literal["stop", "length", "timeout", "error"]
+
+
+class BusyError(Exception):
+    """As many requests are waiting as may wait."""
+
+
+class StoppingError(Exception):
+    """The server is stopping and takes nothing any more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as the engine sees it.
+
+    Attributes:
+        adapter: with the adapter, or the base model alone.
+        prompt: token ids.
+        deadline: time.monotonic() at which it ends, done or not.
+        emit: told each token id, then the reason why there are no more. Called from the scheduler's thread; never again
+            after a cancel.
+    """
+
+    key: int
+    adapter: bool
+    prompt: Sequence[int]
+    sampling: Sampling
+    deadline: float
+    emit: Callable[[int | Reason], None]
+
+
+@dataclass
+class _Lane:
+    """The rows that share a beginning and a model: one Decoder."""
+
+    decoder: Decoder
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Decodes jobs together, up to `rows` at a time; up to `waiting` more wait.
+
+    Args:
+        model: with or without adapter.
+        stop_ids: tokens that end an answer.
+        prefixes: beginnings of prompts (token ids) that are common enough to be computed once and kept.
+        has_adapter: whether the model has an adapter that can be switched off.
+        threads: for the matrix products of this thread.
+    """
+
+    def __init__(
+        self,
+        model: LoraModel,
+        stop_ids: frozenset[int],
+        *,
+        prefixes: Sequence[Sequence[int]] = (),
+        has_adapter: bool,
+        rows: int,
+        waiting: int,
+        threads: int | None = None,
+    ) -> None:
+        self._model, self._stop_ids, self._has_adapter = model, stop_ids, has_adapter
+        self._prefixes = sorted((tuple(prefix) for prefix in prefixes if prefix), key=len, reverse=True)
+        self._rows, self._limit, self._threads = rows, waiting, threads
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._cancelled: set[int] = set()
+        self._stopping = False
+        self._lanes: dict[tuple[bool, tuple[int, ...]], _Lane] = {}
+        self._alone = contextlib.ExitStack()  # open while the model is the base model
+        self._adapter_on = has_adapter
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Take a job.
+
+        Raises:
+            BusyError, StoppingError: it is not taken.
+        """
+        with self._changed:
+            if self._stopping:
+                raise StoppingError
+            if len(self._waiting) >= self._limit:
+                raise BusyError
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, key: int) -> None:
+        """Forget a job, wherever it is; nothing happens if it has ended."""
+        with self._changed:
+            self._cancelled.add(key)
+            self._changed.notify()
+
+    def load(self) -> tuple[int, int]:
+        """(requests that are decoded, requests that wait) at this moment."""
+        return sum(len(lane.jobs) for lane in list(self._lanes.values())), len(self._waiting)
+
+    def stop(self) -> None:
+        """Give up what is left and end the thread; jobs are told "error"."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _active(self) -> int:
+        return sum(len(lane.jobs) for lane in self._lanes.values())
+
+    def _run(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)  # OpenMP counts per thread
+        while True:
+            with self._changed:
+                while not (self._stopping or self._waiting or self._cancelled or self._active()):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+                cancelled, self._cancelled = self._cancelled, set()
+                self._waiting = deque(job for job in self._waiting if job.key not in cancelled)
+            for lane in self._lanes.values():
+                self._leave(lane, cancelled & set(lane.jobs))
+            self._expire()
+            for adapter in (self._adapter_on, not self._adapter_on):  # one switch a round, if both are asked for
+                self._admit(adapter)
+                for (with_adapter, _), lane in self._lanes.items():
+                    if with_adapter == adapter and lane.jobs:
+                        self._step(adapter, lane)
+        for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
+            job.emit("error")
+        self._alone.close()
+
+    def _leave(self, lane: _Lane, keys: set[int]) -> None:
+        if keys:
+            lane.decoder.cancel(keys)
+            for key in keys:
+                del lane.jobs[key]
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for lane in self._lanes.values():
+            late = [job for job in lane.jobs.values() if job.deadline <= now]
+            self._leave(lane, {job.key for job in late})
+            for job in late:
+                job.emit("timeout")
+        with self._changed:
+            late = [job for job in self._waiting if job.deadline <= now]
+            for job in late:
+                self._waiting.remove(job)
+        for job in late:
+            job.emit("timeout")
+
+    def _use(self, adapter: bool) -> None:
+        """Switch the model's adapter on or off."""
+        if self._has_adapter and adapter != self._adapter_on:
+            if adapter:
+                self._alone.close()
+            else:
+                self._alone.enter_context(self._model.without_adapter())
+            self._adapter_on = adapter
+
+    def _admit(self, adapter: bool) -> None:
+        """Take waiting jobs of one model into the batch. While others are decoded, one a round: a prompt takes as long
+        as many steps."""
+        while True:
+            with self._changed:
+                job = next((one for one in self._waiting if one.adapter == adapter), None)
+                if job is None or self._active() >= self._rows:
+                    return
+                self._waiting.remove(job)
+            others = self._active()
+            self._use(adapter)
+            try:
+                lane = self._lane(job)
+                lane.decoder.admit(job.key, job.prompt, job.sampling)
+                lane.jobs[job.key] = job
+            except (RuntimeError, MemoryError):  # torch's word for no memory left
+                job.emit("error")
+            if others:
+                return
+
+    def _lane(self, job: Job) -> _Lane:
+        prompt = tuple(job.prompt)
+        prefix = next((p for p in self._prefixes if len(prompt) > len(p) and prompt[: len(p)] == p), ())
+        key = (job.adapter, prefix)
+        if key not in self._lanes:
+            self._lanes[key] = _Lane(Decoder(self._model, self._stop_ids, prefix))
+        return self._lanes[key]
+
+    def _step(self, adapter: bool, lane: _Lane) -> None:
+        self._use(adapter)
+        try:
+            steps = lane.decoder.step()
+        except (RuntimeError, MemoryError):
+            jobs = list(lane.jobs.values())
+            self._leave(lane, set(lane.jobs))
+            for job in jobs:
+                job.emit("error")
+            return
+        for step in steps:
+            job = lane.jobs.pop(step.key) if step.last else lane.jobs[step.key]
+            if step.token is not None:
+                job.emit(step.token)
+            if step.last:
+                job.emit("length" if step.token is not None else "stop")

@@ -1,0 +1,104 @@
+"""The process: a socket, uvicorn on it, an end that lets running requests finish."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.serve.app import LOOPBACK, make_app
+from rescoldo.serve.service import Service
+
+_BACKLOG = 128
+
+
+class _Server(uvicorn.Server):
+    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        RescoldoError: the address cannot be used.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise RescoldoError(
+            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
+            where="--host, --port",
+            fix="another --port (0 takes a free one); is a server running there already?",
+            exit_code=EXIT_FAILURE,
+        ) from None
+    return listener
+
+
+def make_server(service: Service, host: str, *, api_key: str, grace: float) -> uvicorn.Server:
+    """uvicorn with the application, ready to `run(sockets=…)`. Bound to this machine, it answers to its names only."""
+    hosts = (*LOOPBACK, host) if is_loopback(host) else ()
+    app = make_app(service, api_key=api_key, hosts=hosts)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(int(grace), 1), ws="none",
+    )  # fmt: skip
+    return _Server(config)
+
+
+def run_server(
+    service: Service,
+    listener: socket.socket,
+    *,
+    host: str,
+    api_key: str,
+    grace: float,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; then take nothing new, let what runs finish for `grace` seconds, and return.
+
+    Args:
+        on_ready: told the server's address (http://host:port) once it listens.
+    """
+    port = listener.getsockname()[1]
+    server = make_server(service, host, api_key=api_key, grace=grace)
+    on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.scheduler.stop()
+        listener.close()

@@ -1,0 +1,336 @@
+"""OpenAI's own client drives the server."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from rescoldo.data.tokenize import prompt_ids, stop_ids
+from rescoldo.engine.generate import generate
+from rescoldo.engine.types import Sampling
+from rescoldo.role import get_role
+from rescoldo.serve.service import Limits
+from tests.export.common import CONCEPTS
+from tests.serve.common import SHORT, Live, live, tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[Live]:
+    with live(run, Limits(rows=4, waiting=16, max_tokens=1500)) as running:
+        yield running
+
+
+def expected(server: Live, messages: list[Any], n: int, *, base: bool = False) -> str:
+    """What the engine answers by itself, greedily."""
+    loaded = server.service.loaded
+    prompt = prompt_ids(messages, loaded.tokenizer)
+
+    def answer() -> str:
+        (row,) = generate(loaded.model, [prompt], Sampling(max_new_tokens=n), stop_ids(loaded.tokenizer))
+        return str(loaded.tokenizer.decode(row.tokens, skip_special_tokens=True))
+
+    if not base:
+        return answer()
+    with loaded.model.without_adapter():
+        return answer()
+
+
+def ask(server: Live, messages: list[Any] = SHORT, model: str = "run", n: int = 12, **options: Any) -> Any:
+    return server.client().chat.completions.create(model=model, messages=messages, max_tokens=n, **options)
+
+
+def test_models(server: Live, run: Path) -> None:
+    names = [model.id for model in server.client().models.list()]
+    assert names == ["run", str(run.parent / "base")]
+    assert server.client().models.retrieve(names[1]).owned_by == "rescoldo"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+        server.client().models.retrieve("other")
+
+
+def test_the_fine_tuned_model_and_its_base(server: Live, run: Path) -> None:
+    messages = get_role("ba").messages({"concept": CONCEPTS[0]})
+    tuned = ask(server, messages)
+    assert tuned.choices[0].message.content == expected(server, messages, 12)
+    assert tuned.choices[0].finish_reason == "length"
+    assert (tuned.usage.completion_tokens, tuned.usage.total_tokens) == (12, tuned.usage.prompt_tokens + 12)
+    assert tuned.usage.prompt_tokens == len(prompt_ids(messages, server.service.loaded.tokenizer))
+    base = ask(server, messages, str(run.parent / "base"))
+    assert base.choices[0].message.content == expected(server, messages, 12, base=True)
+    assert base.choices[0].message.content != tuned.choices[0].message.content
+
+
+def test_streaming(server: Live) -> None:
+    chunks = list(ask(server, n=30, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == ask(server, n=30).choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in ("stop", "length")
+    assert chunks[-1].usage.completion_tokens <= 30
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_concurrent_requests_to_both_models_are_each_answered_as_if_alone(server: Live, run: Path) -> None:
+    """More than are decoded together, long and short, with the role's prompt and without, streamed and not."""
+    base = str(run.parent / "base")
+    role = get_role("ba")
+    asked = [
+        (role.messages({"concept": CONCEPTS[i % 4]}) if i % 3 else [{"role": "user", "content": f"thing {i}"}],
+         base if i % 4 == 0 else "run", 5 + 7 * (i % 3), i % 2 == 0)
+        for i in range(12)
+    ]  # fmt: skip
+    wanted = [expected(server, messages, n, base=model == base) for messages, model, n, _ in asked]
+
+    def one(request: tuple[list[Any], str, int, bool]) -> str:
+        messages, model, n, stream = request
+        answer = ask(server, messages, model, n, stream=stream)
+        if not stream:
+            return str(answer.choices[0].message.content)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(one, asked)) == wanted
+
+
+def test_sampling_and_seed(server: Live) -> None:
+    def text(**options: Any) -> str:
+        return str(ask(server, n=20, **options).choices[0].message.content)
+
+    assert text(temperature=1.5, seed=7) == text(temperature=1.5, seed=7)
+    assert text(temperature=1.5, seed=7) != text(temperature=1.5, seed=8)
+    assert len({text(temperature=1.5) for _ in range(4)}) > 1
+    assert text(temperature=1.5, top_p=0.0) == text() == text(temperature=0)
+
+
+def test_stop_strings(server: Live) -> None:
+    whole = str(ask(server, n=40).choices[0].message.content)
+    stop = whole[5:7]
+    answer = ask(server, n=40, stop=[stop, "never there"])
+    assert answer.choices[0].message.content == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+    streamed = ask(server, n=40, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole[: whole.index(stop)]
+    server.wait_until((0, 0))
+
+
+def post(server: Live, body: bytes | str, headers: dict[str, str] | None = None, path: str = "") -> tuple[int, Any]:
+    """A bare request: (status, JSON)."""
+    address = urlsplit(server.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    connection.request("POST", path or "/v1/chat/completions", body, sent)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, json.loads(content) if content.startswith(b"{") else content
+
+
+def body(**fields: Any) -> str:
+    return json.dumps({"model": "run", "messages": SHORT, "max_tokens": 2, **fields})
+
+
+MALFORMED: list[tuple[bytes | str, int, str]] = [
+    ("", 400, "not JSON"),
+    ("{", 400, "not JSON"),
+    (b"\xff\xfe", 400, "not JSON"),
+    ("[" * 100_000, 400, "not JSON"),
+    ("[1]", 400, "not an object"),
+    ("{}", 400, "model: Field required"),
+    (body(model=5), 400, "model: "),
+    (body(model="other"), 404, "there is no model 'other'"),
+    (body(messages=[]), 400, "messages: "),
+    (body(messages="hi"), 400, "messages: "),
+    (body(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role"),
+    (body(messages=[{"role": "user"}]), 400, "messages.0.content"),
+    (body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), 400, "messages.0.content"),
+    ('{"model": "run", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "half of a character"),
+    (body(temperature=3), 400, "temperature"),
+    (body(temperature="1"), 400, "temperature"),
+    ('{"model": "run", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}', 400, "temperature"),
+    (body(temperature=True), 400, "temperature"),
+    (body(top_p=1.1), 400, "top_p"),
+    (body(max_tokens=0), 400, "max_tokens"),
+    (body(max_tokens=1501), 400, "at most 1500 tokens"),
+    (body(max_tokens=2.5), 400, "max_tokens"),
+    (body(stop=[""]), 400, "stop"),
+    (body(stop=["x"] * 17), 400, "stop"),
+    (body(seed=1 << 70), 400, "seed"),
+    (body(n=2), 400, "n is not supported"),
+    (body(n=True), 400, "n is not supported"),
+    (body(logprobs=True), 400, "logprobs is not supported"),
+    (body(tools=[{"type": "function"}]), 400, "tools is not supported"),
+    (body(response_format={"type": "json_object"}), 400, "response_format is not supported"),
+    (body(frequency_penalty=0.5), 400, "frequency_penalty is not supported"),
+    (body(surprise=1), 400, "surprise: is not supported"),
+    (body(messages=[{"role": "user", "content": "long " * 3000}]), 400, "prompt and answer may have 2048"),
+]
+
+
+@pytest.mark.parametrize(("content", "status", "message"), MALFORMED)
+def test_malformed_requests(server: Live, content: bytes | str, status: int, message: str) -> None:
+    code, answer = post(server, content)
+    assert code == status
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert message in answer["error"]["message"]
+    assert len(answer["error"]["message"]) < 1000
+
+
+def test_what_changes_nothing_is_taken(server: Live) -> None:
+    parts = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "terse."}]},
+        *SHORT,
+    ]
+    neutral = {"n": 1, "tools": [], "logprobs": False, "presence_penalty": 0, "user": "me", "stop": None, "seed": None}
+    code, answer = post(server, body(messages=parts, **neutral))
+    assert code == 200
+    same = [{"role": "system", "content": "Be terse."}, *SHORT]
+    assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
+
+
+def test_oversized_and_slow_bodies(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, answer = post(server, body(messages=[{"role": "user", "content": "x" * (1 << 20)}]))
+    assert (code, answer["error"]["code"]) == (413, "body_too_large")
+    monkeypatch.setattr("rescoldo.serve.app._BODY_SECONDS", 0.3)
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        assert b" 408 " in connection.recv(200)
+
+
+def test_routes_types_and_hosts(server: Live) -> None:
+    code, answer = post(server, body(), path="/v1/completions")
+    assert (code, answer["error"]["message"]) == (404, "there is no POST /v1/completions")
+    assert post(server, body(), path="/v1/models")[0] == 405
+    assert post(server, body(), {"Content-Type": "text/plain"})[0] == 415
+    assert post(server, body(), {"Host": "evil.example"})[0] == 400
+    assert post(server, body(), {"Host": "localhost:99"})[0] == 200
+
+
+def test_api_key(run: Path) -> None:
+    with live(run, api_key="sësame") as server:
+        address = {"Authorization": "Bearer sësame".encode().decode("latin-1")}
+        assert post(server, body(), address)[0] == 200
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sesame"}):
+            code, answer = post(server, body(), headers)
+            assert (code, answer["error"]["code"]) == (401, "invalid_api_key")
+        with pytest.raises(openai.AuthenticationError):
+            server.client(api_key="wrong").models.list()
+
+
+LONG: dict[str, Any] = {"n": 1900, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def endless(run: Path) -> Iterator[Live]:
+    with live(run, Limits(rows=4, waiting=16), endless=True) as running:
+        yield running
+
+
+def test_a_client_that_goes_away_frees_its_place(endless: Live) -> None:
+    """In the middle of a stream, before a whole answer, and while waiting."""
+    server = endless
+    stream = ask(server, **LONG)
+    next(iter(stream))
+    server.wait_until((1, 0))
+    stream.close()
+    server.wait_until((0, 0))
+    with pytest.raises(openai.APITimeoutError):
+        server.client(timeout=0.3).chat.completions.create(model="run", messages=SHORT, max_tokens=1900)
+    server.wait_until((0, 0))
+    streams = [ask(server, **LONG) for _ in range(6)]
+    server.wait_until((4, 2))
+    streams[5].close()
+    server.wait_until((4, 1))
+    for one in streams[:5]:
+        one.close()
+    server.wait_until((0, 0))
+
+
+def test_full_queue_and_timeouts(run: Path) -> None:
+    with live(run, Limits(rows=1, waiting=1, seconds=0.7), endless=True) as server:
+        streams = [ask(server, **LONG)]
+        server.wait_until((1, 0))
+        streams.append(ask(server, **LONG))
+        server.wait_until((1, 1))
+        with pytest.raises(openai.RateLimitError, match="too many requests are waiting"):
+            ask(server)
+        with pytest.raises(openai.APIError, match=r"no answer within 0\.7 s"):
+            list(streams[1])
+        with pytest.raises(openai.InternalServerError, match=r"no answer within 0\.7 s") as error:
+            ask(server, n=1900)
+        assert error.value.status_code == 504
+        server.wait_until((0, 0))
+        assert ask(server, n=3).usage.completion_tokens == 3, "it goes on"
+
+
+def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rescoldo.engine.generate import Decoder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "admit", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
+            ask(server)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("not enough memory")))
+        with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
+            ask(server)
+    assert ask(server).choices[0].message.content == expected(server, SHORT, 12)
+
+
+def test_a_thousand_requests_none_lost_memory_flat(run: Path) -> None:
+    """Of all kinds, 32 at a time: each is answered once and right, and the memory does not grow."""
+    import psutil
+
+    async def drive(server: Live, count: int) -> list[str]:
+        client = openai.AsyncOpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=120)
+        slots = asyncio.Semaphore(32)
+
+        async def one(i: int) -> str:
+            async with slots:
+                messages: Any = [{"role": "user", "content": f"number {i % 10}"}]
+                if i % 10 == 9:  # goes away at once
+                    stream = await client.chat.completions.create(
+                        model="run", messages=messages, max_tokens=50, stream=True
+                    )
+                    await stream.close()
+                    return "left"
+                if i % 2:
+                    stream = await client.chat.completions.create(
+                        model="run", messages=messages, max_tokens=4, stream=True
+                    )
+                    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+                whole = await client.chat.completions.create(model="run", messages=messages, max_tokens=4)
+                return str(whole.choices[0].message.content)
+
+        try:
+            return await asyncio.gather(*(one(i) for i in range(count)))
+        finally:
+            await client.close()
+
+    with live(run, Limits(rows=8, waiting=64)) as server:
+        wanted = [expected(server, [{"role": "user", "content": f"number {i}"}], 4) for i in range(9)] + ["left"]
+        process, threads = psutil.Process(), threading.active_count()
+        assert asyncio.run(drive(server, 200)) == wanted * 20
+        before = process.memory_info().rss
+        assert asyncio.run(drive(server, 1000)) == wanted * 100
+        server.wait_until((0, 0))
+        assert process.memory_info().rss - before < 30 << 20
+        assert threading.active_count() <= threads + 2
+        assert not server.service.scheduler._cancelled
