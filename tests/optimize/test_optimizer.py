@@ -1,0 +1,144 @@
+"""DSPy's optimizers over a server, from the command to the program; interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rescoldo.cli.main import app, run_app
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.server import ServerOptions
+from rescoldo.optimize.optimizer import OptimizeConfig, optimize
+from rescoldo.optimize.program import read_program
+from rescoldo.role import get_role
+from tests.data.examples import record, write
+from tests.evaluate.fake_server import fake_server, good
+
+pytest.importorskip("dspy")
+ROLE = get_role("ba")
+RECORDS = [record(i) for i in range(10)]
+QUICK = ServerOptions(4, 5, 0)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.jsonl", *RECORDS)
+
+
+def pupil(body: dict[str, Any], times: int) -> tuple[int, Any]:
+    """Answers well only where it is shown how; writes an instruction where it is asked for one."""
+    messages = body["messages"]
+    text = messages[-1]["content"]
+    if "[[ ## " in text:
+        wanted = [line for line in text.splitlines() if "starting with the field `" in line]
+        name = wanted[0].partition("`[[ ## ")[2].partition(" ## ]]`")[0] if wanted else "proposed_instruction"
+        return 200, good(f"[[ ## {name} ## ]]\nWrite requirements, as shown.\n\n[[ ## completed ## ]]")
+    if not text.startswith("Concept: ") and "\n\nConcept: " not in text:
+        return 200, good("Write requirements, as shown.")
+    answer = next(ROLE.target(one) for one in RECORDS if one["concept"] in text)
+    return 200, good(answer if len(messages) > 1 else "title: Too short an answer")
+
+
+@pytest.mark.parametrize("method", ["labeled", "bootstrap"])
+def test_few_shots(method: str, train: Path, tmp_path: Path) -> None:
+    with fake_server(pupil) as server:
+        config = OptimizeConfig(f"openai:m@{server.address}/v1", str(train), method, shots=2, max_new_tokens=99)
+        made = optimize(config, tmp_path / "out", server=QUICK)
+        assert made["scores"]["before"]["mean"] < 0.5
+        assert made["scores"]["after"]["mean"] == 1.0
+        assert (made["shown_examples"], made["dev_examples"], made["demos"]) == (8, 2, 2)
+        asked = len(server.requests)
+        assert optimize(config, tmp_path / "out", server=QUICK) == made
+        assert len(server.requests) == asked, "finished: nothing is asked"
+        with pytest.raises(RescoldoError, match=r"made otherwise \(shots: 2 there, 1 now\)"):
+            optimize(OptimizeConfig(config.model, str(train), method, shots=1, max_new_tokens=99), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("run.lock")) == [
+        "optimize.json",
+        "program.json",
+    ]
+    program = read_program(tmp_path / "out", ROLE)
+    assert (program.demos, program.lm) == (2, config.model)
+    state = json.loads((tmp_path / "out" / "program.json").read_text())
+    assert (state["lm"], state["traces"], state["train"]) == (None, [], [])
+
+
+def test_mipro_interrupted_goes_on_where_it_was(train: Path, tmp_path: Path) -> None:
+    """The server fails after some answers; the second call asks only what the first had not."""
+    failing = 0
+
+    def flaky(body: dict[str, Any], times: int) -> tuple[int, Any]:
+        nonlocal failing
+        failing += 1
+        return (401, {}) if failing > 12 else pupil(body, times)
+
+    def key(body: dict[str, Any]) -> str:
+        return json.dumps(body, sort_keys=True)
+
+    with fake_server(flaky) as server:
+        model = f"openai:m@{server.address}/v1"
+        config = OptimizeConfig(model, str(train), "mipro", shots=1, trials=2, dev=0.3, max_new_tokens=99)
+        with pytest.raises(RescoldoError, match="the server says no"):
+            optimize(config, tmp_path / "out", server=QUICK)
+        assert not (tmp_path / "out" / "program.json").exists()
+        answered = {key(body) for body in server.requests[:12]}
+        before = len(server.requests)
+        failing = -(1 << 30)
+        made = optimize(config, tmp_path / "out", server=QUICK)
+        assert answered.isdisjoint(key(body) for body in server.requests[before:])
+        assert len(server.requests) > before
+    assert made["scores"]["after"]["mean"] == 1.0
+    assert made["answers_kept_from_before"] > 0
+    assert not list((tmp_path / "out").glob("*partial*"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["rescoldo", "optimize", *map(str, args)])
+    code = run_app(app)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_command(
+    train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server(pupil) as server:
+        flags = ["--model", f"openai:m@{server.address}/v1", "--train", train, "--method", "labeled", "--shots", 1,
+                 "--max-new-tokens", 99]  # fmt: skip
+        code, out, err = run(monkeypatch, capsys, *flags, "-o", tmp_path / "a")
+        assert (code, err) == (0, "")
+        assert "100.0% after" in out
+        code, out, _ = run(monkeypatch, capsys, *flags, "-o", tmp_path / "b", "--json")
+        assert code == 0
+        assert json.loads(out)["demos"] == 1
+    code, out, _ = run(monkeypatch, capsys, "--help")
+    assert "Example: rescoldo optimize" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "magic"], "no method 'magic'"),
+        (["--shots", "0"], "--shots: 0 is out of range"),
+        (["--dev", "1"], "--dev"),
+        (["--trials", "0"], "--trials"),
+        (["--limit", "1"], "--limit"),
+        (["--temperature", "-1"], "--temperature"),
+        (["--timeout", "-1"], "--timeout"),
+        (["--concurrency", "0"], "--concurrency"),
+        (["--role", "poet"], "no role 'poet'"),
+        (["--train", "nothing.jsonl"], "no such file"),
+        (["--output", "{file}/x"], "cannot be made"),
+    ],
+)
+def test_bad_flags(
+    flags: list[str], message: str, train: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = ["--model", "sample:smollm2", "--train", train, "--output", tmp_path / "out"]
+    code, out, err = run(monkeypatch, capsys, *given, *(flag.format(file=train) for flag in flags))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "out").exists()
