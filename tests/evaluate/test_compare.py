@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +240,47 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     code, out, _ = command(monkeypatch, capsys, app, "compare", "--help")
     assert code == 0
     assert "Example: rescoldo compare" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("kind", ["compare", "optimize"])
+def test_ctrl_c_leaves_at_once_and_loses_nothing(kind: str, val: Path, tmp_path: Path) -> None:
+    """The server would take a minute for the next answer; who presses Ctrl-C does not wait for it."""
+    pytest.importorskip("dspy")
+    slow = threading.Event()
+
+    def answer(body: dict[str, Any], times: int) -> tuple[int, Any]:
+        if len(server.requests) > 2:
+            slow.wait(60)
+        return oracle(body, times)
+
+    with fake_server(answer) as server:
+        more = ["--finetuned", spec(server), "--baseline", spec(server) + "/", "--dataset", val, "--greedy"]
+        if kind == "optimize":
+            more = ["--model", spec(server), "--train", val, "--method", "bootstrap", "--dev", 0.7]
+        output = tmp_path / "out"
+        code = "import sys; from rescoldo.cli.main import main; main()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, kind, *map(str, more), "--concurrency", "1", "--output", str(output)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + 60
+            while len(server.requests) < 3:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            pressed = time.monotonic()
+            _, err = process.communicate(timeout=30)
+        finally:
+            slow.set()
+            process.kill()
+    assert time.monotonic() - pressed < 15
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    (partial,) = [*tmp_path.glob("out.partial.jsonl"), *tmp_path.glob("out/*.partial.jsonl")]
+    assert len(partial.read_text().splitlines()) >= 2
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,7 @@ def test_reports(tmp_path: Path) -> None:
             assert line.endswith("|")
     tables = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
     assert set(tables) == {5, 7}
+    assert "| 1 | tuned | 100.0% | +" in text
     screen = io.StringIO()
     print_comparison(document, Console(file=screen, width=100))
     assert "Adopt tuned" in screen.getvalue()

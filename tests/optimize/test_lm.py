@@ -80,6 +80,13 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert (desk.asked, desk.known) == (0, 2)
 
 
+def test_the_same_question_at_the_same_time_is_one() -> None:
+    chat = FakeChat(shout, seconds=0.2)
+    with Desk(chat) as desk:
+        assert ask_all(desk, ["a"] * 5 + ["b"]) == ["A"] * 5 + ["B"]
+    assert chat.asked == 2
+
+
 def test_a_failure_reaches_everyone_and_later_ones_at_once() -> None:
     gone = RescoldoError("the server is gone")
     chat = FakeChat(lambda messages: gone)

@@ -20,17 +20,18 @@ def page(document: Mapping[str, Any]) -> str:
     """The page of an evaluation or comparison document."""
     models, comparison = document["models"], document.get("comparison")
     names = list(models)
+    places = {row["model"]: row for row in comparison["ranking"]} if comparison else {}
     return _template().render(
         title="Comparison" if comparison else "Evaluation",
         meta=document.get("metadata", {}),
         decision=comparison and comparison["decision"],
-        ranking=comparison["ranking"] if comparison else [],
         models=[
             {
                 "name": name,
                 "spec": part.get("spec", ""),
                 "scores": part["scores"],
                 "warnings": part.get("warnings", []),
+                "place": places.get(name),
                 "bins": distribution([row["score"] for row in part["predictions"]]),
             }
             for name, part in models.items()

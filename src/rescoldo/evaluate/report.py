@@ -41,6 +41,11 @@ def markdown(document: Mapping[str, Any]) -> str:
     warnings = [f"- {_md(name)}: {_md(text)}" for name in names for text in models[name].get("warnings", [])]
     lines += [*warnings, ""] if warnings else []
     if comparison:
+        ranking = [
+            [str(row["rank"]), row["model"], f"{row['mean']:.1%}", f"{100 * row['difference_to_baseline']:+.1f}"]
+            for row in comparison["ranking"]
+        ]
+        lines += ["## Ranking", "", *_table(["rank", "model", "mean", "points against the baseline"], ranking), ""]
         lines += ["## Paired tests", "", *_table(TEST_HEAD, test_rows(comparison)), ""]
     for name in names:
         lines += [f"## What cost points: {_md(name)}", ""]

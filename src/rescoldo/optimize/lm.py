@@ -59,7 +59,7 @@ class Desk:
         self._fingerprint = chat.fingerprint()
         self._tokens, self._stopped, self._lock = 0, threading.Event(), threading.Lock()
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._open: set[Future[Prediction]] = set()
+        self._open: dict[str, Future[Prediction]] = {}  # by the key of the question
         self._workers = 1 if chat.batches else workers
 
     def __enter__(self) -> Desk:
@@ -72,7 +72,7 @@ class Desk:
         for _ in range(self._workers):
             self._waiting.put(None)
         with self._lock:
-            waiting = list(self._open)
+            waiting = list(self._open.values())
         for answer in waiting:
             _settle(answer, StoppedError())
 
@@ -91,21 +91,23 @@ class Desk:
             return kept
         if self.failure:
             raise self.failure
-        request = _Request(messages, sampling, Future())
         with self._lock:
             if self._stopped.is_set():
                 raise StoppedError
-            self._open.add(request.answer)
-        self._waiting.put(request)
+            asked_by_another = self._open.get(name)
+            answer = self._open.setdefault(name, Future())
+        if asked_by_another:
+            return answer.result()
+        self._waiting.put(_Request(messages, sampling, answer))
         try:
-            prediction = request.answer.result()
+            prediction = answer.result()
+            if self.cache and not prediction.error:
+                self.cache.put(name, prediction)
         finally:
             with self._lock:
-                self._open.discard(request.answer)
+                self._open.pop(name, None)
         with self._lock:
             self.asked += 1
-        if self.cache and not prediction.error:
-            self.cache.put(name, prediction)
         return prediction
 
     def _work(self) -> None:
