@@ -24,6 +24,8 @@ from rescoldo.cli.role import role
 from rescoldo.cli.serve import EXAMPLE as SERVE_EXAMPLE
 from rescoldo.cli.serve import serve
 from rescoldo.cli.status import list_, logs, status, stop
+from rescoldo.cli.sweep import EXAMPLE as SWEEP_EXAMPLE
+from rescoldo.cli.sweep import sweep
 from rescoldo.cli.train import EXAMPLE as TRAIN_EXAMPLE
 from rescoldo.cli.train import train
 from rescoldo.cli.verify import verify
@@ -64,6 +66,7 @@ app.command("list", epilog="Example: rescoldo list artifacts")(list_)
 app.command()(verify)
 app.add_typer(data, name="data")
 app.add_typer(role, name="role")
+app.command(epilog=SWEEP_EXAMPLE)(sweep)
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 app.command("export", epilog=EXPORT_EXAMPLE)(export)
 app.command("serve", epilog=SERVE_EXAMPLE)(serve)

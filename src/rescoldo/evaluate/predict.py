@@ -150,7 +150,7 @@ def load_for_inference(
             on_progress=on_progress,
         )
         if adapter and run:
-            _put_in(adapter, model, run, base_spec)
+            put_in(adapter, model, run, base_spec)
         return model
 
     sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
@@ -160,7 +160,7 @@ def load_for_inference(
     return loaded
 
 
-def _put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
+def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
     """Copy an adapter's weights into the model.
 
     Raises:

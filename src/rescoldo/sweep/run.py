@@ -1,0 +1,294 @@
+"""A sweep: trial after trial on one base in memory, each a whole run, scored by the role's metric.
+
+OUTPUT/sweep.json has everything that is known, written anew after each step; OUTPUT/trial-001 and so on are runs like
+any other. Stopped half-way, the next call resumes the trial that was running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
+from rescoldo.evaluate.evaluation import Console, evaluate_model
+from rescoldo.files import sha256, write_json
+from rescoldo.role import Role, get_role
+from rescoldo.run.lock import RunLock
+from rescoldo.sweep.report import best_trials, write_report
+from rescoldo.sweep.search import Tried, next_params
+from rescoldo.sweep.shared import Shared
+from rescoldo.sweep.space import Space, grid, run_fields
+from rescoldo.train.config import RunConfig, check_paths
+from rescoldo.train.identity import differences
+from rescoldo.train.layout import read_json
+from rescoldo.train.metrics import read_timings
+from rescoldo.train.parts import Parts, real_parts
+from rescoldo.train.preset import apply_preset
+from rescoldo.train.progress import Reporter
+from rescoldo.train.start import train
+
+FILE = "sweep.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a call of `sweep` ended: sweep.json's content, and the signal that stopped it (0: none)."""
+
+    document: dict[str, Any]
+    signal: int = 0
+
+
+class _Inner(Reporter):
+    """A trial's own words, set apart from the sweep's."""
+
+    def say(self, text: str) -> None:
+        super().say(f"    {text}")
+
+
+def sweep(
+    config: RunConfig,
+    space: Space,
+    *,
+    trials: int | None = None,
+    limit: int | None = None,
+    sampling: Sampling | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+    console: Console | None = None,
+    parts: Parts | None = None,
+) -> SweepResult:
+    """Start or resume a sweep in config.output.
+
+    Args:
+        config: what all trials share; lora_alpha follows the rank (their ratio stays) unless it is given or gone over.
+        space: what the trials differ in.
+        trials: let Optuna choose so many; None: the whole grid.
+        limit: score only the first so many validation examples.
+        sampling: of the answers that are scored; the role's where not given.
+        force: start although the machine's checks fail.
+        reporter, console: where words and the evaluation's progress go.
+        parts: engine and data modules (default: this package's).
+
+    Raises:
+        RescoldoError: whatever the user can mend, among it a sweep of something else in config.output.
+    """
+    reporter = reporter or Reporter()
+    check_paths(config)
+    if trials is None:
+        grid(space)  # refuse ranges before anything is done
+    role = get_role(config.role).ready()
+    shared = Shared(parts or real_parts())
+    base = shared.open_base(config.base_model)
+    settings = {"limit": limit, "sampling": asdict(sampling or role.sampling)}
+    now = _identity(config, space, role, base.fingerprint(), settings)
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(config.output))
+        document = _open(config, now, settings, space, trials)
+        if config.quantization == "auto":
+            document.setdefault("quantization", _precision(base))
+        sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
+        return sweeping.run(_ratio(config, space, base.preset), sampling or role.sampling)
+
+
+@dataclass
+class _Sweep:
+    config: RunConfig
+    space: Space
+    role: Role
+    shared: Shared
+    document: dict[str, Any]
+    reporter: Reporter
+    console: Console | None
+    trials: int | None
+    force: bool
+
+    def run(self, ratio: float | None, sampling: Sampling) -> SweepResult:
+        """Trial after trial until there is nothing left."""
+        while trial := self._next():
+            name, shown = trial["name"], ", ".join(f"{key}={value}" for key, value in trial["params"].items())
+            self.reporter.say(f"{name} ({self._place()}): {shown}")
+            try:
+                signal = self._train(trial, ratio)
+                if signal:
+                    self._write()
+                    self.reporter.say(f"stopped in {name}. The same command again resumes.")
+                    return SweepResult(self.document, signal)
+                self._score(trial, sampling)
+            except RescoldoError as error:
+                if error.exit_code == EXIT_USAGE and trial["number"] == 1:
+                    self.document["trials"].remove(trial)  # what is wrong with the first is wrong with all
+                    self._write()
+                    raise
+                trial.update(status="failed", error=str(error))
+                self.reporter.warn(f"{name} failed: {error.what}")
+            self._write()
+        self.document["finished"] = True
+        self._write()
+        return SweepResult(self.document)
+
+    def _next(self) -> dict[str, Any] | None:
+        known: list[dict[str, Any]] = self.document["trials"]
+        open_ = next((trial for trial in known if trial["status"] == "running"), None)
+        if open_:
+            return open_
+        history = [Tried(trial["params"], trial.get("score")) for trial in known]
+        params = next_params(self.space, history, self.trials, self.config.seed)
+        if params is None:
+            return None
+        number = len(known) + 1
+        trial: dict[str, Any] = {
+            "number": number,
+            "name": f"trial-{number:03d}",
+            "params": params,
+            "status": "running",
+        }
+        known.append(trial)
+        self._write()
+        return trial
+
+    def _place(self) -> str:
+        planned = self.trials or sum(1 for _ in grid(self.space))
+        return f"{len(self.document['trials'])} of {max(planned, len(self.document['trials']))}"
+
+    def _config(self, trial: Mapping[str, Any], ratio: float | None) -> RunConfig:
+        fields = {**self.config.model_dump(exclude_unset=True), **run_fields(trial["params"])}
+        if ratio is not None:
+            fields["lora_alpha"] = ratio * trial["params"]["lora_r"]
+        fields["output"] = self.config.output / trial["name"]
+        if "quantization" in self.document:
+            fields["quantization"] = self.document["quantization"]
+        try:
+            return RunConfig.model_validate(fields)
+        except ValueError as error:
+            what = "; ".join(str(error).splitlines()[1:3]).strip()
+            raise RescoldoError(what, where=trial["name"], exit_code=EXIT_FAILURE) from None
+
+    def _train(self, trial: dict[str, Any], ratio: float | None) -> int:
+        """Train or resume the trial; returns the signal that stopped it, 0 if none."""
+        inner = _Inner(self.reporter.console)
+        result = train(self._config(trial, ratio), force=self.force, reporter=inner, parts=self.shared.parts())
+        if result.signal:
+            return result.signal
+        info = result.info
+        best = info["losses"][info["best_epoch"] - 1]
+        trial.update(
+            run=str(self.config.output / trial["name"]),
+            val_loss=best["val_loss"],
+            best_epoch=info["best_epoch"],
+            seconds=round(_training_seconds(self.config.output / trial["name"]), 3),
+            steps=info["steps"],
+            tokens=info["tokens"],
+            trainable_params=info["trainable_params"],
+        )
+        return 0
+
+    def _score(self, trial: dict[str, Any], sampling: Sampling) -> None:
+        run = self.config.output / trial["name"]
+        began = time.monotonic()
+        loaded = self.shared.trained(run, self.shared.open_base(self.config.base_model).tokenizer())
+        document = evaluate_model(
+            loaded,
+            self.config.val,
+            role=self.config.role,
+            output=self.config.output / f"{trial['name']}.eval.json",
+            sampling=sampling,
+            limit=self.document["settings"]["limit"],
+            console=self.console,
+        )
+        (part,) = document["models"].values()
+        trial.update(
+            status="finished",
+            score=part["scores"]["mean"],
+            component_scores=part["component_scores"],
+            scored_seconds=round(time.monotonic() - began, 1),
+        )
+        if part.get("perplexity"):
+            trial["perplexity"] = part["perplexity"]["perplexity"]
+        self.reporter.say(
+            f"  score {trial['score']:.1%}, loss {trial['val_loss']:.4f}, trained in {trial['seconds']:.0f} s"
+        )
+
+    def _write(self) -> None:
+        self.document["best"] = best_trials(self.document["trials"])
+        write_json(self.config.output / FILE, self.document)
+        write_report(self.document, self.config.output)
+
+
+def _identity(
+    config: RunConfig, space: Space, role: Role, fingerprint: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the trials have in common; a sweep with other common settings is another sweep."""
+    free = {"train", "val", "output", "base_model", "role", "checkpoint_minutes", "keep_checkpoints", "threads"}
+    given = config.model_dump(mode="json", exclude_unset=True)
+    return {
+        "role": role.identity,
+        "base model": fingerprint[:16],
+        "training examples": sha256(config.train)[:16],
+        "validation examples": sha256(config.val)[:16],
+        **{name: value for name, value in given.items() if name not in free and name not in space},
+        "fields gone over": sorted(space),
+        "examples scored": settings["limit"],
+        **{f"sampling {name}": value for name, value in settings["sampling"].items()},
+    }
+
+
+def _open(
+    config: RunConfig, now: dict[str, Any], settings: dict[str, Any], space: Space, trials: int | None
+) -> dict[str, Any]:
+    """The sweep on the disk, if it is this one; else a new one.
+
+    Raises:
+        RescoldoError: another one is there.
+    """
+    path: Path = config.output / FILE
+    found = read_json(path)
+    if path.exists() and (found is None or found.get("format") != FORMAT or not isinstance(found.get("trials"), list)):
+        raise RescoldoError("is no sweep that can be read", where=str(path), fix="pass another --output")
+    wanted = {
+        "format": FORMAT,
+        "identity": now,
+        "settings": settings,
+        "space": {
+            name: {k: list(v) if k == "values" else v for k, v in asdict(p).items()} for name, p in space.items()
+        },
+        "trials_planned": trials,
+        "finished": False,
+    }
+    if found is None:
+        return {**wanted, "trials": []}
+    other = differences(found["identity"], now)
+    if other:
+        listed = "".join(f"\n    {line}" for line in other)
+        raise RescoldoError(
+            f"{config.output} holds a sweep with other settings (was → is):{listed}",
+            where="--output",
+            fix="give the settings it was started with to go on (values and --trials may change), or another --output",
+        )
+    return {**found, **wanted}
+
+
+def _training_seconds(run: Path) -> float:
+    """What the optimizer steps took: the cost of the settings, without loading, evaluation and work that was lost."""
+    steps = {line["step"]: line["seconds"] for line in read_timings(run) if line.get("event") == "step"}
+    return float(sum(steps.values()))
+
+
+def _ratio(config: RunConfig, space: Space, preset: str | None) -> float | None:
+    """alpha / rank, to be kept while the rank changes; None where alpha is given, gone over, or the rank is not."""
+    if "lora_r" not in space or "lora_alpha" in space or "lora_alpha" in config.model_fields_set:
+        return None
+    in_force, _ = apply_preset(config, preset)
+    return in_force.lora_alpha / in_force.lora_r
+
+
+def _precision(base: Any) -> str:
+    """The precision of all trials: chosen once, since a measurement may come out differently the next time."""
+    from rescoldo.engine.auto import choose_precision
+
+    return str(choose_precision(base.config).precision)

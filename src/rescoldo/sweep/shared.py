@@ -1,0 +1,129 @@
+"""What a sweep's runs have in common and keep in memory: the opened base, its frozen weights, the tokenized data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rescoldo.base.model import BaseModel
+from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.evaluate.predict import Loaded, put_in
+from rescoldo.files import sha256
+from rescoldo.role import Role
+from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
+from rescoldo.train.layout import INFO_FILE, read_json
+from rescoldo.train.parts import Dataset, Parts
+
+if TYPE_CHECKING:
+    from rescoldo.engine.model import LoraModel
+
+
+class Shared:
+    """Parts for the runs of one sweep, all on the same base in the same precision."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._bases: dict[str, BaseModel] = {}
+        self._datasets: dict[tuple[str, str, int, int | None], Dataset] = {}
+        self._model: LoraModel | None = None
+        self._checked = False
+        self.loads = 0  # how often frozen weights were read
+
+    def parts(self) -> Parts:
+        """The same parts, reading each thing once; the machine is checked before the first run alone."""
+        return replace(
+            self._parts,
+            open_base=self.open_base,
+            read_dataset=self._read_dataset,
+            load_model=self._load_model,
+            preflight=self._preflight,
+        )
+
+    def open_base(self, spec: str) -> BaseModel:
+        """As base.open_base."""
+        if spec not in self._bases:
+            self._bases[spec] = self._parts.open_base(spec)
+        return self._bases[spec]
+
+    def trained(self, run: Path, tokenizer: Any) -> Loaded:
+        """A finished run's adapter on the frozen weights in memory (which are loaded if no run of this process was)."""
+        info = read_json(run / INFO_FILE) or {}
+        adapter = read_adapter(run)
+        base = self.open_base(str(info["base_model"]))
+        precision = str(info["quantization"])
+        if self._model is None:
+            from rescoldo.evaluate.predict import load_for_inference
+
+            self._model = load_for_inference(str(run)).model
+            self.loads += 1
+        model = with_adapter(self._model, adapter.lora, 0)
+        put_in(adapter, model, run, base.spec)
+        return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
+
+    def _read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+        key = (str(path), role.digest, max_length, limit)
+        if key not in self._datasets:
+            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit)
+        return self._datasets[key]
+
+    def _load_model(
+        self,
+        base: BaseModel,
+        precision: str,
+        lora: LoraConfig,
+        *,
+        seed: int,
+        calibration: Sequence[Example] | None = None,
+        frozen_state: dict[str, torch.Tensor] | None = None,
+        on_progress: Any = None,
+    ) -> Any:
+        """As LoraModel.load; the frozen weights are read once, and again for a run that was begun with others."""
+        model = self._model
+        if model is not None and (frozen_state is None or _equal(model.frozen_state(), frozen_state)):
+            if on_progress:
+                on_progress(1.0)
+            return with_adapter(model, lora, seed)
+        loaded: Any = self._parts.load_model(
+            base,
+            precision,
+            lora,
+            seed=seed,
+            calibration=calibration,
+            frozen_state=frozen_state,
+            on_progress=on_progress,
+        )
+        self.loads += 1
+        self._model = loaded
+        return loaded
+
+    def _preflight(self, prepared: Any, reporter: Any, force: bool) -> None:
+        if not self._checked:
+            self._parts.preflight(prepared, reporter, force)
+            self._checked = True
+
+
+def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
+    """A model with the same frozen weights, shared and not copied, and a fresh adapter; as LoraModel.load makes it."""
+    from rescoldo.engine.block import SITES
+    from rescoldo.engine.lora import LoraGroup
+    from rescoldo.engine.model import new_parameters
+
+    twin = copy.copy(model)
+    twin.lora, twin.parameters, twin.keep_layers = lora, new_parameters(model.config, lora, seed), None
+    twin.blocks = [copy.copy(block) for block in model.blocks]
+    for block in twin.blocks:
+        for site in SITES:
+            old: Any = getattr(block, site)
+            linears = getattr(old, "places", None) or old.members
+            setattr(block, site, LoraGroup(old.frozen, linears, old.bias, lora, twin.parameters))
+        block.trains_attention = bool(block.qkv.adapted)
+    return twin
+
+
+def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
