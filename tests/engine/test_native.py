@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,12 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rescoldo.engine import dispatch
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.dispatch import Twins
+from rescoldo.engine.int8 import Int8Linear, smoothing
+from rescoldo.engine.linear import Adapter, Member
 from rescoldo.engine.native import BuildError, Native
 from rescoldo.engine.ops import NF4_LEVELS, Dropout
+from rescoldo.engine.ops_int8 import pack_panels, padded, unpack_panels
 from tests.engine.common import cosine, example, gradient, tiny_lora
 
 torch.set_num_threads(1)
@@ -27,14 +33,24 @@ TWINS = Twins()
 STEP = 2.0**-8  # bfloat16's relative rounding error
 
 
-@pytest.fixture(scope="module")
-def native() -> Native:
+def _native(*flags: str) -> Native:
     try:
-        return Native()
+        return Native(*flags)
     except BuildError as error:
         if os.environ.get("CI") == "true" and shutil.which("gcc"):
             raise
         pytest.skip(f"no native kernels here: {error}")
+
+
+@pytest.fixture(scope="module")
+def native() -> Native:
+    return _native()
+
+
+@pytest.fixture(scope="module", params=[(), ("-DRESCOLDO_FLOAT_ATTENTION",)], ids=["best", "float"])
+def attending(request: pytest.FixtureRequest) -> Native:
+    """With attention's products as this CPU has them best, and in float32 as on CPUs without bf16 instructions."""
+    return _native(*request.param)
 
 
 def _random(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
@@ -73,7 +89,9 @@ def test_every_kernel_has_a_test() -> None:
     own = {name for name, value in vars(Native).items() if inspect.isfunction(value) and not name.startswith("_")}
     tested = inspect.getsource(sys.modules[__name__])
     assert own
-    assert all(f"native.{name}(" in tested for name in own)
+    indirectly = {"int8_product", "outer_rows", "int8_residual_"}  # as one of several
+    assert indirectly < own
+    assert all(f"native.{name}(" in tested or f"attending.{name}(" in tested for name in own - indirectly)
     assert own <= set(vars(Twins))
     for name in own:
         assert list(inspect.signature(getattr(Native, name)).parameters) == list(
@@ -202,42 +220,150 @@ def test_dropout_of_views_and_without_a_mask(native: Native) -> None:
 
 @pytest.mark.parametrize(("t", "d"), SIZES)
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
-@pytest.mark.parametrize("with_columns", [False, True])
-def test_quantize_rows(native: Native, t: int, d: int, size: float, with_columns: bool) -> None:
+@pytest.mark.parametrize("group", [16, 192])
+def test_int8_input_quantizes_by_groups(native: Native, t: int, d: int, size: float, group: int) -> None:
     x = _halves(t, d, size=size)
-    columns = _random(d, seed=1).abs() if with_columns else None
-    if columns is not None and d > 8:
+    columns = _random(d, seed=1).abs() if d % 2 else None
+    if columns is not None:
         columns[::5] = 0.0  # columns kept apart
-    (q, scale), (q2, scale2) = native.quantize_rows(x, columns), TWINS.quantize_rows(x, columns)
-    assert (q.int() - q2.int()).abs().max() <= 1
-    assert (q != q2).float().mean() < 0.01
-    torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
-    wanted = x.double() if columns is None else x.double() * columns
-    assert ((q.double() * scale[:, None] - wanted).abs() <= 0.501 * scale[:, None].double()).all()
-    assert (q.int().abs().amax(1) == 127).all()
+    (ours, _), (theirs, _) = (k.int8_input(x, columns, group, [], None, 0, None) for k in (native, TWINS))
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.q.int() - theirs.q.int()).abs().max() <= 1
+    assert (ours.q != theirs.q).float().mean() < 0.01
+    torch.testing.assert_close(ours.scale, theirs.scale, rtol=1e-6, atol=0)
+    wanted = torch.zeros(t, padded(d), dtype=torch.float64)
+    wanted[:, :d] = x.double() if columns is None else x.double() * columns
+    assert ours.q.shape == wanted.shape
+    for g, start in enumerate(range(0, padded(d), group)):
+        q, scale = ours.q[:, start : start + group].double(), ours.scale[:, g, None].double()
+        assert ((q * scale - wanted[:, start : start + group]).abs() <= 0.501 * scale).all()
+        assert (q.abs().amax(1) == 127).logical_or(scale[:, 0] == 0).all()
+        assert torch.equal(ours.sum[:, g], 128 * q.sum(1).int())
 
 
-def test_quantize_rows_of_zeros_and_views(native: Native) -> None:
+def test_int8_input_of_zeros_and_of_next_to_nothing(native: Native) -> None:
     x = torch.zeros(3, 40, dtype=HALVES)
     x[1] = _halves(40)
-    q, scale = native.quantize_rows(x, None)
-    assert not q[[0, 2]].any()
-    assert scale[[0, 2]].tolist() == [0.0, 0.0]
-    view = _halves(40, 9).T
-    assert torch.equal(native.quantize_rows(view, None)[0], native.quantize_rows(view.contiguous(), None)[0])
-    q, scale = native.quantize_rows(torch.full((2, 8), 1e-39).to(HALVES), None)  # 127 / largest overflows
-    assert (q.float() * scale[:, None]).isfinite().all()
-    assert (q.float() * scale[:, None]).abs().max() < 1e-35
+    rows, _ = native.int8_input(x, None, 192, [], None, 0, None)
+    assert rows is not None
+    assert not rows.q[[0, 2]].any()
+    rows, _ = native.int8_input(torch.full((2, 8), 1e-39).to(HALVES), None, 192, [], None, 0, None)
+    assert rows is not None
+    assert not rows.q.any()  # 127 / largest would overflow
+    assert not native.int8_input(_halves(9, 40), None, None, [], None, 0, None)[0]
 
 
-@pytest.mark.parametrize(("t", "n"), SIZES)
-@pytest.mark.parametrize("with_side", [False, True])
-def test_dequantize(native: Native, t: int, n: int, with_side: bool) -> None:
-    products = (_random(t, n) * 1e6).int()
-    rows, columns = _random(t, seed=1).abs() * 1e-3, _random(n, seed=2).abs() * 1e-3
-    side = _halves(t, n, seed=3) if with_side else None
-    arguments = (products, rows, columns, side, HALVES)
-    _close(native.dequantize(*arguments), TWINS.dequantize(*arguments), floor=1e-6)
+@pytest.mark.parametrize("into", [40, 600])
+def test_int8_residual_is_what_was_lost(native: Native, into: int) -> None:
+    x, columns = _halves(7, into), _random(into, seed=1).abs() + 0.1
+    columns[::5] = 0.0
+    results = []
+    for kernels in (native, TWINS):
+        lost = x.clone()
+        rows, _ = kernels.int8_input(x, columns, 192, [], None, 0, None)
+        assert rows is not None
+        kernels.int8_residual_(lost, columns, rows)
+        again, _ = kernels.int8_input(lost, columns, 192, [], None, 0, None)
+        assert again is not None
+        scales = [r.scale.repeat_interleave(192, dim=1)[:, : r.q.shape[1]] for r in (rows, again)]
+        held = (rows.q.double() * scales[0] + again.q.double() * scales[1])[:, :into]
+        assert (held - x.double() * columns).abs().max() < 1e-3 * (x.double() * columns).abs().max()
+        results.append(lost)
+    assert not results[0][:, ::5].any()
+    _near(results[0].double(), results[1].double(), worst=0.3, mean=0.02)  # a rounding that differs is a whole step
+
+
+@given(out=st.integers(1, 70), into=st.integers(1, 70))
+def test_panels_come_back(out: int, into: int) -> None:
+    q = torch.randint(
+        -127, 128, (out, into), dtype=torch.int8, generator=torch.Generator().manual_seed(out * 71 + into)
+    )
+    panels = pack_panels(q)
+    assert panels.shape == (padded(out) // 16, padded(into) // 4, 16, 4)
+    full = unpack_panels(panels)
+    assert torch.equal(full[:out, :into], q)
+    assert int(full.int().abs().sum()) == int(q.int().abs().sum())  # the padding is zero
+    assert panels[(out - 1) // 16, (into - 1) // 4, (out - 1) % 16, (into - 1) % 4] == int(q[-1, -1]) + 128
+
+
+INT8_SHAPES = [
+    (1, (64,), 64, 4), (5, (16, 16), 16, 1), (13, (24, 8, 8), 40, 4), (23, (96, 40), 72, 8),
+    (37, (192, 64, 64), 192, 16), (61, (576,), 1536, 16), (12, (1536, 1536), 576, 16), (25, (33,), 21, 2),
+    (50, (2100,), 2100, 8), (801, (48,), 2300, 8),
+]  # fmt: skip
+
+
+def _int8(
+    t: int, outs: tuple[int, ...], into: int, rank: int
+) -> tuple[Int8Linear, Adapter, torch.Tensor, torch.Tensor]:
+    weights = [_random(out, into, seed=i, size=0.05) for i, out in enumerate(outs)]
+    x, dy = _halves(t, into, seed=7), _halves(t, sum(outs), seed=8)
+    x[:, into // 2] *= 30
+    bounds = [0, *itertools.accumulate(outs)]
+    members = [
+        Member(
+            start, end, _random(rank, into, seed=9 + i, size=0.05), _random(end - start, rank, seed=19 + i, size=0.05)
+        )
+        for i, (start, end) in enumerate(itertools.pairwise(bounds))
+    ]
+    members = members[:1] + members[2:]  # one linear of the group without an adapter
+    return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank, 2.0), x, dy
+
+
+@pytest.mark.parametrize(("t", "outs", "into", "rank"), INT8_SHAPES)
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_int8_linear_with_its_adapter(
+    native: Native, t: int, outs: tuple[int, ...], into: int, rank: int, drop: bool
+) -> None:
+    """Forward, input gradient, adapter gradients: native against twins, and both against the plain formulas."""
+    linear, adapter, x, dy = _int8(t, outs, into, rank)
+    bias = _halves(sum(outs), seed=3)
+    mask = Dropout(26, 12345, torch.arange(t) + 5) if drop else None
+    results = []
+    try:
+        for implementation in (native, TWINS):
+            dispatch.use(implementation)
+            products = linear.adapted(adapter, bias)
+            y, z = products.forward(x, mask)
+            dx, gradients = products.backward(dy, x, z, mask, True)
+            assert products.backward(dy, x, z, mask, False)[0] is None
+            assert dx is not None
+            results.append([y, dx, *(one for pair in gradients for one in pair)])
+    finally:
+        dispatch.use(None)
+    for ours, theirs in zip(*results, strict=True):
+        _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
+    weight = linear.dense().double()
+    dropped = (TWINS.dropout(x, mask) if mask else x).double()
+    y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
+    extra = torch.zeros_like(dx)
+    for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
+        part, a, b = dy[:, m.start : m.end].double(), m.a.double(), m.b.double()
+        y[:, m.start : m.end] += 2 * (dropped @ a.T) @ b.T
+        extra += 2 * (part @ b) @ a
+        _near(da.double(), 2 * (part @ b).T @ dropped, worst=0.01, mean=0.001)
+        _near(db.double(), 2 * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
+    dx += extra if mask is None else extra * mask.mask(into) * mask.scale
+    _near(results[0][0].double(), y, worst=0.06, mean=0.012)
+    _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
+
+
+def test_threads_do_not_change_an_int8_linear(native: Native) -> None:
+    linear, adapter, x, dy = _int8(50, (2100,), 2100, 8)
+    products, results = linear.adapted(adapter, None), []
+    mask = Dropout(26, 12345, torch.arange(50))
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            y, z = products.forward(x, mask)
+            dx, gradients = products.backward(dy, x, z, mask, True)
+            results.append([y, dx, *gradients[0]])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 128), (7, 576), (33, 1536)])
@@ -331,17 +457,17 @@ def _in_floats(operands: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
 @pytest.mark.parametrize("window", [None, 1, 20, 1000])
 def test_attention(
-    native: Native, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
+    attending: Native, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
 ) -> None:
     layout = Layout(bounds, prefix)
     operands = _operands(layout, heads, n_kv, d)
     exact, _ = TWINS.attend(**_in_floats(operands), window=window)
-    out, saved = native.attend(**operands, window=window)
+    out, saved = attending.attend(**operands, window=window)
     assert out.dtype == HALVES
     _near(out, exact)
     dout = _halves(bounds[-1], heads, d, seed=5)
     sums = [torch.zeros(2, prefix, n_kv, d) + 0.5 for _ in range(2)]
-    ours = native.attend_backward(
+    ours = attending.attend_backward(
         dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0][0], dprefix_v=sums[0][1]
     )
     theirs = TWINS.attend_backward(
@@ -356,22 +482,22 @@ def test_attention(
             assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
 
 
-def test_attention_of_large_scores(native: Native) -> None:
+def test_attention_of_large_scores(attending: Native) -> None:
     """One key takes all the weight; the others' exponentials vanish without a trace of infinity."""
     layout = Layout((0, 40, 75), 20)
     operands = _operands(layout, 4, 2, 16)
     operands["q"] = operands["q"] * 60
-    out, saved = native.attend(**operands, window=None)
+    out, saved = attending.attend(**operands, window=None)
     exact, _ = TWINS.attend(**_in_floats(operands), window=None)
     assert ((out.float() - exact).abs() > 0.1).float().mean() < 0.002
-    grads = native.attend_backward(
+    grads = attending.attend_backward(
         _halves(75, 4, 16, seed=3), **operands, out=out, saved=saved, window=None, dprefix_k=None, dprefix_v=None
     )
     assert all(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_attention_repeats_bit_for_bit(native: Native, threads: int) -> None:
+def test_attention_repeats_bit_for_bit(attending: Native, threads: int) -> None:
     layout = Layout((0, 50, 90, 131), 37)
     operands = _operands(layout, 9, 3, 64)
     dout = _halves(131, 9, 64, seed=3)
@@ -379,9 +505,9 @@ def test_attention_repeats_bit_for_bit(native: Native, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         for _ in range(3):
-            out, saved = native.attend(**operands, window=50)
+            out, saved = attending.attend(**operands, window=50)
             dk, dv = torch.zeros(37, 3, 64), torch.zeros(37, 3, 64)
-            grads = native.attend_backward(
+            grads = attending.attend_backward(
                 dout, **operands, out=out, saved=saved, window=50, dprefix_k=dk, dprefix_v=dv
             )
             results.append([out, *grads, dk, dv])

@@ -13,7 +13,8 @@ from rescoldo.base.model import BaseModel, TensorSource
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import tokenize_records
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.linear import N_OUTLIERS, FrozenLinear, Int8Linear, Nf4Linear, PlainLinear, smoothing
+from rescoldo.engine.int8 import N_OUTLIERS, Int8Linear, smoothing
+from rescoldo.engine.linear import FrozenLinear, Nf4Linear, PlainLinear
 from rescoldo.engine.model import GROUPS, LoraModel
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.errors import RescoldoError
@@ -60,15 +61,17 @@ def _make(precision: str, weights: list[torch.Tensor], inputs: torch.Tensor) -> 
 
 
 def _forward(linear: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
-    """The whole product, the columns kept apart included, as LoraGroup does it."""
-    x = x.to(linear.dtype)
-    apart = linear.side_input(x)
-    return linear.forward(x, None if apart is None or linear.side_weight is None else apart @ linear.side_weight.T)
+    return linear.adapted(None, None).forward(x.to(linear.dtype), None)[0]
 
 
 def _backward(linear: FrozenLinear, dy: torch.Tensor) -> torch.Tensor:
-    dy = dy.to(linear.dtype)
-    return linear.input_grad(dy, None if linear.side_weight is None else dy @ linear.side_weight)
+    x = torch.zeros(dy.shape[0], linear.in_features, dtype=linear.dtype)
+    dx, gradients = linear.adapted(None, None).backward(
+        dy.to(linear.dtype), x, torch.zeros(len(x), N_OUTLIERS), None, True
+    )
+    assert not gradients
+    assert dx is not None
+    return dx
 
 
 SHAPES = [(1, (64,), 64), (5, (192, 64, 64), 192), (40, (576, 192, 192), 576), (33, (576,), 1536), (7, (96, 32), 320)]
@@ -131,17 +134,6 @@ def test_columns_that_calibration_never_saw() -> None:
     assert not _forward(_make("int8", [zeros], x), x).any()
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_converted_weights_come_back_the_same(precision: str) -> None:
-    weights, x = _weights(64, 32, into=128), _inputs(20, 128, 3)
-    linear = _make(precision, weights, x)
-    kind = Int8Linear if precision == "int8" else Nf4Linear
-    again = kind.from_tensors({name: tensor.clone() for name, tensor in linear.tensors().items()})
-    assert torch.equal(_forward(again, x), _forward(linear, x))
-    assert torch.equal(_backward(again, x[:, :96]), _backward(linear, x[:, :96]))
-    assert _make("bf16", weights, x).tensors() == {}
-
-
 def test_large_weights_are_mapped_not_copied() -> None:
     parts = [torch.zeros(3000, 2048, dtype=torch.bfloat16), torch.zeros(2000, 2048, dtype=torch.bfloat16)]
     linear = PlainLinear(parts, torch.bfloat16)
@@ -173,8 +165,8 @@ class Dense(TensorSource):
         for i, block in enumerate(model.blocks):
             for site, group in zip(GROUPS, (block.qkv, block.o, block.gate_up, block.down), strict=True):
                 dense = group.frozen.dense()
-                assert [m.name for m in group.members] == [f"model.layers.{i}.{m}" for m in GROUPS[site]]
-                for member in group.members:
+                assert [m.name for m in group.places] == [f"model.layers.{i}.{m}" for m in GROUPS[site]]
+                for member in group.places:
                     self.weights[f"{member.name}.weight"] = dense[member.start : member.end].contiguous()
 
     def names(self) -> list[str]:
@@ -192,7 +184,7 @@ def test_tiny_gradients_in_every_precision() -> None:
     examples = [example(4 + i, 12, seed=i, prefix=range(20)) for i in range(4)]
     for architecture in ("llama", "qwen2", "qwen3"):
         _, exact = gradient(tiny_lora(architecture, intermediate_size=128), examples)
-        for precision, limit in (("bf16", 0.999), ("int8", 0.97)):
+        for precision, limit in (("bf16", 0.999), ("int8", 0.98)):
             ours = gradient(tiny_lora(architecture, precision, intermediate_size=128), examples)[1]
             assert cosine(ours, exact) > limit, (architecture, precision)
         model = tiny_lora(architecture, "nf4", intermediate_size=128)
@@ -224,13 +216,7 @@ def exact(sample: tuple[BaseModel, list[Example], list[Example], LoraConfig]) ->
     ("precision", "limit"),
     [
         ("bf16", 0.999),
-        pytest.param(
-            "int8",
-            0.995,
-            marks=pytest.mark.xfail(
-                strict=True, raises=AssertionError, reason="measured 0.9949 with 64 columns kept apart, 0.9926 with 16"
-            ),
-        ),
+        ("int8", 0.995),
         ("nf4", 0.999),
     ],
 )
@@ -258,6 +244,5 @@ def test_the_sample_models_gradient(
         f"{precision}: cosine {similarity:.5f}, distance {distance(ours, reference):.4f}, loss {loss:.4f} "
         f"of {reference_loss:.4f}, worst tensor {worst[0]:.4f} {worst[1]}"
     )
-    if similarity < 0.99 or loss != pytest.approx(reference_loss, rel=0.01):
-        pytest.fail(f"{precision} is far from its reference")  # no known shortfall excuses this
+    assert loss == pytest.approx(reference_loss, rel=0.01)
     assert similarity >= limit

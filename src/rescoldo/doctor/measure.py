@@ -166,7 +166,7 @@ def sub_model(model: LoraModel, layers: int) -> LoraModel:
         model.lora,
         kept,
         model.embedding,
-        model.head,
+        model.frozen_head,
         model.final_norm,
         model.blocks[:layers],
         {},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine import attention, ops, rope
+from rescoldo.engine import attention, ops, ops_int8, rope
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.ops import Dropout
+from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side
 
 _chosen: Twins | None = None
 
@@ -54,20 +56,43 @@ class Twins:
         """See ops.dropout_backward."""
         ops.dropout_backward(dx, dropped, how)
 
-    def quantize_rows(self, x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ops.quantize_rows."""
-        return ops.quantize_rows(x, columns)
-
-    def dequantize(
+    def int8_input(
         self,
-        products: torch.Tensor,
-        rows: torch.Tensor,
+        x: torch.Tensor,
+        columns: torch.Tensor | None,
+        group: int | None,
+        segments: Sequence[Segment],
+        apart: Apart | None,
+        width: int,
+        mask: Dropout | None,
+    ) -> tuple[Quantized | None, torch.Tensor]:
+        """See ops_int8.int8_input."""
+        return ops_int8.int8_input(x, columns, group, segments, apart, width, mask)
+
+    def int8_residual_(self, x: torch.Tensor, columns: torch.Tensor | None, rows: Quantized) -> None:
+        """See ops_int8.int8_residual_."""
+        ops_int8.int8_residual_(x, columns, rows)
+
+    def int8_product(
+        self,
+        x: Quantized,
+        panels: torch.Tensor,
+        outputs: int,
         columns: torch.Tensor,
-        side: torch.Tensor | None,
-        dtype: torch.dtype,
+        side: Side | None,
+        z: torch.Tensor,
+        mask: Dropout | None,
+        bias: torch.Tensor | None,
+        apart: Apart | None,
+        *,
+        backward: bool,
     ) -> torch.Tensor:
-        """See ops.dequantize."""
-        return ops.dequantize(products, rows, columns, side, dtype)
+        """See ops_int8.int8_product."""
+        return ops_int8.int8_product(x, panels, outputs, columns, side, z, mask, bias, apart, backward=backward)
+
+    def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
+        """See ops_int8.outer_rows."""
+        return ops_int8.outer_rows(z, x, mask, factor)
 
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
         """See ops.cross_entropy."""

@@ -1,27 +1,55 @@
-"""Frozen linear layers in four precisions behind one small interface.
+"""Frozen linear layers behind one small interface, alone and with an adapter; fp32, bf16 and nf4. int8.py has int8.
 
 A frozen weight is needed for two products and no third: y = x·Wᵀ going forward and dx = dy·W going back. Several
 linears that share an input (q, k, v; gate, up) are one weight here, their rows one behind the other.
-
-Some columns of the input may be kept apart in bfloat16 (int8's outliers). They travel with the adapter, whose small
-products are done in bfloat16 anyway: `side_weight` (out, n) multiplies `side_input(x)` (T, n), the caller adds the
-product, and on the way back the caller hands `side_grad` to `input_grad`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.ops import Dropout
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
-N_OUTLIERS = (
-    64  # input columns kept in bfloat16 per int8 linear: with 16 the gradient's cosine is 0.993 instead of 0.995
-)
-_SMOOTHING = 0.5  # SmoothQuant's alpha (arXiv 2211.10438): how much of the inputs' range moves into the weights
+Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
+
+
+@dataclass(frozen=True)
+class Member:
+    """An adapted linear: its rows in the group's output and its adapter A (r, in), B (end - start, r) float32."""
+
+    start: int
+    end: int
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member."""
+
+    members: Sequence[Member]
+    rank: int
+    scale: float
+
+
+class Products(ABC):
+    """A frozen linear's products with the adapter that it has at the moment."""
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x (T, in) → y (T, out), and what `backward` needs beside x."""
+
+    @abstractmethod
+    def backward(
+        self, dy: torch.Tensor, x: torch.Tensor, z: torch.Tensor | None, mask: Dropout | None, want_input: bool
+    ) -> tuple[torch.Tensor | None, Gradients]:
+        """dy (T, out), and what `forward` took and gave → dx (T, in), None if not wanted; the adapter's gradients."""
 
 
 class FrozenLinear(ABC):
@@ -30,34 +58,77 @@ class FrozenLinear(ABC):
     out_features: int
     in_features: int
     dtype: torch.dtype = torch.bfloat16
-    side_weight: torch.Tensor | None = None  # (out, n) bfloat16: the columns kept apart
+
+    @abstractmethod
+    def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Products:
+        """The weight's products together with an adapter and a bias (out,); copies the adapter as it is now."""
+
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
+
+
+class DenseLinear(FrozenLinear):
+    """A weight whose products are PyTorch's own, in `dtype`."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out), without the columns kept apart."""
+        """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out)."""
 
     @abstractmethod
-    def input_grad(self, dy: torch.Tensor, side_grad: torch.Tensor | None = None) -> torch.Tensor:
-        """dy (T, out) → dy·W, (T, in), with side_grad (T, n) put where the columns kept apart are."""
+    def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy (T, out) → dy·W, (T, in)."""
 
-    def side_input(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The columns of x (T, in) kept apart, (T, n); None where there are none."""
-        del x
-        return None
+    def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Products:
+        return _DenseProducts(self, adapter, bias)
 
     def dense(self) -> torch.Tensor:
-        """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
-        eye = torch.eye(self.out_features, dtype=self.dtype)
-        side = eye @ self.side_weight.to(self.dtype) if self.side_weight is not None else None
-        weight: torch.Tensor = self.input_grad(eye, side).float()
-        return weight
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What this precision made of the weight, to be cached on disk; {} where it maps the file's own."""
-        return {}
+        return self.input_grad(torch.eye(self.out_features, dtype=self.dtype)).float()
 
 
-class PlainLinear(FrozenLinear):
+class _DenseProducts(Products):
+    """The adapters' matrices stacked: A of all members (R, in), B block-diagonal (out, R) with the scale in it."""
+
+    def __init__(self, frozen: DenseLinear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
+        self.frozen, self.adapter, self.bias = frozen, adapter, bias
+        self.a = self.b = None
+        if adapter is not None and adapter.members:
+            r = adapter.rank
+            self.a = torch.cat([m.a for m in adapter.members]).to(frozen.dtype)
+            self.b = torch.zeros(frozen.out_features, r * len(adapter.members), dtype=frozen.dtype)
+            for i, m in enumerate(adapter.members):
+                self.b[m.start : m.end, i * r : (i + 1) * r] = adapter.scale * m.b
+
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        z = side = None
+        if self.a is not None and self.b is not None:
+            z = (kernels().dropout(x, mask) if mask else x) @ self.a.T
+            side = z @ self.b.T
+        y = self.frozen.forward(x, side)
+        if self.bias is not None:
+            y += self.bias
+        return y, z
+
+    def backward(
+        self, dy: torch.Tensor, x: torch.Tensor, z: torch.Tensor | None, mask: Dropout | None, want_input: bool
+    ) -> tuple[torch.Tensor | None, Gradients]:
+        gradients: Gradients = []
+        dz = None
+        if self.adapter is not None and self.b is not None and z is not None:
+            r, dz = self.adapter.rank, dy @ self.b
+            da = dz.T @ (kernels().dropout(x, mask) if mask else x)  # (R, in)
+            for i, m in enumerate(self.adapter.members):
+                part = slice(i * r, (i + 1) * r)
+                gradients.append((da[part], self.adapter.scale * (dy[:, m.start : m.end].T @ z[:, part]).float()))
+        if not want_input:
+            return None, gradients
+        dx = self.frozen.input_grad(dy)
+        if dz is not None and self.a is not None:
+            kernels().dropout_backward(dx, dz @ self.a, mask)
+        return dx, gradients
+
+
+class PlainLinear(DenseLinear):
     """fp32 and bf16: the weight as it is, mapped from the file where the precision is the file's."""
 
     def __init__(self, weights: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
@@ -81,8 +152,7 @@ class PlainLinear(FrozenLinear):
             start = end
         return y if side is None else y.add_(side)
 
-    def input_grad(self, dy: torch.Tensor, side_grad: torch.Tensor | None = None) -> torch.Tensor:
-        del side_grad
+    def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
         pieces = dy.split([part.shape[0] for part in self.parts], dim=1)
         dx: torch.Tensor = pieces[0] @ self.parts[0]
         for piece, part in zip(pieces[1:], self.parts[1:], strict=True):
@@ -90,106 +160,18 @@ class PlainLinear(FrozenLinear):
         return dx
 
 
-class Int8Linear(FrozenLinear):
-    """int8 weights, once, for both directions; int8 inputs and output gradients by row.
-
-    SwitchBack (arXiv 2304.13013) trains with just these two products in int8. Inputs have outlier columns: part of
-    their range is moved into the weights (SmoothQuant), and the widest few are kept apart (LLM.int8(), 2208.07339).
-
-        y = (q(x·c) · Qᵀ) · s_x · s_w + x[:, apart] · side_weightᵀ,    dx = (q(dy·s_w) · Q) · s_dy · c
-    """
-
-    def __init__(self, weights: Sequence[torch.Tensor], columns: torch.Tensor, apart: torch.Tensor) -> None:
-        """columns (in,) float32: multiplies the input, 0 where a column is kept apart; apart (n,) int64, ascending."""
-        weight = torch.cat([w.float() for w in weights])
-        self.side_weight = weight[:, apart].to(torch.bfloat16).contiguous()
-        inverse = torch.where(columns > 0, 1.0 / columns, 0.0)
-        weight *= inverse
-        quantized, scale = kernels().quantize_rows(weight, None)
-        self._set(quantized, scale, columns, apart)
-
-    def _set(self, q: torch.Tensor, scale: torch.Tensor, columns: torch.Tensor, apart: torch.Tensor) -> None:
-        self.q, self.scale, self.columns, self.apart = q, scale, columns, apart
-        self.out_features, self.in_features = q.shape
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Int8Linear:
-        """Back from what `tensors()` returned."""
-        self = cls.__new__(cls)
-        self.side_weight = tensors["side"]
-        self._set(tensors["q"], tensors["scale"], tensors["columns"], tensors["apart"])
-        return self
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        assert self.side_weight is not None
-        return {
-            "q": self.q,
-            "scale": self.scale,
-            "columns": self.columns,
-            "apart": self.apart,
-            "side": self.side_weight,
-        }
-
-    def side_input(self, x: torch.Tensor) -> torch.Tensor:
-        return x.index_select(1, self.apart)
-
-    def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        q, rows = kernels().quantize_rows(x, self.columns)
-        return kernels().dequantize(torch._int_mm(q, self.q.T), rows, self.scale, side, self.dtype)
-
-    def input_grad(self, dy: torch.Tensor, side_grad: torch.Tensor | None = None) -> torch.Tensor:
-        q, rows = kernels().quantize_rows(dy, self.scale)
-        dx = kernels().dequantize(torch._int_mm(q, self.q), rows, self.columns, None, self.dtype)
-        if side_grad is not None:
-            dx.index_copy_(1, self.apart, side_grad)
-        return dx
-
-
-def smoothing(inputs: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """How to treat an int8 linear's input columns.
-
-    Args:
-        inputs: (in,) float32, each column's largest magnitude over the calibration tokens.
-        weights: the (out_i, in) weights that share the input.
-
-    Returns:
-        `columns` (in,) float32 and `apart` (N_OUTLIERS,) int64 as Int8Linear takes them.
-    """
-    wide = torch.stack([w.abs().amax(0).float() for w in weights]).amax(0).clamp_min(1e-6)
-    inputs = inputs.clamp_min(1e-6)
-    scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
-    apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
-    columns = 1.0 / scale
-    columns[apart] = 0.0
-    return columns, apart
-
-
-class Nf4Linear(FrozenLinear):
+class Nf4Linear(DenseLinear):
     """Four bits a weight (NormalFloat 4, QLoRA), in blocks of 64 along the input with a bfloat16 scale each; unpacked
     to bfloat16 for each product: with hundreds of tokens a step that costs a few per cent."""
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         packed, scales = zip(*(kernels().nf4_pack(w) for w in weights), strict=True)
-        self._set(torch.cat(packed), torch.cat(scales))
-
-    def _set(self, packed: torch.Tensor, scales: torch.Tensor) -> None:
-        self.packed, self.scales = packed, scales
-        self.out_features, self.in_features = packed.shape[0], packed.shape[1] * 2
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Nf4Linear:
-        """Back from what `tensors()` returned."""
-        self = cls.__new__(cls)
-        self._set(tensors["packed"], tensors["scales"])
-        return self
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"packed": self.packed, "scales": self.scales}
+        self.packed, self.scales = torch.cat(packed), torch.cat(scales)
+        self.out_features, self.in_features = self.packed.shape[0], self.packed.shape[1] * 2
 
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
         weight = kernels().nf4_unpack(self.packed, self.scales).T
         return x @ weight if side is None else torch.addmm(side, x, weight)
 
-    def input_grad(self, dy: torch.Tensor, side_grad: torch.Tensor | None = None) -> torch.Tensor:
-        del side_grad
+    def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
         return dy @ kernels().nf4_unpack(self.packed, self.scales)

@@ -14,8 +14,8 @@ from rescoldo.engine.auto import layers_to_keep
 from rescoldo.engine.block import Block, Rows, Saved
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
-from rescoldo.engine.linear import FrozenLinear, PlainLinear
-from rescoldo.engine.lora import LoraGroup, Member, new_adapter
+from rescoldo.engine.linear import FrozenLinear
+from rescoldo.engine.lora import LoraGroup, Place, new_adapter
 from rescoldo.engine.ops import mix_key
 from rescoldo.engine.precision import Converter
 from rescoldo.engine.rope import rope_tables
@@ -24,7 +24,7 @@ from rescoldo.engine.types import Example, LoraConfig
 if TYPE_CHECKING:
     from rescoldo.base.model import BaseModel
 
-_HEAD_ROWS = 256  # rows of logits at a time: 256 x 49,152 in bfloat16 are 25 MB
+_HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
 GROUPS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
@@ -84,7 +84,8 @@ class LoraModel:
         frozen_state: dict[str, torch.Tensor],
     ) -> None:
         self.config, self.precision, self.lora, self.parameters = config, precision, lora, parameters
-        self.embedding, self.head, self.final_norm, self.blocks = embedding, head, final_norm, blocks
+        self.embedding, self.final_norm, self.blocks = embedding, final_norm, blocks
+        self.frozen_head, self.head = head, head.adapted(None, None)
         self.dtype = head.dtype
         self.keep_layers: int | None = None
         self.share_prefix = True
@@ -125,7 +126,6 @@ class LoraModel:
         if embedding.dtype not in (dtype, torch.bfloat16):
             embedding = embedding.to(dtype)
         head_weight = embedding if config.tied_embeddings else source.get("lm_head.weight")
-        head = PlainLinear([head_weight], dtype)
         converter = Converter(config, precision, calibration, frozen_state, embedding)
         blocks: list[Block] = []
         for i in range(config.n_layers):
@@ -137,15 +137,15 @@ class LoraModel:
                 norms |= {n: source.get(f"{prefix}.self_attn.{n}.weight").to(dtype) for n in ("q_norm", "k_norm")}
 
             def build(site: str, frozen: FrozenLinear, prefix: str = prefix) -> LoraGroup:
-                members, start, biases = [], 0, []
+                places, start, biases = [], 0, []
                 for member in GROUPS[site]:
                     out = config.linear_shape(member.split(".")[1])[0]
-                    members.append(Member(f"{prefix}.{member}", start, start + out))
+                    places.append(Place(f"{prefix}.{member}", start, start + out))
                     bias = f"{prefix}.{member}.bias"
                     biases.append(source.get(bias).to(dtype) if bias in names else torch.zeros(out, dtype=dtype))
                     start += out
                 bias_all = torch.cat(biases) if any(f"{prefix}.{m}.bias" in names for m in GROUPS[site]) else None
-                return LoraGroup(frozen, members, bias_all, lora, parameters)
+                return LoraGroup(frozen, places, bias_all, lora, parameters)
 
             weights = {site: [source.get(f"{prefix}.{m}.weight") for m in members] for site, members in GROUPS.items()}
             groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
@@ -153,6 +153,7 @@ class LoraModel:
             if on_progress:
                 on_progress((i + 1) / config.n_layers)
         final_norm = source.get("model.norm.weight").to(dtype)
+        head = converter.head(head_weight, final_norm)
         return cls(config, precision, lora, parameters, embedding, head, final_norm, blocks, converter.state)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
@@ -246,11 +247,12 @@ class LoraModel:
         total, dchosen = 0.0, torch.zeros_like(chosen)
         for start in range(0, len(at), _HEAD_ROWS):
             rows = slice(start, start + _HEAD_ROWS)
-            logits = self.head.forward(x[rows])
+            logits, z = self.head.forward(x[rows], None)
             loss, dlogits = op.cross_entropy(logits, targets[rows], weight or 0.0)
             total += loss
             if weight is not None:
-                dx = self.head.input_grad(dlogits)
+                dx, _ = self.head.backward(dlogits, x[rows], z, None, True)
+                assert dx is not None
                 op.rms_norm_backward(dx, normed[rows], rstd[rows], self.final_norm, dchosen[rows])
         if weight is None:
             return total, None
@@ -265,7 +267,8 @@ class LoraModel:
     def head_logits(self, h: torch.Tensor) -> torch.Tensor:
         """The last layer's output (n, D) float32 → logits (n, vocabulary) in the activations' dtype."""
         x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
-        return self.head.forward(x)
+        logits, _ = self.head.forward(x, None)
+        return logits
 
 
 def evaluate_loss(

@@ -118,30 +118,6 @@ def dropout_backward(dx: torch.Tensor, dropped: torch.Tensor, how: Dropout | Non
     dx += dropped
 
 
-# --- int8 -------------------------------------------------------------------------------------------------------------
-
-
-def quantize_rows(x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (T, D), each column first multiplied by `columns` (D,) float32 → (int8 (T, D), scale of each row (T,) float32).
-
-    Symmetric, round to nearest even: x · columns ≈ int8 · scale. A row of zeros has scale 0.
-    """
-    x = x.float() if columns is None else x.float() * columns
-    largest = x.abs().amax(-1)
-    inverse = torch.where(largest > 0, 127.0 / largest, 0.0)
-    return (x * inverse[:, None]).round().to(torch.int8), largest / 127.0
-
-
-def dequantize(
-    products: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, side: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """products (T, N) int32 · rows (T,) · columns (N,) [+ side (T, N)] in dtype."""
-    y = products.float() * rows[:, None] * columns
-    if side is not None:
-        y += side
-    return y.to(dtype)
-
-
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ from rescoldo.engine.attention import Layout
 from rescoldo.engine.block import SITES, Block, Rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
-from rescoldo.engine.linear import FrozenLinear, Int8Linear, Nf4Linear, PlainLinear, smoothing
+from rescoldo.engine.int8 import Int8Linear, smoothing
+from rescoldo.engine.linear import FrozenLinear, Nf4Linear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
 from rescoldo.engine.ops import NF4_BLOCK
 from rescoldo.engine.rope import rope_tables
@@ -87,6 +88,15 @@ class Converter:
             columns, apart = smoothing(self.state[f"layers.{index}.{site}"], weights[site])
             groups[site] = build(site, Int8Linear(weights[site], columns, apart))
         return groups
+
+    def head(self, weight: torch.Tensor, norm: torch.Tensor) -> FrozenLinear:
+        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer."""
+        if self.precision != "int8":
+            return PlainLinear([weight], torch.float32 if self.precision == "fp32" else torch.bfloat16)
+        if self.rows is not None:
+            x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
+            self.state["head"] = x.abs().amax(0).float()
+        return Int8Linear([weight], *smoothing(self.state["head"], [weight]), fine=True)
 
     def _measure(
         self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build

@@ -1,4 +1,5 @@
-"""The kernels of kernels.c, built with the compiler at hand on first use, cached, run by torch's own OpenMP threads.
+"""The kernels of the C files beside this one, built with the compiler at hand on first use, cached, run by torch's own
+OpenMP threads.
 
 The shared library links no OpenMP runtime of its own: it finds the one torch has loaded, so that both use one pool of
 threads. Where there is no compiler, `build` says why, and the PyTorch twins are used.
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +22,10 @@ import torch
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.ops import Dropout
+from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side, padded
 from rescoldo.files import cache_root
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "int8.c")]
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
 _FLOATS, _HALVES = torch.float32, torch.bfloat16
 
@@ -31,12 +34,13 @@ class BuildError(Exception):
     """Why there are no native kernels here."""
 
 
-def build() -> Path:
-    """The shared library for this source, compiler and CPU, compiled if it is not cached yet.
+def build(*extra: str) -> Path:
+    """The shared library for these sources, compiler and CPU, compiled if it is not cached yet; `extra` compiler flags.
 
     Raises:
         BuildError: no compiler, or it failed.
     """
+    flags = [*_FLAGS, *extra]
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     if not compiler:
         raise BuildError("no C compiler (gcc) on this machine")
@@ -44,7 +48,8 @@ def build() -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
-    identity = "\n".join([version, _cpu(), " ".join(_FLAGS), _SOURCE.read_text()])
+    texts = [path.read_text() for path in (*_SOURCES, _SOURCES[0].with_name("common.h"))]
+    identity = "\n".join([version, _cpu(), *flags, *texts])
     library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
@@ -52,8 +57,15 @@ def build() -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             for command in (
-                [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", f"{scratch}/k.o"],
-                [compiler, "-shared", f"{scratch}/k.o", "-o", f"{scratch}/k.so", "-lm"],
+                *([compiler, *flags, "-c", str(path), "-o", f"{scratch}/{path.stem}.o"] for path in _SOURCES),
+                [
+                    compiler,
+                    "-shared",
+                    *(f"{scratch}/{path.stem}.o" for path in _SOURCES),
+                    "-o",
+                    f"{scratch}/k.so",
+                    "-lm",
+                ],
             ):
                 subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
             os.replace(f"{scratch}/k.so", library)
@@ -89,17 +101,63 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Mask(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_void_p), ("key", ctypes.c_int64), ("threshold", ctypes.c_int64), ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = (
+        ("start", ctypes.c_int64), ("end", ctypes.c_int64), ("b", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("n", "np", "at")),
+    )  # fmt: skip
+
+
+class _Int8Input(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("T", "K", "Kp", "group", "groups")),
+        *((name, ctypes.c_void_p) for name in ("x", "columns", "q", "scale", "sum")),
+        ("segments", ctypes.c_int64), ("Z", ctypes.c_int64), ("segment", ctypes.c_void_p), ("z", ctypes.c_void_p),
+        ("n_apart", ctypes.c_int64), ("apart_at", ctypes.c_int64), ("apart", ctypes.c_void_p), ("mask", _Mask),
+    )  # fmt: skip
+
+
+class _Int8Product(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("T", "K", "N", "group", "groups")),
+        *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w")),
+        ("backward", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("columns", "z", "side")),
+        *((name, ctypes.c_int64) for name in ("Z", "own", "common", "common_at")),
+        ("at", ctypes.c_void_p), ("mask", _Mask), ("bias", ctypes.c_void_p), ("y", ctypes.c_void_p),
+        ("n_apart", ctypes.c_int64), ("apart_at", ctypes.c_int64), ("apart", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def _address(x: torch.Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _mask(how: Dropout | None) -> _Mask:
+    if how is None:
+        return _Mask(None, 0, 0, 0.0)
+    return _Mask(how.rows.data_ptr(), how.key, how.threshold, how.scale)
+
+
 class Native(Twins):
     """The same functions as the twins', in C for bfloat16; float32 tensors go to the twins."""
 
     name = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, *flags: str) -> None:
+        """Build with more compiler flags: `-DRESCOLDO_FLOAT_ATTENTION` does attention's products in float32."""
         try:
-            self._c = ctypes.CDLL(str(build()))
+            self._c = ctypes.CDLL(str(build(*flags)))
         except OSError as error:
             raise BuildError(f"the built kernels do not load: {error}") from error
         self._has_attention = bool(self._c.has_attention())
+        self._has_int8 = bool(self._c.has_int8())
 
     def rms_norm(
         self, h: torch.Tensor, weight: torch.Tensor, eps: float
@@ -181,30 +239,90 @@ class Native(Twins):
             return
         self._dropout(dropped, how, True, dx)
 
-    def quantize_rows(self, x: torch.Tensor, columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if x.dtype != _HALVES:
-            return super().quantize_rows(x, columns)
-        x = x.contiguous()
-        q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0])
-        self._c.quantize_rows(
-            _pointer(x), _pointer(columns), _int(x.shape[0]), _int(x.shape[1]), _pointer(q), _pointer(scale)
-        )
-        return q, scale
-
-    def dequantize(
+    def int8_input(
         self,
-        products: torch.Tensor,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        side: torch.Tensor | None,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        y = torch.empty(products.shape, dtype=_HALVES)
-        self._c.dequantize(
-            _pointer(products), _pointer(rows), _pointer(columns), _pointer(side), _int(y.shape[0]), _int(y.shape[1]),
-            _pointer(y),
+        x: torch.Tensor,
+        columns: torch.Tensor | None,
+        group: int | None,
+        segments: Sequence[Segment],
+        apart: Apart | None,
+        width: int,
+        mask: Dropout | None,
+    ) -> tuple[Quantized | None, torch.Tensor]:
+        if not self._has_int8:
+            return super().int8_input(x, columns, group, segments, apart, width, mask)
+        x = x.contiguous()
+        t, k = x.shape
+        kp = padded(k)
+        groups = -(-kp // group) if group else 0
+        rows: Quantized | None = None
+        if group:
+            q, scale = torch.empty(t, kp, dtype=torch.int8), torch.empty(t, groups)
+            rows = Quantized(q, scale, torch.empty(t, groups, dtype=torch.int32), group)
+        z = torch.empty(t, width)
+        table = (_Segment * max(1, len(segments)))(
+            *(_Segment(s.start, s.end, s.b.data_ptr(), s.n, s.b.shape[1], s.at) for s in segments)
+        )
+        how = _Int8Input(
+            t, k, kp, group or 0, groups, x.data_ptr(), _address(columns),
+            *([rows.q.data_ptr(), rows.scale.data_ptr(), rows.sum.data_ptr()] if rows else [None] * 3),
+            len(segments), width, ctypes.addressof(table), z.data_ptr(),
+            len(apart.index) if apart else 0, apart.at if apart else 0,
+            _address(apart.index if apart else None), _mask(mask),
         )  # fmt: skip
+        if self._c.int8_input(ctypes.byref(how)):
+            raise MemoryError("no memory left for an int8 product")
+        return rows, z
+
+    def int8_residual_(self, x: torch.Tensor, columns: torch.Tensor | None, rows: Quantized) -> None:
+        if not self._has_int8 or not x.is_contiguous():
+            super().int8_residual_(x, columns, rows)
+            return
+        self._c.int8_residual(
+            _pointer(x), _pointer(columns), _int(x.shape[0]), _int(x.shape[1]), _int(rows.q.shape[1]),
+            _int(rows.group), _int(rows.scale.shape[1]), _pointer(rows.q), _pointer(rows.scale),
+        )  # fmt: skip
+
+    def int8_product(
+        self,
+        x: Quantized,
+        panels: torch.Tensor,
+        outputs: int,
+        columns: torch.Tensor,
+        side: Side | None,
+        z: torch.Tensor,
+        mask: Dropout | None,
+        bias: torch.Tensor | None,
+        apart: Apart | None,
+        *,
+        backward: bool,
+    ) -> torch.Tensor:
+        if not self._has_int8:
+            return super().int8_product(x, panels, outputs, columns, side, z, mask, bias, apart, backward=backward)
+        t, k = x.q.shape
+        y = torch.empty(t, outputs, dtype=_HALVES)
+        how = _Int8Product(
+            t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), x.sum.data_ptr(),
+            panels.data_ptr(), backward, columns.data_ptr(), z.data_ptr(), _address(side.weights if side else None),
+            z.shape[1], side.own if side else 0, side.common if side else 0, side.common_at if side else 0,
+            _address(side.at if side else None), _mask(mask), _address(bias), y.data_ptr(),
+            len(apart.index) if apart else 0, apart.at if apart else 0, _address(apart.index if apart else None),
+        )  # fmt: skip
+        if self._c.int8_product(ctypes.byref(how)):
+            raise MemoryError("no memory left for an int8 product")
         return y
+
+    def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
+        if not self._has_int8 or z.stride(1) != 1 or x.stride(1) != 1:
+            return super().outer_rows(z, x, mask, factor)
+        t, r = z.shape
+        out = torch.zeros(r, x.shape[1])
+        if self._c.outer_rows(
+            _pointer(z), _int(z.stride(0)), _int(r), _pointer(x), _int(x.stride(0)), _int(t), _int(x.shape[1]),
+            ctypes.byref(_mask(mask)), ctypes.c_float(factor), _pointer(out),
+        ):  # fmt: skip
+            raise MemoryError("no memory left for an adapter's gradient")
+        return out
 
     def nf4_pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if weight.dtype != _HALVES:

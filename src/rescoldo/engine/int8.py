@@ -1,0 +1,190 @@
+"""Frozen linears with int8 weights, once, for both directions; int8 inputs and output gradients.
+
+SwitchBack (arXiv 2304.13013) trains with just these two products in int8. What int8 loses on is outliers in the inputs:
+part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns are kept apart in
+float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
+
+    y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, apart] · W[:, apart]ᵀ  +  adapter
+    dx = Σ_g (q((dy·s_w)_g) · Q_g)·s_g · c,  dx[:, apart] = dy · W[:, apart],  +  adapter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
+from rescoldo.engine.ops import Dropout
+from rescoldo.engine.ops_int8 import PANEL, Apart, Segment, Side, pack_panels, padded, unpack_panels
+
+N_OUTLIERS = 16  # input columns kept apart
+_SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
+
+
+def group_size(columns: int) -> int:
+    """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
+    return 192 if columns <= 1024 else 384 if columns < 4096 else 512
+
+
+def smoothing(inputs: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """How to treat an int8 linear's input columns.
+
+    Args:
+        inputs: (in,) float32, each column's largest magnitude over the calibration tokens.
+        weights: the (out_i, in) weights that share the input.
+
+    Returns:
+        `columns` (in,) float32 and `apart` (N_OUTLIERS,) int64 as Int8Linear takes them.
+    """
+    wide = torch.stack([w.abs().amax(0).float() for w in weights]).amax(0).clamp_min(1e-6)
+    inputs = inputs.clamp_min(1e-6)
+    scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
+    apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
+    columns = 1.0 / scale
+    columns[apart] = 0.0
+    return columns, apart
+
+
+class Int8Linear(FrozenLinear):
+    """See the module's docstring."""
+
+    def __init__(
+        self, weights: Sequence[torch.Tensor], columns: torch.Tensor, apart: torch.Tensor, *, fine: bool = False
+    ) -> None:
+        """columns (in,) float32: multiplies the input, 0 where a column is kept apart; apart (n,) int64, ascending.
+
+        With `fine`, output gradients go through twice, the second time what the first quantization has lost: the
+        gradient of a softmax over a vocabulary is a few large and thousands of tiny numbers. They are overwritten.
+        """
+        self.fine = fine
+        self.out_features, self.in_features = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        inverse = torch.where(columns > 0, 1.0 / columns, 0.0)
+        panels, scales = [], []
+        whole = all(w.shape[0] % PANEL == 0 for w in weights)
+        for weight in weights if whole else [torch.cat([w.float() for w in weights])]:
+            q, scale = _quantize_weight(weight, inverse)
+            panels.append(pack_panels(q))
+            scales.append(scale)
+        self.panels = panels[0] if len(panels) == 1 else torch.cat(panels)
+        self.scale = torch.cat(scales)
+        self.columns, self.apart = columns, apart
+        self.apart_weight = torch.cat([w[:, apart].float() for w in weights])  # (out, n)
+
+    def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Int8Products:
+        return Int8Products(self, adapter, bias)
+
+    def dense(self) -> torch.Tensor:
+        weight = unpack_panels(self.panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
+        weight *= self.columns
+        weight[:, self.apart] = self.apart_weight
+        return weight
+
+
+def _quantize_weight(weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (out, in) times columns (in,) → int8 (out, in), scale of each row (out,); in parts, to stay small."""
+    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    for start in range(0, weight.shape[0], 1024):
+        part = weight[start : start + 1024].float() * columns
+        largest = part.abs().amax(-1)
+        part *= torch.where(largest > 0, 127.0 / largest, 0.0)[:, None]
+        q[start : start + 1024] = part.round_().to(torch.int8)
+        scale[start : start + 1024] = largest / 127.0
+    return q, scale
+
+
+class Int8Products(Products):
+    """The adapter's matrices laid out for the kernels: z holds drop(x)·Aᵀ, R columns, then the columns kept apart."""
+
+    def __init__(self, frozen: Int8Linear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
+        self.frozen, self.adapter, self.bias = frozen, adapter, bias
+        n, self.rank = len(frozen.apart), adapter.rank if adapter else 0
+        members = adapter.members if adapter else []
+        self.total = total = self.rank * len(members)
+        self.width = total + n
+        self.apart = Apart(frozen.apart, total) if n else None
+        self.down: list[Segment] = []  # forward: x → z
+        self.up: list[Segment] = []  # backward: dy → dz
+        wide = sum(m.end - m.start for m in members)
+        split = all(m.start % PANEL == 0 and (m.end % PANEL == 0 or m.end == frozen.out_features) for m in members)
+        rows = torch.zeros(total, frozen.out_features)
+        for i, m in enumerate(members):
+            b = adapter.scale * m.b if adapter else m.b
+            rows[i * self.rank : (i + 1) * self.rank, m.start : m.end] = b.T
+            self.up.append(Segment(m.start, m.end, _wide(b), self.rank, i * self.rank))
+        if members:
+            self.down = [Segment(0, frozen.in_features, _wide(torch.cat([m.a for m in members]).T), total, 0)]
+        if n:
+            self.up.append(Segment(0, frozen.out_features, _wide(frozen.apart_weight), n, total))
+        panels = padded(frozen.out_features) // PANEL
+        at = torch.full((panels,), -1, dtype=torch.int32)
+        own = self.rank if split and wide else total
+        if split:
+            for i, m in enumerate(members):
+                at[m.start // PANEL : padded(m.end) // PANEL] = i * self.rank
+        elif total:
+            at.zero_()
+        self.forward_side = _side(rows, frozen.apart_weight.T, at, own, total) if self.width else None
+        self.backward_side: Side | None = None
+        if total:
+            a = torch.cat([m.a for m in members])
+            everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
+            self.backward_side = _side(a, a[:0], everywhere, total, total)
+
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
+        f, op = self.frozen, kernels()
+        rows, z = op.int8_input(x, f.columns, group_size(f.in_features), self.down, self.apart, self.width, mask)
+        assert rows is not None
+        y = op.int8_product(
+            rows, f.panels, f.out_features, f.scale, self.forward_side, z, None, self.bias, None, backward=False
+        )
+        return y, z
+
+    def backward(
+        self, dy: torch.Tensor, x: torch.Tensor, z: torch.Tensor | None, mask: Dropout | None, want_input: bool
+    ) -> tuple[torch.Tensor | None, Gradients]:
+        f, op, r = self.frozen, kernels(), self.rank
+        group = group_size(f.out_features) if want_input else None
+        rows, dz = op.int8_input(dy, f.scale, group, self.up, None, self.width, None)
+        gradients: Gradients = []
+        if self.adapter is not None and self.total and z is not None:
+            da = op.outer_rows(dz[:, : self.total], x, mask, 1.0)
+            for i, m in enumerate(self.adapter.members):
+                part = slice(i * r, (i + 1) * r)
+                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, self.adapter.scale)
+                gradients.append((da[part], db.T))
+        if rows is None:
+            return None, gradients
+        dx = op.int8_product(
+            rows, f.panels, f.in_features, f.columns, self.backward_side, dz, mask, None, self.apart, backward=True
+        )
+        if f.fine:
+            op.int8_residual_(dy, f.scale, rows)
+            rows, _ = op.int8_input(dy, f.scale, group, [], None, 0, None)
+            assert rows is not None
+            dx += op.int8_product(rows, f.panels, f.in_features, f.columns, None, dz, None, None, None, backward=True)
+        return dx, gradients
+
+
+def _wide(b: torch.Tensor) -> torch.Tensor:
+    """b (K, n) with zeros behind its columns up to a multiple of 16."""
+    full = torch.zeros(b.shape[0], padded(b.shape[1]))
+    full[:, : b.shape[1]] = b
+    return full
+
+
+def _side(rows: torch.Tensor, common: torch.Tensor, at: torch.Tensor, own: int, common_at: int) -> Side:
+    """rows (R, outputs): panel p takes rows at[p]..at[p]+own-1 of them; common (n, outputs): all panels take them."""
+    outputs, n = rows.shape[1] if rows.numel() else common.shape[1], common.shape[0]
+    weights = torch.zeros(len(at), own + n, PANEL)
+    full = torch.zeros(rows.shape[0] + n, len(at) * PANEL)
+    full[: rows.shape[0], :outputs] = rows
+    full[rows.shape[0] :, :outputs] = common
+    full = full.view(full.shape[0], len(at), PANEL)
+    for first in at.unique().tolist():
+        which = at == first
+        if first >= 0:
+            weights[which, :own] = full[first : first + own, which].transpose(0, 1)
+        weights[which, own:] = full[rows.shape[0] :, which].transpose(0, 1)
+    return Side(weights, own, n, common_at, at)
