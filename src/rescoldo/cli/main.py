@@ -7,6 +7,8 @@ import sys
 import typer
 
 from rescoldo import __version__
+from rescoldo.cli.chat import EXAMPLE as CHAT_EXAMPLE
+from rescoldo.cli.chat import chat
 from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from rescoldo.cli.compare import compare
 from rescoldo.cli.data import data
@@ -70,6 +72,7 @@ app.command(epilog=SWEEP_EXAMPLE)(sweep)
 app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
 app.command("export", epilog=EXPORT_EXAMPLE)(export)
 app.command("serve", epilog=SERVE_EXAMPLE)(serve)
+app.command("chat", epilog=CHAT_EXAMPLE)(chat)
 app.command(epilog=COMPARE_EXAMPLE)(compare)
 app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 

@@ -1,0 +1,212 @@
+"""`rescoldo chat`: try a model in the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rescoldo.errors import RescoldoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rescoldo.engine.types import Sampling
+    from rescoldo.evaluate.predict import Loaded
+    from rescoldo.serve.talk import Reply
+
+EXAMPLE = 'Example: rescoldo chat artifacts/demo/run --concept "A tool library" --compare'
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HELP = (
+    "/concept TEXT asks through the role's prompt, /reset begins anew, /exit (or Ctrl-D) leaves; Ctrl-C ends an answer"
+)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
+    concept: Annotated[
+        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, end.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="The base model's answer beside the run's.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy. (default the role's)")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="An answer ends here. (default the role's)")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    quantization: Annotated[
+        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+    ] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="With --concept: one JSON document, nothing else.")] = False,
+) -> None:
+    """Talk to a model: type, and the answer comes as it is written.
+
+    A run was trained on its role's prompt: ask with --concept, or /concept in the conversation, to see what it learned.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluate.predict import is_run, load_for_inference
+    from rescoldo.train.progress import Reporter
+
+    if top_p is not None and not 0 < top_p <= 1:
+        raise RescoldoError(f"{top_p} is out of range", where="--top-p", fix="above 0, up to 1")
+    if json_ and concept is None:
+        raise RescoldoError("a conversation is no JSON document", where="--json", fix="add --concept TEXT")
+    if concept is not None and not concept.strip():
+        raise RescoldoError("is empty", where="--concept", fix='--concept "A tool library"')
+    if (compare or base) and not is_run(model):
+        raise RescoldoError("has no adapter: it is a base model already", where=model, fix="name a run's directory")
+    if compare and base:
+        raise RescoldoError("shows the base model already", where="--compare", fix="leave out --base")
+    console = Console(highlight=False, stderr=json_)
+    role = role_for(model, None)
+    with Reporter(Console(highlight=False, stderr=True)).bar("Loading:", 100) as bar:
+        loaded = load_for_inference(
+            model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
+        )
+    given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    sampling = replace(role.sampling, **{name: value for name, value in given.items() if value is not None})
+    models = (
+        {"base": False, "finetuned": True}
+        if compare
+        else {"base": False}
+        if base or not loaded.run
+        else {"finetuned": True}
+    )
+    before = [{"role": "system", "content": system}] if system else []
+    if concept is None:
+        _talk(console, loaded, models, before, sampling, lambda text: role.messages({role.input: text}))
+        return
+    replies = _answer(console, loaded, models, before + role.messages({role.input: concept}), sampling, quiet=json_)
+    if json_:
+        answers = {name: asdict(one) for name, one in replies.items()}
+        print(json.dumps({"concept": concept, "model": model, "answers": answers}, ensure_ascii=False))
+
+
+def _talk(
+    console: Console,
+    loaded: Loaded,
+    models: dict[str, bool],
+    before: list[dict[str, str]],
+    sampling: Sampling,
+    ask: Any,
+) -> None:
+    """Lines from standard input, answers to standard output, until it ends. What is remembered is the last model's."""
+    if sys.stdin.isatty():
+        console.print(_HELP, style="dim")
+    messages = list(before)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print()
+            return
+        command, _, text = line.partition(" ")
+        if command in ("/exit", "/quit"):
+            return
+        if command == "/reset":
+            messages = list(before)
+        elif command == "/concept" and text.strip():
+            _safely(console, lambda text=text: _answer(console, loaded, models, before + ask(text), sampling))
+        elif line.startswith("/"):
+            console.print(_HELP, style="dim")
+        elif line:
+            asked = [*messages, {"role": "user", "content": line}]
+            replies = _safely(console, lambda asked=asked: _answer(console, loaded, models, asked, sampling))
+            if replies:
+                messages = [*asked, {"role": "assistant", "content": list(replies.values())[-1].text}]
+
+
+def _safely(console: Console, answer: Any) -> dict[str, Reply] | None:
+    """A conversation goes on after an error."""
+    try:
+        replies: dict[str, Reply] = answer()
+    except RescoldoError as error:
+        console.print(f"error: {error}", markup=False)
+        return None
+    return replies
+
+
+def _answer(
+    console: Console,
+    loaded: Loaded,
+    models: dict[str, bool],
+    messages: list[dict[str, str]],
+    sampling: Sampling,
+    *,
+    quiet: bool = False,
+) -> dict[str, Reply]:
+    """Answers by model, shown as they come: one below the other, two side by side on a terminal that has the room."""
+    from rescoldo.serve.talk import reply
+
+    if quiet:
+        return {name: reply(loaded, messages, sampling, adapter=on) for name, on in models.items()}
+    if len(models) > 1 and console.is_terminal and console.width >= 80:
+        return _side_by_side(console, loaded, models, messages, sampling)
+    replies = {}
+    for name, adapter in models.items():
+        if len(models) > 1:
+            console.print(f"--- {name} ---", style="bold")
+
+        def show(piece: str) -> None:
+            console.file.write(printable(piece))
+            console.file.flush()
+
+        replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+        console.print()
+        console.print(_figures(replies[name]), style="dim")
+    return replies
+
+
+def _side_by_side(
+    console: Console, loaded: Loaded, models: dict[str, bool], messages: list[dict[str, str]], sampling: Sampling
+) -> dict[str, Reply]:
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    from rescoldo.serve.talk import reply
+
+    texts = dict.fromkeys(models, "")
+    figures = dict.fromkeys(models, "")
+
+    def table() -> Table:
+        grid = Table(expand=True)
+        for name in models:
+            grid.add_column(name, ratio=1, overflow="fold", footer=figures[name])
+        grid.add_row(*(Text(text) for text in texts.values()))
+        grid.show_footer = True
+        return grid
+
+    replies = {}
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
+        for name, adapter in models.items():
+
+            def show(piece: str, name: str = name) -> None:
+                texts[name] += printable(piece)
+                if "\n" in piece or len(texts[name]) % 8 == 0:
+                    screen.update(table(), refresh=True)
+
+            replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+            figures[name] = _figures(replies[name])
+            screen.update(table(), refresh=True)
+    return replies
+
+
+def printable(text: str) -> str:
+    """A model's text without what a terminal would obey: control characters but newline and tab become U+FFFD."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _figures(one: Reply) -> str:
+    end = "" if one.ended else ", cut off"
+    return f"{one.tokens} tokens, {one.tokens / max(one.seconds, 1e-9):.0f} tokens/s{end}"

@@ -1,0 +1,68 @@
+"""One answer at a time, as text that comes: what `rescoldo chat` does with the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rescoldo.data.tokenize import prompt_ids, stop_ids
+from rescoldo.engine.generate import Decoder
+from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.predict import Loaded
+from rescoldo.serve.text import TextStream
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text, whether the model ended it by itself, its tokens, the seconds from question to end."""
+
+    text: str
+    ended: bool
+    tokens: int
+    seconds: float
+
+
+def reply(
+    loaded: Loaded,
+    messages: Sequence[dict[str, str]],
+    sampling: Sampling,
+    *,
+    adapter: bool = True,
+    on_piece: Callable[[str], None] = lambda _: None,
+) -> Reply:
+    """Answer a conversation.
+
+    Args:
+        adapter: with the run's adapter; False: the base model alone.
+        on_piece: told the text as it comes. KeyboardInterrupt in it, or between two tokens, ends the answer there.
+
+    Raises:
+        RescoldoError: the conversation is longer than the model's context, or its template refuses it.
+    """
+    prompt = prompt_ids(list(messages), loaded.tokenizer)
+    room = loaded.model.config.max_positions - len(prompt)
+    if room < 1:
+        raise RescoldoError(
+            f"the conversation has {len(prompt)} tokens, the model's context {loaded.model.config.max_positions}",
+            fix="/reset begins a new one",
+        )
+    limited = Sampling(sampling.temperature, sampling.top_p, min(sampling.max_new_tokens, room), sampling.seed)
+    stream, text, count, ended = TextStream(loaded.tokenizer), "", 0, False
+    started = time.monotonic()
+    alone = contextlib.nullcontext() if adapter or loaded.run is None else loaded.model.without_adapter()
+    with alone, contextlib.suppress(KeyboardInterrupt):
+        decoder = Decoder(loaded.model, stop_ids(loaded.tokenizer))
+        decoder.admit(0, prompt, limited)
+        while len(decoder):
+            (step,) = decoder.step()
+            ended = step.token is None
+            piece = "" if step.token is None else stream.push(step.token)
+            piece += stream.finish() if step.last else ""
+            count += not ended
+            text += piece
+            if piece:
+                on_piece(piece)
+    return Reply(text, ended, count, time.monotonic() - started)
