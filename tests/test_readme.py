@@ -29,9 +29,9 @@ def commands() -> list[tuple[str, str]]:
         (str(path.relative_to(ROOT)), line.strip())
         for path in DOCUMENTS
         for block in blocks(path, "sh")
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [(name, line) for name, line in lines if "rescoldo " in line or "finetune_ba.py" in line]
+    return [(name, line) for name, line in lines if "rescoldo " in line or " scripts/" in line]
 
 
 def load(script: str) -> typer.Typer:
