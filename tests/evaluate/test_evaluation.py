@@ -16,7 +16,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
-from rescoldo.evaluate.evaluation import partial_cache
+from rescoldo.evaluate.document import partial_cache
 from rescoldo.evaluate.predictor import Prediction
 from rescoldo.evaluate.report import markdown, print_comparison
 from rescoldo.role.ba import COMPONENTS

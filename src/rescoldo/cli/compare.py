@@ -83,7 +83,7 @@ def compare(
     from rescoldo.engine.types import Sampling
     from rescoldo.evaluate.compare import Parts
     from rescoldo.evaluate.compare import compare as run_comparison
-    from rescoldo.evaluate.evaluation import reports_beside
+    from rescoldo.evaluate.document import reports_beside
     from rescoldo.evaluate.server import ServerOptions
 
     document = run_comparison(

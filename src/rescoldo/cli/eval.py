@@ -48,7 +48,8 @@ def eval_(
     check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
 
-    from rescoldo.evaluate.evaluation import evaluate_model, reports_beside, role_for
+    from rescoldo.evaluate.document import reports_beside
+    from rescoldo.evaluate.evaluation import evaluate_model, role_for
 
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

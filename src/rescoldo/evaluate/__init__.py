@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rescoldo.evaluate.compare import Parts, compare, compare_run
 from rescoldo.evaluate.comparison import build_comparison
-from rescoldo.evaluate.evaluation import evaluate, evaluate_model, write_document
+from rescoldo.evaluate.document import write_document
+from rescoldo.evaluate.evaluation import evaluate, evaluate_model
 from rescoldo.evaluate.predictor import Prediction, Predictor
 
 __all__ = [

@@ -12,16 +12,8 @@ from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
-from rescoldo.evaluate.evaluation import (
-    Console,
-    checked_output,
-    evaluate,
-    metadata,
-    partial_cache,
-    role_for,
-    training_answers,
-    write_document,
-)
+from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
+from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
 from rescoldo.evaluate.predict import is_run, run_info
 from rescoldo.evaluate.predictor import Predictor
 from rescoldo.role import Role

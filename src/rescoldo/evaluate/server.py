@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import json
 import os
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.address import (
+    KEY_VARIABLE,
+    PROBE_SECONDS,
+    get_json,
+    is_loopback,
+    ollama_entry,
+    ollama_host,
+    parse_url,
+    server_entry,
+)
 from rescoldo.evaluate.predictor import Messages, Prediction
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-PROBE_SECONDS = 10.0
-KEY_VARIABLE = "OPENAI_API_KEY"
-OLLAMA = "http://127.0.0.1:11434"
 _IDENTITY = ("id", "owned_by", "root", "meta", "digest")  # of what a server says about a model, what does not change
-_MAX_ANSWER = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
     kind, _, rest = spec.partition(":")
     if kind == "ollama":
         host = ollama_host()
-        return ServerChat(spec, rest, host + "/v1", options or ServerOptions(), _ollama_entry(rest, host))
+        return ServerChat(spec, rest, host + "/v1", options or ServerOptions(), ollama_entry(rest, host))
     model, at, url = _split(rest)
-    parts = _parsed(url)
+    parts = parse_url(url)
     if not model or not at or parts is None:
         raise RescoldoError(
             "names no model and server",
@@ -65,7 +68,7 @@ def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
             fix=f"put it into the environment: {KEY_VARIABLE}",
         )
     url = url.rstrip("/")
-    return ServerChat(spec, model, url, options or ServerOptions(), _entry(model, url))
+    return ServerChat(spec, model, url, options or ServerOptions(), server_entry(model, url))
 
 
 def _split(rest: str) -> tuple[str, bool, str]:
@@ -75,119 +78,6 @@ def _split(rest: str) -> tuple[str, bool, str]:
         if place >= 0:
             return rest[:place], True, rest[place + 1 :]
     return rest, False, ""
-
-
-def _parsed(url: str) -> Any:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # a port that is none raises here
-    except ValueError:
-        return None
-    return parts if parts.scheme in ("http", "https") and parts.hostname else None
-
-
-def ollama_host() -> str:
-    """Ollama's address as its own programs find it: $OLLAMA_HOST in any of its forms, else 127.0.0.1:11434.
-
-    Raises:
-        RescoldoError: $OLLAMA_HOST is no address.
-    """
-    text = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").rstrip("/")
-    if not text:
-        return OLLAMA
-    scheme, found, rest = text.partition("://")
-    if not found:
-        scheme, rest = "http", text
-    if rest.startswith(":"):
-        rest = "127.0.0.1" + rest
-    parts = _parsed(f"{scheme}://{rest}")
-    if parts is None:
-        raise RescoldoError(f"{text!r} is no address", where="OLLAMA_HOST", fix=f"for example {OLLAMA}")
-    # what a server listens on (all interfaces) is no address to call
-    name = "127.0.0.1" if parts.hostname == "0.0.0.0" else parts.hostname
-    name = f"[{name}]" if ":" in name else name
-    port = parts.port or {"https": 443}.get(scheme, 80 if found else 11434)
-    return f"{scheme}://{name}:{port}{parts.path}"
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _get_json(url: str) -> Any:
-    """What a GET returns; None where it is no JSON or not found.
-
-    Raises:
-        OSError, urllib.error.HTTPError: nobody listens, or the server says no.
-    """
-    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {}
-    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=PROBE_SECONDS) as answer:
-            return json.loads(answer.read(_MAX_ANSWER))
-    except urllib.error.HTTPError as error:
-        if error.code in (404, 405, 501):
-            return None
-        raise
-    except (ValueError, RecursionError):
-        return None
-
-
-def _listed(url: str, where: str, start: str) -> list[dict[str, Any]]:
-    """The models that a server says it has, [] where it does not say.
-
-    Raises:
-        RescoldoError: nobody listens, or the key is refused.
-    """
-    try:
-        found = _get_json(url)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise RescoldoError(
-                f"the server refuses the key ({error.code})",
-                where=where,
-                fix=f"set {KEY_VARIABLE} to one that it takes",
-            ) from None
-        raise RescoldoError(
-            f"the server answers {error.code} {error.reason}", where=url, exit_code=EXIT_FAILURE
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise RescoldoError(f"no server answers ({reason})", where=where, fix=start, exit_code=EXIT_FAILURE) from None
-    rows = (found.get("data") or found.get("models") or []) if isinstance(found, dict) else []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _entry(model: str, url: str) -> dict[str, Any]:
-    """What the server says about a model; {} where it does not list it (many take any name)."""
-    rows = _listed(url + "/models", f"openai:{model}@{url}", "start it, or correct the address (it mostly ends in /v1)")
-    return next((row for row in rows if row.get("id") == model), rows[0] if len(rows) == 1 else {})
-
-
-def _ollama_entry(name: str, host: str) -> dict[str, Any]:
-    """Ollama's own entry of a model, with its digest.
-
-    Raises:
-        RescoldoError: Ollama does not listen, or has not pulled it.
-    """
-    where = f"ollama:{name}"
-    start = (
-        f"start it with `ollama serve` (asked: {host}; OLLAMA_HOST names another address), or let this program's own "
-        f"engine answer with the file in Ollama's store: engine:{where}"
-    )
-    rows = _listed(host + "/api/tags", where, start)
-    wanted = name if ":" in name.rpartition("/")[2] else name + ":latest"
-    names = [str(row.get("name") or row.get("model") or "") for row in rows]
-    for row, found in zip(rows, names, strict=True):
-        if found == wanted:
-            return {"id": found, "digest": row.get("digest")}
-    listed = f" It holds: {', '.join(names[:20])}" if names else ""
-    raise RescoldoError(f"Ollama at {host} does not hold this model.{listed}", where=where, fix=f"ollama pull {name}")
 
 
 class ServerChat:
@@ -264,7 +154,7 @@ class ServerChat:
             timeout=openai.Timeout(self.options.timeout, connect=PROBE_SECONDS),
             max_retries=self.options.retries,
             # a proxy is for what is elsewhere
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not _is_loopback(self.url)),
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(self.url)),
         )
 
     async def _ask(
@@ -323,7 +213,7 @@ class ServerChat:
 
     def _answers(self) -> bool:
         try:
-            _get_json(self.url + "/models")
+            get_json(self.url + "/models")
         except urllib.error.HTTPError:
             return True
         except OSError:
