@@ -287,6 +287,20 @@ def test_panels_come_back(out: int, into: int) -> None:
     assert panels[(out - 1) // 16, (into - 1) // 4, (out - 1) % 16, (into - 1) % 4] == int(q[-1, -1]) + 128
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (33, 70), (200, 576)])
+def test_int8_pack(native: Native, n: int, k: int) -> None:
+    weight, columns = _halves(n, k), _random(k, seed=1).abs()
+    weight[0] = 0
+    columns[::7] = 0
+    (ours, scale), (theirs, scale2) = native.int8_pack(weight, columns), TWINS.int8_pack(weight, columns)
+    torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
+    a, b = unpack_panels(ours).int(), unpack_panels(theirs).int()
+    assert (a - b).abs().max() <= 1
+    assert (a != b).float().mean() < 0.01
+    exact = weight.double() * columns
+    assert ((a[:n, :k] * scale[:, None].double() - exact).abs() <= 0.501 * scale[:, None].double()).all()
+
+
 INT8_SHAPES = [
     (1, (64,), 64, 4), (5, (16, 16), 16, 1), (13, (24, 8, 8), 40, 4), (23, (96, 40), 72, 8),
     (37, (192, 64, 64), 192, 16), (61, (576,), 1536, 16), (12, (1536, 1536), 576, 16), (25, (33,), 21, 2),

@@ -56,6 +56,10 @@ class Twins:
         """See ops.dropout_backward."""
         ops.dropout_backward(dx, dropped, how)
 
+    def int8_pack(self, weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ops_int8.int8_pack."""
+        return ops_int8.int8_pack(weight, columns)
+
     def int8_input(
         self,
         x: torch.Tensor,

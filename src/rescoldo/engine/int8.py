@@ -17,7 +17,7 @@ import torch
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 from rescoldo.engine.ops import Dropout
-from rescoldo.engine.ops_int8 import PANEL, Apart, Segment, Side, pack_panels, padded, unpack_panels
+from rescoldo.engine.ops_int8 import PANEL, Apart, Segment, Side, padded, unpack_panels
 
 N_OUTLIERS = 16  # input columns kept apart
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
@@ -64,8 +64,8 @@ class Int8Linear(FrozenLinear):
         panels, scales = [], []
         whole = all(w.shape[0] % PANEL == 0 for w in weights)
         for weight in weights if whole else [torch.cat([w.float() for w in weights])]:
-            q, scale = _quantize_weight(weight, inverse)
-            panels.append(pack_panels(q))
+            made, scale = kernels().int8_pack(weight, inverse)
+            panels.append(made)
             scales.append(scale)
         self.panels = panels[0] if len(panels) == 1 else torch.cat(panels)
         self.scale = torch.cat(scales)
@@ -80,18 +80,6 @@ class Int8Linear(FrozenLinear):
         weight *= self.columns
         weight[:, self.apart] = self.apart_weight
         return weight
-
-
-def _quantize_weight(weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (out, in) times columns (in,) → int8 (out, in), scale of each row (out,); in parts, to stay small."""
-    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
-    for start in range(0, weight.shape[0], 1024):
-        part = weight[start : start + 1024].float() * columns
-        largest = part.abs().amax(-1)
-        part *= torch.where(largest > 0, 127.0 / largest, 0.0)[:, None]
-        q[start : start + 1024] = part.round_().to(torch.int8)
-        scale[start : start + 1024] = largest / 127.0
-    return q, scale
 
 
 class Int8Products(Products):

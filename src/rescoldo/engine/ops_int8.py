@@ -36,6 +36,14 @@ def unpack_panels(panels: torch.Tensor) -> torch.Tensor:
     return (full.view(panels.shape[0] * PANEL, -1) ^ 128).view(torch.int8)
 
 
+def int8_pack(weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (out, in) times columns (in,) float32, by rows → panels, scale of each row (out,) float32."""
+    weight = weight.float() * columns
+    largest = weight.abs().amax(-1)
+    inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)
+    return pack_panels((weight * inverse[:, None]).round().to(torch.int8)), largest / 127.0
+
+
 @dataclass(frozen=True)
 class Quantized:
     """Rows (T, K) as int8 q (T, K padded), each `group` columns with a scale (T, groups) float32; `sum` (T, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 
@@ -14,7 +15,7 @@ from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.linear import FrozenLinear, Nf4Linear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
-from rescoldo.engine.ops import NF4_BLOCK
+from rescoldo.engine.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
@@ -25,8 +26,8 @@ Build = Callable[[str, FrozenLinear], LoraGroup]
 
 
 class Converter:
-    """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers in
-    bfloat16, so that every weight is read once.
+    """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers
+    that it has made, so that every weight is read once.
 
     Args:
         config: the decoder's shapes.
@@ -82,7 +83,7 @@ class Converter:
         if self.precision == "nf4":
             return {site: build(site, Nf4Linear(weights[site])) for site in SITES}
         if self.rows is not None:
-            self._measure(index, weights, norms, build)
+            return self._measure(index, weights, norms, build)
         groups = {}
         for site in SITES:
             columns, apart = smoothing(self.state[f"layers.{index}.{site}"], weights[site])
@@ -100,18 +101,32 @@ class Converter:
 
     def _measure(
         self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build
-    ) -> None:
+    ) -> dict[str, LoraGroup]:
         assert self.rows is not None
-        plain = {site: build(site, PlainLinear(weights[site], torch.bfloat16)) for site in SITES}
-        block = Block(index, self.config, plain, norms, torch.bfloat16)
-        self.h, saved = block.forward(self.h, self.rows, None)
-        assert saved.normed2 is not None
-        assert saved.gate_up is not None
-        inputs = (
-            saved.normed1 * block.norm1,
-            saved.mixed,
-            saved.normed2 * block.norm2,
-            kernels().silu_mul(saved.gate_up),
-        )
-        for site, x in zip(SITES, inputs, strict=True):
-            self.state[f"layers.{index}.{site}"] = x.abs().amax(0).float()
+        measuring = {
+            site: _Measuring(self.state, f"layers.{index}.{site}", site, weights[site], build) for site in SITES
+        }
+        block = Block(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
+        self.h, _ = block.forward(self.h, self.rows, None)
+        return {site: one.made() for site, one in measuring.items()}
+
+
+class _Measuring:
+    """Stands for a group of linears in the calibration's pass: measures its input, then makes the group and is it."""
+
+    def __init__(
+        self, state: dict[str, torch.Tensor], key: str, site: str, weights: list[torch.Tensor], build: Build
+    ) -> None:
+        self.state, self.key, self.site, self.weights, self.build = state, key, site, weights, build
+        self.adapted: list[object] = []
+        self.group: LoraGroup | None = None
+
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.state[self.key] = x.abs().amax(0).float()
+        columns, apart = smoothing(self.state[self.key], self.weights)
+        self.group = self.build(self.site, Int8Linear(self.weights, columns, apart))
+        return self.group.forward(x, mask)
+
+    def made(self) -> LoraGroup:
+        assert self.group is not None
+        return self.group

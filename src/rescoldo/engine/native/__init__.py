@@ -239,6 +239,17 @@ class Native(Twins):
             return
         self._dropout(dropped, how, True, dx)
 
+    def int8_pack(self, weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self._has_int8 or weight.dtype != _HALVES:
+            return super().int8_pack(weight, columns)
+        weight, (n, k) = weight.contiguous(), weight.shape
+        panels, scale = torch.empty(padded(n) // 16, padded(k) // 4, 16, 4, dtype=torch.uint8), torch.empty(n)
+        if self._c.int8_pack(
+            _pointer(weight), _pointer(columns), _int(n), _int(k), _pointer(panels), _pointer(scale)
+        ):  # fmt: skip
+            raise MemoryError("no memory left for packing a weight")
+        return panels, scale
+
     def int8_input(
         self,
         x: torch.Tensor,

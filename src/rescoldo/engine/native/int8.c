@@ -170,6 +170,39 @@ int int8_input(const Input *p) {
 
 // --- the product ------------------------------------------------------------------------------------------------------
 
+// weight (N, K) bf16 times columns (K,) -> panels (N/16, Kp/4, 16, 4), padding zero, and each row's scale (N,)
+int int8_pack(const bf16 *weight, const float *columns, i64 N, i64 K, uint8_t *panels, float *scale) {
+  i64 Kp = PAD(K, 16);
+  int failed = 0;
+#pragma omp parallel
+  {
+    int8_t *rows = aligned_alloc(64, PAD(16 * Kp, 64));
+    if (!rows) {
+#pragma omp atomic write
+      failed = 1;
+    } else {
+#pragma omp for schedule(static)
+      for (i64 panel = 0; panel < (N + 15) / 16; panel++) {
+        memset(rows, 0, 16 * Kp);
+        for (i64 r = 0; r < 16 && panel * 16 + r < N; r++) {
+          i64 n = panel * 16 + r;
+          int32_t sum;
+          quantize_row(weight + n * K, columns, K, Kp, Kp, rows + r * Kp, scale + n, &sum);
+        }
+        uint32_t *to = (uint32_t *)(panels + panel * Kp * 16);
+        for (i64 k = 0; k < Kp / 4; k++)
+          for (i64 r = 0; r < 16; r++) {
+            uint32_t four;
+            memcpy(&four, rows + r * Kp + 4 * k, 4);
+            to[k * 16 + r] = four ^ 0x80808080u;
+          }
+      }
+    }
+    free(rows);
+  }
+  return failed;
+}
+
 typedef struct {
   i64 T, K, N;           // rows, inputs padded to 16, outputs
   i64 group, groups;     // inputs under one scale of a row
