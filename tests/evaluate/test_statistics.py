@@ -167,6 +167,8 @@ def test_worse_shows_the_training_score() -> None:
         "99.0% on its training set" in r
         for r in decide(scores, finetuned="m3", reference="m2", train_score=0.99)["reasons"]
     )
+    found = decide(scores, finetuned="m3", reference="m2", train_score=0.82)["reasons"]
+    assert any("82.0% on its training set, hardly more than here, which speaks against it" in r for r in found)
     assert any("--train-set" in r for r in decide(scores, finetuned="m3", reference="m2")["reasons"])
 
 

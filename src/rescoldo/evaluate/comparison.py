@@ -39,14 +39,13 @@ def _guards(
             found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
             counts.append(f"{name}: {found}")
     other = decide(strict, finetuned=finetuned, reference=reference, seed=seed)
-    if other["rule"] == decision["rule"]:
+    if other["winner"] == decision["winner"]:
         return []
     verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
     means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in strict.items())
-    same = "still " if other["adopt"] == decision["adopt"] else ""
     return [
         f"with doubtful answers counted as 0 ({'; '.join(counts)}) the means would be {means}, and the decision "
-        f"would {same}be to {verdict}: read those answers before you rely on the score"
+        f"would be to {verdict}: read those answers before you rely on the score"
     ]
 
 

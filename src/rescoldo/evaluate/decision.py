@@ -61,12 +61,11 @@ def decide(
         f"{finetuned} {mean_new:.1%}, {'at least' if good else 'below'} {GOOD_ENOUGH:.0%}",
         f"{finetuned} - {reference}: {points}, {ahead} {100 * WORTH_IT:.0f} points",
     ]
-    if rule == "worse":
-        reasons.append(
-            f"overfitting is suspected: {finetuned} scores {train_score:.1%} on its training set"
-            if train_score is not None
-            else "overfitting is suspected: its score on the training set would show it (--train-set)"
-        )
+    if rule == "worse" and train_score is None:
+        reasons.append("overfitting is suspected: its score on the training set would show it (--train-set)")
+    elif rule == "worse" and train_score is not None:
+        against = "" if train_score - mean_new >= WORTH_IT else ", hardly more than here, which speaks against it"
+        reasons.append(f"overfitting is suspected: {finetuned} scores {train_score:.1%} on its training set{against}")
     elif train_score is not None:
         reasons.append(f"{finetuned} scores {train_score:.1%} on its training set")
     if rule == "not_good_enough":
