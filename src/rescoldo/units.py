@@ -8,6 +8,11 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
+def size(count: float) -> str:
+    """Bytes as "7.3 GB", or as "24 MB" where that says more."""
+    return gigabytes(count) if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 def clock(seconds: float) -> str:
     """3725 → 1:02:05."""
     whole = round(seconds)

@@ -153,7 +153,7 @@ def test_stopped_and_finished(output, dead):
     leave(output, *dead, phase="stopped", signal=15)
     (output / LOCK_FILE).unlink()
     found = read_status(output)
-    assert (found.status, found.why) == ("stopped", "by SIGTERM, and saved")
+    assert (found.status, found.why) == ("stopped", "by SIGTERM")
     (output / INFO_FILE).write_text('{"identity": {}}')
     assert read_status(output).status == "finished"
 

@@ -51,7 +51,7 @@ def plan(
 def _show(found: RunPlan, console: Any) -> None:
     from rich.table import Table
 
-    from rescoldo.units import clock, gigabytes
+    from rescoldo.units import clock, gigabytes, size
 
     chosen, now = found.chosen, time.time()
     console.print(
@@ -77,7 +77,7 @@ def _show(found: RunPlan, console: Any) -> None:
     console.print(table)
     if any(one.rough for one in found.forecasts):
         console.print("≈: measured on short examples, less exact. ✗: does not fit into the free memory.")
-    console.print(f"disk: {gigabytes(found.disk_bytes)} of {gigabytes(found.disk_free)} free")
+    console.print(f"disk: {size(found.disk_bytes)} of {size(found.disk_free)} free")
     console.print("what would change it:")
     for change in found.changes:
         console.print(f"  {clock(change['seconds']):>9}  {change['what']}", markup=False)

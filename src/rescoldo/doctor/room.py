@@ -22,7 +22,7 @@ from rescoldo.run.memory import memory_available, memory_total
 from rescoldo.train.config import check_paths
 from rescoldo.train.identity import differences, refuse_if_foreign
 from rescoldo.train.layout import INFO_FILE, list_checkpoints, read_json
-from rescoldo.units import gigabytes
+from rescoldo.units import gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches
 MIN_FILES = 1000  # that a run may create
@@ -47,7 +47,7 @@ def disk(subject: Subject) -> Iterator[Check]:
         place = existing(output)
         free = shutil.disk_usage(place).free
         figures = {"needed_bytes": need, "free_bytes": free, "path": str(place)}
-        text = f"the run needs about {gigabytes(need)} at {place}, {gigabytes(free)} are free"
+        text = f"the run needs about {size(need)} at {place}, {size(free)} are free"
         remedy = f"df -h {place}; free some room, or --keep-checkpoints 1, or another --output"
         if need > free:
             yield failure("disk", text, remedy, **figures)
@@ -60,7 +60,7 @@ def disk(subject: Subject) -> Iterator[Check]:
             yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {place}")
     for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
         free = shutil.disk_usage(folder).free
-        text = f"{name} lie in {folder}: {gigabytes(free)} are free"
+        text = f"{name} lie in {folder}: {size(free)} are free"
         if free < SCRATCH:
             variable = "TMPDIR" if name == "temporary files" else "XDG_CACHE_HOME"
             yield failure("disk", text, f"export {variable}=/another/disk", free_bytes=free)

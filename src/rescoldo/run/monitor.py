@@ -92,6 +92,14 @@ class Monitor:
     def look(self) -> None:
         """One round: clocks, memory, state.json."""
         self.clock.now()
+        free, memory = memory_available(), own_memory()
+        self.file.update(
+            memory_bytes=memory,
+            peak_memory_bytes=max(memory, self.file.state.peak_memory_bytes),
+            free_bytes=free,
+            suspended_seconds=round(self.clock.suspended, 1),
+            stopped_seconds=round(self.clock.stopped, 1),
+        )
         if self.clock.suspended > self._suspended:
             slept, self._suspended = self.clock.suspended - self._suspended, self.clock.suspended
             self._event("suspended", seconds=round(slept, 1))
@@ -102,16 +110,8 @@ class Monitor:
             self._event("stood still", seconds=round(stood, 1))
             what = f"this process stood still for {duration(stood)}; this does not count for speed and time left"
             self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
-        free, memory = memory_available(), own_memory()
         if free < self._low:
             self.memory_is_low(free)
-        self.file.update(
-            memory_bytes=memory,
-            peak_memory_bytes=max(memory, self.file.state.peak_memory_bytes),
-            free_bytes=free,
-            suspended_seconds=round(self.clock.suspended, 1),
-            stopped_seconds=round(self.clock.stopped, 1),
-        )
 
     def memory_is_low(self, free: int) -> None:
         """Take less for activations from the next pass on, and say so."""

@@ -57,6 +57,39 @@ class Interruption:
             os._exit(128 + number)
 
 
+class EndedBySignal(Exception):  # noqa: N818 (no error: somebody asked for it)
+    """A signal came where nothing has to be finished first."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+
+class EndAtOnce:
+    """Context manager around work that may be broken off anywhere: a signal raises EndedBySignal. The same signals as
+    for Interruption, which may be used inside and then has the say."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> EndAtOnce:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise EndedBySignal(number)
+
+
 def _write(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

@@ -87,7 +87,12 @@ def read_status(output: Path) -> Status:
         )
     if state is not None and state.phase == "stopped":
         return Status(
-            str(output), "stopped", f"by {signal_name(state.signal)}, and saved", again, pid=state.pid, **known
+            str(output),
+            "stopped",
+            f"by {signal_name(state.signal)}{', and saved' if newest else ''}",
+            again,
+            pid=state.pid,
+            **known,
         )
     return _gone(output, known, again, state, holder, ended)
 

@@ -16,7 +16,7 @@ from rescoldo.run.detach import follow_move
 from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.memory import cap_after_kill
 from rescoldo.run.monitor import Monitor
-from rescoldo.run.signals import Interruption
+from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
@@ -144,12 +144,18 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         )
     timings = Timings(output)
     with ExitStack() as stack:
+        stack.enter_context(EndAtOnce())  # while the weights are loaded there is nothing to save
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
         if not stack.enter_context(parts.stay_awake()):
             reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
-        return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
+        try:
+            return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
+        except EndedBySignal as ended:
+            monitor.update(now=True, phase="stopped", signal=int(ended.signal))
+            reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+            return RunResult("interrupted", output, signal=int(ended.signal))
 
 
 def _work(

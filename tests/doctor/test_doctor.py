@@ -1,0 +1,408 @@
+"""Each check of doctor is seen to fail, for real where that can be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rescoldo.base import open_base
+from rescoldo.doctor import content, machine, room
+from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
+from rescoldo.doctor.examine import examine, not_fetched
+from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.subject import Subject
+from rescoldo.engine.types import LoraConfig
+from rescoldo.run.cgroup import memory_left, memory_limit
+from rescoldo.run.lock import LOCK_FILE
+from rescoldo.train.config import make_config
+from rescoldo.train.parts import real_parts
+from tests.base.make_models import tiny_hf
+from tests.run.common import rescoldo, tiny_run, write_records
+from tests.run.test_lock import HOLD
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor")
+    tiny_run(folder)
+    return folder
+
+
+def given(folder: Path, **other: str) -> dict[str, str]:
+    fields = dict(flag.removeprefix("--").split("=", 1) for flag in tiny_run(folder))
+    return {name.replace("-", "_"): value for name, value in fields.items()} | {"output": str(folder / "out")} | other
+
+
+def checks(folder: Path, **other: str) -> list[Check]:
+    return list(examine(make_config(given(folder, **other)), real_parts()))
+
+
+def named(found: list[Check], name: str) -> list[Check]:
+    return [check for check in found if check.name == name]
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    """The folder, to be damaged."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def subject(folder) -> Subject:
+    config = make_config(given(folder))
+    return Subject(config, open_base(config.base_model))
+
+
+def test_all_is_well(folder):
+    found = checks(folder)
+    assert not [check for check in found if check.level == "failure"]
+    assert {check.name for check in found} >= {
+        *("base model", "tokenizer", "training data", "validation data", "leakage", "output", "disk", "memory"),
+        *("cpu", "kernels", "precision", "threads", "load", "sleep", "libraries"),
+    }
+    for check in found:
+        assert bool(check.remedy) == (check.level != "ok")
+
+
+def test_exit_codes():
+    assert exit_code([ok("a", "b")], strict=True) == 0
+    assert exit_code([warning("a", "b", "c")], strict=False) == 0
+    assert exit_code([warning("a", "b", "c")], strict=True) == 2
+    assert exit_code([warning("a", "b", "c"), failure("a", "b", "c")], strict=True) == 1
+
+
+def test_the_command(folder, tmp_path):
+    flags = [*tiny_run(folder), f"--output={tmp_path / 'out'}"]
+    done = rescoldo(tmp_path, "doctor", *flags, "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["ok"]) == (0, True)
+    assert sum(document["counts"].values()) == len(document["checks"])
+    strict = rescoldo(tmp_path, "doctor", *flags, "--strict")
+    assert strict.returncode == 2  # few examples
+    broken = rescoldo(tmp_path, "doctor", *flags, f"--base-model={tmp_path / 'none'}")
+    assert broken.returncode == 1
+    assert "❌ base model" in broken.stdout
+    assert "→" in broken.stdout
+    assert not (tmp_path / "out").exists()
+
+
+# base model
+
+
+def test_base_model_missing(folder):
+    (found, *_) = checks(folder, base_model=str(folder / "nothing"))
+    assert (found.name, found.level) == ("base model", "failure")
+
+
+def test_base_model_not_fetched_says_how_to_get_it_with_and_without_a_network():
+    found = not_fetched("some-org/some-model")
+    assert found is not None
+    assert "hf download some-org/some-model;" in found.remedy
+    assert "--local-dir" in found.remedy
+    assert not_fetched("sample:smollm2") is None
+
+
+def test_base_model_shard_cut_short(copy):
+    weights = copy / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    (found,) = named(checks(copy), "base model")
+    assert found.level == "failure"
+    assert "damaged or cut short" in found.what
+
+
+@pytest.mark.parametrize("fault", ["shard missing", "index disagrees"])
+def test_base_model_in_shards(tmp_path, folder, fault):
+    model = tiny_hf(tmp_path / "sharded", "llama", sharded=True, max_position_embeddings=4096)
+    shards = sorted(model.glob("*.safetensors"))
+    assert len(shards) > 1
+    if fault == "shard missing":
+        shards[-1].unlink()
+    else:
+        index = model / content.INDEX
+        document = json.loads(index.read_text())
+        holders = list(document["weight_map"].values())
+        name = next(key for key, where in document["weight_map"].items() if holders.count(where) > 1)
+        document["weight_map"][name] = next(where for where in holders if where != document["weight_map"][name])
+        index.write_text(json.dumps(document))
+    (found,) = named(checks(folder, base_model=str(model)), "base model")
+    assert found.level == "failure"
+    assert ("missing" in found.what) if fault == "shard missing" else ("in the index" in found.what)
+
+
+def test_architecture(copy):
+    path = copy / "model" / "config.json"
+    path.write_text(path.read_text().replace('"llama"', '"gpt2"'))
+    (found, *_) = named(checks(copy), "base model")
+    assert "gpt2" in found.what
+    assert "llama, mistral, qwen2, qwen3" in found.remedy
+
+
+def test_tokenizer_and_template(copy):
+    (copy / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    path = copy / "model" / "tokenizer_config.json"
+    document = json.loads(path.read_text())
+    document.pop("chat_template", None)
+    path.write_text(json.dumps(document))
+    (found,) = named(checks(copy), "tokenizer")
+    assert (found.level, "no chat template" in found.what) == ("failure", True)
+    (copy / "model" / "tokenizer.json").write_text("{")
+    assert named(checks(copy), "tokenizer")[0].level == "failure"
+
+
+# data
+
+
+def test_dataset_faults_overruns_and_leakage(copy):
+    with open(copy / "train.jsonl", "a") as file:
+        file.write("{}\n")
+    (found,) = named(checks(copy), "training data")
+    assert found.level == "failure"
+    assert "train.jsonl:7" in found.what
+    write_records(copy / "train.jsonl", ["parking spaces", "a" * 5000, "bicycles"])
+    found_all = checks(copy)
+    (found,) = named(found_all, "training data")
+    assert found.figures["overruns"] == 1
+    assert found.remedy.startswith("--max-length ")
+    (leak,) = named(found_all, "leakage")
+    assert leak.level == "failure"
+    assert "val.jsonl:1 = train.jsonl:1" in leak.what
+    assert "rescoldo data split" in leak.remedy
+
+
+def test_near_leakage_is_a_warning(copy):
+    text = "a board on which the nurses of a large hospital swap their shifts among each other"
+    write_records(copy / "train.jsonl", [text, "bicycles"])
+    write_records(copy / "val.jsonl", [text + " by phone", "keys"])
+    (leak,) = named(checks(copy), "leakage")
+    assert leak.level == "warning"
+
+
+def test_train_stops_on_failures_unless_forced(copy, tmp_path):
+    write_records(copy / "train.jsonl", ["parking spaces", "bicycles"])
+    flags = [*tiny_run(copy), f"--output={tmp_path / 'out'}", "--max-steps=1"]
+    done = rescoldo(tmp_path, "train", *flags)
+    assert done.returncode == 1
+    assert "leakage: " in done.stderr
+    assert "--force" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert rescoldo(tmp_path, "train", *flags, "--force").returncode == 0
+
+
+# room
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=False).returncode
+    ):
+        pytest.skip("no mount here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_disk_too_small_for_output_temporary_files_and_caches(folder, small_disk, subject, monkeypatch):
+    found = list(room.disk(Subject(make_config(given(folder, output=str(small_disk / "out"))), subject.base)))
+    assert found[0].level == "failure"
+    assert found[0].figures["needed_bytes"] > found[0].figures["free_bytes"]
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
+    levels = {check.what.partition(" lie")[0]: check for check in room.disk(subject)}
+    assert levels["temporary files"].remedy.startswith("export TMPDIR=")
+    assert levels["caches"].remedy.startswith("export XDG_CACHE_HOME=")
+
+
+CODE = """
+import sys
+from rescoldo.doctor import room
+from rescoldo.doctor.subject import Subject
+from rescoldo.base import open_base
+from rescoldo.train.config import RunConfig
+config = RunConfig(train="a", val="b", output="c", base_model=sys.argv[1], quantization="fp32")
+print(*[f"{check.level}: {check.what}" for check in room.memory(Subject(config, open_base(sys.argv[1])))])
+"""
+
+
+def test_memory_within_a_real_container_limit(folder):
+    """A control group of 300 MB: more than this program needs to look, less than it needs to train."""
+    new, old = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+    parent, name = (old, "memory.limit_in_bytes") if old.is_dir() else (new, "memory.max")
+    group = parent / f"rescoldo-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / name).write_text(str(1_000_000_000))
+    except OSError:
+        pytest.skip("no control group can be made here")
+    try:
+        command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{CODE}' {folder / 'model'}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=120)
+        assert "within the container's limit of 1.0 GB" in done.stdout
+    finally:
+        group.rmdir()
+
+
+def test_memory_too_small(subject, monkeypatch):
+    """Failure where not even the least fits, warnings where it swaps, is tight, or must compute twice."""
+    need = memory_need(subject.base.config, "fp32", subject.lora, subject.rows)
+    swap = type("Swap", (), {"free": 0})
+    monkeypatch.setattr(room.psutil, "swap_memory", lambda: swap)
+    for free, level in ((need.least - 1, "failure"), (need.least + 1, "warning"), (10 * need.full, "ok")):
+        monkeypatch.setattr(room, "memory_available", lambda free=free: free)
+        assert [check.level for check in room.memory(subject)] == [level]
+    monkeypatch.setattr(room, "memory_available", lambda: need.least - 1)
+    swap.free = 10**12
+    (found,) = room.memory(subject)
+    if memory_limit() is None:
+        assert (found.level, "it would swap" in found.what) == ("warning", True)
+    assert memory_left() is None or memory_left() > 0
+
+
+def test_needs_of_known_models():
+    """Mistral-7B, r=8 on attention: 6.8 million trained parameters, a checkpoint of four times 27 MB."""
+    from rescoldo.engine.config import DecoderConfig
+
+    mistral = DecoderConfig("mistral", 32768, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e6, 32768)
+    lora = LoraConfig(8, 32, 0.1)
+    assert 13.9e9 < memory_need(mistral, "bf16", lora, 1000).weights < 14.6e9
+    assert 7e9 < memory_need(mistral, "int8", lora, 1000).weights < 8e9
+    assert 0.4e9 < disk_need(mistral, lora, 3, 2) < 1.5e9
+
+
+def test_output_in_use_by_a_second_process(folder, tmp_path, subject):
+    out = tmp_path / "busy"
+    config = make_config(given(folder, output=str(out)))
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        (found,) = room.output(Subject(config))
+        assert found.level == "failure"
+        assert f"process {process.pid} on " in found.what
+        assert found.remedy.startswith("rescoldo stop ")
+    finally:
+        process.kill()
+        process.wait()
+    (found,) = room.output(Subject(config))
+    assert found.level == "ok"
+    assert (out / LOCK_FILE).exists()
+
+
+def test_output_foreign_a_file_and_resumable(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "adapter_config.json").write_text("{}")
+    for name in ("file", "foreign"):
+        (found,) = room.output(Subject(make_config(given(folder, output=str(tmp_path / name)))))
+        assert found.level == "failure"
+    flags = [*tiny_run(folder), f"--output={tmp_path / 'run'}", "--max-steps=1"]
+    assert rescoldo(tmp_path, "train", *flags).returncode == 0
+    (done,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1"), "output")
+    assert "finished" in done.what
+    (tmp_path / "run" / "training_info.json").unlink()
+    (resumable,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1"), "output")
+    assert "it will go on from checkpoint-2" in resumable.what
+    (other,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1", lr="0.02"), "output")
+    assert other.level == "failure"
+    assert "lr: 0.01 → 0.02" in other.what
+    assert "--restart" in other.remedy
+
+
+# machine
+
+
+def test_threads(subject, folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "0")
+    many = Subject(make_config(given(folder, threads="999")))
+    found = list(machine.threads(many))
+    assert [check.level for check in found] == ["warning"] * 3
+    assert found[0].remedy.startswith("--threads ")
+    assert {check.remedy for check in found[1:]} == {"unset OMP_NUM_THREADS", "unset GOMP_CPU_AFFINITY"}
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
+    assert "a quota of 0.5" in next(machine.threads(subject)).what
+
+
+def test_load_of_another_process_is_named(subject):
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        (found,) = machine.load(subject)
+        assert found.level == "warning"
+        assert "python" in found.what or "most of it" in found.what
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_cpu_without_vectors_compiler_or_a_quick_precision(subject, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "instructions", lambda: ["sse2"])
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    from rescoldo.engine import auto
+
+    rates = {"fp32": 1e9, "bf16": 5e9, "int8": 9e9}
+    monkeypatch.setattr(auto, "product_rates", lambda into, out: rates)
+    found = {check.name: check for check in machine.cpu(subject)}
+    assert found["cpu"].level == "warning"
+    assert found["kernels"].remedy == "apt install gcc"
+    assert found["precision"].remedy == "--quantization int8"
+    assert "9.0 times slower" in found["precision"].what
+
+
+def test_power(subject, tmp_path, monkeypatch):
+    (tmp_path / "governor").write_text("powersave\n")
+    monkeypatch.setattr(machine, "GOVERNOR", tmp_path / "governor")
+    battery = type("Battery", (), {"power_plugged": False, "percent": 40})
+    monkeypatch.setattr(machine.psutil, "sensors_battery", lambda: battery, raising=False)
+    assert [check.level for check in machine.power(subject)] == ["warning", "warning"]
+
+
+def test_sleep(subject, tmp_path, monkeypatch):
+    (tmp_path / "states").write_text("freeze mem disk\n")
+    monkeypatch.setattr(machine, "POWER_STATES", tmp_path / "states")
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither systemd-inhibit nor caffeinate
+    assert next(machine.sleep(subject)).level == "warning"
+    program = tmp_path / "systemd-inhibit"
+    program.write_text("#!/bin/sh\nexec /bin/cat\n")
+    program.chmod(0o755)
+    assert next(machine.sleep(subject)).what == "the run will hold off sleep"
+    (tmp_path / "states").write_text("\n")
+    assert "cannot be suspended" in next(machine.sleep(subject)).what
+
+
+def test_libraries(subject, monkeypatch):
+    monkeypatch.setattr(machine, "requires", lambda name: ["torch>=99", "no-such-package-x", "rich; extra == 'z'"])
+    (found,) = machine.libraries(subject)
+    assert found.level == "failure"
+    assert "torch>=99 is needed" in found.what
+    assert found.remedy == "pip install 'torch>=99' 'no-such-package-x'"
+
+
+def test_quick_enough(folder, tmp_path):
+    """What the checks add to a start: everything but opening model and data, under two seconds of this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    config = make_config(given(folder, output=str(tmp_path / "out")))
+    subject = Subject(config, open_base(config.base_model))
+    for check in (
+        machine.threads,
+        machine.load,
+        machine.power,
+        machine.sleep,
+        machine.libraries,
+        room.disk,
+        room.memory,
+    ):
+        list(check(subject))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
