@@ -181,6 +181,7 @@ def test_fifty_disturbances(tmp_path, place, monkeypatch):
     driver.start()
     started = read_json(output / RUN_FILE)
     kinds.reverse()
+    began = time.monotonic()
     while kinds:
         found = wait_for(output, "running", "finished")
         assert found.status != "finished", f"finished after {sum(done.values())} disturbances: the run is too short"
@@ -189,6 +190,7 @@ def test_fifty_disturbances(tmp_path, place, monkeypatch):
             time.sleep(0.05)
             found = read_status(output)
         kind = kinds.pop()
+        print(f"{time.monotonic() - began:6.1f} s, {found.state['share']:4.0%}: {kind}", flush=True)
         if driver.disturb(kind):
             done[kind] += 1
         else:
