@@ -135,6 +135,36 @@ def test_damaged_cache_lines_are_not_there(tmp_path: Path, damage: bytes) -> Non
     assert again.get("k2") == Prediction("two \ud800", False, 3, 0.5)
 
 
+WHOLE = {"key": "k", "text": "", "ended": True, "tokens": 1, "seconds": 1}
+
+
+def test_answers_of_an_earlier_document_are_known(tmp_path: Path) -> None:
+    def edit(index: int, prediction: Prediction) -> Prediction:
+        fields = RECORDS[index]["requirements"] if index == 1 else None
+        return replace(broken(index, prediction), fields=fields)
+
+    part = evaluate(Fake(edit), RECORDS, ROLE, GREEDY)
+    document = json.loads(json.dumps({"models": {"a": part}}))
+    cache = PredictionCache(tmp_path / "c.jsonl")
+    cache.reuse(document)
+    again = Fake()
+    assert evaluate(again, RECORDS, ROLE, GREEDY, cache=cache)["predictions"][1] == part["predictions"][1]
+    assert again.asked == [RECORDS[2]["concept"]], "what failed is asked again"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None, [], {}, {"models": 1}, {"models": {"a": 1}}, {"models": {"a": {"predictions": 1}}},
+        {"models": {"a": {"predictions": [1, {}, {"key": 1}, {"key": "k"}, {**WHOLE, "text": 1}, {**WHOLE, "fields": 1}]}}},
+    ],
+)  # fmt: skip
+def test_damaged_documents_hold_no_answers(tmp_path: Path, document: Any) -> None:
+    cache = PredictionCache(tmp_path / "c.jsonl")
+    cache.reuse(document)
+    assert cache.get("k") is None
+
+
 def test_failures_are_asked_again(tmp_path: Path) -> None:
     cache = PredictionCache(tmp_path / "c.jsonl")
     evaluate(Fake(broken), RECORDS, ROLE, GREEDY, cache=cache)
