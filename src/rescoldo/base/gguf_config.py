@@ -15,6 +15,18 @@ from rescoldo.errors import RescoldoError
 ROPE_FACTORS = "rope_freqs.weight"
 
 
+def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
+    """The metadata value of that key, None where there is none.
+
+    Raises:
+        RescoldoError: it is a list.
+    """
+    value = metadata.get(key)
+    if isinstance(value, list | np.ndarray):
+        raise RescoldoError(f"metadata key {key} is a list, not one value", where=where)
+    return value
+
+
 class _Reader:
     """Typed access to the metadata of one architecture, with errors that name the key."""
 
@@ -43,7 +55,8 @@ class _Reader:
         return float(value)
 
     def get(self, key: str) -> Any:
-        return self.metadata.get(f"{self.prefix}.{key}")
+        """A value that is no list."""
+        return scalar(self.metadata, f"{self.prefix}.{key}", str(self.path))
 
 
 def _rope_scaling(reader: _Reader, header: GgufHeader, head_dim: int, max_positions: int) -> dict[str, Any] | None:
@@ -89,7 +102,7 @@ def _windows(reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | 
     window = reader.integer("attention.sliding_window", 1, 1 << 31)
     if window >= max_positions:
         return ()
-    pattern = reader.get("attention.sliding_window_pattern")
+    pattern = reader.metadata.get(f"{reader.prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.shape == (n_layers,):
         return tuple(window if here else None for here in pattern.tolist())
     if pattern is not None or reader.prefix in ("qwen2", "qwen3"):
@@ -103,7 +116,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     Raises:
         RescoldoError: another architecture, or a value that is missing or impossible.
     """
-    architecture = header.metadata.get("general.architecture")
+    architecture = scalar(header.metadata, "general.architecture", str(path))
     reader = _Reader(path, header, str(architecture))
     if architecture not in ARCHITECTURES:
         raise reader.fail(
@@ -112,7 +125,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
             else "general.architecture is missing",
             fix=f"use a model of one of these: {', '.join(ARCHITECTURES)}",
         )
-    if header.metadata.get("split.count", 1) not in (0, 1):
+    if scalar(header.metadata, "split.count", str(path)) not in (None, 0, 1):
         raise reader.fail(
             "this is one part of a split GGUF",
             fix="join the parts: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rescoldo.base.gguf_config import scalar
 from rescoldo.base.tokenizer_build import (
     BYTE,
     CONTROL,
@@ -192,12 +193,12 @@ def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
         for name, long in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
     }
     specials = {index for index in ids.values() if index is not None}
-    model = metadata.get(key + "model")
+    model, pre_name = scalar(metadata, key + "model", where), scalar(metadata, key + "pre", where) or "default"
     if model == "gpt2":
         merges = metadata.get(key + "merges")
         if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
             raise RescoldoError(f"metadata key {key}merges is missing", where=where)
-        backend, pre = build_byte_level(vocabulary, merges, metadata.get(key + "pre", "default"), specials, where)
+        backend, pre = build_byte_level(vocabulary, merges, pre_name, specials, where)
         bos_default = pre.add_bos
     elif model == "llama":
         scores = _numbers(metadata.get(key + "scores"), n, None, key + "scores", where)
@@ -207,7 +208,7 @@ def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
         backend = build_sentencepiece(
             vocabulary,
             specials,
-            prefix=bool(metadata.get(key + "add_space_prefix", True)),
+            prefix=_flag(metadata, key + "add_space_prefix", True, where),
             prefix_everywhere="[INST]" not in tokens,
             where=where,
         )
@@ -217,8 +218,8 @@ def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
     add_begin_and_end(
         backend,
         vocabulary,
-        ids["bos"] if metadata.get(key + "add_bos_token", bos_default) else None,
-        ids["eos"] if metadata.get(key + "add_eos_token", False) else None,
+        ids["bos"] if _flag(metadata, key + "add_bos_token", bos_default, where) else None,
+        ids["eos"] if _flag(metadata, key + "add_eos_token", False, where) else None,
     )
     tokenizer = _wrap(backend, vocabulary, ids, base.config.max_positions)
     template = metadata.get("tokenizer.chat_template")
@@ -239,8 +240,13 @@ def _numbers(value: Any, n: int, default: float | None, key: str, where: str) ->
     return numbers
 
 
+def _flag(metadata: dict[str, Any], key: str, default: bool, where: str) -> bool:
+    value = scalar(metadata, key, where)
+    return default if value is None else bool(value)
+
+
 def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | None:
-    value = metadata.get(key)
+    value = scalar(metadata, key, where)
     if value is None or value == 0xFFFFFFFF:  # llama.cpp's "none"
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
@@ -263,7 +269,8 @@ def stop_ids(base: BaseModel, tokenizer: Any) -> frozenset[int]:
         from rescoldo.base.gguf_header import read_header
 
         metadata = read_header(base.path).metadata
-        found.update(metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+        keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+        found.update(scalar(metadata, key, str(base.path)) for key in keys)
     added = tokenizer.added_tokens_encoder
     found.update(added[token] for token in _TURN_ENDS if token in added and token in tokenizer.chat_template)
     return frozenset(i for i in found if isinstance(i, int) and 0 <= i < base.config.vocab_size)
