@@ -1,8 +1,10 @@
 """A model of Mistral-7B's sizes with random weights and Mistral's tokenizer, written once, to measure on.
 
-python -m benchmarks.models --output ~/.cache/rescoldo/bench/mistral-7b-instruct                      # Hugging Face, 14.5 GB
-python -m benchmarks.models --format gguf --output ~/.cache/rescoldo/bench/mistral-7b-instruct.gguf   # Q4_0, 4.1 GB
-python -m benchmarks.models --layers 4 --output …                                           # a slice of four layers
+python -m benchmarks.models --output FOLDER/mistral-7b-instruct                      # Hugging Face, 14.5 GB
+python -m benchmarks.models --format gguf --output FOLDER/mistral-7b-instruct.gguf   # Q4_0, 4.1 GB
+python -m benchmarks.models --layers 4 --output …                                    # a slice of four layers
+
+The name must say mistral and instruct: that is how Mistral's chat format is recognized.
 """
 
 from __future__ import annotations

@@ -1,6 +1,12 @@
 """Training speed and memory against transformers + PEFT: the two take turns, step by step, on the same examples.
 
 python -m benchmarks.training --workload smollm2 --output benchmarks/out/training-smollm2.json
+python -m benchmarks.training --workload mistral7b --layers 4 --peer-run 1 --output benchmarks/out/training-slice.json
+python -m benchmarks.training --workload mistral7b --alone --rounds 1 --output benchmarks/out/training-mistral7b.json
+
+mistral7b is a model of these sizes with random weights (benchmarks.models), written where --base-model says if it is
+not there. With --layers the ratio is that of a slice; at full size both do not fit into 24 GB at once: --alone lets
+the one end before the other begins. --peer-run N gives the peer a step's first N examples only.
 """
 
 from __future__ import annotations
@@ -17,17 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.models import write_hf
 from rescoldo.base import open_base
 from rescoldo.engine.auto import measure_products
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
-from rescoldo.files import write_json
+from rescoldo.files import cache_root, write_json
 from rescoldo.role import get_role
 from rescoldo.train.parts import read_dataset
 from rescoldo.train.preset import available_threads
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
-WORKLOADS = {"smollm2": "sample:smollm2"}
+JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
 
 
 class Worker:
@@ -38,7 +45,7 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.read()
+        self.load_seconds = float(self.read()["load_seconds"])
 
     def read(self) -> dict[str, Any]:
         """The worker's next JSON line.
@@ -89,59 +96,105 @@ def necessary_work(base_model: str, examples: int, steps: list[int]) -> dict[int
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="smollm2")
+    parser.add_argument("--workload", choices=["smollm2", "mistral7b"], default="smollm2")
+    parser.add_argument("--base-model", help="another model of these sizes; mistral7b: where it is or shall be written")
+    parser.add_argument("--layers", type=int, default=32, help="of mistral7b")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--peer-precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=8, help="examples in an optimizer step")
+    parser.add_argument("--peer-run", type=int, help="of which the peer runs only the first so many")
+    parser.add_argument("--alone", action="store_true", help="one after the other instead of in turns")
+    parser.add_argument("--no-peer", action="store_true", help="without the peer")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    base_model, threads = WORKLOADS[args.workload], available_threads()
-    shared = ["--base-model", base_model, "--examples", str(args.examples), "--threads", str(threads)]
-    ours = Worker("rescoldo", "--precision", args.precision, *shared)
-    peer = Worker("peft", "--precision", args.peer_precision, *shared)
+    base_model, threads = args.base_model or "sample:smollm2", available_threads()
+    if args.workload == "mistral7b":
+        base_model = args.base_model or str(cache_root() / "benchmarks" / f"mistral-7b-instruct-{args.layers}-layers")
+        if not Path(base_model).exists():
+            write_hf(Path(base_model), args.layers)
+    shared = ["--workload", args.workload, "--base-model", base_model]
+    shared += ["--examples", str(args.examples), "--threads", str(threads)]
+    theirs = ["peft", "--precision", args.peer_precision, *shared]
+    theirs += ["--checkpointing"] if args.workload == "mistral7b" else []
+    theirs += ["--run", str(args.peer_run)] if args.peer_run else []
     numbers = list(range(args.rounds))
-    work, runs = necessary_work(base_model, args.examples, numbers), []
-    for worker in (ours, peer):
-        worker.step(args.rounds)  # not counted: caches, allocators, just-in-time choices
-    for number in numbers:
-        a, b = ours.step(number), peer.step(number)
-        runs.append({"rescoldo": a, "peft": b, "ratio": b["seconds"] / a["seconds"], "work": work[number]})
-    ours.close()
-    peer.close()
+    work = necessary_work(base_model, args.examples, numbers)
+    sides: dict[str, list[dict[str, Any]]] = {"rescoldo": [], "peft": []}
+    commands = {"rescoldo": ["rescoldo", "--precision", args.precision, *shared], "peft": theirs}
+    if args.no_peer:
+        del sides["peft"], commands["peft"]
+    load: dict[str, float] = {}
+    for names in [[name] for name in commands] if args.alone else [list(commands)]:
+        workers = {name: Worker(*commands[name]) for name in names}
+        load |= {name: worker.load_seconds for name, worker in workers.items()}
+        if not args.alone:
+            for worker in workers.values():
+                worker.step(args.rounds)  # not counted: caches, allocators, just-in-time choices
+        for number in numbers:
+            for name, worker in workers.items():
+                sides[name].append(worker.step(number))
+        for worker in workers.values():
+            worker.close()
+    runs: list[dict[str, Any]] = []
+    for n in numbers:
+        runs.append({**{name: steps[n] for name, steps in sides.items()}, "work": work[n]})
+    for run in runs:
+        for name in sides:
+            run[name]["seconds_per_example"] = run[name]["seconds"] / run[name]["examples"]
+        if not args.no_peer:
+            run["ratio"] = run["peft"]["seconds_per_example"] / run["rescoldo"]["seconds_per_example"]
     peak = measure_products(768, 4096, 4096, seconds=1.5)
     key = "int8" if args.precision == "int8" else "fp32" if args.precision == "fp32" else "bf16"
-    ratios = [run["ratio"] for run in runs]
-    memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in ("rescoldo", "peft")}
-    document = {
+    memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in sides}
+    a_step = statistics.median(run["rescoldo"]["seconds"] for run in runs)
+    document: dict[str, Any] = {
         "workload": args.workload,
+        "layers": args.layers if args.workload == "mistral7b" else None,
         "machine": describe(threads),
         "peer": f"transformers + PEFT, {args.peer_precision}",
         "precision": args.precision,
         "examples_per_step": args.examples,
+        "load_seconds": load,
         "runs": runs,
-        "ratio": {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)},
         "peak_memory_bytes": memory,
-        "memory_ratio": memory["rescoldo"] / memory["peft"],
         "peak_products": peak,
         "roofline_share": statistics.median(run["work"] / run["rescoldo"]["seconds"] for run in runs) / peak[key],
+        "original_job_hours": job_hours(a_step / args.examples, load["rescoldo"]),
     }
-    write_json(args.output, document)
     table = Table(title=f"{args.workload}: {args.precision} against PEFT {args.peer_precision}, {threads} threads")
     for column in ("step", "rescoldo s/example", "PEFT s/example", "ratio", "loss", "PEFT loss"):
         table.add_column(column, justify="right")
     for number, run in enumerate(runs):
-        a, b = run["rescoldo"], run["peft"]
-        table.add_row(
-            str(number), f"{a['seconds'] / args.examples:.2f}", f"{b['seconds'] / args.examples:.2f}",
-            f"{run['ratio']:.2f}", f"{a['loss']:.3f}", f"{b['loss']:.3f}",
-        )  # fmt: skip
+        a, b = run["rescoldo"], run.get("peft")
+        cells = [f"{a['seconds_per_example']:.2f}", "-", "-", f"{a['loss']:.3f}", "-"]
+        if b:
+            cells[1:3] = f"{b['seconds_per_example']:.2f}", f"{run['ratio']:.2f}"
+            cells[4] = f"{b['loss']:.3f}" if b["examples"] == a["examples"] else "-"
+        table.add_row(str(number), *cells)
     console = Console()
     console.print(table)
-    console.print(
-        f"median ratio {document['ratio']['median']:.2f}, memory {memory['rescoldo'] / 1e9:.2f} GB against "
-        f"{memory['peft'] / 1e9:.2f} GB, {document['roofline_share']:.0%} of this machine's best {key} products"
-    )
+    said = [f"memory {memory['rescoldo'] / 1e9:.2f} GB"]
+    if not args.no_peer:
+        ratios = [run["ratio"] for run in runs]
+        document["ratio"] = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+        document["memory_ratio"] = memory["rescoldo"] / memory["peft"]
+        said[0] += f" against {memory['peft'] / 1e9:.2f} GB"
+        said.insert(0, f"median ratio {document['ratio']['median']:.2f}")
+    said.append(f"{document['roofline_share']:.0%} of this machine's best {key} products ({peak[key] / 1e9:.0f} G/s)")
+    if args.workload == "mistral7b" and args.layers == 32:
+        said.append(
+            f"the original job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
+        )
+    write_json(args.output, document)
+    console.print(", ".join(said))
+
+
+def job_hours(seconds_per_example: float, load_seconds: float) -> float:
+    """The original job from a measured step: an evaluated example is a forward pass, a third of a step at the most (it
+    needs no adapter gradients); half a step is counted."""
+    train, validation, epochs = JOB
+    return (load_seconds + epochs * (train + validation / 2) * seconds_per_example) / 3600
 
 
 if __name__ == "__main__":

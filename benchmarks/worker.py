@@ -20,7 +20,10 @@ from rescoldo.role import get_role
 from rescoldo.train.parts import read_dataset
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
-LORA = LoraConfig(rank=16, alpha=64.0, dropout=0.1, targets=LINEARS)
+LORA = {  # the sample's preset, and the original guide's
+    "smollm2": LoraConfig(rank=16, alpha=64.0, dropout=0.1, targets=LINEARS),
+    "mistral7b": LoraConfig(rank=8, alpha=32.0, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
+}
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 
 
@@ -34,11 +37,11 @@ class Side(Protocol):
 class Ours:
     """This project's engine."""
 
-    def __init__(self, spec: str, precision: str, calibration: list[Example]) -> None:
+    def __init__(self, spec: str, precision: str, lora: LoraConfig, calibration: list[Example]) -> None:
         from rescoldo.engine.model import LoraModel
         from rescoldo.train.optimizer import AdamW
 
-        self.model = LoraModel.load(open_base(spec), precision, LORA, seed=42, calibration=calibration)
+        self.model = LoraModel.load(open_base(spec), precision, lora, seed=42, calibration=calibration)
         self.optimizer = AdamW(self.model.parameters, weight_decay=DECAY)
 
     def step(self, examples: list[Example], number: int) -> float:
@@ -57,7 +60,7 @@ class Ours:
 class Peft:
     """transformers and PEFT, as one would write it: an example at a time, gradients accumulated."""
 
-    def __init__(self, spec: str, precision: str, checkpointing: bool) -> None:
+    def __init__(self, spec: str, precision: str, lora: LoraConfig, checkpointing: bool) -> None:
         from peft import LoraConfig as PeftConfig
         from peft import get_peft_model
         from transformers import AutoModelForCausalLM
@@ -72,7 +75,7 @@ class Peft:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.config.use_cache = False
         config = PeftConfig(
-            r=LORA.rank, lora_alpha=LORA.alpha, lora_dropout=LORA.dropout, target_modules=list(LORA.targets),
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets),
             task_type="CAUSAL_LM",
         )  # fmt: skip
         self.model = get_peft_model(model, config).train()
@@ -100,31 +103,41 @@ def main() -> None:
     """Load, say so, then run the steps asked for on standard input."""
     parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=["rescoldo", "peft"])
+    parser.add_argument("--workload", choices=sorted(LORA), required=True)
     parser.add_argument("--base-model", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--examples", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--run", type=int, help="of a step's examples only the first so many")
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = read_dataset(TRAIN, get_role("ba"), open_base(args.base_model).tokenizer(), 2048, None).examples
     side: Side
+    loading = time.perf_counter()
     if args.side == "rescoldo":
-        side = Ours(args.base_model, args.precision, data[-4:])
+        side = Ours(args.base_model, args.precision, LORA[args.workload], data[-4:])
     else:
-        side = Peft(args.base_model, args.precision, args.checkpointing)
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        number = int(line)
+        side = Peft(args.base_model, args.precision, LORA[args.workload], args.checkpointing)
+    print(json.dumps({"load_seconds": time.perf_counter() - loading}), flush=True)
+    for asked in sys.stdin:
+        number = int(asked)
         start = number * args.examples % (len(data) - args.examples + 1)
-        examples = data[start : start + args.examples]
+        examples = data[start : start + args.examples][: args.run]
         began = time.perf_counter()
         loss = side.step(examples, number)
         seconds = time.perf_counter() - began
         memory = psutil.Process().memory_info()
         peak = _peak() or memory.rss
         tokens = sum(len(e.tokens) for e in examples)
-        print(json.dumps({"seconds": seconds, "loss": loss, "tokens": tokens, "peak_memory_bytes": peak}), flush=True)
+        line = {
+            "seconds": seconds,
+            "examples": len(examples),
+            "loss": loss,
+            "tokens": tokens,
+            "peak_memory_bytes": peak,
+        }
+        print(json.dumps(line), flush=True)
 
 
 def _peak() -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from rescoldo.engine import cpu
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.files import cache_root, write_json
 from rescoldo.units import gigabytes
@@ -83,7 +83,7 @@ def memory_free() -> int:
 def product_rates(into: int, out: int) -> dict[str, float]:
     """Operations a second of this machine's products (512, into)·(into, out) in fp32, bf16 and int8; cached."""
     path = cache_root() / "products.json"
-    identity = f"{_cpu()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}"
+    identity = f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     try:
         cached = json.loads(path.read_bytes())
@@ -118,14 +118,6 @@ def _best(run: Callable[[], object], seconds: float) -> float:
         run()
         best = min(best, time.perf_counter() - began)
     return best
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "|".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    except OSError:
-        return str(os.uname()) if hasattr(os, "uname") else ""
 
 
 def choose_precision(

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from rescoldo.engine.cpu import fast_bf16
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.ops import Dropout
 
+_FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
 
@@ -68,6 +70,14 @@ class FrozenLinear(ABC):
         """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
 
 
+def _product(x: torch.Tensor, w: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
+    """x (T, K) · w (K, N) [+ side (T, N)], in x's dtype; by way of float32 where this CPU would emulate bfloat16."""
+    if x.dtype == torch.bfloat16 and not fast_bf16() and x.shape[0] > _FEW_ROWS:
+        y = x.float() @ w.float()
+        return (y if side is None else y.add_(side)).to(x.dtype)
+    return x @ w if side is None else torch.addmm(side, x, w)
+
+
 class DenseLinear(FrozenLinear):
     """A weight whose products are PyTorch's own, in `dtype`."""
 
@@ -102,8 +112,8 @@ class _DenseProducts(Products):
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = side = None
         if self.a is not None and self.b is not None:
-            z = (kernels().dropout(x, mask) if mask else x) @ self.a.T
-            side = z @ self.b.T
+            z = _product(kernels().dropout(x, mask) if mask else x, self.a.T)
+            side = _product(z, self.b.T)
         y = self.frozen.forward(x, side)
         if self.bias is not None:
             y += self.bias
@@ -115,16 +125,18 @@ class _DenseProducts(Products):
         gradients: Gradients = []
         dz = None
         if self.adapter is not None and self.b is not None and z is not None:
-            r, dz = self.adapter.rank, dy @ self.b
-            da = dz.T @ (kernels().dropout(x, mask) if mask else x)  # (R, in)
+            r, dz = self.adapter.rank, _product(dy, self.b)
+            da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                gradients.append((da[part], self.adapter.scale * (dy[:, m.start : m.end].T @ z[:, part]).float()))
+                gradients.append(
+                    (da[part], self.adapter.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float())
+                )
         if not want_input:
             return None, gradients
         dx = self.frozen.input_grad(dy)
         if dz is not None and self.a is not None:
-            kernels().dropout_backward(dx, dz @ self.a, mask)
+            kernels().dropout_backward(dx, _product(dz, self.a), mask)
         return dx, gradients
 
 
@@ -142,21 +154,20 @@ class PlainLinear(DenseLinear):
 
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
         if len(self.parts) == 1:
-            weight = self.parts[0].T
-            return x @ weight if side is None else torch.addmm(side, x, weight)
+            return _product(x, self.parts[0].T, side)
         y = torch.empty(x.shape[0], self.out_features, dtype=self.dtype)
         start = 0
         for part in self.parts:
             end = start + part.shape[0]
-            y[:, start:end] = x @ part.T
+            y[:, start:end] = _product(x, part.T)
             start = end
         return y if side is None else y.add_(side)
 
     def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
         pieces = dy.split([part.shape[0] for part in self.parts], dim=1)
-        dx: torch.Tensor = pieces[0] @ self.parts[0]
+        dx = _product(pieces[0], self.parts[0])
         for piece, part in zip(pieces[1:], self.parts[1:], strict=True):
-            dx.addmm_(piece, part)
+            dx = _product(piece, part, dx)
         return dx
 
 
@@ -170,8 +181,7 @@ class Nf4Linear(DenseLinear):
         self.out_features, self.in_features = self.packed.shape[0], self.packed.shape[1] * 2
 
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        weight = kernels().nf4_unpack(self.packed, self.scales).T
-        return x @ weight if side is None else torch.addmm(side, x, weight)
+        return _product(x, kernels().nf4_unpack(self.packed, self.scales).T, side)
 
     def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
-        return dy @ kernels().nf4_unpack(self.packed, self.scales)
+        return _product(dy, kernels().nf4_unpack(self.packed, self.scales))

@@ -131,10 +131,13 @@ class LoraModel:
         for i in range(config.n_layers):
             prefix = f"model.layers.{i}"
             norms = {
-                n: source.get(f"{prefix}.{n}.weight").to(dtype) for n in ("input_layernorm", "post_attention_layernorm")
+                n: source.get(f"{prefix}.{n}.weight").to(dtype, copy=True)
+                for n in ("input_layernorm", "post_attention_layernorm")
             }
             if config.qk_norm:
-                norms |= {n: source.get(f"{prefix}.self_attn.{n}.weight").to(dtype) for n in ("q_norm", "k_norm")}
+                norms |= {
+                    n: source.get(f"{prefix}.self_attn.{n}.weight").to(dtype, copy=True) for n in ("q_norm", "k_norm")
+                }
 
             def build(site: str, frozen: FrozenLinear, prefix: str = prefix) -> LoraGroup:
                 places, start, biases = [], 0, []
@@ -150,6 +153,8 @@ class LoraModel:
             weights = {site: [source.get(f"{prefix}.{m}.weight") for m in members] for site, members in GROUPS.items()}
             groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
             blocks.append(Block(i, config, groups, norms, dtype))
+            del weights
+            source.release()  # pages of the file that were read count as this process's memory until it lets them go
             if on_progress:
                 on_progress((i + 1) / config.n_layers)
         final_norm = source.get("model.norm.weight").to(dtype)

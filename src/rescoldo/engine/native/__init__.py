@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from rescoldo.engine import cpu
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.ops import Dropout
@@ -49,7 +49,7 @@ def build(*extra: str) -> Path:
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
     texts = [path.read_text() for path in (*_SOURCES, _SOURCES[0].with_name("common.h"))]
-    identity = "\n".join([version, _cpu(), *flags, *texts])
+    identity = "\n".join([version, cpu.identity(), *flags, *texts])
     library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
@@ -74,15 +74,6 @@ def build(*extra: str) -> Path:
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"building in {library.parent} failed: {error}") from error
     return library
-
-
-def _cpu() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
 
 
 def _pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
