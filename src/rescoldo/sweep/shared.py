@@ -118,9 +118,8 @@ def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
     twin.blocks = [copy.copy(block) for block in model.blocks]
     for block in twin.blocks:
         for site in SITES:
-            old: Any = getattr(block, site)
-            linears = getattr(old, "places", None) or old.members
-            setattr(block, site, LoraGroup(old.frozen, linears, old.bias, lora, twin.parameters))
+            old: LoraGroup = getattr(block, site)
+            setattr(block, site, LoraGroup(old.frozen, old.places, old.bias, lora, twin.parameters))
         block.trains_attention = bool(block.qkv.adapted)
     return twin
 

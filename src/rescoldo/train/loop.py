@@ -4,7 +4,7 @@ Nothing here depends on the clock, on how often the run was interrupted or on wh
 initial weights are functions of the seed and the position, and a checkpoint holds everything else, the gradients of a
 half-done optimizer step included. So a run that was killed ends with the same bytes as one that was not.
 
-Not done here: several machines, full fine-tuning, packing of examples.
+Not done here: full fine-tuning, packing of examples. Several machines: nodes/, through `parts`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Loop:
                 parameter.data.copy_(checkpoint.adapter[key])
             model.sync()
             self.optimizer.load_state(checkpoint.optimizer)
+        if self.position.micro and not parts.resumable_steps:
+            self.begin_step_anew()
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
         self.board = TensorBoard(config.output, self.position.step, reporter.warn)
         self.interruption = Interruption()
@@ -125,16 +127,17 @@ class Loop:
                     mark = self.timed(tokens, mark)
                     at.micro, at.batches, at.step_nats = at.micro + 1, at.batches + 1, at.step_nats + nats
                     at.tokens += tokens
-                    if self.should_save():
+                    if self.parts.resumable_steps and self.should_save():
                         self.gradients = step.state()
                         self.save()
                         if self.interruption.received:
                             return self.stopped()
-                    if at.micro < len(batches):
+                    if self.parts.resumable_steps and at.micro < len(batches):
                         so_far = sum(example.n_targets for example in examples[: batch[-1] + 1])
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()
+                at.step_nats += getattr(step, "nats_elsewhere", 0.0)  # of other machines
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
@@ -156,7 +159,24 @@ class Loop:
                 self.monitor.update(step=at.step, loss=loss)
                 self.board.add(at.step, loss__train=loss, lr=lr, grad_norm=norm, tokens_per_second=rate)
                 self.show(bar, loss)
+                if (
+                    not self.parts.resumable_steps
+                    and self.should_save()
+                    and at.step < plan.steps_per_epoch * (at.epoch + 1)
+                ):
+                    self.save()
+                    if self.interruption.received:
+                        return self.stopped()
         return True
+
+    def begin_step_anew(self) -> None:
+        """Forget what an earlier process had done of a step, where a half-done step cannot be taken over."""
+        at = self.position
+        group = self.plan.groups(at.epoch)[at.step - at.epoch * self.plan.steps_per_epoch]
+        done = [group[i] for batch in self.plan.batches(group)[: at.micro] for i in batch]
+        at.tokens -= sum(len(self.examples[i].tokens) for i in done)
+        at.batches -= at.micro
+        at.micro, at.step_nats, self.gradients = 0, 0.0, {}
 
     def timed(self, tokens: int, since: float) -> float:
         """Count work done since `since` on the monitor's clock; returns now."""

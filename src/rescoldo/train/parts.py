@@ -89,6 +89,7 @@ class Parts:
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
+    resumable_steps: bool = True  # whether a step that is half done can be saved
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 

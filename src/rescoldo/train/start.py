@@ -45,7 +45,7 @@ class RunResult:
     """How a call of `train` ended.
 
     Attributes:
-        status: "finished", "already finished" or "interrupted".
+        status: "finished", "already finished" or "interrupted"; "followed": another machine has the result.
         signal: the number of the signal that interrupted it, 0 otherwise.
         info: training_info.json's content when finished, {} when interrupted.
     """
@@ -82,7 +82,24 @@ def train(
     Raises:
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
+    from rescoldo.nodes import current_group, follow, joined, leading
+
     reporter, parts = reporter or Reporter(), parts or real_parts()
+    group = current_group()
+    if group is None:
+        return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
+    with joined(group):
+        if group.rank:
+            follow(config, parts, group, reporter)
+            return RunResult("followed", config.output)
+        with leading(parts, group) as shared:
+            return _alone_or_leading(config, shared, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
+
+
+def _alone_or_leading(
+    config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
+) -> RunResult:
+    """The process that writes the run: lock, preparation, training."""
     output = config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
