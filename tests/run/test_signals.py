@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from rescoldo.run.signals import Interruption
+from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -52,7 +53,7 @@ def test_other_threads_get_no_handlers():
 
 def test_second_ctrl_c_leaves_at_once():
     code = (
-        "import time\nfrom rescoldo.run.signals import Interruption\n"
+        "import time\nfrom rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption\n"
         "with Interruption():\n    print('ready', flush=True)\n    end = time.time() + 30\n"
         "    while time.time() < end: time.sleep(0.01)"
     )
@@ -66,3 +67,10 @@ def test_second_ctrl_c_leaves_at_once():
     assert process.wait(timeout=5) == 130
     assert process.stderr is not None
     assert "SIGINT: finishing this micro-batch" in process.stderr.read()
+
+
+def test_while_loading_a_signal_ends_at_once_whatever_swallows_exceptions():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(EndedBySignal, match="SIGTERM"), EndAtOnce(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

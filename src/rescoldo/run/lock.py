@@ -16,6 +16,7 @@ from typing import Any
 from rescoldo.errors import EXIT_BUSY, RescoldoError
 
 LOCK_FILE = "run.lock"
+DYING_SECONDS = 5.0  # that a killed process may take to let go
 
 
 def process_start(pid: int) -> str | None:
@@ -74,10 +75,12 @@ class RunLock:
     def __init__(self, output: Path) -> None:
         self.path = output / LOCK_FILE
         self._fd = -1
+        self._patient_until = 0.0
 
     def __enter__(self) -> RunLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._patient_until = time.monotonic() + DYING_SECONDS
             while not self._take():
                 pass
         except OSError as error:
@@ -115,6 +118,10 @@ class RunLock:
             busy = holder is not None and holder.alive is not False
         if busy:
             self._close()
+            holder = read_holder(self.path.parent)
+            if holder is not None and holder.alive is False and time.monotonic() < self._patient_until:
+                time.sleep(0.05)  # it was killed just now: its threads still hold the file for a moment
+                return False
             raise self._refusal()
         if not self._is_current():
             self._close()

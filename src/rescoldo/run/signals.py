@@ -57,8 +57,9 @@ class Interruption:
             os._exit(128 + number)
 
 
-class EndedBySignal(Exception):  # noqa: N818 (no error: somebody asked for it)
-    """A signal came where nothing has to be finished first."""
+class EndedBySignal(BaseException):
+    """A signal came where nothing has to be finished first. Like KeyboardInterrupt no Exception, so that no library
+    swallows it."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
