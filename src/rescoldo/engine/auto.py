@@ -8,14 +8,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from rescoldo.engine import cpu
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.files import cache_root, write_json
+from rescoldo.run.memory import memory_available
 from rescoldo.units import gigabytes
 
 _ROWS = 512  # tokens in a measured product
@@ -59,25 +58,12 @@ def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int |
         config: the model's shapes.
         element: bytes of an activation's element.
         tokens: rows of the pass.
-        free: bytes to fit into; memory_free() where left out.
+        free: bytes to fit into; memory_available() where left out.
     """
-    free = memory_free() if free is None else free
+    free = memory_available() if free is None else free
     layer = kept_bytes(config, element, tokens)
     inputs = config.n_layers * tokens * config.hidden_size * 4  # of the layers that are computed again
     return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 4 * layer) // layer)))
-
-
-def memory_free() -> int:
-    """Bytes that this process may still take: what the system has available, within the container's limit."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
-        pass
-    return free
 
 
 def product_rates(into: int, out: int) -> dict[str, float]:
@@ -128,11 +114,11 @@ def choose_precision(
     Args:
         config: the model's shapes.
         rates: as product_rates returns them; measured where left out.
-        free: bytes to fit into; memory_free() where left out.
+        free: bytes to fit into; memory_available() where left out.
         calibrated: whether int8's input ranges are known or can be measured; without, int8 is not chosen.
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
-    free = memory_free() if free is None else free
+    free = memory_available() if free is None else free
     allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
     allowed = [p for p in allowed if calibrated or p != "int8"]
     seconds = {p: _OVERHEAD[p] / rates["bf16" if p == "nf4" else p] for p in allowed}

@@ -284,7 +284,7 @@ def evaluate_loss(
 
     results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
     done = 0
-    for group in group_by_prefix(examples) if model.share_prefix else group_by_prefix(examples, minimum=1 << 30):
+    for group in group_by_prefix(examples, share=model.share_prefix):
         prefix = None
         p = group.length
         if p:

@@ -23,14 +23,17 @@ def _cost(group: Sequence[PrefixGroup], examples: Sequence[Example]) -> int:
     return sum(g.length + sum(len(examples[i].tokens) - g.length for i in g.indices) for g in group)
 
 
-def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM) -> list[PrefixGroup]:
+def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM, *, share: bool = True) -> list[PrefixGroup]:
     """Partition the examples so that the fewest tokens are computed, each group sharing one prefix.
 
     A prefix ends at the latest one token before a prompt does: the row that predicts the first target stays the
     example's own. The order is that of each group's first example, so the result depends on nothing but the input.
+    Without `share` all are one group that shares nothing.
     """
     if not examples:
         return []
+    if not share:
+        return [PrefixGroup(tuple(range(len(examples))), 0)]
     groups = _partition(tuple(range(len(examples))), 0, examples, minimum, _DEPTH)
     return sorted(groups, key=lambda group: group.indices[0])
 

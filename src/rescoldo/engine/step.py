@@ -48,8 +48,7 @@ class GradientStep:
         self.model, self.examples, self.seed = model, list(examples), (seed, step)
         self.n_targets = sum(e.n_targets for e in self.examples)
         self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
-        minimum = {} if model.share_prefix else {"minimum": 1 << 30}
-        self.groups = group_by_prefix(self.examples, **minimum)
+        self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
 
     def _prefix(self, g: int) -> _Shared | None:
