@@ -1,0 +1,179 @@
+"""Decoding the 22 validation prompts together: this engine, transformers' batched generate, llama.cpp's parallel slots.
+
+python -m benchmarks.decoding --workload smollm2 --output benchmarks/out/decoding-smollm2.json
+
+The three take turns. All decode greedily, `--tokens` new tokens a prompt, whether or not an end comes; the time is that
+of everything, prompts included. llama.cpp takes the file as it is (Q4_1), transformers --peer-dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe
+from rescoldo.base import open_base
+from rescoldo.data import read_records
+from rescoldo.data.tokenize import prompt_ids
+from rescoldo.engine.generate import generate
+from rescoldo.engine.model import LoraModel
+from rescoldo.engine.types import Sampling
+from rescoldo.files import write_json
+from rescoldo.role import get_role
+from rescoldo.train.parts import read_dataset
+from rescoldo.train.preset import available_threads
+
+TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
+VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")
+Prompts = list[list[int]]
+SERVER = """
+import signal, sys, xllamacpp
+p = xllamacpp.CommonParams()
+p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], int(sys.argv[2])
+p.n_parallel, p.n_ctx, p.verbosity = int(sys.argv[3]), int(sys.argv[4]), -1
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[5])
+p.n_threads_http = 2 * p.n_parallel
+server = xllamacpp.Server(p)
+signal.pause()
+"""
+
+
+def rescoldo(precision: str, tokens: int) -> Callable[[Prompts], int]:
+    """This engine; the returned function decodes and says how many tokens."""
+    base = open_base("sample:smollm2")
+    examples = read_dataset(TRAIN, get_role("ba"), base.tokenizer(), 2048, 4).examples
+    model = LoraModel.load(base, precision, None, seed=0, calibration=examples)
+
+    def run(prompts: Prompts) -> int:
+        sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
+        return sum(len(row.tokens) for row in generate(model, prompts, sampling, frozenset()))
+
+    return run
+
+
+def transformers(dtype: torch.dtype, tokens: int) -> Callable[[Prompts], int]:
+    """transformers' generate, the prompts padded on the left."""
+    from transformers import AutoModelForCausalLM
+
+    base = open_base("sample:smollm2")
+    model = AutoModelForCausalLM.from_pretrained(base.path.parent, gguf_file=base.path.name, dtype=dtype).eval()
+
+    def run(prompts: Prompts) -> int:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=mask, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0
+            )
+        return int((out.shape[1] - longest) * len(prompts))
+
+    return run
+
+
+class LlamaCpp:
+    """llama.cpp's server with as many slots as there are prompts, all asked at once."""
+
+    def __init__(self, slots: int, context: int, threads: int, tokens: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        numbers = [str(n) for n in (self.port, slots, slots * context, threads)]
+        command = [sys.executable, "-c", SERVER, str(open_base("sample:smollm2").path), *numbers]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.tokens = tokens
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5):
+                    return
+            except OSError:
+                if time.monotonic() > until or self.process.poll() is not None:
+                    raise RuntimeError("llama.cpp's server did not start") from None
+                time.sleep(0.2)
+
+    def __call__(self, prompts: Prompts) -> int:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return sum(pool.map(self._ask, prompts))
+
+    def _ask(self, prompt: list[int]) -> int:
+        body = {
+            "prompt": prompt,
+            "n_predict": self.tokens,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        url = f"http://127.0.0.1:{self.port}/completion"
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=1200) as answer:
+            return int(json.load(answer)["tokens_predicted"])
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=["smollm2"], default="smollm2")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--peer-dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens a prompt")
+    parser.add_argument("--prompts", type=int, default=22)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    threads = available_threads()
+    torch.set_num_threads(threads)
+    tokenizer, role = open_base("sample:smollm2").tokenizer(), get_role("ba")
+    prompts = [prompt_ids(role.messages(record), tokenizer) for record in read_records(VAL, role)[: args.prompts]]
+    llama = LlamaCpp(len(prompts), max(map(len, prompts)) + args.tokens + 8, threads, args.tokens)
+    sides: dict[str, Callable[[Prompts], int]] = {
+        "rescoldo": rescoldo(args.precision, args.tokens),
+        "transformers": transformers(getattr(torch, args.peer_dtype), args.tokens),
+        "llama.cpp": llama,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    try:
+        sides["rescoldo"](prompts)  # not counted: the kernels' first use
+        for _ in range(args.rounds):
+            for name, run in sides.items():
+                began = time.perf_counter()
+                decoded = run(prompts)
+                rates[name].append(decoded / (time.perf_counter() - began))
+    finally:
+        llama.process.kill()
+    ratios = {name: sorted(a / b for a, b in zip(rates["rescoldo"], rates[name], strict=True)) for name in rates}
+    document: dict[str, Any] = {
+        "workload": args.workload, "machine": describe(threads),
+        "peer": f"transformers {args.peer_dtype}; llama.cpp Q4_1",
+        "precision": args.precision, "prompts": len(prompts), "new_tokens": args.tokens,
+        "runs": [{name: rates[name][i] for name in rates} for i in range(args.rounds)],
+        "ratio": {"min": ratios["transformers"][0], "median": statistics.median(ratios["transformers"]),
+                  "max": ratios["transformers"][-1]},
+        "ratio_llama_cpp": {"min": ratios["llama.cpp"][0], "median": statistics.median(ratios["llama.cpp"]),
+                            "max": ratios["llama.cpp"][-1]},
+    }  # fmt: skip
+    write_json(args.output, document)
+    table = Table(title=f"{len(prompts)} prompts, {args.tokens} new tokens each, {threads} threads")
+    for column in ("", "tokens/s", "rescoldo is faster by"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in rates.items():
+        table.add_row(name, f"{statistics.median(values):.0f}", f"{statistics.median(ratios[name]):.2f}x")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
