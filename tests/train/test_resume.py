@@ -185,6 +185,7 @@ def test_a_full_disk_while_checkpointing_does_not_stop_the_run(tmp_path, monkeyp
         return real(path, data)
 
     monkeypatch.setattr(checkpoints, "_write", write)
+    monkeypatch.setattr("rescoldo.train.loop.WAIT_SECONDS", 0.01)
     reporter = Silent()
     train(config(tmp_path, tmp_path / "out", checkpoint_minutes=0.0), parts=PARTS, reporter=reporter)
     assert "no checkpoint was written (No space left on device); the run goes on" in reporter.text
