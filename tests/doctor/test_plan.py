@@ -85,6 +85,7 @@ def test_energy_counts_through_a_wrap(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_and_what_a_run_takes_from_it(tmp_path, monkeypatch):
     flags = [*tiny_run(tmp_path), f"--output={tmp_path / 'out'}"]
+    assert "what would change it" in rescoldo(tmp_path, "plan", *flags, "--only").stdout
     done = rescoldo(tmp_path, "plan", *flags, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -94,7 +95,6 @@ def test_the_command_and_what_a_run_takes_from_it(tmp_path, monkeypatch):
     assert [row["t"] for row in found["timeline"]] == sorted(row["t"] for row in found["timeline"])
     assert found["timeline"][-1]["what"] == "adapter saved, done"
     assert not (tmp_path / "out").exists()
-    assert "what would change it" in rescoldo(tmp_path, "plan", *flags, "--only").stdout
     from rescoldo.train.config import make_config
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
