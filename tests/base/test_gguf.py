@@ -63,24 +63,24 @@ def test_quantized_weights(tmp_path: Path, kind: str) -> None:
         blocks = gguf.quants.quantize(np.ascontiguousarray(array), ggml)
         raw = base.tensors.quantized(name)
         assert raw is not None
-        assert raw.type_name == kind
-        assert np.array_equal(raw.data, blocks)
-        decoded = gguf.quants.dequantize(raw.data, ggml)
-        assert np.array_equal(decoded if raw.rows is None else decoded[raw.rows], got.numpy()), name
+        assert raw.kind == kind
+        assert np.array_equal(raw.data.numpy(), blocks)
+        decoded = gguf.quants.dequantize(raw.data.numpy(), ggml)
+        assert np.array_equal(decoded if raw.order is None else decoded[raw.order.numpy()], got.numpy()), name
         assert (got - stored).abs().max() < 0.13 * stored.abs().max(), name
 
 
 @pytest.mark.parametrize("kind", sorted(kind.name for kind in gguf.quants._type_traits if kind.name != "BF16"))
 def test_every_block_format_decodes_as_in_the_gguf_package(tmp_path: Path, kind: str) -> None:
     """Random blocks: enough of them that decoding goes over more than one piece."""
-    from rescoldo.base.gguf import _decode
+    from rescoldo.engine.blocks import decode_ggml
 
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     n = (1 << 18) // block + 3
     raw = np.random.default_rng(0).integers(0, 256, n * size, dtype=np.uint8)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(raw.reshape(n, size), gguf.GGMLQuantizationType[kind]).reshape(-1)
-        assert np.array_equal(_decode(raw, kind), expected, equal_nan=True)
+        assert np.array_equal(decode_ggml(raw, kind), expected, equal_nan=True)
 
 
 def test_smollm2_is_what_transformers_decodes() -> None:

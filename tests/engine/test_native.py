@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from rescoldo.engine import dispatch
 from rescoldo.engine.attention import Layout
+from rescoldo.engine.blocks import KINDS, Blocks, Stored
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.linear import Adapter, Member
@@ -388,7 +391,6 @@ def test_nf4_is_identical(native: Native, shape: tuple[int, int], size: float) -
     (packed, scales), (packed2, scales2) = native.nf4_pack(weight), TWINS.nf4_pack(weight)
     assert torch.equal(packed, packed2)
     assert torch.equal(scales, scales2)
-    assert torch.equal(native.nf4_unpack(packed, scales), TWINS.nf4_unpack(packed, scales))
     packed, scales = native.nf4_pack(weight.float())
     assert torch.equal(packed, packed2)
     assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], TWINS.nf4_pack(_halves(64, 5).T)[0])
@@ -397,15 +399,82 @@ def test_nf4_is_identical(native: Native, shape: tuple[int, int], size: float) -
 def test_nf4_every_code_survives_and_is_the_nearest(native: Native) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(8, 32)
     scales = torch.full((8, 1), 2.0, dtype=HALVES)
-    values = native.nf4_unpack(codes, scales)
+    values = native.blocks_decode([Blocks("nf4", codes, (8, 64), scales)])
     expected = 2 * NF4_LEVELS[torch.stack((codes & 15, codes >> 4), -1).flatten(1).int()]
-    assert torch.equal(values, expected.to(HALVES))
+    assert torch.equal(values, expected)
     weight = _halves(16, 256)
     packed, scales = native.nf4_pack(weight)
     blocks = weight.float().unflatten(1, (-1, 64)) / scales.float()[:, :, None]
     nearest = (blocks[..., None] - NF4_LEVELS).abs().amin(-1)
     chosen = NF4_LEVELS[torch.stack((packed & 15, packed >> 4), -1).flatten(1).int()].unflatten(1, (-1, 64))
     assert ((chosen - blocks).abs() <= nearest + 1e-6).all()
+
+
+# --- weights in blocks ------------------------------------------------------------------------------------------------
+
+
+def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = False) -> Blocks:
+    """Random weights as the gguf package or nf4_pack writes them (random bytes where it cannot: scales kept finite)."""
+    weight = _random(out, into, seed=seed, size=0.05)
+    order = torch.randperm(out, generator=torch.Generator().manual_seed(seed)) if shuffled else None
+    if kind == "nf4":
+        packed, scales = TWINS.nf4_pack(weight)
+        return Blocks(kind, packed, (out, into), scales, order)
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    if kind.endswith("_K"):
+        data = np.random.default_rng(seed).integers(0, 256, (out, into // block, size), dtype=np.uint8)
+        halves = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]
+        for at in halves:
+            values = np.random.default_rng(seed + at).uniform(0.001, 0.01, (out, into // block)).astype("<f2")
+            data[:, :, at : at + 2] = values[..., None].view(np.uint8)
+        data = data.reshape(out, -1)
+    else:
+        data = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
+    return Blocks(kind, torch.from_numpy(data), (out, into), order=order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_decode_to_the_same_numbers(native: Native, kind: str) -> None:
+    parts = [_blocks(kind, 37, 512, seed=1), _blocks(kind, 16, 512, seed=2, shuffled=True)]
+    decoded = native.blocks_decode(parts)
+    assert decoded.unique().numel() > 100
+    assert torch.equal(decoded, TWINS.blocks_decode(parts))
+    assert torch.equal(native.blocks_widest(parts), TWINS.blocks_widest(parts))
+    columns, apart = torch.rand(512, generator=torch.Generator().manual_seed(3)) + 0.5, torch.tensor([0, 17, 511])
+    for ours, theirs in zip(
+        native.blocks_scale(parts, columns, apart), TWINS.blocks_scale(parts, columns, apart), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    stored = Stored(parts, columns, 127 / TWINS.blocks_scale(parts, columns, apart)[0])
+    assert torch.equal(native.int8_unpack(stored), TWINS.int8_unpack(stored))
+
+
+@pytest.mark.parametrize("kinds", [("nf4",), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0")])
+@pytest.mark.parametrize(("t", "outs", "into"), [(5, 32, 256), (40, 33, 1536), (801, 48, 2304)])
+def test_a_linear_of_blocks_is_its_unpacked_one(
+    native: Native, kinds: tuple[str, ...], t: int, outs: int, into: int
+) -> None:
+    """Bit for bit, forward and backward, whatever the pieces."""
+    parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
+    x, dy = _halves(t, into, seed=7), _halves(t, outs * len(parts), seed=8)
+    how = smoothing(x.abs().amax(0).float(), parts)
+    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6))], 4, 2.0)
+    results = []
+    try:
+        dispatch.use(native)
+        for unpacked in (True, False):
+            linear = Int8Linear(parts, *how, unpacked=unpacked)
+            products = linear.adapted(adapter, None)
+            y, z = products.forward(x, None)
+            dx, gradients = products.backward(dy, x, z, None, True)
+            assert dx is not None
+            results.append([y, dx, *gradients[0], linear.dense()])
+    finally:
+        dispatch.use(None)
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    exact = TWINS.blocks_decode(parts)
+    assert (results[0][4] - exact).norm() < 0.02 * exact.norm()
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------

@@ -142,9 +142,9 @@ def test_matrices_that_the_adapter_leaves_alone_keep_their_blocks(tmp_path: Path
         if old is None or new is None:
             assert torch.equal(before.get(name), after.get(name))
         elif ".q_proj." in name or ".down_proj." in name:
-            assert new.type_name == "Q8_0"
+            assert new.kind == "Q8_0"
         else:
-            assert new.type_name == "Q4_1"
+            assert new.kind == "Q4_1"
             assert (new.data == old.data).all()
     export_run(run, "merged-gguf", dtype="f16", output=tmp_path / "plain")
     plain = open_base(str(tmp_path / "plain/model-F16.gguf")).tensors

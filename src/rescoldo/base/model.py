@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from rescoldo.engine.blocks import Blocks
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.errors import RescoldoError
 
@@ -34,28 +34,13 @@ class TensorSource(ABC):
             RescoldoError: no such tensor, or the file is damaged.
         """
 
-    def quantized(self, name: str) -> QuantizedTensor | None:
-        """The matrix as the file stores it where that is in blocks (Q4_K, Q8_0 …); None where `get` decodes nothing."""
+    def quantized(self, name: str) -> Blocks | None:
+        """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
         return None
 
     def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
         """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
         again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""
-
-
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """A matrix in ggml's blocks, mapped from the file.
-
-    Attributes:
-        type_name: ggml's name of the block format ("Q4_K", "Q8_0", …).
-        data: (out_features, bytes per row) uint8; never write into it.
-        rows: row i of the weight under its Hugging Face name is data[rows[i]]; None where the order is the same.
-    """
-
-    type_name: str
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-    rows: np.ndarray[Any, np.dtype[np.int64]] | None
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -18,7 +18,7 @@ from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.step import GradientStep
-from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 from rescoldo.run.memory import own_memory
 from rescoldo.train.optimizer import AdamW, clip
 
@@ -96,7 +96,7 @@ def measure(
     short = Example(example.tokens[: max(example.n_prompt + 2, CALIBRATION_ROWS)], example.n_prompt)
     started = own_memory()
     calibration, state = 0.0, None
-    if precision == "int8":
+    if precision in CALIBRATED:
         began = time.monotonic()
         first = LoraModel.load(sliced, precision, lora, seed=0, calibration=[short])
         calibration, state = time.monotonic() - began, first.frozen_state()

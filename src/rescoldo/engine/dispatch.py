@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine import attention, ops, ops_int8, rope
+from rescoldo.engine import attention, blocks, ops, ops_int8, rope
 from rescoldo.engine.attention import Layout
+from rescoldo.engine.blocks import Blocks, Stored
 from rescoldo.engine.ops import Dropout
 from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side
 
@@ -80,7 +81,7 @@ class Twins:
     def int8_product(
         self,
         x: Quantized,
-        panels: torch.Tensor,
+        weight: torch.Tensor | Stored,
         outputs: int,
         columns: torch.Tensor,
         side: Side | None,
@@ -91,7 +92,8 @@ class Twins:
         *,
         backward: bool,
     ) -> torch.Tensor:
-        """See ops_int8.int8_product."""
+        """See ops_int8.int8_product; blocks are unpacked before."""
+        panels = blocks.int8_unpack(weight) if isinstance(weight, Stored) else weight
         return ops_int8.int8_product(x, panels, outputs, columns, side, z, mask, bias, apart, backward=backward)
 
     def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
@@ -106,9 +108,23 @@ class Twins:
         """See ops.nf4_pack."""
         return ops.nf4_pack(weight)
 
-    def nf4_unpack(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """See ops.nf4_unpack."""
-        return ops.nf4_unpack(packed, scales)
+    def blocks_widest(self, parts: Sequence[Blocks]) -> torch.Tensor:
+        """See blocks.blocks_widest."""
+        return blocks.blocks_widest(parts)
+
+    def blocks_scale(
+        self, parts: Sequence[Blocks], columns: torch.Tensor, apart: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See blocks.blocks_scale."""
+        return blocks.blocks_scale(parts, columns, apart)
+
+    def blocks_decode(self, parts: Sequence[Blocks]) -> torch.Tensor:
+        """See blocks.blocks_decode."""
+        return blocks.blocks_decode(parts)
+
+    def int8_unpack(self, stored: Stored) -> torch.Tensor:
+        """See blocks.int8_unpack."""
+        return blocks.int8_unpack(stored)
 
     def attend(
         self,

@@ -1,4 +1,5 @@
-"""Frozen linears with int8 weights, once, for both directions; int8 inputs and output gradients.
+"""Frozen linears with int8 weights, once, for both directions; int8 inputs and output gradients. Weights in blocks
+(nf4, GGUF) can stay as they are: the same int8 numbers are then made piece by piece when a product needs them.
 
 SwitchBack (arXiv 2304.13013) trains with just these two products in int8. What int8 loses on is outliers in the inputs:
 part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns are kept apart in
@@ -14,21 +15,22 @@ from collections.abc import Sequence
 
 import torch
 
+from rescoldo.engine.blocks import Blocks, Matrix, Stored
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 from rescoldo.engine.ops import Dropout
 from rescoldo.engine.ops_int8 import PANEL, Apart, Segment, Side, padded, unpack_panels
 
-N_OUTLIERS = 16  # input columns kept apart
+N_OUTLIERS = 32  # input columns kept apart
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
 
 
 def group_size(columns: int) -> int:
     """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
-    return 192 if columns <= 1024 else 384 if columns < 4096 else 512
+    return 192 if columns < 4096 else 512
 
 
-def smoothing(inputs: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Tensor, torch.Tensor]:
     """How to treat an int8 linear's input columns.
 
     Args:
@@ -38,7 +40,9 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[to
     Returns:
         `columns` (in,) float32 and `apart` (N_OUTLIERS,) int64 as Int8Linear takes them.
     """
-    wide = torch.stack([w.abs().amax(0).float() for w in weights]).amax(0).clamp_min(1e-6)
+    parts = [w for w in weights if isinstance(w, Blocks)]
+    ranges = [w.abs().amax(0).float() for w in weights if isinstance(w, torch.Tensor)]
+    wide = (kernels().blocks_widest(parts) if parts else torch.stack(ranges).amax(0)).clamp_min(1e-6)
     inputs = inputs.clamp_min(1e-6)
     scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
     apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
@@ -51,32 +55,46 @@ class Int8Linear(FrozenLinear):
     """See the module's docstring."""
 
     def __init__(
-        self, weights: Sequence[torch.Tensor], columns: torch.Tensor, apart: torch.Tensor, *, fine: bool = False
+        self,
+        weights: Sequence[Matrix],
+        columns: torch.Tensor,
+        apart: torch.Tensor,
+        *,
+        fine: bool = False,
+        unpacked: bool = True,
     ) -> None:
         """columns (in,) float32: multiplies the input, 0 where a column is kept apart; apart (n,) int64, ascending.
 
-        With `fine`, output gradients go through twice, the second time what the first quantization has lost: the
-        gradient of a softmax over a vocabulary is a few large and thousands of tiny numbers. They are overwritten.
+        Weights are all numbers or all blocks. Blocks are made int8 once, or without `unpacked` for each product, to the
+        same bits. With `fine`, output gradients go through twice, the second time what the first quantization has
+        lost: the gradient of a softmax over a vocabulary is a few large and thousands of tiny numbers. They are
+        overwritten.
         """
-        self.fine = fine
+        self.fine, self.columns, self.apart = fine, columns, apart
         self.out_features, self.in_features = sum(w.shape[0] for w in weights), weights[0].shape[1]
         inverse = torch.where(columns > 0, 1.0 / columns, 0.0)
-        panels, scales = [], []
-        whole = all(w.shape[0] % PANEL == 0 for w in weights)
-        for weight in weights if whole else [torch.cat([w.float() for w in weights])]:
-            made, scale = kernels().int8_pack(weight, inverse)
-            panels.append(made)
-            scales.append(scale)
-        self.panels = panels[0] if len(panels) == 1 else torch.cat(panels)
-        self.scale = torch.cat(scales)
-        self.columns, self.apart = columns, apart
-        self.apart_weight = torch.cat([w[:, apart].float() for w in weights])  # (out, n)
+        self.weight: torch.Tensor | Stored
+        parts = [w for w in weights if isinstance(w, Blocks)]
+        dense = [w for w in weights if isinstance(w, torch.Tensor)]
+        if parts:
+            largest, self.apart_weight = kernels().blocks_scale(parts, inverse, apart)
+            self.scale = largest / 127.0
+            stored = Stored(parts, inverse, torch.where(largest > 1e-30, 127.0 / largest, 0.0))
+            self.weight = kernels().int8_unpack(stored) if unpacked else stored
+        else:
+            whole = all(w.shape[0] % PANEL == 0 for w in dense)
+            made = [kernels().int8_pack(w, inverse) for w in (dense if whole else [torch.cat(dense)])]
+            self.weight = made[0][0] if len(made) == 1 else torch.cat([panels for panels, _ in made])
+            self.scale = torch.cat([scale for _, scale in made])
+            self.apart_weight = torch.cat([w[:, apart].float() for w in dense])  # (out, n)
+        self.apart_wide, self.apart_panels = _wide(self.apart_weight), _panels(self.apart_weight.T)
 
     def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Int8Products:
         return Int8Products(self, adapter, bias)
 
     def dense(self) -> torch.Tensor:
-        weight = unpack_panels(self.panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
+        panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
+        weight = unpack_panels(panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
         weight *= self.columns
         weight[:, self.apart] = self.apart_weight
         return weight
@@ -94,38 +112,32 @@ class Int8Products(Products):
         self.apart = Apart(frozen.apart, total) if n else None
         self.down: list[Segment] = []  # forward: x → z
         self.up: list[Segment] = []  # backward: dy → dz
-        wide = sum(m.end - m.start for m in members)
         split = all(m.start % PANEL == 0 and (m.end % PANEL == 0 or m.end == frozen.out_features) for m in members)
+        at = torch.full((len(frozen.apart_panels),), 0 if total and not split else -1, dtype=torch.int32)
         rows = torch.zeros(total, frozen.out_features)
-        for i, m in enumerate(members):
-            b = adapter.scale * m.b if adapter else m.b
-            rows[i * self.rank : (i + 1) * self.rank, m.start : m.end] = b.T
-            self.up.append(Segment(m.start, m.end, _wide(b), self.rank, i * self.rank))
-        if members:
-            self.down = [Segment(0, frozen.in_features, _wide(torch.cat([m.a for m in members]).T), total, 0)]
-        if n:
-            self.up.append(Segment(0, frozen.out_features, _wide(frozen.apart_weight), n, total))
-        panels = padded(frozen.out_features) // PANEL
-        at = torch.full((panels,), -1, dtype=torch.int32)
-        own = self.rank if split and wide else total
-        if split:
-            for i, m in enumerate(members):
-                at[m.start // PANEL : padded(m.end) // PANEL] = i * self.rank
-        elif total:
-            at.zero_()
-        self.forward_side = _side(rows, frozen.apart_weight.T, at, own, total) if self.width else None
         self.backward_side: Side | None = None
-        if total:
+        if adapter is not None and members:
+            for first, m in zip(range(0, total, self.rank), members, strict=True):
+                b = adapter.scale * m.b
+                rows[first : first + self.rank, m.start : m.end] = b.T
+                self.up.append(Segment(m.start, m.end, _wide(b), self.rank, first))
+                if split:
+                    at[m.start // PANEL : padded(m.end) // PANEL] = first
             a = torch.cat([m.a for m in members])
+            self.down = [Segment(0, frozen.in_features, _wide(a.T), total, 0)]
             everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
-            self.backward_side = _side(a, a[:0], everywhere, total, total)
+            self.backward_side = Side(_panels(a), total, 0, total, everywhere)
+        if n:
+            self.up.append(Segment(0, frozen.out_features, frozen.apart_wide, n, total))
+        own = self.rank if split else total
+        self.forward_side = _side(_panels(rows), at, own, frozen.apart_panels, total) if self.width else None
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
         f, op = self.frozen, kernels()
         rows, z = op.int8_input(x, f.columns, group_size(f.in_features), self.down, self.apart, self.width, mask)
         assert rows is not None
         y = op.int8_product(
-            rows, f.panels, f.out_features, f.scale, self.forward_side, z, None, self.bias, None, backward=False
+            rows, f.weight, f.out_features, f.scale, self.forward_side, z, None, self.bias, None, backward=False
         )
         return y, z
 
@@ -145,13 +157,13 @@ class Int8Products(Products):
         if rows is None:
             return None, gradients
         dx = op.int8_product(
-            rows, f.panels, f.in_features, f.columns, self.backward_side, dz, mask, None, self.apart, backward=True
+            rows, f.weight, f.in_features, f.columns, self.backward_side, dz, mask, None, self.apart, backward=True
         )
         if f.fine:
             op.int8_residual_(dy, f.scale, rows)
             rows, _ = op.int8_input(dy, f.scale, group, [], None, 0, None)
             assert rows is not None
-            dx += op.int8_product(rows, f.panels, f.in_features, f.columns, None, dz, None, None, None, backward=True)
+            dx += op.int8_product(rows, f.weight, f.in_features, f.columns, None, dz, None, None, None, backward=True)
         return dx, gradients
 
 
@@ -162,17 +174,18 @@ def _wide(b: torch.Tensor) -> torch.Tensor:
     return full
 
 
-def _side(rows: torch.Tensor, common: torch.Tensor, at: torch.Tensor, own: int, common_at: int) -> Side:
-    """rows (R, outputs): panel p takes rows at[p]..at[p]+own-1 of them; common (n, outputs): all panels take them."""
-    outputs, n = rows.shape[1] if rows.numel() else common.shape[1], common.shape[0]
+def _panels(rows: torch.Tensor) -> torch.Tensor:
+    """rows (R, outputs) → (panels, R, 16), zeros behind the outputs."""
+    panels = padded(rows.shape[1]) // PANEL
+    return _wide(rows).view(len(rows), panels, PANEL).transpose(0, 1).contiguous()
+
+
+def _side(rows: torch.Tensor, at: torch.Tensor, own: int, common: torch.Tensor, common_at: int) -> Side:
+    """rows (panels, R, 16), of which panel p takes at[p]..at[p]+own-1; common (panels, n, 16), which all take."""
+    n = common.shape[1]
     weights = torch.zeros(len(at), own + n, PANEL)
-    full = torch.zeros(rows.shape[0] + n, len(at) * PANEL)
-    full[: rows.shape[0], :outputs] = rows
-    full[rows.shape[0] :, :outputs] = common
-    full = full.view(full.shape[0], len(at), PANEL)
+    weights[:, own:] = common
     for first in at.unique().tolist():
-        which = at == first
         if first >= 0:
-            weights[which, :own] = full[first : first + own, which].transpose(0, 1)
-        weights[which, own:] = full[rows.shape[0] :, which].transpose(0, 1)
+            weights[at == first, :own] = rows[at == first, first : first + own]
     return Side(weights, own, n, common_at, at)

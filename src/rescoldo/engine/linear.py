@@ -1,4 +1,5 @@
-"""Frozen linear layers behind one small interface, alone and with an adapter; fp32, bf16 and nf4. int8.py has int8.
+"""Frozen linear layers behind one small interface, alone and with an adapter; fp32 and bf16. int8.py
+has int8 and nf4.
 
 A frozen weight is needed for two products and no third: y = x·Wᵀ going forward and dx = dy·W going back. Several
 linears that share an input (q, k, v; gate, up) are one weight here, their rows one behind the other.
@@ -17,7 +18,6 @@ from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.ops import Dropout
 
 _FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
 
 
@@ -78,28 +78,10 @@ def _product(x: torch.Tensor, w: torch.Tensor, side: torch.Tensor | None = None)
     return x @ w if side is None else torch.addmm(side, x, w)
 
 
-class DenseLinear(FrozenLinear):
-    """A weight whose products are PyTorch's own, in `dtype`."""
-
-    @abstractmethod
-    def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out)."""
-
-    @abstractmethod
-    def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
-        """dy (T, out) → dy·W, (T, in)."""
-
-    def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Products:
-        return _DenseProducts(self, adapter, bias)
-
-    def dense(self) -> torch.Tensor:
-        return self.input_grad(torch.eye(self.out_features, dtype=self.dtype)).float()
-
-
-class _DenseProducts(Products):
+class _PlainProducts(Products):
     """The adapters' matrices stacked: A of all members (R, in), B block-diagonal (out, R) with the scale in it."""
 
-    def __init__(self, frozen: DenseLinear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
+    def __init__(self, frozen: PlainLinear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
         self.frozen, self.adapter, self.bias = frozen, adapter, bias
         self.a = self.b = None
         if adapter is not None and adapter.members:
@@ -140,7 +122,7 @@ class _DenseProducts(Products):
         return dx, gradients
 
 
-class PlainLinear(DenseLinear):
+class PlainLinear(FrozenLinear):
     """fp32 and bf16: the weight as it is, mapped from the file where the precision is the file's."""
 
     def __init__(self, weights: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
@@ -152,7 +134,14 @@ class PlainLinear(DenseLinear):
         parts = list(weights) if mapped else [torch.cat([w.to(dtype) for w in weights])]
         self.parts = [part.contiguous() for part in parts]
 
+    def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Products:
+        return _PlainProducts(self, adapter, bias)
+
+    def dense(self) -> torch.Tensor:
+        return torch.cat(self.parts).float()
+
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
+        """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out)."""
         if len(self.parts) == 1:
             return _product(x, self.parts[0].T, side)
         y = torch.empty(x.shape[0], self.out_features, dtype=self.dtype)
@@ -164,24 +153,9 @@ class PlainLinear(DenseLinear):
         return y if side is None else y.add_(side)
 
     def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
+        """dy (T, out) → dy·W, (T, in)."""
         pieces = dy.split([part.shape[0] for part in self.parts], dim=1)
         dx = _product(pieces[0], self.parts[0])
         for piece, part in zip(pieces[1:], self.parts[1:], strict=True):
             dx = _product(piece, part, dx)
         return dx
-
-
-class Nf4Linear(DenseLinear):
-    """Four bits a weight (NormalFloat 4, QLoRA), in blocks of 64 along the input with a bfloat16 scale each; unpacked
-    to bfloat16 for each product: with hundreds of tokens a step that costs a few per cent."""
-
-    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
-        packed, scales = zip(*(kernels().nf4_pack(w) for w in weights), strict=True)
-        self.packed, self.scales = torch.cat(packed), torch.cat(scales)
-        self.out_features, self.in_features = self.packed.shape[0], self.packed.shape[1] * 2
-
-    def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        return _product(x, kernels().nf4_unpack(self.packed, self.scales).T, side)
-
-    def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
-        return _product(dy, kernels().nf4_unpack(self.packed, self.scales))

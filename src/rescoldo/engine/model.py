@@ -12,17 +12,18 @@ import torch
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.auto import layers_to_keep
 from rescoldo.engine.block import Block, Rows, Saved
+from rescoldo.engine.blocks import KINDS
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_adapter
 from rescoldo.engine.ops import mix_key
-from rescoldo.engine.precision import Converter
+from rescoldo.engine.precision import Converter, Weights
 from rescoldo.engine.rope import rope_tables
-from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 
 if TYPE_CHECKING:
-    from rescoldo.base.model import BaseModel
+    from rescoldo.base.model import BaseModel, TensorSource
 
 _HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -111,7 +112,7 @@ class LoraModel:
             precision: "fp32", "bf16", "int8" or "nf4".
             lora: the adapter to train, None for the base model alone.
             seed: for the adapter's initial weights.
-            calibration: examples to measure int8's input ranges on; needed for int8 without `frozen_state`.
+            calibration: examples to measure input ranges on; needed for int8 and nf4 without `frozen_state`.
             frozen_state: what `frozen_state()` returned when the run began: makes a resume exact.
             on_progress: called with the share done, 0..1.
 
@@ -125,7 +126,7 @@ class LoraModel:
         embedding = source.get("model.embed_tokens.weight")
         if embedding.dtype not in (dtype, torch.bfloat16):
             embedding = embedding.to(dtype)
-        head_weight = embedding if config.tied_embeddings else source.get("lm_head.weight")
+        head_name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
         converter = Converter(config, precision, calibration, frozen_state, embedding)
         blocks: list[Block] = []
         for i in range(config.n_layers):
@@ -150,7 +151,10 @@ class LoraModel:
                 bias_all = torch.cat(biases) if any(f"{prefix}.{m}.bias" in names for m in GROUPS[site]) else None
                 return LoraGroup(frozen, places, bias_all, lora, parameters)
 
-            weights = {site: [source.get(f"{prefix}.{m}.weight") for m in members] for site, members in GROUPS.items()}
+            weights = {
+                site: _weights(source, [f"{prefix}.{m}.weight" for m in members], precision)
+                for site, members in GROUPS.items()
+            }
             groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
             blocks.append(Block(i, config, groups, norms, dtype))
             del weights
@@ -158,7 +162,7 @@ class LoraModel:
             if on_progress:
                 on_progress((i + 1) / config.n_layers)
         final_norm = source.get("model.norm.weight").to(dtype)
-        head = converter.head(head_weight, final_norm)
+        head = converter.head(_weights(source, [head_name], precision)[0], final_norm)
         return cls(config, precision, lora, parameters, embedding, head, final_norm, blocks, converter.state)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
@@ -274,6 +278,16 @@ class LoraModel:
         x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
         logits, _ = self.head.forward(x, None)
         return logits
+
+
+def _weights(source: TensorSource, names: Sequence[str], precision: str) -> Weights:
+    """Matrices that share an input: in the file's blocks where products take them so, else as numbers."""
+    if precision in CALIBRATED:
+        stored = [source.quantized(name) for name in names]
+        parts = [blocks for blocks in stored if blocks is not None and blocks.kind in KINDS]
+        if len(parts) == len(stored):
+            return parts
+    return [source.get(name) for name in names]
 
 
 def evaluate_loss(

@@ -151,11 +151,3 @@ def nf4_pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     edges = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
     codes = torch.bucketize(unit.flatten(1), edges, out_int32=True).to(torch.uint8)
     return codes[:, 0::2] | (codes[:, 1::2] << 4), scales
-
-
-def nf4_unpack(packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight (out, in) in bfloat16."""
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-    values = NF4_LEVELS[codes.int()].unflatten(1, (-1, NF4_BLOCK)) * scales.float()[:, :, None]
-    weight: torch.Tensor = values.flatten(1).to(torch.bfloat16)
-    return weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -10,29 +11,35 @@ import torch
 
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.block import SITES, Block, Rows
+from rescoldo.engine.blocks import NF4, Blocks, Matrix
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import Int8Linear, smoothing
-from rescoldo.engine.linear import FrozenLinear, Nf4Linear, PlainLinear
+from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
 from rescoldo.engine.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.rope import rope_tables
-from rescoldo.engine.types import Example
+from rescoldo.engine.types import CALIBRATED, Example
 from rescoldo.errors import RescoldoError
 
 _CALIBRATION_TOKENS = 4_000_000  # times hidden size: 4 examples of the sample model, one of a 7B
 
+_SMALL = 1 << 30  # linears whose int8 numbers take less than this are kept unpacked
+
 Build = Callable[[str, FrozenLinear], LoraGroup]
+Weights = Sequence[Matrix]
 
 
 class Converter:
     """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers
     that it has made, so that every weight is read once.
 
+    nf4 differs from int8 only in how the weights are stored. Those that a file has in blocks stay as they are in both.
+
     Args:
         config: the decoder's shapes.
         precision: "fp32", "bf16", "int8" or "nf4".
-        calibration: examples to measure input ranges on (int8 without `state`).
+        calibration: examples to measure input ranges on (int8 and nf4 without `state`).
         state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
         embedding: (V, D), to embed the calibration tokens.
     """
@@ -55,10 +62,13 @@ class Converter:
                 f"({config.linear_shape(odd[0])[1]}) are no multiple of",
                 fix="use int8 or bf16",
             )
-        if precision == "int8" and not self.state:
+        linears = config.n_layers * sum(math.prod(config.linear_shape(name)) for name in LINEARS)
+        self._unpacked = precision == "int8" and linears <= _SMALL
+        if precision in CALIBRATED and not self.state:
             if not calibration:
                 raise RescoldoError(
-                    "int8 needs examples to measure the inputs' ranges on", fix="give calibration examples, or use bf16"
+                    f"{precision} needs examples to measure the inputs' ranges on",
+                    fix="give calibration examples, or use bf16",
                 )
             budget = max(256, _CALIBRATION_TOKENS // config.hidden_size)
             tokens: list[int] = []
@@ -74,38 +84,41 @@ class Converter:
             self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)
 
     def layer(
-        self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build
+        self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
-        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each."""
-        if self.precision in ("fp32", "bf16"):
+        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each.
+
+        Blocks (int8 and nf4 only) are used as they are.
+        """
+        if self.precision not in CALIBRATED:
             dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
-            return {site: build(site, PlainLinear(weights[site], dtype)) for site in SITES}
-        if self.precision == "nf4":
-            return {site: build(site, Nf4Linear(weights[site])) for site in SITES}
+            return {site: build(site, PlainLinear(_dense(weights[site]), dtype)) for site in SITES}
         if self.rows is not None:
             return self._measure(index, weights, norms, build)
-        groups = {}
-        for site in SITES:
-            columns, apart = smoothing(self.state[f"layers.{index}.{site}"], weights[site])
-            groups[site] = build(site, Int8Linear(weights[site], columns, apart))
-        return groups
+        return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
-    def head(self, weight: torch.Tensor, norm: torch.Tensor) -> FrozenLinear:
-        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer."""
-        if self.precision != "int8":
-            return PlainLinear([weight], torch.float32 if self.precision == "fp32" else torch.bfloat16)
+    def integer(self, key: str, weights: Weights) -> Int8Linear:
+        """The weights for 8-bit products, by the input ranges that `state` has under `key`."""
+        if self.precision == "nf4":
+            weights = [w if isinstance(w, Blocks) else _nf4(w) for w in weights]
+        columns, apart = smoothing(self.state[key], weights)
+        return Int8Linear(weights, columns, apart, unpacked=self._unpacked)
+
+    def head(self, weight: Matrix, norm: torch.Tensor) -> FrozenLinear:
+        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer. Its 8-bit
+        numbers are not cut down to nf4."""
+        if self.precision not in CALIBRATED:
+            return PlainLinear(_dense([weight]), torch.float32 if self.precision == "fp32" else torch.bfloat16)
         if self.rows is not None:
             x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
             self.state["head"] = x.abs().amax(0).float()
-        return Int8Linear([weight], *smoothing(self.state["head"], [weight]), fine=True)
+        return Int8Linear([weight], *smoothing(self.state["head"], [weight]), fine=True, unpacked=self._unpacked)
 
     def _measure(
-        self, index: int, weights: dict[str, list[torch.Tensor]], norms: dict[str, torch.Tensor], build: Build
+        self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
         assert self.rows is not None
-        measuring = {
-            site: _Measuring(self.state, f"layers.{index}.{site}", site, weights[site], build) for site in SITES
-        }
+        measuring = {site: _Measuring(self, f"layers.{index}.{site}", site, weights[site], build) for site in SITES}
         block = Block(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
         self.h, _ = block.forward(self.h, self.rows, None)
         return {site: one.made() for site, one in measuring.items()}
@@ -114,19 +127,25 @@ class Converter:
 class _Measuring:
     """Stands for a group of linears in the calibration's pass: measures its input, then makes the group and is it."""
 
-    def __init__(
-        self, state: dict[str, torch.Tensor], key: str, site: str, weights: list[torch.Tensor], build: Build
-    ) -> None:
-        self.state, self.key, self.site, self.weights, self.build = state, key, site, weights, build
+    def __init__(self, converter: Converter, key: str, site: str, weights: Weights, build: Build) -> None:
+        self.converter, self.key, self.site, self.weights, self.build = converter, key, site, weights, build
         self.adapted: list[object] = []
         self.group: LoraGroup | None = None
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        self.state[self.key] = x.abs().amax(0).float()
-        columns, apart = smoothing(self.state[self.key], self.weights)
-        self.group = self.build(self.site, Int8Linear(self.weights, columns, apart))
+        self.converter.state[self.key] = x.abs().amax(0).float()
+        self.group = self.build(self.site, self.converter.integer(self.key, self.weights))
         return self.group.forward(x, mask)
 
     def made(self) -> LoraGroup:
         assert self.group is not None
         return self.group
+
+
+def _nf4(weight: torch.Tensor) -> Blocks:
+    packed, scales = kernels().nf4_pack(weight)
+    return Blocks(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
+
+
+def _dense(weights: Weights) -> list[torch.Tensor]:
+    return [kernels().blocks_decode([w]) if isinstance(w, Blocks) else w for w in weights]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+CALIBRATED = ("int8", "nf4")  # products in int8, by input ranges that are measured on examples
+
 
 @dataclass(frozen=True)
 class Example:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import end_of_turn, prompt_ids, prompt_text, stop_ids
-from rescoldo.engine.types import Example, Sampling
+from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.files import sha256
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import Adapter
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 CALIBRATION_EXAMPLES = 4
 
 
@@ -131,12 +130,13 @@ def load_for_inference(
             fix="bring the base model back that it was trained on, or train again",
         )
     tokenizer = base.tokenizer()
-    frozen = _frozen_state(run) if run and wanted in ("auto", "int8") and info.get("quantization") == "int8" else None
+    measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
+    frozen = _frozen_state(run) if run and measured else None
     precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
 
     def load() -> LoraModel:
         calibration = None
-        if precision == "int8" and frozen is None and role is not None:
+        if precision in CALIBRATED and frozen is None and role is not None:
             end = end_of_turn(tokenizer)
             prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
             calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
@@ -191,11 +191,11 @@ def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> Non
 
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
-    """The precision to load in; int8 only where its ranges are known or can be measured, unless it was asked for."""
+    """The precision to load in; int8 and nf4 only where ranges are known or can be measured, unless asked for."""
     if wanted != "auto":
         return wanted
     trained_in = info.get("quantization")
-    if trained_in in PRECISIONS and (trained_in != "int8" or calibrated):
+    if trained_in in PRECISIONS and (trained_in not in CALIBRATED or calibrated):
         return str(trained_in)
     from rescoldo.engine.auto import choose_precision
 
@@ -203,7 +203,7 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
-    """int8's calibration as the run's newest good checkpoint keeps it."""
+    """The calibration as the run's newest good checkpoint keeps it."""
     from rescoldo.train.checkpoint import read_checkpoint
     from rescoldo.train.layout import list_checkpoints
 

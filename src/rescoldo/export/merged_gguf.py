@@ -54,14 +54,14 @@ def merged_tensors(source: Source, dtype: str) -> Iterator[Planned]:
         shape = tensors.shape(name)
         wanted = stored_type(name, shape, dtype)
         blocks = tensors.quantized(name) if dtype in QUANTIZED and not source.changes(name) else None
-        if blocks is not None and _bits(blocks.type_name) <= _bits(wanted):
+        if blocks is not None and _bits(blocks.kind) <= _bits(wanted):
 
             def copy(name: str = name) -> Any:
                 found = tensors.quantized(name)
                 assert found is not None
-                return found.data
+                return found.data.numpy()
 
-            yield Planned(gguf_name(name), shape, blocks.type_name, copy)
+            yield Planned(gguf_name(name), shape, blocks.kind, copy)
             continue
 
         def make(name: str = name, wanted: str = wanted) -> Any:

@@ -20,13 +20,16 @@ import torch
 
 from rescoldo.engine import cpu
 from rescoldo.engine.attention import Layout
+from rescoldo.engine.blocks import KINDS, Blocks, Stored
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.ops import Dropout
 from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side, padded
 from rescoldo.files import cache_root
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "int8.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "blocks.c", "int8.c")]
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
+# a decoded weight is the same number everywhere: no product and sum in one rounding
+_MORE = {"blocks.c": ["-ffp-contract=off"]}
 _FLOATS, _HALVES = torch.float32, torch.bfloat16
 
 
@@ -48,8 +51,8 @@ def build(*extra: str) -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
-    texts = [path.read_text() for path in (*_SOURCES, _SOURCES[0].with_name("common.h"))]
-    identity = "\n".join([version, cpu.identity(), *flags, *texts])
+    texts = [path.read_text() for path in (*_SOURCES, *map(_SOURCES[0].with_name, ("common.h", "blocks.h")))]
+    identity = "\n".join([version, cpu.identity(), *flags, repr(_MORE), *texts])
     library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
@@ -57,7 +60,10 @@ def build(*extra: str) -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             for command in (
-                *([compiler, *flags, "-c", str(path), "-o", f"{scratch}/{path.stem}.o"] for path in _SOURCES),
+                *(
+                    [compiler, *flags, *_MORE.get(path.name, []), "-c", str(path), "-o", f"{scratch}/{path.stem}.o"]
+                    for path in _SOURCES
+                ),
                 [
                     compiler,
                     "-shared",
@@ -117,7 +123,7 @@ class _Int8Input(ctypes.Structure):
 class _Int8Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "K", "N", "group", "groups")),
-        *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w")),
+        *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w", "stored")),
         ("backward", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("columns", "z", "side")),
         *((name, ctypes.c_int64) for name in ("Z", "own", "common", "common_at")),
@@ -128,6 +134,39 @@ class _Int8Product(ctypes.Structure):
 
 def _address(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+class _Blocks(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("kind", "rows", "row_bytes")),
+        *((name, ctypes.c_void_p) for name in ("data", "order", "scales")),
+    )
+
+
+class _Stored(ctypes.Structure):
+    """Keeps nothing alive but its own table: the tensors are the caller's."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("parts", "N", "K")),
+        *((name, ctypes.c_void_p) for name in ("part", "columns", "inverse")),
+    )
+    N: int
+    K: int
+
+    def __init__(
+        self, parts: Sequence[Blocks], columns: torch.Tensor | None = None, inverse: torch.Tensor | None = None
+    ) -> None:
+        self.table = (_Blocks * len(parts))(
+            *(
+                _Blocks(
+                    KINDS.index(b.kind), b.shape[0], b.data.shape[1],
+                    b.data.data_ptr(), _address(b.order), _address(b.scales),
+                )
+                for b in parts
+            )
+        )  # fmt: skip
+        rows, into = sum(b.shape[0] for b in parts), parts[0].shape[1]
+        super().__init__(len(parts), rows, into, ctypes.addressof(self.table), _address(columns), _address(inverse))
 
 
 def _mask(how: Dropout | None) -> _Mask:
@@ -149,6 +188,7 @@ class Native(Twins):
             raise BuildError(f"the built kernels do not load: {error}") from error
         self._has_attention = bool(self._c.has_attention())
         self._has_int8 = bool(self._c.has_int8())
+        self._has_blocks = bool(self._c.has_blocks())  # wherever there is int8
 
     def rms_norm(
         self, h: torch.Tensor, weight: torch.Tensor, eps: float
@@ -288,7 +328,7 @@ class Native(Twins):
     def int8_product(
         self,
         x: Quantized,
-        panels: torch.Tensor,
+        weight: torch.Tensor | Stored,
         outputs: int,
         columns: torch.Tensor,
         side: Side | None,
@@ -300,12 +340,15 @@ class Native(Twins):
         backward: bool,
     ) -> torch.Tensor:
         if not self._has_int8:
-            return super().int8_product(x, panels, outputs, columns, side, z, mask, bias, apart, backward=backward)
+            return super().int8_product(x, weight, outputs, columns, side, z, mask, bias, apart, backward=backward)
+        panels = weight if isinstance(weight, torch.Tensor) else None
+        stored = None if isinstance(weight, torch.Tensor) else _Stored(weight.parts, weight.columns, weight.inverse)
         t, k = x.q.shape
         y = torch.empty(t, outputs, dtype=_HALVES)
         how = _Int8Product(
             t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), x.sum.data_ptr(),
-            panels.data_ptr(), backward, columns.data_ptr(), z.data_ptr(), _address(side.weights if side else None),
+            _address(panels), ctypes.addressof(stored) if stored else None, backward, columns.data_ptr(),
+            z.data_ptr(), _address(side.weights if side else None),
             z.shape[1], side.own if side else 0, side.common if side else 0, side.common_at if side else 0,
             _address(side.at if side else None), _mask(mask), _address(bias), y.data_ptr(),
             len(apart.index) if apart else 0, apart.at if apart else 0, _address(apart.index if apart else None),
@@ -336,11 +379,53 @@ class Native(Twins):
         self._c.nf4_pack(_pointer(weight), _int(out), _int(into), _pointer(packed), _pointer(scales))
         return packed, scales
 
-    def nf4_unpack(self, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        out, into = packed.shape[0], packed.shape[1] * 2
-        weight = torch.empty(out, into, dtype=_HALVES)
-        self._c.nf4_unpack(_pointer(packed), _pointer(scales), _int(out), _int(into), _pointer(weight))
-        return weight
+    def blocks_widest(self, parts: Sequence[Blocks]) -> torch.Tensor:
+        if not self._has_blocks:
+            return super().blocks_widest(parts)
+        widest = torch.zeros(parts[0].shape[1])
+        self._measure(_Stored(parts), widest, None, None, None)
+        return widest
+
+    def blocks_scale(
+        self, parts: Sequence[Blocks], columns: torch.Tensor, apart: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self._has_blocks:
+            return super().blocks_scale(parts, columns, apart)
+        stored = _Stored(parts, columns)
+        largest, picked = torch.empty(stored.N), torch.empty(stored.N, len(apart))
+        self._measure(stored, None, largest, apart, picked)
+        return largest, picked
+
+    def _measure(
+        self,
+        stored: _Stored,
+        widest: torch.Tensor | None,
+        largest: torch.Tensor | None,
+        apart: torch.Tensor | None,
+        picked: torch.Tensor | None,
+    ) -> None:
+        count = 0 if apart is None else len(apart)
+        if self._c.blocks_measure(
+            ctypes.byref(stored), _pointer(widest), _pointer(largest), _pointer(apart), _int(count), _pointer(picked)
+        ):  # fmt: skip
+            raise MemoryError("no memory left for reading a weight")
+
+    def blocks_decode(self, parts: Sequence[Blocks]) -> torch.Tensor:
+        if not self._has_blocks:
+            return super().blocks_decode(parts)
+        stored = _Stored(parts)
+        out = torch.empty(stored.N, stored.K)
+        self._c.blocks_decode(ctypes.byref(stored), _int(0), _int(stored.N), _pointer(out))
+        return out
+
+    def int8_unpack(self, stored: Stored) -> torch.Tensor:
+        if not self._has_blocks:
+            return super().int8_unpack(stored)
+        n, k = stored.shape
+        panels = torch.empty(padded(n) // 16, k // 4, 16, 4, dtype=torch.uint8)
+        how = _Stored(stored.parts, stored.columns, stored.inverse)
+        self._c.int8_unpack(ctypes.byref(how), _pointer(panels))
+        return panels
 
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
         """As the twin's; the gradient takes the logits' place."""

@@ -8,7 +8,7 @@
 // VNNI instruction wants for the forward product. The backward product's panels are made from them block by block, in
 // cache. vpdpbusd takes unsigned times signed: 128 times the row's sum is taken off again.
 
-#include "common.h"
+#include "blocks.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 
@@ -210,6 +210,7 @@ typedef struct {
   const float *scale;    // (T, groups)
   const int32_t *sum;    // (T, groups)
   const uint8_t *w;      // panels; forward (N/16, K/4, 16, 4), backward (K/16, N/4, 16, 4)
+  const Stored *stored;  // or the weight's blocks, unpacked piece by piece in cache
   i64 backward;
   const float *columns;  // (N,) what each output is multiplied by
   // the small products: y[t, n] += sum_s z[t, at[n/16] + s] side[n/16, s, n%16], s < own, and the same for z from
@@ -328,27 +329,44 @@ static void run_finish(i64 m, int nv, const Product *p, i64 t, i64 panel, const 
 #undef CALL
 }
 
-// The backward product's panels n0/16..n1/16-1, inputs k0..k1-1 (multiples of 16): 4x4 bytes at a time turned around
-static void turn(const Product *p, i64 n0, i64 n1, i64 k0, i64 k1, uint8_t *to) {
+// A panel of 16 inputs, its outputs n (a multiple of 16) of them, as the backward product wants it: in each panel of 16
+// outputs (`deep` bytes apart) 4x4 bytes at a time turned around
+ALWAYS void turn(const uint8_t *from, i64 n, i64 deep, uint8_t *to) {
   const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  i64 stride = PAD(p->N, 16) / 4 * 64;  // from one panel of 16 inputs to the next
-  for (i64 k = k0; k < k1; k += 16) {
-    const uint8_t *from = p->w + k / 16 * stride;
-    for (i64 n = n0; n < n1; n += 16) {
-      const uint8_t *s = from + n * 16;
-      __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(s), order);
-      __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 64), order);
-      __m512i c = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 128), order);
-      __m512i d = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 192), order);
-      __m512i ab0 = _mm512_shuffle_i32x4(a, b, 0x44), cd0 = _mm512_shuffle_i32x4(c, d, 0x44);
-      __m512i ab1 = _mm512_shuffle_i32x4(a, b, 0xEE), cd1 = _mm512_shuffle_i32x4(c, d, 0xEE);
-      uint8_t *o = to + (n - n0) * (k1 - k0) + (k - k0) * 16;
-      _mm512_store_si512(o, _mm512_shuffle_i32x4(ab0, cd0, 0x88));
-      _mm512_store_si512(o + 64, _mm512_shuffle_i32x4(ab0, cd0, 0xDD));
-      _mm512_store_si512(o + 128, _mm512_shuffle_i32x4(ab1, cd1, 0x88));
-      _mm512_store_si512(o + 192, _mm512_shuffle_i32x4(ab1, cd1, 0xDD));
-    }
+  for (i64 i = 0; i < n; i += 16) {
+    const uint8_t *s = from + i * 16;
+    __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(s), order);
+    __m512i b = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 64), order);
+    __m512i c = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 128), order);
+    __m512i d = _mm512_shuffle_epi8(_mm512_loadu_si512(s + 192), order);
+    __m512i ab0 = _mm512_shuffle_i32x4(a, b, 0x44), cd0 = _mm512_shuffle_i32x4(c, d, 0x44);
+    __m512i ab1 = _mm512_shuffle_i32x4(a, b, 0xEE), cd1 = _mm512_shuffle_i32x4(c, d, 0xEE);
+    uint8_t *o = to + i / 16 * deep;
+    _mm512_store_si512(o, _mm512_shuffle_i32x4(ab0, cd0, 0x88));
+    _mm512_store_si512(o + 64, _mm512_shuffle_i32x4(ab0, cd0, 0xDD));
+    _mm512_store_si512(o + 128, _mm512_shuffle_i32x4(ab1, cd1, 0x88));
+    _mm512_store_si512(o + 192, _mm512_shuffle_i32x4(ab1, cd1, 0xDD));
   }
+}
+
+// The weight's panels for outputs n0..n1-1 and inputs k0..k1-1: where they stand, or made in `room`, and how far one
+// panel is from the next. `spare` holds one panel of blocks.
+ALWAYS const uint8_t *panels_at(const Product *p, i64 n0, i64 n1, i64 k0, i64 k1, uint8_t *room, uint8_t *spare,
+                                i64 *apart) {
+  *apart = (k1 - k0) * 16;
+  if (p->backward) {
+    for (i64 k = k0; k < k1; k += 16) {
+      const uint8_t *from = p->stored ? spare : p->w + (k / 16 * PAD(p->N, 16) + n0) * 16;
+      if (p->stored) unpack_panel(p->stored, k, n0, n1, spare);
+      turn(from, n1 - n0, *apart, room + (k - k0) * 16);
+    }
+  } else if (p->stored) {
+    for (i64 n = n0; n < n1; n += 16) unpack_panel(p->stored, n, k0, k1, room + (n - n0) / 16 * *apart);
+  } else {
+    *apart = p->K * 16;
+    return p->w + n0 * p->K + k0 * 16;
+  }
+  return room;
 }
 
 int int8_product(const Product *p) {
@@ -363,9 +381,10 @@ int int8_product(const Product *p) {
 #pragma omp parallel
   {
     int several = p->K > deep;
-    uint8_t *turned = p->backward ? aligned_alloc(64, widest * 32 * deep) : NULL;
+    uint8_t *room = p->backward || p->stored ? aligned_alloc(64, widest * 32 * deep) : NULL;
+    uint8_t *spare = p->stored ? aligned_alloc(64, widest * 32 * 16) : NULL;
     float *sums = aligned_alloc(64, sizeof(float) * 32 * (several ? PAD(ROWS_AT_ONCE, MR) * widest : MR));
-    if ((p->backward && !turned) || !sums) {
+    if (((p->backward || p->stored) && !room) || (p->stored && !spare) || !sums) {
 #pragma omp atomic write
       failed = 1;
     } else {
@@ -378,13 +397,7 @@ int int8_product(const Product *p) {
           for (i64 g0 = 0; g0 < p->groups; g0 += span) {
             i64 g1 = g0 + span < p->groups ? g0 + span : p->groups;
             i64 k0 = g0 * p->group, k1 = g1 * p->group < p->K ? g1 * p->group : p->K, panel_bytes;
-            const uint8_t *b;
-            if (p->backward) {
-              turn(p, p0 * 32, last * 16, k0, k1, turned);
-              b = turned, panel_bytes = (k1 - k0) * 16;
-            } else {
-              b = p->w + p0 * 2 * p->K * 16 + k0 * 16, panel_bytes = p->K * 16;
-            }
+            const uint8_t *b = panels_at(p, p0 * 32, last * 16, k0, k1, room, spare, &panel_bytes);
             for (i64 t = base; t < top; t += MR) {
               i64 m = top - t < MR ? top - t : MR;
               for (i64 pair = p0; pair < p1; pair++) {
@@ -407,7 +420,7 @@ int int8_product(const Product *p) {
           }
       }
     }
-    free(turned), free(sums);
+    free(room), free(spare), free(sums);
   }
   return failed;
 }

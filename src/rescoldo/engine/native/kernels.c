@@ -150,34 +150,6 @@ void nf4_pack(const bf16 *weight, i64 out, i64 in, uint8_t *packed, bf16 *scales
   }
 }
 
-// -> weight (out, in) bf16
-void nf4_unpack(const uint8_t *packed, const bf16 *scales, i64 out, i64 in, bf16 *weight) {
-  ROWS for (i64 o = 0; o < out; o++) {
-    for (i64 b = 0; b < in / 64; b++) {
-      float s = up(scales[o * (in / 64) + b]);
-      bf16 level[32];
-      for (int i = 0; i < 16; i++) level[i] = level[i + 16] = down(NF4[i] * s);
-      const uint8_t *p = packed + o * (in / 2) + b * 32;
-      bf16 *w = weight + o * in + b * 64;
-#ifdef __AVX512BW__
-      __m512i table = _mm512_loadu_si512(level);
-      for (int half = 0; half < 2; half++) {
-        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p + half * 16)));
-        // a byte becomes two 16-bit indices: low nibble first
-        __m512i index = _mm512_or_si512(_mm512_and_si512(bytes, _mm512_set1_epi32(15)),
-                                        _mm512_slli_epi32(_mm512_srli_epi32(bytes, 4), 16));
-        _mm512_storeu_si512(w + half * 32, _mm512_permutexvar_epi16(index, table));
-      }
-#else
-      for (int i = 0; i < 32; i++) {
-        w[2 * i] = level[p[i] & 15];
-        w[2 * i + 1] = level[p[i] >> 4];
-      }
-#endif
-    }
-  }
-}
-
 // --- loss -------------------------------------------------------------------------------------------------------------
 
 // logits (n, V) become weight * (softmax - onehot); loss (n,) each row's

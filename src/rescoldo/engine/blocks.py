@@ -1,0 +1,112 @@
+"""Weights in blocks of a few bits, as GGUF files and QLoRA store them, and their plain decoding.
+
+`native` decodes them in C (blocks.c), 32 numbers at a time, just before a product; the functions here are its twins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rescoldo.engine.ops import NF4_BLOCK, NF4_LEVELS
+from rescoldo.engine.ops_int8 import pack_panels
+
+NF4 = "nf4"
+# formats that products take as they are, in the order of blocks.c
+KINDS = (NF4, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+_PIECE = 1 << 18  # numbers decoded at a time: they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix (out, in) in blocks.
+
+    Attributes:
+        kind: "nf4" or ggml's name of the format; products and `native` take those in KINDS.
+        data: (out, bytes a row) uint8, maybe mapped from a file; never write into it.
+        shape: (out, in).
+        scales: nf4's, (out, in/64) bfloat16; ggml's stand in the data.
+        order: (out,) int64: row i of the matrix is data[order[i]]; None: the same order.
+    """
+
+    kind: str
+    data: torch.Tensor
+    shape: tuple[int, int]
+    scales: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Rows start..end-1 as float32, (end - start, in)."""
+        which = slice(start, end) if self.order is None else self.order[start:end]
+        data = self.data[which]
+        if self.scales is None:
+            return torch.from_numpy(decode_ggml(data.numpy(), self.kind)).view(-1, self.shape[1])
+        codes = torch.stack((data & 15, data >> 4), dim=-1).flatten(1)
+        values = NF4_LEVELS[codes.int()].unflatten(1, (-1, NF4_BLOCK)) * self.scales[which].float()[:, :, None]
+        decoded: torch.Tensor = values.flatten(1)
+        return decoded
+
+
+Matrix = torch.Tensor | Blocks
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An int8 weight that is made from blocks whenever it is needed: the parts' rows one behind the other, times
+    `columns` (in,) float32, times `inverse` (out,) float32, rounded."""
+
+    parts: Sequence[Blocks]
+    columns: torch.Tensor
+    inverse: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)"""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+
+def decode_ggml(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """ggml's blocks of type `kind` as float32 in one row, by the gguf package, in pieces that stay in the processor's
+    cache (ten times as fast as row by row, the same numbers)."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    form = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[form]
+    raw = raw.reshape(-1)
+    n_blocks, step = raw.size // size, max(_PIECE // block, 1)
+    decoded = np.empty(n_blocks * block, np.float32)
+    for start in range(0, n_blocks, step):
+        end = min(start + step, n_blocks)
+        piece = raw[start * size : end * size].reshape(1, -1)
+        decoded[start * block : end * block] = dequantize(piece, form).reshape(-1)
+    return decoded
+
+
+def blocks_decode(parts: Sequence[Blocks]) -> torch.Tensor:
+    """All parts' rows, (out, in) float32."""
+    return torch.cat([part.rows(0, part.shape[0]) for part in parts])
+
+
+def blocks_widest(parts: Sequence[Blocks]) -> torch.Tensor:
+    """Each column's largest magnitude, (in,) float32."""
+    return blocks_decode(parts).abs().amax(0)
+
+
+def blocks_scale(
+    parts: Sequence[Blocks], columns: torch.Tensor, apart: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's largest magnitude behind its product with columns (in,), (out,) float32; and the columns `apart` (n,)
+    as they are, (out, n) float32."""
+    weight = blocks_decode(parts)
+    return (weight * columns).abs().amax(1), weight[:, apart]
+
+
+def int8_unpack(stored: Stored) -> torch.Tensor:
+    """The panels that ops_int8.int8_product takes."""
+    weight = blocks_decode(stored.parts) * stored.columns * stored.inverse[:, None]
+    return pack_panels(weight.round().to(torch.int8))
