@@ -127,8 +127,7 @@ def test_the_widest_columns_are_kept_apart() -> None:
     columns, apart = smoothing(x.abs().amax(0), _weights(64, into=576))
     assert len(apart) == N_OUTLIERS
     assert apart.tolist() == sorted(set(apart.tolist()))
-    assert not columns[apart].any()
-    assert (columns > 0).sum() == 576 - N_OUTLIERS
+    assert (columns > 0).all()
     assert set(x.abs().amax(0).topk(10).indices.tolist()) <= set(apart.tolist())
 
 

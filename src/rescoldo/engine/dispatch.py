@@ -88,13 +88,12 @@ class Twins:
         z: torch.Tensor,
         mask: Dropout | None,
         bias: torch.Tensor | None,
-        apart: Apart | None,
         *,
         backward: bool,
     ) -> torch.Tensor:
         """See ops_int8.int8_product; blocks are unpacked before."""
         panels = blocks.int8_unpack(weight) if isinstance(weight, Stored) else weight
-        return ops_int8.int8_product(x, panels, outputs, columns, side, z, mask, bias, apart, backward=backward)
+        return ops_int8.int8_product(x, panels, outputs, columns, side, z, mask, bias, backward=backward)
 
     def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
         """See ops_int8.outer_rows."""

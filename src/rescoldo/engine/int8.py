@@ -5,8 +5,8 @@ SwitchBack (arXiv 2304.13013) trains with just these two products in int8. What 
 part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns are kept apart in
 float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
 
-    y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, apart] · W[:, apart]ᵀ  +  adapter
-    dx = Σ_g (q((dy·s_w)_g) · Q_g)·s_g · c,  dx[:, apart] = dy · W[:, apart],  +  adapter
+    y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, apart] · W[:, apart]ᵀ  +  adapter      (x without its columns apart)
+    dx = Σ_g (q((dy·s_w)_g) · Q_g)·s_g · c  +  adapter
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves int
 
 def group_size(columns: int) -> int:
     """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
-    return 192 if columns < 4096 else 512
+    return 96 if columns <= 1024 else 192 if columns < 4096 else 512
 
 
 def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +38,7 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Te
         weights: the (out_i, in) weights that share the input.
 
     Returns:
-        `columns` (in,) float32 and `apart` (N_OUTLIERS,) int64 as Int8Linear takes them.
+        `columns` (in,) float32 and `apart` (at most N_OUTLIERS,) int64 as Int8Linear takes them.
     """
     parts = [w for w in weights if isinstance(w, Blocks)]
     ranges = [w.abs().amax(0).float() for w in weights if isinstance(w, torch.Tensor)]
@@ -46,9 +46,9 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Te
     inputs = inputs.clamp_min(1e-6)
     scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
     apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
-    columns = 1.0 / scale
-    columns[apart] = 0.0
-    return columns, apart
+    # the columns apart count going back only: there they must not widen the range of the other columns' weights
+    scale[apart] = (wide * scale).index_fill(0, apart, 0.0).amax() / wide[apart]
+    return 1.0 / scale, apart
 
 
 class Int8Linear(FrozenLinear):
@@ -63,7 +63,7 @@ class Int8Linear(FrozenLinear):
         fine: bool = False,
         unpacked: bool = True,
     ) -> None:
-        """columns (in,) float32: multiplies the input, 0 where a column is kept apart; apart (n,) int64, ascending.
+        """columns (in,) float32: multiplies the input and divides the weight; apart (n,) int64, ascending.
 
         Weights are all numbers or all blocks. Blocks are made int8 once, or without `unpacked` for each product, to the
         same bits. With `fine`, output gradients go through twice, the second time what the first quantization has
@@ -72,12 +72,13 @@ class Int8Linear(FrozenLinear):
         """
         self.fine, self.columns, self.apart = fine, columns, apart
         self.out_features, self.in_features = sum(w.shape[0] for w in weights), weights[0].shape[1]
-        inverse = torch.where(columns > 0, 1.0 / columns, 0.0)
+        self.inputs = columns.index_fill(0, apart, 0.0)
+        inverse = 1.0 / columns
         self.weight: torch.Tensor | Stored
         parts = [w for w in weights if isinstance(w, Blocks)]
         dense = [w for w in weights if isinstance(w, torch.Tensor)]
         if parts:
-            largest, self.apart_weight = kernels().blocks_scale(parts, inverse, apart)
+            largest, kept = kernels().blocks_scale(parts, inverse, apart)
             self.scale = largest / 127.0
             stored = Stored(parts, inverse, torch.where(largest > 1e-30, 127.0 / largest, 0.0))
             self.weight = kernels().int8_unpack(stored) if unpacked else stored
@@ -86,8 +87,8 @@ class Int8Linear(FrozenLinear):
             made = [kernels().int8_pack(w, inverse) for w in (dense if whole else [torch.cat(dense)])]
             self.weight = made[0][0] if len(made) == 1 else torch.cat([panels for panels, _ in made])
             self.scale = torch.cat([scale for _, scale in made])
-            self.apart_weight = torch.cat([w[:, apart].float() for w in dense])  # (out, n)
-        self.apart_wide, self.apart_panels = _wide(self.apart_weight), _panels(self.apart_weight.T)
+            kept = torch.cat([w[:, apart].float() for w in dense])
+        self.apart_panels = _panels(kept.T)  # of the columns apart, as they are
 
     def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Int8Products:
         return Int8Products(self, adapter, bias)
@@ -96,7 +97,7 @@ class Int8Linear(FrozenLinear):
         panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
         weight = unpack_panels(panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
         weight *= self.columns
-        weight[:, self.apart] = self.apart_weight
+        weight[:, self.apart] = self.apart_panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
         return weight
 
 
@@ -126,18 +127,16 @@ class Int8Products(Products):
             a = torch.cat([m.a for m in members])
             self.down = [Segment(0, frozen.in_features, _wide(a.T), total, 0)]
             everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
-            self.backward_side = Side(_panels(a), total, 0, total, everywhere)
-        if n:
-            self.up.append(Segment(0, frozen.out_features, frozen.apart_wide, n, total))
+            self.backward_side = Side(_panels(a), _panels(a[:0]), total, everywhere)
         own = self.rank if split else total
-        self.forward_side = _side(_panels(rows), at, own, frozen.apart_panels, total) if self.width else None
+        self.forward_side = Side(_some(_panels(rows), at, own), frozen.apart_panels, total, at) if self.width else None
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
         f, op = self.frozen, kernels()
-        rows, z = op.int8_input(x, f.columns, group_size(f.in_features), self.down, self.apart, self.width, mask)
+        rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), self.down, self.apart, self.width, mask)
         assert rows is not None
         y = op.int8_product(
-            rows, f.weight, f.out_features, f.scale, self.forward_side, z, None, self.bias, None, backward=False
+            rows, f.weight, f.out_features, f.scale, self.forward_side, z, None, self.bias, backward=False
         )
         return y, z
 
@@ -146,10 +145,10 @@ class Int8Products(Products):
     ) -> tuple[torch.Tensor | None, Gradients]:
         f, op, r = self.frozen, kernels(), self.rank
         group = group_size(f.out_features) if want_input else None
-        rows, dz = op.int8_input(dy, f.scale, group, self.up, None, self.width, None)
+        rows, dz = op.int8_input(dy, f.scale, group, self.up, None, self.total, None)
         gradients: Gradients = []
         if self.adapter is not None and self.total and z is not None:
-            da = op.outer_rows(dz[:, : self.total], x, mask, 1.0)
+            da = op.outer_rows(dz, x, mask, 1.0)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
                 db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, self.adapter.scale)
@@ -157,13 +156,13 @@ class Int8Products(Products):
         if rows is None:
             return None, gradients
         dx = op.int8_product(
-            rows, f.weight, f.in_features, f.columns, self.backward_side, dz, mask, None, self.apart, backward=True
+            rows, f.weight, f.in_features, f.columns, self.backward_side, dz, mask, None, backward=True
         )
         if f.fine:
             op.int8_residual_(dy, f.scale, rows)
             rows, _ = op.int8_input(dy, f.scale, group, [], None, 0, None)
             assert rows is not None
-            dx += op.int8_product(rows, f.weight, f.in_features, f.columns, None, dz, None, None, None, backward=True)
+            dx += op.int8_product(rows, f.weight, f.in_features, f.columns, None, dz, None, None, backward=True)
         return dx, gradients
 
 
@@ -180,12 +179,10 @@ def _panels(rows: torch.Tensor) -> torch.Tensor:
     return _wide(rows).view(len(rows), panels, PANEL).transpose(0, 1).contiguous()
 
 
-def _side(rows: torch.Tensor, at: torch.Tensor, own: int, common: torch.Tensor, common_at: int) -> Side:
-    """rows (panels, R, 16), of which panel p takes at[p]..at[p]+own-1; common (panels, n, 16), which all take."""
-    n = common.shape[1]
-    weights = torch.zeros(len(at), own + n, PANEL)
-    weights[:, own:] = common
+def _some(rows: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor:
+    """rows (panels, R, 16) → (panels, n, 16): panel p's from at[p] on, zeros where that is -1."""
+    some = torch.zeros(len(at), n, PANEL)
     for first in at.unique().tolist():
         if first >= 0:
-            weights[at == first, :own] = rows[at == first, first : first + own]
-    return Side(weights, own, n, common_at, at)
+            some[at == first] = rows[at == first, first : first + n]
+    return some

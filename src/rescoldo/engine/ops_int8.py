@@ -68,23 +68,22 @@ class Segment:
 
 @dataclass(frozen=True)
 class Side:
-    """What a product adds to each panel of 16 outputs: z[:, at[panel] : + own] · the panel's first rows of `weights`
-    (panels, own + common, 16) float32 — nothing where `at` is -1 — and z[:, common_at : + common] · the others."""
+    """What a product adds to each panel p of 16 outputs: z[:, at[p] : + n] · own[p], own (panels, n, 16) float32, nothing
+    where `at` is -1; and z[:, common_at : + m] · common[p], common (panels, m, 16) float32."""
 
-    weights: torch.Tensor
-    own: int
-    common: int
+    own: torch.Tensor
+    common: torch.Tensor
     common_at: int
     at: torch.Tensor
 
     def dense(self, width: int, outputs: int) -> torch.Tensor:
         """(width of z, outputs): the same as one matrix."""
-        full = torch.zeros(width, self.weights.shape[0] * PANEL)
+        full = torch.zeros(width, len(self.at) * PANEL)
         for panel, at in enumerate(self.at.tolist()):
             columns = slice(panel * PANEL, (panel + 1) * PANEL)
             if at >= 0:
-                full[at : at + self.own, columns] = self.weights[panel, : self.own]
-            full[self.common_at : self.common_at + self.common, columns] += self.weights[panel, self.own :]
+                full[at : at + self.own.shape[1], columns] = self.own[panel]
+            full[self.common_at : self.common_at + self.common.shape[1], columns] += self.common[panel]
         return full[:, :outputs]
 
 
@@ -151,14 +150,10 @@ def int8_product(
     z: torch.Tensor,
     mask: Dropout | None,
     bias: torch.Tensor | None,
-    apart: Apart | None,
     *,
     backward: bool,
 ) -> torch.Tensor:
-    """x · Wᵀ (or, backward, x · W) times columns (outputs,), plus mask · z · side, plus bias; (T, outputs) bfloat16.
-
-    Backward, z's columns of `apart` are added to the outputs of their index.
-    """
+    """x · Wᵀ (or, backward, x · W) times columns (outputs,), plus mask · z · side, plus bias; (T, outputs) bfloat16."""
     weight = unpack_panels(panels)
     weight = weight if backward else weight.T
     y = torch.zeros(x.q.shape[0], weight.shape[1])
@@ -171,10 +166,7 @@ def int8_product(
         y += extra if mask is None else extra * mask.mask(outputs) * mask.scale
     if bias is not None:
         y += bias.float()
-    y = y.to(torch.bfloat16)
-    if apart is not None:
-        y.index_add_(1, apart.index, z[:, apart.at : apart.at + len(apart.index)].to(torch.bfloat16))
-    return y
+    return y.to(torch.bfloat16)
 
 
 def outer_rows(z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:

@@ -125,10 +125,9 @@ class _Int8Product(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("T", "K", "N", "group", "groups")),
         *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w", "stored")),
         ("backward", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("columns", "z", "side")),
-        *((name, ctypes.c_int64) for name in ("Z", "own", "common", "common_at")),
+        *((name, ctypes.c_void_p) for name in ("columns", "z", "own", "common")),
+        *((name, ctypes.c_int64) for name in ("Z", "n_own", "n_common", "common_at")),
         ("at", ctypes.c_void_p), ("mask", _Mask), ("bias", ctypes.c_void_p), ("y", ctypes.c_void_p),
-        ("n_apart", ctypes.c_int64), ("apart_at", ctypes.c_int64), ("apart", ctypes.c_void_p),
     )  # fmt: skip
 
 
@@ -335,12 +334,11 @@ class Native(Twins):
         z: torch.Tensor,
         mask: Dropout | None,
         bias: torch.Tensor | None,
-        apart: Apart | None,
         *,
         backward: bool,
     ) -> torch.Tensor:
         if not self._has_int8:
-            return super().int8_product(x, weight, outputs, columns, side, z, mask, bias, apart, backward=backward)
+            return super().int8_product(x, weight, outputs, columns, side, z, mask, bias, backward=backward)
         panels = weight if isinstance(weight, torch.Tensor) else None
         stored = None if isinstance(weight, torch.Tensor) else _Stored(weight.parts, weight.columns, weight.inverse)
         t, k = x.q.shape
@@ -348,10 +346,10 @@ class Native(Twins):
         how = _Int8Product(
             t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), x.sum.data_ptr(),
             _address(panels), ctypes.addressof(stored) if stored else None, backward, columns.data_ptr(),
-            z.data_ptr(), _address(side.weights if side else None),
-            z.shape[1], side.own if side else 0, side.common if side else 0, side.common_at if side else 0,
+            z.data_ptr(), _address(side.own if side else None), _address(side.common if side else None),
+            z.shape[1], side.own.shape[1] if side else 0, side.common.shape[1] if side else 0,
+            side.common_at if side else 0,
             _address(side.at if side else None), _mask(mask), _address(bias), y.data_ptr(),
-            len(apart.index) if apart else 0, apart.at if apart else 0, _address(apart.index if apart else None),
         )  # fmt: skip
         if self._c.int8_product(ctypes.byref(how)):
             raise MemoryError("no memory left for an int8 product")

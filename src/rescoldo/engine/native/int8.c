@@ -213,17 +213,14 @@ typedef struct {
   const Stored *stored;  // or the weight's blocks, unpacked piece by piece in cache
   i64 backward;
   const float *columns;  // (N,) what each output is multiplied by
-  // the small products: y[t, n] += sum_s z[t, at[n/16] + s] side[n/16, s, n%16], s < own, and the same for z from
-  // `common_at` on, s < common; the sum times the mask
-  const float *z, *side;
-  i64 Z, own, common, common_at;
+  // the small products: y[t, n] += sum_s z[t, at[n/16] + s] own[n/16, s, n%16], s < n_own, and the same for z from
+  // `common_at` on, s < n_common, and `common`; the sum times the mask
+  const float *z, *own, *common;
+  i64 Z, n_own, n_common, common_at;
   const int32_t *at;     // (N/16,), -1: none of its own
   Mask mask;
   const bf16 *bias;      // (N,) or NULL
   bf16 *y;               // (T, N)
-  // the backward product's columns apart: y[t, apart[e]] += z[t, apart_at + e]
-  i64 n_apart, apart_at;
-  const i64 *apart;
 } Product;
 
 // sum += w (unsigned) · x (signed), four at a time. Not the intrinsic: gcc 12 copies each sum twice around it.
@@ -267,21 +264,20 @@ ALWAYS void tile_int8(const int m, const int NV, const Product *p, i64 t, i64 g0
 }
 
 ALWAYS void finish(const int m, const int NV, const Product *p, i64 t, i64 panel, const float *C) {
-  i64 wide = p->own + p->common;
   __m512 acc[MR][2];
 #pragma GCC unroll 12
   for (int r = 0; r < m; r++)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; v++) acc[r][v] = _mm512_setzero_ps();
   for (int part = 0; part < 2; part++) {
-    i64 n = part ? p->common : p->at && p->at[panel] >= 0 ? p->own : 0;
+    i64 n = part ? p->n_common : p->at && p->at[panel] >= 0 ? p->n_own : 0;
     if (!n) continue;
     const float *z = p->z + t * p->Z + (part ? p->common_at : p->at[panel]);
-    const float *b = p->side + (panel * wide + (part ? p->own : 0)) * 16;
+    const float *b = (part ? p->common : p->own) + panel * n * 16;
     for (i64 s = 0; s < n; s++) {
       __m512 w[2];
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) w[v] = _mm512_loadu_ps(b + (v * wide + s) * 16);
+      for (int v = 0; v < NV; v++) w[v] = _mm512_loadu_ps(b + (v * n + s) * 16);
 #pragma GCC unroll 12
       for (int r = 0; r < m; r++) {
         __m512 x = _mm512_set1_ps(z[r * p->Z + s]);
@@ -410,14 +406,6 @@ int int8_product(const Product *p) {
             }
           }
         }
-      }
-      if (p->n_apart) {
-#pragma omp for schedule(static)
-        for (i64 t = 0; t < p->T; t++)
-          for (i64 e = 0; e < p->n_apart; e++) {
-            bf16 *y = p->y + t * p->N + p->apart[e];
-            *y = down(up(*y) + p->z[t * p->Z + p->apart_at + e]);
-          }
       }
     }
     free(room), free(spare), free(sums);
