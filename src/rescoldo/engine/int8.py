@@ -46,8 +46,9 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Te
     inputs = inputs.clamp_min(1e-6)
     scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
     apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
-    # the columns apart count going back only: there they must not widen the range of the other columns' weights
-    scale[apart] = (wide * scale).index_fill(0, apart, 0.0).amax() / wide[apart]
+    # in 8 bits the columns apart are used going back only: they widen no row's range
+    others = (wide * scale).index_fill(0, apart, 0.0).amax()
+    scale[apart] = (others if others > 0 else 1.0) / wide[apart]
     return 1.0 / scale, apart
 
 

@@ -68,8 +68,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Side:
-    """What a product adds to each panel p of 16 outputs: z[:, at[p] : + n] · own[p], own (panels, n, 16) float32, nothing
-    where `at` is -1; and z[:, common_at : + m] · common[p], common (panels, m, 16) float32."""
+    """What a product adds to each panel p of 16 outputs: z[:, at[p] : + n] · own[p], own (panels, n, 16) float32, or
+    nothing where `at` is -1; and z[:, common_at : + m] · common[p], common (panels, m, 16) float32."""
 
     own: torch.Tensor
     common: torch.Tensor

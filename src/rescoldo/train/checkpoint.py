@@ -30,7 +30,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
 from rescoldo.train.layout import METRICS, list_checkpoints, order
 
-FORMAT = 1
+FORMAT = 2  # 1: other columns apart in int8
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own hash
 TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
