@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,62 +13,24 @@ from typing import Any
 
 import pytest
 
-from tests.base.make_models import tiny_hf
+from tests.nodes.common import command, curve, free_port, make_folder
 from tests.train.test_real import write_records
-
-SETTINGS = [
-    "--epochs",
-    2,
-    "--grad-accum",
-    3,
-    "--lr",
-    1e-2,
-    "--lora-r",
-    4,
-    "--threads",
-    1,
-    "--max-length",
-    4096,
-    "--force",
-]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nodes")
-    tiny_hf(folder / "base", "llama", max_position_embeddings=4096, intermediate_size=128)
-    write_records(folder / "train.jsonl", 0, 7)
-    write_records(folder / "val.jsonl", 7, 10)
-    return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return make_folder(tmp_path_factory.mktemp("nodes"))
 
 
 def start(folder: Path, output: Path, size: int, *more: Any, train: str = "train.jsonl") -> list[subprocess.Popen[str]]:
     """One process a rank, as torchrun starts them; rank 1 trains on `train`."""
     port, processes = free_port(), []
     for rank in range(size):
-        data = ["--train", folder / ("train.jsonl" if rank == 0 else train), "--val", folder / "val.jsonl"]
-        command = [
-            sys.executable,
-            "-m",
-            "rescoldo",
-            "train",
-            *data,
-            "--base-model",
-            folder / "base",
-            "--output",
-            output,
-        ]
-        environment = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         processes.append(
             subprocess.Popen(
-                [str(part) for part in [*command, *SETTINGS, *more]],
-                env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+                command(folder, output, *more, train="train.jsonl" if rank == 0 else train),
+                env={**os.environ, **place, "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -87,20 +48,15 @@ def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def curve(output: Path) -> list[float]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line.get("loss", line.get("val_loss")) for line in lines]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["fp32", "int8"])
-def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: str) -> None:
+@pytest.mark.parametrize(("quantization", "size"), [("fp32", 2), ("fp32", 4), ("bf16", 2), ("int8", 2)])
+def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: str, size: int) -> None:
     (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", quantization))
     assert one[0] == 0, one[1]
-    leader, follower = end(start(folder, tmp_path / "two", 2, "--quantization", quantization))
-    assert leader[0] == 0, leader[1]
-    assert follower[0] == 0, follower[1]
-    assert "2 machines work on this run" in leader[1]
+    results = end(start(folder, tmp_path / "two", size, "--quantization", quantization))
+    for code, text in results:
+        assert code == 0, text
+    assert f"{size} machines work on this run" in results[0][1]
     assert curve(tmp_path / "two") == pytest.approx(
         curve(tmp_path / "one"), rel=1e-5 if quantization == "fp32" else 1e-2
     )
@@ -115,7 +71,7 @@ def test_other_data_is_refused_everywhere(folder: Path, tmp_path: Path) -> None:
     results = end(start(folder, tmp_path / "out", 2, "--quantization", "fp32", train="other.jsonl"))
     for code, text in results:
         assert code == 2, text
-        assert "rank 1 has another training examples than rank 0" in text
+        assert "(1) has another training examples than" in text
     assert not (tmp_path / "out").exists()
 
 
@@ -136,3 +92,37 @@ def test_a_follower_that_dies_loses_nothing_that_was_saved(folder: Path, tmp_pat
     assert again[0] == 0, again[1]
     assert "Resuming from" in again[1]
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_each_difference_is_named_on_both_sides(tmp_path: Path) -> None:
+    """agree(), on two processes, over and over with one field changed on the second."""
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import json, sys\n"
+        "from rescoldo.errors import RescoldoError\n"
+        "from rescoldo.nodes.group import agree, current_group, joined\n"
+        "facts = {'role': 'a', 'base model': 'b', 'training examples': '1, c', 'lora_r': 4,\n"
+        "         'surroundings': {'rescoldo': '1', 'cpu': 'x'}, 'threads': 1}\n"
+        "with joined(current_group()) as group:\n"
+        "    changes = [{}, *({name: 'other'} for name in facts if name != 'surroundings'),\n"
+        "               {'surroundings': {'rescoldo': '2'}}, {'surroundings': {'rescoldo': '1', 'cpu': 'y'}}]\n"
+        "    for change in changes:\n"
+        "        try:\n"
+        "            agree({**facts, **change} if group.rank else facts, group)\n"
+        "            print(json.dumps(None))\n"
+        "        except RescoldoError as error:\n"
+        "            print(json.dumps(str(error).splitlines()[0]))\n"
+    )
+    port, processes = free_port(), []
+    for rank in range(2):
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        line = [sys.executable, str(script)]
+        processes.append(subprocess.Popen(line, env={**os.environ, **place}, stdout=subprocess.PIPE, text=True))
+    said = [[json.loads(line) for line in text.splitlines()] for code, text in end(processes)]
+    assert said[0] == said[1]
+    names = [None, "role", "base model", "training examples", "lora_r", None, "version of rescoldo", None]
+    for name, message in zip(names, said[0], strict=True):
+        assert (message is None) == (name is None)
+        if name:
+            assert f"(1) has another {name} than" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +14,10 @@ from rescoldo.cli.options import RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import RescoldoError
 
 if TYPE_CHECKING:
+    from rescoldo.nodes.nodes import Nodes
     from rescoldo.train.config import RunConfig
 
+NODES = "Several machines"
 EXAMPLE = "Example: rescoldo train --train train.jsonl --val val.jsonl --output artifacts/mine --detach"
 
 
@@ -53,6 +56,39 @@ def train(
             "--json", help="One JSON summary on standard output; messages on standard error.", rich_help_panel=RUN
         ),
     ] = False,
+    nodes: Annotated[
+        str,
+        typer.Option(
+            help="How many machines: 4 (going on with those that are left) or 2:4 (at least two). "
+            "Without --rendezvous: says what to type on each.",
+            rich_help_panel=NODES,
+        ),
+    ] = "",
+    rendezvous: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of the machine that leads and keeps OUTPUT; the same on all. (port 29400 if left out)",
+            rich_help_panel=NODES,
+        ),
+    ] = "",
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=100,
+            help="How fast this machine is against the others' 1. (default measured)",
+            rich_help_panel=NODES,
+        ),
+    ] = None,
+    join_seconds: Annotated[
+        int,
+        typer.Option(
+            min=1, max=3600, help="Wait so long for more machines, once enough are there.", rich_help_panel=NODES
+        ),
+    ] = 30,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Restarts after lost machines, then give up.", rich_help_panel=NODES)
+    ] = 100,
 ) -> None:
     """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts anew.
 
@@ -60,7 +96,15 @@ def train(
     works in OUTPUT. 128 + N: stopped by signal N and saved.
     """
     switches = {"restart": restart, "adapter_bin": adapter_bin, "force": force}
-    run(given, config, detach=detach, on_exit=on_exit, as_json=json_, **switches)
+    group: dict[str, Any] = {"nodes": nodes, "rendezvous": rendezvous, "share": share}
+    group |= {"join_seconds": join_seconds, "max_restarts": max_restarts}
+    if nodes and not rendezvous:
+        _say_what_to_type(given, config, {**switches, "restart": False}, group)
+        return
+    if not nodes and (rendezvous or share):
+        flag = "--rendezvous" if rendezvous else "--share"
+        raise RescoldoError("is for several machines", where=flag, fix="say --nodes too")
+    run(given, config, detach=detach, on_exit=on_exit, as_json=json_, group=group if nodes else None, **switches)
 
 
 def run(
@@ -73,31 +117,80 @@ def run(
     force: bool = False,
     detach: bool = False,
     on_exit: str = "",
+    group: dict[str, Any] | None = None,
 ) -> None:
-    """Train with the fields in `given` (None: not given) and leave with the exit code."""
+    """Train with the fields in `given` (None: not given) and leave with the exit code. `group`: the options about
+    several machines."""
     from rescoldo.run.registry import register
     from rescoldo.train.config import check_paths
 
     run_config = read_config(given, config)
     check_paths(run_config)  # before torch is imported, which takes seconds
-    register(run_config.output)
+    several = _nodes(group, detach) if group else None
+    if several is None or several.here:
+        register(run_config.output)
     try:
         if detach:
             from rescoldo.run.detach import start_detached, train_command
 
-            command = train_command(given, config, restart=restart, adapter_bin=adapter_bin, force=force)
+            command = train_command(
+                {**given, **(group or {})}, config, restart=restart, adapter_bin=adapter_bin, force=force
+            )
             _say_started(run_config.output, start_detached(run_config.output, command, on_exit), as_json)
         else:
-            _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json)
+            _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json, several)
     except RescoldoError as error:
         if as_json:
             print(json.dumps({"status": "failed", "output": str(run_config.output), "error": str(error)}))
         raise
 
 
+def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
+    """What was said about several machines.
+
+    Raises:
+        RescoldoError: it does not do.
+    """
+    from rescoldo.nodes.nodes import nodes_of
+
+    known = dict(group)
+    nodes = nodes_of(known.pop("nodes"), known.pop("rendezvous"), **known)
+    if detach and not nodes.here:
+        raise RescoldoError(
+            f"this machine writes no files: {nodes.host} leads",
+            where="--detach",
+            fix="use --detach there only; here: nohup rescoldo train … >rescoldo.log &",
+        )
+    return nodes
+
+
+def _say_what_to_type(given: dict[str, Any], config: Path | None, switches: dict[str, bool], group: Any) -> None:
+    from rescoldo.nodes.address import local_address
+    from rescoldo.nodes.nodes import instructions
+    from rescoldo.run.detach import train_command
+    from rescoldo.train.config import check_paths
+
+    check_paths(read_config(given, config))
+    known = {name: value for name, value in group.items() if value and name not in ("rendezvous", "share")}
+    known = {
+        name: value for name, value in known.items() if value != {"join_seconds": 30, "max_restarts": 100}.get(name)
+    }
+    command = train_command({**given, **known}, config, **switches)
+    print(instructions(["rescoldo", *command[4:]], group["nodes"], local_address(platform.node())), end="")
+
+
 def _in_foreground(
-    config: RunConfig, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
+    config: RunConfig,
+    restart: bool,
+    adapter_bin: bool,
+    force: bool,
+    on_exit: str,
+    as_json: bool,
+    nodes: Nodes | None,
 ) -> None:
+    if nodes is not None:
+        _on_several(config, nodes, restart, adapter_bin, force, on_exit, as_json)
+        return
     from rich.console import Console
 
     from rescoldo.train.progress import Reporter
@@ -117,6 +210,28 @@ def _in_foreground(
         print(json.dumps(result.summary(), ensure_ascii=False))
     if result.signal:
         raise typer.Exit(128 + result.signal)
+
+
+def _on_several(
+    config: RunConfig, nodes: Nodes, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
+) -> None:
+    from rescoldo.nodes.launch import Launcher
+
+    launcher = Launcher(config, nodes, adapter_bin=adapter_bin, force=force, quiet=as_json)
+    try:
+        outcome = launcher.run(restart=restart)
+    finally:
+        if on_exit:
+            from rescoldo.run.notify import run_on_exit
+
+            problem = run_on_exit(on_exit, config.output)
+            if problem:
+                launcher.say(problem)
+    if as_json:
+        failed = {"status": "failed", "output": str(config.output), "error": outcome.get("error", "")}
+        print(json.dumps(outcome.get("summary") or failed, ensure_ascii=False))
+    if outcome["code"]:
+        raise typer.Exit(outcome["code"])
 
 
 def _say_started(output: Path, pid: int, as_json: bool) -> None:

@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rescoldo.nodes.group import EVALUATE, STOP, Command, Group, agree, flat, receive
+from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, Command, Group, agree, flat, receive
+from rescoldo.run.signals import SIGNALS
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Model, Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 
+FAREWELL_SECONDS = 20.0  # how long torchrun may take to stop a worker that is to be started anew
+
+
+class Leaving:
+    """Whether a signal has come: this process goes on, tells the leader so with its next gradients, and is sent home
+    once the leader has saved."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
+        self.signal = self.signal or number
+
+
+@contextmanager
+def leaving() -> Iterator[Leaving]:
+    """Inside, signals are noted instead of obeyed."""
+    noted = Leaving()
+    before = {number: signal.signal(number, noted.handle) for number in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) -> int:
-    """Work for the leader until it says that the run has ended. Returns how many commands were carried out.
+    """Work for the leader until it says that the run has ended.
+
+    Returns:
+        0: it has. Otherwise the signal that made this process, or another, leave: the run goes on.
 
     Raises:
         RescoldoError: this machine has other data or settings than the leader, or lost it.
     """
     prepared = prepare(config, parts, reporter, restart=False)
     agree(prepared.identity, group)
-    reporter.say(f"  rank {group.rank} of {group.size} follows: it computes, rank 0 writes")
+    reporter.say(f"  this machine computes; {group.name(group.leader)} leads and writes ({group.size} machines)")
     config = prepared.config
     torch.set_num_threads(config.threads or 1)
     from rescoldo.train.start import CALIBRATION_EXAMPLES
@@ -37,19 +71,23 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
         frozen_state=None,
         on_progress=None,
     )
-    done = 0
-    while (command := receive(model.parameters)).op != STOP:
-        if command.weights:
-            model.sync()
-        if command.op == EVALUATE:
-            _evaluate(command, prepared, parts, group, model)
-        else:
-            _step(command, prepared, parts, group, model)
-        done += 1
-    return done
+    with leaving() as noted:
+        while (command := receive(model.parameters, group.leader)).op not in (STOP, AGAIN):
+            if command.weights:
+                model.sync()
+            if command.op == EVALUATE:
+                _evaluate(command, prepared, parts, group, model)
+            else:
+                _step(command, prepared, parts, group, model, noted)
+        if command.op == STOP:
+            return 0
+        until = time.monotonic() + FAREWELL_SECONDS
+        while not noted.signal and time.monotonic() < until:
+            time.sleep(0.1)
+        return noted.signal or signal.SIGTERM
 
 
-def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model) -> None:
+def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model, noted: Leaving) -> None:
     """This machine's examples of a step; all of them are named: dropout and shared prefix depend on the whole step."""
     config = prepared.config
     examples = [prepared.train.examples[i] for i in command.examples]
@@ -61,10 +99,9 @@ def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, mode
         nats += step.micro_batch(mine[start : start + config.batch_size])
     gradients = step.finish()
     figures = torch.zeros((group.size, 3), dtype=torch.float64)
-    tokens = sum(len(examples[i].tokens) for i in mine)
-    figures[group.rank] = torch.tensor([nats, tokens, time.monotonic() - began])
-    dist.reduce(flat(gradients), 0)
-    dist.reduce(figures, 0)
+    figures[group.rank] = torch.tensor([nats, time.monotonic() - began, noted.signal])
+    dist.reduce(flat(gradients), group.leader)
+    dist.reduce(figures, group.leader)
 
 
 def _evaluate(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model) -> None:
@@ -74,4 +111,4 @@ def _evaluate(command: Command, prepared: Prepared, parts: Parts, group: Group, 
     found = parts.evaluate_loss(model, [examples[i] for i in mine]) if mine else []
     for i, (loss, _) in zip(mine, found, strict=True):
         nats[i] = loss
-    dist.reduce(nats, 0)
+    dist.reduce(nats, group.leader)

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.nodes.place import current_place
 
 PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed at once
-STEP, EVALUATE, STOP = 1, 2, 3
+GATHERING = timedelta(minutes=5)  # until all processes of a start have found each other
+SILENCE = (10, 5, 3)  # a connection that is silent for so many seconds is tried every so many, so many times
+STEP, EVALUATE, STOP, AGAIN = 1, 2, 3, 4
+NAME_BYTES = 64
 Tensors = Mapping[str, torch.Tensor]
+
+
+class LostOthersError(RescoldoError):
+    """The connection to another machine broke: what was begun is lost, and can be begun again with those left."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among those of the run; rank 0 leads."""
+    """This process's place among those of the run.
+
+    Attributes:
+        rank, size: as torchrun gave them; they may change with every restart.
+        leader: the rank that holds the output directory and writes.
+        names: of the machines, by rank.
+        shares: given by hand, by rank; () where speeds are measured.
+    """
 
     rank: int
     size: int
+    leader: int = 0
+    names: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the leader."""
+        return self.rank == self.leader
+
+    def name(self, rank: int) -> str:
+        """What to call a machine."""
+        return self.names[rank] if self.names else f"rank {rank}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,7 @@ class Command:
     """What the followers are to do.
 
     Attributes:
-        op: STEP, EVALUATE or STOP.
+        op: STEP, EVALUATE, STOP (the run is over) or AGAIN (it goes on with other machines).
         step: the optimizer step's number, for dropout.
         examples: places in the training or validation data, in the step's order.
         ranks: who computes each of them.
@@ -57,27 +88,35 @@ def current_group() -> Group | None:
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     if not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
         raise RescoldoError(f"RANK={rank}, WORLD_SIZE={size} is no place in a group", fix="start with torchrun")
-    return Group(int(rank), int(size)) if int(size) > 1 else None
+    place = current_place()
+    if int(size) > 1:
+        return Group(int(rank), int(size))
+    if place is not None and not place.job().get("leads"):
+        raise LostOthersError("the machine that leads is not there")
+    return None
 
 
 @contextmanager
-def joined(group: Group) -> Iterator[None]:
-    """Inside, the processes are connected.
+def joined(group: Group) -> Iterator[Group]:
+    """Inside, the processes are connected; yields the group with all that they have told each other.
 
     Raises:
         RescoldoError: they do not find each other, or the connection broke.
     """
     try:
-        dist.init_process_group("gloo", rank=group.rank, world_size=group.size, timeout=PATIENCE)
-        yield
+        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
+        store = TCPStore(address, port, group.size, group.rank == 0, GATHERING)
+        dist.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
+        _notice_silence()
+        yield introduced(group)
     except (dist.DistError, RuntimeError) as error:
         text = str(error).splitlines()[0][:200]
         lost = isinstance(error, dist.DistError) or any(w in text for w in ("onnection", "gloo", "Gloo", "timed out"))
         if not lost:
             raise
-        raise RescoldoError(
+        raise LostOthersError(
             f"rank {group.rank} lost the others: {text}",
-            fix="torchrun with --max-restarts starts again from the last checkpoint with those that are left",
+            fix="the same command again goes on from the last checkpoint; `rescoldo train --nodes` does so by itself",
             exit_code=EXIT_FAILURE,
         ) from error
     finally:
@@ -85,27 +124,72 @@ def joined(group: Group) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def send(command: Command, weights: Tensors) -> None:
-    """The leader: tell all followers; `weights` go along if the command says so."""
+def introduced(group: Group) -> Group:
+    """Everybody says who it is: name, whether it leads, its share if that was given by hand.
+
+    Raises:
+        RescoldoError: nobody here leads.
+    """
+    place = current_place()
+    job = place.job() if place else {}
+    leads = (2.0 if job.get("leads") else 0.0) if place else 1.0 if group.rank == 0 else 0.5
+    share = float(job.get("share") or 0.0)
+    name = platform.node().encode()[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
+    own = torch.tensor([leads, share, *name], dtype=torch.float64)
+    everyone = [torch.zeros_like(own) for _ in range(group.size)]
+    dist.all_gather(everyone, own)
+    facts = torch.stack(everyone)
+    if not bool(facts[:, 0].any()):
+        raise LostOthersError("the machine that leads is not there")
+    names = [bytes(int(c) for c in row).rstrip(b"\0").decode(errors="replace") for row in facts[:, 2:].tolist()]
+    doubled = [f"{name} ({rank})" if names.count(name) > 1 else name for rank, name in enumerate(names)]
+    shares = facts[:, 1].tolist()
+    by_hand = tuple(share or 1.0 for share in shares) if any(shares) else ()
+    return replace(group, leader=int(facts[:, 0].argmax()), names=tuple(doubled), shares=by_hand)
+
+
+def _notice_silence() -> None:
+    """Have the kernel ask over connections that say nothing whether the other side is still there: a machine without
+    power, or behind a cut cable, closes nothing."""
+    idle, interval, count = SILENCE
+    options = {
+        "TCP_KEEPIDLE": idle,
+        "TCP_KEEPINTVL": interval,
+        "TCP_KEEPCNT": count,
+        "TCP_USER_TIMEOUT": 1000 * (idle + interval * count),
+    }
+    for fd in range(3, 1024):
+        with contextlib.suppress(OSError):
+            with socket.socket(fileno=os.dup(fd)) as one:  # gloo opens them and has no such setting
+                if one.type != socket.SOCK_STREAM or one.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, value in options.items():
+                    if hasattr(socket, name):
+                        one.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def send(command: Command, weights: Tensors, root: int) -> None:
+    """The leader, of rank `root`: tell all followers; `weights` go along if the command says so."""
     header = torch.tensor([command.op, command.step, len(command.examples), int(command.weights)])
-    dist.broadcast(header, 0)
+    dist.broadcast(header, root)
     if command.examples:
-        dist.broadcast(torch.tensor([list(command.examples), list(command.ranks)]), 0)
+        dist.broadcast(torch.tensor([list(command.examples), list(command.ranks)]), root)
     if command.weights:
-        dist.broadcast(flat(weights), 0)
+        dist.broadcast(flat(weights), root)
 
 
-def receive(weights: Tensors) -> Command:
+def receive(weights: Tensors, root: int) -> Command:
     """A follower: the next command; new weights are copied into `weights`."""
     header = torch.zeros(4, dtype=torch.int64)
-    dist.broadcast(header, 0)
+    dist.broadcast(header, root)
     op, step, count, fresh = header.tolist()
     body = torch.zeros((2, count), dtype=torch.int64)
     if count:
-        dist.broadcast(body, 0)
+        dist.broadcast(body, root)
     if fresh:
         vector = flat(weights)
-        dist.broadcast(vector, 0)
+        dist.broadcast(vector, root)
         unflatten(vector, weights)
     examples, ranks = body.tolist()
     return Command(op, step, examples, ranks, bool(fresh))
@@ -133,6 +217,7 @@ def agree(identity: Mapping[str, Any], group: Group) -> None:
         RescoldoError: on each of them, naming what differs and where.
     """
     facts = {name: value for name, value in identity.items() if name not in ("surroundings", "threads")}
+    facts["version of rescoldo"] = (identity.get("surroundings") or {}).get("rescoldo")
     names = sorted(facts)
     own = torch.stack([_digest(names), *(_digest(facts[name]) for name in names)])
     count = torch.tensor([len(own)])
@@ -143,10 +228,14 @@ def agree(identity: Mapping[str, Any], group: Group) -> None:
     everyone = [torch.zeros_like(own) for _ in range(group.size)]
     dist.all_gather(everyone, own)
     for rank, other in enumerate(everyone):
-        odd = [name for name, a, b in zip(["fields", *names], everyone[0], other, strict=True) if not torch.equal(a, b)]
+        odd = [
+            name
+            for name, a, b in zip(["fields", *names], everyone[group.leader], other, strict=True)
+            if not torch.equal(a, b)
+        ]
         if odd:
             raise RescoldoError(
-                f"rank {rank} has another {', '.join(odd)} than rank 0",
+                f"{group.name(rank)} has another {', '.join(odd)} than {group.name(group.leader)}, which leads",
                 fix="the same command, datasets, role and base model on all machines; say --quantization, not auto",
             )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,13 @@ import torch
 import torch.distributed as dist
 
 from rescoldo.engine.types import Example
-from rescoldo.nodes.group import EVALUATE, STEP, STOP, Command, Group, agree, flat, send, unflatten
-from rescoldo.nodes.share import assign, measured
+from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, Command, Group, agree, flat, send, unflatten
+from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset, Model, Parts, Step, Tensors
 
-
-@contextmanager
-def leading(parts: Parts, group: Group) -> Iterator[Parts]:
-    """Parts for the loop of rank 0; when the block ends well the followers are sent home. Otherwise the connection
-    breaks, which tells them too: they may be in the midst of anything."""
-    leader = Leader(parts, group)
-    yield replace(
-        parts,
-        read_dataset=leader.read_dataset,
-        preflight=leader.preflight,
-        gradient_step=leader.gradient_step,
-        evaluate_loss=leader.evaluate_loss,
-        resumable_steps=False,
-    )
-    leader.stop()
+REPEAT_SECONDS = 600.0  # a slow machine is named again after this
+LEARNING_STEPS = 3  # before speeds are judged
 
 
 class Leader:
@@ -40,9 +27,24 @@ class Leader:
 
     def __init__(self, parts: Parts, group: Group) -> None:
         self.own, self.group = parts, group
-        self.speeds = [0.0] * group.size
+        self.speeds = list(group.shares) or [0.0] * group.size
         self.fresh = False  # the followers have the weights that the model has now
         self._places: dict[int, int] = {}  # id of an example → its place in its dataset
+        self._reporter: Any = None
+        self._steps = 0
+        self._named: dict[int, float] = {}  # slow machine → when it was named
+
+    def parts(self) -> Parts:
+        """Parts for the loop."""
+        return replace(
+            self.own,
+            read_dataset=self.read_dataset,
+            preflight=self.preflight,
+            gradient_step=self.gradient_step,
+            evaluate_loss=self.evaluate_loss,
+            resumable_steps=False,
+            machines=self.group.size,
+        )
 
     def read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
         """As Parts.read_dataset, noting where each example stands."""
@@ -54,7 +56,9 @@ class Leader:
         """The machine's own checks, then: has everybody the same?"""
         self.own.preflight(prepared, reporter, force)
         agree(prepared.identity, self.group)
-        reporter.say(f"  {self.group.size} machines work on this run; this one leads")
+        self._reporter = reporter
+        names = ", ".join(self.group.name(rank) for rank in range(self.group.size))
+        reporter.say(f"  {self.group.size} machines work on this run ({names}); this one leads")
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
         """A step whose examples are dealt out."""
@@ -63,46 +67,65 @@ class Leader:
 
     def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, int]]:
         """As engine.model.evaluate_loss, each machine its share."""
-        ranks = self.deal(EVALUATE, model, examples, 0)
-        mine = [i for i, rank in enumerate(ranks) if rank == 0]
+        ranks, _ = self.deal(EVALUATE, model, examples, 0)
+        mine = [i for i, rank in enumerate(ranks) if rank == self.group.rank]
         nats = torch.zeros(len(examples), dtype=torch.float64)
         found = self.own.evaluate_loss(model, [examples[i] for i in mine]) if mine else []
         for i, (loss, _) in zip(mine, found, strict=True):
             nats[i] = loss
-        dist.reduce(nats, 0)
+        dist.reduce(nats, self.group.leader)
         return [(loss, example.n_targets) for loss, example in zip(nats.tolist(), examples, strict=True)]
 
-    def deal(self, op: int, model: Model, examples: Sequence[Example], step: int) -> list[int]:
-        """Tell the followers what to do; returns each example's rank."""
-        ranks = assign([len(example.tokens) for example in examples], self.speeds)
+    def deal(self, op: int, model: Model, examples: Sequence[Example], step: int) -> tuple[list[int], list[float]]:
+        """Tell the followers what to do; returns each example's rank, and each rank's work in tokens."""
+        load = load_of(examples, share=getattr(model, "share_prefix", False))
+        ranks = assign(load, self.speeds)
         places = [self._places[id(example)] for example in examples]
-        send(Command(op, step, places, ranks, weights=not self.fresh), model.parameters)
+        send(Command(op, step, places, ranks, weights=not self.fresh), model.parameters, self.group.leader)
         self.fresh = True
-        return ranks
+        return ranks, load.of(ranks, self.group.size)
 
-    def stop(self) -> None:
-        """The end, for the followers too."""
-        send(Command(STOP), {})
+    def step_done(self, work: Sequence[float], seconds: Sequence[float], signals: Sequence[float]) -> None:
+        """Learn from a step: how fast each machine is, and whether one wants to leave."""
+        if not self.group.shares:
+            self.speeds = measured(self.speeds, work, seconds)
+            self._steps += 1
+            for rank in slow_ones(self.speeds) if self._steps > LEARNING_STEPS else ():
+                if time.monotonic() - self._named.get(rank, float("-inf")) >= REPEAT_SECONDS:
+                    self._named[rank] = time.monotonic()
+                    fast = max(self.speeds)
+                    self._reporter.warn(
+                        f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s where the fastest does "
+                        f"{fast:.0f}; it gets less to do\n    → `rescoldo doctor` there says why; "
+                        "Ctrl-C there takes it out of the run"
+                    )
+        if any(signals):
+            names = ", ".join(self.group.name(rank) for rank, number in enumerate(signals) if number)
+            self._reporter.say(f"  {names} leaves or machines join: saving, then going on with those that are there")
+            signal.raise_signal(signal.SIGTERM)  # the loop saves behind this step
+
+    def stop(self, *, over: bool) -> None:
+        """The end of this process's work, for the followers too; `over`: of the run."""
+        send(Command(STOP if over else AGAIN), {}, self.group.leader)
 
 
 class SharedStep:
     """A GradientStep over all machines. Its gradients are summed once, at the end, on the leader."""
 
     def __init__(self, leader: Leader, model: Model, inner: Step, examples: list[Example], step: int) -> None:
-        self._leader, self._inner, self._examples = leader, inner, examples
-        self._ranks = leader.deal(STEP, model, examples, step)
-        self._tokens, self._seconds = 0, 0.0
+        self._leader, self._inner = leader, inner
+        self._ranks, self._work = leader.deal(STEP, model, examples, step)
+        self._seconds = 0.0
         self.nats_elsewhere = 0.0
 
     def micro_batch(self, indices: list[int]) -> float:
         """The leader's own of these examples; the loss of the others comes with `finish`."""
-        mine = [i for i in indices if self._ranks[i] == 0]
+        mine = [i for i in indices if self._ranks[i] == self._leader.group.rank]
         if not mine:
             return 0.0
         began = time.monotonic()
         nats = self._inner.micro_batch(mine)
         self._seconds += time.monotonic() - began
-        self._tokens += sum(len(self._examples[i].tokens) for i in mine)
         return nats
 
     def finish(self) -> Tensors:
@@ -110,15 +133,15 @@ class SharedStep:
         leader = self._leader
         began = time.monotonic()
         gradients = self._inner.finish()
-        figures = torch.zeros((leader.group.size, 3), dtype=torch.float64)  # nats, tokens, seconds of each rank
-        figures[0] = torch.tensor([0.0, self._tokens, self._seconds + time.monotonic() - began])
+        figures = torch.zeros((leader.group.size, 3), dtype=torch.float64)  # nats, seconds, signal of each rank
+        figures[leader.group.rank, 1] = self._seconds + time.monotonic() - began
         total = flat(gradients)
-        dist.reduce(total, 0)
-        dist.reduce(figures, 0)
+        dist.reduce(total, leader.group.leader)
+        dist.reduce(figures, leader.group.leader)
         unflatten(total, gradients)
-        nats, tokens, seconds = figures.T.tolist()
+        nats, seconds, signals = figures.T.tolist()
         self.nats_elsewhere = sum(nats)
-        leader.speeds = measured(leader.speeds, tokens, seconds)
+        leader.step_done(self._work, seconds, signals)
         leader.fresh = False  # the loop changes the weights now
         return gradients
 

@@ -16,6 +16,7 @@ from typing import Any
 from rescoldo.errors import EXIT_BUSY, RescoldoError
 
 LOCK_FILE = "run.lock"
+HOLDER = "RESCOLDO_HOLDER"  # environment: "PID START" of a process that holds the output for this one
 DYING_SECONDS = 5.0  # that a killed process may take to let go
 
 
@@ -43,6 +44,14 @@ def process_start(pid: int) -> str | None:
         return None
 
 
+def representative() -> tuple[int, str]:
+    """The process that stands for this one, pid and start: the one that holds the output for it, or itself."""
+    pid, _, start = os.environ.get(HOLDER, "").partition(" ")
+    if pid.isdecimal() and start:
+        return int(pid), start
+    return os.getpid(), process_start(os.getpid()) or ""
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who wrote the lock file last. `alive` is None when it ran on another host, where we cannot look."""
@@ -66,7 +75,8 @@ def read_holder(output: Path) -> Holder | None:
 
 
 class RunLock:
-    """Context manager: holds `output` (made if missing) until the block ends or the process does.
+    """Context manager: holds `output` (made if missing) until the block ends or the process does. Where another process
+    holds it for this one (HOLDER), it does nothing.
 
     Raises:
         RescoldoError: another process holds it (exit code 3, its pid named), or the directory cannot be written.
@@ -78,6 +88,9 @@ class RunLock:
         self._patient_until = 0.0
 
     def __enter__(self) -> RunLock:
+        holder = read_holder(self.path.parent)
+        if holder is not None and holder.pid != os.getpid() and (holder.pid, holder.start) == representative():
+            return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._patient_until = time.monotonic() + DYING_SECONDS

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.run.cgroup import oom_kills
-from rescoldo.run.lock import process_start
+from rescoldo.run.lock import representative
 from rescoldo.train.layout import STATE_FILE, read_json
 
 WRITE_SECONDS = 1.0  # at most this often
@@ -25,7 +25,7 @@ MAX_TROUBLES = 20
 class State:
     """Attributes:
 
-    pid, start, host: the process, with what tells it from a later one of the same pid.
+    pid, start, host: the process, or who holds the output for it; what tells it from a later one of that pid.
     phase: loading, training, evaluating, saving; or, at the end, finished, stopped (saved by a signal), failed.
     began: when this process began (seconds since 1970); updated: when this was written.
     epoch: from 1; epochs, step, steps; share: of the whole run that is done, 0..1.
@@ -90,9 +90,8 @@ class StateFile:
 
     def __init__(self, output: Path) -> None:
         self.path = output / STATE_FILE
-        self.state = State(
-            pid=os.getpid(), start=process_start(os.getpid()) or "", host=platform.node(), began=time.time()
-        )
+        pid, start = representative()
+        self.state = State(pid=pid, start=start, host=platform.node(), began=time.time())
         self._lock = threading.Lock()
         self._written = float("-inf")
 

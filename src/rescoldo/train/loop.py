@@ -26,7 +26,7 @@ from rescoldo.train.prepare import Prepared
 from rescoldo.train.progress import Bar, Reporter, Speed
 from rescoldo.units import clock
 
-EVALUATION_CHUNK = 4  # validation examples between two places where the run can stop
+EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
 WAIT_SECONDS = 2.0  # between tries when only the disk is waited for
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
 
@@ -191,7 +191,8 @@ class Loop:
         with self.reporter.bar("Evaluating:", len(examples), len(at.evaluated)) as bar:
             while len(at.evaluated) < len(examples):
                 begin = len(at.evaluated)
-                losses = self.parts.evaluate_loss(self.model, examples[begin : begin + EVALUATION_CHUNK])
+                chunk = examples[begin : begin + EVALUATION_CHUNK * self.parts.machines]
+                losses = self.parts.evaluate_loss(self.model, chunk)
                 for offset, (nats, _) in enumerate(losses):
                     if not math.isfinite(nats):
                         name = self.prepared.val.names[begin + offset]

@@ -90,6 +90,7 @@ class Parts:
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
     resumable_steps: bool = True  # whether a step that is half done can be saved
+    machines: int = 1
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 

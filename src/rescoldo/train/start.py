@@ -82,18 +82,23 @@ def train(
     Raises:
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
-    from rescoldo.nodes import current_group, follow, joined, leading
+    from rescoldo.nodes import Leader, current_group, current_place, follow, joined
 
     reporter, parts = reporter or Reporter(), parts or real_parts()
     group = current_group()
     if group is None:
         return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
-    with joined(group):
-        if group.rank:
-            follow(config, parts, group, reporter)
-            return RunResult("followed", config.output)
-        with leading(parts, group) as shared:
-            return _alone_or_leading(config, shared, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
+    with joined(group) as group:
+        if not group.leads:
+            left = follow(config, parts, group, reporter)
+            return RunResult("interrupted" if left else "followed", config.output, signal=left)
+        leader = Leader(parts, group)
+        result = _alone_or_leading(
+            config, leader.parts(), reporter, restart=restart, adapter_bin=adapter_bin, force=force
+        )
+        place = current_place()
+        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
+        return result
 
 
 def _alone_or_leading(

@@ -1,0 +1,334 @@
+"""One run on several machines, measured: two workers of one core each against one of one core, over loopback and
+between network namespaces at 1 Gbit/s and 100 Mbit/s; what the exchange of gradients costs; a worker killed, a link
+cut; and on paper, with the measured terms, 8, 64 and 1,000 machines.
+
+python -m benchmarks.scaling --output benchmarks/out/scaling.json
+python -m benchmarks.scaling --only one,loopback --examples 16 --output benchmarks/out/scaling-16.json
+
+Namespaces and shaping need root, `ip` and `tc`; without them these parts are left out, with the reason. Each part can
+be measured in a run of its own: --output is added to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe
+from rescoldo.base import open_base
+from rescoldo.engine.model import parameter_shapes
+from rescoldo.engine.types import LoraConfig
+from rescoldo.files import write_json
+from rescoldo.nodes.scaling import GIGABIT, speedup, step_time, worth
+from rescoldo.nodes.share import load_of
+from rescoldo.role import get_role
+from rescoldo.train.layout import read_json, read_json_lines
+from rescoldo.train.parts import read_dataset
+
+DATA = Path("artifacts/synthetic").absolute()
+TRAIN, VAL = DATA / "ba_train_v2_fixed.jsonl", DATA / "ba_val_v2_fixed.jsonl"
+HOSTS = ("rescoldo-a", "rescoldo-b")
+RATES = {"gigabit": "1gbit", "100mbit": "100mbit"}
+PARTS = ("one", "loopback", *RATES, "exchange", "killed", "cut", "paper")
+PORT = 29477
+SEVEN_B = {"step_seconds": 8 * 30.2, "gradient_bytes": 27.3e6}  # docs/performance.md, both cores of machine B
+
+
+def shell(line: str) -> None:
+    """Run a command of `ip` or `tc`."""
+    subprocess.run(line.split(), check=True, capture_output=True, text=True)
+
+
+class Network:
+    """Two hosts with a wire between them."""
+
+    def __init__(self, rate: str) -> None:
+        self.close()
+        shell("ip link add ra type veth peer name rb")
+        for i, (host, card) in enumerate(zip(HOSTS, ("ra", "rb"), strict=True), 1):
+            shell(f"ip netns add {host}")
+            shell(f"ip link set {card} netns {host}")
+            shell(f"ip -n {host} addr add 10.77.0.{i}/24 dev {card}")
+            shell(f"ip -n {host} link set {card} up")
+            shell(f"ip -n {host} link set lo up")
+            shell(f"tc -n {host} qdisc add dev {card} root tbf rate {rate} burst 256kb latency 100ms")
+
+    def cut(self) -> None:
+        """Pull the plug."""
+        shell(f"ip -n {HOSTS[1]} link set rb down")
+
+    @staticmethod
+    def close() -> None:
+        """Remove both hosts."""
+        for host in HOSTS:
+            subprocess.run(["ip", "netns", "del", host], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", "ra"], check=False, capture_output=True)
+
+
+def in_host(place: int | None, core: int) -> list[str]:
+    """What puts a command onto a host and a core."""
+    host = ["ip", "netns", "exec", HOSTS[place]] if place is not None else []
+    return [*host, "taskset", "-c", str(core)]
+
+
+def train(folder: Path, args: argparse.Namespace, steps: int, workers: int, hosts: bool) -> list[subprocess.Popen[str]]:
+    """Start a run of that many optimizer steps, one core for each worker."""
+    command = [sys.executable, "-m", "rescoldo", "train", "--train", TRAIN, "--val", VAL, "--val-limit", 1]
+    command += ["--output", folder / "run", "--max-steps", steps, "--grad-accum", args.examples, "--threads", 1]
+    command += ["--quantization", args.precision, "--checkpoint-minutes", args.minutes, "--epochs", steps, "--force"]
+    if workers > 1:
+        address = "10.77.0.1" if hosts else "127.0.0.1"
+        command += ["--nodes", workers, "--rendezvous", f"{address}:{PORT}", "--join-seconds", 60 if steps < 5 else 10]
+    cores = sorted(os.sched_getaffinity(0))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = []
+    for i in range(workers):
+        with open(folder / f"{i}.log", "w") as log:
+            line = [*in_host(i if hosts else None, cores[i % len(cores)]), *map(str, command)]
+            started.append(
+                subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder)
+            )
+        if not i and workers > 1:
+            while not (folder / "run" / "run.lock").exists() and started[0].poll() is None:
+                time.sleep(0.1)
+    return started
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What the run has noted about its steps so far."""
+    return [one for one in read_json_lines(folder / "run" / "timings.jsonl") if one.get("event") == "step"]
+
+
+def measured(args: argparse.Namespace, workers: int, rate: str | None) -> dict[str, Any]:
+    """The median step of a run, its first one left out."""
+    folder, network = Path(tempfile.mkdtemp(prefix="rescoldo-scaling-")), Network(rate) if rate else None
+    try:
+        codes = [process.wait() for process in train(folder, args, args.steps + 1, workers, rate is not None)]
+        if any(codes):
+            raise RuntimeError((folder / "0.log").read_text()[-2000:])
+        seconds = [one["seconds"] for one in events(folder)][1:]
+        losses = [one["loss"] for one in read_json_lines(folder / "run" / "metrics.jsonl") if "loss" in one]
+        return {
+            "workers": workers,
+            "rate": rate,
+            "step_seconds": seconds,
+            "median": statistics.median(seconds),
+            "losses": losses,
+        }
+    finally:
+        if network:
+            network.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def disturbed(args: argparse.Namespace, what: str) -> dict[str, Any]:
+    """Kill a worker, or cut its wire, in the middle of a run; how long until the next step is done?"""
+    folder, network = Path(tempfile.mkdtemp(prefix="rescoldo-scaling-")), Network("1gbit")
+    processes = train(folder, args, 6, 2, True)
+    try:
+        while len(events(folder)) < 2:
+            if processes[0].poll() is not None:
+                raise RuntimeError((folder / "0.log").read_text()[-2000:])
+            time.sleep(0.1)
+        at = events(folder)[-1]["step"]
+        began = time.monotonic()
+        if what == "cut":
+            network.cut()
+        else:
+            for child in psutil.Process(processes[1].pid).children(recursive=True):
+                if "rescoldo.nodes.worker" in child.cmdline() and "torch.distributed.run" not in child.cmdline():
+                    child.send_signal(signal.SIGKILL)
+        while max((one["step"] for one in events(folder)), default=0) <= at and processes[0].poll() is None:
+            time.sleep(0.1)
+        back = time.monotonic() - began
+        code = processes[0].wait()
+        done = read_json(folder / "run" / "training_info.json") is not None
+        log = (folder / "0.log").read_text()
+        said = [line for line in log.splitlines() if "going on" in line or "Resuming" in line]
+        return {"next_step_after_seconds": back, "finished": done, "exit_code": code, "said": said}
+    finally:
+        for process in processes:
+            process.kill()
+        network.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def exchange(size: int, rate: str | None) -> dict[str, float]:
+    """Seconds for the sum of `size` bytes on the leader, and for sending as many back; medians of five."""
+    network = Network(rate) if rate else None
+    try:
+        processes = []
+        for rank in range(2):
+            place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT)}
+            place |= (
+                {"MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": ("ra", "rb")[rank]}
+                if rate
+                else {"MASTER_ADDR": "127.0.0.1"}
+            )
+            line = [
+                *in_host(rank if rate else None, rank),
+                sys.executable,
+                "-m",
+                "benchmarks.scaling",
+                "--exchange-worker",
+                str(size),
+            ]
+            environment = {**os.environ, **place, "PYTHONPATH": os.pathsep.join(sys.path)}
+            processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment))
+        outputs = [process.communicate(timeout=170)[0] for process in processes]
+        return dict(json.loads(outputs[0]))
+    finally:
+        if network:
+            network.close()
+
+
+def exchange_worker(size: int) -> None:
+    """One side of `exchange`."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    vector = torch.zeros(size // 4)
+    times: dict[str, list[float]] = {"reduce": [], "broadcast": []}
+    for _ in range(6):
+        for name, seconds in times.items():
+            dist.barrier()
+            began = time.perf_counter()
+            if name == "reduce":
+                dist.reduce(vector, 0)
+            else:
+                dist.broadcast(vector, 0)
+            dist.barrier()  # a send returns when the kernel has taken it, not when it has arrived
+            seconds.append(time.perf_counter() - began)
+    if dist.get_rank() == 0:
+        print(json.dumps({name: statistics.median(seconds[1:]) for name, seconds in times.items()}))
+    dist.destroy_process_group()
+
+
+def gradient_bytes() -> int:
+    """Of the sample's adapter, in float32."""
+    base = open_base("sample:smollm2")
+    shapes = parameter_shapes(
+        base.config,
+        LoraConfig(rank=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
+    )
+    return 4 * sum(a * b for a, b in shapes.values())
+
+
+def shared_share(examples: int) -> float:
+    """Share of a step's tokens that lie in the examples' common beginning, in the mean."""
+    data = read_dataset(TRAIN, get_role("ba"), open_base("sample:smollm2").tokenizer(), 2048, None).examples
+    loads = [load_of(data[i : i + examples], share=True) for i in range(0, len(data) - examples + 1, examples)]
+    return statistics.mean(sum(load.shared) / (sum(load.shared) + sum(load.own)) for load in loads)
+
+
+def paper(document: dict[str, Any], examples: int) -> list[dict[str, Any]]:
+    """The model's rows: the sample as measured here, and a 7B model."""
+    rows = []
+    shared = shared_share(examples)
+    cases: dict[str, dict[str, Any]] = {"7B, 8 examples a step": {**SEVEN_B, "examples_per_step": 8, "shared": shared}}
+    large = {"step_seconds": 64 * 30.2, "gradient_bytes": SEVEN_B["gradient_bytes"], "shared": shared_share(64)}
+    cases["7B, 64 examples a step"] = {**large, "examples_per_step": 64}
+    large = {"step_seconds": 1024 * 30.2, "gradient_bytes": SEVEN_B["gradient_bytes"], "shared": 0.32 / 1024}
+    cases["7B, 1,024 examples a step"] = {**large, "examples_per_step": 1024}
+    if "one" in document:
+        one = document["one"]["median"]
+        terms = {"step_seconds": one, "gradient_bytes": gradient_bytes(), "shared": shared}
+        cases[f"sample, {examples} examples a step"] = {**terms, "examples_per_step": examples}
+    for name, terms in cases.items():
+        for link, bandwidth in (("1 Gbit/s", GIGABIT), ("100 Mbit/s", GIGABIT / 10)):
+            row: dict[str, Any] = {"case": name, "link": link, "worth": worth(**terms, bandwidth=bandwidth)}
+            for n in (2, 8, 64, 1000):
+                one_step = step_time(n, **terms, bandwidth=bandwidth)
+                row[str(n)] = {"speedup": speedup(n, **terms, bandwidth=bandwidth), "exchange": one_step.exchange}
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure what was asked for, add it to the document, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--examples", type=int, default=8, help="in an optimizer step")
+    parser.add_argument("--steps", type=int, default=3, help="counted ones")
+    parser.add_argument("--minutes", type=float, default=0.1, help="between checkpoints")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--exchange-worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.exchange_worker:
+        exchange_worker(args.exchange_worker)
+        return
+    if not args.output:
+        parser.error("--output is required")
+    console, document = Console(), read_json(args.output) or {}
+    may = os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc")
+    machine = describe(1)
+    for part in args.only.split(","):
+        if part in ("killed", "cut", *RATES) and not may:
+            console.print(f"{part}: left out, network namespaces need root, ip and tc")
+            continue
+        console.print(f"{part} …")
+        if part == "paper":
+            document[part] = {"rows": paper(document, args.examples)}
+        elif part == "exchange":
+            sizes = {"sample": gradient_bytes(), "7B": int(SEVEN_B["gradient_bytes"])}
+            links = {"loopback": None, **(RATES if may else {})}
+            found = {f"{size}, {link}": exchange(n, rate) for size, n in sizes.items() for link, rate in links.items()}
+            document[part] = {"bytes": sizes, "seconds": found}
+        elif part in ("killed", "cut"):
+            document[part] = disturbed(args, part)
+        else:
+            document[part] = measured(args, 1 if part == "one" else 2, RATES.get(part))
+        document[part] |= {"machine": machine, "examples": args.examples, "precision": args.precision}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, document)
+    show(console, document)
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """The tables."""
+    one = document.get("one")
+    table = Table(title="an optimizer step, one core a worker")
+    for column in ("part", "workers", "s", "times as fast", "CPU"):
+        table.add_column(column)
+    for part in ("one", "loopback", *RATES):
+        if part in document:
+            run = document[part]
+            ratio = f"{one['median'] / run['median']:.2f}" if one else "?"
+            table.add_row(part, str(run["workers"]), f"{run['median']:.2f}", ratio, run["machine"]["cpu"])
+    console.print(table)
+    for name, seconds in document.get("exchange", {}).get("seconds", {}).items():
+        console.print(f"exchange, {name}: sum {seconds['reduce']:.3f} s, back {seconds['broadcast']:.3f} s")
+    for part in ("killed", "cut"):
+        if part in document:
+            run = document[part]
+            console.print(
+                f"{part}: next step after {run['next_step_after_seconds']:.0f} s, finished: {run['finished']}"
+            )
+    if "paper" in document:
+        table = Table(title="on paper: times as fast as one machine")
+        for column in ("case", "link", "2", "8", "64", "1000", "pays up to"):
+            table.add_column(column)
+        for row in document["paper"]["rows"]:
+            speeds = [f"{row[n]['speedup']:.2f}" for n in ("2", "8", "64", "1000")]
+            table.add_row(row["case"], row["link"], *speeds, str(row["worth"]))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

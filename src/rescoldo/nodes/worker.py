@@ -1,0 +1,73 @@
+"""One machine's worker, as torchrun starts it: `python -m rescoldo.nodes.worker`, with RESCOLDO_NODES set."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+
+from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
+from rescoldo.nodes.place import Place, current_place
+from rescoldo.run.lock import process_start
+
+AGAIN = 75  # exit code for: torchrun, start me again
+WATCH_SECONDS = 0.5
+
+
+def main() -> int:
+    """Train as the job says. What starting again cannot mend is over for good; all else torchrun starts again."""
+    place = current_place()
+    if place is None:
+        print("error: this is started by `rescoldo train --nodes`", file=sys.stderr)
+        return EXIT_USAGE
+    os.dup2(1, 2)  # torchrun's own words go to a file; this worker's to where the user looks
+    job = place.job()
+    _live_no_longer_than(int(job["launcher"]["pid"]), str(job["launcher"]["start"]))
+    place.begin()
+    return _work(place, job)
+
+
+def _work(place: Place, job: dict[str, object]) -> int:
+    from rescoldo.nodes.group import LostOthersError
+    from rescoldo.train.config import RunConfig
+    from rescoldo.train.progress import Reporter
+    from rescoldo.train.start import train
+
+    reporter = Reporter()
+    config = RunConfig.model_validate(job["config"])
+    try:
+        result = train(config, adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter)
+    except LostOthersError as error:
+        reporter.say(f"{error.what}; going on from the last checkpoint with those that are there")
+        return AGAIN
+    except RescoldoError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        place.end(error.exit_code, error=str(error))
+        return error.exit_code
+    if result.status == "interrupted" and not place.stopping:
+        reporter.say("the machines of this run change: going on from here with those that are there")
+        return AGAIN
+    place.end(128 + result.signal if result.signal else 0, summary=result.summary())
+    return 0
+
+
+def _live_no_longer_than(pid: int, start: str) -> None:
+    """When the launcher is gone its lock is free: end then, and torchrun before, which would start us again."""
+    agent = os.getppid()
+
+    def watch() -> None:
+        while process_start(pid) == start:
+            time.sleep(WATCH_SECONDS)
+        with contextlib.suppress(OSError):
+            if os.getppid() == agent:
+                os.kill(agent, signal.SIGKILL)
+        os._exit(EXIT_FAILURE)
+
+    threading.Thread(target=watch, name="rescoldo-launcher-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

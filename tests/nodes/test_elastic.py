@@ -1,0 +1,157 @@
+"""`rescoldo train --nodes`: machines die, leave, come back, and are stopped; the curve is that of one machine."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.scaling import HOSTS, Network
+
+from rescoldo.run.status import read_status
+from tests.nodes.common import Machine, command, curve, machines, make_folder, step_of, wait_for
+
+KILLS = int(os.environ.get("RESCOLDO_TEST_KILLS", "3"))  # 20 take three minutes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("elastic"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> list[float]:
+    """The curve of one machine, 60 steps."""
+    line = command(folder, folder / "alone", "--quantization", "fp32", "--epochs", 20)
+    assert subprocess.run(line, capture_output=True, timeout=200, check=False).returncode == 0
+    return curve(folder / "alone")
+
+
+LONG = ["--quantization", "fp32", "--epochs", 20, "--checkpoint-minutes", 0]
+
+
+@contextmanager
+def running(folder: Path, output: Path, n: int, *more: Any, nodes: str = "") -> Iterator[list[Machine]]:
+    group = machines(folder, output, n, *more, nodes=nodes)
+    try:
+        yield group
+    finally:
+        for machine in group:
+            machine.end()
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_moments(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    output, chance, killed, best = tmp_path / "out", random.Random(7), 0, 0
+    with running(folder, output, 2, *LONG) as group:
+        while killed < KILLS and group[0].process.poll() is None:
+            time.sleep(chance.uniform(0, 4))
+            killed += chance.choice(group).kill_worker()
+            assert step_of(output) >= best  # no checkpoint is lost
+            best = step_of(output)
+        codes = [machine.wait() for machine in group]
+        assert codes == [0, 0], group[0].text() + group[1].text()
+    assert killed >= min(KILLS, 3)
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_stopped_by_the_user_and_resumed_on_one_machine(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with running(folder, output, 2, *LONG) as group:
+        wait_for(lambda: step_of(output) > 6)
+        status = read_status(output)
+        assert (status.status, status.pid) == ("running", group[0].process.pid)
+        second = subprocess.run(command(folder, output, *LONG), capture_output=True, text=True, check=False)
+        assert second.returncode == 3, second.stderr
+        group[0].process.send_signal(signal.SIGTERM)
+        assert group[0].wait() == 143, group[0].text()
+        assert group[1].wait() == 0, group[1].text()
+        assert not group[0].workers()
+    assert read_status(output).status == "stopped"
+    again = subprocess.run(command(folder, output, *LONG), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "Resuming from" in again.stdout
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_machine_leaves_and_comes_back(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with running(folder, output, 2, *LONG) as group:
+        wait_for(lambda: step_of(output) > 6)
+        group[1].process.send_signal(signal.SIGINT)
+        assert group[1].wait() == 130, group[1].text()
+        wait_for(lambda: group[0].text().count("Resuming from") == 1)
+        follower = Machine(group[1].log, group[1].process.args)  # type: ignore[arg-type]
+        group.append(follower)
+        assert group[0].wait() == 0, group[0].text()
+        assert follower.wait() == 0, follower.text()
+    assert "leaves or machines join: saving" in group[0].text()
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_machine_that_leads_dies(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with running(folder, output, 2, *LONG) as group:
+        wait_for(lambda: step_of(output) > 6)
+        orphans = group[0].workers()
+        group[0].process.kill()
+        wait_for(lambda: not any(one.is_running() and one.status() != "zombie" for one in orphans), 10)
+        wait_for(lambda: "waiting for the machine that leads" in group[1].text(), 60)
+        again = Machine(group[0].log, group[0].process.args)  # type: ignore[arg-type]
+        group.append(again)
+        assert again.wait() == 0, again.text()
+        assert group[1].wait() == 0, group[1].text()
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_machine_with_other_settings_stops_all_with_one_message(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with running(folder, output, 1, *LONG, nodes="2:2") as group:
+        line = [*group[0].process.args, "--lr", "0.5"]  # type: ignore[misc]
+        group.append(Machine(tmp_path / "other.log", line))
+        for machine in group:
+            assert machine.wait() == 2
+            assert "has another lr than" in machine.text()
+            assert machine.text().count("error:") == 1
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_a_cable_is_cut(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    """Two hosts of their own, as network namespaces: a cut wire closes no connection."""
+    if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
+        pytest.skip("network namespaces need root, ip and tc")
+    try:
+        network = Network("100mbit")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
+    output, group = tmp_path / "out", []
+    try:
+        for i, host in enumerate(HOSTS):
+            at = ["--nodes", 2, "--rendezvous", "10.77.0.1:29500", "--join-seconds", 10]
+            line = ["ip", "netns", "exec", host, *command(folder, output, *at, *LONG)]
+            group.append(Machine(tmp_path / f"{i}.log", line))
+            if not i:
+                wait_for((output / "run.lock").exists, 60)
+        wait_for(lambda: step_of(output) > 6)
+        assert "2 machines work on this run" in group[0].text()
+        network.cut()
+        assert group[0].wait() == 0, group[0].text()
+        assert "lost the others" in group[0].text()
+    finally:
+        for machine in group:
+            machine.end()
+        network.close()
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
