@@ -58,6 +58,8 @@ def test_memory_needed_of_7b() -> None:
     """7B in int8: 7 GB of weights, 0.5 GB of embeddings, activations of one example, the process."""
     assert 8 * GB < auto.memory_needed(MISTRAL, "int8") < 13 * GB
     assert 5 * GB < auto.memory_needed(MISTRAL, "nf4") < 9 * GB
+    stored = auto.memory_needed(MISTRAL, "int8", int(4.1e9))
+    assert auto.memory_needed(MISTRAL, "nf4") < stored < auto.memory_needed(MISTRAL, "int8") - 2 * GB
 
 
 def test_layers_are_kept_as_far_as_they_fit() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rescoldo.engine.blocks import Blocks
+from rescoldo.engine.blocks import KINDS, Blocks
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.errors import RescoldoError
 
@@ -78,6 +78,14 @@ class BaseModel:
         from rescoldo.base.tokenizer import stop_ids
 
         return stop_ids(self, tokenizer)
+
+    def stored_bytes(self) -> int | None:
+        """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
+        names = [n for n in self.tensors.names() if n.startswith("model.layers.") and n.endswith("_proj.weight")]
+        blocks = [self.tensors.quantized(name) for name in names]
+        if not blocks or any(one is None or one.kind not in KINDS for one in blocks):
+            return None
+        return sum(one.data.numel() for one in blocks if one is not None)
 
     def fingerprint(self) -> str:
         """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""

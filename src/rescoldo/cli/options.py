@@ -98,6 +98,13 @@ OPTIONS: dict[str, Any] = {
     "threads": Annotated[
         int | None, typer.Option(help="CPU threads. (default the cores this process may use)", rich_help_panel=RUN)
     ],
+    "memory_gb": Annotated[
+        float | None,
+        typer.Option(
+            help="The most memory to take, in GB: less is kept, more computed again. (default what is free)",
+            rich_help_panel=RUN,
+        ),
+    ],
 }
 
 

@@ -60,12 +60,12 @@ def _precision(subject: Subject) -> Iterator[Check]:
     """Is the chosen precision one that this CPU is quick in?"""
     if subject.base is None:
         return
-    from rescoldo.engine.auto import choose_precision, product_rates
+    from rescoldo.engine.auto import choose_precision, product_of, product_rates
 
     decoder, chosen = subject.base.config, subject.config.quantization
     rates = product_rates(min(decoder.hidden_size, 4096), min(decoder.intermediate_size, 4096))
-    best = choose_precision(decoder, rates).precision
-    mine, theirs = (rates["bf16" if name == "nf4" else name] for name in (chosen, best))
+    best = choose_precision(decoder, rates, stored=subject.base.stored_bytes()).precision
+    mine, theirs = (rates[product_of(name)] for name in (chosen, best))
     figures = {"operations_per_second": rates, "best": best}
     shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     if theirs > SLOW_PRECISION * mine:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rescoldo.engine.auto import kept_bytes
+from rescoldo.engine.auto import kept_bytes, weight_bytes
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.types import LoraConfig
+from rescoldo.engine.types import CALIBRATED, LoraConfig
 
 PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and what they load, before any weight
-WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # scales included
 ADAPTERS_IN_MEMORY = 7  # weights, gradients, two moments, best epoch; and a checkpoint's copies while it is written
 ADAPTERS_IN_CHECKPOINT = 4  # weights, two moments, best epoch
 ADAPTERS_BETWEEN = 5  # and the gradients of a half-done step
@@ -55,15 +54,9 @@ def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
     return decoder.n_layers * lora.rank * sum(sum(decoder.linear_shape(name)) for name in lora.targets)
 
 
-def weight_bytes(decoder: DecoderConfig, precision: str) -> int:
-    """Bytes of the frozen model."""
-    linears = decoder.n_layers * sum(out * into for out, into in map(decoder.linear_shape, LINEARS))
-    wide = 4 if precision == "fp32" else 2
-    embeddings = decoder.vocab_size * decoder.hidden_size * wide * (1 if decoder.tied_embeddings else 2)
-    return int(linears * WEIGHT_BYTES[precision] + embeddings)
-
-
-def memory_need(decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: int) -> MemoryNeed:
+def memory_need(
+    decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: int, stored: int | None = None
+) -> MemoryNeed:
     """What training takes at its peak.
 
     Args:
@@ -71,17 +64,18 @@ def memory_need(decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: 
         precision: of the frozen weights.
         lora: the adapter.
         rows: tokens of the largest micro-batch.
+        stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
     """
     wide = 4 if precision == "fp32" else 2
     largest = max(out * into for out, into in map(decoder.linear_shape, LINEARS))
-    unpacked = 2 * largest if precision in ("int8", "nf4") else 0
+    converted = 2 * largest if precision in CALIBRATED else 0
     inputs = decoder.n_layers * rows * decoder.hidden_size * 4
     work = 4 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
     return MemoryNeed(
-        weights=weight_bytes(decoder, precision),
+        weights=weight_bytes(decoder, precision, stored),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
         layer_activations=kept_bytes(decoder, wide, rows),
-        other=PROCESS + unpacked + work + inputs,
+        other=PROCESS + converted + work + inputs,
         n_layers=decoder.n_layers,
     )
 

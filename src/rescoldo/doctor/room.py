@@ -80,7 +80,7 @@ def memory(subject: Subject) -> Iterator[Check]:
     if subject.base is None:
         return
     precision = subject.config.quantization
-    need = memory_need(subject.base.config, precision, subject.lora, subject.rows)
+    need = memory_need(subject.base.config, precision, subject.lora, subject.rows, subject.base.stored_bytes())
     free, swap, limit = memory_available(), psutil.swap_memory().free, memory_limit()
     figures = {
         "least_bytes": need.least,
@@ -114,7 +114,7 @@ def memory(subject: Subject) -> Iterator[Check]:
 
 
 def _fits(subject: Subject, base: BaseModel, precision: str, free: int) -> bool:
-    return memory_need(base.config, precision, subject.lora, subject.rows).least <= COMFORT * free
+    return memory_need(base.config, precision, subject.lora, subject.rows, base.stored_bytes()).least <= COMFORT * free
 
 
 def output(subject: Subject) -> Iterator[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from rescoldo.engine import cpu
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.types import CALIBRATED
 from rescoldo.files import cache_root, write_json
 from rescoldo.run.memory import memory_available
 from rescoldo.units import gigabytes
@@ -22,8 +24,9 @@ _SECONDS = 0.2  # spent on each precision
 _TOKENS = 1024  # tokens whose activations a training pass holds
 _PROCESS = 600_000_000  # bytes: Python, torch and what they load
 _HEADROOM = 0.9  # of the free memory
-# What a step takes beside its products, estimated: quantizing and scaling for int8, unpacking for nf4.
-_OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.12}
+# What a step takes beside its products, estimated: quantizing and scaling for int8, and unpacking for nf4.
+_OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.15}
+SMALL = 1 << 30  # weights of linears; blocks of smaller models are unpacked to int8 once
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
 
 
@@ -35,14 +38,34 @@ class Choice:
     reason: str
 
 
-def memory_needed(config: DecoderConfig, precision: str) -> float:
-    """Bytes that training in this precision takes at its peak, roughly: weights, one example's activations, process."""
-    linears = config.n_layers * sum(out * into for out, into in map(config.linear_shape, LINEARS))
+def stays_stored(config: DecoderConfig, precision: str) -> bool:
+    """Whether linears that the file has in blocks are kept so in this precision."""
+    return precision == "nf4" or (precision == "int8" and linear_weights(config) > SMALL)
+
+
+def linear_weights(config: DecoderConfig) -> int:
+    """How many weights all layers' linears have."""
+    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in LINEARS)
+
+
+def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
+    """Bytes of the frozen model in this precision, embeddings included.
+
+    `stored`: bytes of the linears' blocks in the file, if it has such.
+    """
+    linears = linear_weights(config) * _BYTES[precision]
+    if stored is not None and stays_stored(config, precision):
+        linears = stored
     wide = 4 if precision == "fp32" else 2
-    embeddings = config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2)
-    layer_as_bf16 = 2 * linears / config.n_layers if precision in ("int8", "nf4") else 0.0
-    activations = config.n_layers * kept_bytes(config, wide, _TOKENS)
-    return linears * _BYTES[precision] + embeddings + activations + layer_as_bf16 + _PROCESS
+    return int(linears + config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2))
+
+
+def memory_needed(config: DecoderConfig, precision: str, stored: int | None = None) -> float:
+    """Bytes that training in this precision takes at its peak, roughly: weights, one example's activations, process.
+    `stored` as weight_bytes takes it."""
+    layer = 2 * linear_weights(config) / config.n_layers if precision in CALIBRATED else 0.0  # that is being converted
+    activations = config.n_layers * kept_bytes(config, 4 if precision == "fp32" else 2, _TOKENS)
+    return weight_bytes(config, precision, stored) + activations + layer + _PROCESS
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
@@ -64,6 +87,11 @@ def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int |
     layer = kept_bytes(config, element, tokens)
     inputs = config.n_layers * tokens * config.hidden_size * 4  # of the layers that are computed again
     return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 4 * layer) // layer)))
+
+
+def product_of(precision: str) -> str:
+    """Which of the measured products a precision's linears use."""
+    return "int8" if precision in CALIBRATED else precision
 
 
 def product_rates(into: int, out: int) -> dict[str, float]:
@@ -107,7 +135,12 @@ def _best(run: Callable[[], object], seconds: float) -> float:
 
 
 def choose_precision(
-    config: DecoderConfig, rates: dict[str, float] | None = None, free: int | None = None, *, calibrated: bool = True
+    config: DecoderConfig,
+    rates: dict[str, float] | None = None,
+    free: int | None = None,
+    *,
+    stored: int | None = None,
+    calibrated: bool = True,
 ) -> Choice:
     """The fastest precision whose memory fits.
 
@@ -115,14 +148,15 @@ def choose_precision(
         config: the model's shapes.
         rates: as product_rates returns them; measured where left out.
         free: bytes to fit into; memory_available() where left out.
-        calibrated: whether int8's input ranges are known or can be measured; without, int8 is not chosen.
+        stored: as weight_bytes takes it.
+        calibrated: whether input ranges are known or can be measured; without, neither int8 nor nf4 is chosen.
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_available() if free is None else free
     allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
-    allowed = [p for p in allowed if calibrated or p != "int8"]
-    seconds = {p: _OVERHEAD[p] / rates["bf16" if p == "nf4" else p] for p in allowed}
-    need = {p: memory_needed(config, p) for p in allowed}
+    allowed = [p for p in allowed if calibrated or p not in CALIBRATED]
+    seconds = {p: _OVERHEAD[p] / rates[product_of(p)] for p in allowed}
+    need = {p: memory_needed(config, p, stored) for p in allowed}
     fitting = [p for p in allowed if need[p] <= _HEADROOM * free]
     measured = ", ".join(f"{p} {rates[p] / 1e9:.0f}" for p in ("fp32", "bf16", "int8"))
     measured = f"products here: {measured} G operations/s"

@@ -109,10 +109,10 @@ class Block:
         self,
         h: torch.Tensor,
         rows: Rows,
-        prefix: Saved | None,
+        prefix: torch.Tensor | None,
         keys_only: bool = False,
     ) -> tuple[torch.Tensor, Saved]:
-        """h (T, D) float32, changed in place and returned; `prefix` is this layer's own of the shared prefix.
+        """h (T, D) float32, changed in place and returned; `prefix` is this layer's qkv (P, …) of the shared prefix.
 
         With `keys_only` the layer stops once its keys and values are known (a prefix's last layer).
         """
@@ -126,7 +126,7 @@ class Block:
         if keys_only:
             empty = torch.empty(0)
             return h, Saved(normed1, rstd1, qkv, heads, empty, empty, None, None, None, (z1, None, None, None))
-        pk, pv = self.split(prefix.qkv)[1:] if prefix is not None else (None, None)
+        pk, pv = self.split(prefix)[1:] if prefix is not None else (None, None)
         mixed, attention = op.attend(q, k, v, pk, pv, rows.layout, c.window(self.index))
         mixed = mixed.flatten(1)
         y, z2 = self.o.forward(mixed, rows.mask(self.index, 1))
@@ -142,7 +142,7 @@ class Block:
         dh: torch.Tensor,
         saved: Saved,
         rows: Rows,
-        prefix: Saved | None,
+        prefix: torch.Tensor | None,
         prefix_grad: PrefixGrad | None,
         own_keys: PrefixGrad | None,
         gradients: dict[str, torch.Tensor],
@@ -151,7 +151,7 @@ class Block:
         """dh (T, D) float32: the gradient of the layer's output, in place made that of its input.
 
         Args:
-            prefix, prefix_grad: the shared prefix before these rows, and where its gradients are collected.
+            prefix, prefix_grad: qkv of the shared prefix before these rows, and where its gradients are collected.
             own_keys: for a prefix's own backward pass, what its examples sent to its keys and values.
             want_input: False in the lowest layer, whose input nobody trains.
         """
@@ -165,7 +165,7 @@ class Block:
             return
         q, k, v = self.split(saved.qkv)
         if dmixed is not None:
-            pk, pv = self.split(prefix.qkv)[1:] if prefix is not None else (None, None)
+            pk, pv = self.split(prefix)[1:] if prefix is not None else (None, None)
             dq, dk, dv = op.attend_backward(
                 dmixed.view(q.shape), q, k, v, pk, pv, saved.mixed.view(q.shape), saved.attention, rows.layout,
                 c.window(self.index), prefix_grad.k if prefix_grad else None, prefix_grad.v if prefix_grad else None,

@@ -165,12 +165,12 @@ class Decoder:
         self._cache = Cache(model, len(self.prefix))
         self._rows: list[_Row] = []
         self._hidden: list[torch.Tensor] = []  # of each row's newest token, (D,) float32
-        self._saved = None
+        self._qkv: list[torch.Tensor] | None = None  # of the prefix, by layer
         if self.prefix:
             p = len(self.prefix)
-            self._saved = model.forward_prefix(torch.tensor(self.prefix), model.rows((0, p), 0))
+            self._qkv = model.forward_prefix(torch.tensor(self.prefix), model.rows((0, p), 0))
             for i, block in enumerate(model.blocks):
-                k, v = block.split(self._saved[i].qkv)[1:]
+                k, v = block.split(self._qkv[i])[1:]
                 self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
 
     def __len__(self) -> int:
@@ -192,7 +192,7 @@ class Decoder:
         cache.reserve(row + 1 if row < cache.slots else row + _SLOTS, n)
         h, rows = model.embed(tokens), model.rows((0, n), p)
         for layer, block in enumerate(model.blocks):
-            h, saved = block.forward(h, rows, self._saved[layer] if self._saved else None)
+            h, saved = block.forward(h, rows, self._qkv[layer] if self._qkv else None)
             _, k, v = block.split(saved.qkv)
             cache.k[layer][row, :n], cache.v[layer][row, :n] = k, v
         cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))

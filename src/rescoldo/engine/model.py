@@ -217,29 +217,48 @@ class LoraModel:
         return self.embedding[tokens].float()
 
     def forward(
-        self, tokens: torch.Tensor, rows: Rows, prefix: list[Saved] | None, keep: list[Saved | torch.Tensor] | None
+        self,
+        tokens: torch.Tensor,
+        rows: Rows,
+        prefix: list[torch.Tensor] | None,
+        keep: list[Saved | torch.Tensor] | None,
     ) -> torch.Tensor:
-        """tokens (T,) int64 → the last layer's output (T, D) float32; `keep` collects what `backward` needs."""
-        h = self.embed(tokens)
-        wanted = self.keep_layers
-        if keep is not None and wanted is None:
-            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(tokens))
+        """tokens (T,) int64 → the last layer's output (T, D) float32.
+
+        `prefix` is what `forward_prefix` gave; `keep` collects what `backward` needs: a layer's activations, or its
+        input (T, D) where they are to be computed again.
+        """
+        h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
         for i, block in enumerate(self.blocks):
-            kept = keep is not None and i >= self.config.n_layers - (wanted or 0)
-            if keep is not None and not kept:
+            if keep is not None and i < first:
                 keep.append(h.clone())
             h, saved = block.forward(h, rows, prefix[i] if prefix else None)
-            if keep is not None and kept:
+            if keep is not None and i >= first:
                 keep.append(saved)
         return h
 
-    def forward_prefix(self, tokens: torch.Tensor, rows: Rows) -> list[Saved]:
-        """The pass over a shared prefix's tokens (P,), up to the last layer's keys and values."""
-        h, saved = self.embed(tokens), []
-        for block in self.blocks:
-            h, one = block.forward(h, rows, None, keys_only=block.index == self.config.n_layers - 1)
-            saved.append(one)
-        return saved
+    def forward_prefix(
+        self, tokens: torch.Tensor, rows: Rows, keep: list[Saved | torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """The pass over a shared prefix's tokens (P,) up to the last layer's keys and values: each layer's qkv (P, …),
+        which is all that the examples need. `keep` as in `forward`."""
+        h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
+        found: list[torch.Tensor] = []
+        for i, block in enumerate(self.blocks):
+            if keep is not None and i < first:
+                keep.append(h.clone())
+            h, saved = block.forward(h, rows, None, keys_only=i == self.config.n_layers - 1)
+            if keep is not None and i >= first:
+                keep.append(saved)
+            found.append(saved.qkv)
+        return found
+
+    def _first_kept(self, tokens: int) -> int:
+        """The lowest layer whose activations a training pass over so many rows keeps."""
+        wanted = self.keep_layers
+        if wanted is None:
+            wanted = layers_to_keep(self.config, self.dtype.itemsize, tokens)
+        return self.config.n_layers - min(wanted, self.config.n_layers)
 
     def head_loss(
         self, h: torch.Tensor, at: torch.Tensor, targets: torch.Tensor, weight: float | None

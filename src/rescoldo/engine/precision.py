@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 
 from rescoldo.engine.attention import Layout
+from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.block import SITES, Block, Rows
 from rescoldo.engine.blocks import NF4, Blocks, Matrix
 from rescoldo.engine.config import LINEARS, DecoderConfig
@@ -24,7 +24,6 @@ from rescoldo.errors import RescoldoError
 
 _CALIBRATION_TOKENS = 4_000_000  # times hidden size: 4 examples of the sample model, one of a 7B
 
-_SMALL = 1 << 30  # linears whose int8 numbers take less than this are kept unpacked
 
 Build = Callable[[str, FrozenLinear], LoraGroup]
 Weights = Sequence[Matrix]
@@ -62,8 +61,7 @@ class Converter:
                 f"({config.linear_shape(odd[0])[1]}) are no multiple of",
                 fix="use int8 or bf16",
             )
-        linears = config.n_layers * sum(math.prod(config.linear_shape(name)) for name in LINEARS)
-        self._unpacked = precision == "int8" and linears <= _SMALL
+        self._unpacked = not stays_stored(config, precision)
         if precision in CALIBRATED and not self.state:
             if not calibration:
                 raise RescoldoError(

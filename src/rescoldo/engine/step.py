@@ -21,7 +21,8 @@ class _Shared:
         c, n = model.config, len(tokens)
         identity = torch.arange(n) + (owner << _POSITION_BITS)
         self.rows: Rows = model.rows((0, n), 0, identity, seed)
-        self.saved: list[Saved] = model.forward_prefix(torch.tensor(tokens), self.rows)
+        self.keep: list[Saved | torch.Tensor] = []
+        self.qkv = model.forward_prefix(torch.tensor(tokens), self.rows, self.keep)
         shape = (c.n_layers, n, c.n_kv_heads, c.head_dim)
         self.dk, self.dv = torch.zeros(shape), torch.zeros(shape)
 
@@ -82,7 +83,7 @@ class GradientStep:
             targets.append(torch.tensor(example.tokens[example.n_prompt :]))
             bounds.append(start + len(own))
         rows = model.rows(bounds, p, torch.cat(identity), self.seed)
-        prefix = shared.saved if shared else None
+        prefix = shared.qkv if shared else None
         keep: list[Saved | torch.Tensor] = []
         h = model.forward(torch.cat(tokens), rows, prefix, keep)
         loss, dh = model.head_loss(h, torch.cat(at), torch.cat(targets), 1.0 / self.n_targets)
@@ -102,10 +103,12 @@ class GradientStep:
         for g in sorted(self._shared):
             shared = self._shared[g]
             dh = torch.zeros(len(shared.rows.identity), self.model.config.hidden_size)
-            for i in reversed(range(self.model.config.n_layers)):
-                self.model.blocks[i].backward(
-                    dh, shared.saved[i], shared.rows, None, None, shared.grad(i), self.gradients, want_input=i > 0
-                )
+            n = self.model.config.n_layers
+            for i in reversed(range(n)):
+                block, saved = self.model.blocks[i], shared.keep.pop()
+                if isinstance(saved, torch.Tensor):
+                    _, saved = block.forward(saved, shared.rows, None, keys_only=i == n - 1)
+                block.backward(dh, saved, shared.rows, None, None, shared.grad(i), self.gradients, want_input=i > 0)
         self._shared.clear()
         return self.gradients
 

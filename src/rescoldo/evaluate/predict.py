@@ -199,7 +199,7 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
         return str(trained_in)
     from rescoldo.engine.auto import choose_precision
 
-    return choose_precision(base.config, calibrated=calibrated).precision
+    return choose_precision(base.config, stored=base.stored_bytes(), calibrated=calibrated).precision
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:

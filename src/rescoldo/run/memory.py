@@ -19,10 +19,22 @@ def memory_total() -> int:
     return min(total, memory_limit() or total)
 
 
+_ceiling: int | None = None  # of this process, by the user's will
+
+
+def limit_process(gigabytes: float | None) -> None:
+    """From now on memory_available counts as if this process could grow to so many GB (10⁹ bytes) only; None: no bound.
+    Mapped files count, as in what the system shows of a process."""
+    global _ceiling
+    _ceiling = None if gigabytes is None else int(gigabytes * 1e9)
+
+
 def memory_available() -> int:
-    """Bytes that this process may still take without swapping, within the container's limit."""
+    """Bytes that this process may still take without swapping, within the container's limit and the user's."""
     available, left = int(psutil.virtual_memory().available), memory_left()
-    return available if left is None else max(0, min(available, left))
+    if _ceiling is not None:
+        available = min(available, _ceiling - int(psutil.Process().memory_info().rss))
+    return max(0, available if left is None else min(available, left))
 
 
 def low_mark() -> int:

@@ -24,7 +24,7 @@ from rescoldo.sweep.search import Tried, next_params
 from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, grid, run_fields
 from rescoldo.train.config import RunConfig, check_paths
-from rescoldo.train.identity import differences
+from rescoldo.train.identity import FREE, differences
 from rescoldo.train.layout import read_json
 from rescoldo.train.metrics import read_timings
 from rescoldo.train.parts import Parts, real_parts
@@ -224,7 +224,7 @@ def _identity(
     config: RunConfig, space: Space, role: Role, fingerprint: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the trials have in common; a sweep with other common settings is another sweep."""
-    free = {"train", "val", "output", "base_model", "role", "checkpoint_minutes", "keep_checkpoints", "threads"}
+    free = FREE | {"threads"}
     given = config.model_dump(mode="json", exclude_unset=True)
     return {
         "role": role.identity,
@@ -291,4 +291,4 @@ def _precision(base: Any) -> str:
     """The precision of all trials: chosen once, since a measurement may come out differently the next time."""
     from rescoldo.engine.auto import choose_precision
 
-    return str(choose_precision(base.config).precision)
+    return str(choose_precision(base.config, stored=base.stored_bytes()).precision)

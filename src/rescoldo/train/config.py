@@ -74,6 +74,9 @@ class RunConfig(BaseModel):
     threads: int | None = _field(
         None, "CPU threads (default: the cores this process may use)", "1 to 1024", ge=1, le=1024
     )
+    memory_gb: float | None = _field(
+        None, "the most memory that training may take, in GB (default: what is free)", "0.1 to 100000", ge=0.1, le=1e5
+    )
 
     @field_validator("quantization", mode="before")
     @classmethod

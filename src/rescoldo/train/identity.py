@@ -29,6 +29,7 @@ FREE = frozenset(
         "val_limit",
         "checkpoint_minutes",
         "keep_checkpoints",
+        "memory_gb",
     }
 )
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.role import Role, get_role
+from rescoldo.run.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
 from rescoldo.train.layout import RUN_FILE, read_json
@@ -93,11 +94,13 @@ def _settled_before(output: Path) -> dict[str, Any]:
 
 
 def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tuple[RunConfig, str]:
-    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine.
+    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine. From here
+    on the config's bound on memory holds.
 
     Returns:
         The config, and why the precision was chosen where it was.
     """
+    limit_process(config.memory_gb)
     before = {} if restart else _settled_before(config.output)
     threads = config.threads or before.get("threads") or available_threads()
     precision: Any = config.quantization
@@ -107,7 +110,7 @@ def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tupl
         if precision is None:
             from rescoldo.engine.auto import choose_precision
 
-            choice = choose_precision(base.config)
+            choice = choose_precision(base.config, stored=base.stored_bytes())
             precision, why = choice.precision, choice.reason
     return RunConfig.model_validate({**config.model_dump(), "quantization": precision, "threads": threads}), why
 
