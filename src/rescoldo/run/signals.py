@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rescoldo.run.lock import process_start, read_holder
 
@@ -17,22 +17,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_KEYSTROKE_SECONDS = 0.3  # launchers pass on the Ctrl-C that the terminal has already sent us
 
 
-class Interruption:
-    """Context manager around work that can only stop between two pieces.
+class _Answered:
+    """Context manager within which `_handle` answers SIGNALS.
 
     A signal that was ignored when the process started stays ignored (nohup's SIGHUP). Outside the main thread, where
     Python allows no handlers, nothing is installed.
-
-    Attributes:
-        received: the signal that asked us to end, None so far.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -45,6 +40,22 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
+
+
+class Interruption(_Answered):
+    """Around work that can only stop between two pieces.
+
+    Attributes:
+        received: the signal that asked us to end, None so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+        self._at = 0.0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # plain writes: a handler may interrupt Python's own buffered output
@@ -66,26 +77,9 @@ class EndedBySignal(BaseException):
         super().__init__(self.signal.name)
 
 
-class EndAtOnce:
-    """Context manager around work that may be broken off anywhere: a signal raises EndedBySignal. The same signals as
-    for Interruption, which may be used inside and then has the say."""
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> EndAtOnce:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+class EndAtOnce(_Answered):
+    """Around work that may be broken off anywhere: a signal raises EndedBySignal. Interruption may be used inside and
+    then has the say."""
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         raise EndedBySignal(number)
