@@ -13,10 +13,10 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine import cpu as processor
 from rescoldo.run.awake import awake
 from rescoldo.run.causes import OTHERS_CORES, busiest, snapshot
 from rescoldo.run.cgroup import cpu_quota
-from rescoldo.train.identity import cpu_model
 from rescoldo.train.preset import available_threads
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
@@ -28,20 +28,14 @@ POWER_STATES = Path("/sys/power/state")
 
 def instructions() -> list[str]:
     """Those of INSTRUCTIONS that this CPU has; [] where the system does not tell."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.split(":", 1)[1].split())
-                return [name for name in INSTRUCTIONS if name in flags]
-    except OSError:
-        pass
-    return []
+    flags = processor.instructions()
+    return [name for name in INSTRUCTIONS if name in flags]
 
 
 def cpu(subject: Subject) -> Iterator[Check]:
     """Instruction sets, compiler, precision."""
     has = instructions()
-    text = f"{cpu_model()}: {', '.join(has) or 'no vector instructions that are known here'}"
+    text = f"{processor.model()}: {', '.join(has) or 'no vector instructions that are known here'}"
     if has and "avx2" not in has and "asimd" not in has:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:

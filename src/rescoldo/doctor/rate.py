@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rescoldo.engine import cpu
 from rescoldo.files import cache_root, write_json
 from rescoldo.train.config import RunConfig
-from rescoldo.train.identity import cpu_model
 
 
 def _plans_file() -> Path:
@@ -19,7 +19,7 @@ def _plans_file() -> Path:
 def plan_key(config: RunConfig) -> str:
     """What a measured speed depends on."""
     fields = (config.base_model, config.quantization, config.threads, config.lora_r, ",".join(config.lora_targets))
-    return "|".join(map(str, (*fields, config.max_length, cpu_model())))
+    return "|".join(map(str, (*fields, config.max_length, cpu.model())))
 
 
 def remember(config: RunConfig, rate: float) -> None:

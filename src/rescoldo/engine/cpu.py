@@ -8,13 +8,35 @@ from pathlib import Path
 
 
 @cache
+def _lines() -> list[str]:
+    """/proc/cpuinfo, [] where there is none."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+@cache
 def identity() -> str:
     """The processor's model and instruction sets: what compiled code and measurements depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
+    known = sorted({line for line in _lines() if line.startswith(("flags", "model name", "Features"))})
+    return "\n".join(known) if _lines() else platform.processor() + platform.machine()
+
+
+def model() -> str:
+    """The processor's name."""
+    for line in _lines():
+        if line.startswith(("model name", "Hardware")) and ":" in line:
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def instructions() -> frozenset[str]:
+    """The flags of the first core; empty where the system does not tell."""
+    for line in _lines():
+        if line.startswith(("flags", "Features")) and ":" in line:
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
 
 
 @cache

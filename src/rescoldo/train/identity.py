@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rescoldo.engine import cpu
 from rescoldo.errors import RescoldoError
 from rescoldo.files import write_json
 from rescoldo.role import Role
@@ -51,7 +52,7 @@ def identity(config: RunConfig, role: Role, base_fingerprint: str, train: Datase
 
 def surroundings() -> dict[str, str]:
     """What may change the last bits of a result, but is no reason to refuse a resumption."""
-    return {"cpu": cpu_model(), **versions()}
+    return {"cpu": cpu.model(), **versions()}
 
 
 def versions() -> dict[str, str]:
@@ -61,15 +62,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError, IndexError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Hardware")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

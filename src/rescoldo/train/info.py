@@ -10,10 +10,11 @@ from typing import Any
 
 import psutil
 
+from rescoldo.engine import cpu
 from rescoldo.files import sha256, write_json
 from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin
 from rescoldo.train.checkpoint import Position
-from rescoldo.train.identity import cpu_model, versions
+from rescoldo.train.identity import versions
 from rescoldo.train.layout import INFO_FILE, METRICS
 from rescoldo.train.metrics import resumptions, wall_seconds
 from rescoldo.train.parts import Parts, Tensors, lora_config
@@ -101,7 +102,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
 def host() -> dict[str, Any]:
     """The machine: processor, cores, memory in bytes, system."""
     return {
-        "cpu": cpu_model(),
+        "cpu": cpu.model(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
