@@ -79,16 +79,20 @@ def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[st
     return differences(was.get("surroundings") or {}, now.get("surroundings") or {})
 
 
+class DifferentRunError(RescoldoError):
+    """What lies in the output directory is another run than the one that was asked for."""
+
+
 def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:
     """Refuse to touch a run that is not the one asked for.
 
     Raises:
-        RescoldoError: listing every difference.
+        DifferentRunError: listing every difference.
     """
     found = differences(was, now)
     if found:
         listed = "".join(f"\n    {line}" for line in found)
-        raise RescoldoError(
+        raise DifferentRunError(
             f"{output} holds {what} with other settings (was → is):{listed}",
             where="--output",
             fix="give the settings it was started with to go on; or another --output; or --restart to start anew "
