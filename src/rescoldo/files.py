@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rescoldo.errors import RescoldoError
+
+MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
+
 
 def cache_root() -> Path:
     """Where caches lie that only save time: $XDG_CACHE_HOME/rescoldo, else ~/.cache/rescoldo."""
@@ -30,8 +34,8 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary sibling, then fsync and rename it onto `path`.
+def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it onto `path`.
 
     Raises:
         OSError: as the system says (disk full, read-only); `path` is then unchanged and the temporary file gone.
@@ -40,27 +44,60 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write UTF-8 `text` to `path` atomically."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(text.encode("utf-8"))
 
-    write_atomic(path, write)
+    write_atomic(path, write, durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON to `path` atomically; NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def load_json(path: Path, fix: str = "") -> dict[str, Any]:
+    """The JSON object in the file at `path`, which is needed.
+
+    Args:
+        path: the file.
+        fix: what to do if it cannot be had.
+
+    Raises:
+        RescoldoError: it cannot be read, is too long, or is no JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise RescoldoError("the file is too large to be what its name says", where=str(path), fix=fix)
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RescoldoError(f"cannot read the file: {error.strerror or error}", where=str(path), fix=fix) from None
+    except (ValueError, RecursionError) as error:
+        raise RescoldoError(f"this is not valid JSON ({error})", where=str(path), fix=fix) from None
+    if not isinstance(value, dict):
+        raise RescoldoError("this is JSON, but not an object", where=str(path), fix=fix)
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file that may be missing or damaged: None then."""
+    try:
+        return load_json(path)
+    except RescoldoError:
+        return None
 
 
 def sha256(path: Path) -> str:

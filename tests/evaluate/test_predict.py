@@ -13,7 +13,8 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.engine.types import LoraConfig, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import compare_run, evaluate_model
-from rescoldo.evaluate.predict import EnginePredictor, is_run, load_for_inference
+from rescoldo.evaluate.loaded import is_run, load_for_inference
+from rescoldo.evaluate.predict import EnginePredictor
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_hf
 
@@ -110,7 +111,7 @@ def test_runs_that_are_damaged(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RescoldoError, match="another base model"):
         load_for_inference(str(copy))
     (copy / "training_info.json").write_text("{")
-    with pytest.raises(RescoldoError, match=r"training_info\.json: cannot be read"):
+    with pytest.raises(RescoldoError, match=r"training_info\.json: this is not valid JSON"):
         load_for_inference(str(copy))
     (copy / "training_info.json").write_text(
         json.dumps({"base_model": json.loads((run / "training_info.json").read_text())["base_model"]})

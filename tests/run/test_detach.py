@@ -11,9 +11,10 @@ import time
 
 import pytest
 
+from rescoldo.files import read_json
 from rescoldo.run.keeper import keep
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import EXIT_FILE, read_json
+from rescoldo.train.layout import EXIT_FILE
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import read_json
 from rescoldo.train import checkpoint as checkpoints
-from rescoldo.train.layout import list_checkpoints, read_json
+from rescoldo.train.layout import list_checkpoints
 from rescoldo.train.start import train
 from tests.train.fake import PARTS, FakeStep, Silent, config, evaluate_loss
 

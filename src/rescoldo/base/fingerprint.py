@@ -21,11 +21,8 @@ def _cache_path() -> Path:
 
 
 def _load_cache() -> dict[str, str]:
-    try:
-        cache = json.loads(_cache_path().read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {k: v for k, v in cache.items() if isinstance(v, str)} if isinstance(cache, dict) else {}
+    cache = files.read_json(_cache_path()) or {}
+    return {k: v for k, v in cache.items() if isinstance(v, str)}
 
 
 def _store(new: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 from rescoldo.base.model import BaseModel, TensorSource, check_tensors
 from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
 from rescoldo.errors import RescoldoError
+from rescoldo.files import load_json
 
-_MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 _BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
@@ -27,26 +26,7 @@ _BOUNDS = {  # of the config's whole numbers, checked before transformers sees t
     "max_position_embeddings": 1 << 30,
     "sliding_window": 1 << 31,
 }
-_REFETCH = "fetch the model again: hf download ID --local-dir DIRECTORY"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
-
-    Raises:
-        RescoldoError: it cannot be read, is too long, or is no JSON object.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise RescoldoError("the file is too large to be what its name says", where=str(path), fix=_REFETCH)
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RescoldoError(f"cannot read the file: {error.strerror or error}", where=str(path), fix=_REFETCH) from None
-    except (ValueError, RecursionError) as error:
-        raise RescoldoError(f"this is not valid JSON ({error})", where=str(path), fix=_REFETCH) from None
-    if not isinstance(value, dict):
-        raise RescoldoError("this is JSON, but not an object", where=str(path), fix=_REFETCH)
-    return value
+REFETCH = "fetch the model again: hf download ID --local-dir DIRECTORY"
 
 
 def check_architecture(config: dict[str, Any], where: str) -> str:
@@ -80,7 +60,7 @@ def read_config(directory: Path) -> DecoderConfig:
         RescoldoError: another architecture, or a value that is impossible or not supported.
     """
     path = directory / "config.json"
-    raw = read_json(path)
+    raw = load_json(path, REFETCH)
     architecture = check_architecture(raw, str(path))
     for key, high in _BOUNDS.items():
         value = raw.get(key)
@@ -198,7 +178,7 @@ class HfTensors(TensorSource):
                 self._handles[path] = handle
                 for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
                     if name in self._files:
-                        raise RescoldoError(f"tensor {name} stands in two files", where=str(path), fix=_REFETCH)
+                        raise RescoldoError(f"tensor {name} stands in two files", where=str(path), fix=REFETCH)
                     if name in skip or name.endswith(".rotary_emb.inv_freq"):
                         continue  # tied to another tensor, or computed from the config
                     part = handle.get_slice(name)
@@ -214,7 +194,7 @@ class HfTensors(TensorSource):
                 raise RescoldoError(
                     f"the weight file is damaged or cut short ({' '.join(str(error).split()):.200})",
                     where=str(path),
-                    fix=_REFETCH,
+                    fix=REFETCH,
                 ) from None
 
     def names(self) -> list[str]:
@@ -248,9 +228,9 @@ def weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = load_json(index, REFETCH).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise RescoldoError("the index has no weight_map", where=str(index), fix=_REFETCH)
+            raise RescoldoError("the index has no weight_map", where=str(index), fix=REFETCH)
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             if name != Path(name).name or not name.endswith(".safetensors"):
@@ -261,7 +241,7 @@ def weight_files(directory: Path) -> list[Path]:
             raise RescoldoError(
                 f"{len(missing)} of {len(names)} weight files are missing: {', '.join(missing[:3])}{more}",
                 where=str(directory),
-                fix=_REFETCH,
+                fix=REFETCH,
             )
         return [directory / name for name in names]
     if list(directory.glob("*.bin")) or list(directory.glob("*.pt")) or list(directory.glob("*.pth")):
@@ -271,7 +251,7 @@ def weight_files(directory: Path) -> list[Path]:
             fix='convert them: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\"",
         )
-    raise RescoldoError("there is no model.safetensors and no index of such files", where=str(directory), fix=_REFETCH)
+    raise RescoldoError("there is no model.safetensors and no index of such files", where=str(directory), fix=REFETCH)
 
 
 def open_hf(directory: Path, spec: str) -> BaseModel:

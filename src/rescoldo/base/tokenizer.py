@@ -22,7 +22,7 @@ from rescoldo.base.tokenizer_build import (
     build_sentencepiece,
 )
 from rescoldo.errors import RescoldoError
-from rescoldo.files import write_atomic, write_json
+from rescoldo.files import load_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     from rescoldo.base.model import BaseModel
@@ -150,9 +150,9 @@ def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
     config_path = path.with_name("tokenizer_config.json")
     settings: dict[str, Any] = {}
     if config_path.is_file():
-        from rescoldo.base.hf import read_json
+        from rescoldo.base.hf import REFETCH
 
-        settings = read_json(config_path)
+        settings = load_json(config_path, REFETCH)
     bos, eos, unk = (index if index >= 0 else None for index in (model.bos_id(), model.eos_id(), model.unk_id()))
     prefix = model.encode("a", out_type=str)[0].startswith("▁")
     backend = build_sentencepiece(
@@ -259,11 +259,11 @@ def stop_ids(base: BaseModel, tokenizer: Any) -> frozenset[int]:
     that the chat template writes."""
     found = {tokenizer.eos_token_id}
     if base.kind == "hf":
-        from rescoldo.base.hf import read_json
+        from rescoldo.base.hf import REFETCH
 
         for name in ("config.json", "generation_config.json"):
             if (base.path / name).is_file():
-                value = read_json(base.path / name).get("eos_token_id")
+                value = load_json(base.path / name, REFETCH).get("eos_token_id")
                 found.update(value if isinstance(value, list) else [value])
     else:
         from rescoldo.base.gguf_header import read_header

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rescoldo.base.hf import read_json
+from rescoldo.base.hf import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import asked
 from rescoldo.data.records import read_lines
@@ -14,6 +14,7 @@ from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
+from rescoldo.files import load_json
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
@@ -37,8 +38,7 @@ def base_model(subject: Subject) -> Iterator[Check]:
     text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
     wrong = list(index_faults(base)) if base.kind == "hf" else []
     if wrong:
-        remedy = "fetch the model again: hf download ID --local-dir DIRECTORY"
-        yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", remedy)
+        yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", REFETCH)
     else:
         yield ok("base model", text, bytes=size, parameters=base.config.total_params)
     if subject.tokenizer is None:
@@ -62,7 +62,7 @@ def index_faults(base: BaseModel) -> Iterator[str]:
         return
     from safetensors import safe_open
 
-    weight_map: dict[str, Any] = read_json(path)["weight_map"]
+    weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
     for file in weight_files(base):
         with safe_open(file, framework="pt") as handle:
             there = set(handle.keys())

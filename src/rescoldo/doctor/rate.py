@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from rescoldo.engine import cpu
-from rescoldo.files import cache_root, write_json
+from rescoldo.files import cache_root, read_json, write_json
 from rescoldo.train.config import RunConfig
 
 
@@ -36,8 +35,4 @@ def expected_rate(config: RunConfig) -> float | None:
 
 
 def _known() -> dict[str, Any]:
-    try:
-        known = json.loads(_plans_file().read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_json(_plans_file()) or {}

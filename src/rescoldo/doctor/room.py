@@ -15,13 +15,13 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
-from rescoldo.files import cache_root
+from rescoldo.files import cache_root, read_json
 from rescoldo.run.cgroup import memory_limit
 from rescoldo.run.lock import read_holder
 from rescoldo.run.memory import memory_available, memory_total
 from rescoldo.train.config import check_paths
 from rescoldo.train.identity import differences, refuse_if_foreign
-from rescoldo.train.layout import INFO_FILE, list_checkpoints, read_json
+from rescoldo.train.layout import INFO_FILE, list_checkpoints
 from rescoldo.units import gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches

@@ -14,13 +14,13 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
-from rescoldo.evaluate.predict import is_run, run_info
+from rescoldo.evaluate.loaded import is_run, run_info
 from rescoldo.evaluate.predictor import Predictor
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
+    from rescoldo.evaluate.loaded import Loaded
     from rescoldo.evaluate.open import Opener
-    from rescoldo.evaluate.predict import Loaded
     from rescoldo.evaluate.server import ServerOptions
 
 
@@ -119,7 +119,8 @@ def compare_run(
     Raises:
         RescoldoError: run, dataset or output are not as they must be.
     """
-    from rescoldo.evaluate.predict import EnginePredictor, Loaded, load_for_inference
+    from rescoldo.evaluate.loaded import Loaded, load_for_inference
+    from rescoldo.evaluate.predict import EnginePredictor
 
     the_role = role_for(run if isinstance(run, Loaded) else str(run), role)
     records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]

@@ -20,7 +20,7 @@ from rescoldo.evaluate.score import score_row, summarise
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
-    from rescoldo.evaluate.predict import Loaded
+    from rescoldo.evaluate.loaded import Loaded
 
 
 class Progress(Protocol):
@@ -139,7 +139,8 @@ def evaluate_model(
     Raises:
         RescoldoError: dataset, model or output are not as they must be.
     """
-    from rescoldo.evaluate.predict import EnginePredictor, load_for_inference
+    from rescoldo.evaluate.loaded import load_for_inference
+    from rescoldo.evaluate.predict import EnginePredictor
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
@@ -177,7 +178,7 @@ def role_for(model: str | Loaded, given: str | None) -> Role:
     Raises:
         RescoldoError: it cannot be found, read, or trusted.
     """
-    from rescoldo.evaluate.predict import is_run, run_info
+    from rescoldo.evaluate.loaded import is_run, run_info
 
     if isinstance(model, str):
         run = Path(model) if is_run(model) else None

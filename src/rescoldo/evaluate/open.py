@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.predict import EngineChat, Loaded, is_run, load_for_inference, run_info
+from rescoldo.evaluate.loaded import Loaded, is_run, load_for_inference, run_info
+from rescoldo.evaluate.predict import EngineChat
 from rescoldo.evaluate.predictor import ChatModel, ChatPredictor, Predictor
 from rescoldo.evaluate.server import ServerOptions, open_server
 from rescoldo.role import Role

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.hf import HfTensors, open_hf, read_config, read_json
+from rescoldo.base.hf import REFETCH, HfTensors, open_hf, read_config
 from rescoldo.base.model import check_tensors, expected_shapes
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids
@@ -20,7 +20,7 @@ from rescoldo.engine.rope import inverse_frequencies
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.dtypes import PLAIN, to_plain
 from rescoldo.export.source import Source
-from rescoldo.files import write_json
+from rescoldo.files import load_json, write_json
 
 DTYPES = tuple(PLAIN)
 SHARD_BYTES = 1 << 30  # one shard is in memory at a time
@@ -44,9 +44,11 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
     config, tokenizer = source.base.config, source.tokenizer
     generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
     if source.base.kind == "hf":
-        content = {key: v for key, v in read_json(source.base.path / "config.json").items() if key != "torch_dtype"}
+        content = {
+            key: v for key, v in load_json(source.base.path / "config.json", REFETCH).items() if key != "torch_dtype"
+        }
         own = source.base.path / "generation_config.json"
-        generation = read_json(own) if own.is_file() else generation
+        generation = load_json(own, REFETCH) if own.is_file() else generation
     else:
         content = _config(config)
         for name in ("bos", "eos", "pad"):

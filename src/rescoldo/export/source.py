@@ -12,7 +12,7 @@ import torch
 from rescoldo.base import BaseModel, open_base
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.predict import is_run, run_info
+from rescoldo.evaluate.loaded import is_run, run_info
 from rescoldo.files import sha256
 from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter

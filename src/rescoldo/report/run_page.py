@@ -9,11 +9,11 @@ from typing import Any
 
 import jinja2
 
-from rescoldo.files import write_text
+from rescoldo.files import read_json, write_text
 from rescoldo.report.curve import Series, svg_chart
 from rescoldo.report.history import History, read_history
 from rescoldo.run.status import Status, read_status
-from rescoldo.train.layout import INFO_FILE, REPORT_FILE, RUN_FILE, read_json
+from rescoldo.train.layout import INFO_FILE, REPORT_FILE, RUN_FILE
 from rescoldo.units import clock, gigabytes
 
 HIDDEN = ("train", "val", "output")  # settings that stand elsewhere on the page

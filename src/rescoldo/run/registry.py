@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rescoldo.files import write_json
-from rescoldo.train.layout import RUN_FILE, read_json
+from rescoldo.files import read_json, write_json
+from rescoldo.train.layout import RUN_FILE
 
 MAX_DEPTH = 3  # folders that `find_runs` goes down
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from rescoldo.files import read_json, write_text
 from rescoldo.run.cgroup import oom_kills
 from rescoldo.run.lock import representative
-from rescoldo.train.layout import STATE_FILE, read_json
+from rescoldo.train.layout import STATE_FILE
 
 WRITE_SECONDS = 1.0  # at most this often
 ENDED = ("finished", "stopped", "failed")
@@ -113,10 +114,7 @@ class StateFile:
     def _write(self) -> None:
         self._written = time.monotonic()
         self.state.updated, self.state.oom_kills = time.time(), oom_kills()
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:  # renamed, so that a reader never sees half of it; not synced, as a power cut takes the process along
-            temporary.write_text(json.dumps(asdict(self.state)), encoding="utf-8")
-            os.replace(temporary, self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        if not self.path.parent.is_dir():  # deleted under us: not to be made again for this
+            return
+        with contextlib.suppress(OSError):  # not durable: a power cut takes the process along
+            write_text(self.path, json.dumps(asdict(self.state)), durable=False)

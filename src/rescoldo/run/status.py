@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
+from rescoldo.files import read_json
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.lock import process_start, read_holder
 from rescoldo.run.state import State, read_state
-from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints, read_json
+from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
 
 ALIVE = ("starting", "running")
 

@@ -16,7 +16,7 @@ from typing import Any
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate_model
-from rescoldo.files import sha256, write_json
+from rescoldo.files import read_json, sha256, write_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
 from rescoldo.sweep.report import best_trials, write_report
@@ -25,7 +25,6 @@ from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, grid, run_fields
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import FREE, differences
-from rescoldo.train.layout import read_json
 from rescoldo.train.metrics import read_timings
 from rescoldo.train.parts import Parts, real_parts
 from rescoldo.train.preset import apply_preset

@@ -22,15 +22,6 @@ TIMINGS = "timings.jsonl"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})(?:-(rolling)|-eval-(\d{1,18}))?")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None if the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; lines that are damaged, or half written, are left out."""
     try:

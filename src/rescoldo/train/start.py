@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import read_json
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.lock import LOCK_FILE, RunLock
@@ -29,7 +30,7 @@ from rescoldo.train.identity import (
     write_run_file,
 )
 from rescoldo.train.info import write_results
-from rescoldo.train.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints, read_json
+from rescoldo.train.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
 from rescoldo.train.loop import Loop
 from rescoldo.train.metrics import Timings
 from rescoldo.train.parts import Parts, lora_config, real_parts

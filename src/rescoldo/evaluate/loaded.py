@@ -1,0 +1,204 @@
+"""A model to ask: a base model, or the base of a run with the run's adapter; in memory, or on its way there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rescoldo.data.tokenize import end_of_turn, prompt_ids
+from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example
+from rescoldo.errors import RescoldoError
+from rescoldo.files import load_json, sha256
+from rescoldo.role import Role
+
+if TYPE_CHECKING:
+    from rescoldo.base import BaseModel
+    from rescoldo.engine.model import LoraModel
+    from rescoldo.train.adapter import Adapter
+
+CALIBRATION_EXAMPLES = 4
+
+
+@dataclass
+class Loaded:
+    """A model that is in memory, or comes there when `model` is asked for.
+
+    Attributes:
+        spec: what the user named.
+        run: the run's directory, None for a base model alone.
+        info: the run's training_info.json, {} where there is none.
+        adapter_sha256: of the run's adapter_model.safetensors, "" without.
+        load: brings the weights into memory.
+    """
+
+    spec: str
+    tokenizer: Any
+    base: BaseModel
+    precision: str
+    run: Path | None
+    info: dict[str, Any]
+    adapter_sha256: str
+    load: Callable[[], LoraModel]
+    _model: LoraModel | None = field(default=None, repr=False)
+
+    @property
+    def model(self) -> LoraModel:
+        """The model, loaded at the first use.
+
+        Raises:
+            RescoldoError: the adapter does not fit its base.
+        """
+        if self._model is None:
+            self._model = self.load()
+        return self._model
+
+    def release(self) -> None:
+        """Give the memory back; the next use loads again."""
+        self._model = None
+
+
+def is_run(spec: str) -> bool:
+    """Whether `spec` names a directory with an adapter (finished or not), not a base model."""
+    path = Path(spec)
+    return path.is_dir() and any((path / name).is_file() for name in ("adapter_config.json", "training_info.json"))
+
+
+def run_info(run: Path) -> dict[str, Any]:
+    """training_info.json's content, {} where there is none (an adapter that PEFT wrote).
+
+    Raises:
+        RescoldoError: the file is damaged.
+    """
+    path = run / "training_info.json"
+    return load_json(path, f"rescoldo verify {run}") if path.exists() else {}
+
+
+def load_for_inference(
+    spec: str,
+    quantization: str = "auto",
+    *,
+    role: Role | None = None,
+    records: Sequence[dict[str, Any]] = (),
+    on_progress: Callable[[float], None] | None = None,
+    lazy: bool = False,
+) -> Loaded:
+    """Load a run directory (base model and adapter) or a base model.
+
+    Args:
+        spec: a run's directory, or anything that open_base takes.
+        quantization: of the frozen weights; auto is the run's own, for a base model what training would choose.
+        role, records: prompts to measure int8's input ranges on where the run has not kept them.
+        on_progress: told the share that is loaded, 0..1.
+        lazy: read headers only; the weights come when they are needed.
+
+    Raises:
+        RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
+    """
+    from rescoldo.base import open_base
+    from rescoldo.engine.model import LoraModel
+    from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
+
+    wanted = {"bnb4": "nf4"}.get(quantization, quantization)
+    if wanted not in ("auto", *PRECISIONS):
+        raise RescoldoError(
+            f"there is no quantization {quantization!r}", where="--quantization", fix=f"auto, {', '.join(PRECISIONS)}"
+        )
+    run = Path(spec) if is_run(spec) else None
+    info = run_info(run) if run else {}
+    adapter: Adapter | None = read_adapter(run) if run else None
+    base_spec = str(info.get("base_model") or (adapter.base_model if adapter else "")) if run else spec
+    if not base_spec:
+        raise RescoldoError("does not say which base model it is for", where=spec, fix="rescoldo verify " + spec)
+    base = open_base(base_spec)
+    if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
+        raise RescoldoError(
+            f"was trained on another base model than {base_spec} is now",
+            where=spec,
+            fix="bring the base model back that it was trained on, or train again",
+        )
+    tokenizer = base.tokenizer()
+    measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
+    frozen = _frozen_state(run) if run and measured else None
+    precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
+
+    def load() -> LoraModel:
+        calibration = None
+        if precision in CALIBRATED and frozen is None and role is not None:
+            end = end_of_turn(tokenizer)
+            prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
+            calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
+        model = LoraModel.load(
+            base,
+            precision,
+            adapter.lora if adapter else None,
+            seed=0,
+            calibration=calibration,
+            frozen_state=frozen,
+            on_progress=on_progress,
+        )
+        if adapter and run:
+            put_in(adapter, model, run, base_spec)
+        return model
+
+    sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
+    loaded = Loaded(spec, tokenizer, base, precision, run, info, sha, load)
+    if not lazy:
+        _ = loaded.model
+    return loaded
+
+
+def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
+    """Copy an adapter's weights into the model.
+
+    Raises:
+        RescoldoError: it is not for this base, or holds values that are no numbers.
+    """
+    import torch
+
+    from rescoldo.train.adapter import WEIGHTS_FILE
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
+    if shapes != found:
+        odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+        raise RescoldoError(
+            f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
+            f"not {shapes.get(odd[0], 'known there')}",
+            where=str(run / WEIGHTS_FILE),
+            fix=f"rescoldo verify {run}",
+        )
+    with torch.no_grad():
+        for name, tensor in adapter.parameters.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise RescoldoError(
+                    f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
+                )
+            model.parameters[name].copy_(tensor)
+    model.sync()
+
+
+def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
+    """The precision to load in; int8 and nf4 only where ranges are known or can be measured, unless asked for."""
+    if wanted != "auto":
+        return wanted
+    trained_in = info.get("quantization")
+    if trained_in in PRECISIONS and (trained_in not in CALIBRATED or calibrated):
+        return str(trained_in)
+    from rescoldo.engine.auto import choose_precision
+
+    return choose_precision(base.config, stored=base.stored_bytes(), calibrated=calibrated).precision
+
+
+def _frozen_state(run: Path) -> dict[str, Any] | None:
+    """The calibration as the run's newest good checkpoint keeps it."""
+    from rescoldo.train.checkpoint import read_checkpoint
+    from rescoldo.train.layout import list_checkpoints
+
+    for path in list_checkpoints(run):
+        try:
+            return read_checkpoint(path).frozen or None
+        except ValueError:
+            continue  # damaged: an older one says the same
+    return None
