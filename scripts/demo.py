@@ -75,9 +75,7 @@ def train(restart: bool) -> float:
     register(RUN)
     try:
         result = train(config, restart=restart)
-    except (
-        DifferentRunError
-    ):  # the settings are fixed here: only another version can have had others
+    except DifferentRunError:  # the settings are fixed here: only another version can have had others
         print(f"{RUN} was made by another version of this program, which trained differently: it begins anew")
         result = train(config, restart=True)
     if result.signal:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescoldo.doctor import measure as measuring
-from rescoldo.doctor.measure import Line, distinct_rows, energy, line, measure, slice_of, sub_model
+from rescoldo.doctor import energy as counters
+from rescoldo.doctor.energy import energy, unreadable
+from rescoldo.doctor.measure import Line, distinct_rows, line, measure, slice_of, sub_model
 from rescoldo.doctor.plan import shortened
 from rescoldo.doctor.rate import expected_rate
 from rescoldo.engine.model import LoraModel
@@ -62,7 +63,7 @@ def test_pieces_are_there_in_each_precision(precision):
 
 def test_a_shortened_example_still_has_targets():
     for prompt, targets in ((10, 10), (1000, 5), (5, 1000), (300, 300)):
-        short = shortened(example(prompt, targets, seed=1))
+        short = shortened(example(prompt, targets, seed=1), 256)
         assert 0 < short.n_targets <= targets
         assert len(short.tokens) <= 256
 
@@ -72,14 +73,43 @@ def test_energy_counts_through_a_wrap(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "max_energy_range_uj").write_text("9999999\n")
     (folder / "energy_uj").write_text("9000000\n")
-    monkeypatch.setattr(measuring, "POWERCAP", tmp_path)
+    monkeypatch.setattr(counters, "POWERCAP", tmp_path)
     with energy() as joules:
         (folder / "energy_uj").write_text("1000000\n")
     assert joules() == pytest.approx(2.0)
-    monkeypatch.setattr(measuring, "POWERCAP", tmp_path / "none")
+    assert unreadable() == ""
+    with energy() as joules:
+        pass
+    assert joules() is None  # it stands still
+
+
+@pytest.mark.parametrize("why", ["absent", "forbidden", "broken", "no number"])
+def test_energy_that_cannot_be_read_says_why(tmp_path, monkeypatch, why):
+    folder = tmp_path / "intel-rapl:0"
+    monkeypatch.setattr(counters, "POWERCAP", tmp_path)
+    if why != "absent":
+        folder.mkdir()
+        (folder / "max_energy_range_uj").write_text("9999999\n")
+        (folder / "energy_uj").write_text("none\n")
+    if why == "broken":
+        (folder / "energy_uj").unlink()
+        (folder / "energy_uj").mkdir()
+    if why == "forbidden":
+        read = Path.read_text
+
+        def forbidden(self, *given, **named):  # for root nothing is forbidden
+            if self.name == "energy_uj":
+                raise PermissionError(13, "Permission denied", str(self))
+            return read(self, *given, **named)
+
+        monkeypatch.setattr(Path, "read_text", forbidden)
     with energy() as joules:
         pass
     assert joules() is None
+    said = unreadable()
+    assert said.startswith("not readable here: ")
+    words = {"absent": "no counters", "forbidden": "sudo chmod a+r", "broken": "Is a directory", "no number": "numbers"}
+    assert words[why] in said
 
 
 @pytest.mark.slow
@@ -95,6 +125,9 @@ def test_the_command_and_what_a_run_takes_from_it(tmp_path, monkeypatch):
     assert [row["t"] for row in found["timeline"]] == sorted(row["t"] for row in found["timeline"])
     assert found["timeline"][-1]["what"] == "adapter saved, done"
     assert not (tmp_path / "out").exists()
+    changes = [change["what"] for change in found["changes"]]
+    assert any(what.startswith("2 machines like this one") for what in changes)
+    assert (found["energy"] == "") == (found["forecasts"][0]["kilowatt_hours"] is not None)
     from rescoldo.train.config import make_config
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -130,6 +163,31 @@ def compare(folder: Path, flags: list[str]) -> tuple[float, float]:
     steps = [line["seconds"] for line in read_timings(output) if line["event"] == "step"]
     print(f"planned {planned} s a step, real {steps} s")
     return sum(planned) / len(planned), sum(steps) / len(steps)
+
+
+@pytest.mark.slow
+def test_the_other_precisions_within_25_percent(tmp_path):
+    """Of a real step of the sample model in each; a plan before and one after, as machines have moods."""
+    data = [f"--train={DATA / 'ba_train_v2_fixed.jsonl'}", f"--val={DATA / 'ba_val_v2_fixed.jsonl'}"]
+    limits = ["--train-limit=2", "--val-limit=1", "--max-steps=1", "--grad-accum=2", f"--threads={available_threads()}"]
+    flags = [*data, *limits, "--base-model=sample:smollm2"]
+
+    def plan() -> dict[str, float]:
+        own = [*flags, f"--output={tmp_path / 'out'}", "--quantization=int8"]
+        done = rescoldo(tmp_path, "plan", *own, "--json", timeout=280)
+        assert done.returncode == 0, done.stderr
+        return {one["precision"]: one["step"] for one in json.loads(done.stdout)["forecasts"][1:]}
+
+    before, real = plan(), {}
+    assert before.keys() == {"fp32", "bf16", "nf4"}
+    for name in before:
+        place = [f"--output={tmp_path / name}", f"--quantization={name}"]
+        run = rescoldo(tmp_path, "train", *flags, *place, timeout=280)
+        assert run.returncode == 0, run.stderr
+        (real[name],) = [line["seconds"] for line in read_timings(tmp_path / name) if line["event"] == "step"]
+    after = plan()
+    print(f"planned {before} and {after}, real {real}")
+    assert {name: (before[name] + after[name]) / 2 for name in before} == pytest.approx(real, rel=0.25)
 
 
 @pytest.mark.slow

@@ -72,11 +72,13 @@ def _show(found: RunPlan, console: Any) -> None:
             clock(one.seconds),
             gigabytes(one.peak_memory) + ("" if one.fits else " ✗"),
             str(one.kept_layers),
-            "not readable" if one.kilowatt_hours is None else f"{one.kilowatt_hours:.2f} kWh",
+            "–" if one.kilowatt_hours is None else f"{one.kilowatt_hours:.2f} kWh",
         )
     console.print(table)
     if any(one.rough for one in found.forecasts):
         console.print("≈: measured on short examples, less exact. ✗: does not fit into the free memory.")
+    if found.energy:
+        console.print(f"energy: {found.energy}", markup=False, soft_wrap=True)
     console.print(f"disk: {size(found.disk_bytes)} of {size(found.disk_free)} free")
     console.print("what would change it:")
     for change in found.changes:

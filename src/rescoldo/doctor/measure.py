@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rescoldo.base.model import BaseModel
+from rescoldo.doctor.energy import energy
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.step import GradientStep
@@ -25,7 +26,6 @@ from rescoldo.train.optimizer import AdamW, clip
 CALIBRATION_ROWS = 96  # tokens of the example that int8's calibration is timed with
 SHARE_OF_PRODUCTS = 0.25  # of the best product rate that a step reaches at least; for guessing before measuring
 SAMPLE_SECONDS = 0.02
-POWERCAP = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def measure(
         val: the examples of the measured evaluation.
         layers: at least 2 where the model has as many.
     """
+    kernels()  # compiled at the first use: not to be taken for the calibration's time
     n = min(layers, base.config.n_layers)
     sliced = slice_of(base, n)
     example = step[0]
@@ -226,30 +227,3 @@ def peak_memory() -> Iterator[Callable[[], int]]:
     finally:
         end.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def energy() -> Iterator[Callable[[], float | None]]:
-    """Inside, the processor packages' energy counters run; what is yielded tells the joules, None if unreadable."""
-    before = read_energy()
-    after: dict[str, tuple[int, int]] = {}
-    try:
-        yield lambda: _joules(before, after)
-    finally:
-        after.update(read_energy())
-
-
-def read_energy() -> dict[str, tuple[int, int]]:
-    """Package → (energy counter, where it wraps around), in microjoules; {} where it cannot be read (RAPL, root)."""
-    found = {}
-    for folder in sorted(POWERCAP.glob("intel-rapl:[0-9]*")):
-        if folder.name.count(":") == 1:
-            with contextlib.suppress(OSError, ValueError):
-                most = int((folder / "max_energy_range_uj").read_text())
-                found[folder.name] = (int((folder / "energy_uj").read_text()), most)
-    return found
-
-
-def _joules(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float | None:
-    used = [(after[name][0] - count) % (most + 1) for name, (count, most) in before.items() if name in after]
-    return sum(used) / 1e6 if used else None

@@ -1,0 +1,63 @@
+"""What would make a run shorter, and how long it would take then."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rescoldo.doctor.forecast import Forecast
+from rescoldo.doctor.measure import distinct_rows
+from rescoldo.doctor.needs import adapter_parameters
+from rescoldo.engine.prefix import group_by_prefix
+from rescoldo.nodes.scaling import speedup
+from rescoldo.train.parts import lora_config
+from rescoldo.train.plan import Plan
+from rescoldo.train.prepare import Prepared
+
+MACHINES = (2, 4, 8)
+
+
+def changes(prepared: Prepared, forecasts: list[Forecast]) -> list[dict[str, Any]]:
+    """Each {"what", "seconds"} of the whole run then. The first forecast is that of the run's own precision."""
+    config, chosen = prepared.config, forecasts[0]
+    found: list[dict[str, Any]] = []
+    for other in forecasts[1:]:
+        if other.fits and other.seconds < 0.9 * chosen.seconds:
+            found.append({"what": f"--quantization {other.precision}", "seconds": other.seconds})
+    work = chosen.seconds - chosen.loading
+    if config.epochs > 1 and not config.max_steps:
+        found.append({"what": f"--epochs {config.epochs - 1}", "seconds": chosen.seconds - work / config.epochs})
+    lengths = sorted(len(example.tokens) for example in prepared.train.examples)
+    limit = lengths[max(0, math.ceil(0.75 * len(lengths)) - 1)]
+    inside = [length for length in lengths if length <= limit]
+    if len(inside) < len(lengths):
+        share = sum(inside) / sum(lengths)
+        what = f"--max-length {limit} (leaves out {len(lengths) - len(inside)} of {len(lengths)} examples)"
+        found.append({"what": what, "seconds": chosen.loading + work * share})
+    half = chosen.loading / 2 + work / 2
+    found.append({"what": "a base model with half as many layers", "seconds": half})
+    return found + more_machines(prepared, chosen)
+
+
+def more_machines(prepared: Prepared, chosen: Forecast) -> list[dict[str, Any]]:
+    """The run on several machines like this one, on plain 1 Gbit/s Ethernet; more than two as long as it helps."""
+    config, examples = prepared.config, prepared.train.examples
+    plan = Plan(config, len(examples))
+    step = [examples[i] for i in plan.groups(0)[0]]
+    common = sum(group.length for group in group_by_prefix(step)) / distinct_rows(step)
+    gradients = 4 * adapter_parameters(prepared.base.config, lora_config(config))
+    found: list[dict[str, Any]] = []
+    training, evaluating = plan.epochs * chosen.epoch, plan.epochs * chosen.evaluation
+    for machines in MACHINES:
+        faster = speedup(
+            machines,
+            step_seconds=chosen.step,
+            examples_per_step=len(step),
+            gradient_bytes=gradients,
+            shared=common,
+        )
+        seconds = chosen.seconds - training * (1 - 1 / faster) - evaluating * (1 - 1 / machines)
+        if found and seconds > 0.95 * found[-1]["seconds"]:
+            break
+        found.append({"what": f"{machines} machines like this one on 1 Gbit/s Ethernet", "seconds": seconds})
+    return found

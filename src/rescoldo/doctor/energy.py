@@ -1,0 +1,56 @@
+"""The processor packages' energy counters (RAPL), where the system lets us read them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+@contextlib.contextmanager
+def energy() -> Iterator[Callable[[], float | None]]:
+    """Inside, the counters run; what is yielded tells the joules afterwards, None if they cannot be read."""
+    before = _read()
+    after: dict[str, tuple[int, int]] = {}
+    try:
+        yield lambda: _joules(before, after)
+    finally:
+        after.update(_read())
+
+
+def unreadable() -> str:
+    """Why the energy cannot be told, and what to do about it; "" where it can."""
+    if _read():
+        return ""
+    counters = [folder / "energy_uj" for folder in _packages()]
+    if not counters:
+        return f"not readable here: this system has no counters (RAPL) in {POWERCAP}"
+    try:
+        counters[0].read_text()
+    except PermissionError:
+        return f"not readable here: only root may read {counters[0]} → sudo chmod a+r {POWERCAP}/intel-rapl:*/energy_uj"
+    except OSError as error:
+        return f"not readable here: {counters[0]}: {error.strerror or error}"
+    return f"not readable here: {counters[0].parent} holds no numbers"
+
+
+def _packages() -> list[Path]:
+    """The counters of whole packages; their parts (cores, memory) are folders with two colons."""
+    return [folder for folder in sorted(POWERCAP.glob("intel-rapl:[0-9]*")) if folder.name.count(":") == 1]
+
+
+def _read() -> dict[str, tuple[int, int]]:
+    """Package → (its counter, where that wraps around), in microjoules."""
+    found = {}
+    for folder in _packages():
+        with contextlib.suppress(OSError, ValueError):
+            most = int((folder / "max_energy_range_uj").read_text())
+            found[folder.name] = (int((folder / "energy_uj").read_text()), most)
+    return found
+
+
+def _joules(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float | None:
+    used = [(after[name][0] - count) % (most + 1) for name, (count, most) in before.items() if name in after]
+    return sum(used) / 1e6 if any(used) else None  # a virtual machine's counters may stand still

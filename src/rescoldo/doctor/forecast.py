@@ -1,0 +1,86 @@
+"""From what a few layers cost to what the whole run takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rescoldo.doctor.measure import Pieces, distinct_rows
+from rescoldo.doctor.needs import memory_need
+from rescoldo.train.loop import EVALUATION_CHUNK
+from rescoldo.train.parts import lora_config
+from rescoldo.train.plan import Plan
+from rescoldo.train.prepare import Prepared
+from rescoldo.train.start import CALIBRATION_EXAMPLES
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One precision's run. Seconds and bytes.
+
+    Attributes:
+        seconds: of the whole run; loading, step (a full one, on average), epoch, evaluation, saving: its parts.
+        peak_memory: the process's own; mapped pages of the base model do not count.
+        kept_layers: how many layers' activations fit into what is free now.
+        fits: whether the least it needs fits.
+        kilowatt_hours: None where the machine does not tell its power.
+        rough: whether it was measured on short examples only.
+    """
+
+    precision: str
+    seconds: float
+    loading: float
+    step: float
+    epoch: float
+    evaluation: float
+    saving: float
+    peak_memory: int
+    kept_layers: int
+    fits: bool
+    kilowatt_hours: float | None
+    tokens_per_second: float
+    rough: bool
+
+
+def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, free: int, *, rough: bool) -> Forecast:
+    """From what a few layers cost to the whole run."""
+    config, decoder, lora = prepared.config, prepared.base.config, lora_config(prepared.config)
+    n, plan = decoder.n_layers, Plan(config, len(prepared.train.examples))
+    groups = [
+        [prepared.train.examples[i] for i in group] for epoch in range(plan.epochs) for group in plan.groups(epoch)
+    ]
+    rows = sum(distinct_rows(group) for group in groups)
+    largest = max(
+        sum(len(group[i].tokens) for i in batch) for group in groups for batch in plan.batches(list(range(len(group))))
+    )
+    need = memory_need(decoder, pieces.precision, lora, largest)
+    room = free - pieces.memory.fixed - n * (pieces.memory.layer - need.layer_activations)
+    kept = max(0, min(n, int(0.9 * room / need.layer_activations)))
+    again = (n - kept) * pieces.evaluate_row.layer * rows  # layers whose forward pass is done twice
+    training = rows * pieces.row.at(n) + again + len(groups) * pieces.update.at(n)
+    chunks = [
+        prepared.val.examples[i : i + EVALUATION_CHUNK] for i in range(0, len(prepared.val.examples), EVALUATION_CHUNK)
+    ]
+    evaluation = sum(distinct_rows(chunk) for chunk in chunks) * pieces.evaluate_row.at(n)
+    calibrated = sum(len(example.tokens) for example in prepared.train.examples[:CALIBRATION_EXAMPLES])
+    loading = before + pieces.load.at(n) + pieces.calibrate_row * n * calibrated
+    minutes = max(config.checkpoint_minutes, 0.05)
+    checkpoints = plan.epochs + training / (60 * minutes)
+    seconds = loading + training + plan.epochs * evaluation + (checkpoints + 1) * saving
+    activations = kept * need.layer_activations * (1 if pieces.rows else 0)
+    measured = pieces.memory.at(n) - n * need.layer_activations * pieces.rows / max(1, largest)
+    tokens = sum(len(example.tokens) for group in groups for example in group)
+    return Forecast(
+        precision=pieces.precision,
+        seconds=seconds,
+        loading=loading,
+        step=training / len(groups),
+        epoch=training / plan.epochs,
+        evaluation=evaluation,
+        saving=saving,
+        peak_memory=int(max(measured, 0) + activations),
+        kept_layers=kept,
+        fits=need.least <= free,
+        kilowatt_hours=None if pieces.watts is None else pieces.watts * seconds / 3.6e6,
+        tokens_per_second=tokens / training,
+        rough=rough,
+    )
