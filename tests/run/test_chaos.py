@@ -41,7 +41,7 @@ DISTURBANCES = {
     "clock moved": 7,
     "keeper killed": 3,
 }
-EPOCHS = 20  # enough for all of it
+EPOCHS = 12  # enough for all of it
 SAME = ("adapter_model.safetensors", "adapter_config.json", METRICS)
 CLOCK = """
 import time
@@ -162,7 +162,7 @@ class Driver:
 
 @pytest.mark.slow
 def test_fifty_disturbances(tmp_path, place, monkeypatch):
-    flags = tiny_run(tmp_path, epochs=EPOCHS)
+    flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True)
     calm, output, clock = tmp_path / "calm", place / "stormy", tmp_path / "offset"
     assert rescoldo(tmp_path, "train", *flags, f"--output={calm}").returncode == 0
 

@@ -25,10 +25,12 @@ from rescoldo.run.clock import WorkClock
 from rescoldo.run.memory import MemoryGuard, cap_after_kill, memory_available, memory_total, own_memory
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.state import read_state
+from rescoldo.train.metrics import read_timings
 from rescoldo.train.start import train
 from tests.engine.common import example, tiny_lora
 from tests.run.test_status import leave
 from tests.train.fake import PARTS, Silent, config
+from tests.train.test_resume import counting_parts
 
 
 class Ears:
@@ -160,6 +162,39 @@ def test_a_suspend_is_noticed(watcher, monkeypatch):
     assert events == [("suspended", {"seconds": 3600.0})]
     assert "the machine slept for 1:00:00" in watcher._listener.said[0]
     assert watcher.clock.now() - began < 60.0
+
+
+def test_a_suspend_spoils_neither_speed_nor_time_left(tmp_path, monkeypatch):
+    """The clocks as the kernel moves them: an hour passes on CLOCK_BOOTTIME, and none on CLOCK_MONOTONIC."""
+    real, asleep, work = time.clock_gettime, 0.0, 0
+
+    def gettime(which):
+        return real(which) + (asleep if which == time.CLOCK_BOOTTIME else 0.0)
+
+    def act(kind):
+        nonlocal asleep, work
+        work += kind == "micro-batch"
+        if kind == "micro-batch" and work == 8:
+            asleep = 3600.0
+            time.sleep(3 * monitor.TICK_SECONDS)  # one look at the clocks at least
+        time.sleep(0.01)
+
+    monkeypatch.setattr(time, "clock_gettime", gettime)
+    run = config(tmp_path, tmp_path / "out")
+    reporter = Silent()
+    train(run, parts=counting_parts(act), reporter=reporter)
+    assert work > 8
+    assert reporter.text.count("the machine slept for 1:00:00; this does not count") == 1
+    state = read_state(tmp_path / "out")
+    assert state is not None
+    assert 3599 < state.suspended_seconds < 3601
+    lines = read_timings(tmp_path / "out")
+    assert [line["seconds"] for line in lines if line["event"] == "suspended"] == [3600.0]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert all(line["seconds"] < 10 for line in steps)
+    usual = sorted(line["tokens_per_second"] for line in steps)[len(steps) // 2]
+    assert state.tokens_per_second > usual / 100  # the pause here costs some, an hour would cost thousands
+    assert all(line["t"] < 60 for line in lines)
 
 
 def test_long_work_is_no_stop():

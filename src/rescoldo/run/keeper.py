@@ -18,6 +18,7 @@ from rescoldo.files import write_json
 from rescoldo.run.cgroup import oom_kills
 from rescoldo.run.lock import process_start
 from rescoldo.run.notify import run_on_exit
+from rescoldo.run.status import read_status
 from rescoldo.train.layout import EXIT_FILE
 
 
@@ -45,6 +46,10 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
     }
     with contextlib.suppress(OSError):
         write_json(output / EXIT_FILE, document)
+    if read_status(output).status == "died":  # it could not say so on its own page
+        from rescoldo.report.run_page import write_report
+
+        write_report(output, lambda text: print(f"⚠️  {text}", flush=True))
     if on_exit:
         problem = run_on_exit(on_exit, output)
         if problem:
