@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rescoldo.files import cache_root
 from rescoldo.run.status import Status, read_status
 from tests.base.make_models import tiny_gguf, tiny_hf
 
@@ -57,7 +58,12 @@ def tiny_run(folder: Path, *, examples: int = 6, epochs: int = 2, gguf: bool = F
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of the commands: registry and caches in `folder`."""
+    """The environment of the commands: registry and caches in `folder`, but for the compiled kernels."""
+    kernels = folder / "cache" / "rescoldo" / "kernels"
+    if not kernels.exists():
+        (cache_root() / "kernels").mkdir(parents=True, exist_ok=True)
+        kernels.parent.mkdir(parents=True, exist_ok=True)
+        kernels.symlink_to(cache_root() / "kernels")
     own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "80"}
     return {**os.environ, **own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ DISTURBANCES = {
     "clock moved": 7,
     "keeper killed": 3,
 }
-EPOCHS = 12  # enough for all of it
+EPOCHS = 6  # enough for all of it
 SAME = ("adapter_model.safetensors", "adapter_config.json", METRICS)
 CLOCK = """
 import time
@@ -164,7 +165,10 @@ class Driver:
 def test_fifty_disturbances(tmp_path, place, monkeypatch):
     flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True)
     calm, output, clock = tmp_path / "calm", place / "stormy", tmp_path / "offset"
-    assert rescoldo(tmp_path, "train", *flags, f"--output={calm}").returncode == 0
+    undisturbed = subprocess.Popen(
+        [sys.executable, "-m", "rescoldo", "train", *flags, f"--output={calm}"],
+        env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(CLOCK.format(path=str(clock)))
@@ -186,8 +190,8 @@ def test_fifty_disturbances(tmp_path, place, monkeypatch):
     while kinds:
         found = wait_for(output, "running", "finished")
         assert found.status != "finished", f"finished after {sum(done.values())} disturbances: the run is too short"
-        until = time.monotonic() + driver.dice.uniform(0.0, 0.8)  # a run that is behind gets time to work
-        while found.state["share"] < 0.85 * sum(done.values()) / 50 and time.monotonic() < until:
+        until = time.monotonic() + driver.dice.uniform(0.0, 0.5)  # a run that is behind gets time to work
+        while found.state["share"] < 0.4 * sum(done.values()) / 50 and time.monotonic() < until:
             time.sleep(0.05)
             found = read_status(output)
         kind = kinds.pop()
@@ -204,6 +208,7 @@ def test_fifty_disturbances(tmp_path, place, monkeypatch):
 
     print(f"\n{sum(done.values())} disturbances, {driver.starts} starts: {dict(done)}")
     assert sum(done.values()) == 50
+    assert undisturbed.wait(120) == 0
     assert {name: (output / name).read_bytes() for name in SAME} == {name: (calm / name).read_bytes() for name in SAME}
     now = read_json(output / RUN_FILE)
     assert started is not None

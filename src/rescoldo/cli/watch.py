@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from rescoldo.run.status import Status
 
 LOG_LINES = 6
+CHART_LINES = 11
 NARROW = 40
 EXAMPLE = "Example: rescoldo watch artifacts/mine"
 
@@ -28,7 +32,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print what there is to see, and leave.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One look as a JSON document: status and curves.")] = False,
 ) -> None:
-    """Progress, loss curves, speed, memory and the last log lines, live. Ctrl-C ends the looking, not the run."""
+    """Progress, loss curves, speed, memory and the last log lines, live. q or Ctrl-C ends the looking, not the run."""
     from rich.console import Console
     from rich.live import Live
 
@@ -40,21 +44,53 @@ def watch(
         _print_json(where, found)
         return
     console = Console(highlight=False)
-    if once or not console.is_terminal:
-        console.print(picture(where, found, console.width, sys.stdout.encoding or ""))
+    if not once and console.is_terminal:
+        with contextlib.suppress(KeyboardInterrupt), keys() as quits:
+            # a screen of its own: what was there before comes back, and a terminal that is resized is drawn anew
+            with Live(console=console, auto_refresh=False, screen=True) as live:
+                while found.alive:
+                    width, height = console.size
+                    live.update(picture(where, found, width, console.encoding, height), refresh=True)
+                    if quits(every):
+                        break
+                    found = read_status(where)
+    console.print(picture(where, found, console.width, sys.stdout.encoding or ""))
+
+
+@contextlib.contextmanager
+def keys() -> Iterator[Callable[[float], bool]]:
+    """Inside, keys count as they are pressed. What is yielded waits so many seconds and tells whether q was among
+    them."""
+    try:
+        import termios
+        import tty
+
+        fd = sys.stdin.fileno()
+        before = termios.tcgetattr(fd)
+        if os.tcgetpgrp(fd) != os.getpgrp():
+            raise OSError  # in the background: to touch the terminal would stop us
+        tty.setcbreak(fd)
+    except (ImportError, OSError, ValueError, termios.error):  # no terminal to read from
+        yield _no_key
         return
-    with contextlib.suppress(KeyboardInterrupt):
-        with Live(console=console, auto_refresh=False, screen=False, vertical_overflow="crop") as live:
-            while True:
-                live.update(picture(where, found, console.width, console.encoding), refresh=True)
-                if not found.alive:
-                    break
-                time.sleep(every)
-                found = read_status(where)
+
+    def quits(seconds: float) -> bool:
+        ready, _, _ = select.select([fd], [], [], seconds)
+        return bool(ready) and bool({b"q", b"Q", b""} & {os.read(fd, 1)})  # b"": the terminal is gone
+
+    try:
+        yield quits
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def picture(where: Path, found: Status, width: int, encoding: str) -> RenderableType:
-    """One frame, at most `width` columns wide."""
+def _no_key(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def picture(where: Path, found: Status, width: int, encoding: str, height: int = 100) -> RenderableType:
+    """One frame, at most `width` columns wide, and on any usual terminal at most `height` lines high."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
@@ -68,7 +104,10 @@ def picture(where: Path, found: Status, width: int, encoding: str) -> Renderable
     series = [Series("training", history.train_loss, dots[0]), Series("validation", history.val_loss, dots[1])]
     share = 1.0 if found.status == "finished" else float(found.state.get("share") or 0.0)
     lines = list(describe(found.as_json()))
-    chart = [f"loss by step: {dots[0]} training  {dots[1]} validation", *text_chart(series, width, 11)]
+    room = height - sum(-(-len(line) // width) for line in lines) - 3  # the bar, the legend, the rule above the log
+    log_lines = min(LOG_LINES, max(2, room // 3))
+    rows = min(CHART_LINES, max(5, room - log_lines))
+    chart = [f"loss by step: {dots[0]} training  {dots[1]} validation", *text_chart(series, width, rows)]
     parts: list[RenderableType] = [
         *(Text(line, overflow="fold") for line in lines),
         ProgressBar(total=1.0, completed=share, width=width),
@@ -77,7 +116,7 @@ def picture(where: Path, found: Status, width: int, encoding: str) -> Renderable
     ]
     if found.log:
         parts.append(Text("─" * width, style="dim"))
-        last = [line for line in tail(Path(found.log), LOG_LINES)[0] if line.strip()]
+        last = [line for line in tail(Path(found.log), log_lines)[0] if line.strip()]
         parts += [Text(line, style="dim", overflow="ellipsis", no_wrap=True) for line in last]
     return Group(*parts)
 
