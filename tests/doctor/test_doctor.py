@@ -24,7 +24,7 @@ from rescoldo.run.cgroup import memory_left, memory_limit
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.train.config import make_config
 from rescoldo.train.parts import real_parts
-from tests.base.make_models import tiny_hf
+from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.run.common import rescoldo, tiny_run, write_records
 from tests.run.test_lock import HOLD
 
@@ -119,6 +119,23 @@ def test_base_model_shard_cut_short(copy):
     assert "damaged or cut short" in found.what
 
 
+def test_base_model_with_a_damaged_header(copy):
+    weights = copy / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[8:16] = b"\xff" * 8
+    weights.write_bytes(content)
+    (found,) = named(checks(copy), "base model")
+    assert (found.level, "model.safetensors" in found.what) == ("failure", True)
+
+
+def test_base_model_as_a_gguf_file_cut_short(folder, tmp_path):
+    path = tiny_gguf(tmp_path / "model.gguf", max_position_embeddings=4096)
+    assert named(checks(folder, base_model=str(path)), "base model")[0].level == "ok"
+    os.truncate(path, path.stat().st_size - 100)
+    (found,) = named(checks(folder, base_model=str(path)), "base model")
+    assert (found.level, "model.gguf" in found.what) == ("failure", True)
+
+
 @pytest.mark.parametrize("fault", ["shard missing", "index disagrees"])
 def test_base_model_in_shards(tmp_path, folder, fault):
     model = tiny_hf(tmp_path / "sharded", "llama", sharded=True, max_position_embeddings=4096)
@@ -201,16 +218,28 @@ def test_train_stops_on_failures_unless_forced(copy, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
+def small_disk(tmp_path, request) -> Iterator[Path]:
+    """A tmpfs of 4 MB, or with the options of an indirect parameter."""
     disk = tmp_path / "small"
     disk.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=False).returncode
-    ):
+    mount = ["mount", "-t", "tmpfs", "-o", getattr(request, "param", "size=4m"), "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("no mount here")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+@pytest.mark.parametrize("small_disk", ["size=900m,nr_inodes=100"], indirect=True)
+def test_disk_that_can_hold_no_more_files(folder, small_disk, subject):
+    found = list(room.disk(Subject(make_config(given(folder, output=str(small_disk / "out"))), subject.base)))
+    (full,) = [check for check in found if "more files" in check.what]
+    assert (full.level, full.remedy) == ("failure", f"df -i {small_disk}")
+
+
+@pytest.mark.parametrize("small_disk", ["size=4m,ro"], indirect=True)
+def test_output_that_cannot_be_written(folder, small_disk):
+    (found,) = room.output(Subject(make_config(given(folder, output=str(small_disk / "out")))))
+    assert (found.level, "may not be written" in found.what) == ("failure", True)
 
 
 def test_disk_too_small_for_output_temporary_files_and_caches(folder, small_disk, subject, monkeypatch):
@@ -226,31 +255,51 @@ def test_disk_too_small_for_output_temporary_files_and_caches(folder, small_disk
 
 CODE = """
 import sys
-from rescoldo.doctor import room
+from rescoldo.doctor import machine, room
 from rescoldo.doctor.subject import Subject
 from rescoldo.base import open_base
 from rescoldo.train.config import RunConfig
 config = RunConfig(train="a", val="b", output="c", base_model=sys.argv[1], quantization="fp32")
-print(*[f"{check.level}: {check.what}" for check in room.memory(Subject(config, open_base(sys.argv[1])))])
+subject = Subject(config, open_base(sys.argv[1]))
+print(*[f"{check.level}: {check.what} -> {check.remedy}" for check in CHECK(subject)], sep=chr(10))
 """
 
 
-def test_memory_within_a_real_container_limit(folder):
-    """A control group of 300 MB: more than this program needs to look, less than it needs to train."""
-    new, old = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
-    parent, name = (old, "memory.limit_in_bytes") if old.is_dir() else (new, "memory.max")
-    group = parent / f"rescoldo-test-{os.getpid()}"
+def within(kind: str, limits: dict[str, str], check: str) -> str:
+    """What a check says of the sample model in fp32, in a control group of its own with these limits."""
+    new, old = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup") / kind
+    group = (old if old.is_dir() else new) / f"rescoldo-test-{os.getpid()}"
     try:
         group.mkdir()
-        (group / name).write_text(str(1_000_000_000))
+        for name, value in limits.items():
+            if name.startswith(f"{kind}.") and (group / name).exists():
+                (group / name).write_text(value)
     except OSError:
         pytest.skip("no control group can be made here")
     try:
-        command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{CODE}' {folder / 'model'}"
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=120)
-        assert "within the container's limit of 1.0 GB" in done.stdout
+        code = CODE.replace("CHECK", check)
+        command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{code}' sample:smollm2"
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=120).stdout
     finally:
         group.rmdir()
+
+
+def test_memory_within_a_real_container_limit():
+    """1 GB: more than this program needs to look, less than it needs to train."""
+    limits = {"memory.limit_in_bytes": "1000000000", "memory.max": "1000000000"}
+    said = within("memory", limits, "room.memory")
+    assert said.startswith("failure: fp32 needs at least")
+    assert "within the container's limit of 1.0 GB" in said
+    assert "-> --quantization " in said or "-> a smaller base model" in said
+
+
+def test_a_real_cpu_quota():
+    """Half a core."""
+    limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000", "cpu.max": "50000 100000"}
+    said = within("cpu", limits, "machine.threads")
+    assert said.startswith("warning: ")
+    assert "a quota of 0.5" in said
+    assert "raise the container" in said
 
 
 def test_memory_too_small(subject, monkeypatch):

@@ -101,7 +101,7 @@ def load(subject: Subject) -> Iterator[Check]:
     cores = os.cpu_count() or 1
     text = f"other processes use {others:.1f} of {cores} cores"
     if others > max(OTHERS_CORES, 0.1 * cores):
-        remedy = "end them or wait for them; two runs on the same cores slow each other down by more than half"
+        remedy = "end them or wait for them; where they must go on, OMP_WAIT_POLICY=passive rescoldo train … loses less"
         yield warning("load", f"{text}{busiest()}", remedy, cores=others)
     else:
         yield ok("load", text, cores=others)
