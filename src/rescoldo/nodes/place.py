@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo.files import write_json
+from rescoldo.files import read_json, write_json
 from rescoldo.run.lock import process_start
-from rescoldo.train.layout import read_json
 
 VARIABLE = "RESCOLDO_NODES"
 
