@@ -69,14 +69,14 @@ def train(restart: bool) -> float:
     """Train, or recognise that it has been done; leaves when a signal came. Returns the run's wall time in seconds."""
     from rescoldo.run.registry import register
     from rescoldo.train import RunConfig, train
-    from rescoldo.train.identity import DifferentRunError
+    from rescoldo.train.checkpoint import UnresumableError
 
     config = RunConfig(train=TRAIN, val=VAL, output=RUN)
     register(RUN)
     try:
         result = train(config, restart=restart)
-    except DifferentRunError:  # the settings are fixed here: only another version can have had others
-        print(f"{RUN} was made by another version of this program, which trained differently: it begins anew")
+    except UnresumableError:  # the settings are fixed here: only another version can have had others
+        print(f"{RUN} was made by another version of this program and cannot be gone on with: the demo begins anew")
         result = train(config, restart=True)
     if result.signal:
         raise typer.Exit(128 + result.signal)

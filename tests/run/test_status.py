@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from rescoldo.run.signals import send_to
 from rescoldo.run.state import State, StateFile, read_state
 from rescoldo.run.status import read_status
 from rescoldo.train.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
+from rescoldo.train.start import train
 from tests.run.common import rescoldo
+from tests.train.fake import PARTS, Silent, config
 
 
 @pytest.fixture
@@ -214,3 +218,19 @@ def test_list_shows_each_run_once(tmp_path, output, dead):
     found = json.loads(rescoldo(tmp_path, "list", str(tmp_path), str(output), "--json").stdout)["runs"]
     assert [run["output"] for run in found] == [str(output)]
     assert "died" in rescoldo(tmp_path, "list", str(tmp_path)).stdout
+
+
+def test_a_signal_while_the_run_makes_ready_is_a_stop(tmp_path, monkeypatch):
+    """It came before the first weight was loaded: while sleep was being held off."""
+
+    @contextmanager
+    def stay_awake():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        yield True
+
+    result = train(config(tmp_path, tmp_path / "out"), parts=replace(PARTS, stay_awake=stay_awake), reporter=Silent())
+    assert (result.status, result.signal) == ("interrupted", signal.SIGTERM)
+    found = read_status(tmp_path / "out")
+    assert (found.status, found.why) == ("stopped", "by SIGTERM")
+    assert train(config(tmp_path, tmp_path / "out"), parts=PARTS, reporter=Silent()).status == "finished"

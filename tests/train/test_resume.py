@@ -19,6 +19,7 @@ import torch
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.train import checkpoint as checkpoints
+from rescoldo.train.checkpoint import FORMAT
 from rescoldo.train.layout import list_checkpoints
 from rescoldo.train.start import train
 from tests.train.fake import PARTS, FakeStep, Silent, config, evaluate_loss
@@ -404,13 +405,13 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
     train(config(tmp_path, output), parts=PARTS, reporter=Silent())
     (output / "training_info.json").unlink()
     for path in list_checkpoints(output):
-        text = (path / "manifest.json").read_text().replace('"format": 1', '"format": 99')
+        text = (path / "manifest.json").read_text().replace(f'"format": {FORMAT}', '"format": 99')
         (path / "manifest.json").write_text(text)
         (path / "manifest.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
     reporter = Silent()
     with pytest.raises(RescoldoError, match="--restart"):
         train(config(tmp_path, output), parts=PARTS, reporter=reporter)
-    assert "it has format 99, this version reads 1" in reporter.text
+    assert f"it has format 99, this version reads {FORMAT}" in reporter.text
 
 
 def test_restart_without_a_run_just_starts(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from rescoldo.run.causes import Snapshot, causes, snapshot
 from rescoldo.run.clock import WorkClock
 from rescoldo.run.memory import MemoryGuard, low_mark, memory_available, own_memory
+from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import StateFile
 from rescoldo.units import clock as duration
 from rescoldo.units import gigabytes
@@ -80,7 +81,9 @@ class Monitor:
     ) -> None:
         self._end.set()
         self._thread.join()
-        if error is not None:
+        if isinstance(error, EndedBySignal):
+            self.file.update(now=True, phase="stopped", signal=int(error.signal))
+        elif error is not None:
             text = str(error).strip() or type(error).__name__
             self.file.update(now=True, phase="failed", error=text)
 

@@ -201,11 +201,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"it is incomplete ({type(error).__name__}: {error})") from None
 
 
+class UnresumableError(RescoldoError):
+    """What lies in the output directory cannot be gone on with: another run, another version's, or damaged."""
+
+
 def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Path] | None:
     """The newest checkpoint that is whole. Damaged ones are named through `warn` and put aside.
 
     Raises:
-        RescoldoError: there are checkpoints, and none is whole.
+        UnresumableError: there are checkpoints, and none is whole.
     """
     paths = list_checkpoints(output)
     damaged: list[Path] = []
@@ -226,7 +230,7 @@ def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, 
         return checkpoint, path
     if not paths:
         return None
-    raise RescoldoError(
+    raise UnresumableError(
         f"all {len(paths)} checkpoints are damaged, so the run cannot be resumed",
         where=str(output),
         fix="start anew with --restart (the old run is kept aside)",

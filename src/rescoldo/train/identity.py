@@ -13,7 +13,7 @@ from rescoldo.engine import cpu
 from rescoldo.errors import RescoldoError
 from rescoldo.files import write_json
 from rescoldo.role import Role
-from rescoldo.train.checkpoint import FORMAT
+from rescoldo.train.checkpoint import FORMAT, UnresumableError
 from rescoldo.train.config import RunConfig
 from rescoldo.train.layout import INFO_FILE, METRICS, RUN_FILE
 from rescoldo.train.parts import Dataset
@@ -79,20 +79,16 @@ def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[st
     return differences(was.get("surroundings") or {}, now.get("surroundings") or {})
 
 
-class DifferentRunError(RescoldoError):
-    """What lies in the output directory is another run than the one that was asked for."""
-
-
 def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:
     """Refuse to touch a run that is not the one asked for.
 
     Raises:
-        DifferentRunError: listing every difference.
+        UnresumableError: listing every difference.
     """
     found = differences(was, now)
     if found:
         listed = "".join(f"\n    {line}" for line in found)
-        raise DifferentRunError(
+        raise UnresumableError(
             f"{output} holds {what} with other settings (was → is):{listed}",
             where="--output",
             fix="give the settings it was started with to go on; or another --output; or --restart to start anew "

@@ -166,19 +166,17 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             f"{prepared.base.config.n_layers} layers (slower, the same result)"
         )
     timings = Timings(output)
-    with ExitStack() as stack:
-        stack.enter_context(EndAtOnce())  # while the weights are loaded there is nothing to save
-        monitor = stack.enter_context(
-            Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
-        )
-        if not stack.enter_context(parts.stay_awake()):
-            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
-        try:
+    try:
+        with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
+            monitor = stack.enter_context(
+                Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
+            )
+            if not stack.enter_context(parts.stay_awake()):
+                reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
             return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
-        except EndedBySignal as ended:
-            monitor.update(now=True, phase="stopped", signal=int(ended.signal))
-            reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
-            return RunResult("interrupted", output, signal=int(ended.signal))
+    except EndedBySignal as ended:
+        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+        return RunResult("interrupted", output, signal=int(ended.signal))
 
 
 def _work(
