@@ -2,6 +2,7 @@
 
 python -m benchmarks.models --output FOLDER/mistral-7b-instruct                      # Hugging Face, 14.5 GB
 python -m benchmarks.models --format gguf --output FOLDER/mistral-7b-instruct.gguf   # Q4_0, 4.1 GB
+python -m benchmarks.models --format gguf --quantization Q4_K_M --output FOLDER/mistral-7b-instruct.gguf   # 4.4 GB
 python -m benchmarks.models --layers 4 --output …                                    # a slice of four layers
 
 The name must say mistral and instruct: that is how Mistral's chat format is recognized.
@@ -25,6 +26,7 @@ SIZES = {
     "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }  # fmt: skip
+_BLOCKS = {"Q4_0": (32, 18), "Q4_K": (256, 144), "Q6_K": (256, 210)}  # weights and bytes of a block
 _POOL = 1 << 26  # normal deviates drawn once; each tensor takes them from another place
 
 
@@ -67,15 +69,30 @@ class Weights:
         return out.view(shape)
 
     def blocks(self, shape: tuple[int, ...], kind: str) -> np.ndarray[Any, Any]:
-        """The bytes of such a tensor in GGUF's Q4_0 or Q4_K (float32 for a norm): random codes, one scale."""
+        """The bytes of such a tensor in one of GGUF's formats (float32 for a norm): random codes, one scale."""
         if len(shape) == 1:
             return np.ones(shape, np.float32)
-        n, size, fields = {"Q4_0": (32, 18, 1), "Q4_K": (256, 144, 2)}[kind]
+        n, size = _BLOCKS[kind]
         raw = self.draw.integers(0, 256, (shape[0] * shape[1] // n, size), dtype=np.uint8)
-        scale = {"Q4_0": 0.0043, "Q4_K": 0.00014}[kind]
-        for i in range(fields):  # Q4_K: d, then dmin, of which the codes' mean takes about as much as d gives
-            raw[:, 2 * i : 2 * i + 2] = np.array([scale * (7.5 if i else 1.0)], np.float16).view(np.uint8)
+        halves = {"Q4_0": {0: 0.0043}, "Q4_K": {0: 0.00014, 2: 0.00105}, "Q6_K": {208: 0.00005}}[kind]
+        for at, scale in halves.items():  # Q4_K: d, then dmin, which takes about as much as the codes' mean gives
+            raw[:, at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+        if kind == "Q6_K":
+            raw[:, 192:208] = 20  # the sub-blocks' scales
         return raw
+
+
+def gguf_kind(name: str, layers: int, kind: str) -> str:
+    """The format of a tensor in a file of this kind; Q4_K_M gives the head and part of v and down more bits, as
+    llama.cpp does."""
+    if kind != "Q4_K_M":
+        return kind
+    if name == "lm_head.weight":
+        return "Q6_K"
+    if not name.endswith(("v_proj.weight", "down_proj.weight")):
+        return "Q4_K"
+    i, eighth = int(name.split(".")[2]), layers // 8
+    return "Q6_K" if i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2 else "Q4_K"
 
 
 def tokenizer_file() -> Path:
@@ -146,19 +163,19 @@ def write_gguf(path: Path, layers: int, kind: str) -> None:
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(True)
     names = list(shapes(layers))
-    size = {"Q4_0": (32, 18), "Q4_K": (256, 144)}[kind]
     for name, shape in names:
         if len(shape) == 1:
             writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), 4 * shape[0])
         else:
-            row = shape[1] // size[0] * size[1]
-            dtype = GGMLQuantizationType[kind]
+            stored = gguf_kind(name, layers, kind)
+            row = shape[1] // _BLOCKS[stored][0] * _BLOCKS[stored][1]
+            dtype = GGMLQuantizationType[stored]
             writer.add_tensor_info(gguf_name(name), (shape[0], row), np.dtype(np.uint8), shape[0] * row, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, shape in track(names, description=f"writing {path.name}"):
-        writer.write_tensor_data(weights.blocks(shape, kind))
+    for name, shape in track(names, description=f"writing {path.name}"):
+        writer.write_tensor_data(weights.blocks(shape, gguf_kind(name, layers, kind)))
     writer.close()
 
 
@@ -166,7 +183,7 @@ def main() -> None:
     """Write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=["hf", "gguf"], default="hf")
-    parser.add_argument("--quantization", choices=["Q4_0", "Q4_K"], default="Q4_0", help="of the GGUF file")
+    parser.add_argument("--quantization", choices=["Q4_0", "Q4_K_M"], default="Q4_0", help="of the GGUF file")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()

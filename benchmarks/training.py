@@ -1,7 +1,9 @@
-"""Training speed and memory against transformers + PEFT: the two take turns, step by step, on the same examples.
+r"""Training speed and memory against transformers + PEFT: the two take turns, step by step, on the same examples.
 
 python -m benchmarks.training --workload smollm2 --output benchmarks/out/training-smollm2.json
 python -m benchmarks.training --workload mistral7b --layers 4 --peer-run 1 --output benchmarks/out/training-slice.json
+python -m benchmarks.training --workload mistral7b --no-peer --rounds 1 --base-model mistral-7b-instruct.gguf \
+    --precision nf4 --memory-gb 6 --output benchmarks/out/training-gguf.json
 python -m benchmarks.training --workload mistral7b --alone --rounds 1 --output benchmarks/out/training-mistral7b.json
 
 mistral7b is a model of these sizes with random weights (benchmarks.models), written where --base-model says if it is
@@ -24,8 +26,9 @@ from rich.table import Table
 
 from benchmarks.machine import describe
 from benchmarks.models import write_hf
+from benchmarks.worker import TRAIN
 from rescoldo.base import open_base
-from rescoldo.engine.auto import measure_products
+from rescoldo.engine.auto import measure_products, product_of
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import cache_root, write_json
@@ -33,7 +36,6 @@ from rescoldo.role import get_role
 from rescoldo.train.parts import read_dataset
 from rescoldo.train.preset import available_threads
 
-TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
 JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
 
 
@@ -95,7 +97,7 @@ def necessary_work(base_model: str, examples: int, steps: list[int]) -> dict[int
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=["smollm2", "mistral7b"], default="smollm2")
     parser.add_argument("--base-model", help="another model of these sizes; mistral7b: where it is or shall be written")
     parser.add_argument("--layers", type=int, default=32, help="of mistral7b")
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--peer-run", type=int, help="of which the peer runs only the first so many")
     parser.add_argument("--alone", action="store_true", help="one after the other instead of in turns")
     parser.add_argument("--no-peer", action="store_true", help="without the peer")
+    parser.add_argument("--memory-gb", type=float, help="the most that this project's side may take")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     base_model, threads = args.base_model or "sample:smollm2", available_threads()
@@ -121,7 +124,9 @@ def main() -> None:
     numbers = list(range(args.rounds))
     work = necessary_work(base_model, args.examples, numbers)
     sides: dict[str, list[dict[str, Any]]] = {"rescoldo": [], "peft": []}
-    commands = {"rescoldo": ["rescoldo", "--precision", args.precision, *shared], "peft": theirs}
+    ours = ["rescoldo", "--precision", args.precision, *shared]
+    ours += ["--memory-gb", str(args.memory_gb)] if args.memory_gb else []
+    commands = {"rescoldo": ours, "peft": theirs}
     if args.no_peer:
         del sides["peft"], commands["peft"]
     load: dict[str, float] = {}
@@ -145,7 +150,7 @@ def main() -> None:
         if not args.no_peer:
             run["ratio"] = run["peft"]["seconds_per_example"] / run["rescoldo"]["seconds_per_example"]
     peak = measure_products(768, 4096, 4096, seconds=1.5)
-    key = "int8" if args.precision == "int8" else "fp32" if args.precision == "fp32" else "bf16"
+    key = product_of(args.precision)
     memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in sides}
     a_step = statistics.median(run["rescoldo"]["seconds"] for run in runs)
     document: dict[str, Any] = {
@@ -154,6 +159,7 @@ def main() -> None:
         "machine": describe(threads),
         "peer": f"transformers + PEFT, {args.peer_precision}",
         "precision": args.precision,
+        "memory_gb": args.memory_gb,
         "examples_per_step": args.examples,
         "load_seconds": load,
         "runs": runs,

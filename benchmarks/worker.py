@@ -17,6 +17,7 @@ from rescoldo.base import open_base
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.role import get_role
+from rescoldo.run.memory import limit_process
 from rescoldo.train.parts import read_dataset
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
@@ -110,8 +111,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--run", type=int, help="of a step's examples only the first so many")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--memory-gb", type=float)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    limit_process(args.memory_gb)
     data = read_dataset(TRAIN, get_role("ba"), open_base(args.base_model).tokenizer(), 2048, None).examples
     side: Side
     loading = time.perf_counter()
