@@ -23,3 +23,13 @@ def test_training_against_peft(tmp_path: Path) -> None:
     assert document["peak_memory_bytes"].keys() == {"rescoldo", "peft"}
     a, b = (document["runs"][0][side]["loss"] for side in ("rescoldo", "peft"))
     assert a == pytest.approx(b, rel=0.05)  # the same examples, the same model, int8 against bf16
+
+
+@pytest.mark.slow
+def test_scaling_on_paper(tmp_path: Path) -> None:
+    output = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--only", "paper", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(output.read_text())
+    assert all(row["2"]["speedup"] < 2 for row in document["paper"]["rows"])

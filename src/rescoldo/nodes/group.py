@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,13 +116,18 @@ def joined(group: Group) -> Iterator[Group]:
         if not lost:
             raise
         raise LostOthersError(
-            f"rank {group.rank} lost the others: {text}",
+            f"this machine (rank {group.rank}) lost the others: {_plainly(text)}",
             fix="the same command again goes on from the last checkpoint; `rescoldo train --nodes` does so by itself",
             exit_code=EXIT_FAILURE,
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _plainly(text: str) -> str:
+    """gloo's message without the place in its source and its guesses."""
+    return re.sub(r"^\[[^\]]*\]\s*", "", text).split(". This is")[0]
 
 
 def introduced(group: Group) -> Group:

@@ -7,6 +7,7 @@ it is the one that must not be lost; where it is, the others wait for it for a w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ POLL = 0.2
 PARTING_SECONDS = 20.0  # for torchrun to see that its worker is done
 LEADER_SECONDS = 600.0  # that a machine waits for the one that leads
 STARTING_SECONDS = 20.0  # until the first process on a machine answers for the others on it
+_libc = ctypes.CDLL(None)
 
 
 class Launcher:
@@ -149,6 +151,7 @@ class Launcher:
                 stderr=log,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which saves first
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 — this process has one thread
             )
         told, ended = False, 0.0
         try:
@@ -182,6 +185,12 @@ class Launcher:
     def say(self, text: str) -> None:
         """One line for the user."""
         print(text, file=sys.stderr if self.quiet else sys.stdout, flush=True)
+
+
+def _die_with_parent() -> None:
+    """In the child: end when the launcher does, however it does (Linux; elsewhere the worker sees to it)."""
+    with contextlib.suppress(AttributeError, OSError):
+        _libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
 
 def _end(agent: subprocess.Popen[bytes], place: Place) -> None:
