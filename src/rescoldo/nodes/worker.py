@@ -25,6 +25,8 @@ def main() -> int:
         return EXIT_USAGE
     os.dup2(1, 2)  # torchrun's own words go to a file; this worker's to where the user looks
     job = place.job()
+    if not job:  # the launcher has left, and taken its folder along
+        return EXIT_FAILURE
     _live_no_longer_than(int(job["launcher"]["pid"]), str(job["launcher"]["start"]))
     place.begin()
     return _work(place, job)
