@@ -69,8 +69,8 @@ def memory_need(
     wide = 4 if precision == "fp32" else 2
     largest = max(out * into for out, into in map(decoder.linear_shape, LINEARS))
     converted = 2 * largest if precision in CALIBRATED else 0
-    inputs = decoder.n_layers * rows * decoder.hidden_size * 4
-    work = 4 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
+    inputs = decoder.n_layers * rows * decoder.hidden_size * 2  # float32, of every second layer
+    work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
     return MemoryNeed(
         weights=weight_bytes(decoder, precision, stored),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),

@@ -85,8 +85,8 @@ def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int |
     """
     free = memory_available() if free is None else free
     layer = kept_bytes(config, element, tokens)
-    inputs = config.n_layers * tokens * config.hidden_size * 4  # of the layers that are computed again
-    return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 4 * layer) // layer)))
+    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is computed again
+    return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 5 * layer) // layer)))
 
 
 def product_of(precision: str) -> str:

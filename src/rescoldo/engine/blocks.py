@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Blocks:
     Attributes:
         kind: "nf4" or ggml's name of the format; products and `native` take those in KINDS.
         data: (out, bytes a row) uint8, maybe mapped from a file; never write into it.
-        shape: (out, in).
+        shape: (out, in); `data` has more rows than `out` where `order` picks some.
         scales: nf4's, (out, in/64) bfloat16; ggml's stand in the data.
         order: (out,) int64: row i of the matrix is data[order[i]]; None: the same order.
     """
@@ -52,6 +52,16 @@ class Blocks:
 
 
 Matrix = torch.Tensor | Blocks
+
+
+def select_rows(matrix: Matrix, index: torch.Tensor) -> torch.Tensor:
+    """The rows index (n,) int64 of matrix (out, in), (n, in) float32."""
+    if isinstance(matrix, torch.Tensor):
+        return matrix[index].float()
+    from rescoldo.engine.dispatch import kernels
+
+    order = index if matrix.order is None else matrix.order[index]
+    return kernels().blocks_decode([replace(matrix, shape=(len(index), matrix.shape[1]), order=order)])
 
 
 @dataclass(frozen=True)

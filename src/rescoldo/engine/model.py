@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rescoldo.engine.attention import Layout
-from rescoldo.engine.auto import layers_to_keep
+from rescoldo.engine.auto import layers_to_keep, stays_stored
 from rescoldo.engine.block import Block, Rows, Saved
-from rescoldo.engine.blocks import KINDS
+from rescoldo.engine.blocks import KINDS, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import FrozenLinear
@@ -25,6 +25,7 @@ from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 if TYPE_CHECKING:
     from rescoldo.base.model import BaseModel, TensorSource
 
+Kept = Saved | torch.Tensor | None  # a layer's activations, its input, or nothing: see LoraModel.forward
 _HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
 GROUPS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -78,7 +79,7 @@ class LoraModel:
         precision: str,
         lora: LoraConfig | None,
         parameters: dict[str, torch.Tensor],
-        embedding: torch.Tensor,
+        embedding: Matrix,
         head: FrozenLinear,
         final_norm: torch.Tensor,
         blocks: list[Block],
@@ -123,9 +124,7 @@ class LoraModel:
         names = set(source.names())
         parameters = new_parameters(config, lora, seed) if lora else {}
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        embedding = source.get("model.embed_tokens.weight")
-        if embedding.dtype not in (dtype, torch.bfloat16):
-            embedding = embedding.to(dtype)
+        embedding = _embedding(source, config, precision, dtype)
         head_name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
         converter = Converter(config, precision, calibration, frozen_state, embedding)
         blocks: list[Block] = []
@@ -214,44 +213,64 @@ class LoraModel:
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → (T, D) float32."""
-        return self.embedding[tokens].float()
+        return select_rows(self.embedding, tokens)
 
     def forward(
         self,
         tokens: torch.Tensor,
         rows: Rows,
         prefix: list[torch.Tensor] | None,
-        keep: list[Saved | torch.Tensor] | None,
+        keep: list[Kept] | None,
     ) -> torch.Tensor:
         """tokens (T,) int64 → the last layer's output (T, D) float32.
 
-        `prefix` is what `forward_prefix` gave; `keep` collects what `backward` needs: a layer's activations, or its
-        input (T, D) where they are to be computed again.
+        `prefix` is what `forward_prefix` gave; `keep` collects what `kept` needs for each layer's way back: its
+        activations; or its input (T, D) if they are to be computed again; or None if that comes from the layer below.
         """
         h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
         for i, block in enumerate(self.blocks):
             if keep is not None and i < first:
-                keep.append(h.clone())
+                keep.append(None if i % 2 else h.clone())
             h, saved = block.forward(h, rows, prefix[i] if prefix else None)
             if keep is not None and i >= first:
                 keep.append(saved)
         return h
 
-    def forward_prefix(
-        self, tokens: torch.Tensor, rows: Rows, keep: list[Saved | torch.Tensor] | None = None
-    ) -> list[torch.Tensor]:
+    def forward_prefix(self, tokens: torch.Tensor, rows: Rows, keep: list[Kept] | None = None) -> list[torch.Tensor]:
         """The pass over a shared prefix's tokens (P,) up to the last layer's keys and values: each layer's qkv (P, …),
         which is all that the examples need. `keep` as in `forward`."""
         h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
         found: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             if keep is not None and i < first:
-                keep.append(h.clone())
+                keep.append(None if i % 2 else h.clone())
             h, saved = block.forward(h, rows, None, keys_only=i == self.config.n_layers - 1)
             if keep is not None and i >= first:
                 keep.append(saved)
             found.append(saved.qkv)
         return found
+
+    def kept(
+        self,
+        layer: int,
+        keep: list[Kept],
+        rows: Rows,
+        prefix: list[torch.Tensor] | None,
+        *,
+        is_prefix: bool = False,
+    ) -> Saved:
+        """The activations of `layer`, the highest left in `keep`, which is taken off: as kept, or computed again.
+        `is_prefix`: of a pass of `forward_prefix`."""
+        saved = keep.pop()
+        if saved is None:
+            below = keep.pop()
+            assert isinstance(below, torch.Tensor)
+            saved, again = self.blocks[layer - 1].forward(below, rows, prefix[layer - 1] if prefix else None)
+            keep.append(again)
+        if isinstance(saved, torch.Tensor):
+            keys_only = is_prefix and layer == self.config.n_layers - 1
+            _, saved = self.blocks[layer].forward(saved, rows, prefix[layer] if prefix else None, keys_only)
+        return saved
 
     def _first_kept(self, tokens: int) -> int:
         """The lowest layer whose activations a training pass over so many rows keeps."""
@@ -297,6 +316,15 @@ class LoraModel:
         x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
         logits, _ = self.head.forward(x, None)
         return logits
+
+
+def _embedding(source: TensorSource, config: DecoderConfig, precision: str, dtype: torch.dtype) -> Matrix:
+    """The embedding table, in the file's blocks where the linears stay so too."""
+    name = "model.embed_tokens.weight"
+    if stays_stored(config, precision):
+        return _weights(source, [name], precision)[0]
+    embedding = source.get(name)
+    return embedding if embedding.dtype in (dtype, torch.bfloat16) else embedding.to(dtype)
 
 
 def _weights(source: TensorSource, names: Sequence[str], precision: str) -> Weights:

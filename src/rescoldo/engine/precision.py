@@ -11,7 +11,7 @@ import torch
 from rescoldo.engine.attention import Layout
 from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.block import SITES, Block, Rows
-from rescoldo.engine.blocks import NF4, Blocks, Matrix
+from rescoldo.engine.blocks import NF4, Blocks, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import Int8Linear, smoothing
@@ -49,7 +49,7 @@ class Converter:
         precision: str,
         calibration: Sequence[Example] | None,
         state: dict[str, torch.Tensor] | None,
-        embedding: torch.Tensor,
+        embedding: Matrix,
     ) -> None:
         self.config, self.precision = config, precision
         self.state: dict[str, torch.Tensor] = dict(state or {})
@@ -76,7 +76,7 @@ class Converter:
                 if part:
                     tokens += part
                     bounds.append(len(tokens))
-            self.h = embedding[torch.tensor(tokens)].float()
+            self.h = select_rows(embedding, torch.tensor(tokens))
             positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds)])
             cos, sin = rope_tables(config, int(positions.max()) + 1)
             self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine.block import PrefixGrad, Rows, Saved
-from rescoldo.engine.model import LoraModel
+from rescoldo.engine.block import PrefixGrad, Rows
+from rescoldo.engine.model import Kept, LoraModel
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
 
@@ -21,7 +21,7 @@ class _Shared:
         c, n = model.config, len(tokens)
         identity = torch.arange(n) + (owner << _POSITION_BITS)
         self.rows: Rows = model.rows((0, n), 0, identity, seed)
-        self.keep: list[Saved | torch.Tensor] = []
+        self.keep: list[Kept] = []
         self.qkv = model.forward_prefix(torch.tensor(tokens), self.rows, self.keep)
         shape = (c.n_layers, n, c.n_kv_heads, c.head_dim)
         self.dk, self.dv = torch.zeros(shape), torch.zeros(shape)
@@ -84,16 +84,14 @@ class GradientStep:
             bounds.append(start + len(own))
         rows = model.rows(bounds, p, torch.cat(identity), self.seed)
         prefix = shared.qkv if shared else None
-        keep: list[Saved | torch.Tensor] = []
+        keep: list[Kept] = []
         h = model.forward(torch.cat(tokens), rows, prefix, keep)
         loss, dh = model.head_loss(h, torch.cat(at), torch.cat(targets), 1.0 / self.n_targets)
         assert dh is not None
         del h
         for i in reversed(range(model.config.n_layers)):
-            block, saved = model.blocks[i], keep.pop()
+            block, saved = model.blocks[i], model.kept(i, keep, rows, prefix)
             own_prefix = prefix[i] if prefix else None
-            if isinstance(saved, torch.Tensor):
-                _, saved = block.forward(saved, rows, own_prefix)
             collect = shared.grad(i) if shared else None
             block.backward(dh, saved, rows, own_prefix, collect, None, self.gradients, want_input=i > 0)
         return loss
@@ -103,11 +101,9 @@ class GradientStep:
         for g in sorted(self._shared):
             shared = self._shared[g]
             dh = torch.zeros(len(shared.rows.identity), self.model.config.hidden_size)
-            n = self.model.config.n_layers
-            for i in reversed(range(n)):
-                block, saved = self.model.blocks[i], shared.keep.pop()
-                if isinstance(saved, torch.Tensor):
-                    _, saved = block.forward(saved, shared.rows, None, keys_only=i == n - 1)
+            for i in reversed(range(self.model.config.n_layers)):
+                block = self.model.blocks[i]
+                saved = self.model.kept(i, shared.keep, shared.rows, None, is_prefix=True)
                 block.backward(dh, saved, shared.rows, None, None, shared.grad(i), self.gradients, want_input=i > 0)
         self._shared.clear()
         return self.gradients
