@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.plot import bars
+from benchmarks.workloads import VAL, examples
 from rescoldo.base import open_base
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids
@@ -34,11 +36,8 @@ from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Sampling
 from rescoldo.files import write_json
 from rescoldo.role import get_role
-from rescoldo.train.parts import read_dataset
 from rescoldo.train.preset import available_threads
 
-TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
-VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")
 Prompts = list[list[int]]
 SERVER = """
 import signal, sys, xllamacpp
@@ -55,8 +54,7 @@ signal.pause()
 def rescoldo(precision: str, tokens: int) -> Callable[[Prompts], int]:
     """This engine; the returned function decodes and says how many tokens."""
     base = open_base("sample:smollm2")
-    examples = read_dataset(TRAIN, get_role("ba"), base.tokenizer(), 2048, 4).examples
-    model = LoraModel.load(base, precision, None, seed=0, calibration=examples)
+    model = LoraModel.load(base, precision, None, seed=0, calibration=examples(base.spec, 4))
 
     def run(prompts: Prompts) -> int:
         sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
@@ -167,6 +165,8 @@ def main() -> None:
                             "max": ratios["llama.cpp"][-1]},
     }  # fmt: skip
     write_json(args.output, document)
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    bars(args.output, f"{len(prompts)} prompts at once", "new tokens a second, prompts included", middle)
     table = Table(title=f"{len(prompts)} prompts, {args.tokens} new tokens each, {threads} threads")
     for column in ("", "tokens/s", "rescoldo is faster by"):
         table.add_column(column, justify="right" if column else "left")

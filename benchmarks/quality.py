@@ -1,11 +1,17 @@
-"""What each precision costs: the whole LoRA gradient and the loss against float32, on examples of the task.
+"""What each precision costs: the whole LoRA gradient and the loss against float32, and what training comes to.
 
 python -m benchmarks.quality --workload smollm2 --output benchmarks/out/quality-smollm2.json
+python -m benchmarks.quality --epochs 2 --output …    # also trains in bf16, int8 and nf4: validation losses
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +20,51 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.plot import bars
+from benchmarks.workloads import TRAIN, VAL
+from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
+from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.engine.blocks import NF4, Blocks, blocks_decode
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import LoraModel
+from rescoldo.engine.ops import nf4_pack
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import write_json
-from rescoldo.role import get_role
-from rescoldo.train.parts import read_dataset
 from rescoldo.train.preset import available_threads
 
-TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0, targets=LINEARS)
 
 
-def gradient(precision: str, examples: list[Example], calibration: list[Example]) -> tuple[float, torch.Tensor]:
+class Numbers(TensorSource):
+    """A base's weights as numbers, in no blocks; with `rounded` its linears are rounded to nf4."""
+
+    def __init__(self, base: BaseModel, *, rounded: bool) -> None:
+        self.base, self.rounded = base, rounded
+
+    def names(self) -> list[str]:
+        return self.base.tensors.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.base.tensors.shape(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        weight = self.base.tensors.get(name)
+        return blocks_decode([in_nf4(weight)]) if self.rounded and name.endswith("_proj.weight") else weight
+
+
+def in_nf4(weight: torch.Tensor) -> Blocks:
+    """weight (out, in) rounded to nf4."""
+    packed, scales = nf4_pack(weight)
+    return Blocks(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
+
+
+def gradient(
+    base: BaseModel, precision: str, examples: list[Example], calibration: list[Example]
+) -> tuple[float, torch.Tensor]:
     """The mean loss and the gradient of all adapter weights, one behind the other; B is random, so that A has one."""
-    model = LoraModel.load(open_base("sample:smollm2"), precision, LORA, seed=7, calibration=calibration)
+    model = LoraModel.load(base, precision, LORA, seed=7, calibration=calibration)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.parameters.items():
         if name.endswith("lora_B"):
@@ -41,33 +75,61 @@ def gradient(precision: str, examples: list[Example], calibration: list[Example]
     return loss, torch.cat([g.flatten() for _, g in sorted(step.finish().items())]).double()
 
 
+def trained(precision: str, epochs: int) -> list[float]:
+    """Validation loss after each epoch of the sample's own settings, one seed for all precisions."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rescoldo", "train", "--train", str(TRAIN), "--val", str(VAL)]
+        command += ["--output", folder, "--quantization", precision, "--epochs", str(epochs)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        info = json.loads((Path(folder) / "training_info.json").read_text())
+    return [epoch["val_loss"] for epoch in info["losses"]]
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of two vectors."""
+    return float(a @ b / (a.norm() * b.norm()))
+
+
 def main() -> None:
     """Run the comparison and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=["smollm2"], default="smollm2")
     parser.add_argument("--examples", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=0, help="also train for so many, in each precision")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     threads = available_threads()
     torch.set_num_threads(threads)
-    data = read_dataset(TRAIN, get_role("ba"), open_base("sample:smollm2").tokenizer(), 2048, None).examples
+    base, data = open_base("sample:smollm2"), read_examples("sample:smollm2")
     examples, calibration = data[: args.examples], data[-4:]
-    exact_loss, exact = gradient("fp32", examples, calibration)
+    numbers, rounded = (replace(base, tensors=Numbers(base, rounded=rounded)) for rounded in (False, True))
+    exact_loss, exact = gradient(base, "fp32", examples, calibration)
+    own_loss, own = gradient(rounded, "fp32", examples, calibration)
     runs: list[dict[str, Any]] = []
     for precision in ("bf16", "int8", "nf4"):
-        loss, ours = gradient(precision, examples, calibration)
-        cosine = float(ours @ exact / (ours.norm() * exact.norm()))
-        runs.append({"precision": precision, "cosine": cosine, "loss": loss, "loss_fp32": exact_loss})
+        loss, ours = gradient(numbers if precision == "nf4" else base, precision, examples, calibration)
+        reference, wanted = (own, own_loss) if precision == "nf4" else (exact, exact_loss)
+        run = {"precision": precision, "cosine": cosine(ours, reference), "loss": loss, "loss_fp32": wanted}
+        runs.append({**run, "cosine_unquantized": cosine(ours, exact)})
+        if args.epochs:
+            runs[-1]["val_losses"] = trained(precision, args.epochs)
     document = {
         "workload": args.workload, "machine": describe(threads), "peer": "the same engine in float32",
         "examples": len(examples), "runs": runs,
     }  # fmt: skip
     write_json(args.output, document)
-    table = Table(title=f"gradient of {len(examples)} examples against fp32")
-    for column in ("precision", "cosine", "loss", "fp32's loss"):
+    lost = {run["precision"]: 1 - run["cosine"] for run in runs}
+    bars(args.output, "gradient: 1 - cosine with float32 of the same weights", "", lost)
+    table = Table(title=f"gradient of {len(examples)} examples")
+    for column in ("precision", "cosine with its weights in fp32", "with the model's", "loss", "fp32's loss"):
         table.add_column(column, justify="right")
+    if args.epochs:
+        table.add_column("validation loss by epoch")
     for run in runs:
-        table.add_row(run["precision"], f"{run['cosine']:.5f}", f"{run['loss']:.4f}", f"{exact_loss:.4f}")
+        cells = [f"{run['cosine']:.5f}", f"{run['cosine_unquantized']:.5f}"]
+        cells += [f"{run['loss']:.4f}", f"{run['loss_fp32']:.4f}"]
+        cells += [", ".join(f"{loss:.4f}" for loss in run["val_losses"])] if args.epochs else []
+        table.add_row(run["precision"], *cells)
     Console().print(table)
 
 

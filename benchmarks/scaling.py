@@ -32,11 +32,11 @@ from benchmarks.machine import describe
 from rescoldo.base import open_base
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.engine.types import LoraConfig
-from rescoldo.files import write_json
+from rescoldo.files import read_json, write_json
 from rescoldo.nodes.scaling import GIGABIT, speedup, step_time, worth
 from rescoldo.nodes.share import load_of
 from rescoldo.role import get_role
-from rescoldo.train.layout import read_json, read_json_lines
+from rescoldo.train.layout import read_json_lines
 from rescoldo.train.parts import read_dataset
 
 DATA = Path("artifacts/synthetic").absolute()

@@ -25,15 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
-from benchmarks.models import write_hf
-from benchmarks.worker import TRAIN
+from benchmarks.plot import bars
+from benchmarks.workloads import add_arguments, base_model, examples
 from rescoldo.base import open_base
 from rescoldo.engine.auto import measure_products, product_of
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
-from rescoldo.files import cache_root, write_json
-from rescoldo.role import get_role
-from rescoldo.train.parts import read_dataset
+from rescoldo.files import write_json
 from rescoldo.train.preset import available_threads
 
 JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
@@ -75,18 +73,16 @@ class Worker:
         self.process.wait()
 
 
-def necessary_work(base_model: str, examples: int, steps: list[int]) -> dict[int, float]:
+def necessary_work(model: str, count: int, steps: list[int]) -> dict[int, float]:
     """For each step number 4·N·(distinct tokens) in operations: N the weights of all layers' linears for every distinct
     token, and the head's for every target token."""
-    base = open_base(base_model)
-    data = read_dataset(TRAIN, get_role("ba"), base.tokenizer(), 2048, None).examples
-    c = base.config
+    data, c = examples(model), open_base(model).config
     shapes = [c.linear_shape(name) for name in LINEARS]
     layers = c.n_layers * sum(out * into for out, into in shapes)
     work = {}
     for number in steps:
-        start = number * examples % (len(data) - examples + 1)
-        chosen = data[start : start + examples]
+        start = number * count % (len(data) - count + 1)
+        chosen = data[start : start + count]
         distinct = sum(
             g.length + sum(len(chosen[i].tokens) - g.length for i in g.indices) for g in group_by_prefix(chosen)
         )
@@ -98,9 +94,7 @@ def necessary_work(base_model: str, examples: int, steps: list[int]) -> dict[int
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=["smollm2", "mistral7b"], default="smollm2")
-    parser.add_argument("--base-model", help="another model of these sizes; mistral7b: where it is or shall be written")
-    parser.add_argument("--layers", type=int, default=32, help="of mistral7b")
+    add_arguments(parser)
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--peer-precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -111,18 +105,14 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, help="the most that this project's side may take")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    base_model, threads = args.base_model or "sample:smollm2", available_threads()
-    if args.workload == "mistral7b":
-        base_model = args.base_model or str(cache_root() / "benchmarks" / f"mistral-7b-instruct-{args.layers}-layers")
-        if not Path(base_model).exists():
-            write_hf(Path(base_model), args.layers)
-    shared = ["--workload", args.workload, "--base-model", base_model]
+    model, threads = base_model(args), available_threads()
+    shared = ["--workload", args.workload, "--base-model", model]
     shared += ["--examples", str(args.examples), "--threads", str(threads)]
     theirs = ["peft", "--precision", args.peer_precision, *shared]
     theirs += ["--checkpointing"] if args.workload == "mistral7b" else []
     theirs += ["--run", str(args.peer_run)] if args.peer_run else []
     numbers = list(range(args.rounds))
-    work = necessary_work(base_model, args.examples, numbers)
+    work = necessary_work(model, args.examples, numbers)
     sides: dict[str, list[dict[str, Any]]] = {"rescoldo": [], "peft": []}
     ours = ["rescoldo", "--precision", args.precision, *shared]
     ours += ["--memory-gb", str(args.memory_gb)] if args.memory_gb else []
@@ -193,6 +183,8 @@ def main() -> None:
             f"the original job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
         )
     write_json(args.output, document)
+    spent = {side: statistics.median(run[side]["seconds_per_example"] for run in runs) for side in sides}
+    bars(args.output, f"{args.workload}: training", "seconds an example", spent)
     console.print(", ".join(said))
 
 

@@ -13,18 +13,12 @@ from typing import Any, Protocol
 import psutil
 import torch
 
+from benchmarks.workloads import LORA
+from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
-from rescoldo.engine.config import LINEARS
 from rescoldo.engine.types import Example, LoraConfig
-from rescoldo.role import get_role
 from rescoldo.run.memory import limit_process
-from rescoldo.train.parts import read_dataset
 
-TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
-LORA = {  # the sample's preset, and the original guide's
-    "smollm2": LoraConfig(rank=16, alpha=64.0, dropout=0.1, targets=LINEARS),
-    "mistral7b": LoraConfig(rank=8, alpha=32.0, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
-}
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 
 
@@ -112,10 +106,13 @@ def main() -> None:
     parser.add_argument("--run", type=int, help="of a step's examples only the first so many")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--memory-gb", type=float)
+    parser.add_argument("--longest", action="store_true", help="the longest examples instead of those in order")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     limit_process(args.memory_gb)
-    data = read_dataset(TRAIN, get_role("ba"), open_base(args.base_model).tokenizer(), 2048, None).examples
+    data = read_examples(args.base_model)
+    if args.longest:
+        data.sort(key=lambda example: -len(example.tokens))
     side: Side
     loading = time.perf_counter()
     if args.side == "rescoldo":

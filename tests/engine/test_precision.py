@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.quality import Numbers, in_nf4
 
 from rescoldo.base import open_base
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import tokenize_records
-from rescoldo.engine.blocks import Blocks, blocks_decode
+from rescoldo.engine.blocks import blocks_decode
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.int8 import N_OUTLIERS, Int8Linear, smoothing
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.model import LoraModel
-from rescoldo.engine.ops import nf4_pack
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
@@ -58,14 +58,9 @@ def _make(precision: str, weights: list[torch.Tensor], inputs: torch.Tensor) -> 
     if precision == "int8":
         return Int8Linear(weights, *smoothing(inputs.abs().amax(0), weights))
     if precision == "nf4":
-        blocks = [_nf4(weight) for weight in weights]
+        blocks = [in_nf4(weight) for weight in weights]
         return Int8Linear(blocks, *smoothing(inputs.abs().amax(0), blocks), unpacked=False)
     return PlainLinear(weights, torch.float32 if precision == "fp32" else torch.bfloat16)
-
-
-def _nf4(weight: torch.Tensor) -> Blocks:
-    packed, scales = nf4_pack(weight)
-    return Blocks("nf4", packed, (weight.shape[0], weight.shape[1]), scales)
 
 
 def _forward(linear: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +87,7 @@ def test_a_linears_products(precision: str, t: int, outs: tuple[int, ...], into:
     """Against float64: of the true weight for fp32, bf16 and int8, of its own 4-bit weight for nf4."""
     weights, x = _weights(*outs, into=into), _inputs(t, into, outliers)
     linear = _make(precision, weights, _inputs(64, into, outliers, seed=9))
-    own = [blocks_decode([_nf4(weight)]) for weight in weights] if precision == "nf4" else weights
+    own = [blocks_decode([in_nf4(weight)]) for weight in weights] if precision == "nf4" else weights
     exact = torch.cat(own).double()
     dy = torch.randn(t, sum(outs), generator=torch.Generator().manual_seed(2))
     limits = {"fp32": 1e-6, "bf16": 0.006, "int8": 0.02, "nf4": 0.02}
@@ -164,23 +159,6 @@ def test_int8_without_examples_and_nf4_of_odd_widths_are_refused() -> None:
 
 
 # --- whole gradients --------------------------------------------------------------------------------------------------
-
-
-class Numbers(TensorSource):
-    """The base's weights as numbers, in no blocks; with `rounded` the linears are rounded to nf4."""
-
-    def __init__(self, base: BaseModel, *, rounded: bool) -> None:
-        self.base, self.rounded = base, rounded
-
-    def names(self) -> list[str]:
-        return self.base.tensors.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.base.tensors.shape(name)
-
-    def get(self, name: str) -> torch.Tensor:
-        weight = self.base.tensors.get(name)
-        return blocks_decode([_nf4(weight)]) if self.rounded and "_proj." in name and weight.dim() == 2 else weight
 
 
 def test_tiny_gradients_in_every_precision() -> None:
