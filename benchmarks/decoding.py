@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import statistics
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -25,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.llama_cpp import server
 from benchmarks.machine import describe
 from benchmarks.plot import bars
 from benchmarks.workloads import VAL, examples
@@ -39,16 +37,6 @@ from rescoldo.role import get_role
 from rescoldo.train.preset import available_threads
 
 Prompts = list[list[int]]
-SERVER = """
-import signal, sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], int(sys.argv[2])
-p.n_parallel, p.n_ctx, p.verbosity = int(sys.argv[3]), int(sys.argv[4]), -1
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[5])
-p.n_threads_http = 2 * p.n_parallel
-server = xllamacpp.Server(p)
-signal.pause()
-"""
 
 
 def rescoldo(precision: str, tokens: int) -> Callable[[Prompts], int]:
@@ -83,43 +71,21 @@ def transformers(dtype: torch.dtype, tokens: int) -> Callable[[Prompts], int]:
     return run
 
 
-class LlamaCpp:
-    """llama.cpp's server with as many slots as there are prompts, all asked at once."""
+def llama_cpp(url: str, tokens: int) -> Callable[[Prompts], int]:
+    """llama.cpp's server, asked for all prompts at once."""
 
-    def __init__(self, slots: int, context: int, threads: int, tokens: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        numbers = [str(n) for n in (self.port, slots, slots * context, threads)]
-        command = [sys.executable, "-c", SERVER, str(open_base("sample:smollm2").path), *numbers]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.tokens = tokens
-        until = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5):
-                    return
-            except OSError:
-                if time.monotonic() > until or self.process.poll() is not None:
-                    raise RuntimeError("llama.cpp's server did not start") from None
-                time.sleep(0.2)
-
-    def __call__(self, prompts: Prompts) -> int:
-        with ThreadPoolExecutor(len(prompts)) as pool:
-            return sum(pool.map(self._ask, prompts))
-
-    def _ask(self, prompt: list[int]) -> int:
-        body = {
-            "prompt": prompt,
-            "n_predict": self.tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
-        url = f"http://127.0.0.1:{self.port}/completion"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    def ask(prompt: list[int]) -> int:
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        content = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/completion", json.dumps(body).encode(), content)
         with urllib.request.urlopen(request, timeout=1200) as answer:
             return int(json.load(answer)["tokens_predicted"])
+
+    def run(prompts: Prompts) -> int:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return sum(pool.map(ask, prompts))
+
+    return run
 
 
 def main() -> None:
@@ -137,22 +103,20 @@ def main() -> None:
     torch.set_num_threads(threads)
     tokenizer, role = open_base("sample:smollm2").tokenizer(), get_role("ba")
     prompts = [prompt_ids(role.messages(record), tokenizer) for record in read_records(VAL, role)[: args.prompts]]
-    llama = LlamaCpp(len(prompts), max(map(len, prompts)) + args.tokens + 8, threads, args.tokens)
-    sides: dict[str, Callable[[Prompts], int]] = {
-        "rescoldo": rescoldo(args.precision, args.tokens),
-        "transformers": transformers(getattr(torch, args.peer_dtype), args.tokens),
-        "llama.cpp": llama,
-    }
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    try:
+    longest = max(map(len, prompts)) + args.tokens + 8
+    rates: dict[str, list[float]] = {}
+    with server(open_base("sample:smollm2").path, slots=len(prompts), context=longest, threads=threads) as url:
+        sides: dict[str, Callable[[Prompts], int]] = {
+            "rescoldo": rescoldo(args.precision, args.tokens),
+            "transformers": transformers(getattr(torch, args.peer_dtype), args.tokens),
+            "llama.cpp": llama_cpp(url, args.tokens),
+        }
         sides["rescoldo"](prompts)  # not counted: the kernels' first use
         for _ in range(args.rounds):
             for name, run in sides.items():
                 began = time.perf_counter()
                 decoded = run(prompts)
-                rates[name].append(decoded / (time.perf_counter() - began))
-    finally:
-        llama.process.kill()
+                rates.setdefault(name, []).append(decoded / (time.perf_counter() - began))
     ratios = {name: sorted(a / b for a, b in zip(rates["rescoldo"], rates[name], strict=True)) for name in rates}
     document: dict[str, Any] = {
         "workload": args.workload, "machine": describe(threads),

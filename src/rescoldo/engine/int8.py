@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine.blocks import Blocks, Matrix, Stored
+from rescoldo.engine.blocks import NF4, Blocks, Matrix, Stored
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 from rescoldo.engine.ops import Dropout
@@ -90,6 +90,34 @@ class Int8Linear(FrozenLinear):
             self.scale = torch.cat([scale for _, scale in made])
             kept = torch.cat([w[:, apart].float() for w in dense])
         self.apart_panels = _panels(kept.T)  # of the columns apart, as they are
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that `restored` needs; nf4 and int8 only."""
+        found = {"columns": self.columns, "apart": self.apart, "scale": self.scale, "kept": self.apart_panels}
+        if isinstance(self.weight, torch.Tensor):
+            return {**found, "panels": self.weight}
+        for i, part in enumerate(self.weight.parts):
+            assert part.scales is not None
+            found |= {f"data.{i}": part.data, f"scales.{i}": part.scales}
+        return {**found, "inverse": self.weight.inverse}
+
+    @classmethod
+    def restored(cls, tensors: dict[str, torch.Tensor], *, fine: bool = False) -> Int8Linear:
+        """The linear whose `tensors` these are, sharing their memory."""
+        self = cls.__new__(cls)
+        self.fine, self.columns, self.apart = fine, tensors["columns"], tensors["apart"]
+        self.scale, self.apart_panels = tensors["scale"], tensors["kept"]
+        self.out_features, self.in_features = len(self.scale), len(self.columns)
+        self.inputs = self.columns.index_fill(0, self.apart, 0.0)
+        if "panels" in tensors:
+            self.weight = tensors["panels"]
+            return self
+        parts: list[Blocks] = []
+        while f"data.{len(parts)}" in tensors:
+            data, scales = tensors[f"data.{len(parts)}"], tensors[f"scales.{len(parts)}"]
+            parts.append(Blocks(NF4, data, (len(data), self.in_features), scales))
+        self.weight = Stored(parts, 1.0 / self.columns, tensors["inverse"])
+        return self
 
     def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Int8Products:
         return Int8Products(self, adapter, bias)

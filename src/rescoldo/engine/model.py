@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from rescoldo.engine.attention import Layout
-from rescoldo.engine.auto import layers_to_keep, stays_stored
+from rescoldo.engine.auto import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.block import Block, Rows, Saved
 from rescoldo.engine.blocks import KINDS, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_adapter
@@ -105,6 +106,7 @@ class LoraModel:
         calibration: Sequence[Example] | None = None,
         frozen_state: dict[str, torch.Tensor] | None = None,
         on_progress: Callable[[float], None] | None = None,
+        keep_converted: bool = False,
     ) -> LoraModel:
         """Build the model layer by layer, reading each weight once.
 
@@ -116,6 +118,7 @@ class LoraModel:
             calibration: examples to measure input ranges on; needed for int8 and nf4 without `frozen_state`.
             frozen_state: what `frozen_state()` returned when the run began: makes a resume exact.
             on_progress: called with the share done, 0..1.
+            keep_converted: keep a large model's converted weights on the disk, and take them from there.
 
         Raises:
             RescoldoError: a tensor is missing or damaged.
@@ -126,7 +129,10 @@ class LoraModel:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         embedding = _embedding(source, config, precision, dtype)
         head_name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
-        converter = Converter(config, precision, calibration, frozen_state, embedding)
+        converted: ConvertedWeights | None = None
+        if keep_converted and precision in CALIBRATED and linear_weights(config) > SMALL and not base.stored_bytes():
+            converted = ConvertedWeights(base.fingerprint(), precision, weight_bytes(config, precision))
+        converter = Converter(config, precision, calibration, frozen_state, embedding, converted)
         blocks: list[Block] = []
         for i in range(config.n_layers):
             prefix = f"model.layers.{i}"
@@ -162,6 +168,8 @@ class LoraModel:
                 on_progress((i + 1) / config.n_layers)
         final_norm = source.get("model.norm.weight").to(dtype)
         head = converter.head(_weights(source, [head_name], precision)[0], final_norm)
+        if converted:
+            converted.prune()
         return cls(config, precision, lora, parameters, embedding, head, final_norm, blocks, converter.state)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.block import SITES, Block, Rows
 from rescoldo.engine.blocks import NF4, Blocks, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
@@ -41,6 +42,7 @@ class Converter:
         calibration: examples to measure input ranges on (int8 and nf4 without `state`).
         state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
         embedding: (V, D), to embed the calibration tokens.
+        converted: where converted weights are kept from one start to the next.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Converter:
         calibration: Sequence[Example] | None,
         state: dict[str, torch.Tensor] | None,
         embedding: Matrix,
+        converted: ConvertedWeights | None = None,
     ) -> None:
-        self.config, self.precision = config, precision
+        self.config, self.precision, self.converted = config, precision, converted
         self.state: dict[str, torch.Tensor] = dict(state or {})
         self.rows: Rows | None = None
         odd = [name for name in LINEARS if config.linear_shape(name)[1] % NF4_BLOCK]
@@ -95,12 +98,18 @@ class Converter:
             return self._measure(index, weights, norms, build)
         return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
-    def integer(self, key: str, weights: Weights) -> Int8Linear:
+    def integer(self, key: str, weights: Weights, *, fine: bool = False) -> Int8Linear:
         """The weights for 8-bit products, by the input ranges that `state` has under `key`."""
-        if self.precision == "nf4":
+        found = self.converted.read(key, self.state[key]) if self.converted else None
+        if found is not None:
+            return Int8Linear.restored(found, fine=fine)
+        if self.precision == "nf4" and not fine:
             weights = [w if isinstance(w, Blocks) else _nf4(w) for w in weights]
         columns, apart = smoothing(self.state[key], weights)
-        return Int8Linear(weights, columns, apart, unpacked=self._unpacked)
+        linear = Int8Linear(weights, columns, apart, fine=fine, unpacked=self._unpacked)
+        if self.converted:
+            self.converted.write(key, self.state[key], linear.tensors())
+        return linear
 
     def head(self, weight: Matrix, norm: torch.Tensor) -> FrozenLinear:
         """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer. Its 8-bit
@@ -110,7 +119,7 @@ class Converter:
         if self.rows is not None:
             x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
             self.state["head"] = x.abs().amax(0).float()
-        return Int8Linear([weight], *smoothing(self.state["head"], [weight]), fine=True, unpacked=self._unpacked)
+        return self.integer("head", [weight], fine=True)
 
     def _measure(
         self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build

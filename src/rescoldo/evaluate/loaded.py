@@ -137,6 +137,7 @@ def load_for_inference(
             calibration=calibration,
             frozen_state=frozen,
             on_progress=on_progress,
+            keep_converted=True,
         )
         if adapter and run:
             put_in(adapter, model, run, base_spec)

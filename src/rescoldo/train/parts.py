@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +109,7 @@ def real_parts() -> Parts:
     return Parts(
         open_base=open_base,
         read_dataset=read_dataset,
-        load_model=LoraModel.load,
+        load_model=partial(LoraModel.load, keep_converted=True),
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
         save_tokenizer=save_tokenizer,
