@@ -15,7 +15,7 @@ from rescoldo.doctor.plan import shortened
 from rescoldo.doctor.rate import expected_rate
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
-from rescoldo.engine.types import LoraConfig
+from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.train.metrics import read_timings
 from rescoldo.train.preset import available_threads
 from tests.base.make_models import tiny_hf, tiny_tokenizer
@@ -58,7 +58,7 @@ def test_pieces_are_there_in_each_precision(precision):
     assert pieces.rows == distinct_rows(examples[:2])
     assert pieces.row.at(4) > 0
     assert pieces.evaluate_row.at(4) > 0
-    assert (pieces.calibrate_row > 0) == (precision == "int8")
+    assert (pieces.calibrate_row > 0) == (precision in CALIBRATED)
 
 
 def test_a_shortened_example_still_has_targets():

@@ -45,8 +45,8 @@ class Pieces:
     """What was measured in one precision. Seconds, bytes, watts.
 
     Attributes:
-        load: building the model without int8's calibration.
-        calibrate_row: int8's calibration, one token through one layer; 0 in the other precisions.
+        load: building the model without calibration.
+        calibrate_row: int8's and nf4's calibration, one token through one layer; 0 in the other precisions.
         row: forward and backward of one token (distinct within its step); the head's part is in `fixed`.
         evaluate_row: forward of one token.
         update: the optimizer's step.

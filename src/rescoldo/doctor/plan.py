@@ -19,7 +19,7 @@ from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, m
 from rescoldo.doctor.needs import adapter_parameters, disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
-from rescoldo.engine.auto import product_rates
+from rescoldo.engine.auto import product_of, product_rates
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.ops import NF4_BLOCK
 from rescoldo.engine.types import Example
@@ -80,7 +80,7 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
         possible = [name for name in possible if name != "nf4"]
     for precision in sorted(possible, key=lambda name: name != config.quantization):
         say(f"measuring {precision} …")
-        rate = rates["bf16" if precision == "nf4" else precision]
+        rate = rates[product_of(precision)]
         pieces, rough = _measure(prepared, precision, rate)
         forecasts.append(forecast(prepared, pieces, started, saving, free, rough=rough))
     lora = lora_config(config)
