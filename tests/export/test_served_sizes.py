@@ -1,5 +1,5 @@
-"""Files as Ollama serves them, layers of Mistral-7B's sizes: they load, train a step on their own blocks, and what is exported
-answers in llama.cpp as in our engine."""
+"""Files as Ollama serves them, with layers of Mistral-7B's sizes: they train a step on their own blocks, and what is
+exported answers in llama.cpp as in our engine."""
 
 from __future__ import annotations
 
