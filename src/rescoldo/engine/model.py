@@ -244,10 +244,12 @@ class LoraModel:
                 keep.append(saved)
         return h
 
-    def forward_prefix(self, tokens: torch.Tensor, rows: Rows, keep: list[Kept] | None = None) -> list[torch.Tensor]:
+    def forward_prefix(
+        self, tokens: torch.Tensor, rows: Rows, keep: list[Kept] | None = None, beside: int = 0
+    ) -> list[torch.Tensor]:
         """The pass over a shared prefix's tokens (P,) up to the last layer's keys and values: each layer's qkv (P, …),
-        which is all that the examples need. `keep` as in `forward`."""
-        h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
+        which is all that the examples need. `keep` as in `forward`, with room left for passes over `beside` rows."""
+        h, first = self.embed(tokens), self._first_kept(len(tokens) + beside) if keep is not None else 0
         found: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             if keep is not None and i < first:

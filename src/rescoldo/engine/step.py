@@ -17,12 +17,12 @@ _POSITION_BITS = 18  # a row's identity: who it belongs to, then its position
 class _Shared:
     """A group's prefix while its step lasts: the saved pass and the gradients collected for its keys and values."""
 
-    def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int]) -> None:
+    def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], beside: int) -> None:
         c, n = model.config, len(tokens)
         identity = torch.arange(n) + (owner << _POSITION_BITS)
         self.rows: Rows = model.rows((0, n), 0, identity, seed)
         self.keep: list[Kept] = []
-        self.qkv = model.forward_prefix(torch.tensor(tokens), self.rows, self.keep)
+        self.qkv = model.forward_prefix(torch.tensor(tokens), self.rows, self.keep, beside)
         shape = (c.n_layers, n, c.n_kv_heads, c.head_dim)
         self.dk, self.dv = torch.zeros(shape), torch.zeros(shape)
 
@@ -59,7 +59,8 @@ class GradientStep:
         if g not in self._shared:
             owner = (1 << 13) - 1 - g
             tokens = self.examples[group.indices[0]].tokens[: group.length]
-            self._shared[g] = _Shared(self.model, tokens, owner, self.seed)
+            longest = max(len(self.examples[i].tokens) for i in group.indices) - group.length
+            self._shared[g] = _Shared(self.model, tokens, owner, self.seed, longest)
         return self._shared[g]
 
     def micro_batch(self, indices: Sequence[int]) -> float:
