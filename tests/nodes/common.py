@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 
 from tests.base.make_models import tiny_hf
+from tests.evaluate.llama_server import free_port
 from tests.train.test_real import write_records
 
 SETTINGS = [
@@ -32,12 +32,6 @@ def make_folder(folder: Path) -> Path:
     write_records(folder / "train.jsonl", 0, 7)
     write_records(folder / "val.jsonl", 7, 10)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(folder: Path, output: Path, *more: Any, train: str = "train.jsonl") -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,15 +168,14 @@ def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
 
 def _say_what_to_type(given: dict[str, Any], config: Path | None, switches: dict[str, bool], group: Any) -> None:
     from rescoldo.nodes.address import local_address
-    from rescoldo.nodes.nodes import instructions
+    from rescoldo.nodes.nodes import JOIN_SECONDS, MAX_RESTARTS, instructions
     from rescoldo.run.detach import train_command
     from rescoldo.train.config import check_paths
 
     check_paths(read_config(given, config))
-    known = {name: value for name, value in group.items() if value and name not in ("rendezvous", "share")}
-    known = {
-        name: value for name, value in known.items() if value != {"join_seconds": 30, "max_restarts": 100}.get(name)
-    }
+    usual = {"rendezvous": group["rendezvous"], "share": group["share"]}  # each machine's own, or said by the line
+    usual |= {"join_seconds": JOIN_SECONDS, "max_restarts": MAX_RESTARTS}
+    known = {name: value for name, value in group.items() if value and value != usual.get(name)}
     command = train_command({**given, **known}, config, **switches)
     print(instructions(["rescoldo", *command[4:]], group["nodes"], local_address(platform.node())), end="")
 
@@ -197,19 +198,26 @@ def _in_foreground(
     from rescoldo.train.start import train as start
 
     reporter = Reporter(Console(stderr=as_json, highlight=False))
-    try:
+    with _telling(on_exit, config.output, reporter.warn):
         result = start(config, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
-    finally:
-        if on_exit:
-            from rescoldo.run.notify import run_on_exit
-
-            problem = run_on_exit(on_exit, config.output)
-            if problem:
-                reporter.warn(problem)
     if as_json:
         print(json.dumps(result.summary(), ensure_ascii=False))
     if result.signal:
         raise typer.Exit(128 + result.signal)
+
+
+@contextmanager
+def _telling(on_exit: str, output: Path, warn: Callable[[str], object]) -> Iterator[None]:
+    """However the block ends, the user's command `on_exit` is run then; `warn` hears what went wrong with it."""
+    try:
+        yield
+    finally:
+        if on_exit:
+            from rescoldo.run.notify import run_on_exit
+
+            problem = run_on_exit(on_exit, output)
+            if problem:
+                warn(problem)
 
 
 def _on_several(
@@ -218,15 +226,8 @@ def _on_several(
     from rescoldo.nodes.launch import Launcher
 
     launcher = Launcher(config, nodes, adapter_bin=adapter_bin, force=force, quiet=as_json)
-    try:
+    with _telling(on_exit, config.output, launcher.say):
         outcome = launcher.run(restart=restart)
-    finally:
-        if on_exit:
-            from rescoldo.run.notify import run_on_exit
-
-            problem = run_on_exit(on_exit, config.output)
-            if problem:
-                launcher.say(problem)
     if as_json:
         failed = {"status": "failed", "output": str(config.output), "error": outcome.get("error", "")}
         print(json.dumps(outcome.get("summary") or failed, ensure_ascii=False))

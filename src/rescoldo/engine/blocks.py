@@ -39,9 +39,9 @@ class Blocks:
     scales: torch.Tensor | None = None
     order: torch.Tensor | None = None
 
-    def rows(self, start: int, end: int) -> torch.Tensor:
-        """Rows start..end-1 as float32, (end - start, in)."""
-        which = slice(start, end) if self.order is None else self.order[start:end]
+    def numbers(self) -> torch.Tensor:
+        """The matrix as float32, (out, in)."""
+        which = slice(self.shape[0]) if self.order is None else self.order
         data = self.data[which]
         if self.scales is None:
             return torch.from_numpy(decode_ggml(data.numpy(), self.kind)).view(-1, self.shape[1])
@@ -99,7 +99,7 @@ def decode_ggml(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: str) -> np.ndarr
 
 def blocks_decode(parts: Sequence[Blocks]) -> torch.Tensor:
     """All parts' rows, (out, in) float32."""
-    return torch.cat([part.rows(0, part.shape[0]) for part in parts])
+    return torch.cat([part.numbers() for part in parts])
 
 
 def blocks_widest(parts: Sequence[Blocks]) -> torch.Tensor:
