@@ -235,13 +235,9 @@ class LoraModel:
         `prefix` is what `forward_prefix` gave; `keep` collects what `kept` needs for each layer's way back: its
         activations; or its input (T, D) if they are to be computed again; or None if that comes from the layer below.
         """
-        h, first = self.embed(tokens), self._first_kept(len(tokens)) if keep is not None else 0
-        for i, block in enumerate(self.blocks):
-            if keep is not None and i < first:
-                keep.append(None if i % 2 else h.clone())
-            h, saved = block.forward(h, rows, prefix[i] if prefix else None)
-            if keep is not None and i >= first:
-                keep.append(saved)
+        h = tokens
+        for h, _ in self._pass(tokens, rows, prefix, keep):  # noqa: B007 (the last one's)
+            pass
         return h
 
     def forward_prefix(
@@ -249,16 +245,28 @@ class LoraModel:
     ) -> list[torch.Tensor]:
         """The pass over a shared prefix's tokens (P,) up to the last layer's keys and values: each layer's qkv (P, …),
         which is all that the examples need. `keep` as in `forward`, with room left for passes over `beside` rows."""
+        return [saved.qkv for _, saved in self._pass(tokens, rows, None, keep, beside=beside, is_prefix=True)]
+
+    def _pass(
+        self,
+        tokens: torch.Tensor,
+        rows: Rows,
+        prefix: list[torch.Tensor] | None,
+        keep: list[Kept] | None,
+        *,
+        beside: int = 0,
+        is_prefix: bool = False,
+    ) -> Iterator[tuple[torch.Tensor, Saved]]:
+        """Each layer's output (T, D) float32, always in the same memory, and activations; see `forward`."""
         h, first = self.embed(tokens), self._first_kept(len(tokens) + beside) if keep is not None else 0
-        found: list[torch.Tensor] = []
         for i, block in enumerate(self.blocks):
             if keep is not None and i < first:
                 keep.append(None if i % 2 else h.clone())
-            h, saved = block.forward(h, rows, None, keys_only=i == self.config.n_layers - 1)
+            keys_only = is_prefix and i == self.config.n_layers - 1
+            h, saved = block.forward(h, rows, prefix[i] if prefix else None, keys_only)
             if keep is not None and i >= first:
                 keep.append(saved)
-            found.append(saved.qkv)
-        return found
+            yield h, saved
 
     def kept(
         self,
