@@ -14,6 +14,8 @@ import torch
 
 from rescoldo.engine import cpu
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.int8 import group_size
 from rescoldo.engine.types import CALIBRATED
 from rescoldo.files import cache_root, write_json
 from rescoldo.run.memory import memory_available
@@ -98,7 +100,10 @@ def product_rates(into: int, out: int) -> dict[str, float]:
     """Operations a second of this machine's products (512, into)·(into, out) in fp32, bf16 and int8; cached. bf16 as
     the engine does it: by way of float32 where the CPU would emulate it."""
     path = cache_root() / "products.json"
-    identity = f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
+    identity = (
+        f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
+        f"|{kernels().name}|{kernels().levels}"
+    )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     try:
         cached = json.loads(path.read_bytes())
@@ -114,18 +119,30 @@ def product_rates(into: int, out: int) -> dict[str, float]:
 
 
 def measure_products(rows: int, into: int, out: int, seconds: float) -> dict[str, float]:
-    """Best rate, operations a second, of products (rows, into)·(into, out); `seconds` are spent on each precision."""
+    """Best rate, operations a second, of bare products (rows, into)·(into, out); `seconds` are spent on each precision.
+    int8: this engine's or the library's, whichever is faster; the library has none worth measuring on AVX2."""
     x, w = torch.randn(rows, into), torch.randn(out, into)
     xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
     work = 2.0 * rows * into * out
+    op = kernels()
+    panels, scale = op.int8_pack(wb, torch.ones(into))
+    quantized, z = op.int8_input(xb, None, group_size(into), [], None, 0, None)
+    assert quantized is not None
 
     def bf16() -> object:
         return xb @ wb.T if cpu.fast_bf16() else (xb.float() @ wb.float().T).bfloat16()
 
+    int8 = []
+    if op.name == "native":
+        int8.append(
+            _best(lambda: op.int8_product(quantized, panels, out, scale, None, z, None, None, backward=False), seconds)
+        )
+    if op.levels == 127:
+        int8.append(_best(lambda: torch._int_mm(xi, wi.T), seconds))
     return {
         "fp32": work / _best(lambda: x @ w.T, seconds),
         "bf16": work / _best(bf16, seconds),
-        "int8": work / _best(lambda: torch._int_mm(xi, wi.T), seconds),
+        "int8": work / min(int8),
     }
 
 

@@ -20,6 +20,7 @@ class Twins:
     """The small operations in PyTorch; `native.Native` overrides those it has in C. See ops.py and attention.py."""
 
     name = "pytorch"
+    levels = 127  # of an int8 product's quantized rows
 
     def rms_norm(
         self, h: torch.Tensor, weight: torch.Tensor, eps: float
@@ -72,7 +73,7 @@ class Twins:
         mask: Dropout | None,
     ) -> tuple[Quantized | None, torch.Tensor]:
         """See ops_int8.int8_input."""
-        return ops_int8.int8_input(x, columns, group, segments, apart, width, mask)
+        return ops_int8.int8_input(x, columns, group, segments, apart, width, mask, self.levels)
 
     def int8_residual_(self, x: torch.Tensor, columns: torch.Tensor | None, rows: Quantized) -> None:
         """See ops_int8.int8_residual_."""

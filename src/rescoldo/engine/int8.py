@@ -27,6 +27,8 @@ _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves int
 
 def group_size(columns: int) -> int:
     """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
+    if kernels().levels > 127:
+        return 512
     return 96 if columns <= 1024 else 192 if columns < 4096 else 512
 
 
@@ -187,7 +189,7 @@ class Int8Products(Products):
         dx = op.int8_product(
             rows, f.weight, f.in_features, f.columns, self.backward_side, dz, mask, None, backward=True
         )
-        if f.fine:
+        if f.fine and op.levels == 127:
             op.int8_residual_(dy, f.scale, rows)
             rows, _ = op.int8_input(dy, f.scale, group, [], None, 0, None)
             assert rows is not None

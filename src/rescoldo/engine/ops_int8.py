@@ -1,8 +1,9 @@
 """The three passes of an int8 linear with its adapter, in plain PyTorch; `native` has the same fused in C (int8.c).
 
 Weights are held once, as unsigned bytes (value + 128) in panels of 16 outputs, (out/16, in/4, 16, 4), which is what the
-CPU's 8-bit dot products take; both sides are padded to multiples of 16. Rows of inputs carry one scale for each group
-of columns: a wide column spoils the resolution of its group alone.
+CPU's 8-bit dot products take; both sides are padded to multiples of 16. Rows of inputs are whole numbers up to
+`levels`: 127, or more where the CPU multiplies 16 bits as fast as it can 8 (AVX2). They carry one scale for each group of
+columns: a wide column spoils the resolution of its group alone.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ def int8_pack(weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor
     return pack_panels((weight * inverse[:, None]).round().to(torch.int8)), largest / 127.0
 
 
+def levels_type(levels: int) -> torch.dtype:
+    """What holds numbers up to `levels`."""
+    return torch.int8 if levels == 127 else torch.int16
+
+
 @dataclass(frozen=True)
 class Quantized:
-    """Rows (T, K) as int8 q (T, K padded), each `group` columns with a scale (T, groups) float32; `sum` (T, groups)
-    int32 is 128 times the groups' sums, which the unsigned weights' products have too much."""
+    """Rows (T, K) as int8 or int16 q (T, K padded), each `group` columns with a scale (T, groups) float32; for int8,
+    `sum` (T, groups) int32 is 128 times the groups' sums, which the unsigned weights' products have too much."""
 
     q: torch.Tensor
     scale: torch.Tensor
-    sum: torch.Tensor
+    sum: torch.Tensor | None
     group: int
 
 
@@ -103,6 +109,7 @@ def int8_input(
     apart: Apart | None,
     width: int,
     mask: Dropout | None,
+    levels: int,
 ) -> tuple[Quantized | None, torch.Tensor]:
     """x (T, K) bfloat16 → its columns, times `columns` (K,) float32, quantized (not for group None), and z (T, width).
 
@@ -119,16 +126,16 @@ def int8_input(
         return None, z
     full = torch.zeros(t, padded(k))
     full[:, :k] = x.float() if columns is None else x.float() * columns
-    q, scales, sums = torch.empty(full.shape, dtype=torch.int8), [], []
+    q, scales, sums = torch.empty(full.shape, dtype=levels_type(levels)), [], []
     for start in range(0, full.shape[1], group):
         part = full[:, start : start + group]
         largest = part.abs().amax(-1)
-        inverse = torch.where(largest > 1e-30, 127.0 / largest, 0.0)  # no overflow
+        inverse = torch.where(largest > 1e-30, levels / largest, 0.0)  # no overflow
         rounded = (part * inverse[:, None]).round()
-        q[:, start : start + group] = rounded.to(torch.int8)
-        scales.append(largest / 127.0)
+        q[:, start : start + group] = rounded.to(q.dtype)
+        scales.append(largest / levels)
         sums.append(128 * rounded.sum(-1, dtype=torch.float64).to(torch.int32))
-    return Quantized(q, torch.stack(scales, 1), torch.stack(sums, 1), group), z
+    return Quantized(q, torch.stack(scales, 1), torch.stack(sums, 1) if levels == 127 else None, group), z
 
 
 def int8_residual_(x: torch.Tensor, columns: torch.Tensor | None, rows: Quantized) -> None:
@@ -159,7 +166,7 @@ def int8_product(
     y = torch.zeros(x.q.shape[0], weight.shape[1])
     for g, start in enumerate(range(0, x.q.shape[1], x.group)):
         rows = slice(start, start + x.group)
-        y += torch._int_mm(x.q[:, rows].contiguous(), weight[rows]).float() * x.scale[:, g, None]
+        y += _whole_product(x.q[:, rows].contiguous(), weight[rows]).float() * x.scale[:, g, None]
     y = y[:, :outputs] * columns
     if side is not None:
         extra = z @ side.dense(z.shape[1], outputs)
@@ -167,6 +174,11 @@ def int8_product(
     if bias is not None:
         y += bias.float()
     return y.to(torch.bfloat16)
+
+
+def _whole_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a · b of whole numbers, without rounding."""
+    return torch._int_mm(a, b) if a.dtype == b.dtype else a.double() @ b.double()
 
 
 def outer_rows(z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ from rescoldo.engine.attention import Layout
 from rescoldo.engine.blocks import KINDS, Blocks, Stored
 from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.ops import Dropout
-from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side, padded
+from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side, levels_type, padded
 from rescoldo.files import cache_root
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "blocks.c", "int8.c")]
@@ -51,7 +51,7 @@ def build(*extra: str) -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
-    texts = [path.read_text() for path in (*_SOURCES, *map(_SOURCES[0].with_name, ("common.h", "blocks.h")))]
+    texts = [path.read_text() for path in (*_SOURCES, *map(_SOURCES[0].with_name, ("common.h", "simd.h", "blocks.h")))]
     identity = "\n".join([version, cpu.identity(), *flags, repr(_MORE), *texts])
     library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
@@ -180,13 +180,15 @@ class Native(Twins):
     name = "native"
 
     def __init__(self, *flags: str) -> None:
-        """Build with more compiler flags: `-DRESCOLDO_FLOAT_ATTENTION` does attention's products in float32."""
+        """Build with more compiler flags: `-DRESCOLDO_FLOAT_ATTENTION` does attention's products in float32,
+        `-DRESCOLDO_AVX2` everything as on a CPU without AVX-512."""
         try:
             self._c = ctypes.CDLL(str(build(*flags)))
         except OSError as error:
             raise BuildError(f"the built kernels do not load: {error}") from error
         self._has_attention = bool(self._c.has_attention())
         self._has_int8 = bool(self._c.has_int8())
+        self.levels = int(self._c.int8_levels())
         self._has_blocks = bool(self._c.has_blocks())  # wherever there is int8
 
     def rms_norm(
@@ -298,15 +300,15 @@ class Native(Twins):
         groups = -(-kp // group) if group else 0
         rows: Quantized | None = None
         if group:
-            q, scale = torch.empty(t, kp, dtype=torch.int8), torch.empty(t, groups)
-            rows = Quantized(q, scale, torch.empty(t, groups, dtype=torch.int32), group)
+            q, scale = torch.empty(t, kp, dtype=levels_type(self.levels)), torch.empty(t, groups)
+            rows = Quantized(q, scale, torch.empty(t, groups, dtype=torch.int32) if q.itemsize == 1 else None, group)
         z = torch.empty(t, width)
         table = (_Segment * max(1, len(segments)))(
             *(_Segment(s.start, s.end, s.b.data_ptr(), s.n, s.b.shape[1], s.at) for s in segments)
         )
         how = _Int8Input(
             t, k, kp, group or 0, groups, x.data_ptr(), _address(columns),
-            *([rows.q.data_ptr(), rows.scale.data_ptr(), rows.sum.data_ptr()] if rows else [None] * 3),
+            *([rows.q.data_ptr(), rows.scale.data_ptr(), _address(rows.sum)] if rows else [None] * 3),
             len(segments), width, ctypes.addressof(table), z.data_ptr(),
             len(apart.index) if apart else 0, apart.at if apart else 0,
             _address(apart.index if apart else None), _mask(mask),
@@ -344,7 +346,7 @@ class Native(Twins):
         t, k = x.q.shape
         y = torch.empty(t, outputs, dtype=_HALVES)
         how = _Int8Product(
-            t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), x.sum.data_ptr(),
+            t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), _address(x.sum),
             _address(panels), ctypes.addressof(stored) if stored else None, backward, columns.data_ptr(),
             z.data_ptr(), _address(side.own if side else None), _address(side.common if side else None),
             z.shape[1], side.own.shape[1] if side else 0, side.common.shape[1] if side else 0,

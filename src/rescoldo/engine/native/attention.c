@@ -4,7 +4,7 @@
 // The products inside attention are bf16 pairs where the CPU has an instruction for them (AVX512_BF16), float32 where it
 // has not: emulated bf16 would be several times slower than either.
 
-#include "common.h"
+#include "simd.h"
 
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
@@ -24,20 +24,20 @@ static inline float dot_row(const float *query, const bf16 *key, i64 d) {
   return dot;
 }
 
-#ifdef __AVX512F__
+#ifdef HAS_LANES
 // scores and weighted sums of `group` queries at once, head size 16 NV, everything in registers
 static inline __attribute__((always_inline)) void score_fixed(const int NV, i64 group, const float *query,
                                                               const Keys *c, i64 first, i64 n, float *scores) {
   for (i64 j = first; j < n; j++) {
     const bf16 *key = key_at(c->pk, c->k, c, j);
-    __m512 part[NV];
+    vf part[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) part[v] = load_up(key + 16 * v);
+    for (int v = 0; v < NV; v++) part[v] = h_load(key + 16 * v);
     for (i64 g = 0; g < group; g++) {
-      __m512 sum = _mm512_setzero_ps();
+      vf sum = f_zero();
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) sum = _mm512_fmadd_ps(part[v], _mm512_loadu_ps(query + (g * NV + v) * 16), sum);
-      scores[g * n + j] = _mm512_reduce_add_ps(sum);
+      for (int v = 0; v < NV; v++) sum = f_fma(part[v], f_load(query + (g * NV + v) * 16), sum);
+      scores[g * n + j] = f_sum(sum);
     }
   }
 }
@@ -46,31 +46,31 @@ static inline __attribute__((always_inline)) void mix_fixed(const int NV, i64 gr
                                                             const Keys *c, i64 first, i64 n, float *mixed) {
   for (i64 g = 0; g < group; g += 2) {
     int two = g + 1 < group;
-    __m512 a[NV], b[NV];
+    vf a[NV], b[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) a[v] = b[v] = _mm512_setzero_ps();
+    for (int v = 0; v < NV; v++) a[v] = b[v] = f_zero();
     const float *wa = weights + g * n, *wb = weights + (g + two) * n;
     for (i64 j = first; j < n; j++) {
       const bf16 *value = key_at(c->pv, c->v, c, j);
-      __m512 x = _mm512_set1_ps(wa[j]), y = _mm512_set1_ps(wb[j]);
+      vf x = f_set(wa[j]), y = f_set(wb[j]);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) {
-        __m512 part = load_up(value + 16 * v);
-        a[v] = _mm512_fmadd_ps(part, x, a[v]);
-        b[v] = _mm512_fmadd_ps(part, y, b[v]);
+        vf part = h_load(value + 16 * v);
+        a[v] = f_fma(part, x, a[v]);
+        b[v] = f_fma(part, y, b[v]);
       }
     }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) {
-      _mm512_storeu_ps(mixed + (g * NV + v) * 16, a[v]);
-      if (two) _mm512_storeu_ps(mixed + ((g + 1) * NV + v) * 16, b[v]);
+      f_store(mixed + (g * NV + v) * 16, a[v]);
+      if (two) f_store(mixed + ((g + 1) * NV + v) * 16, b[v]);
     }
   }
 }
 #endif
 
 static void score(i64 d, i64 group, const float *query, const Keys *c, i64 first, i64 n, float *scores) {
-#ifdef __AVX512F__
+#ifdef HAS_LANES
   if (d == 64) return score_fixed(4, group, query, c, first, n, scores);
   if (d == 128) return score_fixed(8, group, query, c, first, n, scores);
 #endif
@@ -79,7 +79,7 @@ static void score(i64 d, i64 group, const float *query, const Keys *c, i64 first
 }
 
 static void mix(i64 d, i64 group, const float *weights, const Keys *c, i64 first, i64 n, float *mixed) {
-#ifdef __AVX512F__
+#ifdef HAS_LANES
   if (d == 64) return mix_fixed(4, group, weights, c, first, n, mixed);
   if (d == 128) return mix_fixed(8, group, weights, c, first, n, mixed);
 #endif
@@ -137,42 +137,26 @@ int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, 
 
 // --- attention of packed rows over a shared prefix ---------------------------------------------------------------------
 
-#ifdef __AVX512F__
+#ifdef HAS_LANES
 
 int has_attention(void) { return 1; }
 
 enum { QB = 64, KB = 192 };  // queries, and keys, at a time
 
-static inline __m512 exp512(__m512 x) {  // fast_exp, 16 at a time
-  __m512 y = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y);
-  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), _mm512_set1_ps(1.0f));
-  __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
-  return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
-}
-
 // `operand` is what the products take, RUN of them at once: K counts operands. A's element (r, k) stands at
 // A + r * rs + k * ks, for RUN = 2 that of the pair k / 2; B is packed as [K / RUN][ldb][RUN].
-#if defined(__AVX512BF16__) && !defined(RESCOLDO_FLOAT_ATTENTION)
+#if defined(LANES_512) && defined(__AVX512BF16__) && !defined(RESCOLDO_FLOAT_ATTENTION)
 
 typedef bf16 operand;
 enum { RUN = 2 };
 
 ALWAYS void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 rs, i64 ks, const bf16 *B, i64 ldb, float *C,
                  i64 ldc, int add) {
-  __m512 acc[12][2];
+  vf acc[12][2];
 #pragma GCC unroll 12
   for (int r = 0; r < MR; r++)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) acc[r][v] = add ? _mm512_loadu_ps(C + r * ldc + v * 16) : _mm512_setzero_ps();
+    for (int v = 0; v < NV; v++) acc[r][v] = add ? f_load(C + r * ldc + v * 16) : f_zero();
   for (i64 k = 0; k < K2; k++) {
     __m512bh b[2];
 #pragma GCC unroll 2
@@ -181,7 +165,7 @@ ALWAYS void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 rs, i64 
     for (int r = 0; r < MR; r++) {
       int32_t pair;
       memcpy(&pair, A + r * rs + k * ks, 4);
-      __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+      __m512bh a = (__m512bh)i_set(pair);
 #pragma GCC unroll 2
       for (int v = 0; v < NV; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
     }
@@ -189,7 +173,7 @@ ALWAYS void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 rs, i64 
 #pragma GCC unroll 12
   for (int r = 0; r < MR; r++)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) _mm512_storeu_ps(C + r * ldc + v * 16, acc[r][v]);
+    for (int v = 0; v < NV; v++) f_store(C + r * ldc + v * 16, acc[r][v]);
 }
 
 // M any, N a multiple of 16
@@ -211,7 +195,7 @@ static void gemm(i64 M, i64 N, i64 K, const bf16 *A, i64 rs, i64 ks, const bf16 
   }
 }
 
-ALWAYS void store_operands(operand *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, down512(x)); }
+ALWAYS void store_operands(operand *to, vf x) { h_store(to, x); }
 
 // rows (n, d) with stride as a product's A: as they are
 static const operand *rows_as(const bf16 *x, i64 stride, i64 n, i64 d, operand *buffer, i64 *rs) {
@@ -253,13 +237,13 @@ static void gemm(i64 M, i64 N, i64 K, const float *A, i64 rs, i64 ks, const floa
   gemm_f32(M, N, K, A, rs, ks, B, ldb, C, ldc, add);
 }
 
-ALWAYS void store_operands(operand *to, __m512 x) { _mm512_storeu_ps(to, x); }
+ALWAYS void store_operands(operand *to, vf x) { f_store(to, x); }
 
 // rows (n, d) with stride as a product's A: (n, d) float in `buffer`
 static const operand *rows_as(const bf16 *x, i64 stride, i64 n, i64 d, operand *buffer, i64 *rs) {
   *rs = d;
   for (i64 r = 0; r < n; r++)
-    for (i64 i = 0; i < d; i += 16) _mm512_storeu_ps(buffer + r * d + i, load_up(x + r * stride + i));
+    for (i64 i = 0; i < d; i += 16) f_store(buffer + r * d + i, h_load(x + r * stride + i));
   return buffer;
 }
 
@@ -269,7 +253,7 @@ static void pack_columns(const bf16 *x, i64 stride, i64 n, i64 np, i64 d, i64 at
     i64 m = n - r < 16 ? n - r : 16;
     for (i64 i = 0; i < d; i += 16) {
       float square[16][16];
-      for (i64 k = 0; k < m; k++) _mm512_storeu_ps(square[k], load_up(x + (r + k) * stride + i));
+      for (i64 k = 0; k < m; k++) f_store(square[k], h_load(x + (r + k) * stride + i));
       for (i64 j = 0; j < 16; j++) {
         float *to = packed + (i + j) * np + at + r;
         for (i64 k = 0; k < m; k++) to[k] = square[k][j];
@@ -344,18 +328,14 @@ int attend(const Attention *a, bf16 *out, float *lse) {
               operand *w = weights + i * Lb;
 #pragma omp simd reduction(max : largest)
               for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
-              __m512 total = _mm512_setzero_ps(), top = _mm512_set1_ps(largest), factor = _mm512_set1_ps(scale);
-              const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+              vf total = f_zero(), top = f_set(largest), factor = f_set(scale);
               for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
-                __m512i key = _mm512_add_epi32(lane, _mm512_set1_epi32((int)j));
-                __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)lo)) &
-                                 _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32((int)hi));
-                __m512 x = exp512(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j), top), factor));
-                x = _mm512_maskz_mov_ps(seen, x);
-                total = _mm512_add_ps(total, x);
+                vf x = f_exp(f_mul(f_sub(f_load(row + j), top), factor));
+                x = f_within(x, j, lo, hi);
+                total = f_add(total, x);
                 store_operands(w + j, x);
               }
-              sum = _mm512_reduce_add_ps(total);
+              sum = f_sum(total);
               lse[h * a->T + start + b + i] = largest * scale + logf(sum);
               inverse[i] = 1.0f / sum;
             }
@@ -377,28 +357,24 @@ int attend(const Attention *a, bf16 *out, float *lse) {
 static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
                            const float *norm, const float *delta, float scale, operand *weights, operand *dscores,
                            operand *dpairs) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512 s512 = _mm512_set1_ps(scale);
+  const vf factor = f_set(scale);
   for (i64 j = 0; j < n; j += 2) {
     for (i64 i = 0; i < mp; i += 16) {
-      __m512i pair = _mm512_setzero_si512();
+      vi pair = i_zero();
       for (int odd = 0; odd < 2 && j + odd < n; odd++) {
         i64 row = (j + odd) * mp + i, from = first_from + j + odd, to = window > 0 ? from + window : mp;
-        __m512i at = _mm512_add_epi32(lane, _mm512_set1_epi32((int)i));
-        __mmask16 seen = _mm512_cmpge_epi32_mask(at, _mm512_set1_epi32((int)from)) &
-                         _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32((int)to));
-        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + row), s512, _mm512_loadu_ps(norm + i));
-        x = _mm512_maskz_mov_ps(seen, exp512(x));
-        __m512 d = _mm512_sub_ps(_mm512_loadu_ps(dweights + row), _mm512_loadu_ps(delta + i));
-        d = _mm512_mul_ps(_mm512_mul_ps(x, d), s512);
+        vf x = f_fms(f_load(scores + row), factor, f_load(norm + i));
+        x = f_within(f_exp(x), i, from, to);
+        vf d = f_sub(f_load(dweights + row), f_load(delta + i));
+        d = f_mul(f_mul(x, d), factor);
         store_operands(weights + row, x);
         store_operands(dscores + row, d);
         if (RUN == 2) {
-          __m512i wide = _mm512_cvtepu16_epi32(down512(d));
-          pair = _mm512_or_si512(pair, odd ? _mm512_slli_epi32(wide, 16) : wide);
+          vi wide = i_words(h_from(d));
+          pair = i_or(pair, odd ? i_left(wide, 16) : wide);
         }
       }
-      if (RUN == 2) _mm512_storeu_si512(dpairs + (j / 2 * mp + i) * 2, pair);
+      if (RUN == 2) i_store(dpairs + (j / 2 * mp + i) * 2, pair);
     }
   }
 }

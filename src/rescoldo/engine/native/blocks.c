@@ -4,7 +4,7 @@
 
 #include "blocks.h"
 
-#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__F16C__)
+#ifdef HAS_LANES
 
 int has_blocks(void) { return 1; }
 
@@ -15,7 +15,7 @@ static const float LEVELS[16] = {-1.0f, -0.6961928009986877f, -0.525073051452636
                                  0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
                                  0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
-typedef struct { __m512 a, b; } Floats;  // numbers 0..15 and 16..31
+typedef struct { vf a, b; } Floats;  // numbers 0..15 and 16..31
 
 ALWAYS float half_at(const uint8_t *p) {
   uint16_t h;
@@ -23,14 +23,13 @@ ALWAYS float half_at(const uint8_t *p) {
   return _cvtsh_ss(h);
 }
 
-ALWAYS __m512i bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
-ALWAYS __m512i low4(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi32(15)); }
-ALWAYS __m512i with_bit(__m512i x, __mmask16 set, int bit) { return _mm512_mask_add_epi32(x, set, x, _mm512_set1_epi32(bit)); }
-ALWAYS __m512 scaled(__m512i q, int less, float d) {
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(q, _mm512_set1_epi32(less))), _mm512_set1_ps(d));
+ALWAYS vi bytes(const uint8_t *p) { return i_bytes(_mm_loadu_si128((const __m128i *)p)); }
+ALWAYS vi low4(vi x) { return i_and(x, i_set(15)); }
+ALWAYS vf scaled(vi q, int less, float d) {
+  return f_mul(f_of(i_sub(q, i_set(less))), f_set(d));
 }
-ALWAYS __m512 shifted(__m512i q, float d, float m) {
-  return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(d)), _mm512_set1_ps(m));
+ALWAYS vf shifted(vi q, float d, float m) {
+  return f_add(f_mul(f_of(q), f_set(d)), f_set(m));
 }
 
 // scale and minimum of sub-block j of a K block: 6 bits each, in 12 bytes
@@ -45,21 +44,21 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
     case NF4: {
       __m128i x = _mm_loadu_si128((const __m128i *)(row + i * 16)), mask = _mm_set1_epi8(15);
       __m128i lo = _mm_and_si128(x, mask), hi = _mm_and_si128(_mm_srli_epi16(x, 4), mask);
-      __m512 table = _mm512_mul_ps(_mm512_loadu_ps(LEVELS), _mm512_set1_ps(up(scales[i / 2])));
-      return (Floats){_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(lo, hi)), table),
-                      _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpackhi_epi8(lo, hi)), table)};
+      vf table = f_mul(f_load(LEVELS), f_set(up(scales[i / 2])));
+      return (Floats){f_lookup(table, i_bytes(_mm_unpacklo_epi8(lo, hi))),
+                      f_lookup(table, i_bytes(_mm_unpackhi_epi8(lo, hi)))};
     }
     case Q4_0: {
       const uint8_t *p = row + i * 18;
       float d = half_at(p);
-      __m512i q = bytes(p + 2);
-      return (Floats){scaled(low4(q), 8, d), scaled(_mm512_srli_epi32(q, 4), 8, d)};
+      vi q = bytes(p + 2);
+      return (Floats){scaled(low4(q), 8, d), scaled(i_right(q, 4), 8, d)};
     }
     case Q4_1: {
       const uint8_t *p = row + i * 20;
       float d = half_at(p), m = half_at(p + 2);
-      __m512i q = bytes(p + 4);
-      return (Floats){shifted(low4(q), d, m), shifted(_mm512_srli_epi32(q, 4), d, m)};
+      vi q = bytes(p + 4);
+      return (Floats){shifted(low4(q), d, m), shifted(i_right(q, 4), d, m)};
     }
     case Q5_0:
     case Q5_1: {
@@ -68,16 +67,16 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
       uint32_t high;
       p += kind == Q5_0 ? 2 : 4;
       memcpy(&high, p, 4);
-      __m512i q = bytes(p + 4);
-      __m512i a = with_bit(low4(q), (__mmask16)high, 16), b = with_bit(_mm512_srli_epi32(q, 4), (__mmask16)(high >> 16), 16);
+      vi q = bytes(p + 4);
+      vi a = i_add_where(low4(q), (uint16_t)high, 16), b = i_add_where(i_right(q, 4), (uint16_t)(high >> 16), 16);
       if (kind == Q5_0) return (Floats){scaled(a, 16, d), scaled(b, 16, d)};
       return (Floats){shifted(a, d, m), shifted(b, d, m)};
     }
     case Q8_0: {
       const uint8_t *p = row + i * 34;
       float d = half_at(p);
-      return (Floats){scaled(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2))), 0, d),
-                      scaled(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18))), 0, d)};
+      return (Floats){scaled(i_signed_bytes(_mm_loadu_si128((const __m128i *)(p + 2))), 0, d),
+                      scaled(i_signed_bytes(_mm_loadu_si128((const __m128i *)(p + 18))), 0, d)};
     }
     case Q4_K:
     case Q5_K: {
@@ -87,12 +86,11 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
       scale_min(p + 4, j, &scale, &least);
       float d = half_at(p) * (float)scale, m = -(half_at(p + 2) * (float)least);
       const uint8_t *qs = p + (kind == Q4_K ? 16 : 48) + j / 2 * 32;
-      __m512i a = bytes(qs), b = bytes(qs + 16);
-      a = j % 2 ? _mm512_srli_epi32(a, 4) : low4(a), b = j % 2 ? _mm512_srli_epi32(b, 4) : low4(b);
+      vi a = bytes(qs), b = bytes(qs + 16);
+      a = j % 2 ? i_right(a, 4) : low4(a), b = j % 2 ? i_right(b, 4) : low4(b);
       if (kind == Q5_K) {
-        __m512i bit = _mm512_set1_epi32(1 << j);
-        a = with_bit(a, _mm512_test_epi32_mask(bytes(p + 16), bit), 16);
-        b = with_bit(b, _mm512_test_epi32_mask(bytes(p + 32), bit), 16);
+        a = i_add_if(a, bytes(p + 16), 1 << j, 16);
+        b = i_add_if(b, bytes(p + 32), 1 << j, 16);
       }
       return (Floats){shifted(a, d, m), shifted(b, d, m)};
     }
@@ -102,11 +100,11 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
       const uint8_t *ql = p + half * 64 + j % 2 * 32, *qh = p + 128 + half * 32;
       const int8_t *scale = (const int8_t *)p + 192 + half * 8 + j * 2;
       float d = half_at(p + 208);
-      __m512i a = bytes(ql), b = bytes(ql + 16), two = _mm512_set1_epi32(3);
-      a = j / 2 ? _mm512_srli_epi32(a, 4) : low4(a), b = j / 2 ? _mm512_srli_epi32(b, 4) : low4(b);
-      __m512i ha = _mm512_and_si512(_mm512_srli_epi32(bytes(qh), 2 * j), two);
-      __m512i hb = _mm512_and_si512(_mm512_srli_epi32(bytes(qh + 16), 2 * j), two);
-      a = _mm512_or_si512(a, _mm512_slli_epi32(ha, 4)), b = _mm512_or_si512(b, _mm512_slli_epi32(hb, 4));
+      vi a = bytes(ql), b = bytes(ql + 16), two = i_set(3);
+      a = j / 2 ? i_right(a, 4) : low4(a), b = j / 2 ? i_right(b, 4) : low4(b);
+      vi ha = i_and(i_right(bytes(qh), 2 * j), two);
+      vi hb = i_and(i_right(bytes(qh + 16), 2 * j), two);
+      a = i_or(a, i_left(ha, 4)), b = i_or(b, i_left(hb, 4));
       return (Floats){scaled(a, 32, d * (float)scale[0]), scaled(b, 32, d * (float)scale[1])};
     }
   }
@@ -136,7 +134,7 @@ void blocks_decode(const Stored *w, i64 n0, i64 n1, float *out) {
 #define CALL(KIND)                                          \
   for (i64 i = 0; i < w->K / 32; i++) {                     \
     Floats f = decode32(KIND, r.row, r.scales, i);          \
-    _mm512_storeu_ps(to + i * 32, f.a), _mm512_storeu_ps(to + i * 32 + 16, f.b); \
+    f_store(to + i * 32, f.a), f_store(to + i * 32 + 16, f.b); \
   }
     BY_KIND(r.kind, CALL)
 #undef CALL
@@ -146,7 +144,6 @@ void blocks_decode(const Stored *w, i64 n0, i64 n1, float *out) {
 // widest (K,): each column's largest magnitude, if not NULL. largest (N,): each row's after its product with columns, if
 // not NULL; picked (N, n): the columns `pick` (n,) as they are.
 int blocks_measure(const Stored *w, float *widest, float *largest, const i64 *pick, i64 n_pick, float *picked) {
-  const __m512 sign = _mm512_castsi512_ps(_mm512_set1_epi32(0x7FFFFFFF));
   int failed = 0;
 #pragma omp parallel
   {
@@ -163,18 +160,18 @@ int blocks_measure(const Stored *w, float *widest, float *largest, const i64 *pi
 #define CALL(KIND)                                          \
   for (i64 i = 0; i < K / 32; i++) {                        \
     Floats f = decode32(KIND, r.row, r.scales, i);          \
-    _mm512_store_ps(row + i * 32, f.a), _mm512_store_ps(row + i * 32 + 16, f.b); \
+    f_store(row + i * 32, f.a), f_store(row + i * 32 + 16, f.b); \
   }
         BY_KIND(r.kind, CALL)
 #undef CALL
         if (widest)
           for (i64 k = 0; k < K; k += 16)
-            _mm512_store_ps(wide + k, _mm512_max_ps(_mm512_load_ps(wide + k), _mm512_and_ps(_mm512_load_ps(row + k), sign)));
+            f_store(wide + k, f_max(f_load(wide + k), f_abs(f_load(row + k))));
         if (largest) {
-          __m512 top = _mm512_setzero_ps();
+          vf top = f_zero();
           for (i64 k = 0; k < K; k += 16)
-            top = _mm512_max_ps(top, _mm512_and_ps(_mm512_mul_ps(_mm512_load_ps(row + k), _mm512_loadu_ps(w->columns + k)), sign));
-          largest[n] = _mm512_reduce_max_ps(top);
+            top = f_max(top, f_abs(f_mul(f_load(row + k), f_load(w->columns + k))));
+          largest[n] = f_top(top);
         }
         for (i64 e = 0; e < n_pick; e++) picked[n * n_pick + e] = row[pick[e]];
       }
@@ -186,6 +183,8 @@ int blocks_measure(const Stored *w, float *widest, float *largest, const i64 *pi
   }
   return failed;
 }
+
+#ifdef LANES_512
 
 // 16 rows of 32 bytes -> 8 vectors: four bytes of each row. Three times the even words of two vectors go to one, the
 // odd ones to the other: that takes one bit from the words' place to the vectors' and one of the rows' the other way.
@@ -210,8 +209,36 @@ ALWAYS void transposed(const int8_t *rows, uint8_t *to) {
   for (int i = 0; i < 8; i++) _mm512_storeu_si512(to + 64 * i, _mm512_xor_si512(y[i], top));
 }
 
-ALWAYS __m128i quantized(__m512 w, __m512 columns, __m512 inverse) {
-  return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(w, columns), inverse)));
+#else
+
+// 8 rows of 8 words -> each word of all of them side by side, 64 bytes from word to word
+ALWAYS void transposed8(const int8_t *rows, uint8_t *to) {
+  const __m256i top = _mm256_set1_epi8((char)0x80);
+  __m256i x[8], y[8];
+  for (int r = 0; r < 8; r++) x[r] = _mm256_load_si256((const __m256i *)(rows + 32 * r));
+  for (int r = 0; r < 8; r += 2) {
+    y[r] = _mm256_unpacklo_epi32(x[r], x[r + 1]);      // words 0 1 | 4 5 of two rows
+    y[r + 1] = _mm256_unpackhi_epi32(x[r], x[r + 1]);  // words 2 3 | 6 7
+  }
+  for (int r = 0; r < 8; r += 4)
+    for (int h = 0; h < 2; h++) {
+      x[r + 2 * h] = _mm256_unpacklo_epi64(y[r + h], y[r + 2 + h]);      // word 2h | 2h + 4 of four rows
+      x[r + 2 * h + 1] = _mm256_unpackhi_epi64(y[r + h], y[r + 2 + h]);  // word 2h + 1 | 2h + 5
+    }
+  for (int c = 0; c < 4; c++) {
+    __m256i low = _mm256_permute2x128_si256(x[c], x[4 + c], 0x20), high = _mm256_permute2x128_si256(x[c], x[4 + c], 0x31);
+    _mm256_storeu_si256((__m256i *)(to + 64 * c), _mm256_xor_si256(low, top));
+    _mm256_storeu_si256((__m256i *)(to + 64 * (c + 4)), _mm256_xor_si256(high, top));
+  }
+}
+
+// 16 rows of 32 bytes -> 8 times four bytes of each row
+ALWAYS void transposed(const int8_t *rows, uint8_t *to) { transposed8(rows, to), transposed8(rows + 256, to + 32); }
+
+#endif
+
+ALWAYS __m128i quantized(vf w, vf columns, vf inverse) {
+  return to_bytes(i_of(f_mul(f_mul(w, columns), inverse)));
 }
 
 void unpack_panel(const Stored *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
@@ -225,10 +252,10 @@ void unpack_panel(const Stored *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
   memset(rows, 0, sizeof(rows));
 #define CALL(KIND)                                                                                            \
   for (i64 i = k0 / 32; i < k1 / 32; i++) {                                                                   \
-    __m512 ca = _mm512_loadu_ps(w->columns + i * 32), cb = _mm512_loadu_ps(w->columns + i * 32 + 16);         \
+    vf ca = f_load(w->columns + i * 32), cb = f_load(w->columns + i * 32 + 16);         \
     for (int r = 0; r < m; r++) {                                                                             \
       Floats f = decode32(KIND, row[r].row, row[r].scales, i);                                                \
-      __m512 inverse = _mm512_set1_ps(w->inverse[n + r]);                                                     \
+      vf inverse = f_set(w->inverse[n + r]);                                                     \
       _mm_store_si128((__m128i *)(rows + r * 32), quantized(f.a, ca, inverse));                               \
       _mm_store_si128((__m128i *)(rows + r * 32 + 16), quantized(f.b, cb, inverse));                          \
     }                                                                                                         \

@@ -3,7 +3,7 @@
 #ifndef RESCOLDO_BLOCKS_H
 #define RESCOLDO_BLOCKS_H
 
-#include "common.h"
+#include "simd.h"
 
 // One matrix. `order`: row n of the weight is row order[n] of the data; NULL: row n. `scales`: nf4's, (rows, K/64).
 typedef struct {
