@@ -58,7 +58,9 @@ def _twins(native: Native) -> Twins:
     return twins
 
 
-@pytest.fixture(scope="module", params=[(), ("-DRESCOLDO_FLOAT_ATTENTION",), ("-DRESCOLDO_AVX2",)], ids=["best", "float", "avx2"])
+@pytest.fixture(
+    scope="module", params=[(), ("-DRESCOLDO_FLOAT_ATTENTION",), ("-DRESCOLDO_AVX2",)], ids=["best", "float", "avx2"]
+)
 def attending(request: pytest.FixtureRequest) -> Native:
     """With attention's products as this CPU has them best, and in float32 as on CPUs without bf16 instructions."""
     return _native(*request.param)

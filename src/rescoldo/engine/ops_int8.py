@@ -2,8 +2,8 @@
 
 Weights are held once, as unsigned bytes (value + 128) in panels of 16 outputs, (out/16, in/4, 16, 4), which is what the
 CPU's 8-bit dot products take; both sides are padded to multiples of 16. Rows of inputs are whole numbers up to
-`levels`: 127, or more where the CPU multiplies 16 bits as fast as it can 8 (AVX2). They carry one scale for each group of
-columns: a wide column spoils the resolution of its group alone.
+`levels`: 127, or more where the CPU multiplies 16 bits as fast as it can 8 (AVX2). They carry one scale for each group
+of columns: a wide column spoils the resolution of its group alone.
 """
 
 from __future__ import annotations
