@@ -1,6 +1,7 @@
 """One run on several machines, measured: two workers of one core each against one of one core, over loopback and
-between network namespaces at 1 Gbit/s and 100 Mbit/s; what the exchange of gradients costs; a worker killed, a link
-cut; and on paper, with the measured terms, 8, 64 and 1,000 machines.
+between network namespaces at 1 Gbit/s and 100 Mbit/s; what the exchange of gradients costs, and how much of it is
+hidden behind the last backward pass; a worker killed, a link cut; and on paper, with the measured terms, 8, 64 and
+1,000 machines.
 
 python -m benchmarks.scaling --output benchmarks/out/scaling.json
 python -m benchmarks.scaling --only one,loopback --examples 16 --output benchmarks/out/scaling-16.json
@@ -30,6 +31,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe
 from rescoldo.base import open_base
+from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.engine.types import LoraConfig
 from rescoldo.files import read_json, write_json
@@ -41,10 +43,12 @@ from rescoldo.train.parts import read_dataset
 
 DATA = Path("artifacts/synthetic").absolute()
 TRAIN, VAL = DATA / "ba_train_v2_fixed.jsonl", DATA / "ba_val_v2_fixed.jsonl"
-HOSTS = ("rescoldo-a", "rescoldo-b")
+HOSTS = ("rescoldo-a", "rescoldo-b", "rescoldo-c", "rescoldo-d")
+SWITCH = "rescoldo-switch"
 RATES = {"gigabit": "1gbit", "100mbit": "100mbit"}
-PARTS = ("one", "loopback", *RATES, "exchange", "killed", "cut", "paper")
+PARTS = ("one", "loopback", *RATES, "exchange", "overlap", "killed", "cut", "paper")
 PORT = 29477
+ADAPTER = LoraConfig(rank=16, targets=LINEARS)  # the sample's
 SEVEN_B = {"step_seconds": 8 * 30.2, "gradient_bytes": 27.3e6}  # docs/performance.md, both cores of machine B
 
 
@@ -54,29 +58,31 @@ def shell(line: str) -> None:
 
 
 class Network:
-    """Two hosts with a wire between them."""
+    """Hosts on a switch: 10.77.0.1, 10.77.0.2, …"""
 
-    def __init__(self, rate: str) -> None:
+    def __init__(self, rate: str, hosts: int = 2) -> None:
         self.close()
-        shell("ip link add ra type veth peer name rb")
-        for i, (host, card) in enumerate(zip(HOSTS, ("ra", "rb"), strict=True), 1):
+        shell(f"ip netns add {SWITCH}")
+        shell(f"ip -n {SWITCH} link add name switch type bridge")
+        shell(f"ip -n {SWITCH} link set switch up")
+        for i, host in enumerate(HOSTS[:hosts], 1):
             shell(f"ip netns add {host}")
-            shell(f"ip link set {card} netns {host}")
-            shell(f"ip -n {host} addr add 10.77.0.{i}/24 dev {card}")
-            shell(f"ip -n {host} link set {card} up")
+            shell(f"ip -n {host} link add card type veth peer name port{i} netns {SWITCH}")
+            shell(f"ip -n {SWITCH} link set port{i} master switch up")
+            shell(f"ip -n {host} addr add 10.77.0.{i}/24 dev card")
+            shell(f"ip -n {host} link set card up")
             shell(f"ip -n {host} link set lo up")
-            shell(f"tc -n {host} qdisc add dev {card} root tbf rate {rate} burst 256kb latency 100ms")
+            shell(f"tc -n {host} qdisc add dev card root tbf rate {rate} burst 256kb latency 100ms")
 
     def cut(self) -> None:
-        """Pull the plug."""
-        shell(f"ip -n {HOSTS[1]} link set rb down")
+        """Pull the second host's plug."""
+        shell(f"ip -n {HOSTS[1]} link set card down")
 
     @staticmethod
     def close() -> None:
-        """Remove both hosts."""
-        for host in HOSTS:
+        """Remove all of it; a card goes with its host."""
+        for host in (*HOSTS, SWITCH):
             subprocess.run(["ip", "netns", "del", host], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", "ra"], check=False, capture_output=True)
 
 
 def in_host(place: int | None, core: int) -> list[str]:
@@ -167,37 +173,31 @@ def disturbed(args: argparse.Namespace, what: str) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def exchange(size: int, rate: str | None) -> dict[str, float]:
-    """Seconds for the sum of `size` bytes on the leader, and for sending as many back; medians of five."""
+def both(worker: str, rate: str | None) -> Any:
+    """Run `benchmarks.scaling WORKER` as two processes of one group; returns what rank 0 prints."""
     network = Network(rate) if rate else None
+    processes = []
     try:
-        processes = []
         for rank in range(2):
-            place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT)}
+            place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT), "OMP_NUM_THREADS": "1"}
             place |= (
-                {"MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": ("ra", "rb")[rank]}
-                if rate
-                else {"MASTER_ADDR": "127.0.0.1"}
+                {"MASTER_ADDR": "10.77.0.1", "GLOO_SOCKET_IFNAME": "card"} if rate else {"MASTER_ADDR": "127.0.0.1"}
             )
-            line = [
-                *in_host(rank if rate else None, rank),
-                sys.executable,
-                "-m",
-                "benchmarks.scaling",
-                "--exchange-worker",
-                str(size),
-            ]
+            line = [*in_host(rank if rate else None, rank), sys.executable, "-m", "benchmarks.scaling", *worker.split()]
             environment = {**os.environ, **place, "PYTHONPATH": os.pathsep.join(sys.path)}
             processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment))
-        outputs = [process.communicate(timeout=170)[0] for process in processes]
-        return dict(json.loads(outputs[0]))
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+        return json.loads(outputs[0])
     finally:
+        for process in processes:
+            process.kill()
         if network:
             network.close()
 
 
 def exchange_worker(size: int) -> None:
-    """One side of `exchange`."""
+    """One side of an exchange: seconds for the sum of `size` bytes on rank 0, and for sending as many back; medians of
+    five."""
     import torch
     import torch.distributed as dist
 
@@ -219,14 +219,51 @@ def exchange_worker(size: int) -> None:
     dist.destroy_process_group()
 
 
+def overlap_worker(precision: str) -> None:
+    """One side of the last part of a step of the sample, one example each: seconds that rank 0 is in the last backward
+    pass, and those that it waits for the sum behind it, begun with the first layer or behind the last; medians of
+    three."""
+    import torch
+    import torch.distributed as dist
+
+    from rescoldo.engine.model import LoraModel
+    from rescoldo.engine.step import GradientStep
+    from rescoldo.nodes.reducer import Reducer
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, base = dist.get_rank(), open_base("sample:smollm2")
+    examples = read_dataset(TRAIN, get_role("ba"), base.tokenizer(), 2048, 2).examples
+    model = LoraModel.load(base, precision, ADAPTER, seed=1, calibration=examples)
+    times: dict[str, list[tuple[float, float]]] = {"behind": [], "overlapped": []}
+    for turn in range(4):
+        for way, seconds in times.items():
+            reducer = Reducer(model.parameters, 0)
+            on_ready = reducer.ready if way == "overlapped" else None
+            step = GradientStep(model, examples, step=turn, seed=1, mine=[rank], on_ready=on_ready)
+            step.micro_batch([rank])
+            dist.barrier()
+            began = time.perf_counter()
+            gradients = step.finish()
+            finished = time.perf_counter()
+            if way == "behind":
+                reducer.ready(gradients)
+            reducer.wait()
+            seconds.append((finished - began, time.perf_counter() - finished))
+            dist.barrier()
+    if rank == 0:
+        names = ("backward", "wait")
+        found = {
+            way: dict(zip(names, map(statistics.median, zip(*seconds[1:], strict=True)), strict=True))
+            for way, seconds in times.items()
+        }
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+
 def gradient_bytes() -> int:
     """Of the sample's adapter, in float32."""
-    base = open_base("sample:smollm2")
-    shapes = parameter_shapes(
-        base.config,
-        LoraConfig(rank=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
-    )
-    return 4 * sum(a * b for a, b in shapes.values())
+    return 4 * sum(a * b for a, b in parameter_shapes(open_base("sample:smollm2").config, ADAPTER).values())
 
 
 def shared_share(examples: int) -> float:
@@ -269,14 +306,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.1, help="between checkpoints")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--exchange-worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--overlap-worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.exchange_worker:
         exchange_worker(args.exchange_worker)
+        return
+    if args.overlap_worker:
+        overlap_worker(args.overlap_worker)
         return
     if not args.output:
         parser.error("--output is required")
     console, document = Console(), read_json(args.output) or {}
     may = os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc")
+    links: dict[str, str | None] = {"loopback": None, **(RATES if may else {})}
     machine = describe(1)
     for part in args.only.split(","):
         if part in ("killed", "cut", *RATES) and not may:
@@ -287,9 +329,15 @@ def main() -> None:
             document[part] = {"rows": paper(document, args.examples)}
         elif part == "exchange":
             sizes = {"sample": gradient_bytes(), "7B": int(SEVEN_B["gradient_bytes"])}
-            links = {"loopback": None, **(RATES if may else {})}
-            found = {f"{size}, {link}": exchange(n, rate) for size, n in sizes.items() for link, rate in links.items()}
+            found = {
+                f"{size}, {link}": both(f"--exchange-worker {n}", rate)
+                for size, n in sizes.items()
+                for link, rate in links.items()
+            }
             document[part] = {"bytes": sizes, "seconds": found}
+        elif part == "overlap":
+            found = {link: both(f"--overlap-worker {args.precision}", rate) for link, rate in links.items()}
+            document[part] = {"seconds": found}
         elif part in ("killed", "cut"):
             document[part] = disturbed(args, part)
         else:
@@ -314,6 +362,11 @@ def show(console: Console, document: dict[str, Any]) -> None:
     console.print(table)
     for name, seconds in document.get("exchange", {}).get("seconds", {}).items():
         console.print(f"exchange, {name}: sum {seconds['reduce']:.3f} s, back {seconds['broadcast']:.3f} s")
+    for link, ways in document.get("overlap", {}).get("seconds", {}).items():
+        for way, seconds in ways.items():
+            console.print(
+                f"sum {way}, {link}: {seconds['wait']:.2f} s behind a last backward pass of {seconds['backward']:.2f} s"
+            )
     for part in ("killed", "cut"):
         if part in document:
             run = document[part]

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from benchmarks.scaling import HOSTS, Network
 
 from rescoldo.run.status import read_status
-from tests.nodes.common import Machine, command, curve, machines, make_folder, step_of, wait_for
+from tests.nodes.common import Machine, command, curve, free_port, machines, make_folder, step_of, wait_for
 
 KILLS = int(os.environ.get("RESCOLDO_TEST_KILLS", "3"))  # 20 take three minutes
 
@@ -132,30 +133,94 @@ def test_a_machine_with_other_settings_stops_all_with_one_message(folder: Path, 
     assert not output.exists()
 
 
-@pytest.mark.slow
-def test_a_cable_is_cut(folder: Path, alone: list[float], tmp_path: Path) -> None:
-    """Two hosts of their own, as network namespaces: a cut wire closes no connection."""
+def network(hosts: int) -> Network:
+    """Hosts of their own, as network namespaces."""
     if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
         pytest.skip("network namespaces need root, ip and tc")
     try:
-        network = Network("100mbit")
+        return Network("100mbit", hosts)
     except subprocess.CalledProcessError as error:
+        Network.close()
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
-    output, group = tmp_path / "out", []
+
+
+@contextmanager
+def hosts(folder: Path, output: Path, n: int, *more: Any) -> Iterator[tuple[list[Machine], Network]]:
+    """`n` machines for one run, each on a host of its own; the first one leads."""
+    wires, group = network(n), []
     try:
-        for i, host in enumerate(HOSTS):
-            at = ["--nodes", 2, "--rendezvous", "10.77.0.1:29500", "--join-seconds", 10]
-            line = ["ip", "netns", "exec", host, *command(folder, output, *at, *LONG)]
-            group.append(Machine(tmp_path / f"{i}.log", line))
+        for i, host in enumerate(HOSTS[:n]):
+            at = ["--nodes", n, "--rendezvous", "10.77.0.1:29500", "--join-seconds", 10]
+            line = ["ip", "netns", "exec", host, *command(folder, output, *at, *more)]
+            group.append(Machine(output.with_name(f"{output.name}-{i}.log"), line))
             if not i:
                 wait_for((output / "run.lock").exists, 60)
-        wait_for(lambda: step_of(output) > 6)
-        assert "2 machines work on this run" in group[0].text()
-        network.cut()
-        assert group[0].wait() == 0, group[0].text()
-        assert "lost the others" in group[0].text()
+        yield group, wires
     finally:
         for machine in group:
             machine.end()
-        network.close()
+        wires.close()
+
+
+@pytest.mark.slow
+def test_a_cable_is_cut(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    """A cut wire closes no connection."""
+    output = tmp_path / "out"
+    with hosts(folder, output, 2, *LONG) as (group, wires):
+        wait_for(lambda: step_of(output) > 6)
+        assert "2 machines work on this run" in group[0].text()
+        wires.cut()
+        assert group[0].wait() == 0, group[0].text()
+        assert "lost the others" in group[0].text()
+    assert curve(output) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_four_hosts(folder: Path, tmp_path: Path) -> None:
+    (one := tmp_path / "one").mkdir()
+    short = ["--quantization", "fp32"]
+    assert subprocess.run(command(folder, one, *short), capture_output=True, timeout=200, check=False).returncode == 0
+    output = tmp_path / "four"
+    with hosts(folder, output, 4, *short) as (group, _):
+        for machine in group:
+            assert machine.wait() == 0, machine.text()
+    assert "4 machines work on this run" in group[0].text()
+    assert curve(output) == pytest.approx(curve(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_machine_that_leads_is_detached(folder: Path, alone: list[float], tmp_path: Path) -> None:
+    """Its terminal has the command back at once; `status` and `stop` find it; the same commands go on."""
+    output, port = tmp_path / "out", free_port()
+    at = ["--nodes", "2:2", "--rendezvous", f"127.0.0.1:{port}", "--join-seconds", 5]
+    follower = None
+    try:
+        for stop in (True, False):
+            line = command(folder, output, *at, *LONG, "--detach")
+            started = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+            assert started.returncode == 0, started.stderr
+            assert "it goes on when this terminal is closed" in started.stdout
+            follower = Machine(tmp_path / "follower.log", command(folder, output, *at, *LONG))
+            if stop:
+                wait_for(lambda: step_of(output) > 6)
+                status = read_status(output)
+                assert status.status == "running"
+                assert f"process {status.pid}" in started.stdout
+                ask = [sys.executable, "-m", "rescoldo", "stop", str(output)]
+                assert subprocess.run(ask, capture_output=True, timeout=60, check=False).returncode == 0
+                assert follower.wait() == 0, follower.text()
+                assert read_status(output).status == "stopped"
+        assert follower is not None
+        assert follower.wait() == 0, follower.text()
+        wait_for(lambda: read_status(output).status == "finished", 60)
+        wait_for((output / "exit.json").exists, 60)
+    finally:
+        if follower:
+            follower.end()
+        pid = read_status(output).pid
+        if read_status(output).status == "running" and pid:
+            os.kill(pid, signal.SIGKILL)
+    log = (output / "run.log").read_text()
+    assert "2 machines work on this run" in log
+    assert "Resuming from" in log
     assert curve(output) == pytest.approx(alone, rel=1e-5)

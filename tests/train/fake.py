@@ -112,7 +112,10 @@ def load_model(
 class FakeStep:
     delay = 0.0  # seconds a micro-batch
 
-    def __init__(self, model: FakeModel, examples: list[Example], *, step: int, seed: int) -> None:
+    def __init__(
+        self, model: FakeModel, examples: list[Example], *, step: int, seed: int, mine: Any = None, on_ready: Any = None
+    ) -> None:
+        self.on_ready = on_ready
         self.model, self.examples, self.step, self.seed = model, examples, step, seed
         self.targets = sum(example.n_targets for example in examples)
         self.sums = {key: torch.zeros_like(tensor) for key, tensor in model.parameters.items()}
@@ -134,6 +137,8 @@ class FakeStep:
         return total
 
     def finish(self) -> dict[str, torch.Tensor]:
+        if self.on_ready:
+            self.on_ready(self.sums)
         return self.sums
 
     def state(self) -> dict[str, torch.Tensor]:

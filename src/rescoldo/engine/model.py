@@ -50,6 +50,11 @@ def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple
     return shapes
 
 
+def layer_of(name: str) -> int:
+    """Which layer a tensor of the adapter belongs to."""
+    return int(name.split(".")[2])
+
+
 def new_parameters(config: DecoderConfig, lora: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
     """Fresh adapter weights, float32; each a function of the seed and its own name."""
     parameters: dict[str, torch.Tensor] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from rescoldo.engine.block import PrefixGrad, Rows
-from rescoldo.engine.model import Kept, LoraModel
+from rescoldo.engine.model import Kept, LoraModel, layer_of
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
 
@@ -38,19 +38,35 @@ class GradientStep:
     what comes after it. With dropout, the shared beginning has one mask for all examples of the step (each example
     its own where nothing is shared); masks are a function of seed, step, layer, module, example and position.
 
+    A layer's gradients are ready behind the last backward pass through it: that of the shared beginnings, or, where
+    nothing is shared, that of the last micro-batch.
+
     Args:
         model: weights and adapter; the adapter must not change until `finish`.
         examples: the step's examples, in order.
         step: the optimizer step's number, for dropout.
         seed: the run's seed.
+        mine: which of the examples are computed here (default: all).
+        on_ready: called with each layer's gradients by parameter once they are ready, the top layer first.
     """
 
-    def __init__(self, model: LoraModel, examples: Sequence[Example], *, step: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: LoraModel,
+        examples: Sequence[Example],
+        *,
+        step: int,
+        seed: int,
+        mine: Sequence[int] | None = None,
+        on_ready: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    ) -> None:
         self.model, self.examples, self.seed = model, list(examples), (seed, step)
         self.n_targets = sum(e.n_targets for e in self.examples)
         self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
+        self._left = set(range(len(self.examples)) if mine is None else mine)  # examples without their backward pass
+        self._on_ready, self._not_ready = on_ready, model.config.n_layers  # the layers below this one
 
     def _prefix(self, g: int) -> _Shared | None:
         group = self.groups[g]
@@ -69,6 +85,7 @@ class GradientStep:
         for g, group in enumerate(self.groups):
             members = [i for i in indices if i in group.indices]
             if members:
+                self._left.difference_update(members)
                 loss += self._run(members, group, self._prefix(g))
         return loss
 
@@ -95,19 +112,28 @@ class GradientStep:
             own_prefix = prefix[i] if prefix else None
             collect = shared.grad(i) if shared else None
             block.backward(dh, saved, rows, own_prefix, collect, None, self.gradients, want_input=i > 0)
+            if not self._left and not self._shared:
+                self._ready(i)
         return loss
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Go back through the shared prefixes; returns the step's gradient, float32, by parameter."""
-        for g in sorted(self._shared):
-            shared = self._shared[g]
-            dh = torch.zeros(len(shared.rows.identity), self.model.config.hidden_size)
-            for i in reversed(range(self.model.config.n_layers)):
-                block = self.model.blocks[i]
+        width = self.model.config.hidden_size
+        passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
+        for i in reversed(range(self.model.config.n_layers)):  # the outer loop: the top layers are ready early
+            block = self.model.blocks[i]
+            for shared, dh in passes:
                 saved = self.model.kept(i, shared.keep, shared.rows, None, is_prefix=True)
                 block.backward(dh, saved, shared.rows, None, None, shared.grad(i), self.gradients, want_input=i > 0)
+            self._ready(i)
         self._shared.clear()
         return self.gradients
+
+    def _ready(self, layer: int) -> None:
+        """Nothing will be added to this layer's gradients any more: say so once."""
+        if self._on_ready and layer < self._not_ready:
+            self._on_ready({name: g for name, g in self.gradients.items() if layer_of(name) == layer})
+        self._not_ready = min(layer, self._not_ready)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What was collected so far; with the same examples, step, seed and weights it continues bit for bit."""

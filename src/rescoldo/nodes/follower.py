@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, Command, Group, agree, flat, receive
+from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, Command, Group, agree, receive
+from rescoldo.nodes.reducer import Reducer
 from rescoldo.run.signals import SIGNALS
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Model, Parts, lora_config
@@ -93,14 +93,15 @@ def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, mode
     examples = [prepared.train.examples[i] for i in command.examples]
     mine = [place for place, rank in enumerate(command.ranks) if rank == group.rank]
     began = time.monotonic()
-    step: Any = parts.gradient_step(model, examples, step=command.step, seed=config.seed)
+    reducer = Reducer(model.parameters, group.leader)
+    step = parts.gradient_step(model, examples, step=command.step, seed=config.seed, mine=mine, on_ready=reducer.ready)
     nats = 0.0
     for start in range(0, len(mine), config.batch_size):
         nats += step.micro_batch(mine[start : start + config.batch_size])
-    gradients = step.finish()
+    step.finish()
     figures = torch.zeros((group.size, 3), dtype=torch.float64)
     figures[group.rank] = torch.tensor([nats, time.monotonic() - began, noted.signal])
-    dist.reduce(flat(gradients), group.leader)
+    reducer.wait()
     dist.reduce(figures, group.leader)
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from rescoldo.engine.types import Example
-from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, Command, Group, agree, flat, send, unflatten
+from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, Command, Group, agree, send
+from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset, Model, Parts, Step, Tensors
@@ -62,8 +63,7 @@ class Leader:
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
         """A step whose examples are dealt out."""
-        inner = self.own.gradient_step(model, examples, step=step, seed=seed)
-        return SharedStep(self, model, inner, examples, step)
+        return SharedStep(self, model, examples, step, seed)
 
     def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, int]]:
         """As engine.model.evaluate_loss, each machine its share."""
@@ -110,11 +110,17 @@ class Leader:
 
 
 class SharedStep:
-    """A GradientStep over all machines. Its gradients are summed once, at the end, on the leader."""
+    """A GradientStep over all machines. Its gradients are summed once on the leader, while the last backward pass
+    goes on."""
 
-    def __init__(self, leader: Leader, model: Model, inner: Step, examples: list[Example], step: int) -> None:
-        self._leader, self._inner = leader, inner
+    def __init__(self, leader: Leader, model: Model, examples: list[Example], step: int, seed: int) -> None:
+        self._leader = leader
         self._ranks, self._work = leader.deal(STEP, model, examples, step)
+        self._reducer = Reducer(model.parameters, leader.group.leader)
+        mine = [i for i, rank in enumerate(self._ranks) if rank == leader.group.rank]
+        self._inner: Step = leader.own.gradient_step(
+            model, examples, step=step, seed=seed, mine=mine, on_ready=self._reducer.ready
+        )
         self._seconds = 0.0
         self.nats_elsewhere = 0.0
 
@@ -135,10 +141,8 @@ class SharedStep:
         gradients = self._inner.finish()
         figures = torch.zeros((leader.group.size, 3), dtype=torch.float64)  # nats, seconds, signal of each rank
         figures[leader.group.rank, 1] = self._seconds + time.monotonic() - began
-        total = flat(gradients)
-        dist.reduce(total, leader.group.leader)
+        self._reducer.wait()
         dist.reduce(figures, leader.group.leader)
-        unflatten(total, gradients)
         nats, seconds, signals = figures.T.tolist()
         self.nats_elsewhere = sum(nats)
         leader.step_done(self._work, seconds, signals)

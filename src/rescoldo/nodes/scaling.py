@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rescoldo.nodes.reducer import BUCKET_BYTES
+
 GIGABIT = 117e6  # bytes a second that plain 1 Gbit/s Ethernet carries
 LATENCY = 0.0005  # seconds for a message on it
 
@@ -15,7 +17,7 @@ class StepTime:
 
     Attributes:
         compute: of the machine that has most to do.
-        exchange: gradients to the leader, weights back.
+        exchange: what is waited for: the gradients' sum on the leader behind the last backward pass, the weights back.
     """
 
     compute: float
@@ -23,7 +25,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """The whole step; nothing overlaps."""
+        """The whole step."""
         return self.compute + self.exchange
 
 
@@ -57,8 +59,12 @@ def step_time(
     compute = step_seconds * (shared + (1 - shared) * largest * (1 + imbalance))
     # gloo: the gradients go round a ring in pieces and the sums to the leader, the weights down a tree
     rounds = math.ceil(math.log2(working))
-    transfers = 2 * (working - 1) / working + rounds
-    return StepTime(compute, transfers * gradient_bytes / bandwidth + (2 * working + rounds) * latency)
+    reduction = 2 * (working - 1) / working * gradient_bytes / bandwidth + 2 * working * latency
+    broadcast = rounds * (gradient_bytes / bandwidth + latency)
+    # the last backward pass, about half of what the common beginning, or an example, takes, hides all buckets but one
+    last_backward = step_seconds * (shared or 1 / examples_per_step) / 2
+    hidden = min(last_backward, reduction * max(0.0, 1 - BUCKET_BYTES / gradient_bytes))
+    return StepTime(compute, reduction - hidden + broadcast)
 
 
 def speedup(

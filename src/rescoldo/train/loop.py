@@ -297,7 +297,9 @@ class Loop:
                 self.model, [self.examples[i]], step=self.position.step, seed=self.config.seed
             )
             nats = step.micro_batch([0])
-            if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in step.finish().values()):
+            gradients = step.finish()  # whatever the loss: other machines wait for this one's part of the sum
+            nats += getattr(step, "nats_elsewhere", 0.0)
+            if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in gradients.values()):
                 guilty.append(i)
         return guilty or group
 

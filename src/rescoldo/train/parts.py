@@ -84,7 +84,7 @@ class Parts:
     open_base: Callable[[str], BaseModel]
     read_dataset: Callable[[Path, Role, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
     load_model: Callable[..., Model]  # as LoraModel.load
-    gradient_step: Callable[..., Step]  # as GradientStep
+    gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
     save_tokenizer: Callable[[Any, Path], object]
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
