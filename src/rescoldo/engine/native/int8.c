@@ -290,49 +290,70 @@ ALWAYS void tile_int8(const int m, const int NV, const Product *p, i64 t, i64 g0
 
 enum { WORD = 2 };
 
-// s0, s1 += w0, w1 (8 times two weights) · the two levels at x. Not the intrinsics: gcc 12 loads first and then spills.
-ALWAYS void dot2(__m256i *s0, __m256i *s1, __m256i w0, __m256i w1, const int16_t *x) {
-  __m256i a, b;
-  __asm__("vpbroadcastd %4, %2\n\t"
-          "vpmaddwd %5, %2, %3\n\t"
-          "vpmaddwd %6, %2, %2\n\t"
-          "vpaddd %3, %0, %0\n\t"
-          "vpaddd %2, %1, %1"
-          : "+x"(*s0), "+x"(*s1), "=&x"(a), "=&x"(b)
-          : "m"(*(const int16_t(*)[2])x), "x"(w0), "x"(w1));
-}
+// sums of one row += w0, w1 (8 times two weights) · the two levels at FROM. Not the intrinsics: gcc 12 loads first and then
+// spills; and a loop with an address for each row has more instructions than the CPU takes in.
+#define DOT2(ROW, FROM)                                    \
+  __asm__("vpbroadcastd " FROM ", %2\n\t"                  \
+          "vpmaddwd %4, %2, %3\n\t"                        \
+          "vpmaddwd %5, %2, %2\n\t"                        \
+          "vpaddd %3, %0, %0\n\t"                          \
+          "vpaddd %2, %1, %1"                              \
+          : "+x"(acc[ROW][0]), "+x"(acc[ROW][1]), "=&x"(x), "=&x"(y) \
+          : "x"(w0), "x"(w1), "r"(ROW < 3 ? upper : lower), "r"(stride), "m"(*(const char(*)[])upper))
+
+// AT: bytes from the first level, as text and as a number
+#define ALL_ROWS(AT, TEXT)                                                     \
+  do {                                                                         \
+    __m256i w0 = _mm256_load_si256((const __m256i *)(w + k * 32 + AT * 8));      \
+    __m256i w1 = _mm256_load_si256((const __m256i *)(w + k * 32 + AT * 8 + 16)); \
+    __m256i x, y;                                                              \
+    DOT2(0, TEXT "(%6)");                                                      \
+    if (m > 1) DOT2(1, TEXT "(%6,%7)");                                        \
+    if (m > 2) DOT2(2, TEXT "(%6,%7,2)");                                      \
+    if (m > 3) DOT2(3, TEXT "(%6)");                                           \
+    if (m > 4) DOT2(4, TEXT "(%6,%7)");                                        \
+    if (m > 5) DOT2(5, TEXT "(%6,%7,2)");                                      \
+  } while (0)
 
 // groups g0..g1-1 of rows t..t+m-1 into C (m, 16 PANELS) f32; b and the panels `apart` bytes behind it stand at group g0
+ALWAYS void tile_rows(const int m, const Product *p, i64 t, i64 g0, i64 g1, const int16_t *w, float *C, int add) {
+  const i64 stride = p->K * 2;
+  const char *upper = (const char *)(p->q + t * p->K + g0 * p->group), *lower = upper + 3 * stride;
+  for (i64 g = g0; g < g1; g++) {
+    i64 k2 = (p->K - g * p->group < p->group ? p->K - g * p->group : p->group) / 2;
+    __m256i acc[6][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < m; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (i64 k = 0; k < k2; k += 4, upper += 16, lower += 16) {
+      ALL_ROWS(0, "");
+      ALL_ROWS(4, "4");
+      ALL_ROWS(8, "8");
+      ALL_ROWS(12, "12");
+    }
+    int more = add || g > g0;
+#pragma GCC unroll 6
+    for (int r = 0; r < m; r++) {
+      __m256 s = _mm256_set1_ps(p->scale[(t + r) * p->groups + g]);
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; h++) {
+        __m256 f = _mm256_cvtepi32_ps(acc[r][h]);
+        float *c = C + r * PANELS * 16 + h * 8;
+        _mm256_storeu_ps(c, more ? _mm256_fmadd_ps(f, s, _mm256_loadu_ps(c)) : _mm256_mul_ps(f, s));
+      }
+    }
+    w += k2 * 32;
+  }
+}
+
 ALWAYS void tile_int8(const int m, const int NV, const Product *p, i64 t, i64 g0, i64 g1, const void *b, i64 apart,
                       float *C, int add) {
-  for (int v = 0; v < NV; v++) {
-    const int16_t *w = (const int16_t *)((const char *)b + v * apart);
-    const int16_t *a = p->q + t * p->K + g0 * p->group;
-    for (i64 g = g0; g < g1; g++) {
-      i64 k2 = (p->K - g * p->group < p->group ? p->K - g * p->group : p->group) / 2;
-      __m256i acc[MR][2];
-#pragma GCC unroll 12
-      for (int r = 0; r < m; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-      for (i64 k = 0; k < k2; k++) {
-        __m256i w0 = _mm256_load_si256((const __m256i *)(w + k * 32));
-        __m256i w1 = _mm256_load_si256((const __m256i *)(w + k * 32 + 16));
-#pragma GCC unroll 12
-        for (int r = 0; r < m; r++) dot2(&acc[r][0], &acc[r][1], w0, w1, a + r * p->K + 2 * k);
-      }
-      int more = add || g > g0;
-#pragma GCC unroll 12
-      for (int r = 0; r < m; r++) {
-        __m256 s = _mm256_set1_ps(p->scale[(t + r) * p->groups + g]);
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
-          __m256 f = _mm256_cvtepi32_ps(acc[r][h]);
-          float *c = C + (r * PANELS + v) * 16 + h * 8;
-          _mm256_storeu_ps(c, more ? _mm256_fmadd_ps(f, s, _mm256_loadu_ps(c)) : _mm256_mul_ps(f, s));
-        }
-      }
-      a += p->group, w += k2 * 32;
+  for (int v = 0; v < NV; v++)
+    for (int r = 0; r < m; r += 6) {
+      const int16_t *w = (const int16_t *)((const char *)b + v * apart);
+      float *c = C + (r * PANELS + v) * 16;
+      if (m - r >= 6) tile_rows(6, p, t + r, g0, g1, w, c, add);
+      else tile_rows(m - r, p, t + r, g0, g1, w, c, add);
     }
-  }
 }
 
 #endif
