@@ -62,7 +62,7 @@ def _twins(native: Native) -> Twins:
     scope="module", params=[(), ("-DRESCOLDO_FLOAT_ATTENTION",), ("-DRESCOLDO_AVX2",)], ids=["best", "float", "avx2"]
 )
 def attending(request: pytest.FixtureRequest) -> Native:
-    """With attention's products as this CPU has them best, and in float32 as on CPUs without bf16 instructions."""
+    """With attention's products as this CPU has them best, and in int16 as on CPUs without bf16 instructions."""
     return _native(*request.param)
 
 

@@ -180,7 +180,7 @@ class Native(Twins):
     name = "native"
 
     def __init__(self, *flags: str) -> None:
-        """Build with more compiler flags: `-DRESCOLDO_FLOAT_ATTENTION` does attention's products in float32,
+        """Build with more compiler flags: `-DRESCOLDO_INT16_ATTENTION` does attention's products in int16,
         `-DRESCOLDO_AVX2` everything as on a CPU without AVX-512."""
         try:
             self._c = ctypes.CDLL(str(build(*flags)))

@@ -1,8 +1,8 @@
 // Attention: of one new query a row, for decoding, and of packed rows over a shared prefix, forward and backward; twins
 // of rescoldo/engine/attention.py.
 //
-// The products inside attention are bf16 pairs where the CPU has an instruction for them (AVX512_BF16), float32 where it
-// has not: emulated bf16 would be several times slower than either.
+// The products inside attention are of bf16 pairs where the CPU has an instruction for them (AVX512_BF16), of int16 pairs
+// where it has not: those run at twice float32's rate.
 
 #include "simd.h"
 
@@ -143,132 +143,154 @@ int has_attention(void) { return 1; }
 
 enum { QB = 64, KB = 192 };  // queries, and keys, at a time
 
-// `operand` is what the products take, RUN of them at once: K counts operands. A's element (r, k) stands at
-// A + r * rs + k * ks, for RUN = 2 that of the pair k / 2; B is packed as [K / RUN][ldb][RUN].
-#if defined(LANES_512) && defined(__AVX512BF16__) && !defined(RESCOLDO_FLOAT_ATTENTION)
+// What the products take: 16 bits, two at a time. bf16, or int16 under one scale for each block that is multiplied: inputs
+// are bf16 already, so 12 bits of the largest lose less than bf16 products of weights would. A's pair (r, k) stands at
+// A + r * rs + k * ks; B is packed as [K/2][ldb][2]. K counts single operands and is even.
+#if defined(LANES_512) && defined(__AVX512BF16__) && !defined(RESCOLDO_INT16_ATTENTION)
 
 typedef bf16 operand;
-enum { RUN = 2 };
+#define BF16_PAIRS
+enum { DEEP = 1 << 30, WEIGHT_LEVELS = 1 };
 
-ALWAYS void tile(const int MR, const int NV, i64 K2, const bf16 *A, i64 rs, i64 ks, const bf16 *B, i64 ldb, float *C,
-                 i64 ldc, int add) {
-  vf acc[12][2];
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) acc[r][v] = add ? f_load(C + r * ldc + v * 16) : f_zero();
-  for (i64 k = 0; k < K2; k++) {
-    __m512bh b[2];
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) b[v] = (__m512bh)_mm512_loadu_si512(B + (k * ldb + v * 16) * 2);
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; r++) {
-      int32_t pair;
-      memcpy(&pair, A + r * rs + k * ks, 4);
-      __m512bh a = (__m512bh)i_set(pair);
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < MR; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) f_store(C + r * ldc + v * 16, acc[r][v]);
+typedef vf sums;
+ALWAYS sums no_sum(void) { return f_zero(); }
+ALWAYS void add_dot(sums *sum, vi w, const operand *pair) {
+  int32_t two;
+  memcpy(&two, pair, 4);
+  *sum = _mm512_dpbf16_ps(*sum, (__m512bh)i_set(two), (__m512bh)w);
 }
-
-// M any, N a multiple of 16
-static void gemm(i64 M, i64 N, i64 K, const bf16 *A, i64 rs, i64 ks, const bf16 *B, i64 ldb, float *C, i64 ldc,
-                 int add) {
-  for (i64 n = 0; n < N;) {
-    int nv = N - n >= 32 ? 2 : 1;
-    const bf16 *b = B + n * 2;
-    float *c = C + n;
-    i64 m = 0;
-#define TILES(MR)                                                                        \
-  for (; m + MR <= M; m += MR) {                                                         \
-    if (nv == 2) tile(MR, 2, K / 2, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);  \
-    else tile(MR, 1, K / 2, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);          \
-  }
-    TILES(12) TILES(4) TILES(1)
-#undef TILES
-    n += nv * 16;
-  }
-}
-
+ALWAYS vf product(sums sum, float scale) { return (void)scale, sum; }
 ALWAYS void store_operands(operand *to, vf x) { h_store(to, x); }
+ALWAYS vi operand_words(vf x) { return i_words(h_from(x)); }
+ALWAYS float block_scale(float top) { return (void)top, 1.0f; }
+ALWAYS float inverse_of(float scale) { return scale; }
 
-// rows (n, d) with stride as a product's A: as they are
-static const operand *rows_as(const bf16 *x, i64 stride, i64 n, i64 d, operand *buffer, i64 *rs) {
-  (void)n, (void)d, (void)buffer;
-  *rs = stride;
-  return x;
-}
+// rows (n, d) with stride: their scale, given another part's
+static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) { return (void)x, (void)stride, (void)n, (void)d, (void)other, 1.0f; }
 
-// rows (n, d) with stride -> packed [d/2][np][2]: the operand whose columns are the rows
-static void pack_columns(const bf16 *x, i64 stride, i64 n, i64 np, i64 d, i64 at, operand *packed) {
-  for (i64 r = 0; r < n; r++)
-    for (i64 i = 0; i < d / 2; i++) memcpy(packed + (i * np + at + r) * 2, x + r * stride + 2 * i, 4);
-}
-
-// rows (n, d) with stride -> packed [n/2][d][2] from row `at` on: the operand whose rows they are
-static void pack_rows(const bf16 *x, i64 stride, i64 n, i64 d, i64 at, operand *packed) {
-  i64 r = 0;
-  for (; r < n; r++) {
-    i64 to = at + r;
-    const bf16 *row = x + r * stride, *next = row + stride;
-    if ((to & 1) == 0 && r + 1 < n) {
-      uint32_t *pairs = (uint32_t *)(packed + to * d);
-      SIMD for (i64 i = 0; i < d; i++) pairs[i] = (uint32_t)row[i] | (uint32_t)next[i] << 16;
-      r++;
-    } else {
-      bf16 *p = packed + (to / 2) * d * 2 + (to & 1);
-      for (i64 i = 0; i < d; i++) p[2 * i] = row[i];
-    }
-  }
+// rows (n, d) with stride over `scale` -> (n, d)
+static void to_operands(const bf16 *x, i64 stride, i64 n, i64 d, float scale, operand *to) {
+  (void)scale;
+  for (i64 r = 0; r < n; r++) memcpy(to + r * d, x + r * stride, sizeof(operand) * d);
 }
 
 #else
 
-typedef float operand;
-enum { RUN = 1 };
+typedef int16_t operand;
+enum { DEEP = 192, OPERAND_LEVELS = 3344, WEIGHT_LEVELS = 3344 };  // 192 products of so many levels fit into 31 bits
 
-static void gemm(i64 M, i64 N, i64 K, const float *A, i64 rs, i64 ks, const float *B, i64 ldb, float *C, i64 ldc,
-                 int add) {
-  gemm_f32(M, N, K, A, rs, ks, B, ldb, C, ldc, add);
-}
+typedef vi sums;
+ALWAYS sums no_sum(void) { return i_zero(); }
+ALWAYS void add_dot(sums *sum, vi w, const operand *pair) { i_add_dot(sum, w, pair); }
+ALWAYS vf product(sums sum, float scale) { return f_mul(f_of(sum), f_set(scale)); }
+ALWAYS void store_operands(operand *to, vf x) { _mm256_storeu_si256((__m256i *)to, to_words(i_of(x))); }
+ALWAYS vi operand_words(vf x) { return i_and(i_of(x), i_set(0xFFFF)); }
+ALWAYS float block_scale(float top) { return top / OPERAND_LEVELS; }
+ALWAYS float inverse_of(float scale) { return scale > 1e-30f ? 1.0f / scale : 0.0f; }
 
-ALWAYS void store_operands(operand *to, vf x) { f_store(to, x); }
-
-// rows (n, d) with stride as a product's A: (n, d) float in `buffer`
-static const operand *rows_as(const bf16 *x, i64 stride, i64 n, i64 d, operand *buffer, i64 *rs) {
-  *rs = d;
+static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) {
+  vf top = f_zero();
   for (i64 r = 0; r < n; r++)
-    for (i64 i = 0; i < d; i += 16) f_store(buffer + r * d + i, h_load(x + r * stride + i));
-  return buffer;
+    for (i64 i = 0; i < d; i += 16) top = f_max(top, f_abs(h_load(x + r * stride + i)));
+  float scale = f_top(top) / OPERAND_LEVELS;
+  return scale > other ? scale : other;
 }
 
-// rows (n, d) with stride -> (d, np): the operand whose columns are the rows, 16 x 16 at a time
-static void pack_columns(const bf16 *x, i64 stride, i64 n, i64 np, i64 d, i64 at, operand *packed) {
-  for (i64 r = 0; r < n; r += 16) {
+static void to_operands(const bf16 *x, i64 stride, i64 n, i64 d, float scale, operand *to) {
+  vf inverse = f_set(inverse_of(scale));
+  for (i64 r = 0; r < n; r++)
+    for (i64 i = 0; i < d; i += 16) store_operands(to + r * d + i, f_mul(h_load(x + r * stride + i), inverse));
+}
+
+#endif
+
+ALWAYS void tile(const int M, const int NV, i64 K, const operand *A, i64 rs, i64 ks, const operand *B, i64 ldb, float *C,
+                 i64 ldc, const float *row_scale, float scale, int add) {
+  sums acc[MR][PANELS];
+#pragma GCC unroll 12
+  for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[r][v] = no_sum();
+  for (i64 k = 0; k < K / 2; k++) {
+    vi b[PANELS];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) b[v] = i_load(B + (k * ldb + v * 16) * 2);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) add_dot(&acc[r][v], b[v], A + r * rs + k * ks);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      float *c = C + r * ldc + v * 16;
+      vf y = product(acc[r][v], row_scale ? scale * row_scale[r] : scale);
+      f_store(c, add ? f_add(f_load(c), y) : y);
+    }
+}
+
+// C (M, N) (+)= A · B times scale, and row_scale (M,) if there is one; M any, N a multiple of 16
+static void gemm(i64 M, i64 N, i64 K, const operand *A, i64 rs, i64 ks, const operand *B, i64 ldb, float *C, i64 ldc,
+                 const float *row_scale, float scale, int add) {
+  for (i64 k0 = 0; k0 < K; k0 += DEEP) {
+    i64 deep = K - k0 < DEEP ? K - k0 : DEEP;
+    const operand *from = A + k0 / 2 * ks;
+    int more = add || k0 > 0;
+    for (i64 n = 0; n < N;) {
+      int nv = N - n >= 16 * PANELS ? PANELS : 1;
+      const operand *b = B + (k0 / 2 * ldb + n) * 2;
+      i64 m = 0;
+#define TILES(M_)                                                                                                     \
+  for (; m + M_ <= M; m += M_) {                                                                                      \
+    const float *each = row_scale ? row_scale + m : NULL;                                                             \
+    float *c = C + m * ldc + n;                                                                                       \
+    if (nv == PANELS) tile(M_, PANELS, deep, from + m * rs, rs, ks, b, ldb, c, ldc, each, scale, more);               \
+    else tile(M_, 1, deep, from + m * rs, rs, ks, b, ldb, c, ldc, each, scale, more);                                 \
+  }
+#ifdef LANES_512
+      TILES(12) TILES(4) TILES(1)
+#else
+      TILES(6) TILES(2) TILES(1)
+#endif
+#undef TILES
+      n += nv * 16;
+    }
+  }
+}
+
+// rows (n, d) -> packed [d/2][np][2], zeros behind them: the operand whose columns are the rows, 16 rows at a time
+static void pack_columns(const operand *rows, i64 n, i64 np, i64 d, operand *packed) {
+  for (i64 r = 0; r < np; r += 16) {
     i64 m = n - r < 16 ? n - r : 16;
-    for (i64 i = 0; i < d; i += 16) {
-      float square[16][16];
-      for (i64 k = 0; k < m; k++) f_store(square[k], h_load(x + (r + k) * stride + i));
-      for (i64 j = 0; j < 16; j++) {
-        float *to = packed + (i + j) * np + at + r;
-        for (i64 k = 0; k < m; k++) to[k] = square[k][j];
+    for (i64 i = 0; i < d / 2; i += 8) {
+      uint32_t square[16][8];
+      for (i64 k = 0; k < 16; k++) {
+        if (k < m) memcpy(square[k], rows + (r + k) * d + 2 * i, 32);
+        else memset(square[k], 0, 32);
+      }
+      for (i64 j = 0; j < 8; j++) {
+        uint32_t *to = (uint32_t *)packed + (i + j) * np + r;
+        for (i64 k = 0; k < 16; k++) to[k] = square[k][j];
       }
     }
   }
 }
 
-// rows (n, d) with stride -> (n, d) from row `at` on: the operand whose rows they are
-static void pack_rows(const bf16 *x, i64 stride, i64 n, i64 d, i64 at, operand *packed) {
-  i64 rs;
-  rows_as(x, stride, n, d, packed + at * d, &rs);
+// rows (n, d) -> packed [np/2][d][2], zeros behind them: the operand whose rows they are
+static void pack_rows(const operand *rows, i64 n, i64 np, i64 d, operand *packed) {
+  for (i64 r = 0; r < np; r += 2) {
+    const uint16_t *row = (const uint16_t *)rows + r * d, *next = row + d;
+    uint32_t *pairs = (uint32_t *)(packed + r * d);
+    if (r + 1 < n) {
+      SIMD for (i64 i = 0; i < d; i++) pairs[i] = (uint32_t)row[i] | (uint32_t)next[i] << 16;
+    } else if (r < n) {
+      SIMD for (i64 i = 0; i < d; i++) pairs[i] = row[i];
+    } else {
+      memset(pairs, 0, sizeof(uint32_t) * d);
+    }
+  }
 }
-
-#endif
 
 typedef struct {
   i64 T, H, K, d, P, n;       // rows, heads, key/value heads, head size, prefix, examples
@@ -279,6 +301,16 @@ typedef struct {
 } Attention;
 
 static inline i64 first_key(const Attention *a, i64 at) { return a->window > 0 && at >= a->window ? at - a->window + 1 : 0; }
+
+// an example's keys (or values), the prefix's before its own: (P + S, d) operands in `rows`; returns their scale
+static float both(const Attention *a, const bf16 *own, const bf16 *prefix, i64 e, i64 kh, operand *rows) {
+  i64 start = a->bounds[e], S = a->bounds[e + 1] - start, d = a->d;
+  own += start * a->ks + kh * d;
+  float scale = scale_of(own, a->ks, S, d, a->P ? scale_of(prefix + kh * d, a->ps, a->P, d, 0.0f) : 0.0f);
+  if (a->P) to_operands(prefix + kh * d, a->ps, a->P, d, scale, rows);
+  to_operands(own, a->ks, S, d, scale, rows + a->P * d);
+  return scale;
+}
 
 // out (T, H, d) contiguous, lse (H, T)
 int attend(const Attention *a, bf16 *out, float *lse) {
@@ -294,11 +326,12 @@ int attend(const Attention *a, bf16 *out, float *lse) {
   {
     operand *keys = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
     operand *values = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
+    operand *rows = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
     float *scores = aligned_alloc(64, sizeof(float) * QB * room);
     operand *weights = aligned_alloc(64, sizeof(operand) * QB * room);
     operand *queries = aligned_alloc(64, sizeof(operand) * QB * PAD(d, 32));
     float *mixed = aligned_alloc(64, sizeof(float) * QB * PAD(d, 16));
-    if (!keys || !values || !scores || !weights || !queries || !mixed) {
+    if (!keys || !values || !rows || !scores || !weights || !queries || !mixed) {
 #pragma omp atomic write
       failed = 1;
     }
@@ -308,19 +341,16 @@ int attend(const Attention *a, bf16 *out, float *lse) {
       for (i64 e = 0; e < a->n; e++)
         for (i64 h = 0; h < a->H; h++) {
           i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32), kh = h / group;
-          memset(keys, 0, sizeof(operand) * Lp * d);
-          memset(values, 0, sizeof(operand) * Lp * d);
-          if (a->P) {
-            pack_columns(a->pk + kh * d, a->ps, a->P, Lp, d, 0, keys);
-            pack_rows(a->pv + kh * d, a->ps, a->P, d, 0, values);
-          }
-          pack_columns(a->k + start * a->ks + kh * d, a->ks, S, Lp, d, a->P, keys);
-          pack_rows(a->v + start * a->ks + kh * d, a->ks, S, d, a->P, values);
+          float ks = both(a, a->k, a->pk, e, kh, rows), vs;
+          pack_columns(rows, L, Lp, d, keys);
+          vs = both(a, a->v, a->pv, e, kh, rows);
+          pack_rows(rows, L, Lp, d, values);
           for (i64 b = 0; b < S; b += QB) {
             i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
-            i64 rs;
-            const operand *q = rows_as(a->q + (start + b) * a->qs + h * d, a->qs, m, d, queries, &rs);
-            gemm(m, Lb, d, q, rs, RUN, keys, Lp, scores, Lb, 0);
+            const bf16 *q = a->q + (start + b) * a->qs + h * d;
+            float qs = scale_of(q, a->qs, m, d, 0.0f);
+            to_operands(q, a->qs, m, d, qs, queries);
+            gemm(m, Lb, d, queries, d, 2, keys, Lp, scores, Lb, NULL, qs * ks, 0);
             float inverse[QB];
             for (i64 i = 0; i < m; i++) {
               i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
@@ -330,16 +360,15 @@ int attend(const Attention *a, bf16 *out, float *lse) {
               for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
               vf total = f_zero(), top = f_set(largest), factor = f_set(scale);
               for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
-                vf x = f_exp(f_mul(f_sub(f_load(row + j), top), factor));
-                x = f_within(x, j, lo, hi);
+                vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
                 total = f_add(total, x);
-                store_operands(w + j, x);
+                store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
               }
               sum = f_sum(total);
               lse[h * a->T + start + b + i] = largest * scale + logf(sum);
               inverse[i] = 1.0f / sum;
             }
-            gemm(m, d, Lb, weights, Lb, RUN, values, d, mixed, d, 0);
+            gemm(m, d, Lb, weights, Lb, 2, values, d, mixed, d, NULL, vs / WEIGHT_LEVELS, 0);
             for (i64 i = 0; i < m; i++) {
               bf16 *o = out + ((start + b + i) * a->H + h) * d;
               SIMD for (i64 j = 0; j < d; j++) o[j] = down(mixed[i * d + j] * inverse[i]);
@@ -347,36 +376,51 @@ int attend(const Attention *a, bf16 *out, float *lse) {
           }
         }
     }
-    free(keys), free(values), free(scores), free(weights), free(queries), free(mixed);
+    free(keys), free(values), free(rows), free(scores), free(weights), free(queries), free(mixed);
   }
   return failed;
 }
 
 // What one block of queries needs: weights P = exp(S - lse), dS = P (dP - delta) scale, all transposed: (keys, queries).
 // Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
-static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
-                           const float *norm, const float *delta, float scale, operand *weights, operand *dscores,
-                           operand *dpairs) {
+// dP comes without each query's scale of dO, P goes with it. Scores and dweights are overwritten. Gradients differ by
+// orders of magnitude between queries, and so between keys: each key has its scale of P and dS, each query one of dS.
+static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights, const float *norm,
+                           const float *delta, const float *os, const float *dscale, float scale, operand *weights,
+                           operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
   const vf factor = f_set(scale);
-  for (i64 j = 0; j < n; j += 2) {
+  vf widest[QB / 16];
+  for (i64 i = 0; i < mp; i += 16) widest[i / 16] = f_zero();
+  for (i64 j = 0; j < n; j++) {
+    vf top = f_zero(), dtop = f_zero();
     for (i64 i = 0; i < mp; i += 16) {
-      vi pair = i_zero();
-      for (int odd = 0; odd < 2 && j + odd < n; odd++) {
-        i64 row = (j + odd) * mp + i, from = first_from + j + odd, to = window > 0 ? from + window : mp;
-        vf x = f_fms(f_load(scores + row), factor, f_load(norm + i));
-        x = f_within(f_exp(x), i, from, to);
-        vf d = f_sub(f_load(dweights + row), f_load(delta + i));
-        d = f_mul(f_mul(x, d), factor);
-        store_operands(weights + row, x);
-        store_operands(dscores + row, d);
-        if (RUN == 2) {
-          vi wide = i_words(h_from(d));
-          pair = i_or(pair, odd ? i_left(wide, 16) : wide);
-        }
-      }
-      if (RUN == 2) i_store(dpairs + (j / 2 * mp + i) * 2, pair);
+      i64 at = j * mp + i, from = first_from + j, to = window > 0 ? from + window : mp;
+      vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
+      vf d = f_mul(f_mul(x, f_fms(f_load(dweights + at), f_load(os + i), f_load(delta + i))), f_load(dscale + i));
+      x = f_mul(x, f_load(os + i));
+      f_store(scores + at, x), f_store(dweights + at, d);
+      top = f_max(top, x), dtop = f_max(dtop, f_abs(d)), widest[i / 16] = f_max(widest[i / 16], f_abs(d));
+    }
+    key_p[j] = block_scale(f_top(top)), key_d[j] = block_scale(f_top(dtop));
+    vf inverse = f_set(inverse_of(key_p[j])), dinverse = f_set(inverse_of(key_d[j]));
+    for (i64 i = 0; i < mp; i += 16) {
+      i64 at = j * mp + i;
+      store_operands(weights + at, f_mul(f_load(scores + at), inverse));
+      store_operands(dscores + at, f_mul(f_load(dweights + at), dinverse));
     }
   }
+  for (i64 i = 0; i < mp; i += 16) {
+    float tops[16];
+    f_store(tops, widest[i / 16]);
+    for (i64 r = 0; r < 16; r++) query_d[i + r] = block_scale(tops[r]), tops[r] = inverse_of(query_d[i + r]);
+    widest[i / 16] = f_load(tops);
+  }
+  for (i64 j = 0; j < n; j += 2)  // pairs of keys, side by side for each query
+    for (i64 i = 0; i < mp; i += 16) {
+      vi low = operand_words(f_mul(f_load(dweights + j * mp + i), widest[i / 16])), high = i_zero();
+      if (j + 1 < n) high = operand_words(f_mul(f_load(dweights + (j + 1) * mp + i), widest[i / 16]));
+      i_store(dpairs + (j / 2 * mp + i) * 2, i_or(low, i_left(high, 16)));
+    }
 }
 
 // dout, out (T, H, d) contiguous; dq (T, H, d), dk, dv (T, K, d) with row strides dqs, dks; the prefix's gradients
@@ -396,17 +440,17 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
 #pragma omp parallel
     {
       size_t all = PAD(sizeof(operand) * room * d, 64), block = sizeof(float) * KB * QB, query = sizeof(operand) * QB * d;
-      char *memory = aligned_alloc(64, 3 * all + 5 * block + 4 * query + PAD(sizeof(float) * QB * d, 64));
+      char *memory = aligned_alloc(64, 3 * all + 4 * block + 5 * query + PAD(sizeof(float) * QB * d, 64));
       operand *keys = (operand *)memory, *values = (operand *)(memory + all);  // (L, d)
-      operand *packed = (operand *)(memory + 2 * all);                         // keys as [L/RUN][d][RUN]
+      operand *packed = (operand *)(memory + 2 * all);                         // keys as [L/2][d][2]
       char *rest = memory + 3 * all;
       float *scores = (float *)rest, *dweights = (float *)(rest + block);  // (KB, QB)
-      operand *weights = (operand *)(rest + 2 * block), *dscores = (operand *)(rest + 3 * block);
-      operand *dpairs = (operand *)(rest + 4 * block);  // dscores as [KB/2][QB][2], where RUN is 2
-      rest += 5 * block;
-      operand *qc = (operand *)rest, *oc = (operand *)(rest + query), *qr = (operand *)(rest + 2 * query);
-      operand *or_ = (operand *)(rest + 3 * query);
-      float *dqueries = (float *)(rest + 4 * query);  // (QB, d)
+      operand *weights = (operand *)(rest + 2 * block), *dscores = weights + KB * QB;
+      operand *dpairs = dscores + KB * QB;  // dscores as [KB/2][QB][2]
+      rest += 4 * block;
+      operand *rows = (operand *)rest, *qc = (operand *)(rest + query), *oc = (operand *)(rest + 2 * query);
+      operand *qr = (operand *)(rest + 3 * query), *or_ = (operand *)(rest + 4 * query);
+      float *dqueries = (float *)(rest + 5 * query);  // (QB, d)
       if (!memory) {
 #pragma omp atomic write
         failed = 1;
@@ -419,29 +463,17 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
           float *dkeys = scratch + h * wide * d, *dvalues = scratch + (a->H + h) * wide * d;
           memset(dkeys, 0, sizeof(float) * L * d);
           memset(dvalues, 0, sizeof(float) * L * d);
-          memset(packed + (L - 1) / 2 * 2 * d, 0, sizeof(operand) * 2 * d);
-          for (i64 part = 0; part < 2; part++) {
-            i64 n = part ? S : a->P, at = part ? a->P : 0, stride = part ? a->ks : a->ps, copied;
-            const bf16 *k = part ? a->k + start * a->ks : a->pk, *v = part ? a->v + start * a->ks : a->pv;
-            if (!n) continue;
-            pack_rows(k + kh * d, stride, n, d, at, packed);
-            const operand *from = rows_as(k + kh * d, stride, n, d, keys + at * d, &copied);
-            if (from != keys + at * d)
-              for (i64 j = 0; j < n; j++) memcpy(keys + (at + j) * d, from + j * copied, sizeof(operand) * d);
-            from = rows_as(v + kh * d, stride, n, d, values + at * d, &copied);
-            if (from != values + at * d)
-              for (i64 j = 0; j < n; j++) memcpy(values + (at + j) * d, from + j * copied, sizeof(operand) * d);
-          }
+          float ks = both(a, a->k, a->pk, e, kh, keys), vs = both(a, a->v, a->pv, e, kh, values);
+          pack_rows(keys, L, PAD(L, 2), d, packed);
           for (i64 b = 0; b < S; b += QB) {
             i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
             const bf16 *q = a->q + (start + b) * a->qs + h * d;
             const bf16 *dy = dout + ((start + b) * a->H + h) * d, *y = out + ((start + b) * a->H + h) * d;
-            float delta[QB], norm[QB];
-            memset(qc, 0, 4 * query);
-            pack_columns(q, a->qs, m, mp, d, 0, qc);
-            pack_columns(dy, a->H * d, m, mp, d, 0, oc);
-            pack_rows(q, a->qs, m, d, 0, qr);
-            pack_rows(dy, a->H * d, m, d, 0, or_);
+            float delta[QB], norm[QB], os[QB], dscale[QB], key_p[KB], key_d[KB], query_d[QB];
+            float qs = scale_of(q, a->qs, m, d, 0.0f);
+            to_operands(q, a->qs, m, d, qs, rows);
+            pack_columns(rows, m, mp, d, qc);
+            pack_rows(rows, m, mp, d, qr);
             for (i64 i = 0; i < mp; i++) {
               float dot = 0;
               if (i < m) {
@@ -450,18 +482,22 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
               }
               delta[i] = dot;
               norm[i] = i < m ? lse[h * a->T + start + b + i] : INFINITY;
+              os[i] = i < m ? scale_of(dy + i * a->H * d, 0, 1, d, 0.0f) : 1.0f;  // gradients differ much between queries
+              dscale[i] = a->P + b + i == first_key(a, a->P + b + i) ? 0.0f : scale;  // one key: its weight is always 1
             }
+            for (i64 i = 0; i < m; i++) to_operands(dy + i * a->H * d, 0, 1, d, os[i], rows + i * d);
+            pack_columns(rows, m, mp, d, oc);
+            pack_rows(rows, m, mp, d, or_);
             i64 lo = first_key(a, a->P + b) / 2 * 2;  // no query of the block sees an earlier key
             for (i64 j = lo; j < Lb; j += KB) {
               i64 n = Lb - j < KB ? Lb - j : KB;
-              gemm(n, mp, d, keys + j * d, d, RUN, qc, mp, scores, mp, 0);
-              gemm(n, mp, d, values + j * d, d, RUN, oc, mp, dweights, mp, 0);
-              backward_block(n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, scale, weights, dscores,
-                             dpairs);
-              gemm(n, d, mp, weights, mp, RUN, or_, d, dvalues + j * d, d, 1);
-              gemm(n, d, mp, dscores, mp, RUN, qr, d, dkeys + j * d, d, 1);
-              gemm(m, d, PAD(n, RUN), RUN == 2 ? dpairs : dscores, RUN, RUN * mp, packed + j * d, d, dqueries, d,
-                   j > lo);
+              gemm(n, mp, d, keys + j * d, d, 2, qc, mp, scores, mp, NULL, ks * qs, 0);
+              gemm(n, mp, d, values + j * d, d, 2, oc, mp, dweights, mp, NULL, vs, 0);
+              backward_block(n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, scale,
+                             weights, dscores, dpairs, key_p, key_d, query_d);
+              gemm(n, d, mp, weights, mp, 2, or_, d, dvalues + j * d, d, key_p, 1.0f, 1);
+              gemm(n, d, mp, dscores, mp, 2, qr, d, dkeys + j * d, d, key_d, qs, 1);
+              gemm(m, d, PAD(n, 2), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);
             }
             for (i64 i = 0; i < m; i++) {
               bf16 *o = dq + (start + b + i) * dqs + h * d;

@@ -33,6 +33,7 @@ ALWAYS vi i_set(int x) { return _mm512_set1_epi32(x); }
 ALWAYS vf f_load(const float *p) { return _mm512_loadu_ps(p); }
 ALWAYS void f_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 ALWAYS void i_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
+ALWAYS vi i_load(const void *p) { return _mm512_loadu_si512(p); }
 ALWAYS vf f_load_some(const float *p, i64 n) { return _mm512_maskz_loadu_ps(first(n), p); }
 ALWAYS float f_sum(vf x) { return _mm512_reduce_add_ps(x); }
 ALWAYS float f_top(vf x) { return _mm512_reduce_max_ps(x); }
@@ -99,6 +100,9 @@ ALWAYS vf f_load(const float *p) { return (vf){_mm256_loadu_ps(p), _mm256_loadu_
 ALWAYS void f_store(float *p, vf x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
 ALWAYS void i_store(void *p, vi x) {
   _mm256_storeu_si256((__m256i *)p, x.a), _mm256_storeu_si256((__m256i *)p + 1, x.b);
+}
+ALWAYS vi i_load(const void *p) {
+  return (vi){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
 }
 ALWAYS vi first_lanes(i64 n) {  // all bits of the first n lanes
   int m = n >= 16 ? 16 : (int)n;
@@ -239,6 +243,30 @@ ONE(vf, vi, f_of, cvtepi32_ps)
 ONE(vi, vf, i_of, cvtps_epi32)  // rounded to the nearest, to even
 
 ALWAYS vf f_zero(void) { return f_set(0.0f); }
+
+// sum += each lane's two int16 of w · the two int16 at `pair`. Not the intrinsics: gcc 12 copies sums around VNNI's, and
+// loads AVX2's operands so early that it spills.
+ALWAYS void i_add_dot(vi *sum, vi w, const void *pair) {
+#ifdef LANES_512
+  int32_t two;
+  memcpy(&two, pair, 4);
+  vi x = i_set(two);
+#ifdef __AVX512VNNI__
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(*sum) : "v"(w), "v"(x));
+#else
+  *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(w, x));
+#endif
+#else
+  __m256i x, y;
+  __asm__("vpbroadcastd %4, %2\n\t"
+          "vpmaddwd %5, %2, %3\n\t"
+          "vpmaddwd %6, %2, %2\n\t"
+          "vpaddd %3, %0, %0\n\t"
+          "vpaddd %2, %1, %1"
+          : "+x"(sum->a), "+x"(sum->b), "=&x"(x), "=&x"(y)
+          : "m"(*(const int16_t(*)[2])pair), "x"(w.a), "x"(w.b));
+#endif
+}
 ALWAYS vi i_zero(void) { return i_set(0); }
 ALWAYS vf h_up(__m256i x) { return as_f(i_left(i_words(x), 16)); }
 ALWAYS vf h_load(const bf16 *p) { return h_up(_mm256_loadu_si256((const __m256i *)p)); }
