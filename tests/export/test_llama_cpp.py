@@ -149,7 +149,9 @@ def test_the_sample(sample: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # 66 prompts through llama.cpp, which on a CPU without VNNI, or beside other work, takes long
+@pytest.mark.timeout(
+    1800
+)  # 66 prompts through llama.cpp, which on a CPU without VNNI, or beside other work, takes long
 def test_the_sample_on_all_validation_prompts(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = load_for_inference(str(sample), "fp32")
     concepts = [str(record["concept"]) for record in read_records(VALIDATION)]
