@@ -165,15 +165,22 @@ def test_add(native: Native, t: int, d: int) -> None:
 def test_silu_mul(native: Native, t: int, f: int, size: float) -> None:
     gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
     _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-5)
-    _close(native.silu_mul_backward(gate_up, da), TWINS.silu_mul_backward(gate_up, da), floor=1e-4)
-    _close(native.silu_mul_backward(gate_up, da.T.contiguous().T), native.silu_mul_backward(gate_up, da), steps=0)
+    ours, turned, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
+    native.silu_mul_backward_(ours, da)
+    native.silu_mul_backward_(turned, da.T.contiguous().T)
+    TWINS.silu_mul_backward_(theirs, da)
+    _close(ours, theirs, floor=1e-4)
+    assert torch.equal(ours, turned)
 
 
 def test_silu_mul_of_extremes(native: Native) -> None:
     gate_up = torch.tensor([[-1e4, -100.0, -88.5, -20.0, 0.0, 20.0, 100.0, 1e4, *([2.0] * 8)]]).to(HALVES)
     _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-7)
     da = torch.ones(1, 8, dtype=HALVES)
-    _close(native.silu_mul_backward(gate_up, da), TWINS.silu_mul_backward(gate_up, da), floor=1e-6)
+    ours, theirs = gate_up.clone(), gate_up.clone()
+    native.silu_mul_backward_(ours, da)
+    TWINS.silu_mul_backward_(theirs, da)
+    _close(ours, theirs, floor=1e-6)
 
 
 @pytest.mark.parametrize("d", [2, 8, 16, 24, 64, 128])
@@ -610,6 +617,30 @@ def test_attention_repeats_bit_for_bit(attending: Native, threads: int) -> None:
         torch.set_num_threads(1)
     for again in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+
+
+@pytest.mark.parametrize(("heads", "n_kv"), [(9, 3), (3, 1), (8, 2), (7, 7)])
+def test_attention_of_heads_that_threads_share(attending: Native, heads: int, n_kv: int) -> None:
+    """Where heads cannot be shared out evenly, the last are cut into parts: to the same results."""
+    layout = Layout((0, 300, 305, 480), 37)
+    operands = _operands(layout, heads, n_kv, 32)
+    dout = _halves(480, heads, 32, seed=3)
+    results = {}
+    try:
+        for threads in (1, 2, 3, 4, 5, 12):
+            torch.set_num_threads(threads)
+            out, saved = attending.attend(**operands, window=None)
+            dk, dv = torch.zeros(37, n_kv, 32), torch.zeros(37, n_kv, 32)
+            grads = attending.attend_backward(
+                dout, **operands, out=out, saved=saved, window=None, dprefix_k=dk, dprefix_v=dv
+            )
+            results[threads] = [out, *grads, dk, dv]
+    finally:
+        torch.set_num_threads(1)
+    for shared in results.values():
+        assert torch.equal(shared[0], results[1][0])
+        for a, b in zip(shared[1:], results[1][1:], strict=True):
+            assert (a.double() - b.double()).norm() <= 0.003 * b.double().norm()
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 45])

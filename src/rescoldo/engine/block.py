@@ -192,9 +192,9 @@ class Block:
         a = op.silu_mul(saved.gate_up) if self.down.adapted else saved.gate_up
         da = self.down.backward(dh.to(self.dtype), a, saved.z[3], rows.mask(self.index, 3), gradients)
         assert da is not None
-        dgate_up = op.silu_mul_backward(saved.gate_up, da)
+        op.silu_mul_backward_(saved.gate_up, da)
         x = saved.normed2 * self.norm2
-        dx = self.gate_up.backward(dgate_up, x, saved.z[2], rows.mask(self.index, 2), gradients)
+        dx = self.gate_up.backward(saved.gate_up, x, saved.z[2], rows.mask(self.index, 2), gradients)
         assert dx is not None
         op.rms_norm_backward(dx, saved.normed2, saved.rstd2, self.norm2, dh)
 

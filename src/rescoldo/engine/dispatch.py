@@ -42,9 +42,9 @@ class Twins:
         """See ops.silu_mul."""
         return ops.silu_mul(gate_up)
 
-    def silu_mul_backward(self, gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-        """See ops.silu_mul_backward."""
-        return ops.silu_mul_backward(gate_up, da)
+    def silu_mul_backward_(self, gate_up: torch.Tensor, da: torch.Tensor) -> None:
+        """See ops.silu_mul_backward_."""
+        ops.silu_mul_backward_(gate_up, da)
 
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
         """rope.rotate in place; sign -1 turns back."""

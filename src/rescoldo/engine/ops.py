@@ -39,14 +39,14 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
 
 
-def silu_mul_backward(gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-    """The gradient (T, 2F) of silu(gate) · up, for da (T, F)."""
+def silu_mul_backward_(gate_up: torch.Tensor, da: torch.Tensor) -> None:
+    """Replace gate_up (T, 2F) by the gradient of silu(gate) · up, for da (T, F)."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     da = da.float()
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     dgate = da * up * (sigmoid + silu * (1 - sigmoid))
-    return torch.cat((dgate, da * silu), dim=-1).to(gate_up.dtype)
+    gate_up.copy_(torch.cat((dgate, da * silu), dim=-1))
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------

@@ -232,14 +232,13 @@ class Native(Twins):
         self._c.silu_mul(_pointer(gate_up), _int(t), _int(f), _pointer(a))
         return a
 
-    def silu_mul_backward(self, gate_up: torch.Tensor, da: torch.Tensor) -> torch.Tensor:
-        if gate_up.dtype != _HALVES:
-            return super().silu_mul_backward(gate_up, da)
-        gate_up, da = gate_up.contiguous(), da.contiguous()
-        out = torch.empty_like(gate_up)
+    def silu_mul_backward_(self, gate_up: torch.Tensor, da: torch.Tensor) -> None:
+        if gate_up.dtype != _HALVES or not gate_up.is_contiguous():
+            super().silu_mul_backward_(gate_up, da)
+            return
+        da = da.contiguous()
         t, f = da.shape
-        self._c.silu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f), _pointer(out))
-        return out
+        self._c.silu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f))
 
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
         if x.dtype != _HALVES or x.stride(2) != 1 or x.stride(1) != x.shape[2]:
@@ -505,7 +504,7 @@ class Native(Twins):
         together = torch.empty(t, heads + 2 * n_kv, d, dtype=_HALVES)  # the three gradients side by side, as qkv is
         dq, dk, dv = together.split([heads, n_kv, n_kv], dim=1)
         longest = max(end - start for start, end in layout.spans())
-        scratch = torch.empty(2 * heads * (layout.prefix + longest) * d)
+        scratch = torch.empty(2 * self._c.attention_pieces(_int(heads)) * (layout.prefix + longest) * d)
         dout = dout.contiguous()
         if self._c.attend_backward(
             ctypes.byref(how[0]), _pointer(dout), _pointer(out), _pointer(saved), _pointer(dq), _pointer(dk),

@@ -6,6 +6,8 @@
 
 #include "simd.h"
 
+#include <omp.h>
+
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
 typedef struct {
@@ -161,9 +163,6 @@ ALWAYS void add_dot(sums *sum, vi w, const operand *pair) {
 }
 ALWAYS vf product(sums sum, float scale) { return (void)scale, sum; }
 ALWAYS void store_operands(operand *to, vf x) { h_store(to, x); }
-ALWAYS vi operand_words(vf x) { return i_words(h_from(x)); }
-ALWAYS float block_scale(float top) { return (void)top, 1.0f; }
-ALWAYS float inverse_of(float scale) { return scale; }
 
 // rows (n, d) with stride: their scale, given another part's
 static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) { return (void)x, (void)stride, (void)n, (void)d, (void)other, 1.0f; }
@@ -302,6 +301,36 @@ typedef struct {
 
 static inline i64 first_key(const Attention *a, i64 at) { return a->window > 0 && at >= a->window ? at - a->window + 1 : 0; }
 
+// The threads' work: heads, and where those cannot be shared out evenly, the last of them in parts: of a part's blocks of
+// queries each is `parts` behind the other.
+typedef struct {
+  i64 head, part, parts;
+} Piece;
+
+static i64 parts_of_last(i64 H, i64 threads) {
+  i64 a = H % threads, b = threads;
+  while (a) {
+    i64 rest = b % a;
+    b = a, a = rest;
+  }
+  return threads / b < 4 ? threads / b : 4;  // each part makes the keys' operands anew
+}
+
+i64 attention_pieces(i64 H) {
+  i64 threads = omp_get_max_threads(), rest = H % threads;
+  return H - rest + rest * parts_of_last(H, threads);
+}
+
+static i64 first_piece(i64 H, i64 head) {
+  i64 threads = omp_get_max_threads(), whole = H - H % threads;
+  return head <= whole ? head : whole + (head - whole) * parts_of_last(H, threads);
+}
+
+static Piece piece_at(i64 H, i64 i) {
+  i64 threads = omp_get_max_threads(), whole = H - H % threads, parts = parts_of_last(H, threads);
+  return i < whole ? (Piece){i, 0, 1} : (Piece){whole + (i - whole) / parts, (i - whole) % parts, parts};
+}
+
 // an example's keys (or values), the prefix's before its own: (P + S, d) operands in `rows`; returns their scale
 static float both(const Attention *a, const bf16 *own, const bf16 *prefix, i64 e, i64 kh, operand *rows) {
   i64 start = a->bounds[e], S = a->bounds[e + 1] - start, d = a->d;
@@ -320,7 +349,7 @@ int attend(const Attention *a, bf16 *out, float *lse) {
     i64 s = a->bounds[e + 1] - a->bounds[e];
     longest = s > longest ? s : longest;
   }
-  i64 room = PAD(a->P + longest, 32);
+  i64 room = PAD(a->P + longest, 32), pieces = attention_pieces(a->H);
   float scale = 1.0f / sqrtf((float)d);
 #pragma omp parallel
   {
@@ -339,13 +368,15 @@ int attend(const Attention *a, bf16 *out, float *lse) {
     if (!failed) {
 #pragma omp for schedule(dynamic, 1) collapse(2)
       for (i64 e = 0; e < a->n; e++)
-        for (i64 h = 0; h < a->H; h++) {
-          i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32), kh = h / group;
+        for (i64 i = 0; i < pieces; i++) {
+          Piece piece = piece_at(a->H, i);
+          i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
+          i64 h = piece.head, kh = h / group;
           float ks = both(a, a->k, a->pk, e, kh, rows), vs;
           pack_columns(rows, L, Lp, d, keys);
           vs = both(a, a->v, a->pv, e, kh, rows);
           pack_rows(rows, L, Lp, d, values);
-          for (i64 b = 0; b < S; b += QB) {
+          for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
             i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
             const bf16 *q = a->q + (start + b) * a->qs + h * d;
             float qs = scale_of(q, a->qs, m, d, 0.0f);
@@ -383,6 +414,31 @@ int attend(const Attention *a, bf16 *out, float *lse) {
 
 // What one block of queries needs: weights P = exp(S - lse), dS = P (dP - delta) scale, all transposed: (keys, queries).
 // Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
+#ifdef BF16_PAIRS
+
+static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
+                           const float *norm, const float *delta, const float *os, const float *dscale, float scale,
+                           operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d,
+                           float *query_d) {
+  (void)os, (void)key_p, (void)key_d, (void)query_d;  // scales, all 1
+  const vf factor = f_set(scale);
+  for (i64 j = 0; j < n; j += 2)  // pairs of keys, side by side for each query in dpairs
+    for (i64 i = 0; i < mp; i += 16) {
+      vi words[2] = {i_zero(), i_zero()};
+      for (i64 r = 0; r < 2 && j + r < n; r++) {
+        i64 at = (j + r) * mp + i, from = first_from + j + r, to = window > 0 ? from + window : mp;
+        vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
+        __m256i d = h_from(f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i)));
+        h_store(weights + at, x);
+        _mm256_storeu_si256((__m256i *)(dscores + at), d);
+        words[r] = i_words(d);
+      }
+      i_store(dpairs + (j / 2 * mp + i) * 2, i_or(words[0], i_left(words[1], 16)));
+    }
+}
+
+#else
+
 // dP comes without each query's scale of dO, P goes with it. Scores and dweights are overwritten. Gradients differ by
 // orders of magnitude between queries, and so between keys: each key has its scale of P and dS, each query one of dS.
 static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights, const float *norm,
@@ -423,8 +479,10 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *sco
     }
 }
 
+#endif
+
 // dout, out (T, H, d) contiguous; dq (T, H, d), dk, dv (T, K, d) with row strides dqs, dks; the prefix's gradients
-// (P, K, d) f32 are added to. scratch (2, H, P + longest example, d) f32.
+// (P, K, d) f32 are added to. scratch (2, attention_pieces(H), P + longest example, d) f32.
 int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,
                     bf16 *dv, i64 dqs, i64 dks, float *dpk, float *dpv, float *scratch) {
   i64 d = a->d, group = a->H / a->K, longest = 0;
@@ -433,7 +491,7 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
     i64 s = a->bounds[e + 1] - a->bounds[e];
     longest = s > longest ? s : longest;
   }
-  i64 room = PAD(a->P + longest, 32), wide = a->P + longest;
+  i64 room = PAD(a->P + longest, 32), wide = a->P + longest, pieces = attention_pieces(a->H);
   float scale = 1.0f / sqrtf((float)d);
   for (i64 e = 0; e < a->n && !failed; e++) {
     i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S;
@@ -458,14 +516,15 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
 #pragma omp barrier
       if (!failed) {
 #pragma omp for schedule(dynamic, 1)
-        for (i64 h = 0; h < a->H; h++) {
-          i64 kh = h / group;
-          float *dkeys = scratch + h * wide * d, *dvalues = scratch + (a->H + h) * wide * d;
+        for (i64 i = 0; i < pieces; i++) {
+          Piece piece = piece_at(a->H, i);
+          i64 h = piece.head, kh = h / group;
+          float *dkeys = scratch + i * wide * d, *dvalues = scratch + (pieces + i) * wide * d;
           memset(dkeys, 0, sizeof(float) * L * d);
           memset(dvalues, 0, sizeof(float) * L * d);
           float ks = both(a, a->k, a->pk, e, kh, keys), vs = both(a, a->v, a->pv, e, kh, values);
           pack_rows(keys, L, PAD(L, 2), d, packed);
-          for (i64 b = 0; b < S; b += QB) {
+          for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
             i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
             const bf16 *q = a->q + (start + b) * a->qs + h * d;
             const bf16 *dy = dout + ((start + b) * a->H + h) * d, *y = out + ((start + b) * a->H + h) * d;
@@ -510,8 +569,8 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
           for (i64 kh = 0; kh < a->K; kh++) {
             float sk[d], sv[d];
             memset(sk, 0, sizeof(sk)), memset(sv, 0, sizeof(sv));
-            for (i64 h = kh * group; h < (kh + 1) * group; h++) {
-              const float *hk = scratch + (h * wide + j) * d, *hv = scratch + ((a->H + h) * wide + j) * d;
+            for (i64 p = first_piece(a->H, kh * group); p < first_piece(a->H, (kh + 1) * group); p++) {
+              const float *hk = scratch + (p * wide + j) * d, *hv = scratch + ((pieces + p) * wide + j) * d;
               SIMD for (i64 i = 0; i < d; i++) sk[i] += hk[i], sv[i] += hv[i];
             }
             if (j >= a->P) {

@@ -59,17 +59,17 @@ void silu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {
   }
 }
 
-// da (T, F) -> dgate_up (T, 2F)
-void silu_mul_backward(const bf16 *gate_up, const bf16 *da, i64 T, i64 F, bf16 *dgate_up) {
+// gate_up (T, 2F) becomes its gradient, for da (T, F)
+void silu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {
   ROWS for (i64 t = 0; t < T; t++) {
-    const bf16 *g = gate_up + t * 2 * F, *u = g + F, *d = da + t * F;
-    bf16 *dg = dgate_up + t * 2 * F, *du = dg + F;
+    bf16 *g = gate_up + t * 2 * F, *u = g + F;
+    const bf16 *d = da + t * F;
     SIMD for (i64 i = 0; i < F; i++) {
       float x = up(g[i]), y = up(d[i]);
       float s = 1.0f / (1.0f + fast_exp(-x));
       float silu = x * s;
-      dg[i] = down(y * up(u[i]) * (s + silu * (1.0f - s)));
-      du[i] = down(y * silu);
+      g[i] = down(y * up(u[i]) * (s + silu * (1.0f - s)));
+      u[i] = down(y * silu);
     }
   }
 }
