@@ -51,7 +51,7 @@ def server(model: Path, *, slots: int, context: int, threads: int, adapter: Path
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5):
                 break
             if time.monotonic() > until or process.poll() is not None:
-                raise RuntimeError("llama.cpp's server did not start")
+                raise RuntimeError("llama.cpp's server did not start (is xllamacpp installed? scripts/setup.sh dev)")
             time.sleep(0.2)
         yield url
     finally:

@@ -119,6 +119,8 @@ def test_shards_and_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     files = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
     assert sorted(set(index["weight_map"].values())) == files
     assert len(files) > 3
+    modes = {path.stat().st_mode for path in (tmp_path / "parts").iterdir()}
+    assert len(modes) == 1, "who may read the index may read the weights"
     one, parts = (open_base(str(tmp_path / name)) for name in ("whole", "parts"))
     for name in one.tensors.names():
         assert torch.equal(one.tensors.get(name), parts.tensors.get(name)), name

@@ -171,6 +171,7 @@ def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callab
         digests |= {name: _digest(tensor) for name, tensor in tensors.items()}
         files |= dict.fromkeys(names, file)
         save_file(tensors, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(directory.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
         del tensors
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_bytes(source, dtype)}, "weight_map": files}
