@@ -48,6 +48,21 @@ def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """Whatever is imported inside: a thread that wants the interpreter at its end aborts the process."""
+    program = (
+        "import pathlib\n"
+        "from rescoldo.nodes.group import Group, joined\n"
+        "with joined(Group(0, 1)):\n"
+        "    import torch.distributed._shard.sharded_tensor\n"
+        "names = [path.read_text().strip() for path in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "assert not [name for name in names if 'gloo' in name], names\n"
+    )
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **place}, check=True, timeout=60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "size"), [("fp32", 2), ("fp32", 4), ("bf16", 2), ("int8", 2)])
 def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: str, size: int) -> None:
