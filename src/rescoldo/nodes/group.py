@@ -108,9 +108,9 @@ def joined(group: Group) -> Iterator[Group]:
     try:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
         store = TCPStore(address, port, group.size, group.rank == 0, GATHERING)
-        # This module's functions have the group of the time of its import as a default argument. Imported later, by another
-        # library, it would keep the group and its threads; at the process's end they want the interpreter back, to let
-        # go of a tensor, and abort.
+        # This module's functions have the group of the time of its import as a default argument. Imported later, by
+        # another library, it would keep the group and its threads; at the process's end they want the interpreter
+        # back, to let go of a tensor, and abort.
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
         _notice_silence()
