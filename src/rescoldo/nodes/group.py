@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -18,6 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the group of the time of this import as a default argument: none yet. Imported later, by another
+# library, it would keep the group and its threads; at the process's end they want the interpreter back, to let go of a
+# tensor, and abort.
+import torch.distributed.nn
 from torch._C._distributed_c10d import TCPStore
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -108,10 +112,6 @@ def joined(group: Group) -> Iterator[Group]:
     try:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
         store = TCPStore(address, port, group.size, group.rank == 0, GATHERING)
-        # This module's functions have the group of the time of its import as a default argument. Imported later, by
-        # another library, it would keep the group and its threads; at the process's end they want the interpreter
-        # back, to let go of a tensor, and abort.
-        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("gloo", store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
         _notice_silence()
         yield introduced(group)

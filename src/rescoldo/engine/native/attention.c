@@ -304,32 +304,27 @@ static inline i64 first_key(const Attention *a, i64 at) { return a->window > 0 &
 // The threads' work: heads, and where those cannot be shared out evenly, the last of them in parts: of a part's blocks of
 // queries each is `parts` behind the other.
 typedef struct {
+  i64 whole, parts;  // heads in one piece; pieces of each head behind them
+} Split;
+
+typedef struct {
   i64 head, part, parts;
 } Piece;
 
-static i64 parts_of_last(i64 H, i64 threads) {
-  i64 a = H % threads, b = threads;
-  while (a) {
-    i64 rest = b % a;
-    b = a, a = rest;
-  }
-  return threads / b < 4 ? threads / b : 4;  // each part makes the keys' operands anew
+static Split split_heads(i64 H) {
+  i64 threads = omp_get_max_threads(), rest = H % threads, parts = 1;
+  while (parts < 4 && rest * parts % threads) parts++;  // each part makes the keys' operands anew
+  return (Split){H - rest, parts};
 }
 
-i64 attention_pieces(i64 H) {
-  i64 threads = omp_get_max_threads(), rest = H % threads;
-  return H - rest + rest * parts_of_last(H, threads);
+static i64 first_piece(Split s, i64 head) { return head <= s.whole ? head : s.whole + (head - s.whole) * s.parts; }
+
+static Piece piece_at(Split s, i64 i) {
+  if (i < s.whole) return (Piece){i, 0, 1};
+  return (Piece){s.whole + (i - s.whole) / s.parts, (i - s.whole) % s.parts, s.parts};
 }
 
-static i64 first_piece(i64 H, i64 head) {
-  i64 threads = omp_get_max_threads(), whole = H - H % threads;
-  return head <= whole ? head : whole + (head - whole) * parts_of_last(H, threads);
-}
-
-static Piece piece_at(i64 H, i64 i) {
-  i64 threads = omp_get_max_threads(), whole = H - H % threads, parts = parts_of_last(H, threads);
-  return i < whole ? (Piece){i, 0, 1} : (Piece){whole + (i - whole) / parts, (i - whole) % parts, parts};
-}
+i64 attention_pieces(i64 H) { return first_piece(split_heads(H), H); }
 
 // an example's keys (or values), the prefix's before its own: (P + S, d) operands in `rows`; returns their scale
 static float both(const Attention *a, const bf16 *own, const bf16 *prefix, i64 e, i64 kh, operand *rows) {
@@ -349,7 +344,8 @@ int attend(const Attention *a, bf16 *out, float *lse) {
     i64 s = a->bounds[e + 1] - a->bounds[e];
     longest = s > longest ? s : longest;
   }
-  i64 room = PAD(a->P + longest, 32), pieces = attention_pieces(a->H);
+  Split split = split_heads(a->H);
+  i64 room = PAD(a->P + longest, 32), pieces = first_piece(split, a->H);
   float scale = 1.0f / sqrtf((float)d);
 #pragma omp parallel
   {
@@ -369,7 +365,7 @@ int attend(const Attention *a, bf16 *out, float *lse) {
 #pragma omp for schedule(dynamic, 1) collapse(2)
       for (i64 e = 0; e < a->n; e++)
         for (i64 i = 0; i < pieces; i++) {
-          Piece piece = piece_at(a->H, i);
+          Piece piece = piece_at(split, i);
           i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
           i64 h = piece.head, kh = h / group;
           float ks = both(a, a->k, a->pk, e, kh, rows), vs;
@@ -491,7 +487,8 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
     i64 s = a->bounds[e + 1] - a->bounds[e];
     longest = s > longest ? s : longest;
   }
-  i64 room = PAD(a->P + longest, 32), wide = a->P + longest, pieces = attention_pieces(a->H);
+  Split split = split_heads(a->H);
+  i64 room = PAD(a->P + longest, 32), wide = a->P + longest, pieces = first_piece(split, a->H);
   float scale = 1.0f / sqrtf((float)d);
   for (i64 e = 0; e < a->n && !failed; e++) {
     i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S;
@@ -517,7 +514,7 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
       if (!failed) {
 #pragma omp for schedule(dynamic, 1)
         for (i64 i = 0; i < pieces; i++) {
-          Piece piece = piece_at(a->H, i);
+          Piece piece = piece_at(split, i);
           i64 h = piece.head, kh = h / group;
           float *dkeys = scratch + i * wide * d, *dvalues = scratch + (pieces + i) * wide * d;
           memset(dkeys, 0, sizeof(float) * L * d);
@@ -569,7 +566,8 @@ int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const
           for (i64 kh = 0; kh < a->K; kh++) {
             float sk[d], sv[d];
             memset(sk, 0, sizeof(sk)), memset(sv, 0, sizeof(sv));
-            for (i64 p = first_piece(a->H, kh * group); p < first_piece(a->H, (kh + 1) * group); p++) {
+            i64 last = first_piece(split, (kh + 1) * group);
+            for (i64 p = first_piece(split, kh * group); p < last; p++) {
               const float *hk = scratch + (p * wide + j) * d, *hv = scratch + ((pieces + p) * wide + j) * d;
               SIMD for (i64 i = 0; i < d; i++) sk[i] += hk[i], sv[i] += hv[i];
             }
