@@ -1,7 +1,7 @@
 """One run on several machines, measured: two workers of one core each against one of one core, over loopback and
-between network namespaces at 1 Gbit/s and 100 Mbit/s; what the exchange of gradients costs, and how much of it is
-hidden behind the last backward pass; a worker killed, a link cut; and on paper, with the measured terms, 8, 64 and
-1,000 machines.
+between network namespaces at 1 Gbit/s and 100 Mbit/s; against one beside which another run keeps the other core busy,
+since two machines would not share a cache; what the exchange of gradients costs, and how much of it is hidden behind
+the last backward pass; a worker killed, a link cut; and on paper, with the measured terms, 8, 64 and 1,000 machines.
 
 python -m benchmarks.scaling --output benchmarks/out/scaling.json
 python -m benchmarks.scaling --only one,loopback --examples 16 --output benchmarks/out/scaling-16.json
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -35,8 +36,8 @@ from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.engine.types import LoraConfig
 from rescoldo.files import read_json, write_json
-from rescoldo.nodes.scaling import GIGABIT, speedup, step_time, worth
-from rescoldo.nodes.share import load_of
+from rescoldo.nodes.scaling import GIGABIT, largest_share, speedup, step_time, worth
+from rescoldo.nodes.share import Load, load_of
 from rescoldo.role import get_role
 from rescoldo.train.layout import read_json_lines
 from rescoldo.train.parts import read_dataset
@@ -46,10 +47,11 @@ TRAIN, VAL = DATA / "ba_train_v2_fixed.jsonl", DATA / "ba_val_v2_fixed.jsonl"
 HOSTS = ("rescoldo-a", "rescoldo-b", "rescoldo-c", "rescoldo-d")
 SWITCH = "rescoldo-switch"
 RATES = {"gigabit": "1gbit", "100mbit": "100mbit"}
-PARTS = ("one", "loopback", *RATES, "exchange", "overlap", "killed", "cut", "paper")
+PARTS = ("one", "beside", "loopback", *RATES, "exchange", "overlap", "killed", "cut", "paper")
 PORT = 29477
 ADAPTER = LoraConfig(rank=16, targets=LINEARS)  # the sample's
-SEVEN_B = {"step_seconds": 8 * 30.2, "gradient_bytes": 27.3e6}  # docs/performance.md, both cores of machine B
+SEVEN_B_BYTES = 27.3e6  # an adapter of rank 8 on the attention of a 7B model
+MACHINES = (2, 8, 64, 1000)
 
 
 def shell(line: str) -> None:
@@ -91,7 +93,9 @@ def in_host(place: int | None, core: int) -> list[str]:
     return [*host, "taskset", "-c", str(core)]
 
 
-def train(folder: Path, args: argparse.Namespace, steps: int, workers: int, hosts: bool) -> list[subprocess.Popen[str]]:
+def train(
+    folder: Path, args: argparse.Namespace, steps: int, workers: int, hosts: bool, first_core: int = 0
+) -> list[subprocess.Popen[str]]:
     """Start a run of that many optimizer steps, one core for each worker."""
     command = [sys.executable, "-m", "rescoldo", "train", "--train", TRAIN, "--val", VAL, "--val-limit", 1]
     command += ["--output", folder / "run", "--max-steps", steps, "--grad-accum", args.examples, "--threads", 1]
@@ -104,7 +108,7 @@ def train(folder: Path, args: argparse.Namespace, steps: int, workers: int, host
     started = []
     for i in range(workers):
         with open(folder / f"{i}.log", "w") as log:
-            line = [*in_host(i if hosts else None, cores[i % len(cores)]), *map(str, command)]
+            line = [*in_host(i if hosts else None, cores[(first_core + i) % len(cores)]), *map(str, command)]
             started.append(
                 subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment, cwd=folder)
             )
@@ -117,6 +121,22 @@ def train(folder: Path, args: argparse.Namespace, steps: int, workers: int, host
 def events(folder: Path) -> list[dict[str, Any]]:
     """What the run has noted about its steps so far."""
     return [one for one in read_json_lines(folder / "run" / "timings.jsonl") if one.get("event") == "step"]
+
+
+def beside(args: argparse.Namespace) -> dict[str, Any]:
+    """The median step of two runs at once that have nothing to do with each other, one core each, first steps left
+    out."""
+    folders = [Path(tempfile.mkdtemp(prefix="rescoldo-scaling-")) for _ in range(2)]
+    try:
+        processes = [train(folder, args, args.steps + 1, 1, False, core)[0] for core, folder in enumerate(folders)]
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise RuntimeError("\n".join((folder / "0.log").read_text()[-2000:] for folder in folders))
+        seconds = [one["seconds"] for folder in folders for one in events(folder)[1:]]
+        return {"workers": 1, "rate": None, "step_seconds": seconds, "median": statistics.median(seconds)}
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def measured(args: argparse.Namespace, workers: int, rate: str | None) -> dict[str, Any]:
@@ -196,26 +216,20 @@ def both(worker: str, rate: str | None) -> Any:
 
 
 def exchange_worker(size: int) -> None:
-    """One side of an exchange: seconds for the sum of `size` bytes on rank 0, and for sending as many back; medians of
-    five."""
+    """One side of an exchange: seconds for the sum of `size` bytes on both; median of five."""
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     vector = torch.zeros(size // 4)
-    times: dict[str, list[float]] = {"reduce": [], "broadcast": []}
+    times = []
     for _ in range(6):
-        for name, seconds in times.items():
-            dist.barrier()
-            began = time.perf_counter()
-            if name == "reduce":
-                dist.reduce(vector, 0)
-            else:
-                dist.broadcast(vector, 0)
-            dist.barrier()  # a send returns when the kernel has taken it, not when it has arrived
-            seconds.append(time.perf_counter() - began)
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(vector)
+        times.append(time.perf_counter() - began)
     if dist.get_rank() == 0:
-        print(json.dumps({name: statistics.median(seconds[1:]) for name, seconds in times.items()}))
+        print(json.dumps(statistics.median(times[1:])))
     dist.destroy_process_group()
 
 
@@ -238,7 +252,7 @@ def overlap_worker(precision: str) -> None:
     times: dict[str, list[tuple[float, float]]] = {"behind": [], "overlapped": []}
     for turn in range(4):
         for way, seconds in times.items():
-            reducer = Reducer(model.parameters, 0)
+            reducer = Reducer(model.parameters)
             on_ready = reducer.ready if way == "overlapped" else None
             step = GradientStep(model, examples, step=turn, seed=1, mine=[rank], on_ready=on_ready)
             step.micro_batch([rank])
@@ -266,32 +280,33 @@ def gradient_bytes() -> int:
     return 4 * sum(a * b for a, b in parameter_shapes(open_base("sample:smollm2").config, ADAPTER).values())
 
 
-def shared_share(examples: int) -> float:
-    """Share of a step's tokens that lie in the examples' common beginning, in the mean."""
+def loads(examples: int) -> list[Load]:
+    """What steps of so many examples cost: those of the dataset in its order; for more than it has, drawn from it."""
     data = read_dataset(TRAIN, get_role("ba"), open_base("sample:smollm2").tokenizer(), 2048, None).examples
-    loads = [load_of(data[i : i + examples], share=True) for i in range(0, len(data) - examples + 1, examples)]
-    return statistics.mean(sum(load.shared) / (sum(load.shared) + sum(load.own)) for load in loads)
+    if examples > len(data):
+        data = random.Random(1).choices(data, k=examples)
+    return [load_of(data[i : i + examples], share=True) for i in range(0, len(data) - examples + 1, examples)]
 
 
-def paper(document: dict[str, Any], examples: int) -> list[dict[str, Any]]:
+def paper(document: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
     """The model's rows: the sample as measured here, and a 7B model."""
-    rows = []
-    shared = shared_share(examples)
-    cases: dict[str, dict[str, Any]] = {"7B, 8 examples a step": {**SEVEN_B, "examples_per_step": 8, "shared": shared}}
-    large = {"step_seconds": 64 * 30.2, "gradient_bytes": SEVEN_B["gradient_bytes"], "shared": shared_share(64)}
-    cases["7B, 64 examples a step"] = {**large, "examples_per_step": 64}
-    large = {"step_seconds": 1024 * 30.2, "gradient_bytes": SEVEN_B["gradient_bytes"], "shared": 0.32 / 1024}
-    cases["7B, 1,024 examples a step"] = {**large, "examples_per_step": 1024}
+    cases: dict[str, tuple[int, float, float]] = {  # examples a step, its seconds on one machine, bytes of the adapter
+        f"7B, {examples:,} examples a step": (examples, examples * args.seven_b, SEVEN_B_BYTES)
+        for examples in (8, 64, 1024)
+    }
     if "one" in document:
-        one = document["one"]["median"]
-        terms = {"step_seconds": one, "gradient_bytes": gradient_bytes(), "shared": shared}
-        cases[f"sample, {examples} examples a step"] = {**terms, "examples_per_step": examples}
-    for name, terms in cases.items():
+        here = document["one"]["median"], gradient_bytes()
+        cases[f"sample, {args.examples} examples a step"] = (args.examples, *here)
+    rows = []
+    for name, (examples, seconds, size) in cases.items():
+        terms: dict[str, Any] = {"loads": loads(examples), "step_seconds": seconds, "gradient_bytes": size}
+        largest = {str(n): statistics.mean(largest_share(load, n) for load in terms["loads"]) for n in MACHINES}
         for link, bandwidth in (("1 Gbit/s", GIGABIT), ("100 Mbit/s", GIGABIT / 10)):
             row: dict[str, Any] = {"case": name, "link": link, "worth": worth(**terms, bandwidth=bandwidth)}
-            for n in (2, 8, 64, 1000):
-                one_step = step_time(n, **terms, bandwidth=bandwidth)
-                row[str(n)] = {"speedup": speedup(n, **terms, bandwidth=bandwidth), "exchange": one_step.exchange}
+            for n in MACHINES:
+                exchange = step_time(n, **terms, bandwidth=bandwidth).exchange
+                speed = speedup(n, **terms, bandwidth=bandwidth)
+                row[str(n)] = {"speedup": speed, "exchange": exchange, "largest_share": largest[str(n)]}
             rows.append(row)
     return rows
 
@@ -304,6 +319,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=8, help="in an optimizer step")
     parser.add_argument("--steps", type=int, default=3, help="counted ones")
     parser.add_argument("--minutes", type=float, default=0.1, help="between checkpoints")
+    parser.add_argument(
+        "--seven-b", type=float, default=14.7, help="seconds an example takes at 7B, from benchmarks.training"
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--exchange-worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--overlap-worker", help=argparse.SUPPRESS)
@@ -326,9 +344,9 @@ def main() -> None:
             continue
         console.print(f"{part} …")
         if part == "paper":
-            document[part] = {"rows": paper(document, args.examples)}
+            document[part] = {"rows": paper(document, args), "seven_b": args.seven_b}
         elif part == "exchange":
-            sizes = {"sample": gradient_bytes(), "7B": int(SEVEN_B["gradient_bytes"])}
+            sizes = {"sample": gradient_bytes(), "7B": int(SEVEN_B_BYTES)}
             found = {
                 f"{size}, {link}": both(f"--exchange-worker {n}", rate)
                 for size, n in sizes.items()
@@ -340,6 +358,8 @@ def main() -> None:
             document[part] = {"seconds": found}
         elif part in ("killed", "cut"):
             document[part] = disturbed(args, part)
+        elif part == "beside":
+            document[part] = beside(args)
         else:
             document[part] = measured(args, 1 if part == "one" else 2, RATES.get(part))
         document[part] |= {"machine": machine, "examples": args.examples, "precision": args.precision}
@@ -350,18 +370,20 @@ def main() -> None:
 
 def show(console: Console, document: dict[str, Any]) -> None:
     """The tables."""
-    one = document.get("one")
     table = Table(title="an optimizer step, one core a worker")
-    for column in ("part", "workers", "s", "times as fast", "CPU"):
+    for column in ("part", "workers", "s", "times as fast as one", "as one beside another", "CPU"):
         table.add_column(column)
-    for part in ("one", "loopback", *RATES):
+    for part in ("one", "beside", "loopback", *RATES):
         if part in document:
             run = document[part]
-            ratio = f"{one['median'] / run['median']:.2f}" if one else "?"
-            table.add_row(part, str(run["workers"]), f"{run['median']:.2f}", ratio, run["machine"]["cpu"])
+            ratios = [
+                f"{document[other]['median'] / run['median']:.2f}" if other in document else "?"
+                for other in ("one", "beside")
+            ]
+            table.add_row(part, str(run["workers"]), f"{run['median']:.2f}", *ratios, run["machine"]["cpu"])
     console.print(table)
     for name, seconds in document.get("exchange", {}).get("seconds", {}).items():
-        console.print(f"exchange, {name}: sum {seconds['reduce']:.3f} s, back {seconds['broadcast']:.3f} s")
+        console.print(f"exchange, {name}: {seconds:.3f} s")
     for link, ways in document.get("overlap", {}).get("seconds", {}).items():
         for way, seconds in ways.items():
             console.print(
@@ -375,10 +397,10 @@ def show(console: Console, document: dict[str, Any]) -> None:
             )
     if "paper" in document:
         table = Table(title="on paper: times as fast as one machine")
-        for column in ("case", "link", "2", "8", "64", "1000", "pays up to"):
+        for column in ("case", "link", *map(str, MACHINES), "pays up to"):
             table.add_column(column)
         for row in document["paper"]["rows"]:
-            speeds = [f"{row[n]['speedup']:.2f}" for n in ("2", "8", "64", "1000")]
+            speeds = [f"{row[str(n)]['speedup']:.2f}" for n in MACHINES]
             table.add_row(row["case"], row["link"], *speeds, str(row["worth"]))
         console.print(table)
 

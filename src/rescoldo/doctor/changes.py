@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 from rescoldo.doctor.forecast import Forecast
-from rescoldo.doctor.measure import distinct_rows
 from rescoldo.doctor.needs import adapter_parameters
-from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.nodes.scaling import speedup
+from rescoldo.nodes.share import load_of
 from rescoldo.train.parts import lora_config
 from rescoldo.train.plan import Plan
 from rescoldo.train.prepare import Prepared
@@ -43,19 +42,12 @@ def more_machines(prepared: Prepared, chosen: Forecast) -> list[dict[str, Any]]:
     """The run on several machines like this one, on plain 1 Gbit/s Ethernet; more than two as long as it helps."""
     config, examples = prepared.config, prepared.train.examples
     plan = Plan(config, len(examples))
-    step = [examples[i] for i in plan.groups(0)[0]]
-    common = sum(group.length for group in group_by_prefix(step)) / distinct_rows(step)
+    loads = [load_of([examples[i] for i in group], share=True) for group in plan.groups(0)]
     gradients = 4 * adapter_parameters(prepared.base.config, lora_config(config))
     found: list[dict[str, Any]] = []
     training, evaluating = plan.epochs * chosen.epoch, plan.epochs * chosen.evaluation
     for machines in MACHINES:
-        faster = speedup(
-            machines,
-            step_seconds=chosen.step,
-            examples_per_step=len(step),
-            gradient_bytes=gradients,
-            shared=common,
-        )
+        faster = speedup(machines, loads=loads, step_seconds=chosen.step, gradient_bytes=gradients)
         seconds = chosen.seconds - training * (1 - 1 / faster) - evaluating * (1 - 1 / machines)
         if found and seconds > 0.95 * found[-1]["seconds"]:
             break

@@ -1,8 +1,9 @@
 """One run on several machines: torchrun starts the same command on each, gloo connects them.
 
-One leads: it runs the loop as ever, writes all files, owns optimizer and checkpoints. The others follow: they hold the
-same model and data, and answer with gradients and losses of the examples they are given. So there is one loop, one
-place where a run is saved, and machines with different processors never drift apart: the weights come from the leader.
+One leads: it runs the loop as ever, writes all files, owns the checkpoints. The others follow: they hold the same
+model, optimizer and data, and compute gradients and losses of the examples they are given. So there is one loop and one
+place where a run is saved. The gradients are summed everywhere and each machine makes the optimizer's step itself, so
+nothing but that sum is waited for; what is saved and what is evaluated are the leader's weights.
 
 `launch` is above all that: it is what the user starts, and starts torchrun, which starts `worker`.
 """

@@ -1,4 +1,4 @@
-"""A follower's side: hold model and data, compute what the leader asks for, write nothing."""
+"""A follower's side: hold model, optimizer and data, compute what the leader asks for, write nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, Command, Group, agree, receive
+from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, UPDATE, Command, Group, agree, receive
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.run.signals import SIGNALS
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Model, Parts, lora_config
+from rescoldo.train.optimizer import AdamW, clip
+from rescoldo.train.parts import Model, Parts, Tensors, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 
@@ -71,14 +72,20 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
         frozen_state=None,
         on_progress=None,
     )
+    optimizer = AdamW(model.parameters, config.weight_decay)
+    gradients: Tensors = {}
     with leaving() as noted:
-        while (command := receive(model.parameters, group.leader)).op not in (STOP, AGAIN):
-            if command.weights:
+        while (command := receive(model.parameters, optimizer.state(), group.leader)).op not in (STOP, AGAIN):
+            if command.tensors:
                 model.sync()
             if command.op == EVALUATE:
                 _evaluate(command, prepared, parts, group, model)
+            elif command.op == UPDATE:
+                clip(gradients, config.max_grad_norm)
+                optimizer.update(gradients, command.rate, command.step)
+                model.sync()
             else:
-                _step(command, prepared, parts, group, model, noted)
+                gradients = _step(command, prepared, parts, group, model, noted)
         if command.op == STOP:
             return 0
         until = time.monotonic() + FAREWELL_SECONDS
@@ -87,22 +94,24 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
         return noted.signal or signal.SIGTERM
 
 
-def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model, noted: Leaving) -> None:
-    """This machine's examples of a step; all of them are named: dropout and shared prefix depend on the whole step."""
+def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model, noted: Leaving) -> Tensors:
+    """This machine's examples of a step; all of them are named: dropout and shared prefix depend on the whole step.
+    Returns the gradients of all machines together."""
     config = prepared.config
     examples = [prepared.train.examples[i] for i in command.examples]
     mine = [place for place, rank in enumerate(command.ranks) if rank == group.rank]
     began = time.monotonic()
-    reducer = Reducer(model.parameters, group.leader)
+    reducer = Reducer(model.parameters)
     step = parts.gradient_step(model, examples, step=command.step, seed=config.seed, mine=mine, on_ready=reducer.ready)
     nats = 0.0
     for start in range(0, len(mine), config.batch_size):
         nats += step.micro_batch(mine[start : start + config.batch_size])
-    step.finish()
+    gradients = step.finish()
     figures = torch.zeros((group.size, 3), dtype=torch.float64)
     figures[group.rank] = torch.tensor([nats, time.monotonic() - began, noted.signal])
     reducer.wait()
     dist.reduce(figures, group.leader)
+    return gradients
 
 
 def _evaluate(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model) -> None:

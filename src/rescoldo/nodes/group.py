@@ -30,7 +30,7 @@ from rescoldo.nodes.place import current_place
 PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed at once
 GATHERING = timedelta(minutes=5)  # until all processes of a start have found each other
 SILENCE = (10, 5, 3)  # a connection that is silent for so many seconds is tried every so many, so many times
-STEP, EVALUATE, STOP, AGAIN = 1, 2, 3, 4
+STEP, UPDATE, EVALUATE, STOP, AGAIN = 1, 2, 3, 4, 5
 NAME_BYTES = 64
 Tensors = Mapping[str, torch.Tensor]
 
@@ -71,18 +71,21 @@ class Command:
     """What the followers are to do.
 
     Attributes:
-        op: STEP, EVALUATE, STOP (the run is over) or AGAIN (it goes on with other machines).
-        step: the optimizer step's number, for dropout.
+        op: STEP (compute its gradients), UPDATE (change the weights by them), EVALUATE, STOP (the run is over) or AGAIN
+            (it goes on with other machines).
+        step: the optimizer step's number, from 0: for dropout; of an update from 1.
+        rate: the learning rate of an update.
         examples: places in the training or validation data, in the step's order.
         ranks: who computes each of them.
-        weights: whether the adapter's weights follow.
+        tensors: how many values follow: the adapter's weights, or these and the optimizer's state; 0: none.
     """
 
     op: int
     step: int = 0
+    rate: float = 0.0
     examples: Sequence[int] = ()
     ranks: Sequence[int] = ()
-    weights: bool = False
+    tensors: int = 0
 
 
 def current_group() -> Group | None:
@@ -180,30 +183,33 @@ def _notice_silence() -> None:
                         one.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def send(command: Command, weights: Tensors, root: int) -> None:
-    """The leader, of rank `root`: tell all followers; `weights` go along if the command says so."""
-    header = torch.tensor([command.op, command.step, len(command.examples), int(command.weights)])
-    dist.broadcast(header, root)
+def send(command: Command, tensors: Tensors, root: int) -> None:
+    """The leader, of rank `root`: tell all followers; `tensors` go along."""
+    count = sum(tensor.numel() for tensor in tensors.values())
+    header = [command.op, command.step, command.rate, len(command.examples), count]
+    dist.broadcast(torch.tensor(header, dtype=torch.float64), root)
     if command.examples:
         dist.broadcast(torch.tensor([list(command.examples), list(command.ranks)]), root)
-    if command.weights:
-        dist.broadcast(flat(weights), root)
-
-
-def receive(weights: Tensors, root: int) -> Command:
-    """A follower: the next command; new weights are copied into `weights`."""
-    header = torch.zeros(4, dtype=torch.int64)
-    dist.broadcast(header, root)
-    op, step, count, fresh = header.tolist()
-    body = torch.zeros((2, count), dtype=torch.int64)
     if count:
+        dist.broadcast(flat(tensors), root)
+
+
+def receive(weights: Tensors, optimizer: Tensors, root: int) -> Command:
+    """A follower: the next command; tensors that come with it are copied into `weights`, and into the optimizer's state
+    if they are more than the weights."""
+    header = torch.zeros(5, dtype=torch.float64)
+    dist.broadcast(header, root)
+    op, step, rate, n_examples, count = header.tolist()
+    body = torch.zeros((2, int(n_examples)), dtype=torch.int64)
+    if n_examples:
         dist.broadcast(body, root)
-    if fresh:
-        vector = flat(weights)
+    if count:
+        vector = torch.zeros(int(count))
         dist.broadcast(vector, root)
-        unflatten(vector, weights)
+        alone = count == sum(tensor.numel() for tensor in weights.values())
+        unflatten(vector, weights if alone else {**weights, **optimizer})
     examples, ranks = body.tolist()
-    return Command(op, step, examples, ranks, bool(fresh))
+    return Command(int(op), int(step), rate, examples, ranks, int(count))
 
 
 def flat(tensors: Tensors) -> torch.Tensor:

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 
 from rescoldo.engine.types import Example
-from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, Command, Group, agree, send
+from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
+from rescoldo.train.optimizer import AdamW
 from rescoldo.train.parts import Dataset, Model, Parts, Step, Tensors
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this
@@ -29,7 +30,9 @@ class Leader:
     def __init__(self, parts: Parts, group: Group) -> None:
         self.own, self.group = parts, group
         self.speeds = list(group.shares) or [0.0] * group.size
-        self.fresh = False  # the followers have the weights that the model has now
+        self.optimizer: AdamW | None = None
+        self._stepping = False  # the followers have weights and optimizer as they are here, and change them alike
+        self._evaluating = False  # they have the very weights
         self._places: dict[int, int] = {}  # id of an example → its place in its dataset
         self._reporter: Any = None
         self._steps = 0
@@ -42,6 +45,7 @@ class Leader:
             read_dataset=self.read_dataset,
             preflight=self.preflight,
             gradient_step=self.gradient_step,
+            optimizer=self.make_optimizer,
             evaluate_loss=self.evaluate_loss,
             resumable_steps=False,
             machines=self.group.size,
@@ -65,6 +69,11 @@ class Leader:
         """A step whose examples are dealt out."""
         return SharedStep(self, model, examples, step, seed)
 
+    def make_optimizer(self, parameters: Tensors, weight_decay: float) -> AdamW:
+        """An optimizer that has the followers do what it does."""
+        self.optimizer = SharedAdamW(self, parameters, weight_decay)
+        return self.optimizer
+
     def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, int]]:
         """As engine.model.evaluate_loss, each machine its share."""
         ranks, _ = self.deal(EVALUATE, model, examples, 0)
@@ -81,9 +90,24 @@ class Leader:
         load = load_of(examples, share=getattr(model, "share_prefix", False))
         ranks = assign(load, self.speeds)
         places = [self._places[id(example)] for example in examples]
-        send(Command(op, step, places, ranks, weights=not self.fresh), model.parameters, self.group.leader)
-        self.fresh = True
+        send(Command(op, step, examples=places, ranks=ranks), self._stale(op, model), self.group.leader)
         return ranks, load.of(ranks, self.group.size)
+
+    def update(self, rate: float, step: int) -> None:
+        """Have the followers change their weights by the gradients that they have summed."""
+        send(Command(UPDATE, step, rate), {}, self.group.leader)
+        self._evaluating = False
+
+    def _stale(self, op: int, model: Model) -> Tensors:
+        """What the followers need of this machine. All of it once; after that they make each change themselves. Before
+        each evaluation the weights again, since other processors may round a last bit otherwise."""
+        if not self._stepping:
+            self._stepping = self._evaluating = True
+            return {**model.parameters, **(self.optimizer.state() if self.optimizer else {})}
+        if op == EVALUATE and not self._evaluating:
+            self._evaluating = True
+            return model.parameters
+        return {}
 
     def step_done(self, work: Sequence[float], seconds: Sequence[float], signals: Sequence[float]) -> None:
         """Learn from a step: how fast each machine is, and whether one wants to leave."""
@@ -109,14 +133,27 @@ class Leader:
         send(Command(STOP if over else AGAIN), {}, self.group.leader)
 
 
+class SharedAdamW(AdamW):
+    """AdamW whose every step the followers make too, each on its own weights: the sum of the gradients is everywhere,
+    so no weights need to come back over the wire."""
+
+    def __init__(self, leader: Leader, parameters: Tensors, weight_decay: float) -> None:
+        super().__init__(parameters, weight_decay)
+        self._leader = leader
+
+    def update(self, gradients: Tensors, lr: float, step: int) -> None:
+        """As AdamW.update, everywhere."""
+        self._leader.update(lr, step)
+        super().update(gradients, lr, step)
+
+
 class SharedStep:
-    """A GradientStep over all machines. Its gradients are summed once on the leader, while the last backward pass
-    goes on."""
+    """A GradientStep over all machines. Its gradients are summed once, while the last backward pass goes on."""
 
     def __init__(self, leader: Leader, model: Model, examples: list[Example], step: int, seed: int) -> None:
         self._leader = leader
         self._ranks, self._work = leader.deal(STEP, model, examples, step)
-        self._reducer = Reducer(model.parameters, leader.group.leader)
+        self._reducer = Reducer(model.parameters)
         mine = [i for i, rank in enumerate(self._ranks) if rank == leader.group.rank]
         self._inner: Step = leader.own.gradient_step(
             model, examples, step=step, seed=seed, mine=mine, on_ready=self._reducer.ready
@@ -146,7 +183,6 @@ class SharedStep:
         nats, seconds, signals = figures.T.tolist()
         self.nats_elsewhere = sum(nats)
         leader.step_done(self._work, seconds, signals)
-        leader.fresh = False  # the loop changes the weights now
         return gradients
 
     def state(self) -> Tensors:

@@ -1,4 +1,4 @@
-"""The sum of a step's gradients on the leader, bucket by bucket, while the last backward pass goes on."""
+"""The sum of a step's gradients on all machines, bucket by bucket, while the last backward pass goes on."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def buckets(parameters: Tensors) -> list[tuple[str, ...]]:
 
 
 class Reducer:
-    """Reduces one step's gradients. Every process starts the same reductions in the same order: that of `buckets`."""
+    """Sums one step's gradients. Every process starts the same sums in the same order, that of `buckets`, and ends with
+    the same bits: each piece is summed by one of them."""
 
-    def __init__(self, parameters: Tensors, leader: int) -> None:
-        self._leader, self._buckets = leader, buckets(parameters)
+    def __init__(self, parameters: Tensors) -> None:
+        self._buckets = buckets(parameters)
         self._gradients: dict[str, torch.Tensor] = {}
         self._begun: list[tuple[torch.Tensor, dist.Work]] = []
 
     def ready(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """These will not change any more: start to reduce what is complete."""
+        """These will not change any more: start to sum what is complete."""
         self._gradients.update(gradients)
         while len(self._begun) < len(self._buckets):
             names = self._buckets[len(self._begun)]
             if not self._gradients.keys() >= set(names):
                 return
             vector = flat({name: self._gradients[name] for name in names})
-            self._begun.append((vector, dist.reduce(vector, self._leader, async_op=True)))
+            self._begun.append((vector, dist.all_reduce(vector, async_op=True)))
 
     def wait(self) -> None:
-        """Until all is reduced. On the leader the gradients are then the sums."""
+        """Until all is there: the gradients are then the sums."""
         for names, (vector, work) in zip(self._buckets, self._begun, strict=True):
             work.wait()
-            if dist.get_rank() == self._leader:
-                unflatten(vector, {name: self._gradients[name] for name in names})
+            unflatten(vector, {name: self._gradients[name] for name in names})

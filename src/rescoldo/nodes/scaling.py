@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rescoldo.nodes.reducer import BUCKET_BYTES
+from rescoldo.nodes.share import Load, assign
 
 GIGABIT = 117e6  # bytes a second that plain 1 Gbit/s Ethernet carries
 LATENCY = 0.0005  # seconds for a message on it
@@ -17,7 +19,7 @@ class StepTime:
 
     Attributes:
         compute: of the machine that has most to do.
-        exchange: what is waited for: the gradients' sum on the leader behind the last backward pass, the weights back.
+        exchange: what is waited for: the gradients' sum, as far as the last backward pass does not hide it.
     """
 
     compute: float
@@ -29,75 +31,78 @@ class StepTime:
         return self.compute + self.exchange
 
 
+def largest_share(load: Load, machines: int) -> float:
+    """The part of one machine's work on a step that falls to the busiest of `machines` equal ones: above 1 / machines
+    because an example is not divided, and the common beginning is computed by each machine."""
+    whole = sum(load.own) + sum(load.shared)
+    return max(load.of(assign(load, [1.0] * machines), machines)) / whole
+
+
 def step_time(
     machines: int,
     *,
+    loads: Sequence[Load],
     step_seconds: float,
-    examples_per_step: int,
     gradient_bytes: float,
     bandwidth: float = GIGABIT,
     latency: float = LATENCY,
-    shared: float = 0.0,
-    imbalance: float = 0.0,
 ) -> StepTime:
-    """A step on `machines` equal machines.
+    """A step on `machines` equal machines, in the mean over some.
 
     Args:
-        machines: how many; those above `examples_per_step` have nothing to do.
+        machines: how many.
+        loads: what the examples of typical steps cost: they are dealt out as a run does it.
         step_seconds: of one step on one machine.
-        examples_per_step: batch_size · grad_accum: an example is not divided.
         gradient_bytes: of the adapter in float32.
         bandwidth: of a machine's network link, bytes a second.
         latency: of one message, in seconds.
-        shared: share of a step that goes into the examples' common beginning, which each machine computes for itself.
-        imbalance: by how much the slowest machine's share is above the mean (0.1: a tenth), beyond whole examples.
     """
-    working = max(1, min(machines, examples_per_step))
-    if working == 1:
+    if machines <= 1:
         return StepTime(step_seconds, 0.0)
-    largest = math.ceil(examples_per_step / working) / examples_per_step
-    compute = step_seconds * (shared + (1 - shared) * largest * (1 + imbalance))
-    # gloo: the gradients go round a ring in pieces and the sums to the leader, the weights down a tree
-    rounds = math.ceil(math.log2(working))
-    reduction = 2 * (working - 1) / working * gradient_bytes / bandwidth + 2 * working * latency
-    broadcast = rounds * (gradient_bytes / bandwidth + latency)
+    compute = step_seconds * statistics.mean(largest_share(load, machines) for load in loads)
+    # gloo: the pieces go round a ring twice, once to be summed and once to be told
+    exchange = 2 * (machines - 1) / machines * gradient_bytes / bandwidth + 2 * machines * latency
     # the last backward pass, about half of what the common beginning, or an example, takes, hides all buckets but one
-    last_backward = step_seconds * (shared or 1 / examples_per_step) / 2
-    hidden = min(last_backward, reduction * max(0.0, 1 - BUCKET_BYTES / gradient_bytes))
-    return StepTime(compute, reduction - hidden + broadcast)
+    last_backward = step_seconds * statistics.mean(_last_pass(load) for load in loads) / 2
+    hidden = min(last_backward, exchange * max(0.0, 1 - BUCKET_BYTES / gradient_bytes))
+    return StepTime(compute, exchange - hidden)
+
+
+def _last_pass(load: Load) -> float:
+    whole = sum(load.own) + sum(load.shared)
+    return (sum(load.shared) or statistics.mean(load.own)) / whole
 
 
 def speedup(
-    machines: int, *, step_seconds: float, examples_per_step: int, gradient_bytes: float, **terms: float
+    machines: int,
+    *,
+    loads: Sequence[Load],
+    step_seconds: float,
+    gradient_bytes: float,
+    bandwidth: float = GIGABIT,
 ) -> float:
     """How many times as fast `machines` machines do a step as one does. Arguments as for `step_time`."""
-    if machines <= 1:
-        return 1.0
     several = step_time(
-        machines,
-        step_seconds=step_seconds,
-        examples_per_step=examples_per_step,
-        gradient_bytes=gradient_bytes,
-        **terms,
+        machines, loads=loads, step_seconds=step_seconds, gradient_bytes=gradient_bytes, bandwidth=bandwidth
     )
     return step_seconds / several.seconds
 
 
 def worth(
-    *, step_seconds: float, examples_per_step: int, gradient_bytes: float, gain: float = 1.1, **terms: float
+    *,
+    loads: Sequence[Load],
+    step_seconds: float,
+    gradient_bytes: float,
+    bandwidth: float = GIGABIT,
+    gain: float = 1.1,
 ) -> int:
-    """The largest number of machines up to which each doubling still makes a step at least `gain` times as fast."""
-
-    def faster(machines: int) -> float:
-        return speedup(
-            machines,
-            step_seconds=step_seconds,
-            examples_per_step=examples_per_step,
-            gradient_bytes=gradient_bytes,
-            **terms,
+    """The largest number of machines up to which each doubling still makes a step at least `gain` times as fast.
+    Arguments as for `step_time`."""
+    machines, fast = 1, 1.0
+    while True:
+        faster = speedup(
+            2 * machines, loads=loads, step_seconds=step_seconds, gradient_bytes=gradient_bytes, bandwidth=bandwidth
         )
-
-    machines = 1
-    while faster(2 * machines) >= gain * faster(machines):
-        machines *= 2
-    return machines
+        if faster < gain * fast:
+            return machines
+        machines, fast = 2 * machines, faster

@@ -19,7 +19,7 @@ from rescoldo.run.signals import Interruption
 from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, write_checkpoint
 from rescoldo.train.layout import list_checkpoints
 from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
-from rescoldo.train.optimizer import AdamW, clip, lr_factor, warmup_steps
+from rescoldo.train.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.train.parts import Model, Parts
 from rescoldo.train.plan import Plan
 from rescoldo.train.prepare import Prepared
@@ -50,7 +50,7 @@ class Loop:
         self.examples = prepared.train.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = AdamW(model.parameters, config.weight_decay)
+        self.optimizer = parts.optimizer(model.parameters, config.weight_decay)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}

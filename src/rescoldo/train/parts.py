@@ -21,6 +21,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
+from rescoldo.train.optimizer import AdamW
 
 Tensors = dict[str, torch.Tensor]
 
@@ -90,6 +91,7 @@ class Parts:
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
+    optimizer: Callable[[Tensors, float], AdamW] = AdamW  # adapter, weight decay
     resumable_steps: bool = True  # whether a step that is half done can be saved
     machines: int = 1
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
