@@ -15,6 +15,7 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
+from rescoldo.run.status import read_status
 from rescoldo.sweep import read_space, sweep
 from rescoldo.train import RunConfig, train
 from rescoldo.train.metrics import TensorBoard
@@ -128,21 +129,81 @@ def test_more_values_go_on_and_other_settings_are_refused(folder: Path, tmp_path
         return sweep(config, space, limit=1, sampling=SHORT, reporter=Silent(), parts=quiet_parts()).document
 
     assert len(go(config, "lora_r=2")["trials"]) == 1
-    document = go(config, "lora_r=1000,2,4")
-    assert [(trial["params"]["lora_r"], trial["status"]) for trial in document["trials"]] == [
-        (2, "finished"),
-        (1000, "failed"),
-        (4, "finished"),
-    ]
-    assert "rank 1000 is larger" in document["trials"][1]["error"]
-    with pytest.raises(RescoldoError, match=r"lr: 0.01 → 0.1"):
-        go(make(folder, tmp_path / "out", lr=0.1), "lora_r=2")
-    with pytest.raises(RescoldoError, match="rank 1000"):
-        go(make(folder, tmp_path / "first"), "lora_r=1000")
+    assert [trial["params"]["lora_r"] for trial in go(config, "lora_r=2,4")["trials"]] == [2, 4]
+    for other, message in ({"lr": 0.1}, r"lr: 0.01 → 0.1"), ({"train_limit": 2}, "train_limit: none → 2"):
+        with pytest.raises(RescoldoError, match=message):
+            go(make(folder, tmp_path / "out", **other), "lora_r=2")
+    with pytest.raises(RescoldoError, match="rank 1000"):  # before the one that fits
+        go(make(folder, tmp_path / "first"), "lora_r=2,1000")
+    assert not (tmp_path / "first").exists()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "sweep.json").write_text("{")
     with pytest.raises(RescoldoError, match="no sweep that can be read"):
         go(make(folder, tmp_path / "damaged"), "lora_r=2")
+
+
+def test_a_trial_that_fails_is_passed_over_until_it_is_asked_for_again(folder: Path, tmp_path: Path) -> None:
+    config, space, parts = make(folder, tmp_path / "out"), read_space(["lora_r=2,4,3"]), quiet_parts()
+
+    def failing(model: Any, *args: Any, **named: Any) -> Any:
+        if model.lora.rank == 4:
+            raise RescoldoError("no room", fix="make some", exit_code=1)
+        return parts.gradient_step(model, *args, **named)
+
+    def go(parts: Parts, **more: Any) -> list[tuple[int, str]]:
+        found = sweep(config, space, limit=1, sampling=SHORT, reporter=Silent(), parts=parts, **more)
+        return [(trial["params"]["lora_r"], trial["status"]) for trial in found.document["trials"]]
+
+    passed_over = [(2, "finished"), (4, "failed"), (3, "finished")]
+    assert go(replace(parts, gradient_step=failing)) == passed_over
+    assert "no room" in (tmp_path / "out" / "sweep.md").read_text()
+    assert go(parts) == passed_over
+    assert go(parts, retry=True) == [(2, "finished"), (4, "finished"), (3, "finished")]
+
+
+@pytest.mark.parametrize("moment", ["loading", "scoring"])
+def test_a_signal_outside_of_training(folder: Path, calm: Any, tmp_path: Path, moment: str) -> None:
+    _, document, _ = calm
+    parts = quiet_parts()
+
+    def loading(*args: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return parts.load_model(*args, **named)
+
+    class Scoring:
+        def say(self, text: str) -> None:
+            pass
+
+        def answering(self, *args: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = make(folder, tmp_path / "out")
+    said = Silent()
+    common: dict[str, Any] = {"limit": 1, "sampling": SHORT}
+    if moment == "loading":
+        result = sweep(config, SPACE, reporter=said, parts=replace(parts, load_model=loading), **common)
+    else:
+        result = sweep(config, SPACE, reporter=said, parts=parts, console=Scoring(), **common)
+    assert result.signal == signal.SIGTERM
+    assert said.text.splitlines()[-1] == "stopped in trial-001. The same command again resumes."
+    found = read_status(tmp_path / "out")
+    assert (found.status, found.trial) == ("stopped", str(tmp_path / "out" / "trial-001"))
+    again = sweep(config, SPACE, reporter=Silent(), parts=parts, **common)
+    assert comparable(again.document) == comparable(document)
+
+
+def test_seen_from_outside(calm: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    output, document, _ = calm
+    best = document["best"]["by_score"]
+    for command, code, words in (
+        ("status", 0, f"4 trials are finished; best so far: {best}"),
+        ("watch", 0, "loss by step"),
+        ("verify", 2, f"rescoldo verify {output / best}"),
+    ):
+        monkeypatch.setattr("sys.argv", ["rescoldo", command, str(output)])
+        assert run_app(app) == code
+        captured = capsys.readouterr()
+        assert words in captured.out + captured.err
 
 
 def test_command(

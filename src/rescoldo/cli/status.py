@@ -63,6 +63,8 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     phase = f", {state['phase']}" if kind == "running" and state else ""
     pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting") else ""
     yield f"{MARKS.get(kind, '·')} {kind}{phase}{pid}: {found['output']}"
+    if found["sweep"]:
+        yield f"  sweep        {found['sweep']}"
     if found["why"]:
         yield f"  why          {found['why']}"
     if found["base_model"]:

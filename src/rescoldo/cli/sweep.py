@@ -38,6 +38,9 @@ def sweep(
         int | None,
         typer.Option(help="A scored answer is cut off here. (default the role's)", min=1, rich_help_panel=RUN),
     ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again the trials that failed.", rich_help_panel=RUN)
+    ] = False,
     config: ConfigFile = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start although the machine's checks fail.", rich_help_panel=RUN)
@@ -52,9 +55,11 @@ def sweep(
     """Train with different settings on one base in memory; which is best by the role's metric, and at what cost.
 
     A grid of all values of --over, or --trials of Optuna's choice. The same command again resumes; more values or
-    trials go on with what is there. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and .png.
+    trials go on with what is there. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and, where
+    matplotlib is installed, .png.
 
-    Exit code 0: finished, even if single trials failed. 1: all failed. 128 + N: stopped by signal N and saved.
+    Exit code 0: finished, even if single trials failed. 1: all failed. 2: wrong input, nothing done. 3: another process
+    works there. 128 + N: stopped by signal N and saved.
     """
     from dataclasses import replace
 
@@ -70,10 +75,12 @@ def sweep(
 
     from rescoldo.cli.eval import TerminalConsole
     from rescoldo.role import get_role
+    from rescoldo.run.registry import register
     from rescoldo.sweep import sweep as start
     from rescoldo.sweep.report import print_sweep
     from rescoldo.train.progress import Reporter
 
+    register(run_config.output)
     sampling = get_role(run_config.role).sampling
     if max_new_tokens is not None:
         sampling = replace(sampling, max_new_tokens=max_new_tokens)
@@ -84,6 +91,7 @@ def sweep(
         limit=limit,
         sampling=sampling,
         force=force,
+        retry=retry,
         reporter=Reporter(Console(stderr=json_, highlight=False)),
         console=TerminalConsole(quiet=json_),
     )
@@ -95,6 +103,8 @@ def sweep(
             path for name in ("sweep.json", "sweep.md", "sweep.png") if (path := run_config.output / name).exists()
         ]
         print(f"Written: {', '.join(map(str, written))}")
+        if result.document["best"]["by_score"] and run_config.output / "sweep.png" not in written:
+            print("no plot: matplotlib is not installed (pip install 'rescoldo[sweep]')")
     if not result.signal and not result.document["best"]["by_score"]:
         raise typer.Exit(EXIT_FAILURE)
     if result.signal:

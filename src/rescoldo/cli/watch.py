@@ -99,7 +99,7 @@ def picture(where: Path, found: Status, width: int, encoding: str, height: int =
     from rescoldo.report.history import read_history
 
     width = max(NARROW, min(width, 120))
-    history = read_history(where)
+    history = read_history(Path(found.trial or where))
     dots = ("·", "●") if "utf" in encoding.lower() else (".", "o")
     series = [Series("training", history.train_loss, dots[0]), Series("validation", history.val_loss, dots[1])]
     share = 1.0 if found.status == "finished" else float(found.state.get("share") or 0.0)
@@ -126,6 +126,6 @@ def _print_json(where: Path, found: Status) -> None:
 
     from rescoldo.report.history import read_history
 
-    history = read_history(where)
+    history = read_history(Path(found.trial or where))
     curves = {"train_loss": history.train_loss, "val_loss": history.val_loss}
     print(json.dumps({**found.as_json(), "curves": curves}, ensure_ascii=False))

@@ -13,6 +13,7 @@ from rescoldo.evaluate.predict import EngineChat
 from rescoldo.evaluate.predictor import ChatModel, ChatPredictor, Predictor
 from rescoldo.evaluate.server import ServerOptions, open_server
 from rescoldo.role import Role
+from rescoldo.run.sweep import refuse_sweep
 
 FORMS = "a run directory, a base model, ollama:NAME, openai:MODEL@URL, engine:BASE or a DSPy program (PROGRAM@MODEL)"
 
@@ -73,6 +74,7 @@ class Opener:
         if spec.startswith(("openai:", "ollama:")):
             return open_server(spec, self.server)
         spec = spec.removeprefix("engine:")
+        refuse_sweep(Path(spec), "rescoldo eval")
         if not is_run(spec) and spec in self._runs:
             return EngineChat(self._load(self._runs[spec]), adapter=False)
         return EngineChat(self._load(spec))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rescoldo.files import read_json
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.lock import process_start, read_holder
 from rescoldo.run.state import State, read_state
+from rescoldo.run.sweep import SweepState, read_sweep
 from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
 
 ALIVE = ("starting", "running")
@@ -33,6 +34,8 @@ class Status:
         state: what it last wrote about itself, {} if nothing.
         checkpoint: the newest checkpoint's name, "" without one; checkpoint_age: seconds since it was written.
         log: the log file of a detached run, if there is one.
+        sweep: where a sweep stands, "" for a run of its own; state, checkpoint and so on are then those of its trial.
+        trial: the directory of that trial, else `output`.
     """
 
     output: str
@@ -47,6 +50,8 @@ class Status:
     checkpoint: str = ""
     checkpoint_age: float | None = None
     log: str | None = None
+    sweep: str = ""
+    trial: str = ""
 
     @property
     def alive(self) -> bool:
@@ -60,6 +65,9 @@ class Status:
 
 def read_status(output: Path) -> Status:
     """Look at a run. Never fails: a directory without a run has the status "never"."""
+    sweep = None if (output / RUN_FILE).exists() else read_sweep(output)
+    if sweep is not None:
+        return _sweep_status(output, sweep)
     run, info, state = read_json(output / RUN_FILE), read_json(output / INFO_FILE), read_state(output)
     holder, ended = read_holder(output), read_json(output / EXIT_FILE)
     config = run.get("config") if run else None
@@ -96,6 +104,26 @@ def read_status(output: Path) -> Status:
             **known,
         )
     return _gone(output, known, again, state, holder, ended)
+
+
+def _sweep_status(output: Path, sweep: SweepState) -> Status:
+    """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
+    trial, holder = output / sweep.trial, read_holder(output)
+    inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
+    alive = holder is not None and holder.alive
+    shown = replace(inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False)
+    again = "the same rescoldo sweep command again goes on"
+    if holder is not None and holder.alive is None:
+        why = f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
+        return replace(shown, status="unknown", why=why, next="", pid=holder.pid)
+    if alive and holder is not None:
+        return replace(shown, status="running", next="", pid=holder.pid)
+    if sweep.finished:
+        return replace(shown, status="finished", next=f"rescoldo verify {trial}", pid=None)
+    if holder is not None:  # the lock file stays when its holder is killed
+        why = cause_of_death(holder.pid, holder.start, None, None)
+        return replace(shown, status="died", why=why, next=again, pid=holder.pid)
+    return replace(shown, status="stopped", next=again, pid=None)
 
 
 def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, holder: Any, ended: Any) -> Status:

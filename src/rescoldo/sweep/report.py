@@ -109,7 +109,7 @@ def print_sweep(document: Mapping[str, Any], console: Console) -> None:
     head, table = rows(document)
     shown = Table()
     for name in head:
-        shown.add_column(name, no_wrap=name == "trial")
+        shown.add_column(name, overflow="fold", no_wrap=name in ("trial", "parameters"))
     for row in table:
         shown.add_row(*row)
     console.print(shown, markup=False)
@@ -130,20 +130,30 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     front = [done[name] for name in best["front"]]
-    axes.plot(*_points(front), color="0.7", zorder=1, label="nothing better for less")
+    if len(front) > 1:
+        axes.plot(*_points(front), color="0.7", zorder=1, label="nothing better for less")
     axes.scatter(*_points(done.values()), color="tab:blue", zorder=2)
     axes.scatter(*_points([done[best["by_score"]]]), s=160, color="tab:orange", zorder=1.5, label="best score")
     axes.scatter(
         *_points([done[best["by_loss"]]]), s=220, facecolors="none", edgecolors="tab:green", label="lowest loss"
     )
-    for name, trial in done.items():
-        label = name.removeprefix("trial-").lstrip("0")
-        axes.annotate(label, (trial["seconds"], 100 * trial["score"]), (5, 4), textcoords="offset points", fontsize=8)
+    for k, (name, trial) in enumerate(sorted(done.items(), key=lambda item: item[1]["seconds"])):
+        label, above = name.removeprefix("trial-").lstrip("0"), k % 2 == 0  # neighbours' numbers apart
+        point = trial["seconds"], 100 * trial["score"]
+        axes.annotate(
+            label,
+            point,
+            (0, 8 if above else -8),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+            va="bottom" if above else "top",
+        )
     axes.set_xlabel("training, seconds")
     axes.set_ylabel("score, %")
     scores = [100 * trial["score"] for trial in done.values()]
     room = max(2.0, 0.1 * (max(scores) - min(scores)))
-    axes.set_ylim(min(scores) - room, max(scores) + room)
+    axes.set_ylim(max(min(scores) - room, -0.5 * room), max(scores) + room)
     axes.set_xlim(0, 1.15 * max(trial["seconds"] for trial in done.values()) or 1)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)

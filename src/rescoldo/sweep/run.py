@@ -14,24 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.engine.types import Sampling
-from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
+from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate_model
 from rescoldo.files import read_json, sha256, write_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
+from rescoldo.run.signals import EndAtOnce, EndedBySignal
+from rescoldo.run.sweep import FILE
 from rescoldo.sweep.report import best_trials, write_report
-from rescoldo.sweep.search import Tried, next_params
+from rescoldo.sweep.search import Tried, next_params, require_optuna
 from rescoldo.sweep.shared import Shared
-from rescoldo.sweep.space import Space, grid, run_fields
+from rescoldo.sweep.space import Space, Value, extremes, grid, run_fields
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import FREE, differences
 from rescoldo.train.metrics import read_timings
 from rescoldo.train.parts import Parts, real_parts
-from rescoldo.train.preset import apply_preset
+from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
 from rescoldo.train.start import train
 
-FILE = "sweep.json"
+KEPT = ("Epoch ", "Evaluating:", "Resuming from", "SIG")  # of a later trial's words
 FORMAT = 1
 
 
@@ -44,10 +46,19 @@ class SweepResult:
 
 
 class _Inner(Reporter):
-    """A trial's own words, set apart from the sweep's."""
+    """A trial's own words, set apart from the sweep's. What is prepared once is said once: later trials have their
+    bars and warnings alone."""
+
+    def __init__(self, outer: Reporter, *, first: bool) -> None:
+        super().__init__(outer.console)
+        self._outer, self._first = outer, first
 
     def say(self, text: str) -> None:
-        super().say(f"    {text}")
+        if self._first or text.startswith(KEPT):
+            self._outer.say(f"    {text}")
+
+    def warn(self, text: str) -> None:
+        self._outer.warn(text)
 
 
 def sweep(
@@ -58,6 +69,7 @@ def sweep(
     limit: int | None = None,
     sampling: Sampling | None = None,
     force: bool = False,
+    retry: bool = False,
     reporter: Reporter | None = None,
     console: Console | None = None,
     parts: Parts | None = None,
@@ -71,6 +83,7 @@ def sweep(
         limit: score only the first so many validation examples.
         sampling: of the answers that are scored; the role's where not given.
         force: start although the machine's checks fail.
+        retry: train again what has failed.
         reporter, console: where words and the evaluation's progress go.
         parts: engine and data modules (default: this package's).
 
@@ -81,14 +94,21 @@ def sweep(
     check_paths(config)
     if trials is None:
         grid(space)  # refuse ranges before anything is done
+    else:
+        require_optuna()
     role = get_role(config.role).ready()
     shared = Shared(parts or real_parts())
     base = shared.open_base(config.base_model)
     settings = {"limit": limit, "sampling": asdict(sampling or role.sampling)}
+    for params in extremes(space):
+        check_against_base(_run_config(config, params), base, frozenset(params))
     now = _identity(config, space, role, base.fingerprint(), settings)
     with ExitStack() as stack:
         stack.enter_context(RunLock(config.output))
         document = _open(config, now, settings, space, trials)
+        if retry:
+            for trial in document["trials"]:
+                trial.update(status="running" if trial["status"] == "failed" else trial["status"])
         if config.quantization == "auto":
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
@@ -106,19 +126,21 @@ class _Sweep:
     console: Console | None
     trials: int | None
     force: bool
+    said: bool = False  # what a trial says while it prepares
 
     def run(self, ratio: float | None, sampling: Sampling) -> SweepResult:
         """Trial after trial until there is nothing left."""
         while trial := self._next():
             name, shown = trial["name"], ", ".join(f"{key}={value}" for key, value in trial["params"].items())
             self.reporter.say(f"{name} ({self._place()}): {shown}")
+            signal = 0
             try:
-                signal = self._train(trial, ratio)
-                if signal:
-                    self._write()
-                    self.reporter.say(f"stopped in {name}. The same command again resumes.")
-                    return SweepResult(self.document, signal)
-                self._score(trial, sampling)
+                with EndAtOnce():  # training has the say while it lasts
+                    signal = self._train(trial, ratio)
+                    if not signal:
+                        self._score(trial, sampling)
+            except EndedBySignal as ended:
+                signal = int(ended.signal)
             except RescoldoError as error:
                 if error.exit_code == EXIT_USAGE and trial["number"] == 1:
                     self.document["trials"].remove(trial)  # what is wrong with the first is wrong with all
@@ -127,6 +149,9 @@ class _Sweep:
                 trial.update(status="failed", error=str(error))
                 self.reporter.warn(f"{name} failed: {error.what}")
             self._write()
+            if signal:
+                self.reporter.say(f"stopped in {name}. The same command again resumes.")
+                return SweepResult(self.document, signal)
         self.document["finished"] = True
         self._write()
         return SweepResult(self.document)
@@ -156,21 +181,17 @@ class _Sweep:
         return f"{len(self.document['trials'])} of {max(planned, len(self.document['trials']))}"
 
     def _config(self, trial: Mapping[str, Any], ratio: float | None) -> RunConfig:
-        fields = {**self.config.model_dump(exclude_unset=True), **run_fields(trial["params"])}
+        more: dict[str, Any] = {"output": self.config.output / trial["name"]}
         if ratio is not None:
-            fields["lora_alpha"] = ratio * trial["params"]["lora_r"]
-        fields["output"] = self.config.output / trial["name"]
+            more["lora_alpha"] = ratio * trial["params"]["lora_r"]
         if "quantization" in self.document:
-            fields["quantization"] = self.document["quantization"]
-        try:
-            return RunConfig.model_validate(fields)
-        except ValueError as error:
-            what = "; ".join(str(error).splitlines()[1:3]).strip()
-            raise RescoldoError(what, where=trial["name"], exit_code=EXIT_FAILURE) from None
+            more["quantization"] = self.document["quantization"]
+        return _run_config(self.config, trial["params"], **more)
 
     def _train(self, trial: dict[str, Any], ratio: float | None) -> int:
         """Train or resume the trial; returns the signal that stopped it, 0 if none."""
-        inner = _Inner(self.reporter.console)
+        inner = _Inner(self.reporter, first=not self.said)
+        self.said = True
         result = train(self._config(trial, ratio), force=self.force, reporter=inner, parts=self.shared.parts())
         if result.signal:
             return result.signal
@@ -219,11 +240,16 @@ class _Sweep:
         write_report(self.document, self.config.output)
 
 
+def _run_config(config: RunConfig, params: Mapping[str, Value], **more: Any) -> RunConfig:
+    """What all trials share, with one trial's values."""
+    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **run_fields(params), **more})
+
+
 def _identity(
     config: RunConfig, space: Space, role: Role, fingerprint: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the trials have in common; a sweep with other common settings is another sweep."""
-    free = FREE | {"threads"}
+    free = (FREE | {"threads"}) - {"train_limit", "val_limit"}
     given = config.model_dump(mode="json", exclude_unset=True)
     return {
         "role": role.identity,

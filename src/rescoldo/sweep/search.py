@@ -27,7 +27,7 @@ def next_params(space: Space, history: Sequence[Tried], trials: int | None, seed
         trials: how many Optuna is to choose; None: the whole grid.
 
     Raises:
-        RescoldoError: the space is no grid; or optuna is not installed.
+        RescoldoError: the space is no grid.
     """
     known = [tried.params for tried in history]
     if trials is None:
@@ -41,16 +41,26 @@ def next_params(space: Space, history: Sequence[Tried], trials: int | None, seed
     return None
 
 
-def _suggest(space: Space, history: Sequence[Tried], seed: int) -> dict[str, Value]:
-    """What Optuna's TPE sampler suggests after this history. Its state is rebuilt each time: a trial costs minutes."""
+def require_optuna() -> None:
+    """Find out before anything is done.
+
+    Raises:
+        RescoldoError: it is not installed.
+    """
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ImportError:
         raise RescoldoError(
             "optuna is not installed, which --trials needs",
             where="--trials",
             fix="pip install 'rescoldo[sweep]', or leave --trials out to go through the whole grid",
         ) from None
+
+
+def _suggest(space: Space, history: Sequence[Tried], seed: int) -> dict[str, Value]:
+    """What Optuna's TPE sampler suggests after this history. Its state is rebuilt each time: a trial costs minutes."""
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions: dict[str, Any] = {}
     for name, part in space.items():

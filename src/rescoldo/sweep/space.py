@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.train.config import nearest
+from rescoldo.train.config import nearest, refusal
 
 # field → whether its values are whole numbers; None: text
 FIELDS: dict[str, bool | None] = {
@@ -56,7 +56,7 @@ def read_space(texts: Sequence[str]) -> dict[str, Choice | Range]:
     range "1e-4..3e-3".
 
     Raises:
-        RescoldoError: an unknown field, no values, or values of another kind. Whether a run takes them is not checked.
+        RescoldoError: an unknown field, no values, or values that no run takes.
     """
     space: dict[str, Choice | Range] = {}
     for text in texts:
@@ -82,13 +82,15 @@ def _read_values(name: str, text: str, option: str) -> Choice | Range:
         if whole is None:
             raise RescoldoError("has no order, so there is no range of it", where=f"--over {option}", fix="list it")
         ends = _number(low, whole, option), _number(high, whole, option)
-        if ends[0] >= ends[1]:
+        _check(name, ends, option)
+        if not ends[0] < ends[1]:
             raise RescoldoError("a range goes from low to high", where=f"--over {option}", fix=f"{name}=1..4")
         return Range(*ends, whole=whole, log=ends[0] > 0 and ends[1] / ends[0] >= 10)
     values = [part.strip() for part in text.split(",") if part.strip()]
     if not values:
         raise RescoldoError("no values", where=f"--over {option}", fix=f"{name}=VALUE,VALUE")
     found = values if whole is None else [_number(value, whole, option) for value in values]
+    _check(name, found, option)
     return Choice(tuple(dict.fromkeys(found)))
 
 
@@ -97,7 +99,24 @@ def _number(text: str, whole: bool, option: str) -> int | float:
         return int(text) if whole else float(text)
     except ValueError:
         kind = "a whole number" if whole else "a number"
-        raise RescoldoError(f"{text.strip()[:40]!r} is not {kind}", where=f"--over {option}") from None
+        raise RescoldoError(
+            f"{text.strip()[:40]!r} is not {kind}", where=f"--over {option}", fix="separate values by commas"
+        ) from None
+
+
+def _check(name: str, values: Sequence[Value], option: str) -> None:
+    """Refuse what no run takes, before the first one is started."""
+    for value in values:
+        why = refusal(name, run_fields({name: value})[name])
+        if why:
+            raise RescoldoError(why, where=f"--over {option}", fix="take it out; nothing has been started")
+
+
+def extremes(space: Space) -> Iterator[dict[str, Value]]:
+    """Each value of each field by itself; of a range its ends."""
+    for name, part in space.items():
+        for value in part.values if isinstance(part, Choice) else (part.low, part.high):
+            yield {name: int(value) if isinstance(part, Range) and part.whole else value}
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:

@@ -153,7 +153,17 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig
             in_file = file is not None and name in from_file and name not in from_flags
             problems.append((f"{file}:{lines.get(name, 1)}, {name}" if in_file else flag(name), problem))
         what = "; ".join(f"{where}: {_in_words(problem)}" for where, problem in problems)
-        raise RescoldoError(what, fix="rescoldo train --help lists every field") from None
+        raise RescoldoError(what, fix="--help lists every field") from None
+
+
+def refusal(name: str, value: Any) -> str:
+    """Why a field does not take a value, in words; "" if it does."""
+    paths = {"train": "train", "val": "val", "output": "output"}
+    try:
+        RunConfig.model_validate({**paths, name: value})
+    except ValidationError as error:
+        return "; ".join(_in_words(problem) for problem in error.errors())
+    return ""
 
 
 def _in_words(problem: Any) -> str:

@@ -235,14 +235,17 @@ class Loop:
                 self.config.output, checkpoint, epoch_end=epoch_end, keep=self.config.keep_checkpoints
             )
         except OSError as error:
-            self.unsaved = True
+            again, self.unsaved = self.unsaved, True
             self.monitor.update(now=True, checkpoint_error=error.strerror or str(error))
             retry = min(RETRY_SECONDS, 60 * self.config.checkpoint_minutes)
             self.saved_at += retry - 60 * self.config.checkpoint_minutes
-            self.reporter.warn(
-                f"no checkpoint was written ({error.strerror}); the run goes on and tries again in {retry:.0f} s"
-            )
+            if not again:
+                self.reporter.warn(
+                    f"no checkpoint was written ({error.strerror}); the run goes on and tries again every {retry:.0f} s"
+                )
         else:
+            if self.unsaved:
+                self.reporter.say(f"  {path.name} is written: there is room again")
             self.unsaved = False
             self.monitor.update(now=True, last_checkpoint=path.name, checkpoint_error="")
             self.timings.event("checkpoint", step=self.position.step, batches=self.position.batches)

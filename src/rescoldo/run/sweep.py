@@ -1,0 +1,62 @@
+"""What a sweep's directory says about it. Imports nothing heavy: `status` and the like ask here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.files import read_json
+
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """A sweep as seen from outside.
+
+    Attributes:
+        finished: whether nothing is left to try.
+        trial: the one that is running, or else the best so far, "" before the first is finished.
+        words: where it stands.
+    """
+
+    finished: bool
+    trial: str
+    words: str
+
+
+def read_sweep(output: Path) -> SweepState | None:
+    """The sweep in a directory; None if there is none that can be read."""
+    document = read_json(output / FILE)
+    if document is None or not isinstance(document.get("trials"), list):
+        return None
+    trials = [trial for trial in document["trials"] if isinstance(trial, dict) and _is_name(trial.get("name"))]
+    done = [trial for trial in trials if trial.get("status") == "finished"]
+    running = next((str(trial["name"]) for trial in trials if trial.get("status") == "running"), "")
+    best = (document.get("best") or {}).get("by_score")
+    words = f"{len(done)} trials are finished"
+    if running:
+        words += f", {running} is being trained or scored"
+    for trial in done:
+        if trial["name"] == best and isinstance(trial.get("score"), int | float):
+            words += f"; best so far: {best}, {trial['score']:.1%}"
+    shown = running or (str(best) if _is_name(best) else "")
+    return SweepState(bool(document.get("finished")), shown, words)
+
+
+def refuse_sweep(output: Path, what: str) -> None:
+    """For commands that take one run.
+
+    Raises:
+        RescoldoError: the directory is a sweep's.
+    """
+    found = read_sweep(output)
+    if found is not None:
+        trial = found.trial or "trial-001"
+        raise RescoldoError("is a sweep, not a run", where=str(output), fix=f"{what} {output / trial}")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("trial-") and value.removeprefix("trial-").isdecimal()
