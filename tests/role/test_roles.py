@@ -289,9 +289,10 @@ def test_functions_of_a_role(tmp_path: Path) -> None:
     assert score.components == {"good": 1.0, "a": 1.0, "b": 0.5, "bad": 0.0, "wild": 0.0}
     assert score.total == pytest.approx(0.5)
     assert score.notes == [
-        "bad: KeyError: 'x'",
-        "wild: ValueError: returned 7 as wild, a number between 0 and 1 is wanted",
+        "bad: KeyError: 'x', m.py:3",
+        "wild: returned 7 as wild, a number between 0 and 1 is wanted, m.py:4",
     ]
+    assert list(score.failures) == ["bad", "wild"]
     _, results = check_role(str(tmp_path))
     assert not all(result.ok for result in results)
 

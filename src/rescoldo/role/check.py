@@ -127,9 +127,8 @@ def _unfit(role: Role, score: Score) -> list[str]:
     values = [score.total, *score.components.values()]
     if not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
         return [f"scores {score.total}, a number between 0 and 1 is wanted"]
-    failed = [note for note in score.notes if "Error: " in note]
-    if failed:
-        return failed[:1]
+    if score.failures:
+        return list(score.failures.values())
     return ["scores 1 like a perfect answer"] if score.total == 1 else []
 
 
