@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "glue": ({"prompt": "{{ question ~ question }}"}, "concat is not for prompts"),
     "filter": ({"prompt": "{{ question | center(99999999) }}"}, "no filter 'center'"),
     "private": ({"prompt": "{{ _turns }}"}, "no field '_turns'"),
-    "syntax": ({"prompt": "{{ question"}, "line 1"),
+    "syntax": ({"prompt": "{{ question"}, "role.yaml:4: prompt: unexpected end of template"),
     "conversation's fields": ({"format": "conversation"}, "leave both out"),
     "last message": ({"prompt": [{"role": "system", "content": "x"}]}, "must be the user's"),
     "not a reference": ({"check": "os system"}, "not module:function"),
@@ -182,7 +183,7 @@ BAD_TEXTS = {
     "date": ("name: 2024-01-01", "no text, number or list"),
     "python": ("name: !!python/object/apply:os.system [ls]", "not YAML that can be read"),
     "latin-1": (b"name: espa\xf1ol", "not UTF-8"),
-    "deep": ("[" * 20_000, "not YAML"),
+    "deep": ("[" * 20_000, "nested too deeply"),
 }
 
 
@@ -195,6 +196,77 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
         get_role(str(path))
     with pytest.raises(RescoldoError, match="no such file"):
         get_role(str(tmp_path / "none"))
+
+
+LINES = {  # what is wrong → line of the file, what the message says
+    "promt: x": (6, "promt: there is no such field: did you mean `prompt`?"),
+    "sampling: {temperature: 0,\n  max_new_tokns: 5}": (
+        7,
+        "did you mean `max_new_tokens`? (fields: temperature, top_p,",
+    ),
+    "sampling:\n  top_p: high": (7, "sampling.top_p: is 'high', a number is wanted"),
+    "input: _x": (6, "'_x' is no field's name"),
+    "input: no": (6, "input: is False, text is wanted"),
+    "serialization: xml": (6, "is 'xml', one of 'yaml', 'json' or 'text' is wanted"),
+    "prompt: 3": (6, "prompt: is 3, text or a list is wanted"),
+    "prompt:\n- {role: system, content: x}\n- {role: boss, content: x}": (8, "prompt[1].role: is 'boss', one of"),
+    "prompt:\n- role: user": (7, "prompt[0].content: is missing"),
+    "prompt: |\n  one\n  {{ question }} {% x %}\n": (8, "prompt: Encountered unknown tag 'x'"),
+    "prompt:\n- role: user\n  content: |-\n    {{ a }}\n    {{ a | b }}": (
+        10,
+        "prompt[0].content: there is no filter 'b'",
+    ),
+    "serialization: yaml\nschema:\n  properties:\n    a: {type: text}": (
+        9,
+        "properties.a.type: is 'text', one of object,",
+    ),
+    "serialization: yaml\nschema: {type: array}\nmetric: fields": (8, "`fields` needs a schema that is an object"),
+    "serialization: 5\nsampling: {top_p: 2}": (6, "wanted; line 7, sampling.top_p: is 2, at most 1"),
+}
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_faults_are_at_their_line_in_plain_words(tmp_path: Path, text: str) -> None:
+    line, message = LINES[text]
+    fields = {"name": "x", "input": "question", "answer": "reply", "prompt": "'{{ question }}'", "metric": "valid"}
+    kept = [f"{name}: {value}\n" for name, value in fields.items() if not re.search(rf"^{name}:", text, re.MULTILINE)]
+    path = tmp_path / "role.yaml"
+    path.write_text("#\n" * (5 - len(kept)) + "".join(kept) + text)
+    with pytest.raises(RescoldoError) as caught:
+        get_role(str(path))
+    assert message in str(caught.value)
+    assert caught.value.where == f"{path}:{line}"
+    for raw in ("Input should", "should match", "validation", "MessageTemplate"):
+        assert raw not in str(caught.value)
+
+
+SCHEMA_FILES = {
+    "s.json": ('{"type":\n"objekt"}', "s.json", "type: is 'objekt', one of"),
+    "t.json": ('{"type":\n\t"object",}', "t.json:2", "is not JSON"),
+    "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' stands there twice"),
+    "v.yaml": ("type: object\nproperties:\n  a: {type: text}", "v.yaml:3", "properties.a.type: is 'text'"),
+    "w.yaml": ('properties:\n  a: {$ref: "#/properties/a"}', "w.yaml:2", "leads back to itself"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMA_FILES)
+def test_faults_of_a_schema_file_are_its_own(tmp_path: Path, name: str) -> None:
+    text, where, message = SCHEMA_FILES[name]
+    role_file(tmp_path, serialization="json", schema=name)
+    with pytest.raises(RescoldoError, match="no such file") as caught:
+        get_role(str(tmp_path))
+    assert "write the schema into role.yaml" in caught.value.fix
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RescoldoError) as caught:
+        get_role(str(tmp_path))
+    assert caught.value.where == str(tmp_path / where)
+    assert message in caught.value.what
+
+
+def test_a_json_schema_is_read_as_json(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('\ufeff{\n\t"type": "object",\n\t"properties": {"a": {"maximum": 1e3}}\n}')
+    role = load_role(role_file(tmp_path, serialization="json", schema="s.json", samples=None).parent)
+    assert role.spec.schema_ == {"type": "object", "properties": {"a": {"maximum": 1000.0}}}
 
 
 def test_loops_and_texts_are_bounded(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 LEVELS = ("error", "warning")
@@ -48,6 +50,11 @@ def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that `name` is most probably a misspelling of; "" if it is like none."""
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=0.7)), "")
 
 
 def text_findings(holder: dict[str, Any], name: str, path: str | None = None) -> list[Finding]:

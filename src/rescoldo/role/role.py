@@ -89,10 +89,7 @@ class Role:
 
     def instruction(self) -> str:
         """The task in words, without an input: the prompt up to the paragraph in which the record comes in."""
-        prompt = self.spec.prompt
-        if prompt is None:
-            return self.spec.description
-        text = prompt if isinstance(prompt, str) else "\n\n".join(message.content for message in prompt)
+        text = "\n\n".join(template for _, template in self.spec.templates())
         same_for_all = re.split(r"\{[{%#]", text, maxsplit=1)[0]
         return same_for_all.rpartition("\n\n")[0] or same_for_all.strip() or self.spec.description
 
@@ -240,10 +237,7 @@ class Role:
 
     @cached_property
     def _templates(self) -> list[tuple[str, Any]]:
-        prompt = self.spec.prompt
-        if isinstance(prompt, str):
-            return [("user", compile_template(prompt))]
-        return [(message.role, compile_template(message.content)) for message in prompt or []]
+        return [(who, compile_template(template)) for who, template in self.spec.templates()]
 
     def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
         if self.spec.format == "conversation":
