@@ -74,7 +74,7 @@ def test_roles_that_come_with_the_program_are_fit(name: str) -> None:
     assert role.name == name
     assert role.spec.description
     assert [(result.name, result.details) for result in results if not result.ok] == []
-    assert {result.name for result in results} == {"file", "samples", "prompt", "own answers", "garbage"}
+    assert {result.name for result in results} - {"mend"} == {"file", "samples", "prompt", "own answers", "garbage"}
     samples, _ = read_samples(role)
     assert len(samples) >= 4
     path = Path(role.source).with_name("samples.jsonl")
@@ -415,21 +415,92 @@ def test_own_functions_are_those_written_for_roles(tmp_path: Path) -> None:
 def test_check_finds_what_is_unfit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "m.py").write_text("def exact_match(p, r): return 1\none = exact_match\ndef half(p, r): return 0.5\n")
     for changes, message in (
         ({"samples": None}, "samples: there are none"),
+        ({"samples": "none.jsonl"}, "none.jsonl: there is no such file"),
         ({"samples": [{"question": "x"}]}, "reply: is missing"),
         ({"prompt": "the same"}, "two samples have the same prompt"),
-        ({"metric": "builtins:len"}, "own answers: sample 1"),
+        (
+            {"metric": "builtins:len"},
+            "metric: `len` failed on 14 of 14 answers (sample 1, sample 2, nothing, blanks, …): ",
+        ),
+        ({"metric": "m.py:half"}, "own answers: sample 1: its own answer scores 0.500, not 1"),
+        ({"mend": "builtins:len"}, "mend: "),
+        ({"prompt": "{{ question }} {{ reply }}"}, "prompt: it uses `reply`, the answer"),
+        ({"metric": ["exact_match", "m.py:exact_match"]}, "comes from both exact_match and m.py:exact_match"),
+        (
+            {
+                "schema": {"type": "object", "requird": ["a"], "properties": {"a": {"typ": "string"}}},
+                "serialization": "json",
+                "samples": None,
+            },
+            "`typ` is no keyword of JSON Schema: did you mean `type`?",
+        ),
+        ({"metric": "m.py:one"}, "garbage: 12 of 12 kinds score 1 like a perfect answer: nothing, "),
     ):
-        path = role_file(tmp_path, **changes)
-        code, out, _ = run(monkeypatch, capsys, "role", "check", path)
+        role_file(tmp_path, **changes)
+        code, out, _ = run(monkeypatch, capsys, "role", "check", tmp_path)
         assert code == 1
-        assert "❌" in out
         assert message in out
+        assert out.count("❌") <= 3, "the same fault is one line"
+        assert "    → " in out
     (tmp_path / "s.jsonl").write_text('{"question": "x", "reply": "y"}\n{"question": 5, "reply": "y"}\n')
     role_file(tmp_path, samples="s.jsonl")
     code, out, _ = run(monkeypatch, capsys, "role", "check", tmp_path)
     assert f"{tmp_path / 's.jsonl'}:2, question: is a number, text is wanted" in out
+
+
+def test_what_is_worth_a_look_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [{"question": "a", "about": "b", "reply": "c"}, {"question": "d", "about": "e", "reply": "f"}]
+    folder = tmp_path / "my roles"
+    role_file(folder, prompt="{{ about }}", samples=samples)
+    code, out, _ = run(monkeypatch, capsys, "role", "check", folder)
+    assert code == 0
+    assert "⚠️  prompt: it does not use `question`, the input\n    → put {{ question }}" in out
+    assert f"→ rescoldo train --role '{folder}' --train" in out
+
+
+@pytest.mark.parametrize("code", ["time.sleep(60)", "while True: pass"])
+def test_a_slow_metric_does_not_stop_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr("rescoldo.role.check.PATIENCE", 0.3)
+    role_file(tmp_path, metric="m.py:f")
+    swallows = f"    try:\n        {code}\n    except Exception:\n        return 1\n"
+    (tmp_path / "m.py").write_text(f"import time\ndef f(p, r):\n{swallows}")
+    began = time.monotonic()
+    _, results = check_role(str(tmp_path))
+    assert time.monotonic() - began < 10
+    assert [result.details for result in results if not result.ok] == [["scoring sample 1 takes longer than 0.3 s"]]
+
+
+def test_mend_is_called_by_the_check(tmp_path: Path) -> None:
+    role_file(tmp_path, mend="m.py:f")
+    for code, ok, message in (
+        ("return record, []", True, "what it makes of the samples is fit"),
+        ("record.clear()\n    return record, []", False, "once mended it is missing"),
+        ("return record", False, "m.py:1: mend: m.py:f failed: returned an object, (the mended record"),
+    ):
+        (tmp_path / "m.py").write_text(f"def f(record):\n    {code}\n")
+        (result,) = [result for result in check_role(str(tmp_path))[1] if result.name == "mend"]
+        assert result.ok is ok
+        assert message in result.details[0]
+
+
+def test_names_of_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in role_names():
+        code, _, err = run(monkeypatch, capsys, "role", "new", name)
+        assert code == 2
+        assert "comes with the program" in err
+        assert not Path(name).exists()
+    code, _, err = run(monkeypatch, capsys, "role", "check", "nope")
+    assert code == 2
+    assert err.startswith("error: there is no role 'nope'")
+    code, out, _ = run(monkeypatch, capsys, "role", "new", "notes", "-o", "my roles/notes")
+    assert code == 0
+    assert "→ rescoldo role check 'my roles/notes'" in out
 
 
 def test_instruction() -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import jsonschema
 from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
+from referencing.jsonschema import DRAFT202012
 
-from rescoldo.role.fault import Finding, kind
+from rescoldo.role.fault import Finding, closest, kind
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
 MAX_ERRORS = 50  # of one value
@@ -286,6 +287,30 @@ def _parts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple
     elif isinstance(value, list):
         for index, part in enumerate(value):
             yield from _parts(part, (*path, index))
+
+
+def unknown_keywords(schema: Any) -> list[tuple[str, str]]:
+    """(name, the keyword that was probably meant, or "") of what JSON Schema has no keyword for; x-… is anybody's."""
+    if not isinstance(schema, dict):
+        return []
+    found = [(str(name), closest(str(name), _KEYWORDS)) for name in schema if not _known(str(name))]
+    for part in DRAFT202012.subresources_of(schema):
+        found += unknown_keywords(part)
+    return found
+
+
+def _known(name: str) -> bool:
+    return name in _KEYWORDS or name.startswith("x-")
+
+
+def _keywords() -> frozenset[str]:
+    """All that the standard's own schema names."""
+    whole = REGISTRY.contents("https://json-schema.org/draft/2020-12/schema")
+    parts = [REGISTRY.contents(f"https://json-schema.org/draft/2020-12/{part['$ref']}") for part in whole["allOf"]]
+    return frozenset(name for part in (whole, *parts) for name in part["properties"])
+
+
+_KEYWORDS = _keywords()
 
 
 def _schema_fault(error: jsonschema.SchemaError) -> str:
