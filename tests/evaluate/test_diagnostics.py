@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rescoldo.evaluate.diagnostics import (
     TrainingAnswers,
     answer_words,
-    concept_words_used,
     content_words,
     diagnose,
     duplicate_descriptions,
+    input_words_used,
 )
 from rescoldo.role import get_role
 from tests.data.examples import record
@@ -39,10 +39,10 @@ def test_content_words() -> None:
     assert content_words("to be or not to be") == set()
 
 
-def test_share_of_the_concepts_words() -> None:
-    assert concept_words_used("Clinic booking for patients", "patient: CLINICS") == pytest.approx(2 / 3)
-    assert concept_words_used("Clinic", "") == 0.0
-    assert concept_words_used("to be", "anything") is None
+def test_share_of_the_inputs_words() -> None:
+    assert input_words_used("Clinic booking for patients", "patient: CLINICS") == pytest.approx(2 / 3)
+    assert input_words_used("Clinic", "") == 0.0
+    assert input_words_used("to be", "anything") is None
 
 
 def test_duplicate_descriptions() -> None:

@@ -17,11 +17,15 @@ from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import partial_cache
+from rescoldo.evaluate.page import page
 from rescoldo.evaluate.predictor import Prediction
-from rescoldo.evaluate.report import markdown, print_comparison
+from rescoldo.evaluate.report import markdown, print_comparison, print_evaluation
+from rescoldo.evaluate.score import answers_use_input, doubts, score_row, summarise
+from rescoldo.role import Role, get_role
 from rescoldo.role.ba import COMPONENTS
 from tests.data.examples import record
 from tests.evaluate.fake import ROLE, Fake
+from tests.role.test_roles import role_file
 
 RECORDS = [record(i) for i in range(6)]
 GREEDY = Sampling()
@@ -85,6 +89,43 @@ def test_set_by_hand() -> None:
     assert part["diagnostics"]["answers_copying"] == 1
     assert [w.split(" of ")[0] for w in part["warnings"]] == ["1", "1", "1", "1"]
     json.dumps(part, allow_nan=False)
+
+
+def answered(role: Role, records: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+    """The document's part of a model that answers with `texts`."""
+    use = answers_use_input(role, records)
+    pairs = zip(records, texts, strict=True)
+    rows = [score_row(role, one, Prediction(text, True, 1, 0.1), None, use_input=use) for one, text in pairs]
+    return summarise([{**row, "example": i, "repeat": 0} for i, row in enumerate(rows)])
+
+
+def test_a_metric_that_fails_is_warned_of(tmp_path: Path) -> None:
+    role_file(tmp_path, metric=["exact_match", "m.py:right"])
+    (tmp_path / "m.py").write_text("def right(prediction, record):\n    return 1 / len(prediction)\n")
+    records = [{"question": "a", "reply": "x"}] * 3
+    part = answered(get_role(str(tmp_path)), records, ["x", "", ""])
+    warning = "failed on 2 of 3 answers (ZeroDivisionError: division by zero, m.py:2); it counts as 0 there"
+    assert part["warnings"] == [f"the metric `right` {warning}"]
+    assert part["component_scores"]["right"] == pytest.approx(1 / 3)
+    document = {"metadata": {}, "models": {"a": {"spec": "", **part}}}
+    screen = io.StringIO()
+    print_evaluation(document, Console(file=screen, width=300))
+    for shown in (screen.getvalue(), page(document), markdown(document).replace("\\", "")):
+        assert warning in shown
+
+
+def test_labels_do_not_ignore_their_input(tmp_path: Path) -> None:
+    role = get_role(str(role_file(tmp_path)))
+    labels = [{"question": f"The printer in room {i} burns", "reply": "hardware"} for i in range(3)]
+    part = answered(role, labels, ["hardware", "hardware", "printer"])
+    assert part["warnings"] == []
+    assert part["diagnostics"]["concept_words_used"] is None
+    assert [doubts(row) for row in part["predictions"]] == [[], [], []]
+    prose = [{**one, "reply": one["question"].replace("burns", "is on fire")} for one in labels]
+    part = answered(role, prose, ["hardware", "the printer in room 1", "room"])
+    assert part["warnings"] == ["1 of 3 answers use less than 20% of their input's words"]
+    assert doubts(part["predictions"][0]) == ["ignoring the input"]
+    assert answers_use_input(role, [{"question": "without an answer"}])
 
 
 def test_nothing_to_evaluate() -> None:
@@ -219,7 +260,7 @@ def test_comparison() -> None:
         lambda i, p: replace(p, ended=i > 2),
         lambda i, p: replace(p, text=ROLE.target({**RECORDS[i], "requirements": OTHER})),
     ],
-    ids=["cut off", "ignoring the concept"],
+    ids=["cut off", "ignoring the input"],
 )
 def test_a_decision_by_doubtful_answers_is_warned_of(edit: Any) -> None:
     models = {**parts(), "tuned": evaluate(Fake(edit), RECORDS, ROLE, GREEDY)}
@@ -246,7 +287,7 @@ def test_comparisons_that_make_no_sense() -> None:
     with pytest.raises(RescoldoError, match="no model 'x'"):
         build_comparison(models, baseline="x")
     other = evaluate(Fake(), RECORDS[:5], ROLE, GREEDY)
-    with pytest.raises(RescoldoError, match="different concepts"):
+    with pytest.raises(RescoldoError, match="different inputs"):
         build_comparison({**models, "tuned": other}, baseline="base")
 
 

@@ -64,7 +64,7 @@ def test_all_differences_equal() -> None:
 def test_one_concept() -> None:
     found = paired([0.0], [1.0])
     assert found["interval_95"] == [1.0, 1.0]
-    assert "one concept only" in found["cohens_d_note"]
+    assert "one input only" in found["cohens_d_note"]
 
 
 @pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], []), ([1.0], [1.0, 0.0])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_roles_that_come_with_the_program_are_fit(name: str) -> None:
     assert role.name == name
     assert role.spec.description
     assert [(result.name, result.details) for result in results if not result.ok] == []
-    assert {result.name for result in results} == {"file", "samples", "prompt", "own answers", "garbage"}
+    assert {result.name for result in results} - {"mend"} == {"file", "samples", "prompt", "own answers", "garbage"}
     samples, _ = read_samples(role)
     assert len(samples) >= 4
     path = Path(role.source).with_name("samples.jsonl")
@@ -156,7 +157,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "glue": ({"prompt": "{{ question ~ question }}"}, "concat is not for prompts"),
     "filter": ({"prompt": "{{ question | center(99999999) }}"}, "no filter 'center'"),
     "private": ({"prompt": "{{ _turns }}"}, "no field '_turns'"),
-    "syntax": ({"prompt": "{{ question"}, "line 1"),
+    "syntax": ({"prompt": "{{ question"}, "role.yaml:4: prompt: unexpected end of template"),
     "conversation's fields": ({"format": "conversation"}, "leave both out"),
     "last message": ({"prompt": [{"role": "system", "content": "x"}]}, "must be the user's"),
     "not a reference": ({"check": "os system"}, "not module:function"),
@@ -182,7 +183,7 @@ BAD_TEXTS = {
     "date": ("name: 2024-01-01", "no text, number or list"),
     "python": ("name: !!python/object/apply:os.system [ls]", "not YAML that can be read"),
     "latin-1": (b"name: espa\xf1ol", "not UTF-8"),
-    "deep": ("[" * 20_000, "not YAML"),
+    "deep": ("[" * 20_000, "nested too deeply"),
 }
 
 
@@ -195,6 +196,77 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
         get_role(str(path))
     with pytest.raises(RescoldoError, match="no such file"):
         get_role(str(tmp_path / "none"))
+
+
+LINES = {  # what is wrong → line of the file, what the message says
+    "promt: x": (6, "promt: there is no such field: did you mean `prompt`?"),
+    "sampling: {temperature: 0,\n  max_new_tokns: 5}": (
+        7,
+        "did you mean `max_new_tokens`? (fields: temperature, top_p,",
+    ),
+    "sampling:\n  top_p: high": (7, "sampling.top_p: is 'high', a number is wanted"),
+    "input: _x": (6, "'_x' is no field's name"),
+    "input: no": (6, "input: is False, text is wanted"),
+    "serialization: xml": (6, "is 'xml', one of 'yaml', 'json' or 'text' is wanted"),
+    "prompt: 3": (6, "prompt: is 3, text or a list is wanted"),
+    "prompt:\n- {role: system, content: x}\n- {role: boss, content: x}": (8, "prompt[1].role: is 'boss', one of"),
+    "prompt:\n- role: user": (7, "prompt[0].content: is missing"),
+    "prompt: |\n  one\n  {{ question }} {% x %}\n": (8, "prompt: Encountered unknown tag 'x'"),
+    "prompt:\n- role: user\n  content: |-\n    {{ a }}\n    {{ a | b }}": (
+        10,
+        "prompt[0].content: there is no filter 'b'",
+    ),
+    "serialization: yaml\nschema:\n  properties:\n    a: {type: text}": (
+        9,
+        "properties.a.type: is 'text', one of object,",
+    ),
+    "serialization: yaml\nschema: {type: array}\nmetric: fields": (8, "`fields` needs a schema that is an object"),
+    "serialization: 5\nsampling: {top_p: 2}": (6, "wanted; line 7, sampling.top_p: is 2, at most 1"),
+}
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_faults_are_at_their_line_in_plain_words(tmp_path: Path, text: str) -> None:
+    line, message = LINES[text]
+    fields = {"name": "x", "input": "question", "answer": "reply", "prompt": "'{{ question }}'", "metric": "valid"}
+    kept = [f"{name}: {value}\n" for name, value in fields.items() if not re.search(rf"^{name}:", text, re.MULTILINE)]
+    path = tmp_path / "role.yaml"
+    path.write_text("#\n" * (5 - len(kept)) + "".join(kept) + text)
+    with pytest.raises(RescoldoError) as caught:
+        get_role(str(path))
+    assert message in str(caught.value)
+    assert caught.value.where == f"{path}:{line}"
+    for raw in ("Input should", "should match", "validation", "MessageTemplate"):
+        assert raw not in str(caught.value)
+
+
+SCHEMA_FILES = {
+    "s.json": ('{"type":\n"objekt"}', "s.json", "type: is 'objekt', one of"),
+    "t.json": ('{"type":\n\t"object",}', "t.json:2", "is not JSON"),
+    "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' stands there twice"),
+    "v.yaml": ("type: object\nproperties:\n  a: {type: text}", "v.yaml:3", "properties.a.type: is 'text'"),
+    "w.yaml": ('properties:\n  a: {$ref: "#/properties/a"}', "w.yaml:2", "leads back to itself"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMA_FILES)
+def test_faults_of_a_schema_file_are_its_own(tmp_path: Path, name: str) -> None:
+    text, where, message = SCHEMA_FILES[name]
+    role_file(tmp_path, serialization="json", schema=name)
+    with pytest.raises(RescoldoError, match="no such file") as caught:
+        get_role(str(tmp_path))
+    assert "write the schema into role.yaml" in caught.value.fix
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RescoldoError) as caught:
+        get_role(str(tmp_path))
+    assert caught.value.where == str(tmp_path / where)
+    assert message in caught.value.what
+
+
+def test_a_json_schema_is_read_as_json(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('\ufeff{\n\t"type": "object",\n\t"properties": {"a": {"maximum": 1e3}}\n}')
+    role = load_role(role_file(tmp_path, serialization="json", schema="s.json", samples=None).parent)
+    assert role.spec.schema_ == {"type": "object", "properties": {"a": {"maximum": 1000.0}}}
 
 
 def test_loops_and_texts_are_bounded(tmp_path: Path) -> None:
@@ -289,9 +361,10 @@ def test_functions_of_a_role(tmp_path: Path) -> None:
     assert score.components == {"good": 1.0, "a": 1.0, "b": 0.5, "bad": 0.0, "wild": 0.0}
     assert score.total == pytest.approx(0.5)
     assert score.notes == [
-        "bad: KeyError: 'x'",
-        "wild: ValueError: returned 7 as wild, a number between 0 and 1 is wanted",
+        "bad: KeyError: 'x', m.py:3",
+        "wild: returned 7 as wild, a number between 0 and 1 is wanted, m.py:4",
     ]
+    assert list(score.failures) == ["bad", "wild"]
     _, results = check_role(str(tmp_path))
     assert not all(result.ok for result in results)
 
@@ -342,21 +415,92 @@ def test_own_functions_are_those_written_for_roles(tmp_path: Path) -> None:
 def test_check_finds_what_is_unfit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "m.py").write_text("def exact_match(p, r): return 1\none = exact_match\ndef half(p, r): return 0.5\n")
     for changes, message in (
         ({"samples": None}, "samples: there are none"),
+        ({"samples": "none.jsonl"}, "none.jsonl: there is no such file"),
         ({"samples": [{"question": "x"}]}, "reply: is missing"),
         ({"prompt": "the same"}, "two samples have the same prompt"),
-        ({"metric": "builtins:len"}, "own answers: sample 1"),
+        (
+            {"metric": "builtins:len"},
+            "metric: `len` failed on 14 of 14 answers (sample 1, sample 2, nothing, blanks, …): ",
+        ),
+        ({"metric": "m.py:half"}, "own answers: sample 1: its own answer scores 0.500, not 1"),
+        ({"mend": "builtins:len"}, "mend: "),
+        ({"prompt": "{{ question }} {{ reply }}"}, "prompt: it uses `reply`, the answer"),
+        ({"metric": ["exact_match", "m.py:exact_match"]}, "comes from both exact_match and m.py:exact_match"),
+        (
+            {
+                "schema": {"type": "object", "requird": ["a"], "properties": {"a": {"typ": "string"}}},
+                "serialization": "json",
+                "samples": None,
+            },
+            "`typ` is no keyword of JSON Schema: did you mean `type`?",
+        ),
+        ({"metric": "m.py:one"}, "garbage: 12 of 12 kinds score 1 like a perfect answer: nothing, "),
     ):
-        path = role_file(tmp_path, **changes)
-        code, out, _ = run(monkeypatch, capsys, "role", "check", path)
+        role_file(tmp_path, **changes)
+        code, out, _ = run(monkeypatch, capsys, "role", "check", tmp_path)
         assert code == 1
-        assert "❌" in out
         assert message in out
+        assert out.count("❌") <= 3, "the same fault is one line"
+        assert "    → " in out
     (tmp_path / "s.jsonl").write_text('{"question": "x", "reply": "y"}\n{"question": 5, "reply": "y"}\n')
     role_file(tmp_path, samples="s.jsonl")
     code, out, _ = run(monkeypatch, capsys, "role", "check", tmp_path)
     assert f"{tmp_path / 's.jsonl'}:2, question: is a number, text is wanted" in out
+
+
+def test_what_is_worth_a_look_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [{"question": "a", "about": "b", "reply": "c"}, {"question": "d", "about": "e", "reply": "f"}]
+    folder = tmp_path / "my roles"
+    role_file(folder, prompt="{{ about }}", samples=samples)
+    code, out, _ = run(monkeypatch, capsys, "role", "check", folder)
+    assert code == 0
+    assert "⚠️  prompt: it does not use `question`, the input\n    → put {{ question }}" in out
+    assert f"→ rescoldo train --role '{folder}' --train" in out
+
+
+@pytest.mark.parametrize("code", ["time.sleep(60)", "while True: pass"])
+def test_a_slow_metric_does_not_stop_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr("rescoldo.role.check.PATIENCE", 0.3)
+    role_file(tmp_path, metric="m.py:f")
+    swallows = f"    try:\n        {code}\n    except Exception:\n        return 1\n"
+    (tmp_path / "m.py").write_text(f"import time\ndef f(p, r):\n{swallows}")
+    began = time.monotonic()
+    _, results = check_role(str(tmp_path))
+    assert time.monotonic() - began < 10
+    assert [result.details for result in results if not result.ok] == [["scoring sample 1 takes longer than 0.3 s"]]
+
+
+def test_mend_is_called_by_the_check(tmp_path: Path) -> None:
+    role_file(tmp_path, mend="m.py:f")
+    for code, ok, message in (
+        ("return record, []", True, "what it makes of the samples is fit"),
+        ("record.clear()\n    return record, []", False, "once mended it is missing"),
+        ("return record", False, "m.py:1: mend: m.py:f failed: returned an object, (the mended record"),
+    ):
+        (tmp_path / "m.py").write_text(f"def f(record):\n    {code}\n")
+        (result,) = [result for result in check_role(str(tmp_path))[1] if result.name == "mend"]
+        assert result.ok is ok
+        assert message in result.details[0]
+
+
+def test_names_of_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in role_names():
+        code, _, err = run(monkeypatch, capsys, "role", "new", name)
+        assert code == 2
+        assert "comes with the program" in err
+        assert not Path(name).exists()
+    code, _, err = run(monkeypatch, capsys, "role", "check", "nope")
+    assert code == 2
+    assert err.startswith("error: there is no role 'nope'")
+    code, out, _ = run(monkeypatch, capsys, "role", "new", "notes", "-o", "my roles/notes")
+    assert code == 0
+    assert "→ rescoldo role check 'my roles/notes'" in out
 
 
 def test_instruction() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,12 +65,14 @@ def check(
         _print_json({"ok": ok, "name": the_role.name, "sha256": the_role.digest, "results": results_})
     else:
         for result in results:
+            mark = "❌" if not result.ok else "⚠️ " if result.fix else "✅"
             for detail in result.details:
-                print(f"{'✅' if result.ok else '❌'} {result.name}: {detail}")
+                print(f"{mark} {result.name}: {detail}")
+            if result.fix:
+                print(f"    → {result.fix}")
         if ok:
-            print(
-                f"→ rescoldo train --role {name} --train train.jsonl --val val.jsonl --output artifacts/{the_role.name}"
-            )
+            data = "--train train.jsonl --val val.jsonl"
+            print(f"→ rescoldo train --role {shlex.quote(name)} {data} --output artifacts/{the_role.name}")
     if not ok:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -91,7 +94,7 @@ def new(
         return
     for file in files:
         print(f"Written: {file}")
-    print(f"→ rescoldo role check {folder if '/' in str(folder) else f'./{folder}'}")
+    print(f"→ rescoldo role check {shlex.quote(str(folder) if '/' in str(folder) else f'./{folder}')}")
 
 
 def _print_json(value: Any) -> None:

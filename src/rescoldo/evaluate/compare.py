@@ -59,7 +59,7 @@ def compare(
         models: name in the document → spec (see rescoldo.evaluate.open).
         role: name or path; where not given the fine-tuned run's own, else ba.
         output: JSON to write; a Markdown report and an HTML page go beside it.
-        repeats: answers to each concept, with seeds that follow each other.
+        repeats: answers to each input, with seeds that follow each other.
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.

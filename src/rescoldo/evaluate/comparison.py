@@ -1,4 +1,4 @@
-"""Evaluations of the same concepts side by side: ranking, paired tests, effect sizes, decision."""
+"""Evaluations of the same inputs side by side: ranking, paired tests, effect sizes, decision."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def build_comparison(
     """The comparison document (contract, section 8).
 
     Args:
-        models: name → its part as `evaluate` returns it; all over the same concepts in the same order.
+        models: name → its part as `evaluate` returns it; all over the same inputs in the same order.
         baseline: the untouched model (M1); differences in the ranking are to it.
         finetuned: the model to decide on (M3); None: no decision.
         optimized: the model with the better prompt (M2), if there is one; the decision is against it, else against M1.
@@ -74,7 +74,7 @@ def build_comparison(
         stand under "B - A", difference = B - A.
 
     Raises:
-        RescoldoError: fewer than two models, an unknown name, different concepts.
+        RescoldoError: fewer than two models, an unknown name, different inputs.
     """
     if len(models) < 2:
         raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
@@ -86,7 +86,7 @@ def build_comparison(
     for name in others:
         if concepts[name] != concepts[first]:
             raise RescoldoError(
-                f"{first} and {name} were evaluated on different concepts", fix="evaluate both with the same --dataset"
+                f"{first} and {name} were evaluated on different inputs", fix="evaluate both with the same --dataset"
             )
     scores = {name: by_example(part["predictions"]) for name, part in models.items()}
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}

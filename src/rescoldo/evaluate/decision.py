@@ -24,7 +24,7 @@ def decide(
     """The decision between the fine-tuned model and the one it would replace.
 
     Args:
-        scores: model → its score on each concept, the concepts in the same order.
+        scores: model → its score on each input, the inputs in the same order.
         finetuned: the new model (M3).
         reference: what is in use without it: the optimized prompt (M2), or the baseline where there is none.
         baseline: the untouched model (M1), if it is there beside the reference.

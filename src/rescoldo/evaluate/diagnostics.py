@@ -1,4 +1,7 @@
-"""Signs of an answer that has the form and nothing in it: repetition, recitation, no relation to the concept."""
+"""Signs of an answer that has the form and nothing in it: repetition, recitation, no relation to the input.
+
+In the JSON the input is called concept, as it is for the BA role.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +55,9 @@ def answer_words(text: str, form: Form) -> list[str]:
     return words(form.scaffold.sub(" ", _FENCE.sub(" ", text[:MAX_TEXT])))
 
 
-def concept_words_used(concept: str, text: str) -> float | None:
-    """The share of the concept's content words that the answer uses; None where the concept has none."""
-    wanted = content_words(concept)
+def input_words_used(asked: str, text: str) -> float | None:
+    """The share of the input's content words that the answer uses; None where the input has none."""
+    wanted = content_words(asked)
     if not wanted:
         return None
     return len(wanted & content_words(text[:MAX_TEXT])) / len(wanted)
@@ -104,10 +107,10 @@ def _runs(prefixes: list[int], n: int) -> Iterator[int]:
     return ((end - start * power) % _PRIME for start, end in zip(prefixes, prefixes[n:], strict=False))
 
 
-def diagnose(concept: str, text: str, training: TrainingAnswers | None, form: Form) -> dict[str, Any]:
-    """The diagnostics of one answer; without training answers the copied run is None."""
+def diagnose(asked: str | None, text: str, training: TrainingAnswers | None, form: Form) -> dict[str, Any]:
+    """The diagnostics of one answer; without training answers the copied run is None, without the input its share."""
     return {
         "duplicate_descriptions": duplicate_descriptions(text, form),
-        "concept_words_used": concept_words_used(concept, text),
+        "concept_words_used": None if asked is None else input_words_used(asked, text),
         "longest_copied_run": training.longest_run(text) if training else None,
     }

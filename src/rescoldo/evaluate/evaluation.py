@@ -16,7 +16,7 @@ from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
-from rescoldo.evaluate.score import score_row, summarise
+from rescoldo.evaluate.score import answers_use_input, score_row, summarise
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ def evaluate(
                     if progress:
                         progress.rows(len(found))
     rows = []
+    use_input = answers_use_input(role, records)
     for i, name in enumerate(keys):
         repeat, example = divmod(i, len(records))
-        row = score_row(role, records[example], found[i], training)
+        row = score_row(role, records[example], found[i], training, use_input=use_input)
         rows.append({"example": example, "repeat": repeat, **row, "key": name})
     part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):

@@ -137,7 +137,7 @@ def diagnostic_rows(models: Mapping[str, Any]) -> list[list[str]]:
     return [
         row("ended by itself", (f"{d['ended']}/{n}" for d, n in zip(found, counts, strict=True))),
         row("tokens an answer", (f"{d['mean_tokens']:.0f}" for d in found)),
-        row("concept's words used", (_or_dash(d["concept_words_used"], ".0%") for d in found)),
+        row("input's words used", (_or_dash(d["concept_words_used"], ".0%") for d in found)),
         row("longest run copied (words)", (_or_dash(d["longest_copied_run"], "d") for d in found)),
         row("descriptions repeated", (str(d["duplicate_descriptions"]) for d in found)),
     ]

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose
+from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose, input_words_used
 from rescoldo.evaluate.predictor import Prediction
 from rescoldo.role import Role
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
 COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
-IGNORED_SHARE = 0.2  # share of the concept's words used, below which an answer seems to be about something else
+IGNORED_SHARE = 0.2  # share of the input's words used, below which an answer seems to be about something else
+
+
+def answers_use_input(role: Role, records: Sequence[dict[str, Any]]) -> bool:
+    """Whether an answer that hardly uses its input's words is a bad sign: not where the records' own answers do not.
+
+    Labels, figures and translations share few words with what was asked, however right they are.
+    """
+    answered = (record for record in records if role.answer_of(record) is not None)
+    shares = [input_words_used(role.key(record), role.target(record)) for record in answered]
+    known = [share for share in shares if share is not None]
+    return not known or statistics.fmean(known) >= IGNORED_SHARE
 
 
 def score_row(
-    role: Role, record: dict[str, Any], prediction: Prediction, training: TrainingAnswers | None
+    role: Role,
+    record: dict[str, Any],
+    prediction: Prediction,
+    training: TrainingAnswers | None,
+    *,
+    use_input: bool = True,
 ) -> dict[str, Any]:
-    """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics."""
+    """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics.
+
+    Args:
+        use_input: whether the answer's share of the input's words says anything (answers_use_input).
+    """
     if prediction.error:
         score = role.score("", record)
         notes = [f"answer: none: {prediction.error}"]
@@ -36,24 +57,26 @@ def score_row(
         "ended": prediction.ended,
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),
-        "diagnostics": diagnose(role.key(record), prediction.text, training, role.form),
+        "diagnostics": diagnose(role.key(record) if use_input else None, prediction.text, training, role.form),
     }
     if prediction.fields is not None:
         row["fields"] = prediction.fields
     if prediction.error:
         row["error"] = prediction.error
+    if score.failures:
+        row["failures"] = score.failures
     return row
 
 
 def doubts(row: Mapping[str, Any]) -> list[str]:
     """Why an answer may be worth less than its score: "cut off", "copied from a training answer",
-    "ignoring the concept"."""
+    "ignoring the input"."""
     found = row["diagnostics"]
     used, copied = found["concept_words_used"], found["longest_copied_run"]
     reasons = {
         "cut off": not row["ended"] and "error" not in row,
         "copied from a training answer": copied is not None and copied >= COPIED_WORDS,
-        "ignoring the concept": used is not None and used < IGNORED_SHARE and bool(row["text"].strip()),
+        "ignoring the input": used is not None and used < IGNORED_SHARE and bool(row["text"].strip()),
     }
     return [name for name, is_so in reasons.items() if is_so]
 
@@ -85,7 +108,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in names
         },
         "diagnostics": diagnostics,
-        "warnings": _warnings(diagnostics, len(rows)),
+        "warnings": _failures(rows) + _warnings(diagnostics, len(rows)),
         "predictions": list(rows),
     }
 
@@ -114,6 +137,19 @@ def _diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The functions of the role that failed: such a 0 says nothing about the model."""
+    warnings = []
+    for name in dict.fromkeys(name for row in rows for name in row.get("failures", {})):
+        reasons = Counter(row["failures"][name] for row in rows if name in row.get("failures", {}))
+        why, _ = reasons.most_common(1)[0]
+        often = f"most often {why}" if len(reasons) > 1 else why
+        warnings.append(
+            f"the metric `{name}` failed on {reasons.total()} of {len(rows)} answers ({often}); it counts as 0 there"
+        )
+    return warnings
+
+
 def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
     """What would change how the reader takes the score."""
     warnings = []
@@ -127,7 +163,7 @@ def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
         longest = f"(longest: {found['longest_copied_run']})"
         warnings.append(f"{copying} of {n} answers copy {COPIED_WORDS} words in a row from a training answer {longest}")
     if ignoring:
-        warnings.append(f"{ignoring} of {n} answers use less than {IGNORED_SHARE:.0%} of their concept's words")
+        warnings.append(f"{ignoring} of {n} answers use less than {IGNORED_SHARE:.0%} of their input's words")
     if found["duplicate_descriptions"]:
         warnings.append(f"{found['duplicate_descriptions']} descriptions stand twice in their answer")
     return warnings

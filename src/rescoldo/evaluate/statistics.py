@@ -1,4 +1,4 @@
-"""Two models on the same concepts: is the difference more than luck?"""
+"""Two models on the same inputs: is the difference more than luck?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TIE = 1e-9  # scores are sums of thirds and fifths: differences below this are r
 
 
 def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 42) -> dict[str, Any]:
-    """Compare scores of the same concepts, difference = second - first.
+    """Compare scores of the same inputs, difference = second - first.
 
     Args:
-        first, second: (n,) scores, concept by concept.
+        first, second: (n,) scores, input by input.
         seed: of the bootstrap; the same seed gives the same interval.
 
     Returns:
@@ -51,7 +51,7 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 42) -
 
 
 def bootstrap_interval(differences: np.ndarray, *, seed: int = 42, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of (n,) differences, resampling concepts with replacement."""
+    """The 95 % percentile interval of the mean of (n,) differences, resampling inputs with replacement."""
     n = len(differences)
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
@@ -66,7 +66,7 @@ def bootstrap_interval(differences: np.ndarray, *, seed: int = 42, resamples: in
 def wilcoxon(differences: np.ndarray) -> dict[str, Any]:
     """Wilcoxon's signed-rank test of (n,) differences; where all are zero there is no difference to test: p = 1."""
     if not differences.any():
-        return {"statistic": None, "p_value": 1.0, "note": "no difference: every concept has the same score twice"}
+        return {"statistic": None, "p_value": 1.0, "note": "no difference: every input has the same score twice"}
     from scipy import stats
 
     result = stats.wilcoxon(differences, zero_method="wilcox", alternative="two-sided")
@@ -80,7 +80,7 @@ def cohens_d(differences: np.ndarray) -> tuple[float | None, str]:
     if deviation < TIE:
         if abs(mean) < TIE:
             return 0.0, "no difference"
-        return None, "not defined: one concept only" if len(differences) == 1 else "not defined: all differences equal"
+        return None, "not defined: one input only" if len(differences) == 1 else "not defined: all differences equal"
     d = mean / deviation
     size = next(
         (name for limit, name in ((0.2, "negligible"), (0.5, "small"), (0.8, "medium")) if abs(d) < limit), "large"

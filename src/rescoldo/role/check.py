@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import os
-import re
-import time
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.role.fault import Fault
-from rescoldo.role.load import get_role, samples_file
+from rescoldo.role.load import get_role, role_names, samples_file
 from rescoldo.role.metrics import Score
+from rescoldo.role.prompt import fields_used
 from rescoldo.role.role import Role
+from rescoldo.role.schema import unknown_keywords
+from rescoldo.role.spec import NAME, NAME_IN_WORDS
 
-PATIENCE = 5.0  # seconds for one answer's score
+PATIENCE = 5.0  # seconds for one call into the role: a score, a prompt, a check
+PATIENCE_AT_IMPORT = 60.0  # seconds: a role's Python may import what is large
+SHOWN = 4  # examples of what is wrong in the same way
 GARBAGE = {
     "nothing": "",
     "blanks": " \n\t ",
@@ -35,15 +43,26 @@ GARBAGE = {
 
 @dataclass(frozen=True)
 class Result:
-    """One thing that was looked at; `details` says in words what is wrong, or what was found."""
+    """One thing that was looked at.
+
+    Attributes:
+        ok: it is fit; one that is, and has a `fix` nevertheless, is worth a look.
+        details: in words what is wrong, or what was found.
+        fix: what to do, "" where there is nothing to do.
+    """
 
     name: str
     ok: bool
     details: list[str]
+    fix: str = ""
+
+
+class _TooSlowError(BaseException):
+    """What a call took too long for; no Exception, so that the role's own `except Exception` does not take it."""
 
 
 def check_role(name: str) -> tuple[Role, list[Result]]:
-    """Look at a role by name or path.
+    """Look at a role by name or path. No call into the role takes longer than PATIENCE (on the main thread).
 
     Returns:
         The role, and what was found; the role is fit if all of it is ok.
@@ -51,39 +70,141 @@ def check_role(name: str) -> tuple[Role, list[Result]]:
     Raises:
         RescoldoError: its file cannot be read, or names Python that cannot be loaded.
     """
-    role = get_role(name).ready()
-    samples, faults = read_samples(role)
+    role = get_role(name)
     results = [Result("file", True, [role.source])]
-    if not samples and not faults:
-        why = "there are none: a role shows with two or more what it teaches"
-        return role, [*results, Result("samples", False, [why])]
-    results.append(Result("samples", not faults, [f"{f.where}: {f.what}" for f in faults] or [f"{len(samples)}"]))
-    if faults:
-        return role, results
-    return role, [*results, _prompts(role, samples), _perfect(role, samples), _garbage(role, samples[0])]
+    try:
+        with _within(PATIENCE_AT_IMPORT, "importing the role's Python"):
+            role.ready()
+        results += [*_schema(role), *_template(role)]
+        results += _with_samples(role)
+    except _TooSlowError as slow:
+        fix = "make it faster: it is done for each record or answer, and the rest was not looked at"
+        results.append(Result("time", False, [str(slow)], fix))
+    return role, results
+
+
+@contextlib.contextmanager
+def _within(seconds: float, what: str) -> Iterator[None]:
+    """Stop the block after so many seconds. Signals reach the main thread alone: in others there is no limit.
+
+    Raises:
+        _TooSlowError: it took longer, even if the block took the exception for itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late = False
+
+    def stop(*_: object) -> None:
+        nonlocal late
+        late = True
+        raise _TooSlowError(f"{what} takes longer than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, for a bare `except` in a loop
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+    if late:
+        raise _TooSlowError(f"{what} takes longer than {seconds:g} s")
 
 
 def read_samples(role: Role) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The role's samples, read; and what is wrong with them.
 
     Raises:
-        RescoldoError: their file cannot be read.
+        RescoldoError: their file cannot be read, or the role's own check fails.
     """
+    raw, where, faults = _raw_samples(role)
+    for number, record in raw:
+        with _within(PATIENCE, f"checking {where}:{number}"):
+            faults += [fault for fault in role.check(record, where, number) if fault.level == "error"]
+    return [role.read(record) for _, record in raw] if not faults else [], faults
+
+
+def _raw_samples(role: Role) -> tuple[list[tuple[int, dict[str, Any]]], str, list[Fault]]:
+    """(number, sample) as they stand in their file, from 1; where; and what is no JSON there."""
     from rescoldo.data.records import read_lines
 
     path = samples_file(role)
-    raw: list[tuple[int, dict[str, Any]]] = []
-    faults: list[Fault] = []
-    if path is not None:
-        for line in read_lines(path):
-            faults += line.faults
-            raw += [(line.number, line.value)] if line.value is not None else []
-    elif isinstance(role.spec.samples, list):
-        raw = list(enumerate(role.spec.samples, 1))
-    where = f"{role.source}, samples" if path is None else str(path)
+    if path is None:
+        listed = role.spec.samples if isinstance(role.spec.samples, list) else []
+        return list(enumerate(listed, 1)), f"{role.source}, samples", []
+    lines = list(read_lines(path))
+    faults = [fault for line in lines for fault in line.faults]
+    return [(line.number, line.value) for line in lines if line.value is not None], str(path), faults
+
+
+def _schema(role: Role) -> Iterator[Result]:
+    """Keywords that JSON Schema does not have, so that they ask for nothing."""
+    found = unknown_keywords(role.spec.schema_)
+    if not found:
+        return
+    meant = any(near for _, near in found)
+    details = [
+        f"`{name}` is no keyword of JSON Schema{f': did you mean `{near}`?' if near else ''}" for name, near in found
+    ]
+    yield Result(
+        "schema", not meant, details, "mend it, or leave it out: it asks for nothing; notes of your own begin with x-"
+    )
+
+
+def _template(role: Role) -> Iterator[Result]:
+    """What the prompt is made from: the input, and not the answer."""
+    if role.spec.prompt is None:
+        return
+    used = set[str]().union(*(fields_used(template) for _, template in role.spec.templates()))
+    asked = {role.input, "turns"} if role.spec.format == "conversation" else {role.input}
+    if role.spec.answer in used:
+        what = f"it uses `{role.spec.answer}`, the answer that is to be learned"
+        yield Result("prompt", False, [what], "take it out: an answer that is given away teaches nothing")
+    if not used & asked:
+        what = f"it does not use `{role.input}`, the input"
+        yield Result("prompt", True, [what], f"put {{{{ {role.input} }}}} where the record comes in")
+
+
+def _with_samples(role: Role) -> Iterator[Result]:
+    """The samples, and what the role makes of them if they are fit."""
+    try:
+        samples, faults = read_samples(role)
+    except RescoldoError as error:
+        yield Result("samples", False, [f"{error.where}: {error.what}"], error.fix)
+        return
+    if faults:
+        yield Result(
+            "samples", False, [f"{f.where}: {f.what}" for f in faults], "mend the samples, or what the role asks"
+        )
+    elif not samples:
+        why = "there are none: a role shows with two or more what it teaches"
+        yield Result("samples", False, [why], "samples: samples.jsonl, with records beside role.yaml")
+    if faults or not samples:
+        return
+    yield Result("samples", True, [f"{len(samples)}"])
+    if role.spec.mend:
+        yield _mend(role)
+    yield _prompts(role, samples)
+    yield from _scores(role, samples)
+    yield from _clashes(role, samples[0])
+
+
+def _mend(role: Role) -> Result:
+    """Whether what the role's own mend makes of the samples is fit."""
+    raw, where, _ = _raw_samples(role)
+    faults = []
     for number, record in raw:
-        faults += [fault for fault in role.check(record, where, number) if fault.level == "error"]
-    return [role.read(record) for _, record in raw] if not faults else [], faults
+        try:
+            with _within(PATIENCE, f"mending {where}:{number}"):
+                mended, _ = role.mend(copy.deepcopy(record))
+                found = [fault for fault in role.check(mended, where, number) if fault.level == "error"]
+        except RescoldoError as error:
+            return Result("mend", False, [f"{error.where}: {error.what}"], error.fix)
+        faults += [f"{fault.where}: once mended it {fault.what}" for fault in found]
+    fix = "mend the function: what it returns must be a record as the role asks for it"
+    return (
+        Result("mend", False, faults, fix) if faults else Result("mend", True, ["what it makes of the samples is fit"])
+    )
 
 
 def _prompts(role: Role, samples: list[dict[str, Any]]) -> Result:
@@ -93,58 +214,98 @@ def _prompts(role: Role, samples: list[dict[str, Any]]) -> Result:
         faults.append("two samples have the same prompt: does it use the record's input?")
     shared = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
     found = f"{min(map(len, texts))} to {max(map(len, texts))} characters; the first {shared} are the same for all"
-    return Result("prompt", not faults, faults or [found])
+    if faults:
+        return Result(
+            "prompt", False, faults, "put the input into the prompt, or take the sample out that is there twice"
+        )
+    return Result("prompt", True, [found])
 
 
-def _perfect(role: Role, samples: list[dict[str, Any]]) -> Result:
-    faults = []
-    for i, record in enumerate(samples, 1):
-        score = role.score(role.target(record), record)
-        if not math.isclose(score.total, 1.0, abs_tol=1e-9):
-            notes = "; ".join(score.notes[:3])
-            faults.append(f"sample {i}: its own answer scores {score.total:.3f}, not 1{': ' + notes if notes else ''}")
-    return Result("own answers", not faults, faults or ["each scores 1"])
+def _scores(role: Role, samples: list[dict[str, Any]]) -> Iterator[Result]:
+    """The metric's promises: right answers score 1, garbage does not, and nothing makes it fail."""
+    own = [(f"sample {i}", role.target(record), record) for i, record in enumerate(samples, 1)]
+    garbage = [(name, text, samples[0]) for name, text in GARBAGE.items()]
+    scores: dict[str, Score] = {}
+    for name, text, record in [*own, *garbage]:
+        with _within(PATIENCE, f"scoring {name}"):
+            scores[name] = role.score(text, record)
+    yield from _failures(scores)
+    sound = {name: score for name, score in scores.items() if not score.failures}
+    wrong = [_imperfect(name, sound[name]) for name, _, _ in own if name in sound and not _is_one(sound[name])]
+    if wrong:
+        yield Result(
+            "own answers", False, wrong, "mend the sample, the schema or the metric: a record's own answer is right"
+        )
+    elif all(name in sound for name, _, _ in own):
+        yield Result("own answers", True, ["each scores 1"])
+    taken = [name for name in GARBAGE if name in sound and _is_one(sound[name])]
+    if taken:
+        what = f"{len(taken)} of {len(GARBAGE)} kinds score 1 like a perfect answer: {_some(taken)}"
+        yield Result("garbage", False, [what], "mend the metric: it must tell a right answer from others")
+    elif all(name in sound for name in GARBAGE):
+        yield Result("garbage", True, [f"{len(GARBAGE)} kinds, all between 0 and below 1"])
 
 
-def _garbage(role: Role, record: dict[str, Any]) -> Result:
-    faults = []
-    for name, text in GARBAGE.items():
-        began = time.monotonic()
-        try:
-            score = role.score(text, record)
-        except RescoldoError:
-            raise
-        except Exception as error:  # the metric must not raise, whatever the text
-            faults.append(f"{name}: {type(error).__name__}: {str(error)[:100]}")
-            continue
-        faults += [f"{name}: {why}" for why in _unfit(role, score)]
-        if time.monotonic() - began > PATIENCE:
-            faults.append(f"{name}: took {time.monotonic() - began:.0f} s to score")
-    return Result("garbage", not faults, faults or [f"{len(GARBAGE)} kinds, all between 0 and below 1"])
+def _failures(scores: dict[str, Score]) -> Iterator[Result]:
+    """One line for each way in which a function failed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, score in scores.items():
+        for label, why in score.failures.items():
+            found.setdefault((label, why), []).append(name)
+    details = [
+        f"`{label}` failed on {len(names)} of {len(scores)} answers ({_some(names)}): {why}"
+        for (label, why), names in found.items()
+    ]
+    if details:
+        fix = "mend the function: whatever a model may write, it returns numbers from 0 to 1"
+        yield Result("metric", False, details, fix)
 
 
-def _unfit(role: Role, score: Score) -> list[str]:
-    values = [score.total, *score.components.values()]
-    if not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
-        return [f"scores {score.total}, a number between 0 and 1 is wanted"]
-    failed = [note for note in score.notes if "Error: " in note]
-    if failed:
-        return failed[:1]
-    return ["scores 1 like a perfect answer"] if score.total == 1 else []
+def _is_one(score: Score) -> bool:
+    return math.isclose(score.total, 1.0, abs_tol=1e-9)
+
+
+def _imperfect(name: str, score: Score) -> str:
+    notes = "; ".join(score.notes[:3])
+    return f"{name}: its own answer scores {score.total:.3f}, not 1{': ' + notes if notes else ''}"
+
+
+def _clashes(role: Role, record: dict[str, Any]) -> Iterator[Result]:
+    """Components that two metrics give, of which only the last one's would count."""
+    owners: dict[str, list[str]] = {}
+    for name in role.spec.metric:
+        alone = replace(role, spec=role.spec.model_copy(update={"metric": [name]}))
+        for component in alone.score(role.target(record), record).components:
+            owners.setdefault(component, []).append(name)
+    details = [
+        f"the component `{component}` comes from both {' and '.join(names)}: only the last one counts"
+        for component, names in owners.items()
+        if len(names) > 1
+    ]
+    if details:
+        yield Result("metric", False, details, "give the function, or what it returns, another name")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def write_skeleton(name: str, folder: Path) -> None:
     """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
 
     Raises:
-        RescoldoError: the name is no role's name, or the folder is there already.
+        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
     """
     from rescoldo.files import write_text
     from rescoldo.role.skeleton import ROLE, SAMPLES
 
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,49}", name):
+    if not NAME.fullmatch(name):
+        raise RescoldoError(f"{name[:60]!r} is no name for a role", where="NAME", fix=NAME_IN_WORDS)
+    if name in role_names():
         raise RescoldoError(
-            f"{name[:60]!r} is no name for a role", where="NAME", fix="small letters, digits, - and _: release-notes"
+            f"{name!r} is a role that comes with the program",
+            where="NAME",
+            fix="choose another name: --role takes that one",
         )
     if os.path.lexists(folder):
         raise RescoldoError("exists already and is not overwritten", where=str(folder), fix="-o ANOTHER_FOLDER")

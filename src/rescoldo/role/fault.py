@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
+
+LEVELS = ("error", "warning")
 
 
 class Finding(NamedTuple):
@@ -48,6 +52,11 @@ def kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that `name` is most probably a misspelling of; "" if it is like none."""
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=0.7)), "")
+
+
 def text_findings(holder: dict[str, Any], name: str, path: str | None = None) -> list[Finding]:
     """Why holder[name] is not a text with something in it; [] if it is. `path` is its place in the record."""
     value = holder.get(name)
@@ -57,3 +66,47 @@ def text_findings(holder: dict[str, Any], name: str, path: str | None = None) ->
     if not isinstance(value, str):
         return [Finding(where, "type", f"is {kind(value)}, text is wanted")]
     return [] if value.strip() else [Finding(where, "empty", "is empty")]
+
+
+def findings_of(result: Any) -> list[Finding]:
+    """What a role's own check returned, as findings.
+
+    Raises:
+        ValueError: it is no list of (field, code, what), longer by Finding's other two fields at most.
+    """
+    wanted = "a list of (field, code, what) is wanted"
+    if not isinstance(result, list | tuple):
+        raise ValueError(f"returned {_returned(result)}, {wanted}")
+    for item in result:
+        fits = (
+            isinstance(item, list | tuple) and 3 <= len(item) <= 5 and all(isinstance(text, str) for text in item[:3])
+        )
+        if not fits:
+            raise ValueError(f"returned a list with {repr(item)[:60]} in it, {wanted}")
+    found = [Finding(*item) for item in result]
+    odd = next((finding.level for finding in found if finding.level not in LEVELS), None)
+    if odd is not None:
+        raise ValueError(f"returned the level {repr(odd)[:40]}, one of {', '.join(LEVELS)} is wanted")
+    return found
+
+
+def mended_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What a role's own mend returned: the mended record, and (field, what) of each change.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    wanted = "(the mended record, a list of (field, what)) is wanted"
+    if not isinstance(result, list | tuple) or len(result) != 2:
+        raise ValueError(f"returned {_returned(result)}, {wanted}")
+    record, changes = result
+    if not isinstance(record, dict) or not isinstance(changes, list | tuple):
+        raise ValueError(f"returned ({_returned(record)}, {_returned(changes)}), {wanted}")
+    for change in changes:
+        if not isinstance(change, list | tuple) or [type(part) for part in change] != [str, str]:
+            raise ValueError(f"returned the change {repr(change)[:60]}, {wanted}")
+    return record, [(field, what) for field, what in changes]
+
+
+def _returned(value: Any) -> str:
+    return "None" if value is None else kind(value)

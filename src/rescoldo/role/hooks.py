@@ -2,23 +2,89 @@
 
 They run with all rights of the process. So only a role that the user has named may bring them; one that was found
 beside a run's files may use this package's alone.
+
+All calls into a role's Python, its import included, go through `_authors_code`: what it prints goes to standard error
+(standard output may be a JSON document), and whatever it raises becomes a HookError that says where in its file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable
-from importlib.metadata import EntryPoint
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 from rescoldo.errors import RescoldoError
 
+T = TypeVar("T")
+
 OWN = "rescoldo.role."  # modules whose functions were written to be called by roles
 _REFERENCE = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[A-Za-z_][\w-]*\.py):[A-Za-z_]\w*")
+_ONE_AT_A_TIME = threading.RLock()  # sys.stdout belongs to all threads
+
+
+class HookError(Exception):
+    """Python of a role that raised, called sys.exit, or returned what it may not.
+
+    Args:
+        what: in words, with the exception's name ("ZeroDivisionError: division by zero").
+        file: the role's Python file, if it is known.
+        line: in that file, from 1.
+    """
+
+    def __init__(self, what: str, file: Path | None = None, line: int | None = None) -> None:
+        self.what, self.file, self.line = what, file, line
+        super().__init__(f"{what}, {self.place}" if file else what)
+
+    @property
+    def place(self) -> str:
+        """The file's name and line, as far as they are known."""
+        return _at(self.file.name, self.line) if self.file else ""
+
+    @property
+    def where(self) -> str:
+        """As `place`, with the file's path."""
+        return _at(str(self.file), self.line) if self.file else ""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A role's function.
+
+    Attributes:
+        reference: as the role names it.
+        file: that it stands in; None for one that is not written in Python.
+    """
+
+    reference: str
+    function: Callable[..., Any]
+    file: Path | None
+
+    def call(self, read: Callable[[Any], T], *args: Any) -> T:
+        """Call it, and give what it returned through `read`, which raises ValueError for what it may not return.
+
+        Raises:
+            HookError: it raised, or returned something else.
+        """
+        code = getattr(self.function, "__code__", None)
+        begin = code.co_firstlineno if code else None
+        try:
+            with _authors_code(self.file):
+                result = self.function(*args)
+            return read(result)
+        except ValueError as error:
+            raise HookError(str(error), self.file, begin) from None
+        except HookError as error:  # without a line: it was called with other arguments than it takes
+            raise HookError(error.what, self.file, error.line or begin) from None
 
 
 def is_reference(text: str) -> bool:
@@ -37,7 +103,7 @@ def is_foreign(reference: str) -> bool:
     return not reference.startswith(OWN)
 
 
-def load_function(reference: str, folder: Path | None, where: str) -> Callable[..., Any]:
+def load_function(reference: str, folder: Path | None, where: str) -> Hook:
     """The function that a reference names.
 
     Args:
@@ -47,35 +113,102 @@ def load_function(reference: str, folder: Path | None, where: str) -> Callable[.
     Raises:
         RescoldoError: there is no such module, file or function, or it fails while it is imported.
     """
-    name = in_folder(reference)
+    module_name, _, name = reference.partition(":")
+    file = None
+    if in_folder(reference) is not None:
+        if folder is None:
+            raise RescoldoError(
+                f"{reference} cannot be loaded: a role in one file has no folder in which {module_name} could lie",
+                where=where,
+                fix="make the role a folder: role.yaml, and its Python file beside it",
+            )
+        file = folder / module_name
     try:
-        if name is None:
-            function = EntryPoint(name="function", value=reference, group="rescoldo").load()
-        else:
-            if folder is None:
-                raise FileNotFoundError(f"{name}: a role in one file has no folder")
-            function = getattr(_load_file(folder / name), reference.partition(":")[2])
-    except Exception as error:  # foreign code: anything can happen
+        module = _load_module(module_name, file)
+    except HookError as error:
         raise RescoldoError(
-            f"{reference} cannot be loaded: {type(error).__name__}: {str(error)[:200]}",
-            where=where,
-            fix="name a function as package.module:function, or as file.py:function in the role's folder",
+            f"{reference} cannot be loaded: {error.what}",
+            where=error.where or where,
+            fix=_advice(error.__cause__, module_name, file),
         ) from None
+    function = getattr(module, name, None)
     if not callable(function):
-        raise RescoldoError(f"{reference} is no function", where=where, fix="name a function")
-    return function  # type: ignore[no-any-return]
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        known = ", ".join(own)[:200]
+        what = "is no function" if hasattr(module, name) else f"cannot be loaded: {module_name} has no {name!r}"
+        fix = f"functions in {module_name}: {known}" if known else f"write it in {module_name}"
+        raise RescoldoError(f"{reference} {what}", where=where, fix=fix)
+    source = str(getattr(module, "__file__", None) or "")
+    return Hook(reference, function, file or (Path(source) if source.endswith(".py") else None))
 
 
-def _load_file(path: Path) -> Any:
-    name = f"rescoldo_role_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(str(path))
+def _load_module(name: str, file: Path | None) -> ModuleType:
+    """Import an installed module, or the file in the role's folder.
+
+    Raises:
+        HookError: caused by what the import raised.
+    """
+    if file is None:
+        with _authors_code(None):
+            return importlib.import_module(name)
+    own_name = f"rescoldo_role_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(own_name, file)
+    assert spec is not None, "its name ends in .py"
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    sys.modules[own_name] = module  # dataclasses and pickle look their module up there
     try:
-        spec.loader.exec_module(module)
+        with _authors_code(file):
+            spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[own_name]
         raise
     return module
+
+
+def _advice(error: BaseException | None, module: str, file: Path | None) -> str:
+    """What to do about a module that cannot be imported."""
+    if isinstance(error, ModuleNotFoundError):
+        missing = error.name or module
+        if file is None and (module == missing or module.startswith(f"{missing}.")):
+            return f"install {missing} where rescoldo is installed, or name a function as file.py:function"
+        if file is not None and file.with_name(f"{missing}.py").is_file():
+            return f"a role's Python is one file: put what it needs of {missing}.py into {file.name}"
+        return f"install the package that has {missing} where rescoldo is installed"
+    return f"mend {module}; its import must end without an error"
+
+
+@contextlib.contextmanager
+def _authors_code(file: Path | None) -> Iterator[None]:
+    """Around code of a role's author.
+
+    Raises:
+        HookError: caused by what the code raised; sys.exit counts as that, Ctrl-C does not.
+    """
+    with _ONE_AT_A_TIME, contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            raise HookError(_in_words(error), file, _line(error, file)) from error
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({'' if error.code is None else repr(error.code)[:40]})"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return ": ".join(part for part in (type(error).__name__, " ".join(text.split())[:200]) if part)
+
+
+def _line(error: BaseException, file: Path | None) -> int | None:
+    """The line of `file` that an error came from; None if it came past none."""
+    if file is None:
+        return None
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    own = os.path.abspath(file)
+    return next((line for name, line in reversed(places) if os.path.abspath(name) == own), None)
+
+
+def _at(file: str, line: int | None) -> str:
+    return f"{file}:{line}" if line else file

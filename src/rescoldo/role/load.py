@@ -13,38 +13,19 @@ from pydantic import ValidationError
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import write_text
+from rescoldo.role.document import Document, read_document
 from rescoldo.role.hooks import in_folder
-from rescoldo.role.prompt import PromptError
+from rescoldo.role.prompt import PromptError, compile_template
 from rescoldo.role.role import Role
 from rescoldo.role.schema import SchemaError
 from rescoldo.role.spec import RoleSpec
+from rescoldo.role.wording import refusal
 
 BUILTIN = Path(__file__).with_name("builtin")
 FILE = "role.yaml"
 DEFAULT = "ba"
-MAX_BYTES = 1 << 20
 OF_RUN = "role"  # the folder in a run's output that keeps the role it was trained with
 NOT_TAUGHT = ("description", "samples", "sampling")  # what may change without the role being another
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML 1.1 without aliases and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {str(key.value)[:60]!r} stands there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def role_names() -> list[str]:
@@ -66,7 +47,6 @@ def get_role(name: str | None = None) -> Role:
         return load_role(path)
     raise RescoldoError(
         f"there is no role {name!r}",
-        where="--role",
         fix=f"roles: {', '.join(role_names())}; or the path of a role of your own (rescoldo role new NAME)",
     )
 
@@ -99,28 +79,54 @@ def load_role(path: Path, *, trusted: bool = True, option: str = "") -> Role:
     """
     file = path / FILE if path.is_dir() else path
     folder = path if path.is_dir() else None
-    fields = _read_yaml(file)
+    document = read_document(file, fix="rescoldo role new NAME makes one")
     try:
-        spec = RoleSpec.model_validate(fields)
+        spec = RoleSpec.model_validate(document.value)
     except ValidationError as error:
-        raise RescoldoError(_in_words(error), where=str(file), fix="docs/roles.md has every field") from None
+        raise refusal(error, document) from None
+    _check_prompt(spec, document)
+    schema_file = None
     if isinstance(spec.schema_, str):
-        spec = spec.model_copy(update={"schema_": _read_yaml(_inside(folder, spec.schema_, file, "schema"))})
+        beside = _inside(folder, spec.schema_, file, "schema")
+        schema_file = read_document(beside, fix=f"put it beside {FILE}, or write the schema into {FILE}")
+        spec = spec.model_copy(update={"schema_": schema_file.value})
     role = Role(spec, _digest(spec, folder, file), str(file), option or str(path), folder, trusted)
-    where = "schema"
+    _check_schema(role, document, schema_file)
+    return role
+
+
+def _check_prompt(spec: RoleSpec, document: Document) -> None:
+    """Raises RescoldoError where a template is none."""
+    for place, (_, template) in enumerate(spec.templates()):
+        steps = ("prompt",) if isinstance(spec.prompt, str) else ("prompt", place, "content")
+        name = "prompt" if isinstance(spec.prompt, str) else f"prompt[{place}].content"
+        try:
+            compile_template(template)
+        except PromptError as error:
+            raise RescoldoError(
+                f"{name}: {error}",
+                where=document.where(*steps, line=error.line),
+                fix="docs/roles.md says what is allowed in a prompt",
+            ) from None
+
+
+def _check_schema(role: Role, document: Document, schema_file: Document | None) -> None:
+    """Raises RescoldoError where the schema is none, or not one for the role's metrics."""
     try:
         schema = role.schema
-        where = "prompt"
-        assert role._templates is not None
-    except (SchemaError, PromptError) as error:
-        raise RescoldoError(str(error), where=f"{file}, {where}", fix="docs/roles.md says what is allowed") from None
-    if "fields" in spec.metric and (schema is None or not schema.properties()):
+    except SchemaError as error:
+        where = schema_file.where(*error.path) if schema_file else document.where("schema", *error.path)
         raise RescoldoError(
-            "the metric `fields` needs a schema that is an object with properties",
-            where=f"{file}, metric",
+            str(error) if schema_file else f"schema: {error}",
+            where=where,
+            fix="docs/roles.md says what is allowed in a schema",
+        ) from None
+    if "fields" in role.spec.metric and (schema is None or not schema.properties()):
+        raise RescoldoError(
+            "metric: `fields` needs a schema that is an object with properties",
+            where=document.where("metric"),
             fix="metric: valid, or exact_match, rouge_l",
         )
-    return role
 
 
 def keep_role(role: Role, output: Path) -> None:
@@ -177,44 +183,3 @@ def _digest(spec: RoleSpec, folder: Path | None, file: Path) -> str:
                 f"{name} cannot be read: {error.strerror}", where=str(file), fix="put it beside the role's file"
             ) from None
     return digest.hexdigest()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RescoldoError(f"is larger than {MAX_BYTES >> 20} MiB", where=str(path), fix="that is no role")
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise RescoldoError("there is no such file", where=str(path), fix="rescoldo role new NAME makes one") from None
-    except OSError as error:
-        raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
-    except UnicodeDecodeError:
-        raise RescoldoError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = str(getattr(error, "problem", None) or error)[:200]
-        raise RescoldoError(f"is not YAML that can be read here: {problem}", where=where) from None
-    if not isinstance(value, dict):
-        raise RescoldoError("a mapping of fields is expected", where=str(path), fix="rescoldo role new NAME makes one")
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:  # a date, a set: YAML knows them, JSON does not
-        raise RescoldoError(f"holds a value that is no text, number or list: {error}", where=str(path)) from None
-    return {str(name): item for name, item in value.items()}
-
-
-def _in_words(error: ValidationError) -> str:
-    """pydantic's problems, field by field."""
-    parts = []
-    for problem in error.errors()[:5]:
-        where = ".".join(str(step) for step in problem["loc"]).replace("schema_", "schema")
-        what = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            what = (
-                f"there is no such field (fields: {', '.join(f.alias or n for n, f in RoleSpec.model_fields.items())})"
-            )
-        elif problem["type"] == "missing":
-            what = "is missing"
-        parts.append(f"{where}: {what}" if where else what)
-    return "; ".join(parts)

@@ -24,11 +24,13 @@ class Score:
         total: mean of the components, 0..1.
         components: name → 0..1.
         notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]").
+        failures: metric → why its function gave no score; it counts as 0.
     """
 
     total: float
     components: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

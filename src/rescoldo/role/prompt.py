@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 import yaml
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARACTERS = 1 << 20  # of a rendered prompt
@@ -42,7 +42,15 @@ _TESTS = ("defined", "undefined", "none", "string", "number", "mapping", "sequen
 
 
 class PromptError(ValueError):
-    """A template that is none, or a record that it cannot be rendered for; the message says why in one line."""
+    """A template that is none, or a record that it cannot be rendered for; the message says why in one line.
+
+    Args:
+        line: of the template, from 1; 0 where it is none's.
+    """
+
+    def __init__(self, what: str, line: int = 0) -> None:
+        self.line = line
+        super().__init__(what)
 
 
 def dump_yaml(value: Any) -> str:
@@ -104,7 +112,7 @@ def compile_template(text: str) -> jinja2.Template:
             loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None).set_lineno(loop.lineno)
         code = _ENVIRONMENT.compile(tree)
     except jinja2.TemplateSyntaxError as error:
-        raise PromptError(f"line {error.lineno}: {error.message}") from None
+        raise PromptError(str(error.message), error.lineno) from None
     except jinja2.TemplateError as error:
         raise PromptError(str(error)) from None
     except RecursionError:
@@ -112,18 +120,24 @@ def compile_template(text: str) -> jinja2.Template:
     return jinja2.Template.from_code(_ENVIRONMENT, code, {}, None)
 
 
+def fields_used(text: str) -> set[str]:
+    """The record's fields that a template, which compiles, uses."""
+    return meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+
+
 def _check_node(node: nodes.Node) -> None:
     if not isinstance(node, _NODES):
         raise PromptError(
-            f"line {node.lineno}: {type(node).__name__.lower()} is not for prompts (allowed: fields, "
-            "for, if, comparisons and the filters of docs/roles.md)"
+            f"{type(node).__name__.lower()} is not for prompts (allowed: fields, for, if, comparisons and the filters "
+            "of docs/roles.md)",
+            node.lineno,
         )
     if isinstance(node, nodes.Filter) and (node.name not in _ENVIRONMENT.filters or node.name.startswith("_")):
-        raise PromptError(f"line {node.lineno}: there is no filter {node.name!r}")
+        raise PromptError(f"there is no filter {node.name!r}", node.lineno)
     if isinstance(node, nodes.Name) and node.name.startswith("_"):
-        raise PromptError(f"line {node.lineno}: there is no field {node.name!r}")
+        raise PromptError(f"there is no field {node.name!r}", node.lineno)
     if isinstance(node, nodes.For) and node.recursive:
-        raise PromptError(f"line {node.lineno}: a recursive loop")
+        raise PromptError("a recursive loop is not for prompts", node.lineno)
 
 
 def render(template: jinja2.Template, record: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.role.conversation import convert
-from rescoldo.role.fault import Fault, Finding, kind, text_findings
-from rescoldo.role.hooks import is_foreign, load_function
-from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Outcome, Score, from_function
+from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
+from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
+from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Score, from_function
 from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, render
 from rescoldo.role.schema import Form, Schema
 from rescoldo.role.spec import RoleSpec
@@ -89,10 +89,7 @@ class Role:
 
     def instruction(self) -> str:
         """The task in words, without an input: the prompt up to the paragraph in which the record comes in."""
-        prompt = self.spec.prompt
-        if prompt is None:
-            return self.spec.description
-        text = prompt if isinstance(prompt, str) else "\n\n".join(message.content for message in prompt)
+        text = "\n\n".join(template for _, template in self.spec.templates())
         same_for_all = re.split(r"\{[{%#]", text, maxsplit=1)[0]
         return same_for_all.rpartition("\n\n")[0] or same_for_all.strip() or self.spec.description
 
@@ -147,15 +144,28 @@ class Role:
         return {**record, self.spec.answer: self.schema.conform(record[self.spec.answer])}
 
     def check(self, record: dict[str, Any], file: str, line: int, *, answers: bool = True) -> list[Fault]:
-        """What is wrong with a record by itself; without `answers` only what is asked is looked at."""
+        """What is wrong with a record by itself; without `answers` only what is asked is looked at.
+
+        Raises:
+            RescoldoError: the role's own check fails, or returns what it may not.
+        """
         findings = self._input_findings(record, answers)
         if answers:
-            findings += self._answer_findings(record)
+            findings += self._answer_findings(record, f"{file}:{line}")
         return [Fault(file, line, *finding) for finding in findings]
 
     def mend(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """A mended copy of a record and (field, what) of each change, as far as the role knows how to."""
-        return self._function(self.spec.mend)(record) if self.spec.mend else (record, [])
+        """A mended copy of a record and (field, what) of each change, as far as the role knows how to.
+
+        Raises:
+            RescoldoError: the role's own mend fails, or returns what it may not.
+        """
+        if not self.spec.mend:
+            return record, []
+        try:
+            return self._function(self.spec.mend).call(mended_of, record)
+        except HookError as error:
+            raise self._failed("mend", self.spec.mend, error) from None
 
     def score(self, prediction: Any, record: dict[str, Any] | None = None) -> Score:
         """Score a prediction: the model's text, or a mapping of its fields. Whatever the text, it does not raise.
@@ -165,6 +175,7 @@ class Role:
         """
         components: dict[str, float] = {}
         notes: list[str] = []
+        failures: dict[str, str] = {}
         answer: Answer | None = None
         for name in self.spec.metric:
             if name == PERPLEXITY:
@@ -173,11 +184,12 @@ class Role:
                 answer = answer or self._read_answer(prediction, record)
                 more, why = NAMED[name](answer)
             else:
-                more, why = self._own(name, prediction, record)
+                more, why, failure = self._own(name, prediction, record)
+                failures |= failure
             components |= more
             notes += why
         total = sum(components.values()) / len(components) if components else 0.0
-        return Score(total, components, notes)
+        return Score(total, components, notes, failures)
 
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
@@ -189,15 +201,26 @@ class Role:
             self._function(reference)
         return self
 
-    def _own(self, name: str, prediction: Any, record: dict[str, Any] | None) -> Outcome:
-        function = self._function(name)
+    def _own(
+        self, name: str, prediction: Any, record: dict[str, Any] | None
+    ) -> tuple[dict[str, float], list[str], dict[str, str]]:
+        """Components, notes and failures (see Score) of a metric that is a function."""
         label = name.rpartition(":")[2]
         try:
-            return from_function(function(prediction, record), label)
-        except Exception as error:  # code of the role's author
-            return {label: 0.0}, [f"{label}: {type(error).__name__}: {str(error)[:200]}"]
+            outcome = self._function(name).call(lambda result: from_function(result, label), prediction, record)
+        except HookError as error:
+            return {label: 0.0}, [f"{label}: {error}"], {label: str(error)}
+        return *outcome, {}
 
-    def _function(self, reference: str) -> Callable[..., Any]:
+    def _failed(self, field: str, reference: str, error: HookError, on: str = "") -> RescoldoError:
+        where = f" on {on}" if on else ""
+        return RescoldoError(
+            f"{field}: {reference} failed{where}: {error.what}",
+            where=error.where or self.source,
+            fix="mend the function; docs/roles.md says what it is called with and returns",
+        )
+
+    def _function(self, reference: str) -> Hook:
         if reference not in self._functions:
             if is_foreign(reference) and not self.trusted:
                 raise RescoldoError(
@@ -209,15 +232,12 @@ class Role:
         return self._functions[reference]
 
     @cached_property
-    def _functions(self) -> dict[str, Callable[..., Any]]:
+    def _functions(self) -> dict[str, Hook]:
         return {}
 
     @cached_property
     def _templates(self) -> list[tuple[str, Any]]:
-        prompt = self.spec.prompt
-        if isinstance(prompt, str):
-            return [("user", compile_template(prompt))]
-        return [(message.role, compile_template(message.content)) for message in prompt or []]
+        return [(who, compile_template(template)) for who, template in self.spec.templates()]
 
     def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
         if self.spec.format == "conversation":
@@ -232,10 +252,13 @@ class Role:
             findings.append(Finding("", "prompt", error.what))
         return findings
 
-    def _answer_findings(self, record: dict[str, Any]) -> list[Finding]:
-        """By the role's own check where it has one, else by its schema."""
+    def _answer_findings(self, record: dict[str, Any], where: str) -> list[Finding]:
+        """By the role's own check where it has one, else by its schema. `where` the record stands: file:line."""
         if self.spec.check:
-            return [Finding(*finding) for finding in self._function(self.spec.check)(record)]
+            try:
+                return self._function(self.spec.check).call(findings_of, record)
+            except HookError as error:
+                raise self._failed("check", self.spec.check, error, where) from None
         name = self.spec.answer
         if self.spec.format == "conversation":
             record, faults = convert(record, True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import jsonschema
 from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
+from referencing.jsonschema import DRAFT202012
 
-from rescoldo.role.fault import Finding, kind
+from rescoldo.role.fault import Finding, closest, kind
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
 MAX_ERRORS = 50  # of one value
@@ -35,7 +36,15 @@ _WORDS = {
 
 
 class SchemaError(ValueError):
-    """Not a schema that can be used; the message says why in one line."""
+    """Not a schema that can be used; the message says why in one line.
+
+    Args:
+        path: of the fault inside the schema, keys and indices.
+    """
+
+    def __init__(self, what: str, path: Iterable[str | int] = ()) -> None:
+        self.path = tuple(path)
+        super().__init__(f"{_path(self.path)}: {what}" if self.path else what)
 
 
 def _unique(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
@@ -97,25 +106,33 @@ class Schema:
         self.document = document
         try:
             jsonschema.Draft202012Validator.check_schema(document)
-            for part in _parts(document):
-                self._check(part)
+            for path, part in _parts(document):
+                self._check(part, path)
         except jsonschema.SchemaError as error:
-            raise SchemaError(f"{_path(error.absolute_path) or 'the schema'}: {error.message[:200]}") from None
+            raise SchemaError(_schema_fault(error), error.absolute_path) from None
         except RecursionError:
             raise SchemaError("nested too deeply") from None
         self._validator = _Validator(document, registry=REGISTRY)  # nothing is ever fetched
 
-    def _check(self, part: dict[str, Any]) -> None:
+    def _check(self, part: dict[str, Any], path: tuple[str | int, ...]) -> None:
         for keyword in ("$ref", "$dynamicRef"):
             if keyword in part and not str(part[keyword]).startswith("#"):
-                raise SchemaError(f"{keyword} {str(part[keyword])[:60]!r} points outside of the schema")
-        if "$ref" in part and self._resolve(part) is None:
-            raise SchemaError(f"$ref {str(part['$ref'])[:60]!r} points to nothing")
+                raise SchemaError(f"{keyword} {str(part[keyword])[:60]!r} points outside of the schema", path)
+        try:
+            found = self._resolve(part)
+        except SchemaError as error:
+            raise SchemaError(str(error), path) from None
+        if found is None:
+            raise SchemaError(f"$ref {str(part['$ref'])[:60]!r} points to nothing", path)
         if "x-unique" in part and not isinstance(part["x-unique"], str):
-            raise SchemaError("x-unique wants the name of a property")
+            raise SchemaError("x-unique wants the name of a property", path)
 
     def _resolve(self, schema: Any) -> dict[str, Any] | None:
-        """A subschema with its local $ref followed; None if it leads nowhere."""
+        """A subschema with its local $ref followed; None if it leads nowhere.
+
+        Raises:
+            SchemaError: it leads back to itself.
+        """
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 return schema if isinstance(schema, dict) else {} if schema is True else None
@@ -126,7 +143,7 @@ class Schema:
                         target.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
                     )
             schema = target
-        return None
+        raise SchemaError(f"$ref {str(schema['$ref'])[:60]!r} leads back to itself")
 
     def findings(self, value: Any, path: str = "") -> list[Finding]:
         """What is wrong with a value, in the order of its fields; [] if it is valid."""
@@ -261,14 +278,52 @@ def _read_text(text: str, wanted: str) -> Any:
     return text
 
 
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
+def _parts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    """(path, object) of all objects in a value, itself included."""
     if isinstance(value, dict):
-        yield value
-        for part in value.values():
-            yield from _parts(part)
+        yield path, value
+        for name, part in value.items():
+            yield from _parts(part, (*path, str(name)))
     elif isinstance(value, list):
-        for part in value:
-            yield from _parts(part)
+        for index, part in enumerate(value):
+            yield from _parts(part, (*path, index))
+
+
+def unknown_keywords(schema: Any) -> list[tuple[str, str]]:
+    """(name, the keyword that was probably meant, or "") of what JSON Schema has no keyword for; x-… is anybody's."""
+    if not isinstance(schema, dict):
+        return []
+    found = [(str(name), closest(str(name), _KEYWORDS)) for name in schema if not _known(str(name))]
+    for part in DRAFT202012.subresources_of(schema):
+        found += unknown_keywords(part)
+    return found
+
+
+def _known(name: str) -> bool:
+    return name in _KEYWORDS or name.startswith("x-")
+
+
+def _keywords() -> frozenset[str]:
+    """All that the standard's own schema names."""
+    whole = REGISTRY.contents("https://json-schema.org/draft/2020-12/schema")
+    parts = [REGISTRY.contents(f"https://json-schema.org/draft/2020-12/{part['$ref']}") for part in whole["allOf"]]
+    return frozenset(name for part in (whole, *parts) for name in part["properties"])
+
+
+_KEYWORDS = _keywords()
+
+
+def _schema_fault(error: jsonschema.SchemaError) -> str:
+    """One of jsonschema's errors about a schema, in words."""
+    keyword = error.absolute_path[-1] if error.absolute_path else ""
+    if keyword == "type":
+        return f"is {str(error.instance)[:40]!r}, one of {', '.join(_WORDS)} is wanted"
+    if error.validator == "type":
+        wanted = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+        return f"is {kind(error.instance)}, {' or '.join(_WORDS[name] for name in wanted)} is wanted"
+    if error.validator == "format":
+        return f"{str(error.instance)[:60]!r} is no regular expression"
+    return str(error.message)[:200]
 
 
 def _path(path: Any, root: str = "") -> str:

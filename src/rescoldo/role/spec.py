@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from rescoldo.role.fault import kind
 from rescoldo.role.hooks import is_reference
 from rescoldo.role.metrics import NAMED, PERPLEXITY
 
-FieldName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^_\W]\w*$")]
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
+NAME_IN_WORDS = "small letters, digits, - and _, a letter first, 50 at most"
+_FIELD_NAME = re.compile(r"[^_\W]\w{0,99}")
 
 
 class _Strict(BaseModel):
@@ -31,23 +35,44 @@ class MessageTemplate(_Strict):
     content: str = Field(min_length=1)
 
 
+# What may have one of several forms is told apart by `kind`, so that a fault is that of the form that was meant.
+_Text = Annotated[str, Tag("text")]
+_Prompt = Annotated[_Text | Annotated[list[MessageTemplate], Tag("a list")], Discriminator(kind)]
+_Schema = Annotated[_Text | Annotated[dict[str, Any], Tag("an object")], Discriminator(kind)]
+_Samples = Annotated[_Text | Annotated[list[dict[str, Any]], Tag("a list")], Discriminator(kind)]
+
+
 class RoleSpec(_Strict):
     """A role. `schema` and `samples` are what they say, or the name of a file in the role's folder."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")
+    name: str
     description: str = ""
     format: Literal["record", "conversation"] = "record"
-    input: FieldName = "prompt"
-    answer: FieldName = "answer"
-    prompt: str | list[MessageTemplate] | None = None
-    schema_: dict[str, Any] | str | None = Field(None, alias="schema")
+    input: str = "prompt"
+    answer: str = "answer"
+    prompt: _Prompt | None = None
+    schema_: _Schema | None = Field(None, alias="schema")
     serialization: Literal["yaml", "json", "text"] = "text"
     metric: list[str] = Field(min_length=1, max_length=10)
     needs_answers: bool | None = None
     check: str | None = None
     mend: str | None = None
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
-    samples: list[dict[str, Any]] | str | None = None
+    samples: _Samples | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(f"{value[:60]!r} is no name for a role: {NAME_IN_WORDS}")
+        return value
+
+    @field_validator("input", "answer")
+    @classmethod
+    def _field_name(cls, value: str) -> str:
+        if not _FIELD_NAME.fullmatch(value):
+            raise ValueError(f"{value[:60]!r} is no field's name here: letters, digits and _, no _ first")
+        return value
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -87,6 +112,12 @@ class RoleSpec(_Strict):
         if self.input == self.answer:
             raise ValueError("input and answer are the same field")
         return self
+
+    def templates(self) -> list[tuple[str, str]]:
+        """(role, template) of the prompt's messages; [] where the records are conversations."""
+        if isinstance(self.prompt, str):
+            return [("user", self.prompt)]
+        return [(message.role, message.content) for message in self.prompt or []]
 
     def references(self) -> list[str]:
         """The Python functions that the role names."""
