@@ -21,7 +21,7 @@ def compare(
     baseline: Annotated[
         str, typer.Option(help="M1, the untouched model: base model, ollama:NAME, openai:MODEL@URL, engine:BASE.")
     ],
-    dataset: Annotated[Path, typer.Option(help="Concepts to answer (JSON Lines).")],
+    dataset: Annotated[Path, typer.Option(help="Records to answer (JSON Lines).")],
     optimized: Annotated[
         str, typer.Option(help="M2, the better prompt: a DSPy program (directory or JSON), or PROGRAM@MODEL.")
     ] = "",
@@ -39,12 +39,12 @@ def compare(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
-    repeats: Annotated[int, typer.Option(help="Answers to each concept, averaged; the seed counts up.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Answers to each record, averaged; the seed counts up.")] = 1,
     train_set: Annotated[
         Path | None, typer.Option(help="Score the fine-tuned model on this training set, too: a check for overfitting.")
     ] = None,
     train_set_limit: Annotated[int | None, typer.Option(help="Only its first so many examples.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many concepts.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
     quantization: Annotated[
         str, typer.Option(help="Of models in our engine: auto (a run's own), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
@@ -63,7 +63,7 @@ def compare(
 ) -> None:
     """Compare two models or more on the same dataset and decide whether to adopt the fine-tuned one.
 
-    All answer the same concepts with the same sampling and seeds. Stopped half-way, the same command goes on where it
+    All answer the same records with the same sampling and seeds. Stopped half-way, the same command goes on where it
     was; given again, it asks nothing again (both with --output).
     """
     temperature = 0.0 if greedy else temperature

@@ -1,4 +1,4 @@
-"""`rescoldo eval`: answer a dataset's concepts with a model and score the answers."""
+"""`rescoldo eval`: answer a dataset with a model and score the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = "Example: rescoldo eval artifacts/demo/run --dataset artifacts/synthet
 
 def eval_(
     model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
-    dataset: Annotated[Path, typer.Option(help="Concepts to answer (JSON Lines).")],
+    dataset: Annotated[Path, typer.Option(help="Records to answer (JSON Lines).")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report goes beside it.")
     ] = None,
@@ -32,7 +32,7 @@ def eval_(
         int | None, typer.Option(help="An answer is cut off here. (default the role's, 2048 for ba)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many concepts.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
     quantization: Annotated[
         str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
