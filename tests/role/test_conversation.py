@@ -151,7 +151,7 @@ def test_a_template_without_system_gets_it_with_the_question() -> None:
 
 def test_split_and_duplicates(tmp_path: Path) -> None:
     lines = [{"prompt": f"Question {word}", "completion": word} for word in "abcdefgh"]
-    lines[3] = {"messages": [{"role": "user", "content": "question A"}, {"role": "assistant", "content": "a"}]}
+    lines[3] = {"messages": [{"role": "user", "content": "Question a"}, {"role": "assistant", "content": "a"}]}
     path = write(tmp_path / "all.jsonl", *lines)
     codes = [(fault.line, fault.code) for fault in audit([path], GENERIC).faults]
     assert codes == [(4, "duplicate")]

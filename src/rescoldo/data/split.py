@@ -86,7 +86,7 @@ def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Pa
     records = read_records(path, role)
     for output in (train_out, val_out):
         refuse_existing(output)
-    split = split_indices([role.key(record) for record in records], share, seed)
+    split = split_indices([role.question(record) for record in records], share, seed)
     raw = [line.raw for line in read_lines(path)]
     try:
         for output, indices in ((train_out, split.train), (val_out, split.val)):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 import yaml
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARACTERS = 1 << 20  # of a rendered prompt
@@ -110,6 +110,11 @@ def compile_template(text: str) -> jinja2.Template:
     except RecursionError:
         raise PromptError("nested too deeply") from None
     return jinja2.Template.from_code(_ENVIRONMENT, code, {}, None)
+
+
+def fields_of(text: str) -> set[str]:
+    """The record's fields that a template which compiles uses."""
+    return meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
 
 
 def _check_node(node: nodes.Node) -> None:
