@@ -26,9 +26,11 @@ def audit(
 ) -> None:
     """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
     from rescoldo.data.audit import audit as check
+    from rescoldo.data.records import fix_command
     from rescoldo.role import get_role
 
-    found = check(files, get_role(role))
+    the_role = get_role(role)
+    found = check(files, the_role)
     if json_:
         _print_json(found.as_json())
     else:
@@ -46,9 +48,7 @@ def audit(
             print(f"between the files: {len(found.across)} findings")
         fixable = next((fault for fault in found.faults if fault.fixable), None)
         if fixable:
-            path = Path(fixable.file)
-            option = "" if role == "ba" else f" --role {role}"
-            print(f"→ rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}{option}")
+            print(f"→ {fix_command(Path(fixable.file), the_role)}")
         elif found.ok:
             print("✅ no errors")
     if not found.ok:
