@@ -17,7 +17,7 @@ from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.fix import fix_file, write_fixed
 from rescoldo.data.similar import near_pairs
-from rescoldo.data.split import split_file, split_indices
+from rescoldo.data.split import split_files, split_indices
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
 from rescoldo.role.ba_records import mend
@@ -97,7 +97,7 @@ def test_a_record_is_the_same_only_with_all_its_fields(tmp_path: Path) -> None:
     fixed = fix_file(path, role)
     assert [(change.line, change.what) for change in fixed.changes] == [(4, "left out: the same example as line 1")]
     assert [(f.line, f.fixable) for f in audit([path], role).faults if f.code == "duplicate"] == [(4, True)]
-    split_file(path, 0.5, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", role)  # there are several inputs
+    split_files([path], 0.5, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", role)  # there are several inputs
 
 
 def test_near_duplicates_and_shared_sentences_are_warnings(tmp_path: Path) -> None:

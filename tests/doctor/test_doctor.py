@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -207,7 +208,8 @@ def test_only_the_whole_conversation_is_a_leak(tmp_path):
             ]}
             for question in questions
         ]  # fmt: skip
-        return Dataset(write(tmp_path / name, *lines), [], [], [], "", "")
+        (tmp_path / "a b").mkdir(exist_ok=True)
+        return Dataset(write(tmp_path / "a b" / name, *lines), [], [], [], "", "")
 
     train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
     generic = get_role("generic")
@@ -217,6 +219,10 @@ def test_only_the_whole_conversation_is_a_leak(tmp_path):
     assert check.level == "failure"
     assert "1 validation inputs are trained on" in check.what
     assert "w.jsonl:1 = t.jsonl:2" in check.what
+    command = shlex.split(check.remedy)
+    train, val = tmp_path / "a b" / "t_split.jsonl", tmp_path / "a b" / "w_split.jsonl"
+    assert rescoldo(tmp_path, *command[1:]).returncode == 0, "a command that works as it is printed"
+    assert len(train.read_text().splitlines()) + len(val.read_text().splitlines()) == 3
 
 
 def test_near_leakage_is_a_warning(copy):

@@ -10,7 +10,7 @@ import pytest
 
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
-from rescoldo.data.split import split_file
+from rescoldo.data.split import split_files
 from rescoldo.data.tokenize import tokenize_records
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
@@ -155,7 +155,11 @@ def test_split_and_duplicates(tmp_path: Path) -> None:
     path = write(tmp_path / "all.jsonl", *lines)
     codes = [(fault.line, fault.code) for fault in audit([path], GENERIC).faults]
     assert codes == [(4, "duplicate")]
-    done = split_file(path, 0.25, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
+    done = split_files([path], 0.25, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
     assert (0 in done.train) == (3 in done.train)
+    first, second = write(tmp_path / "1.jsonl", *lines[:3]), tmp_path / "2.json"
+    second.write_text(json.dumps(lines[3:]))  # without a line's end
+    assert split_files([first, second], 0.25, 1, tmp_path / "t2.jsonl", tmp_path / "v2.jsonl", GENERIC) == done
+    assert (tmp_path / "t2.jsonl").read_bytes() == (tmp_path / "t.jsonl").read_bytes()
     written = (tmp_path / "t.jsonl").read_text() + (tmp_path / "v.jsonl").read_text()
     assert sorted(written.splitlines()) == sorted(json.dumps(line) for line in lines)

@@ -100,7 +100,7 @@ def fix(
 
 @data.command(epilog="Example: rescoldo data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl")
 def split(
-    file: Annotated[Path, typer.Argument(help="Dataset file.")],
+    files: Annotated[list[Path], typer.Argument(help="Dataset files; several are divided as if they were one.")],
     train_out: Annotated[Path, typer.Option(help="New file for training.")],
     val_out: Annotated[Path, typer.Option(help="New file for validation.")],
     val: Annotated[float, typer.Option(help="Share of the records for validation.")] = 0.2,
@@ -108,11 +108,13 @@ def split(
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Divide a dataset by seed; the same or nearly the same concepts stay on one side."""
-    from rescoldo.data.split import split_file
+    """Divide a dataset by seed; the same or nearly the same inputs stay on one side."""
+    from rescoldo.data.audit import noun
+    from rescoldo.data.split import split_files
     from rescoldo.role import get_role
 
-    done = split_file(file, val, seed, train_out, val_out, get_role(role))
+    the_role = get_role(role)
+    done = split_files(files, val, seed, train_out, val_out, the_role)
     if json_:
         _print_json(
             {
@@ -126,7 +128,8 @@ def split(
     print(f"{train_out}: {len(done.train)} records")
     print(f"{val_out}: {len(done.val)} records")
     if done.grouped:
-        print(f"{done.grouped} records have the same or nearly the same concept as another and were kept with it")
+        same = f"the same or nearly the same {noun(the_role)}"
+        print(f"{done.grouped} records have {same} as another and were kept with it")
 
 
 def _print_json(value: Any) -> None:

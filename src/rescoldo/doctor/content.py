@@ -9,7 +9,7 @@ from typing import Any
 from rescoldo.base.hf import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import input_of, noun
-from rescoldo.data.records import read_lines
+from rescoldo.data.records import flag, quote, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
@@ -102,8 +102,7 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     name = noun(role)
     known = {key: line for line, key, _ in before}
     shared = [f"{val.path.name}:{line} = {train.path.name}:{known[key]}" for line, key, _ in after if key in known]
-    remedy = f"cat {train.path} {val.path} > all.jsonl && rescoldo data split all.jsonl"
-    remedy += " --train-out train.jsonl --val-out val.jsonl"
+    remedy = _divide_anew(train.path, val.path, role)
     if shared:
         what = f"{len(shared)} validation {name}s are trained on, a score on them means nothing: {_some(shared)}"
         yield failure("leakage", what, remedy, shared=len(shared))
@@ -118,6 +117,13 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
         yield warning("leakage", what, remedy, near=len(near))
     else:
         yield ok("leakage", f"training and validation share no {name}")
+
+
+def _divide_anew(train: Path, val: Path, role: Role) -> str:
+    """The command that makes two other files of the same records."""
+    outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
+    files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
+    return f"rescoldo data split {files}{flag(role)}"
 
 
 def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:
