@@ -8,7 +8,7 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.files import read_json
-from rescoldo.role import Role, get_role
+from rescoldo.role import DEFAULT, Role, get_role
 from rescoldo.run.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
@@ -40,7 +40,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     """
     check_paths(asked)
     role = get_role(asked.role).ready()
-    reporter.say(f"FASE 8.4: Fine-Tuning LoRA - {model_name(asked.base_model)}")
+    phase = "FASE 8.4: " if role.name == DEFAULT else ""  # of the plan that the ba role was made for
+    reporter.say(f"{phase}Fine-Tuning LoRA - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
