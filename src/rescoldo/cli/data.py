@@ -65,7 +65,9 @@ def fix(
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Mend IDs, priorities' spelling and YAML-string lists, leave out repeated examples; say each change.
+    """Mend what the role knows how to mend, leave out repeated examples; say each change.
+
+    With ba: IDs, priorities' spelling, YAML-string lists. In a conversation: an answer before the first question.
 
     Lines that only a person can mend stay as they are. Exit code 1 if there are any.
     """

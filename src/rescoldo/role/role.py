@@ -12,7 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.role.conversation import convert
+from rescoldo.role.conversation import convert, mend
 from rescoldo.role.fault import Fault, Finding, kind, text_findings
 from rescoldo.role.hooks import is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Outcome, Score, from_function
@@ -166,7 +166,9 @@ class Role:
 
     def mend(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """A mended copy of a record and (field, what) of each change, as far as the role knows how to."""
-        return self._function(self.spec.mend)(record) if self.spec.mend else (record, [])
+        if self.spec.mend:
+            return self._function(self.spec.mend)(record)  # type: ignore[no-any-return]
+        return mend(record) if self.spec.format == "conversation" else (record, [])
 
     def score(self, prediction: Any, record: dict[str, Any] | None = None) -> Score:
         """Score a prediction: the model's text, or a mapping of its fields. Whatever the text, it does not raise.
