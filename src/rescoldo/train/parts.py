@@ -142,9 +142,10 @@ def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit:
         RescoldoError: faults in the file, or nothing left to use.
     """
     from rescoldo.data import read_records
-    from rescoldo.data.tokenize import tokenize_records
+    from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 
     records = read_records(path, role)[:limit]
+    refuse_control_tokens(path, records, role, tokenizer)
     tokenized = tokenize_records(records, role, tokenizer, max_length)
     if not tokenized.examples:
         line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
