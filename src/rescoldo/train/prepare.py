@@ -40,6 +40,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     """
     check_paths(asked)
     role = get_role(asked.role).ready()
+    for path in (asked.train, asked.val):
+        parts.check_dataset(path, role)  # a fault in them is told before anything is loaded
     phase = "FASE 8.4: " if role.name == DEFAULT else ""  # of the plan that the ba role was made for
     reporter.say(f"{phase}Fine-Tuning LoRA - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
