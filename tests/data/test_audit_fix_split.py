@@ -17,7 +17,7 @@ from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.fix import fix_file, write_fixed
 from rescoldo.data.similar import near_pairs
-from rescoldo.data.split import split_indices
+from rescoldo.data.split import split_files, split_indices
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
 from rescoldo.role.ba_records import mend
@@ -45,6 +45,59 @@ def test_duplicates(tmp_path: Path) -> None:
     assert codes(path) == [(2, "duplicate"), (3, "duplicate-concept")]
     assert found.faults[0].what == "the same example as line 1"
     assert [fault.fixable for fault in found.faults] == [True, False]
+
+
+def turns(*texts: str, system: str = "") -> dict[str, Any]:
+    """A conversation: user and assistant in turns."""
+    first = [{"role": "system", "content": system}] if system else []
+    said = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": first + said}
+
+
+def test_a_conversation_is_the_same_only_with_all_its_turns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        turns("Is Madrid in Spain?", "Yes.", "Are you sure?", "Yes."),
+        turns("Is Porto on the coast?", "It is.", "Are you sure?", "Yes."),
+        turns("Lower case: HELLO", "hello", system="Obey."),
+        turns("Lower case: Hello", "hello", system="Obey."),
+        turns("Say hello", "hello", system="In English."),
+        turns("Say hello", "hello", system="In lower case."),
+        turns("What is 3+2?", "It is odd."),
+        turns("What is 3-2?", "It is odd."),
+        turns("What is 3-2?", "One."),
+        turns("What is 3-2?", "One."),
+    )
+    fixed = fix_file(path, get_role("generic"))
+    assert [change.what for change in fixed.changes] == ["left out: the same example as line 9"]
+    faults = audit([path], get_role("generic")).faults
+    assert [(f.line, f.what) for f in faults if f.level == "error"] == [(10, "the same example as line 9")]
+    assert [(f.line, f.what) for f in faults if f.code == "duplicate-concept"] == [
+        (9, "the same prompt as line 8, with another answer")
+    ]
+
+
+def test_a_record_is_the_same_only_with_all_its_fields(tmp_path: Path) -> None:
+    """What the prompt does not use (id) is no difference; an answer without prose is an answer."""
+    role_file = tmp_path / "queue.yaml"
+    role_file.write_text(
+        "name: queue\ninput: ticket\nanswer: out\nmetric: exact_match\nserialization: json\n"
+        "prompt: 'Queue of this ticket{% if product is defined %} about {{ product }}{% endif %}: {{ ticket }}'\n"
+        "schema: {type: object, required: [queue], properties: {queue: {enum: [billing, bug]}}}\n"
+    )
+    role = get_role(str(role_file))
+    asked = {"ticket": "It does not work", "out": {"queue": "bug"}}
+    lines = [
+        asked,
+        {**asked, "product": "A"},
+        {**asked, "product": "B", "out": {"queue": "billing"}},
+        {**asked, "id": 7},
+    ]
+    path = write(tmp_path / "d.jsonl", *lines)
+    fixed = fix_file(path, role)
+    assert [(change.line, change.what) for change in fixed.changes] == [(4, "left out: the same example as line 1")]
+    assert [(f.line, f.fixable) for f in audit([path], role).faults if f.code == "duplicate"] == [(4, True)]
+    split_files([path], 0.5, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", role)  # there are several inputs
 
 
 def test_near_duplicates_and_shared_sentences_are_warnings(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import yaml
 
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
+from rescoldo.data.fix import fix_file
 from rescoldo.errors import RescoldoError
+from rescoldo.role import get_role
 from tests.data.examples import PREFIXES, items, record, write
 
 
@@ -145,6 +147,54 @@ def test_bad_lines(tmp_path: Path, name: str) -> None:
     errors = [fault for fault in found.faults if fault.level == "error"]
     assert (errors[0].line, errors[0].field, errors[0].fixable) == (2, field, fixable)
     json.dumps(found.as_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("indent", "lines"), [(None, [1, 2, 3]), (1, [2, 6, 10])], ids=["one line", "pretty"])
+def test_an_array_is_read_as_its_elements(tmp_path: Path, indent: int | None, lines: list[int]) -> None:
+    """By the line that each begins on; if they share one, by number. What is mended is written as lines."""
+    path, role = tmp_path / "d.json", get_role("generic")
+    first, second = ({"prompt": f"é\u2028 {name}?", "completion": "y"} for name in "ab")
+    path.write_text("\ufeff" + json.dumps([first, second, first], indent=indent, ensure_ascii=False) + "\n", "utf-8")
+    assert [record.line for record in read_records(path, role)] == lines
+    (fault,) = (fault for fault in audit([path], role).faults if fault.level == "error")
+    assert (fault.line, fault.what) == (lines[2], f"the same example as line {lines[0]}")
+    assert [json.loads(line) for line in fix_file(path, role).content.splitlines()] == [first, second]
+
+
+BAD_ARRAYS: dict[str, tuple[str, int, str]] = {
+    "cut off": ('[{"a": 1},\n{"a": ', 2, r"array is damaged: Expecting value \(column 7\)"),
+    "no comma": ('[{"a": 1}\n{"a": 2}]', 2, "Expecting ',' or ']'"),
+    "no end": ('\n[{"a": 1}\n', 3, "Expecting ',' or ']'"),
+    "comma at the end": ('[{"a": 1},\n]', 2, "Expecting value"),
+    "lines behind it": ('[{"a": 1}]\n{"a": 2}', 2, "Extra data behind its end"),
+    "deep": ("[" * 100_000, 1, "nested too deeply"),
+    "object over several lines": ('{\n"concept": "c"\n}\n' * 999, 1, "an object goes on over several lines"),
+    "no object": ('[{"concept": "c"},\n 7]', 2, "a JSON object is wanted, this is int"),
+    "nan": ('[\n{"concept": NaN}]', 2, "NaN is not a JSON value"),
+    "huge integer": ('[{"concept": ' + "9" * 5000 + "}]", 1, "a number of 5000 digits"),
+    "element too long": ('[{"concept": "' + "x" * (5 << 20) + '"}]', 1, "is longer than 4 MiB"),
+    "nothing in it": ("[ \n ]", 0, "holds no records"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays(tmp_path: Path, name: str) -> None:
+    text, line, message = BAD_ARRAYS[name]
+    path = tmp_path / "d ä.json"
+    path.write_text(text)
+    with pytest.raises(RescoldoError, match=message) as caught:
+        read_records(path, answers=False)
+    assert caught.value.where == (f"{path}:{line}" if line else str(path))
+    assert caught.value.fix
+    assert len(str(caught.value)) < 600
+
+
+def test_an_array_that_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes(b'[{"concept": "a"},\n{"concept": "espa\xf1ol"}]')
+    with pytest.raises(RescoldoError, match="not UTF-8 at byte 18") as caught:
+        read_records(path, answers=False)
+    assert caught.value.where == f"{path}:2"
 
 
 def test_one_error_names_the_first_faults(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,18 @@ import pytest
 from rescoldo.base import open_base
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
+from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
 from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.types import LoraConfig
+from rescoldo.role import get_role
 from rescoldo.run.cgroup import memory_left, memory_limit
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.train.config import make_config
-from rescoldo.train.parts import real_parts
+from rescoldo.train.parts import Dataset, real_parts
 from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.data.examples import write
 from tests.run.common import rescoldo, tiny_run, write_records
 from tests.run.test_lock import HOLD
 
@@ -193,6 +197,32 @@ def test_dataset_faults_overruns_and_leakage(copy):
     assert leak.level == "failure"
     assert "val.jsonl:1 = train.jsonl:1" in leak.what
     assert "rescoldo data split" in leak.remedy
+
+
+def test_only_the_whole_conversation_is_a_leak(tmp_path):
+    def data(name: str, *questions: str) -> Dataset:
+        lines = [
+            {"messages": [
+                {"role": ("user", "assistant")[i % 2], "content": text}
+                for i, text in enumerate((question, "Yes.", "Are you sure?", "Yes."))
+            ]}
+            for question in questions
+        ]  # fmt: skip
+        (tmp_path / "a b").mkdir(exist_ok=True)
+        return Dataset(write(tmp_path / "a b" / name, *lines), [], [], [], "", "")
+
+    train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
+    generic = get_role("generic")
+    (check,) = leaks(train, data("v.jsonl", "Does the Ebro reach the sea?"), generic)
+    assert (check.level, check.what) == ("ok", "training and validation share no prompt")
+    (check,) = leaks(train, data("w.jsonl", "Is Porto in Portugal?"), generic)
+    assert check.level == "failure"
+    assert "1 validation prompts are trained on" in check.what
+    assert "w.jsonl:1 = t.jsonl:2" in check.what
+    command = shlex.split(check.remedy)
+    train, val = tmp_path / "a b" / "t_split.jsonl", tmp_path / "a b" / "w_split.jsonl"
+    assert rescoldo(tmp_path, *command[1:]).returncode == 0, "a command that works as it is printed"
+    assert len(train.read_text().splitlines()) + len(val.read_text().splitlines()) == 3
 
 
 def test_near_leakage_is_a_warning(copy):

@@ -11,13 +11,14 @@ import pytest
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.server import ServerOptions
-from rescoldo.optimize.optimizer import OptimizeConfig, optimize
+from rescoldo.optimize.optimizer import OptimizeConfig, _examples, optimize
 from rescoldo.optimize.program import read_program
+from rescoldo.optimize.watch import Watch
 from rescoldo.role import get_role
 from tests.data.examples import record, write
 from tests.evaluate.fake_server import fake_server, good
 
-pytest.importorskip("dspy")
+dspy = pytest.importorskip("dspy")
 ROLE = get_role("ba")
 RECORDS = [record(i) for i in range(10)]
 QUICK = ServerOptions(4, 5, 0)
@@ -92,6 +93,22 @@ def test_mipro_interrupted_goes_on_where_it_was(train: Path, tmp_path: Path) -> 
     assert made["scores"]["after"]["mean"] == 1.0
     assert made["answers_kept_from_before"] > 0
     assert not list((tmp_path / "out").glob("*partial*"))
+
+
+def test_each_of_two_answers_to_one_question_is_scored_by_its_own() -> None:
+    generic = get_role("generic")
+    records = [{"prompt": "Name a river", "completion": name} for name in ("Ebro", "Tajo")]
+    watch = Watch(generic, records, None)
+    examples = _examples(dspy, generic, records)
+    scores = [watch.metric(example, dspy.Prediction(answer="Ebro")) for example in examples]
+    assert scores[0] == 1.0
+    assert scores[1] < 1.0
+
+
+def test_a_program_is_asked_by_all_that_the_record_asks() -> None:
+    turns = [{"role": who, "content": who} for who in ("user", "assistant", "user", "assistant")]
+    (example,) = _examples(dspy, get_role("generic"), [{"messages": turns}])
+    assert example.prompt == "user\n\nassistant\n\nuser"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:

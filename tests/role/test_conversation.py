@@ -10,7 +10,8 @@ import pytest
 
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
-from rescoldo.data.split import split_file
+from rescoldo.data.fix import fix_file
+from rescoldo.data.split import split_files
 from rescoldo.data.tokenize import tokenize_records
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
@@ -57,6 +58,36 @@ GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     ),
     "alpaca": ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, ["user"], "3"),
     "alpaca without input": ({"instruction": "Name a river.", "input": "", "output": "Ebro"}, ["user"], "Ebro"),
+    "sharegpt's own system": (
+        {"system": " Be brief. ", "conversations": [human("Hi"), gpt("Hello")]},
+        ["system", "user"],
+        "Hello",
+    ),
+    "the same system twice": (
+        {"system": "Be brief.", "messages": [SYSTEM, USER, ASSISTANT]},
+        ["system", "user"],
+        "In Madrid.",
+    ),
+    "alpaca with history": (
+        {"instruction": "And then?", "history": [["Count.", "One."], ["On.", "Two."]], "output": "Three."},
+        ["user", "assistant", "user", "assistant", "user"],
+        "Three.",
+    ),
+    "alpaca's empty extras": (
+        {"instruction": "Count.", "history": [], "system": "", "context": None, "response": None, "output": "One."},
+        ["user"],
+        "One.",
+    ),
+    "dolly": (
+        {"instruction": "Sum up.", "context": "Long.", "response": "Short.", "category": "x"},
+        ["user"],
+        "Short.",
+    ),
+    "a prompt beside messages": (
+        {"prompt": "Where?", "prompt_id": "1", "messages": [USER, ASSISTANT]},
+        ["user"],
+        "In Madrid.",
+    ),
     "prompt": ({"prompt": "Say yes.", "completion": " yes"}, ["user"], "yes"),
     "prompt and response": ({"prompt": "Say yes.", "response": "yes", "system": "Obey."}, ["system", "user"], "yes"),
 }
@@ -80,6 +111,26 @@ def test_good_lines(tmp_path: Path, name: str) -> None:
 
 def test_alpaca_joins_instruction_and_input() -> None:
     assert GENERIC.key(GOOD["alpaca"][0]) == "Add.\n\n1 and 2"
+    assert GENERIC.key(GOOD["dolly"][0]) == "Sum up.\n\nLong."
+
+
+def test_what_stands_beside_the_turns_is_in_the_prompt() -> None:
+    assert GENERIC.messages(GOOD["sharegpt's own system"][0])[0] == SYSTEM
+    texts = [message["content"] for message in GENERIC.messages(GOOD["alpaca with history"][0])]
+    assert texts == ["Count.", "One.", "On.", "Two.", "And then?"]
+
+
+@pytest.mark.parametrize("first", [[], [{"from": "system", "value": "Be brief."}]])
+def test_an_answer_before_the_first_question_is_cut(tmp_path: Path, first: list[dict[str, str]]) -> None:
+    path = write(tmp_path / "d.jsonl", {"id": 1, "conversations": [*first, gpt("Hello!"), human("Hi"), gpt("Yes?")]})
+    (fault,) = audit([path], GENERIC).faults
+    assert (fault.field, fault.fixable) == (f"conversations[{len(first)}]", True)
+    fixed = fix_file(path, GENERIC)
+    assert [(change.field, change.what) for change in fixed.changes] == [
+        (fault.field, "left out: the assistant's words before the first question")
+    ]
+    assert json.loads(fixed.content) == {"id": 1, "conversations": [*first, human("Hi"), gpt("Yes?")]}
+    assert fixed.left == []
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
@@ -115,6 +166,27 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "no completion": ({"prompt": "x"}, "completion", "is missing"),
     "empty completion": ({"prompt": "x", "completion": ""}, "completion", "is empty"),
     "system number": ({"prompt": "x", "completion": "y", "system": 5}, "system", "is a number"),
+    "another system": (
+        {"system": "Obey.", "messages": [SYSTEM, USER, ASSISTANT]},
+        "system",
+        r"another than the system message in messages\[0\]",
+    ),
+    "messages and prompt": (
+        {"prompt": "a", "completion": "b", "messages": [USER, ASSISTANT]},
+        "",
+        "both messages and prompt/completion",
+    ),
+    "messages and conversations": (
+        {"messages": [USER, ASSISTANT], "conversations": [human("x"), gpt("y")]},
+        "",
+        "both messages and conversations",
+    ),
+    "two answers": ({"prompt": "a", "response": "c", "completion": "b"}, "", "both completion and response"),
+    "two outputs": ({"instruction": "a", "output": "c", "response": "b"}, "", "both response and output"),
+    "input and context": ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, "", "input and context"),
+    "history text": ({"instruction": "a", "history": "b", "output": "c"}, "history", "is text, a list"),
+    "history of one": ({"instruction": "a", "history": [["b"]], "output": "c"}, "history[0]", "question, answer"),
+    "history number": ({"prompt": "a", "history": [["b", 1]], "completion": "c"}, "history[0][1]", "is a number"),
     "not json": ("{'prompt': 'x'}", "", "not JSON"),
 }
 
@@ -151,11 +223,15 @@ def test_a_template_without_system_gets_it_with_the_question() -> None:
 
 def test_split_and_duplicates(tmp_path: Path) -> None:
     lines = [{"prompt": f"Question {word}", "completion": word} for word in "abcdefgh"]
-    lines[3] = {"messages": [{"role": "user", "content": "question A"}, {"role": "assistant", "content": "a"}]}
+    lines[3] = {"messages": [{"role": "user", "content": "Question a"}, {"role": "assistant", "content": "a"}]}
     path = write(tmp_path / "all.jsonl", *lines)
     codes = [(fault.line, fault.code) for fault in audit([path], GENERIC).faults]
     assert codes == [(4, "duplicate")]
-    done = split_file(path, 0.25, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
+    done = split_files([path], 0.25, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
     assert (0 in done.train) == (3 in done.train)
+    first, second = write(tmp_path / "1.jsonl", *lines[:3]), tmp_path / "2.json"
+    second.write_text(json.dumps(lines[3:]))  # without a line's end
+    assert split_files([first, second], 0.25, 1, tmp_path / "t2.jsonl", tmp_path / "v2.jsonl", GENERIC) == done
+    assert (tmp_path / "t2.jsonl").read_bytes() == (tmp_path / "t.jsonl").read_bytes()
     written = (tmp_path / "t.jsonl").read_text() + (tmp_path / "v.jsonl").read_text()
     assert sorted(written.splitlines()) == sorted(json.dumps(line) for line in lines)

@@ -173,6 +173,14 @@ def test_config_that_is_no_file(place, monkeypatch, capsys, name):
     assert name in text
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl"])
+def test_a_faulty_dataset_is_told_before_anything_is_loaded(place, name, monkeypatch, capsys) -> None:
+    (place / name).write_text("{}\n")
+    code, said = attempt({}, monkeypatch, capsys)
+    assert code == EXIT_USAGE
+    assert said.startswith(f"error: {name}:1, concept: is missing")
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "training_info.json", "metrics.jsonl"])
 def test_what_another_program_left_is_not_overwritten(place, monkeypatch, capsys, name):
     (place / "out").mkdir()

@@ -26,9 +26,11 @@ def audit(
 ) -> None:
     """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
     from rescoldo.data.audit import audit as check
+    from rescoldo.data.records import fix_command
     from rescoldo.role import get_role
 
-    found = check(files, get_role(role))
+    the_role = get_role(role)
+    found = check(files, the_role)
     if json_:
         _print_json(found.as_json())
     else:
@@ -46,9 +48,7 @@ def audit(
             print(f"between the files: {len(found.across)} findings")
         fixable = next((fault for fault in found.faults if fault.fixable), None)
         if fixable:
-            path = Path(fixable.file)
-            option = "" if role == "ba" else f" --role {role}"
-            print(f"→ rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}{option}")
+            print(f"→ {fix_command(Path(fixable.file), the_role)}")
         elif found.ok:
             print("✅ no errors")
     if not found.ok:
@@ -65,7 +65,9 @@ def fix(
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Mend IDs, priorities' spelling and YAML-string lists, leave out repeated examples; say each change.
+    """Mend what the role knows how to mend, leave out repeated examples; say each change.
+
+    With ba: IDs, priorities' spelling, YAML-string lists. In a conversation: an answer before the first question.
 
     Lines that only a person can mend stay as they are. Exit code 1 if there are any.
     """
@@ -100,7 +102,7 @@ def fix(
 
 @data.command(epilog="Example: rescoldo data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl")
 def split(
-    file: Annotated[Path, typer.Argument(help="Dataset file.")],
+    files: Annotated[list[Path], typer.Argument(help="Dataset files; several are divided as if they were one.")],
     train_out: Annotated[Path, typer.Option(help="New file for training.")],
     val_out: Annotated[Path, typer.Option(help="New file for validation.")],
     val: Annotated[float, typer.Option(help="Share of the records for validation.")] = 0.2,
@@ -108,11 +110,12 @@ def split(
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Divide a dataset by seed; the same or nearly the same concepts stay on one side."""
-    from rescoldo.data.split import split_file
+    """Divide a dataset by seed; the same or nearly the same inputs stay on one side."""
+    from rescoldo.data.split import split_files
     from rescoldo.role import get_role
 
-    done = split_file(file, val, seed, train_out, val_out, get_role(role))
+    the_role = get_role(role)
+    done = split_files(files, val, seed, train_out, val_out, the_role)
     if json_:
         _print_json(
             {
@@ -126,7 +129,8 @@ def split(
     print(f"{train_out}: {len(done.train)} records")
     print(f"{val_out}: {len(done.val)} records")
     if done.grouped:
-        print(f"{done.grouped} records have the same or nearly the same concept as another and were kept with it")
+        same = f"the same or nearly the same {the_role.input}"
+        print(f"{done.grouped} records have {same} as another and were kept with it")
 
 
 def _print_json(value: Any) -> None:

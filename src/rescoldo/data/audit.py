@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from rescoldo.data.records import read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.role import Fault, Role, get_role
-from rescoldo.words import same, words
+from rescoldo.words import same
 
 
 @dataclass
@@ -25,7 +26,7 @@ class FileAudit:
 
 @dataclass
 class Audit:
-    """All files' results; `across` holds what is wrong between files (training concepts in the validation file)."""
+    """All files' results; `across` holds what is wrong between files (training inputs in the validation file)."""
 
     files: list[FileAudit]
     across: list[Fault] = field(default_factory=list)
@@ -65,12 +66,13 @@ class _Entry:
     line: int
     field: str
     asked: str
+    key: str
     answer: str
     sentences: list[str]
 
 
 def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
-    """Check dataset files; with several, also that no concept stands in two of them. `role` is ba where not given.
+    """Check dataset files; with several, also that no input stands in two of them. `role` is ba where not given.
 
     Raises:
         RescoldoError: a file cannot be read at all.
@@ -87,33 +89,46 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
                 continue
             file.records += 1
             file.faults += role.check(line.value, str(path), line.number)
-            question = asked(role, line.value)
-            if words(question):
-                answer, listed = answer_of(role, line.value), sentences(role, line.value)
-                own.append(_Entry(str(path), line.number, role.input, question, answer, listed))
+            key = input_of(role, line.value)
+            if key:
+                question, listed = role.question(line.value), sentences(role, line.value)
+                answer = answer_of(role, line.value)
+                own.append(_Entry(str(path), line.number, role.input, question, key, answer, listed))
         if not file.records and not file.faults:
-            file.faults.append(Fault(str(path), 1, "", "no-records", "the file holds no records"))
-        file.faults += _among(own, role.spec.answer)
+            file.faults.append(Fault(str(path), 1, "", "no-records", "holds no records: one example a line is wanted"))
+        file.faults += _among(own, role)
         file.faults.sort(key=lambda fault: fault.line)
         result.files.append(file)
         entries.append(own)
-    result.across = _across(entries)
+    result.across = _across(entries, role.input)
     return result
 
 
-def asked(role: Role, record: dict[str, Any]) -> str:
-    """What a record asks; "" where its input has faults."""
-    return "" if role.check(record, "", 0, answers=False) else role.key(record)
-
-
 def input_of(role: Role, record: dict[str, Any]) -> str:
-    """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults."""
-    return same(asked(role, record))
+    """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults.
+
+    A role may say that the words of its input decide. Else a sign (3+2, 3-2), a capital, the system message or an
+    earlier turn can make another question, so that the prompts must be the same.
+    """
+    if role.check(record, "", 0, answers=False):
+        return ""
+    return same(role.key(record)) if by_words(role) else json.dumps(role.messages(record), ensure_ascii=False)
 
 
 def answer_of(role: Role, record: dict[str, Any]) -> str:
-    """A record's answer in a form in which two equal answers are equal text (IDs and the like do not count)."""
-    return " | ".join(same(text) for _, text in role.prose(record))
+    """A record's answer in a form in which two equal answers are equal text; "" where there is none.
+
+    Where words decide, those of its texts do (IDs and the like do not count); other answers are compared as a whole.
+    """
+    if by_words(role):
+        return " | ".join(same(text) for _, text in role.prose(record))
+    value = role.answer_of(record)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def by_words(role: Role) -> bool:
+    """Whether the same words are the same input, of which there is one right answer."""
+    return role.spec.same == "words"
 
 
 def sentences(role: Role, record: dict[str, Any]) -> list[str]:
@@ -121,56 +136,60 @@ def sentences(role: Role, record: dict[str, Any]) -> list[str]:
     return [text for listed, text in role.prose(record) if listed]
 
 
-def _among(entries: list[_Entry], answer: str) -> list[Fault]:
+def _among(entries: list[_Entry], role: Role) -> list[Fault]:
     """Duplicates inside one file."""
+    name, level = role.input, "error" if by_words(role) else "warning"
     faults: list[Fault] = []
     first: dict[str, _Entry] = {}
+    examples: dict[tuple[str, str], _Entry] = {}
     different: list[_Entry] = []
     for entry in entries:
-        earlier = first.setdefault(same(entry.asked), entry)
+        earlier = first.setdefault(entry.key, entry)
+        twin = examples.setdefault((entry.key, entry.answer), entry)
         if earlier is entry:
             different.append(entry)
-        elif earlier.answer == entry.answer:
-            what = f"the same example as line {earlier.line}"
+        elif twin is not entry:
+            what = f"the same example as line {twin.line}"
             faults.append(Fault(entry.file, entry.line, entry.field, "duplicate", what, fixable=True))
         else:
-            what = f"the same concept as line {earlier.line}, with another answer"
-            faults.append(Fault(entry.file, entry.line, entry.field, "duplicate-concept", what))
+            what = f"the same {name} as line {earlier.line}, with another answer"
+            faults.append(Fault(entry.file, entry.line, entry.field, "duplicate-concept", what, level=level))
     nearest = {later: (before, overlap) for later, before, overlap in near_pairs([entry.asked for entry in different])}
     for later, (before, overlap) in nearest.items():
-        what = f"{overlap:.0%} of its phrases stand in line {different[before].line}'s concept too"
+        what = f"{overlap:.0%} of its phrases stand in line {different[before].line}'s {name} too"
         entry = different[later]
         faults.append(Fault(entry.file, entry.line, entry.field, "near-duplicate", what, level="warning"))
+    answer = role.spec.answer
     users: dict[str, _Entry] = {}
     for entry in different:
         for sentence in entry.sentences:
             key = same(sentence)
             earlier = users.setdefault(key, entry)
             if earlier is not entry and key:
-                what = f"line {earlier.line} has the same requirement: {sentence[:60]!r}"
+                what = f"line {earlier.line} has the same text in its {answer}: {sentence[:60]!r}"
                 faults.append(Fault(entry.file, entry.line, answer, "shared-sentence", what, level="warning"))
     return faults
 
 
-def _across(files: list[list[_Entry]]) -> list[Fault]:
-    """Concepts of one file that stand in an earlier one, or are near to one there."""
+def _across(files: list[list[_Entry]], name: str) -> list[Fault]:
+    """Inputs, called `name`, of one file that stand in an earlier one, or are near to one there."""
     faults: list[Fault] = []
     for index, own in enumerate(files):
         for other in files[:index]:
-            known = {same(entry.asked): entry for entry in other}
+            known = {entry.key: entry for entry in other}
             fresh = []
             for entry in own:
-                leaked = known.get(same(entry.asked))
+                leaked = known.get(entry.key)
                 if leaked is None:
                     fresh.append(entry)
                     continue
-                what = f"the concept stands in {leaked.file}:{leaked.line} too: a score on it means nothing"
+                what = f"the {name} stands in {leaked.file}:{leaked.line} too: a score on it means nothing"
                 faults.append(Fault(entry.file, entry.line, entry.field, "leak", what))
             both = [*other, *fresh]
             pairs = near_pairs([entry.asked for entry in both])
             nearest = {later: (before, share) for later, before, share in pairs if before < len(other) <= later}
             for later, (before, share) in nearest.items():
                 entry, source = both[later], both[before]
-                what = f"{share:.0%} of its phrases stand in the concept of {source.file}:{source.line} too"
+                what = f"{share:.0%} of its phrases stand in the {name} of {source.file}:{source.line} too"
                 faults.append(Fault(entry.file, entry.line, entry.field, "near-leak", what, level="warning"))
     return faults

@@ -1,26 +1,33 @@
-"""Reading JSON Lines: every line is either a record or a list of faults, and nothing is ever read without bounds."""
+"""Reading JSON Lines, or one JSON array: every line, or element, is either a record or a list of faults, and nothing
+is ever read without bounds.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.role import DEFAULT, Fault, Role, get_role
 
 MAX_LINE_BYTES = 4 << 20
+MAX_ARRAY_BYTES = 1 << 30
 MAX_NUMBER_DIGITS = 300
 SHOWN = 5  # faults that an error message lists
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
 
 
 class Record(dict[str, Any]):
     """A record of the dataset as it stands in the file (unknown keys kept), read by its role (Role.read).
 
     Attributes:
-        line: its line in the file, from 1.
+        line: its line in the file, from 1 (see read_lines).
     """
 
     line: int = 0
@@ -28,10 +35,10 @@ class Record(dict[str, Any]):
 
 @dataclass
 class Line:
-    """One line that is not blank.
+    """One line that is not blank, or one element of an array.
 
     Attributes:
-        raw: its bytes as they stand in the file, without the line's end (cut off where the line is too long).
+        raw: its bytes as they stand in the file, without line ends (cut off where the line is too long).
         value: the JSON object, None if it is none.
         faults: why not, or what is wrong inside (JSON level only: repeated keys, NaN, invalid characters).
     """
@@ -47,10 +54,13 @@ class _BadJsonError(ValueError):
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a JSON Lines file, blank ones left out.
+    """The lines of a JSON Lines file, blank ones left out; or the elements of a JSON array, which count as lines.
+
+    An element's number is that of the line it begins on. Where two begin on one line, elements are counted instead.
 
     Raises:
-        RescoldoError: the file is missing, a directory, not readable, or no text.
+        RescoldoError: the file is missing, a directory, not readable, or no text; it is an array that is damaged, or
+            lines of which one object takes several.
     """
     try:
         if path.is_dir():
@@ -58,6 +68,9 @@ def read_lines(path: Path) -> Iterator[Line]:
                 "is a directory, not a JSON Lines file", where=str(path), fix="name the .jsonl file in it"
             )
         with open(path, "rb") as file:
+            if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                yield from _elements(path, file)
+                return
             number = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -69,14 +82,81 @@ def read_lines(path: Path) -> Iterator[Line]:
                 if too_long:
                     while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
                         pass
-                    what = f"line is longer than {MAX_LINE_BYTES >> 20} MiB"
-                    yield Line(number, raw, None, [Fault(str(path), number, "", "line-length", what)])
+                    yield _too_long(path, number, raw)
+                elif raw.strip() == b"{":
+                    raise RescoldoError(
+                        "an object goes on over several lines: in JSON Lines each stands on one",
+                        where=f"{path}:{number}",
+                        fix=f"jq -c . {quote(path)} > lines.jsonl",
+                    )
                 elif raw.strip():
                     yield _parse(path, number, raw.rstrip(b"\r\n"))
     except FileNotFoundError:
         raise RescoldoError("there is no such file", where=str(path), fix="check the path") from None
     except OSError as error:
         raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
+    """The elements of a JSON array, each read as if it were a line; here only their places are found."""
+    content = file.read(MAX_ARRAY_BYTES + 1)
+    if len(content) > MAX_ARRAY_BYTES:
+        what, fix = f"a JSON array of more than {MAX_ARRAY_BYTES >> 30} GiB", f"jq -c '.[]' {quote(path)} > lines.jsonl"
+        raise RescoldoError(what, where=str(path), fix=fix)
+    text = content.decode("utf-8-sig", "surrogateescape")  # what is no UTF-8 is reported with its element
+    try:
+        spans = list(_spans(text))
+    except json.JSONDecodeError as error:
+        what = f"the JSON array is damaged: {error.msg} (column {error.colno})"
+        raise RescoldoError(what, where=f"{path}:{error.lineno}", fix="mend it there") from None
+    numbers: list[int] = []
+    number, before = 1, 0
+    for start, _ in spans:
+        number += text.count("\n", before, start)
+        numbers.append(number)
+        before = start
+    if len(set(numbers)) < len(numbers):  # several begin on one line
+        numbers = list(range(1, len(numbers) + 1))
+    for (start, end), number in zip(spans, numbers, strict=True):
+        raw = text[start:end].encode("utf-8", "surrogateescape")
+        if len(raw) > MAX_LINE_BYTES:
+            yield _too_long(path, number, raw[:MAX_LINE_BYTES])
+        else:
+            yield _parse(path, number, b" ".join(part.strip() for part in raw.splitlines()))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where each element of a JSON array begins and ends.
+
+    Raises:
+        json.JSONDecodeError: it is damaged, or something follows it.
+    """
+    at = _skip(text, text.index("[") + 1)
+    more = not text.startswith("]", at)
+    while more:
+        try:
+            end = _DECODER.raw_decode(text, at)[1]
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", text, at) from None
+        yield at, end
+        at = _skip(text, end)
+        more = text.startswith(",", at)
+        at = _skip(text, at + 1) if more else at
+    if not text.startswith("]", at):
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+    at = _skip(text, at + 1)
+    if at < len(text):
+        raise json.JSONDecodeError("Extra data behind its end", text, at)
+
+
+def _skip(text: str, at: int) -> int:
+    """Where the white space that begins at `at` ends."""
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def _too_long(path: Path, number: int, raw: bytes) -> Line:
+    what = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
+    return Line(number, raw, None, [Fault(str(path), number, "", "line-length", what)])
 
 
 def _parse(path: Path, number: int, raw: bytes) -> Line:
@@ -162,6 +242,22 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     return records
 
 
+def fix_command(path: Path, role: Role) -> str:
+    """The command that mends a file."""
+    suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
+    return f"rescoldo data fix {quote(path)} -o {quote(path.with_name(path.stem + '_fixed' + suffix))}{flag(role)}"
+
+
+def quote(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def flag(role: Role) -> str:
+    """What a printed command must say about the role."""
+    return "" if role.option == DEFAULT else f" --role {shlex.quote(role.option)}"
+
+
 def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
     first, *others = faults
     lines = len({fault.line for fault in faults})
@@ -171,10 +267,6 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
         if len(faults) > SHOWN:
             shown.append(f"  … and {len(faults) - SHOWN} more")
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
-    if any(fault.fixable for fault in faults):
-        fix = f"rescoldo data fix {path} -o {path.with_name(path.stem + '_fixed' + path.suffix)}"
-    else:
-        fix = f"rescoldo data audit {path}"
-    if role.option != DEFAULT:
-        fix += f" --role {role.option}"
+    fixable = any(fault.fixable for fault in faults)
+    fix = fix_command(path, role) if fixable else f"rescoldo data audit {quote(path)}{flag(role)}"
     return RescoldoError(what, where=first.where, fix=fix)

@@ -1,8 +1,9 @@
-"""One dataset into a training and a validation file: by seed, with no concept on both sides."""
+"""A dataset into a training and a validation file: by seed, with no input on both sides."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,20 +75,25 @@ def split_indices(concepts: list[str], share: float, seed: int) -> Split:
     return Split(train, sorted(val), sum(len(members) for members in groups.values() if len(members) > 1))
 
 
-def split_file(path: Path, share: float, seed: int, train_out: Path, val_out: Path, role: Role | None = None) -> Split:
-    """Split a file; lines are copied as they stand. `role` is ba where it is not given.
+def split_files(
+    paths: Sequence[Path], share: float, seed: int, train_out: Path, val_out: Path, role: Role | None = None
+) -> Split:
+    """Split what stands in one file or several; lines are copied as they stand. `role` is ba where it is not given.
 
     Raises:
-        RescoldoError: faults in the file, an output that exists, nothing to split.
+        RescoldoError: faults in a file, an output that exists, nothing to split.
     """
-    if len({path.resolve(), train_out.resolve(), val_out.resolve()}) < 3:
-        raise RescoldoError("input, --train-out and --val-out must be three different files", where=str(path))
+    outputs = {train_out.resolve(), val_out.resolve()}
+    if len(outputs) < 2 or outputs & {path.resolve() for path in paths}:
+        raise RescoldoError(
+            "input, --train-out and --val-out must be three different files", where=", ".join(map(str, paths))
+        )
     role = role or get_role()
-    records = read_records(path, role)
+    records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
         refuse_existing(output)
-    split = split_indices([role.key(record) for record in records], share, seed)
-    raw = [line.raw for line in read_lines(path)]
+    split = split_indices([role.question(record) for record in records], share, seed)
+    raw = [line.raw for path in paths for line in read_lines(path)]
     try:
         for output, indices in ((train_out, split.train), (val_out, split.val)):
             write_bytes(output, b"".join(raw[i] + b"\n" for i in indices))

@@ -6,14 +6,18 @@ token with which the template closes the assistant's turn, so that the model lea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from rescoldo.data.records import Record
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
 
+SHOWN = 5  # lines that an error names beside the first
 _SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
 
 
@@ -64,6 +68,40 @@ def tokenize_records(records: Sequence[dict[str, Any]], role: Role, tokenizer: A
         examples.append(Example(tokens, len(prompt)))
         kept.append(index)
     return Tokenized(examples, kept, overruns)
+
+
+def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tokenizer: Any) -> None:
+    """Stop where a text of the dataset holds what the model reads as the beginning or the end of a turn.
+
+    Raises:
+        RescoldoError: one error that names the first such text, and the lines of some others.
+    """
+    pattern = re.compile("|".join(map(re.escape, sorted(_turn_marks(tokenizer), key=len, reverse=True))))
+    found: list[tuple[int, str, str]] = []
+    for record in records:
+        texts = [(f"message {i} ({turn['role']})", turn["content"]) for i, turn in enumerate(role.messages(record), 1)]
+        marks = ((field, pattern.search(text)) for field, text in (*texts, (role.spec.answer, role.target(record))))
+        found += [(record.line, field, mark[0]) for field, mark in marks if mark][:1]
+    if not found:
+        return
+    (line, field, token), *others = found
+    what = f"holds the model's control token {token}, which would begin or end a turn there"
+    if others:
+        what += "; also " + ", ".join(f"line {other}" for other, _, _ in others[:SHOWN])
+        what += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    raise RescoldoError(what, where=f"{path}:{line}, {field}", fix="write it otherwise, or leave the example out")
+
+
+def _turn_marks(tokenizer: Any) -> set[str]:
+    """The special tokens that the template writes around turns, and those that begin and end a text.
+
+    Others (<filename>, <think>) may stand in a text: they mark no turn.
+    """
+    special = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    written = prompt_ids([{"role": "user", "content": "?"}], tokenizer)
+    ids = (special & set(written)) | stop_ids(tokenizer) | {tokenizer.bos_token_id}
+    return {tokenizer.convert_ids_to_tokens(index) for index in ids if index is not None}
 
 
 def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rescoldo.base.hf import REFETCH
 from rescoldo.base.model import BaseModel
-from rescoldo.data.audit import asked
-from rescoldo.data.records import read_lines
+from rescoldo.data.audit import input_of
+from rescoldo.data.records import flag, quote, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
@@ -18,10 +18,9 @@ from rescoldo.files import load_json
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
-from rescoldo.words import same
 
 FEW_TRAIN, FEW_VAL = 20, 5
-NEAR_LIMIT = 3000  # concepts that are compared with each other for likeness
+NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
 SHOWN = 3
 INDEX = "model.safetensors.index.json"
 
@@ -74,7 +73,7 @@ def index_faults(base: BaseModel) -> Iterator[str]:
 
 
 def datasets(subject: Subject) -> Iterator[Check]:
-    """Counts, tokens, overruns, and whether training and validation share concepts."""
+    """Counts, tokens, overruns, and whether training and validation share inputs."""
     for name, data, few in (("training", subject.train, FEW_TRAIN), ("validation", subject.val, FEW_VAL)):
         if data is None:
             continue
@@ -94,38 +93,43 @@ def datasets(subject: Subject) -> Iterator[Check]:
 
 
 def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
-    """Concepts that stand in both files, or nearly."""
+    """Inputs that stand in both files, or nearly."""
     try:
-        before, after = (_concepts(data.path, role) for data in (train, val))
+        before, after = (_inputs(data.path, role) for data in (train, val))
     except RescoldoError as error:
         yield refused("leakage", error)
         return
-    known = {same(text): line for line, text in before}
-    shared = [
-        f"{val.path.name}:{line} = {train.path.name}:{known[same(text)]}" for line, text in after if same(text) in known
-    ]
-    remedy = f"cat {train.path} {val.path} > all.jsonl && rescoldo data split all.jsonl"
-    remedy += " --train-out train.jsonl --val-out val.jsonl"
+    name = role.input
+    known = {key: line for line, key, _ in before}
+    shared = [f"{val.path.name}:{line} = {train.path.name}:{known[key]}" for line, key, _ in after if key in known]
+    remedy = _divide_anew(train.path, val.path, role)
     if shared:
-        what = f"{len(shared)} validation concepts are trained on, a score on them means nothing: {_some(shared)}"
+        what = f"{len(shared)} validation {name}s are trained on, a score on them means nothing: {_some(shared)}"
         yield failure("leakage", what, remedy, shared=len(shared))
         return
     near: list[str] = []
     if len(before) + len(after) <= NEAR_LIMIT:
-        texts = [text for _, text in [*before, *after]]
+        texts = [text for _, _, text in [*before, *after]]
         pairs = [(later, earlier) for later, earlier, _ in near_pairs(texts) if earlier < len(before) <= later]
         near = [f"{val.path.name}:{after[i - len(before)][0]} ~ {train.path.name}:{before[j][0]}" for i, j in pairs]
     if near:
-        what = f"{len(near)} validation concepts are close to trained ones: {_some(near)}"
+        what = f"{len(near)} validation {name}s are close to trained ones: {_some(near)}"
         yield warning("leakage", what, remedy, near=len(near))
     else:
-        yield ok("leakage", "training and validation share no concept")
+        yield ok("leakage", f"training and validation share no {name}")
 
 
-def _concepts(path: Path, role: Role) -> list[tuple[int, str]]:
-    """(line, what is asked) of each record that asks something."""
-    lines = ((line.number, asked(role, line.value)) for line in read_lines(path) if line.value is not None)
-    return [(number, text) for number, text in lines if same(text)]
+def _divide_anew(train: Path, val: Path, role: Role) -> str:
+    """The command that makes two other files of the same records."""
+    outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
+    files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
+    return f"rescoldo data split {files}{flag(role)}"
+
+
+def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:
+    """(line, what is equal where the same is asked, what is asked) of each record that asks something."""
+    lines = ((line.number, line.value, input_of(role, line.value)) for line in read_lines(path) if line.value)
+    return [(number, key, role.question(record)) for number, record, key in lines if key]
 
 
 def _some(items: list[str]) -> str:

@@ -192,7 +192,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _examples(dspy: Any, role: Role, records: Sequence[dict[str, Any]]) -> list[Any]:
     return [
-        dspy.Example({role.input: role.key(r), role.spec.answer: role.target(r)}).with_inputs(role.input)
+        dspy.Example({role.input: role.question(r), role.spec.answer: role.target(r)}).with_inputs(role.input)
         for r in records
     ]
 

@@ -49,8 +49,8 @@ class ProgramPredictor:
         return f"dspy {import_dspy().__version__} {state} {self.chat.fingerprint()}"
 
     def prompt(self, record: dict[str, Any]) -> str:
-        """The input; what is around it belongs to the program."""
-        return self.role.key(record)
+        """What the record asks; what is around it belongs to the program."""
+        return self.role.question(record)
 
     def describe(self) -> dict[str, Any]:
         """The program, its examples, and the model under it."""
@@ -98,7 +98,7 @@ class ProgramPredictor:
         fields: dict[str, Any] | None = None
         error = ""
         try:
-            found = self.program.module(**{self.role.input: self.role.key(record)})
+            found = self.program.module(**{self.role.input: self.role.question(record)})
             fields = {name: value for name, value in found.toDict().items() if name not in ("reasoning", "rationale")}
         except (RescoldoError, StoppedError):
             raise

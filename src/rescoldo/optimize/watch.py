@@ -20,14 +20,15 @@ class Watch:
 
     def __init__(self, role: Role, records: Sequence[dict[str, Any]], console: Console | None) -> None:
         self._role, self._console = role, console
-        self._records = {role.key(record): record for record in records}
+        self._records = {(role.question(record), role.target(record)): record for record in records}
         self._scored, self._sum, self._tokens, self._last = 0, 0.0, 0, time.monotonic()
         self._lock = threading.Lock()
 
     def metric(self, example: Any, prediction: Any, trace: Any = None) -> float:
         """The role's score of an answer, 0..1."""
-        record = self._records[getattr(example, self._role.input)]
-        total = self._role.score(str(getattr(prediction, self._role.spec.answer, "")), record).total
+        answer = self._role.spec.answer
+        record = self._records[getattr(example, self._role.input), getattr(example, answer)]
+        total = self._role.score(str(getattr(prediction, answer, "")), record).total
         with self._lock:
             self._scored, self._sum = self._scored + 1, self._sum + total
         self._say()

@@ -12,11 +12,11 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.role.conversation import convert
+from rescoldo.role.conversation import convert, mend
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Score, from_function
-from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, render
+from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, fields_used, render
 from rescoldo.role.schema import Form, Schema
 from rescoldo.role.spec import RoleSpec
 from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, strip_fence
@@ -129,7 +129,18 @@ class Role:
     def key(self, record: dict[str, Any]) -> str:
         """The input as a person would name it (for BA: the concept)."""
         value = self.read(record, answers=False).get(self.spec.input, "")
-        return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return _as_text(value).strip()
+
+    def question(self, record: dict[str, Any]) -> str:
+        """All that a record itself asks with: its input and what else the prompt uses, or a conversation's turns.
+
+        The words that many records have in common, the prompt's own and a system message, are left out.
+        """
+        record = self.read(record, answers=False)
+        if self.spec.prompt is None:
+            return "\n\n".join(turn["content"] for turn in record["turns"] if turn["role"] != "system")
+        others = [name for name in self._other_fields if name in record]
+        return "\n".join([self.key(record), *(f"{name}: {_as_text(record[name])}" for name in others)])
 
     def read(self, record: dict[str, Any], *, answers: bool = True) -> dict[str, Any]:
         """A copy of a record that has no faults in the form that the role's other methods share.
@@ -161,7 +172,7 @@ class Role:
             RescoldoError: the role's own mend fails, or returns what it may not.
         """
         if not self.spec.mend:
-            return record, []
+            return mend(record) if self.spec.format == "conversation" else (record, [])
         try:
             return self._function(self.spec.mend).call(mended_of, record)
         except HookError as error:
@@ -239,6 +250,12 @@ class Role:
     def _templates(self) -> list[tuple[str, Any]]:
         return [(who, compile_template(template)) for who, template in self.spec.templates()]
 
+    @cached_property
+    def _other_fields(self) -> list[str]:
+        """The fields beside the input that the prompt uses."""
+        used = set[str]().union(*(fields_used(template) for _, template in self.spec.templates()))
+        return sorted(used - {self.spec.input})
+
     def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
         if self.spec.format == "conversation":
             record, findings = convert(record, answers)
@@ -311,3 +328,7 @@ class Role:
         if not isinstance(value, dict | list):
             return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
         return self.schema.conform(value), ""
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -57,6 +57,8 @@ class RoleSpec(_Strict):
     needs_answers: bool | None = None
     check: str | None = None
     mend: str | None = None
+    same: Literal["prompt", "words"] = "prompt"
+    heading: str = "Fine-Tuning LoRA"
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     samples: _Samples | None = None
 

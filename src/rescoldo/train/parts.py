@@ -88,6 +88,7 @@ class Parts:
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
     save_tokenizer: Callable[[Any, Path], object]
+    check_dataset: Callable[[Path, Role], object] = lambda path, role: None  # as data.read_records
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
@@ -101,6 +102,7 @@ def real_parts() -> Parts:
     """The engine and the data modules of this package."""
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
+    from rescoldo.data import read_records
     from rescoldo.doctor.examine import preflight
     from rescoldo.doctor.rate import expected_rate
     from rescoldo.engine.model import LoraModel, evaluate_loss
@@ -111,6 +113,7 @@ def real_parts() -> Parts:
     return Parts(
         open_base=open_base,
         read_dataset=read_dataset,
+        check_dataset=read_records,
         load_model=partial(LoraModel.load, keep_converted=True),
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
@@ -142,9 +145,10 @@ def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit:
         RescoldoError: faults in the file, or nothing left to use.
     """
     from rescoldo.data import read_records
-    from rescoldo.data.tokenize import tokenize_records
+    from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 
     records = read_records(path, role)[:limit]
+    refuse_control_tokens(path, records, role, tokenizer)
     tokenized = tokenize_records(records, role, tokenizer, max_length)
     if not tokenized.examples:
         line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
