@@ -64,7 +64,7 @@ def test_no_thread_of_the_group_outlives_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantization", "size"), [("fp32", 2), ("fp32", 4), ("bf16", 2), ("int8", 2)])
+@pytest.mark.parametrize(("quantization", "size"), [("fp32", 2), ("fp32", 4), ("bf16", 2), ("int8", 2), ("nf4", 2)])
 def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: str, size: int) -> None:
     (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", quantization))
     assert one[0] == 0, one[1]

@@ -85,8 +85,8 @@ def test_a_check_that_fails_is_one_message(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("line", [*WRONG, "return record, None", "return record, [1]", "return None, []"])
 def test_a_mend_that_fails_is_one_message(tmp_path: Path, line: str) -> None:
     role = role_with(tmp_path, f"def f(record):\n    {line}\n", mend="m.py:f")
-    with pytest.raises(RescoldoError, match=r"mend: m.py:f failed: ") as caught:
-        role.mend(RECORD)
+    with pytest.raises(RescoldoError, match=r"mend: m.py:f failed on d.jsonl:7: ") as caught:
+        role.mend(RECORD, "d.jsonl:7")
     assert caught.value.where.startswith(str(tmp_path / "m.py:"))
 
 

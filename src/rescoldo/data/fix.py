@@ -54,7 +54,7 @@ def fix_file(path: Path, role: Role | None = None) -> Fixed:
         if line.value is None or line.faults:
             lines.append(line.raw)
             continue
-        record, mended = role.mend(line.value)
+        record, mended = role.mend(line.value, f"{path}:{line.number}")
         changes = [Change(line.number, *change) for change in mended]
         key = (input_of(role, record), answer_of(role, record))
         if all(key) and first.setdefault(key, line.number) != line.number:

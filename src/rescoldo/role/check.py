@@ -196,7 +196,7 @@ def _mend(role: Role) -> Result:
     for number, record in raw:
         try:
             with _within(PATIENCE, f"mending {where}:{number}"):
-                mended, _ = role.mend(copy.deepcopy(record))
+                mended, _ = role.mend(copy.deepcopy(record), f"{where}:{number}")
                 found = [fault for fault in role.check(mended, where, number) if fault.level == "error"]
         except RescoldoError as error:
             return Result("mend", False, [f"{error.where}: {error.what}"], error.fix)

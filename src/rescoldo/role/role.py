@@ -165,8 +165,9 @@ class Role:
             findings += self._answer_findings(record, f"{file}:{line}")
         return [Fault(file, line, *finding) for finding in findings]
 
-    def mend(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """A mended copy of a record and (field, what) of each change, as far as the role knows how to.
+    def mend(self, record: dict[str, Any], where: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """A mended copy of a record, which stands `where`, and (field, what) of each change, as far as the role knows
+        how to.
 
         Raises:
             RescoldoError: the role's own mend fails, or returns what it may not.
@@ -176,7 +177,7 @@ class Role:
         try:
             return self._function(self.spec.mend).call(mended_of, record)
         except HookError as error:
-            raise self._failed("mend", self.spec.mend, error) from None
+            raise self._failed("mend", self.spec.mend, error, where) from None
 
     def score(self, prediction: Any, record: dict[str, Any] | None = None) -> Score:
         """Score a prediction: the model's text, or a mapping of its fields. Whatever the text, it does not raise.
