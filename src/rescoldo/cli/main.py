@@ -79,6 +79,9 @@ app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 
 def run_app(application: typer.Typer) -> int:
     """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
     try:
         code = application(standalone_mode=True)
     except RescoldoError as error:
@@ -88,6 +91,10 @@ def run_app(application: typer.Typer) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        return EXIT_FAILURE
+    except OSError as error:  # what no command looked for: the standard output's disk is full, a path may not be read
+        where = "" if error.filename is None else str(error.filename)
+        print(f"error: {RescoldoError(error.strerror or str(error), where=where)}", file=sys.stderr)
         return EXIT_FAILURE
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
