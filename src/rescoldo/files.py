@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def cache_root() -> Path:
     """Where caches lie that only save time: $XDG_CACHE_HOME/rescoldo, else ~/.cache/rescoldo."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "rescoldo"
+
+
+def quote(path: Path | str) -> str:
+    """A path as a shell takes it, for commands that are printed."""
+    return shlex.quote(str(path))
 
 
 def sync_directory(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rescoldo.report.run_page import render
 from rescoldo.run import death, registry
 from rescoldo.run.lock import LOCK_FILE, RunLock, process_start
 from rescoldo.run.signals import send_to
@@ -22,7 +23,7 @@ from rescoldo.run.state import State, StateFile, read_state
 from rescoldo.run.status import read_status
 from rescoldo.train.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
 from rescoldo.train.start import train
-from tests.run.common import rescoldo
+from tests.run.common import environment, rescoldo
 from tests.train.fake import PARTS, Silent, config
 
 
@@ -234,3 +235,28 @@ def test_a_signal_while_the_run_makes_ready_is_a_stop(tmp_path, monkeypatch):
     found = read_status(tmp_path / "out")
     assert (found.status, found.why) == ("stopped", "by SIGTERM")
     assert train(config(tmp_path, tmp_path / "out"), parts=PARTS, reporter=Silent()).status == "finished"
+
+
+def test_a_plain_encoding_and_a_full_disk_are_no_traceback(tmp_path, output, dead):
+    leave(output, *dead)
+    here = {**environment(tmp_path), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "rescoldo", "status", str(output)]
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "died" in done.stdout
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=here, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_printed_commands_can_be_pasted(tmp_path, dead):
+    output = tmp_path / "mi año de prueba"
+    output.mkdir()
+    (output / RUN_FILE).write_text(json.dumps({"started": "today"}))
+    assert f"rescoldo status '{output}'" in rescoldo(tmp_path, "logs", str(output)).stderr
+    with RunLock(output):
+        assert f"rescoldo status &#39;{output}&#39;" in render(output)
+    (output / EXIT_FILE).write_text(json.dumps({"pid": dead[0], "start": dead[1], "returncode": 2, "time": 1}))
+    assert read_status(output).next == f"rescoldo logs '{output}'"
+    (output / INFO_FILE).write_text(json.dumps({"identity": {}}))
+    assert read_status(output).next == f"rescoldo verify '{output}'"

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import quote
 
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
@@ -114,7 +115,8 @@ def logs(
     found = require_run(where)
     if found.log is None:
         what = "this run was not detached: it writes to its own terminal"
-        raise RescoldoError(what, where=str(where), fix=f"rescoldo status {where}; its losses are in metrics.jsonl")
+        fix = f"rescoldo status {quote(where)}; its losses are in metrics.jsonl"
+        raise RescoldoError(what, where=str(where), fix=fix)
     path = Path(found.log)
     if json_:
         print(json.dumps({"output": str(where), "log": str(path), "lines": tail(path, lines)[0]}, ensure_ascii=False))

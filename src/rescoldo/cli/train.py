@@ -14,6 +14,7 @@ import typer
 
 from rescoldo.cli.options import RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import RescoldoError
+from rescoldo.files import quote
 
 if TYPE_CHECKING:
     from rescoldo.nodes.nodes import Nodes
@@ -246,4 +247,4 @@ def _say_started(output: Path, pid: int, as_json: bool) -> None:
         ("watch it", "watch"),
         ("save and end", "stop"),
     ):
-        print(f"  {what:<14} rescoldo {command} {output}")
+        print(f"  {what:<14} rescoldo {command} {quote(output)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rescoldo.errors import RescoldoError
+from rescoldo.files import quote
 from rescoldo.role import DEFAULT, Fault, Role, get_role
 
 MAX_LINE_BYTES = 4 << 20
@@ -246,11 +247,6 @@ def fix_command(path: Path, role: Role) -> str:
     """The command that mends a file."""
     suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
     return f"rescoldo data fix {quote(path)} -o {quote(path.with_name(path.stem + '_fixed' + suffix))}{flag(role)}"
-
-
-def quote(path: Path) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(str(path))
 
 
 def flag(role: Role) -> str:

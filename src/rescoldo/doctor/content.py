@@ -9,12 +9,12 @@ from typing import Any
 from rescoldo.base.hf import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import input_of
-from rescoldo.data.records import flag, quote, read_lines
+from rescoldo.data.records import flag, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
-from rescoldo.files import load_json
+from rescoldo.files import load_json, quote
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes

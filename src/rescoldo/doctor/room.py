@@ -15,7 +15,7 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
-from rescoldo.files import cache_root, read_json
+from rescoldo.files import cache_root, quote, read_json
 from rescoldo.run.cgroup import memory_limit
 from rescoldo.run.lock import read_holder
 from rescoldo.run.memory import memory_available, memory_total
@@ -48,7 +48,7 @@ def disk(subject: Subject) -> Iterator[Check]:
         free = shutil.disk_usage(place).free
         figures = {"needed_bytes": need, "free_bytes": free, "path": str(place)}
         text = f"the run needs about {size(need)} at {place}, {size(free)} are free"
-        remedy = f"df -h {place}; free some room, or --keep-checkpoints 1, or another --output"
+        remedy = f"df -h {quote(place)}; free some room, or --keep-checkpoints 1, or another --output"
         if need > free:
             yield failure("disk", text, remedy, **figures)
         elif need > COMFORT * free:
@@ -57,7 +57,7 @@ def disk(subject: Subject) -> Iterator[Check]:
             yield ok("disk", text, **figures)
         inodes = os.statvfs(place)
         if inodes.f_files and inodes.f_favail < MIN_FILES:
-            yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {place}")
+            yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {quote(place)}")
     for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
         free = shutil.disk_usage(folder).free
         text = f"{name} lie in {folder}: {size(free)} are free"
@@ -65,7 +65,7 @@ def disk(subject: Subject) -> Iterator[Check]:
             variable = "TMPDIR" if name == "temporary files" else "XDG_CACHE_HOME"
             yield failure("disk", text, f"export {variable}=/another/disk", free_bytes=free)
         elif not os.access(folder, os.W_OK):
-            yield warning("disk", f"{name} cannot be written in {folder}", f"chmod u+w {folder}")
+            yield warning("disk", f"{name} cannot be written in {folder}", f"chmod u+w {quote(folder)}")
         else:
             yield ok("disk", text, free_bytes=free)
 
@@ -129,7 +129,7 @@ def output(subject: Subject) -> Iterator[Check]:
     holder = read_holder(path)
     if holder is not None and holder.alive is not False and not subject.ours:
         what = f"process {holder.pid} on {holder.host} works in {path} since {holder.since}"
-        yield failure("output", what, f"rescoldo stop {path}, or another --output")
+        yield failure("output", what, f"rescoldo stop {quote(path)}, or another --output")
         return
     info, newest = read_json(path / INFO_FILE), next(iter(list_checkpoints(path)), None)
     was = (info or {}).get("identity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
     began = time.monotonic()
     with open(path, "ab") as log:
         at = log.tell()
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {subprocess.list2cmdline(command[3:])}\n".encode())
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {shlex.join(command[3:])}\n".encode())
         log.flush()
         keeper = subprocess.Popen(
             [sys.executable, "-u", "-m", "rescoldo.run.keeper", str(output), on_exit, *command],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.files import read_json
+from rescoldo.files import quote, read_json
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.lock import process_start, read_holder
 from rescoldo.run.state import State, read_state
@@ -88,11 +88,11 @@ def read_status(output: Path) -> Status:
     if holder is not None and holder.alive:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
         if fresh and state is not None and state.phase == "finished":  # about to leave
-            return Status(str(output), "finished", next=f"rescoldo verify {output}", pid=holder.pid, **known)
+            return Status(str(output), "finished", next=f"rescoldo verify {quote(output)}", pid=holder.pid, **known)
         return Status(str(output), "running" if fresh else "starting", pid=holder.pid, **known)
     if info is not None and "identity" in info:
         return Status(
-            str(output), "finished", next=f"rescoldo verify {output}", pid=state.pid if state else None, **known
+            str(output), "finished", next=f"rescoldo verify {quote(output)}", pid=state.pid if state else None, **known
         )
     if state is not None and state.phase == "stopped":
         return Status(
@@ -119,7 +119,7 @@ def _sweep_status(output: Path, sweep: SweepState) -> Status:
     if alive and holder is not None:
         return replace(shown, status="running", next="", pid=holder.pid)
     if sweep.finished:
-        return replace(shown, status="finished", next=f"rescoldo verify {trial}", pid=None)
+        return replace(shown, status="finished", next=f"rescoldo verify {quote(trial)}", pid=None)
     if holder is not None:  # the lock file stays when its holder is killed
         why = cause_of_death(holder.pid, holder.start, None, None)
         return replace(shown, status="died", why=why, next=again, pid=holder.pid)
@@ -145,7 +145,7 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
         return Status(str(output), "failed", own_state.error, again, pid=last[0], **known)
     if own_end is not None and not own_end.get("signal") and own_end.get("returncode"):
         why = last_error(output) or f"exit code {own_end['returncode']}"
-        return Status(str(output), "failed", why, f"rescoldo logs {output}", pid=last[0], **known)
+        return Status(str(output), "failed", why, f"rescoldo logs {quote(output)}", pid=last[0], **known)
     if own_state is not None and own_state.host != platform.node() and not own_end:
         return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)
     why = cause_of_death(*last, own_state, own_end)

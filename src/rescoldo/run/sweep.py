@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.files import read_json
+from rescoldo.files import quote, read_json
 
 FILE = "sweep.json"
 
@@ -55,7 +55,7 @@ def refuse_sweep(output: Path, what: str) -> None:
     found = read_sweep(output)
     if found is not None:
         trial = found.trial or "trial-001"
-        raise RescoldoError("is a sweep, not a run", where=str(output), fix=f"{what} {output / trial}")
+        raise RescoldoError("is a sweep, not a run", where=str(output), fix=f"{what} {quote(output / trial)}")
 
 
 def _is_name(value: Any) -> bool:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from rescoldo.engine.config import LINEARS
 from rescoldo.errors import RescoldoError
+from rescoldo.files import quote
 
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -233,7 +234,7 @@ def check_paths(config: RunConfig) -> None:
         if path.is_dir():
             raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
         if not os.access(path, os.R_OK):
-            raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {path}")
+            raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {quote(path)}")
     if os.path.samefile(config.train, config.val):
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",
@@ -254,5 +255,5 @@ def check_paths(config: RunConfig) -> None:
         raise RescoldoError(f"{parent} is a file, so {output} cannot be made", where="--output", fix=fix)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RescoldoError(
-            f"{parent} may not be written", where="--output", fix=f"chmod u+w {parent}, or another --output"
+            f"{parent} may not be written", where="--output", fix=f"chmod u+w {quote(parent)}, or another --output"
         )
