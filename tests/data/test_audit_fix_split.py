@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescoldo.cli.main import app, run_app
-from rescoldo.data import read_records
+from rescoldo.data import fix, read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.fix import fix_file, write_fixed
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.split import split_files, split_indices
 from rescoldo.errors import RescoldoError
+from rescoldo.files import write_atomic
 from rescoldo.role import get_role
 from rescoldo.role.ba_records import mend
 from rescoldo.words import same
@@ -265,6 +268,27 @@ def test_in_place_keeps_the_old_file(tmp_path: Path) -> None:
         write_fixed(fix_file(path), path, None, in_place=True)
 
 
+def test_in_place_on_a_full_disk_changes_nothing_and_shows_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "d.jsonl", record(constraints=items("C", "C01", "C02")))
+    path.chmod(0o600)
+    before = path.read_bytes()
+
+    def full(target: Path, write: Any) -> None:
+        if target == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomic(target, write)
+
+    monkeypatch.setattr(fix, "write_atomic", full)
+    with pytest.raises(RescoldoError, match="No space left on device\n  → df -h"):
+        write_fixed(fix_file(path), path, None, in_place=True)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (before, ["d.jsonl"])
+    monkeypatch.undo()
+    write_fixed(fix_file(path), path, None, in_place=True)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+
+
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "d.jsonl", *[record(i, constraints=items("C", f"C0{i % 3}", "C04")) for i in range(10)])
     code, out, _ = run(monkeypatch, capsys, "data", "audit", path)
@@ -326,6 +350,10 @@ def test_split_refuses_its_own_input(
     assert code == 2
     assert "three different files" in err
     assert path.read_bytes() == before
+    code, _, err = run(
+        monkeypatch, capsys, "data", "split", path, path, "--train-out", tmp_path / "t", "--val-out", tmp_path / "v"
+    )
+    assert (code, "the same file is named twice" in err) == (2, True)
 
 
 CONCEPTS = st.lists(st.integers(0, 12).map(lambda i: record(i)["concept"]), min_size=2, max_size=30)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescoldo.data.audit import answer_of, input_of
 from rescoldo.data.records import read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import write_atomic
+from rescoldo.files import quote, write_atomic
 from rescoldo.role import Fault, Role, get_role
 
 
@@ -78,19 +79,16 @@ def write_fixed(fixed: Fixed, source: Path, output: Path | None, *, in_place: bo
         raise RescoldoError("say where to write", where="--output", fix="-o NEW_FILE, or --in-place")
     source = source.resolve()  # the file itself, not a link to it
     target = source if output is None else output
+    backup = source.with_name(source.name + ".bak") if in_place else None
+    refuse_existing(backup or target)
     try:
-        if in_place:
-            backup = source.with_name(source.name + ".bak")
-            refuse_existing(backup)
-            original = source.read_bytes()
-            write_bytes(backup, original)
-        else:
-            refuse_existing(target)
-        write_bytes(target, fixed.content)
+        if backup is not None:
+            write_bytes(backup, source.read_bytes(), like=source)
+        write_bytes(target, fixed.content, like=backup)
     except OSError as error:
-        raise RescoldoError(
-            f"cannot be written: {error.strerror or error}", where=str(target), exit_code=EXIT_FAILURE
-        ) from None
+        if backup is not None:  # the file is as it was; a copy of it would stand in the way of the next attempt
+            backup.unlink(missing_ok=True)
+        raise unwritable(target, error) from None
     return target
 
 
@@ -106,14 +104,25 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically.
+def unwritable(path: Path, error: OSError) -> RescoldoError:
+    """What is said when the system does not let `path` be written."""
+    what = f"cannot be written: {error.strerror or error}"
+    fix = f"df -h {quote(path.parent)} shows the room there; or name a path that you may write"
+    return RescoldoError(what, where=str(path), fix=fix, exit_code=EXIT_FAILURE)
+
+
+def write_bytes(path: Path, content: bytes, like: Path | None = None) -> None:
+    """Write `content` to `path` atomically, for the same eyes as the file `like`, if there is one.
 
     Raises:
         OSError: as the system says; nothing is left then.
     """
 
     def write(temporary: Path) -> None:
+        if like is not None:
+            temporary.touch(0o600)
         temporary.write_bytes(content)
+        if like is not None:
+            shutil.copymode(like, temporary)
 
     write_atomic(path, write)

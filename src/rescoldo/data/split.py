@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescoldo.data.fix import refuse_existing, write_bytes
+from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
 from rescoldo.data.records import read_lines, read_records
 from rescoldo.data.similar import near_pairs
-from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.errors import RescoldoError
 from rescoldo.role import Role, get_role
 from rescoldo.words import same
 
@@ -86,22 +86,24 @@ def split_files(
     outputs = {train_out.resolve(), val_out.resolve()}
     if len(outputs) < 2 or outputs & {path.resolve() for path in paths}:
         raise RescoldoError(
-            "input, --train-out and --val-out must be three different files", where=", ".join(map(str, paths))
+            "input, --train-out and --val-out must be three different files",
+            where=", ".join(map(str, paths)),
+            fix="name two new files",
         )
+    inputs = [path.resolve() for path in paths]
+    twice = [str(path) for i, path in enumerate(paths) if inputs[i] in inputs[:i]]
+    if twice:
+        raise RescoldoError("the same file is named twice", where=twice[0], fix="name it once")
     role = role or get_role()
     records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
         refuse_existing(output)
     split = split_indices([role.question(record) for record in records], share, seed)
     raw = [line.raw for path in paths for line in read_lines(path)]
-    try:
-        for output, indices in ((train_out, split.train), (val_out, split.val)):
+    for output, indices in ((train_out, split.train), (val_out, split.val)):
+        try:
             write_bytes(output, b"".join(raw[i] + b"\n" for i in indices))
-    except OSError as error:
-        train_out.unlink(missing_ok=True)
-        raise RescoldoError(
-            f"cannot be written: {error.strerror or error}",
-            where=error.filename or str(val_out),
-            exit_code=EXIT_FAILURE,
-        ) from None
+        except OSError as error:
+            train_out.unlink(missing_ok=True)
+            raise unwritable(output, error) from None
     return split
