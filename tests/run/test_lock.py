@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -70,7 +71,10 @@ def test_same_process_is_refused_too_and_can_lock_again_later(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', "\0" * 100])
+NO_PID = '{"pid": %s, "start": "x", "host": "' + platform.node() + '", "since": "x"}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', "\0" * 100, NO_PID % "-4", NO_PID % "1e400"])
 def test_nonsense_in_the_lock_file_does_not_matter(tmp_path, content):
     (tmp_path / LOCK_FILE).write_text(content)
     assert read_holder(tmp_path) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,54 @@ def test_nonsense_in_the_files_is_no_error(output, content):
     assert read_state(output) is None
     assert read_status(output).status == "died"
     assert rescoldo(output, "status", str(output)).returncode == 1
+
+
+def test_nonsense_in_single_values_is_left_out(tmp_path, output, dead):
+    wrong = {"loss": float("inf"), "seconds_left": 1e300, "steps": 3.5, "share": float("nan")}
+    troubles = [{"time": "x", "what": "a", "remedy": "b"}, {"time": 1e300}, {}, 4]
+    leave(output, *dead, **wrong, troubles=troubles)
+    state = read_state(output)
+    assert (state.loss, state.seconds_left, state.steps, state.share, state.troubles) == (None, None, 0, 0.0, [])
+    for command in ("status", "watch"):
+        done = rescoldo(tmp_path, command, str(output))
+        assert "died" in done.stdout, done.stderr
+    (output / EXIT_FILE).write_text(json.dumps({"pid": dead[0], "start": dead[1], "signal": "x", "returncode": 0}))
+    assert read_status(output).why == "ended with exit code 0"
+    leave(output, 10**300, dead[1])
+    assert read_state(output) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_files_of_another_user_are_no_run_that_never_was(tmp_path, output):
+    mine = tmp_path / "mine"
+    shutil.copytree(output, mine)
+    (output / RUN_FILE).chmod(0)
+    os.chown(output / RUN_FILE, 12345, 12345)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / RUN_FILE).write_text("{}")
+    secret.chmod(0o700)
+    os.chown(secret, 12345, 12345)
+
+    def as_anyone(*arguments: object) -> subprocess.CompletedProcess[str]:
+        """Root without the capabilities to read and write what is not its own."""
+        code = (
+            "import ctypes, os, sys; libc = ctypes.CDLL(None)\n"
+            "for capability in range(4): libc.prctl(24, capability, 0, 0, 0)\n"
+            "os.execv(sys.executable, [sys.executable, '-m', 'rescoldo', *sys.argv[1:]])"
+        )
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+
+    done = as_anyone("status", output)
+    assert (done.returncode, "run.json: cannot be read: Permission denied" in done.stderr) == (2, True)
+    found = json.loads(as_anyone("list", tmp_path, "--json").stdout)["runs"]
+    assert [run["output"] for run in found] == [str(mine)]
+
+
+def test_a_folder_that_is_not_there_has_no_list(tmp_path):
+    done = rescoldo(tmp_path, "list", str(tmp_path / "nowhere"))
+    assert (done.returncode, "there is no such folder" in done.stderr) == (2, True)
 
 
 def test_state_goes_through_the_file(tmp_path):

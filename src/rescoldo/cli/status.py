@@ -196,6 +196,9 @@ def list_(
     from rescoldo.run.registry import find_runs, known_runs
     from rescoldo.run.status import read_status
 
+    for folder in folders or []:
+        if not folder.is_dir():
+            raise RescoldoError("there is no such folder", where=str(folder), fix="name a folder that runs are below")
     seen: dict[str, Any] = {}
     for path in [*known_runs(), *find_runs(folders or [])]:
         found = read_status(path)

@@ -40,7 +40,7 @@ def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, A
     if boot_of(start) and boot_of(start) != current_boot():
         return "the machine was restarted or lost power while it ran"
     if ended is not None:
-        number = int(ended.get("signal") or 0)
+        number = ended["signal"] if isinstance(ended.get("signal"), int) else 0
         if number == signal.SIGKILL:
             by_kernel = bool(ended.get("oom_kill")) or kernel_named(pid)
             return f"{MEMORY} by the kernel" if by_kernel else "killed (SIGKILL: kill -9 or a supervisor)"

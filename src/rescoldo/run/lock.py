@@ -68,7 +68,9 @@ def read_holder(output: Path) -> Holder | None:
     try:
         raw: Any = json.loads((output / LOCK_FILE).read_bytes()[:10_000])
         pid, start, host, since = int(raw["pid"]), str(raw["start"]), str(raw["host"]), str(raw["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    if pid <= 0:
         return None
     alive = process_start(pid) == start if host == platform.node() else None
     return Holder(pid, start, host, since, alive)

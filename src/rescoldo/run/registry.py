@@ -33,13 +33,12 @@ def known_runs() -> list[Path]:
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError, RuntimeError):
         for entry in registry_folder().glob("*.json"):
-            output = (read_json(entry) or {}).get("output")
-            if not isinstance(output, str) or not Path(output).is_dir():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # one that may not be looked at hides no other
+                output = (read_json(entry) or {}).get("output")
+                if isinstance(output, str) and Path(output).is_dir():
+                    found.append((entry.stat().st_mtime, Path(output)))
+                else:
                     entry.unlink()
-                continue
-            with contextlib.suppress(OSError):
-                found.append((entry.stat().st_mtime, Path(output)))
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -49,7 +48,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         level = [folder]
         for _ in range(MAX_DEPTH + 1):
-            found += [path for path in level if (path / RUN_FILE).is_file()]
+            found += [path for path in level if os.path.isfile(path / RUN_FILE)]  # False where it may not look
             below: list[Path] = []
             for path in level:
                 with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from rescoldo.train.layout import STATE_FILE
 WRITE_SECONDS = 1.0  # at most this often
 ENDED = ("finished", "stopped", "failed")
 MAX_TROUBLES = 20
+MAX_NUMBER = 1e15  # no second, byte or step of a run is beyond it
 
 
 @dataclass
@@ -77,12 +78,23 @@ def read_state(output: Path) -> State | None:
     state, empty = State(), State()
     for name in (one.name for one in fields(State)):
         value, default = raw.get(name), getattr(empty, name)
+        whole = type(default) is int
         number = default is None or type(default) in (int, float)
-        fits = type(value) in (int, float) if number else type(value) is type(default)
+        fits = _is_number(value, whole=whole) if number else type(value) is type(default)
         if fits:
             setattr(state, name, value)
-    state.troubles = [trouble for trouble in state.troubles if isinstance(trouble, dict)]
+    state.troubles = [trouble for trouble in state.troubles if _is_trouble(trouble)]
     return state if state.pid > 0 and state.start else None
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    return type(value) in ((int,) if whole else (int, float)) and abs(value) <= MAX_NUMBER
+
+
+def _is_trouble(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_number(value.get("time")):
+        return False
+    return isinstance(value.get("what"), str) and isinstance(value.get("remedy"), str)
 
 
 class StateFile:

@@ -15,7 +15,7 @@ from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, si
 from rescoldo.run.lock import process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
-from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
+from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 
 ALIVE = ("starting", "running")
 
@@ -65,7 +65,7 @@ class Status:
 
 def read_status(output: Path) -> Status:
     """Look at a run. Never fails: a directory without a run has the status "never"."""
-    sweep = None if (output / RUN_FILE).exists() else read_sweep(output)
+    sweep = None if os.path.exists(output / RUN_FILE) else read_sweep(output)
     if sweep is not None:
         return _sweep_status(output, sweep)
     run, info, state = read_json(output / RUN_FILE), read_json(output / INFO_FILE), read_state(output)
@@ -79,7 +79,7 @@ def read_status(output: Path) -> Status:
         "state": asdict(state) if state else {},
         "checkpoint": newest.name if newest else "",
         "checkpoint_age": _age(newest) if newest else None,
-        "log": str(log) if log.is_file() else None,
+        "log": str(log) if os.path.isfile(log) else None,
     }
     again = "the same rescoldo train command again goes on" if newest else "give the rescoldo train command again"
     if holder is not None and holder.alive is None:
@@ -185,8 +185,16 @@ def require_run(output: Path) -> Status:
     """Like read_status, for commands that need a run.
 
     Raises:
-        RescoldoError: there is none.
+        RescoldoError: there is none, or its files may not be read.
     """
+    for name in (RUN_FILE, INFO_FILE, STATE_FILE):
+        try:
+            open(output / name, "rb").close()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # what the other files say without it would be wrong
+            what, fix = f"cannot be read: {error.strerror}", "look as the user who started the run"
+            raise RescoldoError(what, where=str(output / name), fix=fix) from None
     status = read_status(output)
     if status.status == "never":
         what = "no run has been started here" if output.is_dir() else "there is no such directory"

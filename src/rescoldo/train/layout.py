@@ -50,7 +50,8 @@ def order(path: Path) -> tuple[int, float] | None:
 
 def list_checkpoints(output: Path) -> list[Path]:
     """The checkpoints in `output`, newest first."""
-    if not output.is_dir():
+    try:
+        found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
+    except OSError:  # there is none, or it may not be read
         return []
-    found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
     return [path for _, path in sorted(found, reverse=True)]
