@@ -286,6 +286,22 @@ def test_a_signal_while_the_run_makes_ready_is_a_stop(tmp_path, monkeypatch):
     assert train(config(tmp_path, tmp_path / "out"), parts=PARTS, reporter=Silent()).status == "finished"
 
 
+def test_a_signal_before_the_data_are_read_is_a_stop_too(tmp_path, output, dead):
+    def read_dataset(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    for place in (output, tmp_path / "new"):
+        parts = replace(PARTS, read_dataset=read_dataset)
+        result = train(config(tmp_path, place), parts=parts, reporter=Silent())
+        assert (result.status, result.signal) == ("interrupted", signal.SIGTERM)
+        assert not (place / LOCK_FILE).exists()
+    # and what a detached run's keeper saw of it
+    ended = {"pid": dead[0], "start": dead[1], "returncode": 143, "signal": 0, "time": time.time()}
+    (output / EXIT_FILE).write_text(json.dumps(ended))
+    assert (read_status(output).status, read_status(output).why) == ("stopped", "by SIGTERM")
+
+
 def test_a_plain_encoding_and_a_full_disk_are_no_traceback(tmp_path, output, dead):
     leave(output, *dead)
     here = {**environment(tmp_path), "PYTHONIOENCODING": "ascii"}

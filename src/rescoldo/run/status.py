@@ -143,8 +143,11 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
     own_end = ended if ended is not None and (ended.get("pid"), ended.get("start")) == last else None
     if own_state is not None and own_state.phase == "failed":
         return Status(str(output), "failed", own_state.error, again, pid=last[0], **known)
-    if own_end is not None and not own_end.get("signal") and own_end.get("returncode"):
-        why = last_error(output) or f"exit code {own_end['returncode']}"
+    code = own_end.get("returncode") if own_end is not None and not own_end.get("signal") else None
+    if isinstance(code, int) and code > 128:  # it was still making ready, and had no state to say so in
+        return Status(str(output), "stopped", f"by {signal_name(code - 128)}", again, pid=last[0], **known)
+    if code:
+        why = last_error(output) or f"exit code {code}"
         return Status(str(output), "failed", why, f"rescoldo logs {quote(output)}", pid=last[0], **known)
     if own_state is not None and own_state.host != platform.node() and not own_end:
         return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)

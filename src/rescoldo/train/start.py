@@ -113,8 +113,9 @@ def _alone_or_leading(
             lock = RunLock(output)
             if output.is_dir():
                 stack.enter_context(lock)
-            prepared = prepare(config, parts, reporter, restart=restart)
-            parts.preflight(prepared, reporter, force)
+            with EndAtOnce():  # a default handler would leave a lock behind that looks like a run that was killed
+                prepared = prepare(config, parts, reporter, restart=restart)
+                parts.preflight(prepared, reporter, force)
             if not output.is_dir():  # made only now that all that was asked for has been checked
                 stack.enter_context(lock)
             elif restart and any(path.name not in (LOCK_FILE, LOG_FILE) for path in output.iterdir()):
@@ -125,6 +126,9 @@ def _alone_or_leading(
                 stack.enter_context(RunLock(output))
                 follow_move(output, aside)
             return _run(prepared, parts, reporter, adapter_bin, before)
+    except EndedBySignal as ended:
+        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+        return RunResult("interrupted", output, signal=int(ended.signal))
     except OSError as error:
         raise RescoldoError(
             f"{error.strerror or error}: {error.filename or output}",
@@ -166,17 +170,13 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             f"{prepared.base.config.n_layers} layers (slower, the same result)"
         )
     timings = Timings(output)
-    try:
-        with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
-            monitor = stack.enter_context(
-                Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
-            )
-            if not stack.enter_context(parts.stay_awake()):
-                reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
-            return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
-    except EndedBySignal as ended:
-        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
-        return RunResult("interrupted", output, signal=int(ended.signal))
+    with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
+        monitor = stack.enter_context(
+            Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
+        )
+        if not stack.enter_context(parts.stay_awake()):
+            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
+        return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
 def _work(
