@@ -11,10 +11,12 @@ import time
 
 import pytest
 
+from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
+from rescoldo.run.detach import start_detached, train_command
 from rescoldo.run.keeper import keep
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import EXIT_FILE
+from rescoldo.train.layout import EXIT_FILE, LOG_FILE
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 
 
@@ -97,6 +99,12 @@ def test_what_is_wrong_is_said_at_once(tmp_path):
     assert "Traceback" not in done.stderr
     assert read_status(tmp_path / "out").status == "failed"
     assert "train.jsonl:1" in read_status(tmp_path / "out").why
+
+
+def test_a_log_that_cannot_be_written_starts_nothing(tmp_path):
+    (tmp_path / LOG_FILE).symlink_to("/dev/full")
+    with pytest.raises(RescoldoError, match=r"run\.log: cannot be written: No space left on device\n  → df -h"):
+        start_detached(tmp_path, train_command({}, None), "")
 
 
 def test_keeper_notes_the_end_and_tells(tmp_path):

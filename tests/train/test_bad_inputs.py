@@ -29,6 +29,7 @@ def place(tmp_path, base, monkeypatch) -> Path:
     write_records(tmp_path / "val.jsonl", 3, 5)
     (tmp_path / "base").symlink_to(base)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_text("x")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -69,6 +70,9 @@ FLAGS: list[tuple[dict[str, str | None], list[str]]] = [
     ({"--output": ""}, ["--output", "empty"]),
     ({"--output": "file"}, ["--output", "file is a file, not a directory"]),
     ({"--output": "file/out"}, ["--output", "is a file"]),
+    ({"--output": "o" * 300}, ["ooo: cannot be looked at: File name too long"]),
+    ({"--train": "t" * 300}, ["ttt: cannot be looked at: File name too long"]),
+    ({"--output": "dangling"}, ["--output", "dangling is a link to", "nowhere, which is not there", "mkdir -p "]),
     ({"--output": "base"}, ["--output", "is the base model itself"]),
     ({"--base-model": ""}, ["--base-model", "not empty"]),
     ({"--base-model": "./no/such/model"}, ["no/such/model"]),

@@ -20,7 +20,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.train import checkpoint as checkpoints
 from rescoldo.train.checkpoint import FORMAT
-from rescoldo.train.layout import list_checkpoints
+from rescoldo.train.layout import INFO_FILE, list_checkpoints
 from rescoldo.train.start import train
 from tests.train.fake import PARTS, FakeStep, Silent, config, evaluate_loss
 
@@ -412,6 +412,22 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
     with pytest.raises(RescoldoError, match="--restart"):
         train(config(tmp_path, output), parts=PARTS, reporter=reporter)
     assert f"it has format 99, this version reads {FORMAT}" in reporter.text
+
+
+def test_restart_follows_a_link_and_refuses_the_directory_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "disk" / "run")
+    train(config(tmp_path, link), parts=PARTS, reporter=Silent())
+    train(config(tmp_path, link), parts=PARTS, reporter=Silent(), restart=True)
+    assert link.is_symlink()
+    for name in ("run", "run.old-1"):
+        assert (tmp_path / "disk" / name / INFO_FILE).exists()
+
+    monkeypatch.chdir(link)
+    with pytest.raises(RescoldoError, match="you are in it\n  → cd "):
+        train(config(tmp_path, Path(".")), parts=PARTS, reporter=Silent(), restart=True)
+    assert (link / INFO_FILE).exists()
 
 
 def test_restart_without_a_run_just_starts(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import quote
 from rescoldo.run.lock import RunLock, read_holder
 from rescoldo.run.status import last_error, read_status
 from rescoldo.train.layout import LOG_FILE
@@ -55,10 +56,13 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
         pass
     path = output / LOG_FILE
     began = time.monotonic()
-    with open(path, "ab") as log:
+    with open(path, "ab", buffering=0) as log:
         at = log.tell()
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {shlex.join(command[3:])}\n".encode())
-        log.flush()
+        try:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {shlex.join(command[3:])}\n".encode())
+        except OSError as error:
+            what, fix = f"cannot be written: {error.strerror}", f"df -h {quote(output)}; free some room"
+            raise RescoldoError(what, where=str(path), fix=fix, exit_code=EXIT_FAILURE) from None
         keeper = subprocess.Popen(
             [sys.executable, "-u", "-m", "rescoldo.run.keeper", str(output), on_exit, *command],
             stdin=subprocess.DEVNULL,

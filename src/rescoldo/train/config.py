@@ -225,8 +225,18 @@ def check_paths(config: RunConfig) -> None:
     """Find what is wrong with the paths before anything is written.
 
     Raises:
-        RescoldoError: a dataset is missing or no file, both are the same, the output cannot be a directory.
+        RescoldoError: a dataset is missing or no file, both are the same, the output cannot be a directory, or the
+            system refuses to look at one of them.
     """
+    try:
+        _check_datasets(config)
+        _check_output(config)
+    except OSError as error:  # a name too long, a folder on the way that may not be entered
+        what, where = f"cannot be looked at: {error.strerror}", str(error.filename)
+        raise RescoldoError(what, where=where, fix="pass a path that you may use") from None
+
+
+def _check_datasets(config: RunConfig) -> None:
     for name in ("train", "val"):
         path: Path = getattr(config, name)
         if not path.exists():
@@ -241,10 +251,18 @@ def check_paths(config: RunConfig) -> None:
             where="--val",
             fix="validate on examples that are not trained on; `rescoldo data split` makes two files of one",
         )
+
+
+def _check_output(config: RunConfig) -> None:
     fix = "pass a directory that is new, empty, or holds the run to resume"
     output = config.output
     if output.exists() and not output.is_dir():
         raise RescoldoError(f"{output} is a file, not a directory", where="--output", fix=fix)
+    if output.is_symlink() and not output.exists():
+        target = Path(os.path.realpath(output))
+        raise RescoldoError(
+            f"{output} is a link to {target}, which is not there", where="--output", fix=f"mkdir -p {quote(target)}"
+        )
     base = Path(config.base_model)
     if output.exists() and base.is_dir() and os.path.samefile(output, base):
         raise RescoldoError("the output directory is the base model itself", where="--output", fix=fix)
@@ -254,6 +272,6 @@ def check_paths(config: RunConfig) -> None:
     if not parent.is_dir():
         raise RescoldoError(f"{parent} is a file, so {output} cannot be made", where="--output", fix=fix)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise RescoldoError(
-            f"{parent} may not be written", where="--output", fix=f"chmod u+w {quote(parent)}, or another --output"
-        )
+        mine = parent.stat().st_uid == os.geteuid()
+        fix = f"chmod u+w {quote(parent)}, or another --output" if mine else "another --output: it is another user's"
+        raise RescoldoError(f"{parent} may not be written", where="--output", fix=fix)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.engine import cpu
-from rescoldo.errors import RescoldoError
-from rescoldo.files import write_json
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import quote, write_json
 from rescoldo.role import Role
 from rescoldo.train.checkpoint import FORMAT, UnresumableError
 from rescoldo.train.config import RunConfig
@@ -118,8 +118,8 @@ def write_run_file(output: Path, config: RunConfig, preset: dict[str, Any], now:
 
 
 def free_name(output: Path) -> Path:
-    """output.old-1, or the first such name that is free."""
-    output = Path(os.path.abspath(output))
+    """output.old-1, or the first such name that is free; beside the directory itself where output is a link to it."""
+    output = Path(os.path.realpath(output))
     k = 1
     while os.path.lexists(output.with_name(f"{output.name}.old-{k}")):
         k += 1
@@ -127,7 +127,21 @@ def free_name(output: Path) -> Path:
 
 
 def move_aside(output: Path) -> Path:
-    """Rename the output directory to a free name and return that."""
+    """Rename the output directory to a free name, make it anew, and return that name. A link to it stays, so that the
+    new run lies on the same disk.
+
+    Raises:
+        RescoldoError: it cannot be renamed.
+    """
     target = free_name(output)
-    os.rename(output, target)
+    real = Path(os.path.realpath(output))
+    if not output.is_absolute() and Path.cwd().is_relative_to(real):  # afterwards `output` would name another one
+        what = "--restart moves this directory aside, and you are in it"
+        raise RescoldoError(what, where=str(output), fix=f"cd {quote(real.parent)}, and give the paths from there")
+    try:
+        os.rename(real, target)
+        real.mkdir()
+    except OSError as error:
+        what = f"cannot be moved aside to {target}: {error.strerror}"
+        raise RescoldoError(what, where=str(output), fix="pass another --output", exit_code=EXIT_FAILURE) from None
     return target
