@@ -39,6 +39,7 @@ def test_second_process_is_refused_and_told_the_pid(tmp_path, holder):
     with pytest.raises(RescoldoError, match=f"process {holder.pid} on ") as caught, RunLock(tmp_path):
         pass
     assert caught.value.exit_code == EXIT_BUSY
+    assert f"rescoldo stop {tmp_path} (it saves first)" in caught.value.fix
     found = read_holder(tmp_path)
     assert found is not None
     assert (found.pid, found.alive) == (holder.pid, True)

@@ -11,6 +11,7 @@ import pytest
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import EXIT_BUSY, EXIT_USAGE
+from rescoldo.train.config import make_config
 from tests.base.make_models import tiny_hf
 from tests.train.test_real import write_records
 
@@ -120,6 +121,13 @@ FLAGS: list[tuple[dict[str, str | None], list[str]]] = [
     ({"--sead": "1"}, ["--sead"]),
     ({"--lr": "0", "--epochs": "0"}, ["--lr", "--epochs"]),
 ]
+
+
+def test_the_home_directory_may_be_said_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = make_config({"train": "~/t.jsonl", "val": "~v.jsonl", "output": "~/out", "base_model": "~/base"})
+    assert (found.train, found.output) == (tmp_path / "t.jsonl", tmp_path / "out")
+    assert (found.base_model, str(found.val)) == (str(tmp_path / "base"), "~v.jsonl")
 
 
 @pytest.mark.parametrize(("flags", "said"), FLAGS)

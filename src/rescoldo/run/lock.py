@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from rescoldo.errors import EXIT_BUSY, RescoldoError
+from rescoldo.files import quote
 
 LOCK_FILE = "run.lock"
 HOLDER = "RESCOLDO_HOLDER"  # environment: "PID START" of a process that holds the output for this one
@@ -169,7 +170,10 @@ class RunLock:
     def _refusal(self) -> RescoldoError:
         holder = read_holder(self.path.parent)
         who = f"process {holder.pid} on {holder.host}, since {holder.since}" if holder else "another process"
-        fix = f"wait for it, or stop it with: kill {holder.pid} (it saves first)" if holder else "wait for it"
+        fix = "wait for it"
+        if holder:
+            there = "" if holder.host == platform.node() else f" on {holder.host}"
+            fix += f", or stop it{there} with: rescoldo stop {quote(self.path.parent)} (it saves first)"
         return RescoldoError(
             f"{who} is already working in {self.path.parent}", where="--output", fix=fix, exit_code=EXIT_BUSY
         )

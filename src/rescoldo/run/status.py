@@ -201,6 +201,7 @@ def require_run(output: Path) -> Status:
     status = read_status(output)
     if status.status == "never":
         what = "no run has been started here" if output.is_dir() else "there is no such directory"
+        what = "is a file, not a directory" if output.is_file() else what
         raise RescoldoError(what, where=str(output), fix="pass the --output of a run; `rescoldo list` knows some")
     return status
 

@@ -121,6 +121,12 @@ class RunConfig(BaseModel):
             raise ValueError("the path is empty or holds a null character")
         return value
 
+    @field_validator("train", "val", "output", "base_model", "role", mode="before")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """No shell expands the ~ of --output=~/run or of a config file; a directory named ~ is what nobody wants."""
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
 
 def nearest(name: str, known: list[str]) -> str:
     """' (did you mean …?)' when one of `known` is close to `name`, else ''."""
