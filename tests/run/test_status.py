@@ -62,6 +62,8 @@ def test_never_was(tmp_path):
     done = rescoldo(tmp_path, "status", str(tmp_path))
     assert done.returncode == 2
     assert "no run has been started here" in done.stderr
+    done = rescoldo(tmp_path, "status", str(tmp_path), "--json")
+    assert json.loads(done.stdout)["what"] == "no run has been started here"
     (tmp_path / "file").touch()
     assert "is a file, not a directory" in rescoldo(tmp_path, "status", str(tmp_path / "file")).stderr
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 
 import typer
@@ -85,8 +87,7 @@ def run_app(application: typer.Typer) -> int:
     try:
         code = application(standalone_mode=True)
     except RescoldoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -94,11 +95,20 @@ def run_app(application: typer.Typer) -> int:
         return EXIT_FAILURE
     except OSError as error:  # what no command looked for: the standard output's disk is full, a path may not be read
         where = "" if error.filename is None else str(error.filename)
-        print(f"error: {RescoldoError(error.strerror or str(error), where=where)}", file=sys.stderr)
-        return EXIT_FAILURE
+        return _refused(RescoldoError(error.strerror or str(error), where=where, exit_code=EXIT_FAILURE))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
     return code if isinstance(code, int) else 0
+
+
+def _refused(error: RescoldoError) -> int:
+    """Say what is wrong; with --json on standard output too, where a program reads. Returns the exit code."""
+    if "--json" in sys.argv:
+        document = {"status": "failed", "error": str(error), "what": error.what, "where": error.where, "fix": error.fix}
+        with contextlib.suppress(OSError):  # it may be that very output that cannot be written
+            print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def main() -> None:

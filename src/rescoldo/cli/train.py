@@ -132,20 +132,15 @@ def run(
     several = _nodes(group, detach) if group else None
     if several is None or several.here:
         register(run_config.output)
-    try:
-        if detach:
-            from rescoldo.run.detach import start_detached, train_command
+    if detach:
+        from rescoldo.run.detach import start_detached, train_command
 
-            command = train_command(
-                {**given, **(group or {})}, config, restart=restart, adapter_bin=adapter_bin, force=force
-            )
-            _say_started(run_config.output, start_detached(run_config.output, command, on_exit), as_json)
-        else:
-            _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json, several)
-    except RescoldoError as error:
-        if as_json:
-            print(json.dumps({"status": "failed", "output": str(run_config.output), "error": str(error)}))
-        raise
+        command = train_command(
+            {**given, **(group or {})}, config, restart=restart, adapter_bin=adapter_bin, force=force
+        )
+        _say_started(run_config.output, start_detached(run_config.output, command, on_exit), as_json)
+    else:
+        _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json, several)
 
 
 def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
