@@ -159,6 +159,7 @@ def test_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
         b"{}\n",
         b'{"key": 1, "prediction": {"x": 2}}',
         b'{"key":"a","prediction":{"text":1,"ended":1,"tokens":"","seconds":null}}',
+        b'{"key":"a","prediction":{"text":"","ended":true,"tokens":1,"seconds":NaN}}',
     ],
 )
 def test_damaged_cache_lines_are_not_there(tmp_path: Path, damage: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ def _entry(name: Any, kept: Any) -> tuple[str, Prediction] | None:
         and isinstance(prediction.ended, bool)
         and isinstance(prediction.tokens, int)
         and isinstance(prediction.seconds, int | float)
+        and math.isfinite(prediction.seconds)
         and isinstance(prediction.fields, dict | None)
     )
     return (name, prediction) if whole else None
