@@ -49,6 +49,30 @@ def _guards(
     ]
 
 
+def _without_failures(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+) -> list[str]:
+    """A warning where answers that could not be had have decided: a server's fault is none of the model's."""
+    names = (reference, finetuned)
+    failed = {row["example"] for name in names for row in models[name]["predictions"] if "error" in row}
+    if not failed:
+        return []
+    kept = {
+        name: by_example([row for row in models[name]["predictions"] if row["example"] not in failed]) for name in names
+    }
+    if not kept[finetuned]:
+        return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
+    other = decide(kept, finetuned=finetuned, reference=reference, seed=seed)
+    if other["winner"] == decision["winner"]:
+        return []
+    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
+    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in kept.items())
+    return [
+        f"without the inputs to which an answer could not be had ({len(failed)}) the means would be {means}, and the "
+        f"decision would be to {verdict}: give the same command again, those answers are asked for anew"
+    ]
+
+
 def build_comparison(
     models: Mapping[str, Mapping[str, Any]],
     *,
@@ -115,7 +139,11 @@ def build_comparison(
             train_score=train_score,
             seed=seed,
         )
-        decision["warnings"] = _guards(models, decision, finetuned, optimized or baseline, seed)
+        decision["warnings"] = [
+            warning
+            for guard in (_without_failures, _guards)
+            for warning in guard(models, decision, finetuned, optimized or baseline, seed)
+        ]
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
     return {
