@@ -290,6 +290,9 @@ def test_comparisons_that_make_no_sense() -> None:
     other = evaluate(Fake(), RECORDS[:5], ROLE, GREEDY)
     with pytest.raises(RescoldoError, match="different inputs"):
         build_comparison({**models, "tuned": other}, baseline="base")
+    models["tuned"]["predictions"][0]["score"] = float("nan")
+    with pytest.raises(RescoldoError, match="tuned has a score that is no number"):
+        build_comparison(models, baseline="base", finetuned="tuned")
 
 
 def test_reports(tmp_path: Path) -> None:

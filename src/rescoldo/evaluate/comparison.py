@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def build_comparison(
         stand under "B - A", difference = B - A.
 
     Raises:
-        RescoldoError: fewer than two models, an unknown name, different inputs.
+        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is no number.
     """
     if len(models) < 2:
         raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
@@ -113,6 +114,12 @@ def build_comparison(
                 f"{first} and {name} were evaluated on different inputs", fix="evaluate both with the same --dataset"
             )
     scores = {name: by_example(part["predictions"]) for name, part in models.items()}
+    for name, values in scores.items():
+        if not all(map(math.isfinite, values)):
+            raise RescoldoError(
+                f"{name} has a score that is no number: nothing can be decided by it",
+                fix="mend the metric: each score is a number between 0 and 1",
+            )
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
     # ties go to the simpler model: the one named first
     ranked = sorted(models, key=lambda name: -round(means[name], 9))
