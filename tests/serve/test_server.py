@@ -203,6 +203,15 @@ def test_what_changes_nothing_is_taken(server: Live) -> None:
     assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
 
 
+def test_an_answer_can_be_sent_back_as_it_came(server: Live) -> None:
+    answer = ask(server).choices[0].message
+    same = [*SHORT, {"role": "assistant", "content": answer.content}, *SHORT]
+    for sent in (answer, answer.model_dump(), {**answer.model_dump(), "tool_calls": [], "annotations": []}):
+        assert ask(server, [*SHORT, sent, *SHORT]).choices[0].message.content == expected(server, same, 12)
+    with pytest.raises(openai.BadRequestError, match=r"messages\.0\.tool_calls: is not supported"):
+        ask(server, [{**same[1], "tool_calls": [{"id": "1"}]}])
+
+
 def test_oversized_and_slow_bodies(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     code, answer = post(server, body(messages=[{"role": "user", "content": "x" * (1 << 20)}]))
     assert (code, answer["error"]["code"]) == (413, "body_too_large")
