@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,6 +288,30 @@ def test_full_queue_and_timeouts(run: Path) -> None:
         assert error.value.status_code == 504
         server.wait_until((0, 0))
         assert ask(server, n=3).usage.completion_tokens == 3, "it goes on"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_grace_was_too_short_for_is_told_so(run: Path, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def wait() -> None:
+        answer = ask(server, n=1900, stream=stream)
+        list(answer) if stream else None
+
+    with ThreadPoolExecutor() as pool:
+        with live(run, endless=True) as server:
+            server.service.scheduler._model.embed = slowly(server.service.scheduler._model.embed)  # type: ignore[method-assign]
+            asked = pool.submit(wait)
+            server.wait_until((1, 0))
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            asked.result()
+    assert caplog.text == ""
+
+
+def slowly(function: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return function(*arguments)
+
+    return slow
 
 
 def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:

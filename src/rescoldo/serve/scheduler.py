@@ -18,7 +18,7 @@ from rescoldo.engine.types import Sampling
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel
 
-Reason = Literal["stop", "length", "timeout", "error"]
+Reason = Literal["stop", "length", "timeout", "error", "stopping"]
 
 
 class BusyError(Exception):
@@ -116,11 +116,16 @@ class Scheduler:
         """(requests that are decoded, requests that wait) at this moment."""
         return sum(len(lane.jobs) for lane in list(self._lanes.values())), len(self._waiting)
 
-    def stop(self) -> None:
-        """Give up what is left and end the thread; jobs are told "error"."""
+    def give_up(self) -> None:
+        """Take nothing any more and give up what is left, after the step that is being computed; jobs are told
+        "stopping"."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """Give up, and wait for the thread to end."""
+        self.give_up()
         self._thread.join()
 
     def _active(self) -> int:
@@ -146,7 +151,7 @@ class Scheduler:
                     if with_adapter == adapter and lane.jobs:
                         self._step(adapter, lane)
         for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
-            job.emit("error")
+            job.emit("stopping")
         self._alone.close()
 
     def _leave(self, lane: _Lane, keys: set[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
@@ -16,10 +17,27 @@ from rescoldo.serve.app import LOOPBACK, make_app
 from rescoldo.serve.service import Service
 
 _BACKLOG = 128
+_FAREWELL = 5  # seconds to tell those whose answers are given up
 
 
 class _Server(uvicorn.Server):
-    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed."""
+    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed.
+
+    Args:
+        grace: seconds for what runs, when it ends.
+        give_up: called after them, so that what still runs is answered with an error before its connection is cut.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace: float, give_up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._grace, self._give_up = grace, give_up
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._grace, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -75,9 +93,9 @@ def make_server(service: Service, host: str, *, api_key: str, grace: float) -> u
     app = make_app(service, api_key=api_key, hosts=hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(int(grace), 1), ws="none",
+        timeout_graceful_shutdown=int(grace) + _FAREWELL, ws="none",
     )  # fmt: skip
-    return _Server(config)
+    return _Server(config, grace, service.scheduler.give_up)
 
 
 def run_server(
