@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 
@@ -18,6 +19,7 @@ from rescoldo.serve.service import Service
 
 _BACKLOG = 128
 _FAREWELL = 5  # seconds to tell those whose answers are given up
+_HURRY = 1  # … at the second Ctrl-C
 
 
 class _Server(uvicorn.Server):
@@ -25,15 +27,28 @@ class _Server(uvicorn.Server):
 
     Args:
         grace: seconds for what runs, when it ends.
-        give_up: called after them, so that what still runs is answered with an error before its connection is cut.
+        give_up: called after them or at the second Ctrl-C, so that what still runs is answered with an error before its
+            connection is cut.
     """
 
     def __init__(self, config: uvicorn.Config, grace: float, give_up: Callable[[], None]) -> None:
         super().__init__(config)
         self._grace, self._give_up = grace, give_up
+        self._loop: asyncio.AbstractEventLoop | None = None  # there from the first signal on
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop and sig == signal.SIGINT:
+            self._loop.call_soon_threadsafe(self._hurry, self._loop)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._give_up()
+        loop.call_later(_HURRY, setattr, self, "force_exit", True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(self._grace, self._give_up)
+        self._loop = asyncio.get_running_loop()
+        timer = self._loop.call_later(self._grace, self._give_up)
         try:
             await super().shutdown(sockets)
         finally:
