@@ -99,6 +99,8 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     code, _, err = command(monkeypatch, capsys, run.parent / "nothing", "--port", "0")
     assert code == 2
     assert "there is no such base model" in err
+    code, _, err = command(monkeypatch, capsys, run, "--port", "0", "--name", run.parent / "base")
+    assert (code, "base is the base model's name" in err) == (2, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -314,7 +314,9 @@ def slowly(function: Any) -> Any:
     return slow
 
 
-def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_is_an_error_and_not_the_end(
+    server: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from rescoldo.engine.generate import Decoder
 
     with monkeypatch.context() as patch:
@@ -325,6 +327,12 @@ def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypa
         patch.setattr(Decoder, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("not enough memory")))
         with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
             ask(server)
+    for method in ("admit", "step"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, method, lambda *_: (_ for _ in ()).throw(IndexError("a bug")))
+            with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
+                ask(server)
+    assert "IndexError('a bug')" in caplog.text
     assert ask(server).choices[0].message.content == expected(server, SHORT, 12)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from rescoldo.engine.types import Sampling
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel
 
+_LOG = logging.getLogger("uvicorn.error")
 Reason = Literal["stop", "length", "timeout", "error", "stopping"]
 
 
@@ -198,7 +200,8 @@ class Scheduler:
                 lane = self._lane(job)
                 lane.decoder.admit(job.key, job.prompt, job.sampling)
                 lane.jobs[job.key] = job
-            except (RuntimeError, MemoryError):  # torch's word for no memory left
+            except Exception as error:  # mostly no memory left; whatever it is, the thread must go on
+                _LOG.error("The engine could not take a request: %r", error)
                 job.emit("error")
             if others:
                 return
@@ -215,7 +218,8 @@ class Scheduler:
         self._use(adapter)
         try:
             steps = lane.decoder.step()
-        except (RuntimeError, MemoryError):
+        except Exception as error:
+            _LOG.error("The engine could not go on with %d requests: %r", len(lane.jobs), error)
             jobs = list(lane.jobs.values())
             self._leave(lane, set(lane.jobs))
             for job in jobs:

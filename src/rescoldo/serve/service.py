@@ -42,13 +42,19 @@ class Answer:
 
 
 class Service:
-    """Models by name, and the scheduler that decodes for them."""
+    """Models by name, and the scheduler that decodes for them.
+
+    Raises:
+        RescoldoError: run and base would have the same name.
+    """
 
     def __init__(self, loaded: Loaded, role: Role, limits: Limits, name: str = "") -> None:
         self.loaded, self.role = loaded, role
         self.limits = replace(limits, context=min(limits.context, loaded.model.config.max_positions))
         base = loaded.base.spec
         tuned = name or (loaded.run.resolve().name if loaded.run else "")
+        if loaded.run and tuned == base:
+            raise RescoldoError(f"{base} is the base model's name", where="--name", fix="another --name for the run")
         self.models: dict[str, bool] = {tuned: True, base: False} if loaded.run else {name or base: False}
         self.created = int(time.time())
         self._keys = itertools.count()
