@@ -25,7 +25,7 @@ def good(text: str, finish: str = "stop", tokens: int = 7) -> dict[str, Any]:
 class FakeServer:
     """What was asked (`requests`), with which key (`keys`), how many at a time at most (`most`)."""
 
-    def __init__(self, answer: Answer, models: Any, seconds: float) -> None:
+    def __init__(self, answer: Answer, models: Any, seconds: float, dribble: float) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.times: Counter[str] = Counter()
@@ -36,13 +36,15 @@ class FakeServer:
             def log_message(self, *args: Any) -> None:
                 pass
 
-            def _send(self, status: int, body: Any) -> None:
+            def _send(self, status: int, body: Any, dribble: float = 0.0) -> None:
                 raw = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
-                self.wfile.write(raw)
+                for start in range(0, len(raw), 1 if dribble else len(raw) or 1):
+                    self.wfile.write(raw[start : start + 1] if dribble else raw)
+                    time.sleep(dribble)
 
             def do_GET(self) -> None:
                 fake.keys.append(self.headers.get("Authorization", ""))
@@ -64,17 +66,18 @@ class FakeServer:
                 with lock:
                     fake.now -= 1
                 with contextlib.suppress(OSError):
-                    self._send(status, answered)
+                    self._send(status, answered, dribble)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.http.server_port}"
 
 
 @contextlib.contextmanager
-def fake_server(answer: Answer, models: Any = None, seconds: float = 0.0) -> Iterator[FakeServer]:
-    """A server on a free port of the loopback; `models`: path → (status, body) of what can be got."""
+def fake_server(answer: Answer, models: Any = None, seconds: float = 0.0, dribble: float = 0.0) -> Iterator[FakeServer]:
+    """A server on a free port of the loopback; `models`: path → (status, body) of what can be got; `dribble`: seconds
+    between two bytes of an answer."""
     default = {"/v1/models": (200, {"object": "list", "data": [{"id": "m", "owned_by": "us"}]})}
-    server = FakeServer(answer, default if models is None else models, seconds)
+    server = FakeServer(answer, default if models is None else models, seconds, dribble)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

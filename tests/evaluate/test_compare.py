@@ -106,11 +106,27 @@ def test_one_failure_is_a_zero_with_its_reason(val: Path, tmp_path: Path) -> Non
         rows = document["models"]["finetuned"]["predictions"]
         assert [row["score"] for row in rows] == [1.0, 1.0, 0.0, 1.0]
         assert rows[2]["error"] == "HTTP 500: out of memory"
-        assert "1 of 4 answers could not be had and count as 0" in document["models"]["finetuned"]["warnings"]
+        assert document["models"]["finetuned"]["warnings"] == [
+            "1 of 4 answers could not be had and count as 0 (HTTP 500: out of memory)"
+        ]
+        (warning,) = document["comparison"]["decision"]["warnings"]
+        assert "without the inputs to which an answer could not be had (1)" in warning
+        assert "the decision would be to adopt finetuned" in warning
         broken, before = False, len(m3.requests)
         document = compare(models, val, TWO, output=tmp_path / "c.json", sampling=SAMPLING, server=QUICK)
         assert len(m3.requests) == before + 1, "only what failed is asked again"
         assert document["models"]["finetuned"]["scores"]["mean"] == 1.0
+
+
+def test_a_model_that_answers_nothing_is_not_compared(val: Path, tmp_path: Path) -> None:
+    with fake_server(lambda body, n: (400, {"error": {"message": "no room"}})) as m1, fake_server(oracle) as m3:
+        models = {"baseline": spec(m1), "finetuned": spec(m3)}
+        with pytest.raises(
+            RescoldoError, match=r"baseline: none of 4 answers could be had \(HTTP 400: no room\)"
+        ) as found:
+            compare(models, val, TWO, output=tmp_path / "c.json", sampling=SAMPLING, server=QUICK)
+    assert found.value.exit_code == 1
+    assert not (tmp_path / "c.json").exists()
 
 
 def test_repeats_have_seeds_of_their_own_and_are_averaged(val: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
-from rescoldo.evaluate.document import partial_cache
+from rescoldo.evaluate.document import checked_output, partial_cache
 from rescoldo.evaluate.page import page
 from rescoldo.evaluate.predictor import Prediction
 from rescoldo.evaluate.report import markdown, print_comparison, print_evaluation
@@ -159,6 +159,7 @@ def test_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
         b"{}\n",
         b'{"key": 1, "prediction": {"x": 2}}',
         b'{"key":"a","prediction":{"text":1,"ended":1,"tokens":"","seconds":null}}',
+        b'{"key":"a","prediction":{"text":"","ended":true,"tokens":1,"seconds":NaN}}',
     ],
 )
 def test_damaged_cache_lines_are_not_there(tmp_path: Path, damage: bytes) -> None:
@@ -174,6 +175,37 @@ def test_damaged_cache_lines_are_not_there(tmp_path: Path, damage: bytes) -> Non
     again = PredictionCache(path)
     assert again.get("k1")
     assert again.get("k2") == Prediction("two \ud800", False, 3, 0.5)
+
+
+@pytest.mark.parametrize("content", ['{"models": [1]}', '"models"', "models"])
+def test_what_is_no_evaluation_is_not_overwritten(tmp_path: Path, content: str) -> None:
+    output, dataset = tmp_path / "README.json", tmp_path / "d.jsonl"
+    report = tmp_path / "README.md"
+    report.write_text("mine")
+    with pytest.raises(RescoldoError, match=r"would overwrite .*README\.md"):
+        checked_output(output, dataset)
+    output.write_text(content)
+    with pytest.raises(RescoldoError, match="is no evaluation"):
+        checked_output(output, dataset)
+    assert (output.read_text(), report.read_text()) == (content, "mine")
+    write_document({"metadata": {}, "models": {"m": evaluate(Fake(), RECORDS, ROLE, GREEDY)}}, output)
+    assert checked_output(output, dataset) == output, "its reports are its own"
+
+
+def test_a_device_is_not_read_for_ever() -> None:
+    with pytest.raises(RescoldoError, match="is no evaluation"):
+        checked_output(Path("/dev/zero"), Path("d.jsonl"))
+
+
+def test_answers_are_reused_without_an_output(tmp_path: Path) -> None:
+    part = evaluate(Fake(), RECORDS, ROLE, GREEDY)
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps({"models": {"m": part}}))
+    again = Fake()
+    with partial_cache(None, [earlier]) as cache:
+        evaluate(again, [*RECORDS, record(6)], ROLE, GREEDY, cache=cache)
+    assert again.asked == [record(6)["concept"]]
+    assert list(tmp_path.iterdir()) == [earlier]
 
 
 WHOLE = {"key": "k", "text": "", "ended": True, "tokens": 1, "seconds": 1}
@@ -210,7 +242,7 @@ def test_failures_are_asked_again(tmp_path: Path) -> None:
     cache = PredictionCache(tmp_path / "c.jsonl")
     evaluate(Fake(broken), RECORDS, ROLE, GREEDY, cache=cache)
     again = Fake()
-    evaluate(again, RECORDS, ROLE, GREEDY, cache=PredictionCache(cache.path))
+    evaluate(again, RECORDS, ROLE, GREEDY, cache=PredictionCache(tmp_path / "c.jsonl"))
     assert again.asked == [RECORDS[2]["concept"]]
 
 
@@ -289,6 +321,9 @@ def test_comparisons_that_make_no_sense() -> None:
     other = evaluate(Fake(), RECORDS[:5], ROLE, GREEDY)
     with pytest.raises(RescoldoError, match="different inputs"):
         build_comparison({**models, "tuned": other}, baseline="base")
+    models["tuned"]["predictions"][0]["score"] = float("nan")
+    with pytest.raises(RescoldoError, match="tuned has a score that is no number"):
+        build_comparison(models, baseline="base", finetuned="tuned")
 
 
 def test_reports(tmp_path: Path) -> None:

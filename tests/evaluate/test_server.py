@@ -94,6 +94,29 @@ def test_no_answer_in_time() -> None:
     assert found.error == "no answer within 0.2 s"
 
 
+def test_a_server_that_dribbles_is_late_too() -> None:
+    with fake_server(lambda body, n: (200, good("x" * 200)), dribble=0.05) as server:
+        chat = open_server(f"openai:m@{server.address}/v1", ServerOptions(2, 0.5, 3))
+        (found,) = answers(chat, "a")
+    assert found.error == "no answer within 0.5 s"
+    assert server.times["a"] == 1, "the time is for all tries together"
+
+
+@pytest.mark.parametrize("said", [None, "many", -5, 1.5])
+def test_a_count_of_tokens_that_is_none(said: Any) -> None:
+    with fake_server(lambda body, n: (200, {**good("fine"), "usage": {"completion_tokens": said}})) as server:
+        (found,) = answers(open_server(f"openai:m@{server.address}/v1", QUICK), "a")
+    assert (found.text, found.tokens, found.error) == ("fine", 0, "")
+
+
+def test_an_answer_that_is_no_text_and_one_that_no_file_can_hold() -> None:
+    said = {"parts": [{"type": "text", "text": "x"}], "half": "a \ud83d b"}
+    with fake_server(lambda body, n: (200, good(said[body["messages"][0]["content"]]))) as server:  # type: ignore[arg-type]
+        parts, half = answers(open_server(f"openai:m@{server.address}/v1", QUICK), "parts", "half")
+    assert "no text but a list" in parts.error
+    assert (half.text, half.error) == ("a ? b", "")
+
+
 @pytest.mark.parametrize(("status", "message"), [(401, "set OPENAI_API_KEY"), (404, "no such model")])
 def test_what_would_fail_for_every_request_ends_it(status: int, message: str) -> None:
     with fake_server(lambda body, n: (status, {"error": {"message": "no such model"}})) as server:

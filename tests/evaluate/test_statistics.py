@@ -73,6 +73,20 @@ def test_not_paired(a: list[float], b: list[float]) -> None:
         paired(a, b)
 
 
+@pytest.mark.parametrize(("a", "b"), [([0.1], [math.nan]), ([math.inf], [math.inf])])
+def test_no_numbers(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="no number"):
+        decide({"m1": a, "m3": b}, finetuned="m3", reference="m1")
+
+
+def test_ties_in_rank_are_not_broken_by_rounding() -> None:
+    old, new = [0.8, 0.7, 0.6, 0.9, 0.3, 0.2], [0.9, 0.8, 0.7, 0.8, 0.2, 0.1]  # .1 three times up, three times down
+    found = paired(old, new)["wilcoxon"]
+    by_hand = stats.wilcoxon([1, 1, 1, -1, -1, -1])
+    assert found["statistic"] == by_hand.statistic == 10.5
+    assert found["p_value"] == by_hand.pvalue
+
+
 def test_same_seed_same_interval() -> None:
     differences = np.subtract(AFTER, BEFORE)
     assert bootstrap_interval(differences, seed=1) == bootstrap_interval(differences, seed=1)

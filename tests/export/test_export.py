@@ -77,6 +77,16 @@ def test_the_prompt_goes_along(run: Path, tmp_path: Path) -> None:
     assert "--lora adapter-F32.gguf" in text
 
 
+def test_the_commands_are_for_the_exports_own_directory(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = command(monkeypatch, capsys, run, "--to", "ollama", "--name", "mine:1", "-o", tmp_path / "a b")
+    assert (code, f"ollama create mine:1 -f '{tmp_path}/a b/Modelfile'" in out) == (0, True)
+    text = (tmp_path / "a b/PROMPT.md").read_text()
+    assert "In this directory:\n\n```sh\nollama create mine:1 -f Modelfile\n```" in text
+    assert '{model: "mine:1",' in text
+
+
 def test_the_adapters_file(run: Path, tmp_path: Path) -> None:
     export_run(run, "gguf-adapter", dtype="F16", output=tmp_path / "x")
     header = read_header(tmp_path / "x/adapter-F16.gguf")
@@ -99,6 +109,7 @@ def test_the_adapters_file(run: Path, tmp_path: Path) -> None:
         (["--to", "merged", "-o", "{file}"], "is no directory"),
         (["--to", "merged", "-o", "{file}/x"], "is no directory that may be written"),
         (["--to", "merged", "-o", "{full}", "--force"], "not an earlier export"),
+        (["--to", "merged", "-o", "."], "--output .: is no new directory"),
     ],
 )
 def test_bad_arguments(
@@ -125,6 +136,11 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
     (copy / "training_info.json").write_text(json.dumps({**info, "base_fingerprint": "0" * 64}))
     with pytest.raises(RescoldoError, match="another base model"):
         export_run(copy, "merged")
+    (copy / "training_info.json").write_text(json.dumps({**info, "base_model": "/gone"}))
+    with pytest.raises(RescoldoError, match="its base model cannot be opened: /gone: there is no such") as error:
+        export_run(copy, "merged")
+    assert error.value.where == str(copy)
+    assert "base_model in training_info.json says which" in error.value.fix
     (copy / "training_info.json").write_text(json.dumps(info))
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
@@ -159,6 +175,15 @@ def test_an_error_half_way_leaves_the_earlier_export(
     for name, file in first["files"].items():
         assert sha256(target / name) == file["sha256"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_somebody_has_put_beside_an_export_is_kept(run: Path, tmp_path: Path) -> None:
+    """As llama-quantize does, with the file it makes of the exported one."""
+    export_run(run, "gguf-adapter", output=tmp_path / "x")
+    (tmp_path / "x/model-Q4_K_M.gguf").write_text("mine")
+    with pytest.raises(RescoldoError, match="holds what no export has put there: model-Q4"):
+        export_run(run, "gguf-adapter", output=tmp_path / "x", force=True)
+    assert (tmp_path / "x/model-Q4_K_M.gguf").read_text() == "mine"
 
 
 def test_a_killed_export_is_cleared_away(run: Path, tmp_path: Path) -> None:

@@ -106,6 +106,25 @@ def test_an_error_does_not_end_the_conversation(
     assert "3 tokens" in out
 
 
+def test_a_plain_encoding_is_no_reason_to_fail(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.argv", ["rescoldo", "chat", str(run), "--max-new-tokens", "40"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe caf\xe9\nhi\n"), "utf-8"))
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert run_app(app) == 0
+    screen.flush()
+    said = screen.buffer.getvalue()  # type: ignore[attr-defined]
+    assert said.count(b" tokens/s") == 2
+    assert b"?" in said
+
+
+def test_a_concept_that_is_no_text(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = command(monkeypatch, capsys, run, "--concept", "a\udcff")
+    assert (code, "error: the question holds bytes that are no characters" in err) == (2, True)
+
+
 def test_ctrl_c_ends_an_answer_and_gives_the_model_back(loaded: Loaded) -> None:
     def stop(piece: str) -> None:
         raise KeyboardInterrupt

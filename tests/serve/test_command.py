@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import APIError, OpenAI
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.serve.server import is_loopback
@@ -69,12 +70,18 @@ def test_a_second_signal_does_not_wait(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
     client = OpenAI(base_url=ready["url"], api_key="secret", max_retries=0, timeout=60)
-    with client.chat.completions.create(model="mine", messages=SHORT, max_tokens=2000, stream=True) as stream:  # type: ignore[arg-type]
-        next(iter(stream))
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+    with ThreadPoolExecutor() as pool:
+        whole = pool.submit(client.chat.completions.create, model="mine", messages=SHORT, max_tokens=2000)  # type: ignore[arg-type]
+        with client.chat.completions.create(model="mine", messages=SHORT, max_tokens=2000, stream=True) as stream:  # type: ignore[arg-type]
+            next(iter(stream))
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        assert process.returncode == 0
+        with pytest.raises(APIError, match="the server is stopping"):
+            whole.result()
+    assert "Traceback" not in err
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
@@ -92,6 +99,8 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     code, _, err = command(monkeypatch, capsys, run.parent / "nothing", "--port", "0")
     assert code == 2
     assert "there is no such base model" in err
+    code, _, err = command(monkeypatch, capsys, run, "--port", "0", "--name", run.parent / "base")
+    assert (code, "base is the base model's name" in err) == (2, True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,6 +204,15 @@ def test_what_changes_nothing_is_taken(server: Live) -> None:
     assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
 
 
+def test_an_answer_can_be_sent_back_as_it_came(server: Live) -> None:
+    answer = ask(server).choices[0].message
+    same = [*SHORT, {"role": "assistant", "content": answer.content}, *SHORT]
+    for sent in (answer, answer.model_dump(), {**answer.model_dump(), "tool_calls": [], "annotations": []}):
+        assert ask(server, [*SHORT, sent, *SHORT]).choices[0].message.content == expected(server, same, 12)
+    with pytest.raises(openai.BadRequestError, match=r"messages\.0\.tool_calls: is not supported"):
+        ask(server, [{**same[1], "tool_calls": [{"id": "1"}]}])
+
+
 def test_oversized_and_slow_bodies(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     code, answer = post(server, body(messages=[{"role": "user", "content": "x" * (1 << 20)}]))
     assert (code, answer["error"]["code"]) == (413, "body_too_large")
@@ -280,7 +290,33 @@ def test_full_queue_and_timeouts(run: Path) -> None:
         assert ask(server, n=3).usage.completion_tokens == 3, "it goes on"
 
 
-def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_grace_was_too_short_for_is_told_so(run: Path, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def wait() -> None:
+        answer = ask(server, n=1900, stream=stream)
+        list(answer) if stream else None
+
+    with ThreadPoolExecutor() as pool:
+        with live(run, endless=True) as server:
+            server.service.scheduler._model.embed = slowly(server.service.scheduler._model.embed)  # type: ignore[method-assign]
+            asked = pool.submit(wait)
+            server.wait_until((1, 0))
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            asked.result()
+    assert caplog.text == ""
+
+
+def slowly(function: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return function(*arguments)
+
+    return slow
+
+
+def test_an_engine_that_fails_is_an_error_and_not_the_end(
+    server: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from rescoldo.engine.generate import Decoder
 
     with monkeypatch.context() as patch:
@@ -291,6 +327,12 @@ def test_an_engine_that_fails_is_an_error_and_not_the_end(server: Live, monkeypa
         patch.setattr(Decoder, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("not enough memory")))
         with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
             ask(server)
+    for method in ("admit", "step"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, method, lambda *_: (_ for _ in ()).throw(IndexError("a bug")))
+            with pytest.raises(openai.InternalServerError, match="the engine could not answer"):
+                ask(server)
+    assert "IndexError('a bug')" in caplog.text
     assert ask(server).choices[0].message.content == expected(server, SHORT, 12)
 
 

@@ -45,17 +45,17 @@ def export(
 
     if (create or name) and to != "ollama":
         raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
-    model = ollama.check_name(name or run.resolve().name) if to == "ollama" else ""
+    model = name or run.resolve().name
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     with reporter.bar("Writing tensors:", 100) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.advance(100 * done // total - bar.done, f"{done} of {total}")
 
-        document = export_run(run, to, output=output, dtype=dtype, force=force, on_progress=progress)
+        document = export_run(run, to, output=output, dtype=dtype, force=force, name=model, on_progress=progress)
     directory = Path(document["output"])
     if to == "ollama":
-        command = ollama.create_command(model, directory)
+        command = ollama.create_command(model, directory / "Modelfile")
         document["create"] = {"command": command, "done": create and ollama.run_create(command)}
     if json_:
         print(json.dumps(document, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 
@@ -81,8 +82,8 @@ app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 
 def run_app(application: typer.Typer) -> int:
     """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
     try:
         code = application(standalone_mode=True)

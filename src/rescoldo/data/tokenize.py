@@ -19,6 +19,7 @@ from rescoldo.role import Role
 
 SHOWN = 5  # lines that an error names beside the first
 _SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
+_CUT = "\ufdd0"  # stands where a text is cut before it is tokenized; Unicode keeps it for a program's own use
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tok
     Raises:
         RescoldoError: one error that names the first such text, and the lines of some others.
     """
-    pattern = re.compile("|".join(map(re.escape, sorted(_turn_marks(tokenizer), key=len, reverse=True))))
+    pattern = _marks_pattern(tokenizer)
     found: list[tuple[int, str, str]] = []
     for record in records:
         texts = [(f"message {i} ({turn['role']})", turn["content"]) for i, turn in enumerate(role.messages(record), 1)]
@@ -99,9 +100,14 @@ def _turn_marks(tokenizer: Any) -> set[str]:
     """
     special = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
-    written = prompt_ids([{"role": "user", "content": "?"}], tokenizer)
+    written = _text_ids(prompt_text([{"role": "user", "content": "?"}], tokenizer) or "", tokenizer)
     ids = (special & set(written)) | stop_ids(tokenizer) | {tokenizer.bos_token_id}
     return {tokenizer.convert_ids_to_tokens(index) for index in ids if index is not None}
+
+
+def _marks_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """What finds a turn mark in a text."""
+    return re.compile("|".join(map(re.escape, sorted(_turn_marks(tokenizer), key=len, reverse=True))))
 
 
 def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
@@ -134,15 +140,44 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
 def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     """The prompt's token ids: what the template wrote with no special token added to it (the template writes its own
     beginning of sequence). A model without a template gets the bare text and its tokenizer's own special tokens.
+
+    A turn mark within a message (<|im_end|>) is what its author wrote, not a mark: its letters are tokenized.
+
+    Raises:
+        RescoldoError: see prompt_text; or a message is no text.
     """
+    messages = _disarmed(messages, tokenizer)
     text = prompt_text(messages, tokenizer)
     if text is not None:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return _text_ids(text, tokenizer)
     text = "\n\n".join(message["content"] for message in messages) + "\n\n"
-    ids = list(tokenizer(text)["input_ids"])
+    first, *others = text.split(_CUT)
+    ids = list(tokenizer(first)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # some tokenizers close every text
-    return ids
+    return ids + _text_ids(_CUT.join(others), tokenizer)
+
+
+def _disarmed(messages: list[dict[str, str]], tokenizer: Any) -> list[dict[str, str]]:
+    """The messages with a cut behind the first letter of each turn mark: tokenized in pieces it is none any more."""
+    texts = [message["content"] for message in messages]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise RescoldoError("the question holds bytes that are no characters", fix="write it in UTF-8") from None
+    if not any(token in text for token in tokenizer.get_added_vocab() for text in texts):
+        return messages  # nearly always, and quickly found out
+    pattern = _marks_pattern(tokenizer)
+
+    def cut(text: str) -> str:
+        return pattern.sub(lambda mark: mark[0][0] + _CUT + mark[0][1:], text)
+
+    return [{**message, "content": cut(message["content"])} for message in messages]
+
+
+def _text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The token ids of a text, piece by piece where it is cut, with no special token added."""
+    return [i for piece in text.split(_CUT) for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
 
 def end_of_turn(tokenizer: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -27,14 +28,16 @@ def key(fingerprint: str, prompt: str, sampling: Sampling) -> str:
 class PredictionCache:
     """Predictions in a JSON Lines file, one fsynced line each. A line that is damaged counts as not there.
 
-    Several models may share one file, several threads one object.
+    Without a path they are known in memory alone. Several models may share one file, several threads one object.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._known: dict[str, Prediction] = {}
         self._needs_newline = False
         self._lock = threading.Lock()
+        if path is None:
+            return
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -57,6 +60,9 @@ class PredictionCache:
         Raises:
             RescoldoError: the file cannot be written.
         """
+        self._known[name] = prediction
+        if self.path is None:
+            return
         line = json.dumps({"key": name, "prediction": asdict(prediction)}) + "\n"
         try:
             with self._lock, open(self.path, "ab") as file:
@@ -71,7 +77,6 @@ class PredictionCache:
                 exit_code=EXIT_FAILURE,
             ) from None
         self._needs_newline = False
-        self._known[name] = prediction
 
     def reuse(self, document: Any) -> None:
         """Know the answers of an evaluation or comparison that was written before; they are not written again."""
@@ -80,7 +85,8 @@ class PredictionCache:
 
     def remove(self) -> None:
         """Delete the file: its answers stand in the result now."""
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def _read(line: bytes) -> tuple[str, Prediction] | None:
@@ -114,6 +120,7 @@ def _entry(name: Any, kept: Any) -> tuple[str, Prediction] | None:
         and isinstance(prediction.ended, bool)
         and isinstance(prediction.tokens, int)
         and isinstance(prediction.seconds, int | float)
+        and math.isfinite(prediction.seconds)
         and isinstance(prediction.fields, dict | None)
     )
     return (name, prediction) if whole else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,30 @@ def _guards(
     ]
 
 
+def _without_failures(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+) -> list[str]:
+    """A warning where answers that could not be had have decided: a server's fault is none of the model's."""
+    names = (reference, finetuned)
+    failed = {row["example"] for name in names for row in models[name]["predictions"] if "error" in row}
+    if not failed:
+        return []
+    kept = {
+        name: by_example([row for row in models[name]["predictions"] if row["example"] not in failed]) for name in names
+    }
+    if not kept[finetuned]:
+        return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
+    other = decide(kept, finetuned=finetuned, reference=reference, seed=seed)
+    if other["winner"] == decision["winner"]:
+        return []
+    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
+    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in kept.items())
+    return [
+        f"without the inputs to which an answer could not be had ({len(failed)}) the means would be {means}, and the "
+        f"decision would be to {verdict}: give the same command again, those answers are asked for anew"
+    ]
+
+
 def build_comparison(
     models: Mapping[str, Mapping[str, Any]],
     *,
@@ -74,7 +99,7 @@ def build_comparison(
         stand under "B - A", difference = B - A.
 
     Raises:
-        RescoldoError: fewer than two models, an unknown name, different inputs.
+        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is no number.
     """
     if len(models) < 2:
         raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
@@ -89,6 +114,12 @@ def build_comparison(
                 f"{first} and {name} were evaluated on different inputs", fix="evaluate both with the same --dataset"
             )
     scores = {name: by_example(part["predictions"]) for name, part in models.items()}
+    for name, values in scores.items():
+        if not all(map(math.isfinite, values)):
+            raise RescoldoError(
+                f"{name} has a score that is no number: nothing can be decided by it",
+                fix="mend the metric: each score is a number between 0 and 1",
+            )
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
     # ties go to the simpler model: the one named first
     ranked = sorted(models, key=lambda name: -round(means[name], 9))
@@ -115,7 +146,11 @@ def build_comparison(
             train_score=train_score,
             seed=seed,
         )
-        decision["warnings"] = _guards(models, decision, finetuned, optimized or baseline, seed)
+        decision["warnings"] = [
+            warning
+            for guard in (_without_failures, _guards)
+            for warning in guard(models, decision, finetuned, optimized or baseline, seed)
+        ]
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
     return {

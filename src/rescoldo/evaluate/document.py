@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from rescoldo.files import sha256, write_json, write_text
 
 @contextmanager
 def partial_cache(output: Path | None, reuse: Sequence[Path] = ()) -> Iterator[PredictionCache | None]:
-    """The cache beside an output file (FILE.partial.jsonl); removed when the block ends well. None without output.
+    """The cache beside an output file (FILE.partial.jsonl); removed when the block ends well. Without output one in
+    memory, None if there is nothing to reuse either.
 
     Args:
         reuse: documents whose answers are known, too.
     """
-    if output is None:
+    if output is None and not reuse:
         yield None
         return
-    cache = PredictionCache(output.with_name(output.name + ".partial.jsonl"))
+    cache = PredictionCache(output.with_name(output.name + ".partial.jsonl") if output else None)
     for path in reuse:
         cache.reuse(read_document(path))
     yield cache
@@ -60,9 +61,9 @@ def write_document(document: dict[str, Any], output: Path) -> list[Path]:
 
     reports = reports_beside(output)
     try:
+        write_json(output, document)  # first: reports without it would be taken for somebody else's
         write_text(reports[0], markdown(document))
         write_text(reports[1], page(document))
-        write_json(output, document)
     except OSError as error:
         raise RescoldoError(
             f"cannot be written: {error.strerror or error}", where=str(output), exit_code=EXIT_FAILURE
@@ -94,25 +95,36 @@ def metadata(
     }
 
 
+def _check_ours(output: Path, dataset: Path) -> None:
+    known = False
+    if output.is_file():  # a device may be read for ever
+        with suppress(RescoldoError):
+            known = bool(read_document(output))
+    if not known or output.resolve() == dataset.resolve():
+        raise RescoldoError(
+            "exists and is no evaluation: it is not overwritten",
+            where=f"--output {output}",
+            fix="choose another name",
+        )
+
+
 def checked_output(output: Path, dataset: Path) -> Path:
     """Find out before the work, not after it, that the result cannot be written. Returns `output`.
 
     Raises:
-        RescoldoError: it is a directory, something else than a document of ours, or not writable.
+        RescoldoError: it is a directory, something else than a document of ours, or not writable; a report beside it
+            would take the place of a file that is none.
     """
     if output.is_dir():
         raise RescoldoError("is a directory", where=f"--output {output}", fix="name a file, for example eval.json")
     if output.exists():
-        try:
-            known = "models" in json.loads(output.read_bytes())
-        except (OSError, ValueError, TypeError, RecursionError):
-            known = False
-        if not known or output.resolve() == dataset.resolve():
-            raise RescoldoError(
-                "exists and is no evaluation: it is not overwritten",
-                where=f"--output {output}",
-                fix="choose another name",
-            )
+        _check_ours(output, dataset)
+    elif found := next(filter(Path.exists, reports_beside(output)), None):
+        raise RescoldoError(
+            f"the report beside it would overwrite {found}, which belongs to no evaluation",
+            where=f"--output {output}",
+            fix=f"choose another name, or move {found.name} away",
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         probe = output.with_name(f".{output.name}.probe")

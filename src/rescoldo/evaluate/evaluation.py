@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
-from rescoldo.errors import RescoldoError
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
-from rescoldo.evaluate.score import answers_use_input, score_row, summarise
+from rescoldo.evaluate.score import answers_use_input, common, score_row, summarise
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def evaluate(
         repeat), sampling.
 
     Raises:
-        RescoldoError: no records, a model that cannot answer, or the cache cannot be written.
+        RescoldoError: no records, a model that cannot answer, not one answer, or the cache cannot be written.
     """
     if not records:
         raise RescoldoError("there are no records to evaluate on", where="--dataset")
@@ -94,6 +94,13 @@ def evaluate(
                         cache.put(keys[index], prediction)
                     if progress:
                         progress.rows(len(found))
+    if all(prediction.error for prediction in found.values()):
+        raise RescoldoError(
+            f"none of {len(found)} answers could be had ({common(found[i].error for i in found)}): nothing to score",
+            where=predictor.name,
+            fix="mend that and give the same command again; answers of other models are kept where there is --output",
+            exit_code=EXIT_FAILURE,
+        )
     rows = []
     use_input = answers_use_input(role, records)
     for i, name in enumerate(keys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,41 @@ def is_run(spec: str) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("adapter_config.json", "training_info.json"))
 
 
+def verify_command(run: Path) -> str:
+    """What looks at a run that is damaged."""
+    return shlex.join(["rescoldo", "verify", str(run)])
+
+
+def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel:
+    """The base model that a run's adapter belongs to, as training_info.json or else the adapter names it.
+
+    Raises:
+        RescoldoError: none is named, it cannot be opened, or it has changed since.
+    """
+    from rescoldo.base import open_base
+
+    spec = str(info.get("base_model") or adapter.base_model)
+    if not spec:
+        raise RescoldoError("does not say which base model it is for", where=str(run), fix=verify_command(run))
+    try:
+        base = open_base(spec)
+    except RescoldoError as error:
+        named = "base_model in training_info" if info.get("base_model") else "base_model_name_or_path in adapter_config"
+        raise RescoldoError(
+            f"its base model cannot be opened: {error.where or spec}: {error.what}",
+            where=str(run),
+            fix=f"{error.fix or 'bring it back'}; {named}.json says which it is",
+            exit_code=error.exit_code,
+        ) from None
+    if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
+        raise RescoldoError(
+            f"was trained on another base model than {spec} is now",
+            where=str(run),
+            fix="bring the base model back that it was trained on, or train again",
+        )
+    return base
+
+
 def run_info(run: Path) -> dict[str, Any]:
     """training_info.json's content, {} where there is none (an adapter that PEFT wrote).
 
@@ -72,7 +108,7 @@ def run_info(run: Path) -> dict[str, Any]:
         RescoldoError: the file is damaged.
     """
     path = run / "training_info.json"
-    return load_json(path, f"rescoldo verify {run}") if path.exists() else {}
+    return load_json(path, verify_command(run)) if path.exists() else {}
 
 
 def load_for_inference(
@@ -108,16 +144,7 @@ def load_for_inference(
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None
-    base_spec = str(info.get("base_model") or (adapter.base_model if adapter else "")) if run else spec
-    if not base_spec:
-        raise RescoldoError("does not say which base model it is for", where=spec, fix="rescoldo verify " + spec)
-    base = open_base(base_spec)
-    if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
-        raise RescoldoError(
-            f"was trained on another base model than {base_spec} is now",
-            where=spec,
-            fix="bring the base model back that it was trained on, or train again",
-        )
+    base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
     tokenizer = base.tokenizer()
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None
@@ -140,7 +167,7 @@ def load_for_inference(
             keep_converted=True,
         )
         if adapter and run:
-            put_in(adapter, model, run, base_spec)
+            put_in(adapter, model, run, base.spec)
         return model
 
     sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
@@ -168,7 +195,7 @@ def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> Non
             f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
             f"not {shapes.get(odd[0], 'known there')}",
             where=str(run / WEIGHTS_FILE),
-            fix=f"rescoldo verify {run}",
+            fix=verify_command(run),
         )
     with torch.no_grad():
         for name, tensor in adapter.parameters.items():

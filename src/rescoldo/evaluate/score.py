@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose, input_words_used
@@ -108,7 +108,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in names
         },
         "diagnostics": diagnostics,
-        "warnings": _failures(rows) + _warnings(diagnostics, len(rows)),
+        "warnings": _failures(rows) + _missing(rows) + _warnings(diagnostics, len(rows)),
         "predictions": list(rows),
     }
 
@@ -141,20 +141,32 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The functions of the role that failed: such a 0 says nothing about the model."""
     warnings = []
     for name in dict.fromkeys(name for row in rows for name in row.get("failures", {})):
-        reasons = Counter(row["failures"][name] for row in rows if name in row.get("failures", {}))
-        why, _ = reasons.most_common(1)[0]
-        often = f"most often {why}" if len(reasons) > 1 else why
+        reasons = [row["failures"][name] for row in rows if name in row.get("failures", {})]
         warnings.append(
-            f"the metric `{name}` failed on {reasons.total()} of {len(rows)} answers ({often}); it counts as 0 there"
+            f"the metric `{name}` failed on {len(reasons)} of {len(rows)} answers ({common(reasons)}); "
+            "it counts as 0 there"
         )
     return warnings
+
+
+def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The answers that there are none of, and why."""
+    reasons = [row["error"] for row in rows if "error" in row]
+    if not reasons:
+        return []
+    return [f"{len(reasons)} of {len(rows)} answers could not be had and count as 0 ({common(reasons)})"]
+
+
+def common(reasons: Iterable[str]) -> str:
+    """The reason that came most often, and whether there were others; there is one at least."""
+    found = Counter(reasons)
+    why, _ = found.most_common(1)[0]
+    return f"most often {why}" if len(found) > 1 else why
 
 
 def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
     """What would change how the reader takes the score."""
     warnings = []
-    if found["failed"]:
-        warnings.append(f"{found['failed']} of {n} answers could not be had and count as 0")
     cut = n - found["ended"] - found["failed"]
     if cut > 0:
         warnings.append(f"{cut} of {n} answers were cut off at the limit of new tokens")

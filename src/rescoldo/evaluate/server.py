@@ -34,7 +34,7 @@ _IDENTITY = ("id", "owned_by", "root", "meta", "digest")  # of what a server say
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is asked: requests at a time, seconds for one answer, further tries after a failure."""
+    """How a server is asked: requests at a time, seconds for one answer with all its tries, further tries."""
 
     concurrency: int = 4
     timeout: float = 1800.0
@@ -169,19 +169,21 @@ class ServerChat:
                 return index, Prediction("", False, 0, time.monotonic() - started, " ".join(reason.split())[:300])
 
             try:
-                answer = await client.chat.completions.create(
-                    model=self.model,
-                    messages=messages,  # type: ignore[arg-type]
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=sampling.max_new_tokens,
-                    seed=sampling.seed,
-                    extra_body=self._extra(),
-                )
+                # of all tries together: a server that sends a byte now and then is never late by itself
+                async with asyncio.timeout(self.options.timeout):
+                    answer = await client.chat.completions.create(
+                        model=self.model,
+                        messages=messages,  # type: ignore[arg-type]
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        max_tokens=sampling.max_new_tokens,
+                        seed=sampling.seed,
+                        extra_body=self._extra(),
+                    )
                 choice = answer.choices[0]
-                text, ended = choice.message.content or "", choice.finish_reason != "length"
-                tokens = answer.usage.completion_tokens if answer.usage else 0
-            except openai.APITimeoutError:
+                text, ended = _text(choice.message.content), choice.finish_reason != "length"
+                tokens = _count(answer.usage.completion_tokens if answer.usage else 0)
+            except (openai.APITimeoutError, TimeoutError):
                 return failed(f"no answer within {self.options.timeout:g} s")
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 fix = (
@@ -205,7 +207,7 @@ class ServerChat:
                 return failed(_message(error))
             except (AttributeError, IndexError, TypeError, ValueError) as error:
                 return failed(f"the server's answer has not the form that it should have ({error})")
-            return index, Prediction(str(text), bool(ended), int(tokens), time.monotonic() - started)
+            return index, Prediction(text, ended, tokens, time.monotonic() - started)
 
     def _extra(self) -> dict[str, Any]:
         """llama.cpp narrows the choice by settings of its own unless told not to; the API has no word for them."""
@@ -219,6 +221,22 @@ class ServerChat:
         except OSError:
             return False
         return True
+
+
+def _text(content: Any) -> str:
+    """An answer's text. Half a surrogate pair, which JSON can carry and UTF-8 cannot, becomes a question mark.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(content, str | None):
+        raise TypeError(f"the content is no text but a {type(content).__name__}")
+    return (content or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(tokens: Any) -> int:
+    """The number of tokens that a server says; 0 where it says none that is one."""
+    return tokens if isinstance(tokens, int) and tokens > 0 else 0
 
 
 def _message(error: Exception) -> str:

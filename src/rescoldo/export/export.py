@@ -44,6 +44,7 @@ def export_run(
     output: Path | None = None,
     dtype: str | None = None,
     force: bool = False,
+    name: str = "",
     on_progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Export a run. What is in `output` afterwards is complete and has been read again, or nothing has changed.
@@ -54,6 +55,7 @@ def export_run(
         output: the directory to make; default RUN/export/KIND.
         dtype: the number format; see DTYPES of the kinds' modules for what is allowed and default_dtype.
         force: replace an earlier export.
+        name: the model's in Ollama; default the run's.
         on_progress: told how many tensors of how many are written.
 
     Returns:
@@ -64,6 +66,7 @@ def export_run(
     """
     if kind not in KINDS:
         raise RescoldoError(f"there is no export {kind!r}", where="--to", fix=f"one of {', '.join(KINDS)}")
+    model = ollama.check_name(name or run.resolve().name) if kind == "ollama" else ""
     source = open_source(run)
     target = output or run / "export" / kind
     document = prompt_document(source)
@@ -88,7 +91,7 @@ def export_run(
             _check_gguf(source, directory / plan.file, plan, document)
         if kind == "ollama":
             write_text(directory / "Modelfile", ollama.modelfile(source, _ollama_files(source, plan), document))
-        write_prompt(directory, document, _calls(source, kind, target, plan))
+        write_prompt(directory, document, _calls(source, kind, model, plan))
         manifest = _manifest(source, kind, plan, directory)
         write_json(directory / MANIFEST, manifest)
     return {**manifest, "output": str(target), "prompt": document["messages"], "stop": document["stop"]}
@@ -132,12 +135,11 @@ def _ollama_files(source: Source, plan: Plan) -> dict[str, str]:
     return {"model": model, "adapter": f"./{plan.file}"}
 
 
-def _calls(source: Source, kind: str, target: Path, plan: Plan) -> list[str]:
-    """Commands that use the export."""
-    name = source.run.resolve().name
+def _calls(source: Source, kind: str, name: str, plan: Plan) -> list[str]:
+    """Commands that use the export, to be given in its directory. `name` is the model's in Ollama."""
     if kind == "ollama":
         return [
-            shlex.join(ollama.create_command(name, target)),
+            shlex.join(ollama.create_command(name, Path("Modelfile"))),
             f"jq '{{model: \"{name}\", stream: false, messages: .example.messages}}' prompt.json \\\n"
             "  | curl -s http://localhost:11434/api/chat -d @-",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -138,14 +139,16 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise RescoldoError(
-            f"{name!r} is no name for a model of Ollama's", where="--name", fix="letters, digits, . _ -"
+            f"{name!r} is no name for a model of Ollama's",
+            where="--name",
+            fix="--name and letters, digits, . _ -, as in --name mistral-ba",
         )
     return name
 
 
-def create_command(name: str, directory: Path) -> list[str]:
+def create_command(name: str, modelfile: Path) -> list[str]:
     """The command that makes the model in Ollama."""
-    return ["ollama", "create", name, "-f", str(directory / "Modelfile")]
+    return ["ollama", "create", name, "-f", str(modelfile)]
 
 
 def run_create(command: list[str]) -> bool:
@@ -160,7 +163,7 @@ def run_create(command: list[str]) -> bool:
     if code:
         raise RescoldoError(
             f"ollama create ended with exit code {code}; the export itself is complete",
-            fix=f"is its server running (ollama serve)? Then: {' '.join(command)}",
+            fix=f"is its server running (ollama serve)? Then: {shlex.join(command)}",
             exit_code=EXIT_FAILURE,
         )
     return True

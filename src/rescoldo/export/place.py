@@ -25,6 +25,10 @@ def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
     Raises:
         RescoldoError: something is there already (with `force`: something that is no export), or there is no room.
     """
+    if target.name in ("", ".."):
+        raise RescoldoError(
+            "is no new directory", where=f"--output {target}", fix=f"name one: --output {target}/export"
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise RescoldoError("is there, and is no directory", where=str(target), fix="choose another --output")
     if target.is_dir() and any(target.iterdir()):
@@ -34,6 +38,13 @@ def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
             )
         if not force:
             raise RescoldoError("holds an export already", where=str(target), fix="--force, or another --output")
+        others = sorted({path.name for path in target.iterdir()} - _exported(target))
+        if others:
+            raise RescoldoError(
+                f"holds what no export has put there: {', '.join(others[:4])}",
+                where=str(target),
+                fix="move that away, or choose another --output",
+            )
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -50,10 +61,16 @@ def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
 
 
 def _is_export(directory: Path) -> bool:
+    return MANIFEST in _exported(directory)
+
+
+def _exported(directory: Path) -> set[str]:
+    """The names of the files that an export has written there; none if there is no export."""
     try:
-        return bool(json.loads((directory / MANIFEST).read_bytes()).get("rescoldo_export"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        return {MANIFEST, *manifest["files"]} if manifest.get("rescoldo_export") else set()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 @contextlib.contextmanager

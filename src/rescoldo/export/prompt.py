@@ -81,7 +81,7 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
         "# How to call this model",
         "",
         f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well when it sees",
-        "the prompt that it was trained on, through the model's own chat template.",
+        "the prompt that it was trained on, through the model's own chat template. In this directory:",
         "",
         *[part for call in calls for part in ("```sh", call, "```", "")],
         f"- **Messages**: those below. Put what you ask about where `{document['input']}` stands; change nothing else.",

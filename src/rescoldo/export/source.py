@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from rescoldo.base import BaseModel, open_base
+from rescoldo.base import BaseModel
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import is_run, run_info
+from rescoldo.evaluate.loaded import is_run, open_base_of, run_info, verify_command
 from rescoldo.files import sha256
 from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
@@ -61,22 +61,13 @@ def open_source(run: Path) -> Source:
     if not is_run(str(run)):
         raise RescoldoError("is no run directory", where=str(run), fix="pass the --output of a finished run")
     info, adapter = run_info(run), read_adapter(run)
-    spec = str(info.get("base_model") or adapter.base_model)
-    if not spec:
-        raise RescoldoError("does not say which base model it is for", where=str(run), fix=f"rescoldo verify {run}")
-    base = open_base(spec)
-    if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
-        raise RescoldoError(
-            f"was trained on another base model than {spec} is now",
-            where=str(run),
-            fix="bring the base model back that it was trained on, or train again",
-        )
+    base = open_base_of(run, info, adapter)
     expected = parameter_shapes(base.config, adapter.lora)
     found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
-    where, fix = str(run / WEIGHTS_FILE), f"rescoldo verify {run}"
+    where, fix = str(run / WEIGHTS_FILE), verify_command(run)
     if expected != found:
         odd = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise RescoldoError(f"does not fit its base model {spec}: {odd} has another shape", where=where, fix=fix)
+        raise RescoldoError(f"does not fit its base model {base.spec}: {odd} has another shape", where=where, fix=fix)
     for name, tensor in adapter.parameters.items():
         if not bool(torch.isfinite(tensor).all()):
             raise RescoldoError(f"{name} holds values that are no numbers", where=where, fix="train again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,7 +19,8 @@ from rescoldo.engine.types import Sampling
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel
 
-Reason = Literal["stop", "length", "timeout", "error"]
+_LOG = logging.getLogger("uvicorn.error")
+Reason = Literal["stop", "length", "timeout", "error", "stopping"]
 
 
 class BusyError(Exception):
@@ -116,11 +118,16 @@ class Scheduler:
         """(requests that are decoded, requests that wait) at this moment."""
         return sum(len(lane.jobs) for lane in list(self._lanes.values())), len(self._waiting)
 
-    def stop(self) -> None:
-        """Give up what is left and end the thread; jobs are told "error"."""
+    def give_up(self) -> None:
+        """Take nothing any more and give up what is left, after the step that is being computed; jobs are told
+        "stopping"."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self) -> None:
+        """Give up, and wait for the thread to end."""
+        self.give_up()
         self._thread.join()
 
     def _active(self) -> int:
@@ -146,7 +153,7 @@ class Scheduler:
                     if with_adapter == adapter and lane.jobs:
                         self._step(adapter, lane)
         for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs.values())]:
-            job.emit("error")
+            job.emit("stopping")
         self._alone.close()
 
     def _leave(self, lane: _Lane, keys: set[int]) -> None:
@@ -193,7 +200,8 @@ class Scheduler:
                 lane = self._lane(job)
                 lane.decoder.admit(job.key, job.prompt, job.sampling)
                 lane.jobs[job.key] = job
-            except (RuntimeError, MemoryError):  # torch's word for no memory left
+            except Exception as error:  # mostly no memory left; whatever it is, the thread must go on
+                _LOG.error("The engine could not take a request: %r", error)
                 job.emit("error")
             if others:
                 return
@@ -210,7 +218,8 @@ class Scheduler:
         self._use(adapter)
         try:
             steps = lane.decoder.step()
-        except (RuntimeError, MemoryError):
+        except Exception as error:
+            _LOG.error("The engine could not go on with %d requests: %r", len(lane.jobs), error)
             jobs = list(lane.jobs.values())
             self._leave(lane, set(lane.jobs))
             for job in jobs:

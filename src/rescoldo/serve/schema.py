@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _MAX_MESSAGES, _MAX_STOPS = 1000, 16
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing is asked for
@@ -23,6 +23,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
+_EMPTY_IN_MESSAGES = ("tool_calls", "annotations")  # an answer's fields that say nothing when they are empty
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
@@ -52,11 +53,19 @@ class Part(_Strict):
 
 
 class Message(_Strict):
-    """One turn of the conversation."""
+    """One turn of the conversation. A field that is null counts as not given: clients send an answer back as it came,
+    with refusal and the like."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if v is not None and not (v == [] and k in _EMPTY_IN_MESSAGES)}
 
     @field_validator("content")
     @classmethod

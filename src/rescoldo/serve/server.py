@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 
@@ -16,10 +18,41 @@ from rescoldo.serve.app import LOOPBACK, make_app
 from rescoldo.serve.service import Service
 
 _BACKLOG = 128
+_FAREWELL = 5  # seconds to tell those whose answers are given up
+_HURRY = 1  # … at the second Ctrl-C
 
 
 class _Server(uvicorn.Server):
-    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed."""
+    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed.
+
+    Args:
+        grace: seconds for what runs, when it ends.
+        give_up: called after them or at the second Ctrl-C, so that what still runs is answered with an error before its
+            connection is cut.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace: float, give_up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._grace, self._give_up = grace, give_up
+        self._loop: asyncio.AbstractEventLoop | None = None  # there from the first signal on
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop and sig == signal.SIGINT:
+            self._loop.call_soon_threadsafe(self._hurry, self._loop)
+        else:
+            super().handle_exit(sig, frame)
+
+    def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._give_up()
+        loop.call_later(_HURRY, setattr, self, "force_exit", True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        timer = self._loop.call_later(self._grace, self._give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -75,9 +108,9 @@ def make_server(service: Service, host: str, *, api_key: str, grace: float) -> u
     app = make_app(service, api_key=api_key, hosts=hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(int(grace), 1), ws="none",
+        timeout_graceful_shutdown=int(grace) + _FAREWELL, ws="none",
     )  # fmt: skip
-    return _Server(config)
+    return _Server(config, grace, service.scheduler.give_up)
 
 
 def run_server(

@@ -42,13 +42,19 @@ class Answer:
 
 
 class Service:
-    """Models by name, and the scheduler that decodes for them."""
+    """Models by name, and the scheduler that decodes for them.
+
+    Raises:
+        RescoldoError: run and base would have the same name.
+    """
 
     def __init__(self, loaded: Loaded, role: Role, limits: Limits, name: str = "") -> None:
         self.loaded, self.role = loaded, role
         self.limits = replace(limits, context=min(limits.context, loaded.model.config.max_positions))
         base = loaded.base.spec
         tuned = name or (loaded.run.resolve().name if loaded.run else "")
+        if loaded.run and tuned == base:
+            raise RescoldoError(f"{base} is the base model's name", where="--name", fix="another --name for the run")
         self.models: dict[str, bool] = {tuned: True, base: False} if loaded.run else {name or base: False}
         self.created = int(time.time())
         self._keys = itertools.count()
@@ -126,7 +132,7 @@ class Service:
         except BusyError:
             raise RequestError(429, "too many requests are waiting; try again later", code="queue_full") from None
         except StoppingError:
-            raise RequestError(503, "the server is stopping", code="stopping") from None
+            raise _stopping() from None
         return Running(self, job, events, TextStream(self.loaded.tokenizer, request.stops))
 
     def fingerprint(self) -> str:
@@ -137,6 +143,10 @@ class Service:
     def title(self) -> str:
         """What is served, for people."""
         return ", ".join(self.models)
+
+
+def _stopping() -> RequestError:
+    return RequestError(503, "the server is stopping", code="stopping")
 
 
 class Running:
@@ -150,7 +160,7 @@ class Running:
         """The answer's text as it comes.
 
         Raises:
-            RequestError: it took too long, or the engine failed.
+            RequestError: it took too long, the engine failed, or the server stops.
         """
         while self.answer.reason is None:
             event = await self._events.get()
@@ -162,6 +172,8 @@ class Running:
                     self.answer.reason = "stop"
             elif event == "timeout":
                 raise RequestError(504, f"no answer within {self._service.limits.seconds:g} s", code="timeout")
+            elif event == "stopping":
+                raise _stopping()
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")
             else:
