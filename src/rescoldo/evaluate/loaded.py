@@ -66,6 +66,19 @@ def is_run(spec: str) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("adapter_config.json", "training_info.json"))
 
 
+def refuse_unfinished(path: Path) -> None:
+    """Stop at a run that has no adapter yet.
+
+    Raises:
+        RescoldoError: it is one.
+    """
+    from rescoldo.train.layout import RUN_FILE
+
+    if (path / RUN_FILE).is_file() and not is_run(str(path)):
+        fix = shlex.join(["rescoldo", "status", str(path)])
+        raise RescoldoError("this run has not finished: there is no adapter yet", where=str(path), fix=fix)
+
+
 def verify_command(run: Path) -> str:
     """What looks at a run that is damaged."""
     return shlex.join(["rescoldo", "verify", str(run)])
@@ -141,6 +154,7 @@ def load_for_inference(
         raise RescoldoError(
             f"there is no quantization {quantization!r}", where="--quantization", fix=f"auto, {', '.join(PRECISIONS)}"
         )
+    refuse_unfinished(Path(spec))
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None
