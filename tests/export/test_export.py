@@ -17,6 +17,7 @@ import torch
 from rescoldo.base.gguf_header import read_header
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
+from rescoldo.evaluate.loaded import load_for_inference
 from rescoldo.export import KINDS, export_run, gguf_file
 from rescoldo.files import sha256
 from tests.base.make_models import tiny_gguf
@@ -130,6 +131,11 @@ def test_bad_arguments(
 def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RescoldoError, match="is no run directory"):
         export_run(tmp_path, "merged")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RescoldoError, match="this run has not finished"):
+        export_run(tmp_path, "merged")
+    with pytest.raises(RescoldoError, match="this run has not finished"):
+        load_for_inference(str(tmp_path))
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("export"))
     info = json.loads((copy / "training_info.json").read_text())

@@ -125,6 +125,11 @@ def test_a_concept_that_is_no_text(
     assert (code, "error: the question holds bytes that are no characters" in err) == (2, True)
 
 
+def test_a_model_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = command(monkeypatch, capsys, "x" * 5000, "--concept", "x")
+    assert (code, "cannot open the base model: File name too long" in err) == (2, True)
+
+
 def test_ctrl_c_ends_an_answer_and_gives_the_model_back(loaded: Loaded) -> None:
     def stop(piece: str) -> None:
         raise KeyboardInterrupt

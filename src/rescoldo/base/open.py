@@ -85,7 +85,7 @@ def _open_file(path: Path, spec: str) -> BaseModel:
 
 def _nothing_there(path: Path, spec: str) -> RescoldoError:
     try:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in path.parent.iterdir() if entry != path] if path.parent.is_dir() else []
     except OSError:
         siblings = []
     close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)

@@ -177,7 +177,9 @@ def _disarmed(messages: list[dict[str, str]], tokenizer: Any) -> list[dict[str, 
 
 def _text_ids(text: str, tokenizer: Any) -> list[int]:
     """The token ids of a text, piece by piece where it is cut, with no special token added."""
-    return [i for piece in text.split(_CUT) for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    return [
+        i for piece in text.split(_CUT) for i in tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    ]
 
 
 def end_of_turn(tokenizer: Any) -> int:

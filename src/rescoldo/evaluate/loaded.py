@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,21 @@ class Loaded:
 
 def is_run(spec: str) -> bool:
     """Whether `spec` names a directory with an adapter (finished or not), not a base model."""
-    path = Path(spec)
-    return path.is_dir() and any((path / name).is_file() for name in ("adapter_config.json", "training_info.json"))
+    names = ("adapter_config.json", "training_info.json")
+    return any(os.path.isfile(os.path.join(spec, name)) for name in names)  # pathlib raises where it may not look
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Stop at a run that has no adapter yet.
+
+    Raises:
+        RescoldoError: it is one.
+    """
+    from rescoldo.train.layout import RUN_FILE
+
+    if os.path.isfile(path / RUN_FILE) and not is_run(str(path)):
+        fix = shlex.join(["rescoldo", "status", str(path)])
+        raise RescoldoError("this run has not finished: there is no adapter yet", where=str(path), fix=fix)
 
 
 def verify_command(run: Path) -> str:
@@ -141,6 +155,7 @@ def load_for_inference(
         raise RescoldoError(
             f"there is no quantization {quantization!r}", where="--quantization", fix=f"auto, {', '.join(PRECISIONS)}"
         )
+    refuse_unfinished(Path(spec))
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None

@@ -12,7 +12,7 @@ import torch
 from rescoldo.base import BaseModel
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import is_run, open_base_of, run_info, verify_command
+from rescoldo.evaluate.loaded import is_run, open_base_of, refuse_unfinished, run_info, verify_command
 from rescoldo.files import sha256
 from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
@@ -58,6 +58,7 @@ def open_source(run: Path) -> Source:
     Raises:
         RescoldoError: no run, a damaged adapter, one that does not fit its base, or a base that has changed since.
     """
+    refuse_unfinished(run)
     if not is_run(str(run)):
         raise RescoldoError("is no run directory", where=str(run), fix="pass the --output of a finished run")
     info, adapter = run_info(run), read_adapter(run)
