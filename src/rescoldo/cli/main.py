@@ -79,6 +79,9 @@ app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
 
 def run_app(application: typer.Typer) -> int:
     """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
     try:
         code = application(standalone_mode=True)
     except RescoldoError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +144,4 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     """
     from rescoldo.train.config import make_config
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a log in a plain encoding is no reason to fail
     return make_config(given, config)
