@@ -99,7 +99,7 @@ def evaluate(
         raise RescoldoError(
             f"none of {len(found)} answers could be had ({common(found[i].error for i in found)}): nothing to score",
             where=predictor.name,
-            fix="mend that and give the same command again; answers of other models are kept where there is --output",
+            fix="mend that and give the same command again",
             exit_code=EXIT_FAILURE,
         )
     rows = []
