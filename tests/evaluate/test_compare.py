@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_interrupted_and_repeated_it_asks_nothing_twice(val: Path, tmp_path: Pat
         with pytest.raises(RescoldoError):
             go()
         assert (len(m1.requests), not output.exists()) == (4, True)
+        time.sleep(0.5)  # one that was on its way when the first was refused may still arrive
         down = False
         asked = len(m3.requests)
         first = go()
@@ -258,6 +260,39 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "Example: rescoldo compare" in " ".join(out.split())
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("openai:m@http://127.0.0.1:9/v1", "--model other=openai:m@http://127.0.0.1:9/v1 --dataset"),
+        ("{program}", "this is a DSPy program"),
+        ("", "the name is empty"),
+    ],
+)
+def test_eval_says_what_it_does_not_take(
+    model: str, message: str, val: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "program.json").write_text("{}")
+    code, _, err = command(
+        monkeypatch, capsys, app, "eval", model.format(program=tmp_path / "program.json"), "--dataset", val
+    )
+    assert code == 2
+    assert message in err
+
+
+def test_a_terminal_in_a_plain_encoding_is_no_reason_to_fail(val: Path) -> None:
+    code = "import sys; from rescoldo.cli.main import main; main()"
+    with fake_server(poor) as m1, fake_server(oracle) as m2:
+        flags = ["--baseline", spec(m1), "--model", f"other={spec(m2)}", "--dataset", str(val)]
+        done = subprocess.run(
+            [sys.executable, "-c", code, "compare", *flags],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("kind", ["compare", "optimize"])
 def test_ctrl_c_leaves_at_once_and_loses_nothing(kind: str, val: Path, tmp_path: Path) -> None:
     """The server would take a minute for the next answer; who presses Ctrl-C does not wait for it."""
@@ -297,6 +332,7 @@ def test_ctrl_c_leaves_at_once_and_loses_nothing(kind: str, val: Path, tmp_path:
     assert "Traceback" not in err
     (partial,) = [*tmp_path.glob("out.partial.jsonl"), *tmp_path.glob("out/*.partial.jsonl")]
     assert len(partial.read_text().splitlines()) >= 2
+    assert f"interrupted: the answers so far are in {partial}; the same command goes on" in err
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,8 @@ def test_marks_lose_nothing(text: str, notes: list[str]) -> None:
     lines, rest = mark_lines(text, notes)
     assert "\n".join(line.text for line in lines) == text
     assert {*rest, *(note for line in lines for note in line.notes)} == set(notes)
+
+
+def test_a_line_without_end_is_shown_in_part() -> None:
+    (line,), _ = mark_lines("x" * 1_000_000, [])
+    assert len(line.text) < 1_000_000

@@ -95,6 +95,13 @@ def test_mipro_interrupted_goes_on_where_it_was(train: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "out").glob("*partial*"))
 
 
+def test_mipro_takes_instructions_without_markers(train: Path, tmp_path: Path) -> None:
+    with fake_server(lambda body, n: (200, good("no marker at all"))) as server:
+        config = OptimizeConfig(f"openai:m@{server.address}/v1", str(train), "mipro", shots=1, trials=2, dev=0.3)
+        made = optimize(config, tmp_path / "out", server=QUICK)
+    assert made["scores"]["after"]["mean"] == 0.0
+
+
 def test_each_of_two_answers_to_one_question_is_scored_by_its_own() -> None:
     generic = get_role("generic")
     records = [{"prompt": "Name a river", "completion": name} for name in ("Ebro", "Tajo")]

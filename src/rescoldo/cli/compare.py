@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rescoldo.cli.eval import TerminalConsole, check_sampling
+from rescoldo.cli.eval import TerminalConsole, check_sampling, going_on
 from rescoldo.errors import RescoldoError
 
 EXAMPLE = (
@@ -86,23 +86,24 @@ def compare(
     from rescoldo.evaluate.document import reports_beside
     from rescoldo.evaluate.server import ServerOptions
 
-    document = run_comparison(
-        models,
-        dataset,
-        Parts("baseline", "optimized" if optimized else "", "finetuned" if finetuned else ""),
-        role=role,
-        output=output,
-        sampling=Sampling(temperature, top_p, max_new_tokens, seed),
-        repeats=repeats,
-        train_set=train_set,
-        train_limit=train_set_limit,
-        limit=limit,
-        quantization=quantization,
-        server=ServerOptions(concurrency, timeout),
-        allow_pickle=allow_pickle,
-        reuse=reuse or [],
-        console=TerminalConsole(quiet=json_),
-    )
+    with going_on(f"{output}.partial.jsonl" if output else ""):
+        document = run_comparison(
+            models,
+            dataset,
+            Parts("baseline", "optimized" if optimized else "", "finetuned" if finetuned else ""),
+            role=role,
+            output=output,
+            sampling=Sampling(temperature, top_p, max_new_tokens, seed),
+            repeats=repeats,
+            train_set=train_set,
+            train_limit=train_set_limit,
+            limit=limit,
+            quantization=quantization,
+            server=ServerOptions(concurrency, timeout),
+            allow_pickle=allow_pickle,
+            reuse=reuse or [],
+            console=TerminalConsole(quiet=json_),
+        )
     if json_:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rescoldo.errors import RescoldoError
+from rescoldo.errors import EXIT_INTERRUPTED, RescoldoError
 
 EXAMPLE = "Example: rescoldo eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
 
@@ -55,18 +56,19 @@ def eval_(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
     console = TerminalConsole(quiet=json_)
-    document = evaluate_model(
-        model,
-        dataset,
-        role=role,
-        output=output,
-        train=train,
-        sampling=replace(role_for(model, role).sampling, **changes),
-        limit=limit,
-        base=base,
-        quantization=quantization,
-        console=console,
-    )
+    with going_on(f"{output}.partial.jsonl" if output else ""):
+        document = evaluate_model(
+            model,
+            dataset,
+            role=role,
+            output=output,
+            train=train,
+            sampling=replace(role_for(model, role).sampling, **changes),
+            limit=limit,
+            base=base,
+            quantization=quantization,
+            console=console,
+        )
     if json_:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
         return
@@ -77,6 +79,17 @@ def eval_(
     print_evaluation(document, RichConsole())
     if output is not None:
         print("Written: " + ", ".join(map(str, [output, *reports_beside(output)])))
+
+
+@contextmanager
+def going_on(kept: str) -> Iterator[None]:
+    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f"the answers so far are in {kept}; the same command goes on" if kept else "with --output it could go on"
+        print(f"interrupted: {how}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def check_sampling(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rescoldo.cli.eval import TerminalConsole, check_sampling
+from rescoldo.cli.eval import TerminalConsole, check_sampling, going_on
 from rescoldo.errors import RescoldoError
 
 EXAMPLE = (
@@ -69,7 +69,8 @@ def optimize(
         quantization=quantization,
     )  # fmt: skip
     server = ServerOptions(concurrency, timeout)
-    record = run_optimizer(config, output, server=server, restart=restart, console=TerminalConsole(quiet=json_))
+    with going_on(str(output / "answers.partial.jsonl")):
+        record = run_optimizer(config, output, server=server, restart=restart, console=TerminalConsole(quiet=json_))
     if json_:
         print(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -98,7 +99,7 @@ def evaluate(
         raise RescoldoError(
             f"none of {len(found)} answers could be had ({common(found[i].error for i in found)}): nothing to score",
             where=predictor.name,
-            fix="mend that and give the same command again; answers of other models are kept where there is --output",
+            fix="mend that and give the same command again",
             exit_code=EXIT_FAILURE,
         )
     rows = []
@@ -160,6 +161,7 @@ def evaluate_model(
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
+        _check_engine(model, dataset)
         if console:
             console.say(f"Loading {model} …")
         loaded = load_for_inference(model, quantization, role=the_role, records=records)
@@ -178,6 +180,21 @@ def evaluate_model(
         if target:
             write_document(document, target)
     return document
+
+
+def _check_engine(model: str, dataset: Path | str) -> None:
+    """Say where servers and programs belong, instead of that there is no such base model."""
+    from rescoldo.optimize.program import PROGRAM, find_program
+
+    program, _ = find_program(model) or (None, "")
+    if model.startswith("openai:") or (program and (program.is_file() or (program / PROGRAM).is_file())):
+        what = "a server" if model.startswith("openai:") else "a DSPy program"
+        others = ["--baseline", "sample:smollm2", "--model", f"other={model}", "--dataset", str(dataset)]
+        raise RescoldoError(
+            f"this is {what}; eval asks our own engine alone",
+            where=model,
+            fix=shlex.join(["rescoldo", "compare", *others]),
+        )
 
 
 def role_for(model: str | Loaded, given: str | None) -> Role:

@@ -150,6 +150,10 @@ def load_for_inference(
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
+    if not spec:
+        raise RescoldoError(
+            "no model is named: the name is empty", fix="a run directory, or a base model as sample:smollm2"
+        )
     wanted = {"bnb4": "nf4"}.get(quantization, quantization)
     if wanted not in ("auto", *PRECISIONS):
         raise RescoldoError(

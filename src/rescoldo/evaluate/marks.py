@@ -11,7 +11,7 @@ _ITEM = re.compile(r"\s*-(\s|$)")
 _PLACE = re.compile(r"\b(\w+)\[(\d+)\]")
 _TWICE = re.compile(r"(\S+) stands \d+ times in (\w+)")
 _LINE = re.compile(r"\(line (\d+)\)")
-_MAX_LINES = 2000  # of an answer that are shown
+_MAX_LINES, _MAX_TEXT = 2000, 200_000  # lines and characters of an answer that are shown
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Line:
 
 def mark_lines(text: str, notes: Sequence[str]) -> tuple[list[Line], list[str]]:
     """The lines of a text with the notes that belong to them, and the notes that belong to none."""
-    lines = [Line(line) for line in text.split("\n")[:_MAX_LINES]]
+    lines = [Line(line) for line in text[:_MAX_TEXT].split("\n")[:_MAX_LINES]]
     keys, items = _outline(lines)
     rest = []
     for note in notes:

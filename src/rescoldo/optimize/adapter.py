@@ -29,11 +29,17 @@ class TextAdapter(dspy.ChatAdapter):  # type: ignore[misc]
         return [*messages, {"role": "user", "content": _ask(question, inputs[question])}]
 
     def parse(self, signature: Any, completion: str, **more: Any) -> dict[str, Any]:
-        """The answer's fields."""
-        if not _is_plain(signature):
+        """The answer's fields. Where there is one, an answer without DSPy's markers is that field as a whole: MIPROv2
+        asks so for instructions, and would give up where a small model forgets the markers."""
+        fields = list(signature.output_fields)
+        if _is_plain(signature):
+            return {fields[0]: completion}
+        try:
             return dict(super().parse(signature, completion, **more))
-        (answer,) = signature.output_fields
-        return {answer: completion}
+        except dspy.utils.exceptions.AdapterParseError:
+            if len(fields) != 1 or signature.output_fields[fields[0]].annotation is not str or not completion.strip():
+                raise
+            return {fields[0]: completion.strip()}
 
 
 def _is_plain(signature: Any) -> bool:
