@@ -36,7 +36,7 @@ from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.engine.types import LoraConfig
 from rescoldo.files import read_json, write_json
-from rescoldo.nodes.scaling import GIGABIT, largest_share, speedup, step_time, worth
+from rescoldo.nodes.scaling import GIGABIT, step_time, worth
 from rescoldo.nodes.share import Load, load_of
 from rescoldo.role import get_role
 from rescoldo.train.layout import read_json_lines
@@ -302,13 +302,12 @@ def paper(document: dict[str, Any], args: argparse.Namespace) -> list[dict[str, 
     rows = []
     for name, (examples, seconds, size) in cases.items():
         terms: dict[str, Any] = {"loads": loads(examples), "step_seconds": seconds, "gradient_bytes": size}
-        largest = {str(n): statistics.mean(largest_share(load, n) for load in terms["loads"]) for n in MACHINES}
         for link, bandwidth in (("1 Gbit/s", GIGABIT), ("100 Mbit/s", GIGABIT / 10)):
             row: dict[str, Any] = {"case": name, "link": link, "worth": worth(**terms, bandwidth=bandwidth)}
             for n in MACHINES:
-                exchange = step_time(n, **terms, bandwidth=bandwidth).exchange
-                speed = speedup(n, **terms, bandwidth=bandwidth)
-                row[str(n)] = {"speedup": speed, "exchange": exchange, "largest_share": largest[str(n)]}
+                step = step_time(n, **terms, bandwidth=bandwidth)
+                shares = {"speedup": seconds / step.seconds, "largest_share": step.compute / seconds}
+                row[str(n)] = {**shares, "exchange": step.exchange}
             rows.append(row)
     return rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.errors import EXIT_FAILURE
+from rescoldo.files import quote
 
 role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and begin roles.")
 
@@ -72,7 +72,7 @@ def check(
                 print(f"    → {result.fix}")
         if ok:
             data = "--train train.jsonl --val val.jsonl"
-            print(f"→ rescoldo train --role {shlex.quote(name)} {data} --output artifacts/{the_role.name}")
+            print(f"→ rescoldo train --role {quote(name)} {data} --output artifacts/{the_role.name}")
     if not ok:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -94,7 +94,7 @@ def new(
         return
     for file in files:
         print(f"Written: {file}")
-    print(f"→ rescoldo role check {shlex.quote(str(folder) if '/' in str(folder) else f'./{folder}')}")
+    print(f"→ rescoldo role check {quote(folder if '/' in str(folder) else f'./{folder}')}")
 
 
 def _print_json(value: Any) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +250,7 @@ def fix_command(path: Path, role: Role) -> str:
 
 def flag(role: Role) -> str:
     """What a printed command must say about the role."""
-    return "" if role.option == DEFAULT else f" --role {shlex.quote(role.option)}"
+    return "" if role.option == DEFAULT else f" --role {quote(role.option)}"
 
 
 def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:

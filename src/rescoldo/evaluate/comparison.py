@@ -39,14 +39,12 @@ def _guards(
         if kinds:
             found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
             counts.append(f"{name}: {found}")
-    other = decide(strict, finetuned=finetuned, reference=reference, seed=seed)
-    if other["winner"] == decision["winner"]:
+    other = _otherwise(strict, decision, finetuned, reference, seed)
+    if not other:
         return []
-    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
-    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in strict.items())
     return [
-        f"with doubtful answers counted as 0 ({'; '.join(counts)}) the means would be {means}, and the decision "
-        f"would be to {verdict}: read those answers before you rely on the score"
+        f"with doubtful answers counted as 0 ({'; '.join(counts)}) {other}: read those answers before you rely on the "
+        "score"
     ]
 
 
@@ -63,15 +61,25 @@ def _without_failures(
     }
     if not kept[finetuned]:
         return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
-    other = decide(kept, finetuned=finetuned, reference=reference, seed=seed)
-    if other["winner"] == decision["winner"]:
+    other = _otherwise(kept, decision, finetuned, reference, seed)
+    if not other:
         return []
-    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
-    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in kept.items())
     return [
-        f"without the inputs to which an answer could not be had ({len(failed)}) the means would be {means}, and the "
-        f"decision would be to {verdict}: give the same command again, those answers are asked for anew"
+        f"without the inputs to which an answer could not be had ({len(failed)}) {other}: give the same command again, "
+        "those answers are asked for anew"
     ]
+
+
+def _otherwise(
+    scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+) -> str:
+    """What these scores would decide, in words; "" if it is the same."""
+    other = decide(scores, finetuned=finetuned, reference=reference, seed=seed)
+    if other["winner"] == decision["winner"]:
+        return ""
+    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
+    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in scores.items())
+    return f"the means would be {means}, and the decision would be to {verdict}"
 
 
 def build_comparison(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rescoldo.data.tokenize import end_of_turn, prompt_ids
 from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
-from rescoldo.files import load_json, sha256
+from rescoldo.files import load_json, quote, sha256
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
@@ -76,13 +75,13 @@ def refuse_unfinished(path: Path) -> None:
     from rescoldo.train.layout import RUN_FILE
 
     if os.path.isfile(path / RUN_FILE) and not is_run(str(path)):
-        fix = shlex.join(["rescoldo", "status", str(path)])
+        fix = f"rescoldo status {quote(path)}"
         raise RescoldoError("this run has not finished: there is no adapter yet", where=str(path), fix=fix)
 
 
 def verify_command(run: Path) -> str:
     """What looks at a run that is damaged."""
-    return shlex.join(["rescoldo", "verify", str(run)])
+    return f"rescoldo verify {quote(run)}"
 
 
 def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel:

@@ -34,8 +34,7 @@ class StepTime:
 def largest_share(load: Load, machines: int) -> float:
     """The part of one machine's work on a step that falls to the busiest of `machines` equal ones: above 1 / machines
     because an example is not divided, and the common beginning is computed by each machine."""
-    whole = sum(load.own) + sum(load.shared)
-    return max(load.of(assign(load, [1.0] * machines), machines)) / whole
+    return max(load.of(assign(load, [1.0] * machines), machines)) / load.whole
 
 
 def step_time(
@@ -69,8 +68,7 @@ def step_time(
 
 
 def _last_pass(load: Load) -> float:
-    whole = sum(load.own) + sum(load.shared)
-    return (sum(load.shared) or statistics.mean(load.own)) / whole
+    return (sum(load.shared) or statistics.mean(load.own)) / load.whole
 
 
 def speedup(

@@ -27,6 +27,11 @@ class Load:
     group: tuple[int, ...]
     shared: tuple[float, ...]
 
+    @property
+    def whole(self) -> float:
+        """All of it on one machine."""
+        return sum(self.own) + sum(self.shared)
+
     def of(self, ranks: Sequence[int], size: int) -> list[float]:
         """What each of `size` machines has to do when example i is computed by ranks[i]."""
         loads = [0.0] * size

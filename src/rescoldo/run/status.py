@@ -12,7 +12,7 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
-from rescoldo.run.lock import process_start, read_holder
+from rescoldo.run.lock import Holder, process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
 from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
@@ -83,8 +83,7 @@ def read_status(output: Path) -> Status:
     }
     again = "the same rescoldo train command again goes on" if newest else "give the rescoldo train command again"
     if holder is not None and holder.alive is None:
-        why = f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
-        return Status(str(output), "unknown", why, pid=holder.pid, **known)
+        return Status(str(output), "unknown", _elsewhere(holder), pid=holder.pid, **known)
     if holder is not None and holder.alive:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
         if fresh and state is not None and state.phase == "finished":  # about to leave
@@ -106,17 +105,19 @@ def read_status(output: Path) -> Status:
     return _gone(output, known, again, state, holder, ended)
 
 
+def _elsewhere(holder: Holder) -> str:
+    return f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
+
+
 def _sweep_status(output: Path, sweep: SweepState) -> Status:
     """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
     trial, holder = output / sweep.trial, read_holder(output)
     inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
-    alive = holder is not None and holder.alive
     shown = replace(inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False)
     again = "the same rescoldo sweep command again goes on"
     if holder is not None and holder.alive is None:
-        why = f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
-        return replace(shown, status="unknown", why=why, next="", pid=holder.pid)
-    if alive and holder is not None:
+        return replace(shown, status="unknown", why=_elsewhere(holder), next="", pid=holder.pid)
+    if holder is not None and holder.alive:
         return replace(shown, status="running", next="", pid=holder.pid)
     if sweep.finished:
         return replace(shown, status="finished", next=f"rescoldo verify {quote(trial)}", pid=None)

@@ -108,7 +108,8 @@ def sweep(
         document = _open(config, now, settings, space, trials)
         if retry:
             for trial in document["trials"]:
-                trial.update(status="running" if trial["status"] == "failed" else trial["status"])
+                if trial["status"] == "failed":
+                    trial["status"] = "running"
         if config.quantization == "auto":
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)

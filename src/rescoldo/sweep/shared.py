@@ -39,6 +39,7 @@ class Shared:
         return replace(
             self._parts,
             open_base=self.open_base,
+            check_dataset=self._check_dataset,
             read_dataset=self._read_dataset,
             load_model=self._load_model,
             preflight=self._preflight,
@@ -64,6 +65,10 @@ class Shared:
         model = with_adapter(self._model, adapter.lora, 0)
         put_in(adapter, model, run, base.spec)
         return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
+
+    def _check_dataset(self, path: Path, role: Role) -> None:
+        if not self._datasets:  # later trials have what the first has read
+            self._parts.check_dataset(path, role)
 
     def _read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
         key = (str(path), role.digest, max_length, limit)
