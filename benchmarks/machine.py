@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from rescoldo.engine import cpu
+from rescoldo.system import cpu
 
 
 def describe(threads: int) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from benchmarks.workloads import TRAIN, VAL
 from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel, TensorSource
-from rescoldo.engine.blocks import NF4, Blocks, blocks_decode
 from rescoldo.engine.config import LINEARS
+from rescoldo.engine.kernels.blocks import NF4, Blocks, blocks_decode
+from rescoldo.engine.kernels.ops import nf4_pack
 from rescoldo.engine.model import LoraModel
-from rescoldo.engine.ops import nf4_pack
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import write_json

@@ -39,7 +39,7 @@ from rescoldo.files import read_json, write_json
 from rescoldo.nodes.scaling import GIGABIT, step_time, worth
 from rescoldo.nodes.share import Load, load_of
 from rescoldo.role import get_role
-from rescoldo.train.layout import read_json_lines
+from rescoldo.run.layout import read_json_lines
 from rescoldo.train.parts import read_dataset
 
 DATA = Path("artifacts/synthetic").absolute()

@@ -17,7 +17,7 @@ from benchmarks.workloads import LORA
 from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
 from rescoldo.engine.types import Example, LoraConfig
-from rescoldo.run.memory import limit_process
+from rescoldo.system.memory import limit_process
 
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
 

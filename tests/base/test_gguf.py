@@ -73,7 +73,7 @@ def test_quantized_weights(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(kind.name for kind in gguf.quants._type_traits if kind.name != "BF16"))
 def test_every_block_format_decodes_as_in_the_gguf_package(tmp_path: Path, kind: str) -> None:
     """Random blocks: enough of them that decoding goes over more than one piece."""
-    from rescoldo.engine.blocks import decode_ggml
+    from rescoldo.engine.kernels.blocks import decode_ggml
 
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     n = (1 << 18) // block + 3

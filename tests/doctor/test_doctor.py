@@ -23,8 +23,8 @@ from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.types import LoraConfig
 from rescoldo.role import get_role
-from rescoldo.run.cgroup import memory_left, memory_limit
 from rescoldo.run.lock import LOCK_FILE
+from rescoldo.system.cgroup import memory_left, memory_limit
 from rescoldo.train.config import make_config
 from rescoldo.train.parts import Dataset, real_parts
 from tests.base.make_models import tiny_gguf, tiny_hf

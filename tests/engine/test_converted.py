@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescoldo.engine import dispatch, model
+from rescoldo.engine import model
 from rescoldo.engine.converted import ConvertedWeights
+from rescoldo.engine.kernels import choose as dispatch
 from rescoldo.engine.model import LoraModel
 from tests.engine.common import example, gradient, randomize, tiny_base
 from tests.engine.common import tiny_lora as _tiny_lora

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.ops import Dropout, mix32, mix_key
+from rescoldo.engine.kernels.ops import Dropout, mix32, mix_key
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from tests.engine.common import distance, example, gradient, tiny_lora

@@ -18,15 +18,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescoldo.engine import dispatch
-from rescoldo.engine.attention import Layout
-from rescoldo.engine.blocks import KINDS, Blocks, Stored
-from rescoldo.engine.dispatch import Twins
 from rescoldo.engine.int8 import Int8Linear, smoothing
+from rescoldo.engine.kernels import choose as dispatch
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.blocks import KINDS, Blocks, Stored
+from rescoldo.engine.kernels.choose import Twins
+from rescoldo.engine.kernels.native import BuildError, Native
+from rescoldo.engine.kernels.ops import NF4_LEVELS, Dropout
+from rescoldo.engine.kernels.ops_int8 import pack_panels, padded, unpack_panels
 from rescoldo.engine.linear import Adapter, Member
-from rescoldo.engine.native import BuildError, Native
-from rescoldo.engine.ops import NF4_LEVELS, Dropout
-from rescoldo.engine.ops_int8 import pack_panels, padded, unpack_panels
 from tests.engine.common import cosine, example, gradient, tiny_lora
 
 torch.set_num_threads(1)
@@ -689,7 +689,7 @@ def test_a_whole_gradient(native: Native, precision: str, architecture: str, ove
 
 
 def test_without_a_compiler_the_twins_are_used_and_said_so(tmp_path: Path) -> None:
-    script = "from rescoldo.engine.dispatch import kernels; print(kernels().name)"
+    script = "from rescoldo.engine.kernels.choose import kernels; print(kernels().name)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CC": "/nonexistent/cc"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert "note: slower PyTorch kernels in use: /nonexistent/cc does not run" in done.stdout + done.stderr

@@ -13,9 +13,9 @@ from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import tokenize_records
-from rescoldo.engine.blocks import blocks_decode
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.int8 import N_OUTLIERS, Int8Linear, smoothing
+from rescoldo.engine.kernels.blocks import blocks_decode
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Example, LoraConfig

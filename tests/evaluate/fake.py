@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate.predictor import Prediction
+from rescoldo.models.predictor import Prediction
 from rescoldo.role import get_role
 
 ROLE = get_role("ba")

@@ -22,9 +22,9 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import Parts, compare
 from rescoldo.evaluate.comparison import by_example
 from rescoldo.evaluate.open import Opener
-from rescoldo.evaluate.predict import EngineChat
-from rescoldo.evaluate.predictor import ChatPredictor
-from rescoldo.evaluate.server import ServerOptions
+from rescoldo.models.engine_chat import EngineChat
+from rescoldo.models.predictor import ChatPredictor
+from rescoldo.models.server import ServerOptions
 from rescoldo.role import get_role
 from tests.data.examples import record, write
 from tests.evaluate.fake_server import FakeServer, fake_server, good

@@ -14,13 +14,13 @@ from rich.console import Console
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import build_comparison, evaluate, write_document
-from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, partial_cache
 from rescoldo.evaluate.page import page
-from rescoldo.evaluate.predictor import Prediction
 from rescoldo.evaluate.report import markdown, print_comparison, print_evaluation
 from rescoldo.evaluate.score import answers_use_input, doubts, score_row, summarise
+from rescoldo.models.cache import PredictionCache, key
+from rescoldo.models.predictor import Prediction
 from rescoldo.role import Role, get_role
 from rescoldo.role.ba import COMPONENTS
 from tests.data.examples import record

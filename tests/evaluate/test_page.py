@@ -14,7 +14,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.marks import mark_lines
 from rescoldo.evaluate.page import distribution, page
-from rescoldo.evaluate.predictor import Prediction
+from rescoldo.models.predictor import Prediction
 from rescoldo.role import get_role
 from tests.browser import open_page
 from tests.data.examples import record

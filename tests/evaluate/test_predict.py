@@ -13,8 +13,8 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.engine.types import LoraConfig, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import compare_run, evaluate_model
-from rescoldo.evaluate.loaded import is_run, load_for_inference
-from rescoldo.evaluate.predict import EnginePredictor
+from rescoldo.models.engine_chat import EnginePredictor
+from rescoldo.models.loaded import is_run, load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_hf
 

@@ -8,8 +8,8 @@ import pytest
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.address import ollama_host
-from rescoldo.evaluate.server import ServerChat, ServerOptions, open_server
+from rescoldo.models.address import ollama_host
+from rescoldo.models.server import ServerChat, ServerOptions, open_server
 from tests.evaluate.fake_server import fake_server, good
 from tests.evaluate.llama_server import free_port
 

@@ -17,9 +17,9 @@ import torch
 from rescoldo.base.gguf_header import read_header
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import load_for_inference
 from rescoldo.export import KINDS, export_run, gguf_file
 from rescoldo.files import sha256
+from rescoldo.models.loaded import load_for_inference
 from tests.base.make_models import tiny_gguf
 from tests.export.common import CONCEPTS, make_run
 

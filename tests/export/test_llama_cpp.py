@@ -18,8 +18,8 @@ import torch
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids
 from rescoldo.engine.model import LoraModel
-from rescoldo.evaluate.loaded import load_for_inference
 from rescoldo.export import export_run
+from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.export.common import CONCEPTS, make_run

@@ -11,8 +11,8 @@ import torch
 
 from rescoldo.base import open_base
 from rescoldo.data.tokenize import prompt_ids
-from rescoldo.evaluate.loaded import load_for_inference
 from rescoldo.export import export_run, merged_hf
+from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.export.common import CONCEPTS, make_run

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks.models import write_gguf
 
-from rescoldo.evaluate.loaded import load_for_inference
 from rescoldo.export import export_run
+from rescoldo.models.loaded import load_for_inference
 
 pytest.importorskip("xllamacpp")
 from tests.base.llama_cpp import LlamaCpp

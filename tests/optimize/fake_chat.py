@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate.predictor import Messages, Prediction
+from rescoldo.models.predictor import Messages, Prediction
 
 
 class FakeChat:

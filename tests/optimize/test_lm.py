@@ -12,7 +12,7 @@ import pytest
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.cache import PredictionCache
+from rescoldo.models.cache import PredictionCache
 from rescoldo.optimize.lm import Desk, StoppedError
 from tests.optimize.fake_chat import FakeChat
 

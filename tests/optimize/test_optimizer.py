@@ -10,7 +10,7 @@ import pytest
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.server import ServerOptions
+from rescoldo.models.server import ServerOptions
 from rescoldo.optimize.optimizer import OptimizeConfig, _examples, optimize
 from rescoldo.optimize.program import read_program
 from rescoldo.optimize.watch import Watch

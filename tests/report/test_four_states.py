@@ -11,8 +11,8 @@ import pytest
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.report.run_page import render
+from rescoldo.run.layout import RUN_FILE
 from rescoldo.run.lock import RunLock
-from rescoldo.train.layout import RUN_FILE
 from tests.report.test_run_page import broken_off, finished, no_tensorboard  # noqa: F401
 from tests.run.test_status import dead, leave  # noqa: F401
 

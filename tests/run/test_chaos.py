@@ -25,9 +25,9 @@ import pytest
 from rescoldo.errors import EXIT_BUSY, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.run.detach import start_detached, train_command
+from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE, list_checkpoints
 from rescoldo.run.signals import send_to
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import INFO_FILE, METRICS, RUN_FILE, list_checkpoints
 from rescoldo.train.metrics import read_timings
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 

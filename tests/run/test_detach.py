@@ -15,8 +15,8 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.run.detach import start_detached, train_command
 from rescoldo.run.keeper import keep
+from rescoldo.run.layout import EXIT_FILE, LOG_FILE
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import EXIT_FILE, LOG_FILE
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 
 

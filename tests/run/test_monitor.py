@@ -15,16 +15,18 @@ import pytest
 import torch
 
 from rescoldo.engine.step import GradientStep
-from rescoldo.run import causes as looking
-from rescoldo.run import clock as clocks
-from rescoldo.run import memory, monitor
-from rescoldo.run.awake import awake
-from rescoldo.run.causes import causes, snapshot
-from rescoldo.run.cgroup import cpu_quota, memory_left, memory_limit, oom_kills, throttled_seconds
-from rescoldo.run.clock import WorkClock
-from rescoldo.run.memory import MemoryGuard, cap_after_kill, memory_available, memory_total, own_memory
+from rescoldo.run import monitor
+from rescoldo.run.guard import MemoryGuard, cap_after_kill
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.state import read_state
+from rescoldo.system import causes as looking
+from rescoldo.system import clock as clocks
+from rescoldo.system import memory
+from rescoldo.system.awake import awake
+from rescoldo.system.causes import causes, snapshot
+from rescoldo.system.cgroup import cpu_quota, memory_left, memory_limit, oom_kills, throttled_seconds
+from rescoldo.system.clock import WorkClock
+from rescoldo.system.memory import memory_available, memory_total, own_memory
 from rescoldo.train.metrics import read_timings
 from rescoldo.train.start import train
 from tests.engine.common import example, tiny_lora
@@ -119,7 +121,7 @@ def test_a_stop_does_not_count(tmp_path):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from rescoldo.run import clock\n"
+        "from rescoldo.system import clock\n"
         "clock.STOPPED_AFTER = 1.0\n"
         "from rescoldo.run.monitor import Monitor\n"
         "class Ears:\n"
@@ -227,9 +229,8 @@ def test_the_inhibitor_ends_with_a_killed_run(tmp_path):
     program = tmp_path / "systemd-inhibit"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/on\n/bin/cat\ntouch {tmp_path}/off\n")
     program.chmod(0o755)
-    code = (
-        "import time\nfrom rescoldo.run.awake import awake\nwith awake():\n    print(1, flush=True)\n    time.sleep(60)"
-    )
+    code = "import time\nfrom rescoldo.system.awake import awake\n"
+        "with awake():\n    print(1, flush=True)\n    time.sleep(60)"
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path)
     assert process.stdout
@@ -281,7 +282,7 @@ def test_the_guard_takes_no_more_than_fits(monkeypatch):
     guard = MemoryGuard(cap=3)
     guard.before_pass(model, 40)
     assert model.keep_layers == 3
-    monkeypatch.setattr(memory, "memory_available", lambda: 0)
+    monkeypatch.setattr("rescoldo.run.guard.memory_available", lambda: 0)
     guard.before_pass(model, 40)
     assert model.keep_layers == 0
     assert [cap_after_kill(None, 30), cap_after_kill(15, 30), cap_after_kill(1, 30)] == [15, 7, 0]

@@ -18,11 +18,11 @@ import pytest
 
 from rescoldo.report.run_page import render
 from rescoldo.run import death, registry
+from rescoldo.run.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
 from rescoldo.run.lock import LOCK_FILE, RunLock, process_start
 from rescoldo.run.signals import send_to
 from rescoldo.run.state import State, StateFile, read_state
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
 from rescoldo.train.start import train
 from tests.run.common import environment, rescoldo
 from tests.train.fake import PARTS, Silent, config

@@ -11,7 +11,7 @@ from typing import Any
 
 from openai import OpenAI
 
-from rescoldo.evaluate.loaded import load_for_inference
+from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from rescoldo.serve.server import bind, make_server
 from rescoldo.serve.service import Limits, Service

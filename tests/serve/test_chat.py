@@ -15,7 +15,7 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate.loaded import Loaded, load_for_inference
+from rescoldo.models.loaded import Loaded, load_for_inference
 from rescoldo.role import get_role
 from rescoldo.serve.talk import reply
 from tests.serve.common import tiny_run

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate.predict import predict_with_engine
-from rescoldo.evaluate.server import ServerOptions, open_server
+from rescoldo.models.engine_chat import predict_with_engine
+from rescoldo.models.server import ServerOptions, open_server
 from rescoldo.role import get_role
 from tests.export.common import CONCEPTS
 from tests.serve.common import live, tiny_run

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from rescoldo.cli.main import app, run_app
+from rescoldo.doctor.verify import verify
 from rescoldo.role import get_role
 from rescoldo.train import RunConfig, train
 from rescoldo.train.adapter import peft_config, read_adapter
 from rescoldo.train.metrics import TensorBoard
 from rescoldo.train.parts import real_parts
-from rescoldo.train.verify import verify
 from tests.base.make_models import tiny_hf
 from tests.train.fake import Silent
 from tests.train.test_resume import Killed, results

@@ -18,9 +18,9 @@ import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
+from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.train import checkpoint as checkpoints
 from rescoldo.train.checkpoint import FORMAT
-from rescoldo.train.layout import INFO_FILE, list_checkpoints
 from rescoldo.train.start import train
 from tests.train.fake import PARTS, FakeStep, Silent, config, evaluate_loss
 

@@ -12,9 +12,9 @@ import torch
 from rescoldo.base.gguf_config import ROPE_FACTORS, read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, TensorSource, check_tensors
-from rescoldo.engine.blocks import KINDS, Blocks, decode_ggml
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.blocks import KINDS, Blocks, decode_ggml
+from rescoldo.engine.kernels.choose import kernels
 from rescoldo.errors import RescoldoError
 
 _TOP_NAMES = {

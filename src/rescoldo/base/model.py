@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from rescoldo.engine.blocks import KINDS, Blocks
 from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.kernels.blocks import KINDS, Blocks
 from rescoldo.errors import RescoldoError
 
 

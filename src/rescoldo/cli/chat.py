@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate.loaded import Loaded
+    from rescoldo.models.loaded import Loaded
     from rescoldo.serve.talk import Reply
 
 EXAMPLE = 'Example: rescoldo chat artifacts/demo/run --concept "A tool library" --compare'
@@ -52,7 +52,7 @@ def chat(
     from rich.console import Console
 
     from rescoldo.evaluate.evaluation import role_for
-    from rescoldo.evaluate.loaded import is_run, load_for_inference
+    from rescoldo.models.loaded import is_run, load_for_inference
     from rescoldo.train.progress import Reporter
 
     if top_p is not None and not 0 < top_p <= 1:

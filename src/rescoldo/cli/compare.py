@@ -84,7 +84,7 @@ def compare(
     from rescoldo.evaluate.compare import Parts
     from rescoldo.evaluate.compare import compare as run_comparison
     from rescoldo.evaluate.document import reports_beside
-    from rescoldo.evaluate.server import ServerOptions
+    from rescoldo.models.server import ServerOptions
 
     with going_on(f"{output}.partial.jsonl" if output else ""):
         document = run_comparison(

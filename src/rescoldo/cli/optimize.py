@@ -59,7 +59,7 @@ def optimize(
         raise RescoldoError(f"{concurrency} is out of range", where="--concurrency", fix="1 to 1000")
     if not 0 < timeout <= 1e6:
         raise RescoldoError(f"{timeout} is out of range", where="--timeout", fix="seconds, above 0")
-    from rescoldo.evaluate.server import ServerOptions
+    from rescoldo.models.server import ServerOptions
     from rescoldo.optimize.optimizer import OptimizeConfig
     from rescoldo.optimize.optimizer import optimize as run_optimizer
 

@@ -45,7 +45,7 @@ def serve(
     from rich.console import Console
 
     from rescoldo.evaluate.evaluation import role_for
-    from rescoldo.evaluate.loaded import load_for_inference
+    from rescoldo.models.loaded import load_for_inference
     from rescoldo.serve.server import bind, is_loopback, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter

@@ -17,8 +17,8 @@ def verify(
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
     """Check what a run left: files, hashes, shapes against the base model, numbers. Exit code 0 or 1."""
+    from rescoldo.doctor.verify import verify as checks
     from rescoldo.run.sweep import refuse_sweep
-    from rescoldo.train.verify import verify as checks
 
     refuse_sweep(output, "rescoldo verify")
     found = []

@@ -13,10 +13,10 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
-from rescoldo.engine import cpu as processor
-from rescoldo.run.awake import awake
-from rescoldo.run.causes import OTHERS_CORES, busiest, snapshot
-from rescoldo.run.cgroup import cpu_quota
+from rescoldo.system import cpu as processor
+from rescoldo.system.awake import awake
+from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
+from rescoldo.system.cgroup import cpu_quota
 from rescoldo.train.preset import available_threads
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
@@ -40,7 +40,7 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.native import BuildError, build
+    from rescoldo.engine.kernels.native import BuildError, build
 
     try:
         build()

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from rescoldo.base.model import BaseModel
 from rescoldo.doctor.energy import energy
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
-from rescoldo.run.memory import own_memory
+from rescoldo.system.memory import own_memory
 from rescoldo.train.optimizer import AdamW, clip
 
 CALIBRATION_ROWS = 96  # tokens of the example that int8's calibration is timed with

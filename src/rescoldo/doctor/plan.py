@@ -21,9 +21,9 @@ from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_of, product_rates
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.ops import NF4_BLOCK
+from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.engine.types import Example
-from rescoldo.run.memory import memory_available
+from rescoldo.system.memory import memory_available
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import lora_config
 from rescoldo.train.plan import Plan

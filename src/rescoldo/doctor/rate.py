@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from rescoldo.engine import cpu
 from rescoldo.files import cache_root, read_json, write_json
+from rescoldo.system import cpu
 from rescoldo.train.config import RunConfig
 
 

@@ -16,12 +16,12 @@ from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import cache_root, quote, read_json
-from rescoldo.run.cgroup import memory_limit
+from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.run.lock import read_holder
-from rescoldo.run.memory import memory_available, memory_total
+from rescoldo.system.cgroup import memory_limit
+from rescoldo.system.memory import memory_available, memory_total
 from rescoldo.train.config import check_paths
 from rescoldo.train.identity import differences, refuse_if_foreign
-from rescoldo.train.layout import INFO_FILE, list_checkpoints
 from rescoldo.units import gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine import cpu
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import group_size
+from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.types import CALIBRATED
 from rescoldo.files import cache_root, write_json
-from rescoldo.run.memory import memory_available
+from rescoldo.system import cpu
+from rescoldo.system.memory import memory_available
 from rescoldo.units import gigabytes
 
 _ROWS = 512  # tokens in a measured product

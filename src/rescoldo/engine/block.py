@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine.attention import Layout
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import Dropout, mix_key
 from rescoldo.engine.lora import LoraGroup
-from rescoldo.engine.ops import Dropout, mix_key
 
 SITES = ("qkv", "o", "gate_up", "down")
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 
 from rescoldo.engine.block import Block
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.model import LoraModel
-from rescoldo.engine.ops import mix_key
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.types import Example, Generated, Sampling
 

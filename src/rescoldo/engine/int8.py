@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine.blocks import NF4, Blocks, Matrix, Stored
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.blocks import NF4, Blocks, Matrix, Stored
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import Dropout
+from rescoldo.engine.kernels.ops_int8 import PANEL, Apart, Segment, Side, padded, unpack_panels
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
-from rescoldo.engine.ops import Dropout
-from rescoldo.engine.ops_int8 import PANEL, Apart, Segment, Side, padded, unpack_panels
 
 N_OUTLIERS = 32  # input columns kept apart
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine.cpu import fast_bf16
-from rescoldo.engine.dispatch import kernels
-from rescoldo.engine.ops import Dropout
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import Dropout
+from rescoldo.system.cpu import fast_bf16
 
 _FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
 Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32

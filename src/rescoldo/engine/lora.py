@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.linear import Adapter, FrozenLinear, Member, Products
-from rescoldo.engine.ops import Dropout
 from rescoldo.engine.types import LoraConfig
 
 

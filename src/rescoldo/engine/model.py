@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rescoldo.engine.attention import Layout
 from rescoldo.engine.auto import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.block import Block, Rows, Saved
-from rescoldo.engine.blocks import KINDS, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
-from rescoldo.engine.dispatch import kernels
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.blocks import KINDS, Matrix, select_rows
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_adapter
-from rescoldo.engine.ops import mix_key
 from rescoldo.engine.precision import Converter, Weights
 from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import CALIBRATED, Example, LoraConfig

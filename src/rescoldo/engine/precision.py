@@ -8,17 +8,17 @@ from typing import cast
 
 import torch
 
-from rescoldo.engine.attention import Layout
 from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.block import SITES, Block, Rows
-from rescoldo.engine.blocks import NF4, Blocks, Matrix, select_rows
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
-from rescoldo.engine.dispatch import kernels
 from rescoldo.engine.int8 import Int8Linear, smoothing
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.blocks import NF4, Blocks, Matrix, select_rows
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
-from rescoldo.engine.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import CALIBRATED, Example
 from rescoldo.errors import RescoldoError

@@ -6,7 +6,7 @@ from rescoldo.evaluate.compare import Parts, compare, compare_run
 from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.document import write_document
 from rescoldo.evaluate.evaluation import evaluate, evaluate_model
-from rescoldo.evaluate.predictor import Prediction, Predictor
+from rescoldo.models.predictor import Prediction, Predictor
 
 __all__ = [
     "Parts",

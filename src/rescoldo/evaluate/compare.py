@@ -14,14 +14,14 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
-from rescoldo.evaluate.loaded import is_run, run_info
-from rescoldo.evaluate.predictor import Predictor
+from rescoldo.models.loaded import is_run, run_info
+from rescoldo.models.predictor import Predictor
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
-    from rescoldo.evaluate.loaded import Loaded
     from rescoldo.evaluate.open import Opener
-    from rescoldo.evaluate.server import ServerOptions
+    from rescoldo.models.loaded import Loaded
+    from rescoldo.models.server import ServerOptions
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def compare_run(
     Raises:
         RescoldoError: run, dataset or output are not as they must be.
     """
-    from rescoldo.evaluate.loaded import Loaded, load_for_inference
-    from rescoldo.evaluate.predict import EnginePredictor
+    from rescoldo.models.engine_chat import EnginePredictor
+    from rescoldo.models.loaded import Loaded, load_for_inference
 
     the_role = role_for(run if isinstance(run, Loaded) else str(run), role)
     records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]

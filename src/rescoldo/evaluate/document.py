@@ -11,8 +11,8 @@ from typing import Any
 
 from rescoldo import __version__
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.cache import PredictionCache
 from rescoldo.files import sha256, write_json, write_text
+from rescoldo.models.cache import PredictionCache
 
 
 @contextmanager

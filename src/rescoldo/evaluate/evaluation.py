@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.cache import PredictionCache, key
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
-from rescoldo.evaluate.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
 from rescoldo.evaluate.score import answers_use_input, common, score_row, summarise
+from rescoldo.models.cache import PredictionCache, key
+from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
-    from rescoldo.evaluate.loaded import Loaded
+    from rescoldo.models.loaded import Loaded
 
 
 class Progress(Protocol):
@@ -148,8 +148,8 @@ def evaluate_model(
     Raises:
         RescoldoError: dataset, model or output are not as they must be.
     """
-    from rescoldo.evaluate.loaded import load_for_inference
-    from rescoldo.evaluate.predict import EnginePredictor
+    from rescoldo.models.engine_chat import EnginePredictor
+    from rescoldo.models.loaded import load_for_inference
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
@@ -203,7 +203,7 @@ def role_for(model: str | Loaded, given: str | None) -> Role:
     Raises:
         RescoldoError: it cannot be found, read, or trusted.
     """
-    from rescoldo.evaluate.loaded import is_run, run_info
+    from rescoldo.models.loaded import is_run, run_info
 
     if isinstance(model, str):
         run = Path(model) if is_run(model) else None

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import Loaded, is_run, load_for_inference, run_info
-from rescoldo.evaluate.predict import EngineChat
-from rescoldo.evaluate.predictor import ChatModel, ChatPredictor, Predictor
-from rescoldo.evaluate.server import ServerOptions, open_server
+from rescoldo.models.engine_chat import EngineChat
+from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
+from rescoldo.models.predictor import ChatModel, ChatPredictor, Predictor
+from rescoldo.models.server import ServerOptions, open_server
 from rescoldo.role import Role
 from rescoldo.run.sweep import refuse_sweep
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose, input_words_used
-from rescoldo.evaluate.predictor import Prediction
+from rescoldo.models.predictor import Prediction
 from rescoldo.role import Role
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be

@@ -12,8 +12,8 @@ import torch
 from rescoldo.base import BaseModel
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import is_run, open_base_of, refuse_unfinished, run_info, verify_command
 from rescoldo.files import sha256
+from rescoldo.models.loaded import is_run, open_base_of, refuse_unfinished, run_info, verify_command
 from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
 

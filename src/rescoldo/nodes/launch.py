@@ -24,11 +24,11 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.nodes.address import answers, interface_of, local_address
 from rescoldo.nodes.nodes import Nodes
 from rescoldo.nodes.place import VARIABLE, Place
+from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.lock import HOLDER, RunLock, process_start
 from rescoldo.run.signals import Interruption
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import move_aside
-from rescoldo.train.layout import LOG_FILE
 
 POLL = 0.2
 PARTING_SECONDS = 20.0  # for torchrun to see that its worker is done

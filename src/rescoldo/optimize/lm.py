@@ -12,8 +12,8 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.cache import PredictionCache, key
-from rescoldo.evaluate.predictor import ChatModel, Messages, Prediction
+from rescoldo.models.cache import PredictionCache, key
+from rescoldo.models.predictor import ChatModel, Messages, Prediction
 from rescoldo.optimize import import_dspy
 
 QUIET_SECONDS = 0.05  # a batch begins when nobody has joined it for so long

@@ -15,11 +15,11 @@ from rescoldo import __version__
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.cache import PredictionCache
 from rescoldo.evaluate.evaluation import Console, evaluate
 from rescoldo.evaluate.open import Opener
-from rescoldo.evaluate.server import ServerOptions
 from rescoldo.files import sha256, write_atomic, write_json
+from rescoldo.models.cache import PredictionCache
+from rescoldo.models.server import ServerOptions
 from rescoldo.optimize import import_dspy
 from rescoldo.optimize.lm import MAX_BATCH, Desk, make_adapter, make_lm
 from rescoldo.optimize.predictor import ProgramPredictor

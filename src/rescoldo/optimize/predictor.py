@@ -15,8 +15,8 @@ import yaml
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.cache import PredictionCache
-from rescoldo.evaluate.predictor import ChatModel, Prediction
+from rescoldo.models.cache import PredictionCache
+from rescoldo.models.predictor import ChatModel, Prediction
 from rescoldo.optimize import import_dspy
 from rescoldo.optimize.lm import MAX_BATCH, Desk, StoppedError, make_adapter, make_lm, replies
 from rescoldo.optimize.program import Program

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import is_run
 from rescoldo.files import sha256
+from rescoldo.models.loaded import is_run
 from rescoldo.optimize import import_dspy
 from rescoldo.role import Role
 

@@ -12,8 +12,8 @@ import jinja2
 from rescoldo.files import quote, read_json, write_text
 from rescoldo.report.curve import Series, svg_chart
 from rescoldo.report.history import History, read_history
+from rescoldo.run.layout import INFO_FILE, REPORT_FILE, RUN_FILE
 from rescoldo.run.status import Status, read_status
-from rescoldo.train.layout import INFO_FILE, REPORT_FILE, RUN_FILE
 from rescoldo.units import clock, gigabytes
 
 HIDDEN = ("train", "val", "output")  # settings that stand elsewhere on the page

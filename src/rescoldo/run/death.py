@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from rescoldo.run.cgroup import oom_kills
 from rescoldo.run.state import State
+from rescoldo.system.cgroup import oom_kills
 
 MEMORY = "killed for memory"
 KMSG_BYTES = 8192

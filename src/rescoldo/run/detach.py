@@ -14,9 +14,9 @@ from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote
+from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.lock import RunLock, read_holder
 from rescoldo.run.status import last_error, read_status
-from rescoldo.train.layout import LOG_FILE
 
 POLL = 0.05
 SETTLE_SECONDS = 15.0  # how long the starting command waits for the run to have checked what it was given

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 
 from rescoldo.files import write_json
-from rescoldo.run.cgroup import oom_kills
+from rescoldo.run.layout import EXIT_FILE
 from rescoldo.run.lock import process_start
 from rescoldo.run.notify import run_on_exit
 from rescoldo.run.status import read_status
-from rescoldo.train.layout import EXIT_FILE
+from rescoldo.system.cgroup import oom_kills
 
 
 def keep(output: Path, on_exit: str, command: list[str]) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rescoldo.run.causes import Snapshot, causes, snapshot
-from rescoldo.run.clock import WorkClock
-from rescoldo.run.memory import MemoryGuard, low_mark, memory_available, own_memory
+from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import StateFile
+from rescoldo.system.causes import Snapshot, causes, snapshot
+from rescoldo.system.clock import WorkClock
+from rescoldo.system.memory import low_mark, memory_available, own_memory
 from rescoldo.units import clock as duration
 from rescoldo.units import gigabytes
 

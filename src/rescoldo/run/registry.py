@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rescoldo.files import read_json, write_json
-from rescoldo.train.layout import RUN_FILE
+from rescoldo.run.layout import RUN_FILE
 
 MAX_DEPTH = 3  # folders that `find_runs` goes down
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.files import read_json, write_text
-from rescoldo.run.cgroup import oom_kills
+from rescoldo.run.layout import STATE_FILE
 from rescoldo.run.lock import representative
-from rescoldo.train.layout import STATE_FILE
+from rescoldo.system.cgroup import oom_kills
 
 WRITE_SECONDS = 1.0  # at most this often
 ENDED = ("finished", "stopped", "failed")

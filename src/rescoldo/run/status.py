@@ -12,10 +12,10 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
+from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 from rescoldo.run.lock import Holder, process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
-from rescoldo.train.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 
 ALIVE = ("starting", "running")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import Loaded
+from rescoldo.models.loaded import Loaded
 from rescoldo.role import Role
 from rescoldo.serve.scheduler import BusyError, Job, Reason, Scheduler, StoppingError
 from rescoldo.serve.schema import ChatRequest, RequestError

@@ -11,7 +11,7 @@ from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import Decoder
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate.loaded import Loaded
+from rescoldo.models.loaded import Loaded
 from rescoldo.serve.text import TextStream
 
 

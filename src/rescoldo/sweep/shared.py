@@ -12,11 +12,11 @@ import torch
 
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.types import Example, LoraConfig
-from rescoldo.evaluate.loaded import Loaded, put_in
 from rescoldo.files import read_json, sha256
+from rescoldo.models.loaded import Loaded, put_in
 from rescoldo.role import Role
+from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
-from rescoldo.train.layout import INFO_FILE
 from rescoldo.train.parts import Dataset, Parts
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Shared:
         base = self.open_base(str(info["base_model"]))
         precision = str(info["quantization"])
         if self._model is None:
-            from rescoldo.evaluate.loaded import load_for_inference
+            from rescoldo.models.loaded import load_for_inference
 
             self._model = load_for_inference(str(run)).model
             self.loads += 1

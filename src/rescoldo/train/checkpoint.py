@@ -28,7 +28,7 @@ import torch
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
-from rescoldo.train.layout import METRICS, list_checkpoints, order
+from rescoldo.run.layout import METRICS, list_checkpoints, order
 
 FORMAT = 2  # 1: other columns apart in int8
 MANIFEST = "manifest.json"

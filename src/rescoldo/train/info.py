@@ -10,12 +10,12 @@ from typing import Any
 
 import psutil
 
-from rescoldo.engine import cpu
 from rescoldo.files import sha256, write_json
+from rescoldo.run.layout import INFO_FILE, METRICS
+from rescoldo.system import cpu
 from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin
 from rescoldo.train.checkpoint import Position
 from rescoldo.train.identity import versions
-from rescoldo.train.layout import INFO_FILE, METRICS
 from rescoldo.train.metrics import resumptions, wall_seconds
 from rescoldo.train.parts import Parts, Tensors, lora_config
 from rescoldo.train.prepare import Prepared

@@ -14,10 +14,10 @@ import time
 from dataclasses import asdict
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
 from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, write_checkpoint
-from rescoldo.train.layout import list_checkpoints
 from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
 from rescoldo.train.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.train.parts import Model, Parts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.files import write_text
-from rescoldo.train.layout import METRICS, TIMINGS, read_json_lines
+from rescoldo.run.layout import METRICS, TIMINGS, read_json_lines
 
 
 class MetricsLog:

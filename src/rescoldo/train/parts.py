@@ -108,7 +108,7 @@ def real_parts() -> Parts:
     from rescoldo.engine.model import LoraModel, evaluate_loss
     from rescoldo.engine.step import GradientStep
     from rescoldo.report.run_page import write_report
-    from rescoldo.run.awake import awake
+    from rescoldo.system.awake import awake
 
     return Parts(
         open_base=open_base,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.ops import NF4_BLOCK
+from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.errors import RescoldoError
 from rescoldo.train.config import RunConfig, flag
 

@@ -14,8 +14,9 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
+from rescoldo.run.guard import cap_after_kill
+from rescoldo.run.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
 from rescoldo.run.lock import LOCK_FILE, RunLock
-from rescoldo.run.memory import cap_after_kill
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
@@ -30,7 +31,6 @@ from rescoldo.train.identity import (
     write_run_file,
 )
 from rescoldo.train.info import write_results
-from rescoldo.train.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
 from rescoldo.train.loop import Loop
 from rescoldo.train.metrics import Timings
 from rescoldo.train.parts import Parts, lora_config, real_parts

@@ -72,7 +72,7 @@ def refuse_unfinished(path: Path) -> None:
     Raises:
         RescoldoError: it is one.
     """
-    from rescoldo.train.layout import RUN_FILE
+    from rescoldo.run.layout import RUN_FILE
 
     if os.path.isfile(path / RUN_FILE) and not is_run(str(path)):
         fix = f"rescoldo status {quote(path)}"
@@ -239,8 +239,8 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
     """The calibration as the run's newest good checkpoint keeps it."""
+    from rescoldo.run.layout import list_checkpoints
     from rescoldo.train.checkpoint import read_checkpoint
-    from rescoldo.train.layout import list_checkpoints
 
     for path in list_checkpoints(run):
         try:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.engine.ops import NF4_BLOCK, NF4_LEVELS
-from rescoldo.engine.ops_int8 import pack_panels
+from rescoldo.engine.kernels.ops import NF4_BLOCK, NF4_LEVELS
+from rescoldo.engine.kernels.ops_int8 import pack_panels
 
 NF4 = "nf4"
 # formats that products take as they are, in the order of blocks.c
@@ -58,7 +58,7 @@ def select_rows(matrix: Matrix, index: torch.Tensor) -> torch.Tensor:
     """The rows index (n,) int64 of matrix (out, in), (n, in) float32."""
     if isinstance(matrix, torch.Tensor):
         return matrix[index].float()
-    from rescoldo.engine.dispatch import kernels
+    from rescoldo.engine.kernels.choose import kernels
 
     order = index if matrix.order is None else matrix.order[index]
     return kernels().blocks_decode([replace(matrix, shape=(len(index), matrix.shape[1]), order=order)])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.address import (
+from rescoldo.models.address import (
     KEY_VARIABLE,
     PROBE_SECONDS,
     get_json,
@@ -24,7 +24,7 @@ from rescoldo.evaluate.address import (
     parse_url,
     server_entry,
 )
-from rescoldo.evaluate.predictor import Messages, Prediction
+from rescoldo.models.predictor import Messages, Prediction
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

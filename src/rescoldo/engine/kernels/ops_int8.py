@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine.ops import Dropout, dropout
+from rescoldo.engine.kernels.ops import Dropout, dropout
 
 PANEL = 16
 

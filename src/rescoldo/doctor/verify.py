@@ -9,8 +9,8 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
+from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
-from rescoldo.train.layout import INFO_FILE
 from rescoldo.train.parts import Tensors
 
 # every key of the original's training_info.json

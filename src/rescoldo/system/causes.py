@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from rescoldo.run.cgroup import throttled_seconds
+from rescoldo.system.cgroup import throttled_seconds
 
 OTHERS_CORES = 0.25  # cores' worth of other processes that are worth naming
 STEAL_SHARE = 0.05

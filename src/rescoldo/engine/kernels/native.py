@@ -1,4 +1,4 @@
-"""The kernels of the C files beside this one, built with the compiler at hand on first use, cached, run by torch's own
+"""The kernels of the C files in c/, built with the compiler at hand on first use, cached, run by torch's own
 OpenMP threads.
 
 The shared library links no OpenMP runtime of its own: it finds the one torch has loaded, so that both use one pool of
@@ -18,15 +18,16 @@ from pathlib import Path
 
 import torch
 
-from rescoldo.engine import cpu
-from rescoldo.engine.attention import Layout
-from rescoldo.engine.blocks import KINDS, Blocks, Stored
-from rescoldo.engine.dispatch import Twins
-from rescoldo.engine.ops import Dropout
-from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side, levels_type, padded
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.blocks import KINDS, Blocks, Stored
+from rescoldo.engine.kernels.choose import Twins
+from rescoldo.engine.kernels.ops import Dropout
+from rescoldo.engine.kernels.ops_int8 import Apart, Quantized, Segment, Side, levels_type, padded
 from rescoldo.files import cache_root
+from rescoldo.system import cpu
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "blocks.c", "int8.c")]
+_C = Path(__file__).with_name("c")
+_SOURCES = [_C / name for name in ("kernels.c", "attention.c", "blocks.c", "int8.c")]
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
 # a decoded weight is the same number everywhere: no product and sum in one rounding
 _MORE = {"blocks.c": ["-ffp-contract=off"]}
@@ -51,7 +52,9 @@ def build(*extra: str) -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run: {error}") from error
-    texts = [path.read_text() for path in (*_SOURCES, *map(_SOURCES[0].with_name, ("common.h", "simd.h", "blocks.h")))]
+    texts = [
+        path.read_text(encoding="utf-8") for path in (*_SOURCES, *(_C / n for n in ("common.h", "simd.h", "blocks.h")))
+    ]
     identity = "\n".join([version, cpu.identity(), *flags, repr(_MORE), *texts])
     library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():

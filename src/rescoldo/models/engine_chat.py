@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import prompt_ids, prompt_text, stop_ids
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate.loaded import Loaded
-from rescoldo.evaluate.predictor import ChatPredictor, Messages, Prediction
+from rescoldo.models.loaded import Loaded
+from rescoldo.models.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.role import Role
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.predictor import Prediction
+from rescoldo.models.predictor import Prediction
 
 _FIELDS = ("text", "ended", "tokens", "seconds", "fields")  # of a prediction, as a document's row has them
 

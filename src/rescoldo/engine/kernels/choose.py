@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine import attention, blocks, ops, ops_int8, rope
-from rescoldo.engine.attention import Layout
-from rescoldo.engine.blocks import Blocks, Stored
-from rescoldo.engine.ops import Dropout
-from rescoldo.engine.ops_int8 import Apart, Quantized, Segment, Side
+from rescoldo.engine import rope
+from rescoldo.engine.kernels import attention, blocks, ops, ops_int8
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.kernels.blocks import Blocks, Stored
+from rescoldo.engine.kernels.ops import Dropout
+from rescoldo.engine.kernels.ops_int8 import Apart, Quantized, Segment, Side
 
 _chosen: Twins | None = None
 
@@ -177,7 +178,7 @@ def kernels() -> Twins:
     """The operations to use: native where they can be built here (RESCOLDO_NATIVE=0 says no), else the twins."""
     global _chosen
     if _chosen is None:
-        from rescoldo.engine.native import BuildError, Native
+        from rescoldo.engine.kernels.native import BuildError, Native
 
         _chosen = Twins()
         if os.environ.get("RESCOLDO_NATIVE") != "0":
