@@ -21,7 +21,6 @@ from rescoldo.run.monitor import Monitor
 from rescoldo.run.state import read_state
 from rescoldo.system import causes as looking
 from rescoldo.system import clock as clocks
-from rescoldo.system import memory
 from rescoldo.system.awake import awake
 from rescoldo.system.causes import causes, snapshot
 from rescoldo.system.cgroup import cpu_quota, memory_left, memory_limit, oom_kills, throttled_seconds
@@ -229,8 +228,10 @@ def test_the_inhibitor_ends_with_a_killed_run(tmp_path):
     program = tmp_path / "systemd-inhibit"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/on\n/bin/cat\ntouch {tmp_path}/off\n")
     program.chmod(0o755)
-    code = "import time\nfrom rescoldo.system.awake import awake\n"
+    code = (
+        "import time\nfrom rescoldo.system.awake import awake\n"
         "with awake():\n    print(1, flush=True)\n    time.sleep(60)"
+    )
     path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path)
     assert process.stdout
