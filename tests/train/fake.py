@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Dataset, Parts, digest

@@ -11,10 +11,11 @@ import torch
 
 from rescoldo.base.gguf_config import ROPE_FACTORS, read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
-from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS, Blocks, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 
 _TOP_NAMES = {

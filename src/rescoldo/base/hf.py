@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json
 

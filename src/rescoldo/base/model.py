@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, Blocks
+from rescoldo.engine.kernels.blocks import KINDS
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
-
-
-class TensorSource(ABC):
-    """The weights of a base model under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`, …)."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All tensor names, in file order."""
-
-    @abstractmethod
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape as PyTorch sees it: (out_features, in_features) for a linear's weight."""
-
-    @abstractmethod
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from the file and in its stored dtype where that is a plain one (read-only: never write
-        into it), decoded to float32 where it is quantized.
-
-        Raises:
-            RescoldoError: no such tensor, or the file is damaged.
-        """
-
-    def quantized(self, name: str) -> Blocks | None:
-        """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
-        return None
-
-    def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
-        """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
-        again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""
-
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
