@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from rescoldo.base.model import BaseModel
+from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import TensorSource
@@ -58,7 +59,7 @@ class FakeBase(BaseModel):
 
 
 def open_base(spec: str, preset: str | None = None) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), preset)
+    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
 
 
 class FakeModel:
