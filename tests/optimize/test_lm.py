@@ -13,7 +13,7 @@ import pytest
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.models.cache import PredictionCache
-from rescoldo.optimize.lm import Desk, StoppedError
+from rescoldo.programs.lm import Desk, StoppedError
 from tests.optimize.fake_chat import FakeChat
 
 GREEDY = Sampling(max_new_tokens=5)

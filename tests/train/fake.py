@@ -16,12 +16,13 @@ import torch.nn.functional as F
 
 from rescoldo.base.model import BaseModel
 from rescoldo.base.tokenizer import DirectoryTokenizer
+from rescoldo.data.dataset import Dataset, digest
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset, Parts, digest
+from rescoldo.train.parts import Parts
 from rescoldo.train.progress import Reporter
 
 DECODER = DecoderConfig(

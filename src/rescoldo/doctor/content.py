@@ -9,6 +9,7 @@ from typing import Any
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import input_of
+from rescoldo.data.dataset import Dataset
 from rescoldo.data.records import flag, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
@@ -16,7 +17,6 @@ from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
 from rescoldo.role import Role
-from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
