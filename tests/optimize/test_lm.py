@@ -61,6 +61,7 @@ def test_one_call_for_each_way_of_sampling() -> None:
     assert set(chat.samplings) == {GREEDY, warm}
 
 
+@pytest.mark.alone
 def test_a_model_that_does_not_batch_gets_several_calls_at_a_time() -> None:
     chat = FakeChat(shout, batches=False, seconds=0.3)
     started = time.monotonic()

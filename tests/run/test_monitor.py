@@ -199,6 +199,7 @@ def test_a_suspend_spoils_neither_speed_nor_time_left(tmp_path, monkeypatch):
     assert all(line["t"] < 60 for line in lines)
 
 
+@pytest.mark.alone
 def test_long_work_is_no_stop():
     clock = WorkClock()
     began = clock.now()
