@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rescoldo.base.gguf_header import GgufHeader
-from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 from rescoldo.errors import RescoldoError
 
 ROPE_FACTORS = "rope_freqs.weight"

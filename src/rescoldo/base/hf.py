@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rescoldo.base.model import BaseModel, TensorSource, check_tensors
-from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json
 

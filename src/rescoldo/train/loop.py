@@ -109,7 +109,7 @@ class Loop:
         with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
             for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
                 examples = [self.examples[i] for i in group]
-                targets = sum(example.n_targets for example in examples)
+                targets = sum(example.total_weight for example in examples)
                 batches = plan.batches(group)
                 began = mark = self.monitor.clock.now()
                 step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
@@ -133,7 +133,7 @@ class Loop:
                         if self.interruption.received:
                             return self.stopped()
                     if self.parts.resumable_steps and at.micro < len(batches):
-                        so_far = sum(example.n_targets for example in examples[: batch[-1] + 1])
+                        so_far = sum(example.total_weight for example in examples[: batch[-1] + 1])
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()

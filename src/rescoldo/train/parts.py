@@ -86,7 +86,7 @@ class Parts:
     read_dataset: Callable[[Path, Role, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
-    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
     save_tokenizer: Callable[[Any, Path], object]
     check_dataset: Callable[[Path, Role], object] = lambda path, role: None  # as data.read_records
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
@@ -130,6 +130,8 @@ def digest(examples: list[Example]) -> str:
     content = hashlib.sha256()
     for example in examples:
         content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
+        if example.weights is not None:
+            content.update(f"{','.join(map(repr, example.weights))}\n".encode())
     return content.hexdigest()
 
 
