@@ -13,12 +13,12 @@ import torch
 from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from tests.base.make_models import tiny_hf, tiny_model
 
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = LINEARS[:4]
 VOCABULARY = 288
 Variant = tuple[str, dict[str, Any]]

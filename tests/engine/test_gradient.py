@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rescoldo.engine.config import LINEARS
-from tests.engine.common import ARCHITECTURES
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.train.optimizer import AdamW, clip
 from tests.engine.common import (
+    ARCHITECTURES,
     ATTENTION,
     VARIANTS,
     Variant,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -156,17 +158,23 @@ class DecoderConfig:
             shapes["lm_head.weight"] = (self.vocab_size, d)
         return shapes
 
+    def adapter_shapes(self, rank: int, targets: Collection[str]) -> dict[str, tuple[int, int]]:
+        """A LoRA adapter's tensors and their shapes, for linears by their short names:
+        "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …lora_B → (out, rank)."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for i in range(self.n_layers):
+            for member in (member for site in SITES for member in self.members(site)):
+                short = member.split(".")[1]
+                if short in targets:
+                    out, into = self.linear_shape(short)
+                    shapes[f"model.layers.{i}.{member}.lora_A"] = (rank, into)
+                    shapes[f"model.layers.{i}.{member}.lora_B"] = (out, rank)
+        return shapes
+
     @property
     def total_params(self) -> int:
         """Parameters of the base model, tied embeddings counted once."""
         one = replace(self, n_layers=1, windows=(), no_rope=())
-        sizes = {name: _size(shape) for name, shape in one.tensor_shapes().items()}
+        sizes = {name: math.prod(shape) for name, shape in one.tensor_shapes().items()}
         layer = sum(size for name, size in sizes.items() if name.startswith("model.layers."))
         return self.n_layers * layer + sum(sizes.values()) - layer
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    n = 1
-    for length in shape:
-        n *= length
-    return n

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rescoldo.engine.auto import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.attend import Attend, KeysValues, PackedAttention, PrefixAttention
+from rescoldo.engine.auto import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.head import Head, folded_norm
@@ -28,17 +28,10 @@ from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 if TYPE_CHECKING:
     from rescoldo.base.model import BaseModel, TensorSource
 
+
 def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
     """The adapter's tensors and their shapes: "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …"""
-    shapes: dict[str, tuple[int, int]] = {}
-    for i in range(config.n_layers):
-        for member in (member for site in SITES for member in config.members(site)):
-            short = member.split(".")[1]
-            if short in lora.targets:
-                out, into = config.linear_shape(short)
-                shapes[f"model.layers.{i}.{member}.lora_A"] = (lora.rank, into)
-                shapes[f"model.layers.{i}.{member}.lora_B"] = (out, lora.rank)
-    return shapes
+    return config.adapter_shapes(lora.rank, lora.targets)
 
 
 def layer_of(name: str) -> int:

@@ -8,8 +8,8 @@ from typing import cast
 
 import torch
 
-from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.attend import PackedAttention
+from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing

@@ -148,7 +148,7 @@ class Loop:
                 loss = at.step_nats / targets
                 at.epoch_nats, at.epoch_targets = at.epoch_nats + at.step_nats, at.epoch_targets + targets
                 at.step, at.micro, at.step_nats = at.step + 1, 0, 0.0
-                at.targets += targets
+                at.targets += sum(example.n_targets for example in examples)
                 line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
                 self.metrics.append({**line, "tokens": at.tokens})
                 seconds = self.timed(0, mark) - began
