@@ -258,7 +258,7 @@ def tiny_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.numpy()
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+        if arch in ("llama", "granite") and ("q_proj" in name or "k_proj" in name):
             array = permute(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         array = np.ascontiguousarray(array)
         if array.ndim == 1 or quantization == "F32":

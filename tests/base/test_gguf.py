@@ -267,3 +267,12 @@ def test_missing_tensor_has_a_name(tmp_path: Path) -> None:
     with pytest.raises(RescoldoError, match="no tensor nonsense"):
         base.tensors.get("nonsense")
     assert set(base.config.tensor_shapes()) == set(base.tensors.names())
+
+
+def test_a_value_that_the_family_refuses(tmp_path: Path) -> None:
+    """Granite's metadata can say that positions are not rotated at all."""
+    floats = {f"granite.{key}": 1.0 for key in ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")}
+    open_base(str(tiny_gguf(tmp_path / "good.gguf", "granite", metadata=floats)))
+    path = tiny_gguf(tmp_path / "bad.gguf", "granite", metadata={**floats, "granite.rope.scaling.finetuned": False})
+    with pytest.raises(RescoldoError, match=r"granite\.rope\.scaling\.finetuned is False"):
+        open_base(str(path))

@@ -135,6 +135,9 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         )
     if reader.get("expert_count") not in (None, 0):
         raise reader.fail("mixtures of experts are not supported", fix="use a dense model")
+    for key, value in family.gguf_refused.items():
+        if reader.get(key) == value:
+            raise reader.fail(f"metadata key {reader.prefix}.{key} is {value}, which is not supported")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise reader.fail("there is no tensor token_embd.weight: this file holds no language model's weights")

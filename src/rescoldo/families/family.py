@@ -56,6 +56,7 @@ class Family:
         interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
         norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
         activation_key: where config.json says the activation.
+        gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
         wrappers: other `model_type`s, whose `text_config` is of this family.
         left_alone: beginnings of the names of a wrapper's tensors that are not the decoder's.
     """
@@ -71,6 +72,7 @@ class Family:
     interleaved_rope: bool = False
     norm_offset: float = 0.0
     activation_key: str = "hidden_act"
+    gguf_refused: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
 
