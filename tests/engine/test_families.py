@@ -45,6 +45,8 @@ FAMILY_VARIANTS: list[Variant] = [
     ("granite", GRANITE),
     ("granite", {**GRANITE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     ("granite", {"residual_multiplier": 0.4}),
+    ("olmo2", {}),
+    ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
 ]
 ONE_EACH = [
     variant for i, variant in enumerate(FAMILY_VARIANTS) if variant[0] not in {v[0] for v in FAMILY_VARIANTS[:i]}

@@ -102,6 +102,7 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {}),
     ("qwen3", {"tie_word_embeddings": True}),
     ("granite", GRANITE),
+    ("olmo2", {}),
 ]
 
 

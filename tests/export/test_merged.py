@@ -42,6 +42,7 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("qwen2", {}),
         ("qwen3", {"rope": "yarn"}),
         ("granite", GRANITE),
+        ("olmo2", {}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
