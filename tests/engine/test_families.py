@@ -40,6 +40,7 @@ GRANITE = {
     "attention_multiplier": 0.13,
     "logits_scaling": 2.5,
 }
+WINDOWS = {"sliding_window": 8}
 # each family that is more than llama with switches, and each of its own switches
 FAMILY_VARIANTS: list[Variant] = [
     ("granite", GRANITE),
@@ -47,6 +48,11 @@ FAMILY_VARIANTS: list[Variant] = [
     ("granite", {"residual_multiplier": 0.4}),
     ("olmo2", {}),
     ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("olmo3", {"rope": "yarn-full", **WINDOWS, "num_hidden_layers": 4}),
+    ("smollm3", {"num_hidden_layers": 5}),
+    ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 6}),
+    ("gemma3_text", {"rope": "kinds", "query_pre_attn_scalar": 9, "num_attention_heads": 2, "head_dim": 64}),
 ]
 ONE_EACH = [
     variant for i, variant in enumerate(FAMILY_VARIANTS) if variant[0] not in {v[0] for v in FAMILY_VARIANTS[:i]}

@@ -177,4 +177,5 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         if key.gguf and reader.get(key.gguf) is not None
     }
     biases = {name: fields[name] for name in ("qkv_bias", "o_bias", "mlp_bias")}
-    return DecoderConfig(**{**fields, **family.fixed, **biases, **said})
+    found = {**fields, **family.fixed, **biases}
+    return DecoderConfig(**{**found, **family.derive_gguf(found), **said})

@@ -106,7 +106,7 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     eps = config.rms_norm_eps
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
-    theta, scaling = _rope(config, fail)
+    theta, scaling, local_theta = _rope(config, fail)
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -120,12 +120,16 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
         "rope_theta": theta,
         "max_positions": config.max_position_embeddings,
         "rope_scaling": scaling,
+        "local_rope_theta": local_theta,
         "windows": _windows(family, config, fail),
         "activation": activation,
         "tied_embeddings": bool(config.tie_word_embeddings),
     }
-    said = {name: _field(getattr(config, key.hf), name, key.hf, fail) for name, key in family.keys.items()}
-    return DecoderConfig(**{**fields, **family.fixed, **said})
+    for key, value in family.refused.items():
+        if getattr(config, key, None) == value:
+            raise fail(f"{key} is {value!r:.40}, which is not supported")
+    said = {name: _field(getattr(config, key.hf), name, key.hf, fail) for name, key in family.keys.items() if key.hf}
+    return DecoderConfig(**{**fields, **family.fixed, **said, **family.derive_hf(config)})
 
 
 def _field(value: Any, name: str, key: str, fail: Any) -> Any:
@@ -140,9 +144,22 @@ def _field(value: Any, name: str, key: str, fail: Any) -> Any:
     return float(value)
 
 
-def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling or None) from rope_parameters, where transformers also puts rope_theta and rope_scaling."""
+def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
+    """(theta, scaling or None, theta of the layers with a window where it is another rotation) from rope_parameters,
+    where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
+    if "full_attention" not in parameters:
+        return *_one_rope(parameters, fail), None
+    main = _one_rope(parameters["full_attention"] or {}, fail)
+    local = _one_rope(parameters.get("sliding_attention") or parameters["full_attention"] or {}, fail)
+    if local == main:
+        return *main, None
+    if local[1] is not None:
+        raise fail("RoPE with a scaling of their own for the layers with a sliding window is not supported")
+    return *main, local[0]
+
+
+def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, Any] | None]:
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_TYPES:
         raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,11 @@ def _model(source: Source) -> dict[str, Value]:
     }
     metadata |= {f"{name}.{key}": Value(value, _UINT32) for key, value in integers.items()}
     numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
-    numbers |= {key.gguf: getattr(config, field) for field, key in family.keys.items() if key.gguf}
+    said = {field: key.gguf for field, key in family.keys.items() if key.gguf and getattr(config, field) is not None}
+    numbers |= {key: getattr(config, field) for field, key in said.items()}
+    for field, value in family.derive_gguf(asdict(config)).items():
+        if field not in said and getattr(config, field) != value:
+            raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
     metadata |= {f"{name}.{key}": value for key, value in {**_windows(family, config), **_scaling(config)}.items()}
     return metadata
@@ -92,6 +97,10 @@ def _windows(family: Family, config: DecoderConfig) -> dict[str, Value]:
     if not sizes:
         return {}
     pattern = [window is not None for window in config.windows]
+    if isinstance(family.gguf_windows, int):
+        if pattern != [(i + 1) % family.gguf_windows != 0 for i in range(config.n_layers)]:
+            raise RescoldoError("GGUF has no place for this order of sliding windows", fix="--to merged")
+        return {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
     found = {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
     if family.windows == "layer_types" or not all(pattern):
         found["attention.sliding_window_pattern"] = Value(pattern, _ARRAY, _BOOL)

@@ -82,6 +82,9 @@ def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
 def _config(config: DecoderConfig) -> dict[str, Any]:
     family = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    if config.local_rope_theta is not None:
+        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        rope = {"full_attention": rope, "sliding_attention": local}
     content: dict[str, Any] = {
         "architectures": [family.hf_class],
         "model_type": family.name,
@@ -100,7 +103,8 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,  # transformers 4 reads these two
         "rope_scaling": _rope_scaling(config),
     }
-    content |= {key.hf: getattr(config, field) for field, key in family.keys.items()}
+    content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
+    content |= family.write_hf(config)
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None
     if family.windows == "layer_types":

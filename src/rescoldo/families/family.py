@@ -3,7 +3,7 @@ else; the engine sees a DecoderConfig and tensors under Hugging Face's names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,10 +33,10 @@ _NORM_NAMES = (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm
 
 @dataclass(frozen=True)
 class Key:
-    """Where a field of DecoderConfig is: its name in config.json and, where the metadata says it too, in GGUF, there
-    without the architecture before it."""
+    """Where a field of DecoderConfig is: its name in config.json and in GGUF's metadata, there without the architecture
+    before it; empty: not there."""
 
-    hf: str
+    hf: str = ""
     gguf: str = ""
 
 
@@ -56,6 +56,10 @@ class Family:
         interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
         norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
         activation_key: where config.json says the activation.
+        refused: values in config.json that stand for something that the engine does not compute.
+        derive_hf: more fields of DecoderConfig, from transformers' config.
+        derive_gguf: more fields, from those that the metadata says.
+        write_hf: what config.json says of fields that `derive_hf` makes.
         gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
         wrappers: other `model_type`s, whose `text_config` is of this family.
         left_alone: beginnings of the names of a wrapper's tensors that are not the decoder's.
@@ -72,6 +76,10 @@ class Family:
     interleaved_rope: bool = False
     norm_offset: float = 0.0
     activation_key: str = "hidden_act"
+    refused: Mapping[str, Any] = field(default_factory=dict)
+    derive_hf: Callable[[Any], dict[str, Any]] = lambda config: {}
+    derive_gguf: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    write_hf: Callable[[DecoderConfig], dict[str, Any]] = lambda config: {}
     gguf_refused: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
