@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, Blocks
+from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix
 from rescoldo.errors import RescoldoError
 
 
@@ -34,7 +34,7 @@ class TensorSource(ABC):
             RescoldoError: no such tensor, or the file is damaged.
         """
 
-    def quantized(self, name: str) -> Blocks | None:
+    def quantized(self, name: str) -> QuantizedMatrix | None:
         """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
         return None
 

@@ -14,8 +14,8 @@ from rescoldo.engine.block import Block, Rows, Saved
 from rescoldo.engine.config import LINEARS, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import KINDS, Matrix, select_rows
-from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.blocks import KINDS, Matrix
+from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_adapter
