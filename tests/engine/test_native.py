@@ -38,7 +38,7 @@ from tests.engine.common import cosine, example, gradient, tiny_lora
 torch.set_num_threads(1)
 
 HALVES = torch.bfloat16
-TWINS = TorchKernels()
+PYTORCH = TorchKernels()
 STEP = 2.0**-8  # bfloat16's relative rounding error
 
 
@@ -130,27 +130,27 @@ def test_every_kernel_has_a_test() -> None:
 @pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
 def test_rms_norm(native: NativeKernels, t: int, d: int, size: float) -> None:
     h, weight = _random(t, d, size=size), _halves(d, seed=1)
-    ours, theirs = native.rms_norm(h, weight, 1e-5), TWINS.rms_norm(h, weight, 1e-5)
+    ours, theirs = native.rms_norm(h, weight, 1e-5), PYTORCH.rms_norm(h, weight, 1e-5)
     _close(ours[1], theirs[1])
     _close(ours[0], theirs[0], steps=4)  # rounded twice
     torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=0)
     dy, dh = _halves(t, d, seed=2), _random(t, d, seed=3)
     mine, other = dh.clone(), dh.clone()
     native.rms_norm_backward(dy, theirs[1], theirs[2], weight, mine)
-    TWINS.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
+    PYTORCH.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
     torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float((other - dh).abs().max() + 1))
 
 
 def test_rms_norm_takes_views(native: NativeKernels) -> None:
     wide, weight = _random(9, 40), _halves(20, seed=1)
     view = wide[:, 10:30]
-    for a, b in zip(native.rms_norm(view, weight, 1e-6), TWINS.rms_norm(view, weight, 1e-6), strict=True):
+    for a, b in zip(native.rms_norm(view, weight, 1e-6), PYTORCH.rms_norm(view, weight, 1e-6), strict=True):
         torch.testing.assert_close(a, b, rtol=2 * STEP, atol=1e-6)
-    _, normed, rstd = TWINS.rms_norm(view, weight, 1e-6)
+    _, normed, rstd = PYTORCH.rms_norm(view, weight, 1e-6)
     dy = _halves(9, 60, seed=4)[:, ::3]
     mine, other = torch.zeros(18, 20)[::2], torch.zeros(9, 20)  # a gradient buffer with holes
     native.rms_norm_backward(dy, normed, rstd, weight, mine)
-    TWINS.rms_norm_backward(dy, normed, rstd, weight, other)
+    PYTORCH.rms_norm_backward(dy, normed, rstd, weight, other)
     torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
@@ -167,7 +167,7 @@ def test_add(native: NativeKernels, t: int, d: int) -> None:
     for addend in (y, _halves(d, t, seed=2).T, _random(t, d, seed=3)):
         ours, theirs = h.clone(), h.clone()
         native.add_(ours, addend)
-        TWINS.add_(theirs, addend)
+        PYTORCH.add_(theirs, addend)
         assert torch.equal(ours, theirs)
 
 
@@ -175,23 +175,47 @@ def test_add(native: NativeKernels, t: int, d: int) -> None:
 @pytest.mark.parametrize("size", [1.0, 60.0])
 def test_silu_mul(native: NativeKernels, t: int, f: int, size: float) -> None:
     gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
-    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-5)
+    _close(native.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-5)
     ours, turned, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
     native.silu_mul_backward_(ours, da)
     native.silu_mul_backward_(turned, da.T.contiguous().T)
-    TWINS.silu_mul_backward_(theirs, da)
+    PYTORCH.silu_mul_backward_(theirs, da)
     _close(ours, theirs, floor=1e-4)
     assert torch.equal(ours, turned)
 
 
 def test_silu_mul_of_extremes(native: NativeKernels) -> None:
     gate_up = torch.tensor([[-1e4, -100.0, -88.5, -20.0, 0.0, 20.0, 100.0, 1e4, *([2.0] * 8)]]).to(HALVES)
-    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-7)
+    _close(native.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-7)
     da = torch.ones(1, 8, dtype=HALVES)
     ours, theirs = gate_up.clone(), gate_up.clone()
     native.silu_mul_backward_(ours, da)
-    TWINS.silu_mul_backward_(theirs, da)
+    PYTORCH.silu_mul_backward_(theirs, da)
     _close(ours, theirs, floor=1e-6)
+
+
+@pytest.mark.parametrize(("t", "f"), SIZES)
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_gelu_mul(native: NativeKernels, t: int, f: int, size: float) -> None:
+    gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
+    gate_up[0, 0], gate_up[-1, -1] = -1e4, 1e4
+    _close(native.gelu_mul(gate_up), PYTORCH.gelu_mul(gate_up), floor=1e-5)
+    ours, transposed, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
+    native.gelu_mul_backward_(ours, da)
+    native.gelu_mul_backward_(transposed, da.T.contiguous().T)
+    PYTORCH.gelu_mul_backward_(theirs, da)
+    _close(ours, theirs, floor=1e-4)
+    assert torch.equal(ours, transposed)
+
+
+def test_gelu_mul_backward_is_what_autograd_says() -> None:
+    gate_up, da = _random(9, 40, size=4.0), _random(9, 20, seed=1)
+    leaf = gate_up.double().requires_grad_()
+    gate, up = leaf.chunk(2, dim=-1)
+    (torch.nn.functional.gelu(gate, approximate="tanh") * up).backward(da.double())
+    PYTORCH.gelu_mul_backward_(gate_up, da)
+    assert leaf.grad is not None
+    torch.testing.assert_close(gate_up, leaf.grad.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [2, 8, 16, 24, 64, 128])
@@ -202,7 +226,7 @@ def test_rotate(native: NativeKernels, d: int, sign: float) -> None:
     cos, sin = angles.cos(), angles.sin()
     packed = _halves(t, (heads + 2 * n_kv) * d, seed=1)
     ours, theirs = packed.clone(), packed.clone()
-    for buffer, implementation in ((ours, native), (theirs, TWINS)):
+    for buffer, implementation in ((ours, native), (theirs, PYTORCH)):
         q, k, _ = buffer.unflatten(1, (-1, d)).split([heads, n_kv, n_kv], dim=1)
         implementation.rotate_(q, cos, sin, sign)
         implementation.rotate_(k, cos, sin, sign)
@@ -211,7 +235,7 @@ def test_rotate(native: NativeKernels, d: int, sign: float) -> None:
     apart = _halves(t, d, heads, seed=2).transpose(1, 2)  # columns not side by side
     ours, theirs = apart.clone(), apart.clone()
     native.rotate_(ours, cos, sin, sign)
-    TWINS.rotate_(theirs, cos, sin, sign)
+    PYTORCH.rotate_(theirs, cos, sin, sign)
     _close(ours, theirs, floor=STEP / 4)
 
 
@@ -226,12 +250,12 @@ def _how(t: int, threshold: int = 26, key: int = 0xDEADBEEF) -> Dropout:
 @pytest.mark.parametrize("threshold", [1, 26, 128, 255])
 def test_dropout_masks_are_identical(native: NativeKernels, t: int, d: int, threshold: int) -> None:
     x, how = _halves(t, d), _how(t, threshold)
-    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    assert torch.equal(native.dropout(x, how), PYTORCH.dropout(x, how))
     assert torch.equal(native.dropout(torch.ones_like(x), how) != 0, how.mask(d))
     dx = _halves(t, d, seed=1)
     ours, theirs = dx.clone(), dx.clone()
     native.dropout_backward(ours, x, how)
-    TWINS.dropout_backward(theirs, x, how)
+    PYTORCH.dropout_backward(theirs, x, how)
     _close(ours, theirs, floor=1e-6)
     assert torch.equal(ours == dx, (x == 0) | ~how.mask(d) | (ours == dx))  # dropped elements stay as they were
     assert torch.equal(ours[~how.mask(d)], dx[~how.mask(d)])
@@ -239,10 +263,10 @@ def test_dropout_masks_are_identical(native: NativeKernels, t: int, d: int, thre
 
 def test_dropout_of_views_and_without_a_mask(native: NativeKernels) -> None:
     x, how = _halves(64, 10).T, _how(10)
-    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    assert torch.equal(native.dropout(x, how), PYTORCH.dropout(x, how))
     ours, theirs = _halves(10, 64, seed=1), _halves(10, 64, seed=1)
     native.dropout_backward(ours, x, None)
-    TWINS.dropout_backward(theirs, x, None)
+    PYTORCH.dropout_backward(theirs, x, None)
     assert torch.equal(ours, theirs)
 
 
@@ -325,7 +349,7 @@ def test_int8_pack(native: NativeKernels, n: int, k: int) -> None:
     weight, columns = _halves(n, k), _random(k, seed=1).abs()
     weight[0] = 0
     columns[::7] = 0
-    (ours, scale), (theirs, scale2) = native.int8_pack(weight, columns), TWINS.int8_pack(weight, columns)
+    (ours, scale), (theirs, scale2) = native.int8_pack(weight, columns), PYTORCH.int8_pack(weight, columns)
     torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
     a, b = unpack_panels(ours).int(), unpack_panels(theirs).int()
     assert (a - b).abs().max() <= 1
@@ -382,7 +406,7 @@ def test_an_int8_linear_with_its_adapter(
     for ours, theirs in zip(*results, strict=True):
         _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
     weight = linear.dense().double()
-    dropped = (TWINS.dropout(x, mask) if mask else x).double()
+    dropped = (PYTORCH.dropout(x, mask) if mask else x).double()
     y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
     extra = torch.zeros_like(dx)
     for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
@@ -418,12 +442,12 @@ def test_threads_do_not_change_an_int8_linear(native: NativeKernels) -> None:
 def test_nf4_is_identical(native: NativeKernels, shape: tuple[int, int], size: float) -> None:
     weight = _halves(*shape, size=size)
     weight[0, :64] = 0
-    (packed, scales), (packed2, scales2) = native.nf4_pack(weight), TWINS.nf4_pack(weight)
+    (packed, scales), (packed2, scales2) = native.nf4_pack(weight), PYTORCH.nf4_pack(weight)
     assert torch.equal(packed, packed2)
     assert torch.equal(scales, scales2)
     packed, scales = native.nf4_pack(weight.float())
     assert torch.equal(packed, packed2)
-    assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], TWINS.nf4_pack(_halves(64, 5).T)[0])
+    assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], PYTORCH.nf4_pack(_halves(64, 5).T)[0])
 
 
 def test_nf4_every_code_survives_and_is_the_nearest(native: NativeKernels) -> None:
@@ -448,7 +472,7 @@ def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = Fals
     weight = _random(out, into, seed=seed, size=0.05)
     order = torch.randperm(out, generator=torch.Generator().manual_seed(seed)) if shuffled else None
     if kind == "nf4":
-        packed, scales = TWINS.nf4_pack(weight)
+        packed, scales = PYTORCH.nf4_pack(weight)
         return QuantizedMatrix(kind, packed, (out, into), scales, order)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     if kind.endswith("_K"):
@@ -468,15 +492,15 @@ def test_blocks_decode_to_the_same_numbers(native: NativeKernels, kind: str) -> 
     parts = [_blocks(kind, 37, 512, seed=1), _blocks(kind, 16, 512, seed=2, shuffled=True)]
     decoded = native.blocks_decode(parts)
     assert decoded.unique().numel() > 100
-    assert torch.equal(decoded, TWINS.blocks_decode(parts))
-    assert torch.equal(native.blocks_widest(parts), TWINS.blocks_widest(parts))
+    assert torch.equal(decoded, PYTORCH.blocks_decode(parts))
+    assert torch.equal(native.blocks_widest(parts), PYTORCH.blocks_widest(parts))
     columns, apart = torch.rand(512, generator=torch.Generator().manual_seed(3)) + 0.5, torch.tensor([0, 17, 511])
     for ours, theirs in zip(
-        native.blocks_scale(parts, columns, apart), TWINS.blocks_scale(parts, columns, apart), strict=True
+        native.blocks_scale(parts, columns, apart), PYTORCH.blocks_scale(parts, columns, apart), strict=True
     ):
         assert torch.equal(ours, theirs)
-    stored = LazyInt8(parts, columns, 127 / TWINS.blocks_scale(parts, columns, apart)[0])
-    assert torch.equal(native.int8_unpack(stored), TWINS.int8_unpack(stored))
+    stored = LazyInt8(parts, columns, 127 / PYTORCH.blocks_scale(parts, columns, apart)[0])
+    assert torch.equal(native.int8_unpack(stored), PYTORCH.int8_unpack(stored))
 
 
 @pytest.mark.parametrize("kinds", [("nf4",), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0")])
@@ -503,7 +527,7 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
         choose.use(None)
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
-    exact = TWINS.blocks_decode(parts)
+    exact = PYTORCH.blocks_decode(parts)
     assert (results[0][4] - exact).norm() < 0.02 * exact.norm()
 
 
@@ -515,7 +539,7 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
 def test_cross_entropy(native: NativeKernels, n: int, v: int, size: float) -> None:
     logits = _halves(n, v, size=size)
     targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
-    theirs_loss, theirs = TWINS.cross_entropy(logits.clone(), targets, 0.037)
+    theirs_loss, theirs = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)
     ours_loss, ours = native.cross_entropy(logits.clone(), targets, 0.037)
     assert ours_loss == pytest.approx(theirs_loss, rel=1e-5, abs=1e-5 * n)
     _close(ours, theirs, floor=1e-6)
@@ -574,7 +598,7 @@ def test_attention(
 ) -> None:
     layout = Layout(bounds, prefix)
     operands = _operands(layout, heads, n_kv, d)
-    exact, _ = TWINS.attend(**_in_floats(operands), window=window)
+    exact, _ = PYTORCH.attend(**_in_floats(operands), window=window)
     out, saved = attending.attend(**operands, window=window)
     assert out.dtype == HALVES
     _near(out, exact)
@@ -583,7 +607,7 @@ def test_attention(
     ours = attending.attend_backward(
         dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0][0], dprefix_v=sums[0][1]
     )
-    theirs = TWINS.attend_backward(
+    theirs = PYTORCH.attend_backward(
         dout.float(), **_in_floats(operands), out=exact, saved=torch.empty(0), window=window,
         dprefix_k=sums[1][0], dprefix_v=sums[1][1],
     )  # fmt: skip
@@ -595,13 +619,54 @@ def test_attention(
             assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
 
 
+@pytest.mark.parametrize("soft_cap", [None, 50.0, 2.0])
+@pytest.mark.parametrize("scale", [None, 0.0625, 1.0])
+@pytest.mark.parametrize(("heads", "n_kv", "d"), [(4, 2, 16), (9, 3, 64), (4, 2, 24)])
+def test_attention_with_capped_scores_and_another_scale(
+    attending: NativeKernels, heads: int, n_kv: int, d: int, scale: float | None, soft_cap: float | None
+) -> None:
+    """Kernels, PyTorch's operations, and PyTorch's autograd over the formula agree."""
+    layout = Layout((0, 65, 66, 131), 31)
+    operands, how = _operands(layout, heads, n_kv, d), {"window": 50, "scale": scale, "soft_cap": soft_cap}
+    out, saved = attending.attend(**operands, **how)
+    dout = _halves(131, heads, d, seed=5)
+    sums = [torch.zeros(2, 31, n_kv, d) for _ in range(2)]
+    ours = attending.attend_backward(
+        dout, **operands, out=out, saved=saved, dprefix_k=sums[0][0], dprefix_v=sums[0][1], **how
+    )
+    floats = _in_floats(operands)
+    exact, _ = PYTORCH.attend(**floats, **how)
+    _near(out, exact, mean=0.005)
+    theirs = PYTORCH.attend_backward(
+        dout.float(), **floats, out=exact, saved=torch.empty(0), dprefix_k=sums[1][0], dprefix_v=sums[1][1], **how
+    )
+    leaves = {name: floats[name].clone().requires_grad_() for name in ("q", "k", "v", "prefix_k", "prefix_v")}
+    PYTORCH.attend(**leaves, layout=layout, **how)[0].backward(dout.float())
+    size = max(float(x.abs().max()) for x in theirs)
+    for a, b, leaf in zip((*ours, *sums[0]), (*theirs, *sums[1]), leaves.values(), strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(b, leaf.grad, rtol=1e-3, atol=1e-5 * size)
+        assert (a.double() - b.double()).abs().max() <= 0.02 * size
+        assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
+    lengths = torch.tensor([1, 20])
+    q, k, v = _halves(2, heads, d, seed=6), _halves(2, 20, n_kv, d, seed=7), _halves(2, 20, n_kv, d, seed=8)
+    pk, pv = operands["prefix_k"].contiguous(), operands["prefix_v"].contiguous()
+    ours_cached = attending.attend_cached(q, pk, pv, k, v, lengths, **how)
+    in_floats = [x.float() for x in (q, pk, pv, k, v)]
+    _near(ours_cached, PYTORCH.attend_cached(*in_floats, lengths, **how), worst=0.005)
+    queries = torch.zeros(20, heads, d)
+    queries[-1] = q[1].float()
+    full, _ = PYTORCH.attend(queries, *(x[1].float() for x in (k, v)), *in_floats[1:3], Layout((0, 20), 31), **how)
+    torch.testing.assert_close(PYTORCH.attend_cached(*in_floats, lengths, **how)[1], full[-1], rtol=1e-4, atol=1e-5)
+
+
 def test_attention_of_large_scores(attending: NativeKernels) -> None:
     """One key takes all the weight; the others' exponentials vanish without a trace of infinity."""
     layout = Layout((0, 40, 75), 20)
     operands = _operands(layout, 4, 2, 16)
     operands["q"] = operands["q"] * 60
     out, saved = attending.attend(**operands, window=None)
-    exact, _ = TWINS.attend(**_in_floats(operands), window=None)
+    exact, _ = PYTORCH.attend(**_in_floats(operands), window=None)
     assert ((out.float() - exact).abs() > 0.1).float().mean() < 0.002
     grads = attending.attend_backward(
         _halves(75, 4, 16, seed=3), **operands, out=out, saved=saved, window=None, dprefix_k=None, dprefix_v=None
@@ -665,14 +730,14 @@ def test_cached_attention(
     k, v = _halves(4, 33, n_kv, d, seed=1), _halves(4, 33, n_kv, d, seed=2)
     pk, pv = (_halves(prefix, n_kv, d, seed=s) if prefix else None for s in (3, 4))
     floats = [None if x is None else x.float() for x in (q, pk, pv, k, v)]
-    exact = TWINS.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
+    exact = PYTORCH.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
     _near(native.attend_cached(q, pk, pv, k, v, lengths, window), exact, worst=0.005)
     # and both are the last row of the attention that training uses
     for row, n in enumerate(lengths.tolist()):
         queries = torch.zeros(n, heads, d)
         queries[-1] = q[row].float()
         layout = Layout((0, n), prefix)
-        full, _ = TWINS.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
+        full, _ = PYTORCH.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
         torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
 
 

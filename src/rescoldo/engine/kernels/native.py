@@ -36,6 +36,8 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "H", "K", "d", "P", "n", "qs", "ks", "ps", "window")),
         *((name, ctypes.c_void_p) for name in ("bounds", "q", "k", "v", "pk", "pv")),
+        ("scale", ctypes.c_float),
+        ("cap", ctypes.c_float),
     )
 
 
@@ -220,6 +222,23 @@ class NativeKernels(TorchKernels):
         da = da.contiguous()
         t, f = da.shape
         self._c.silu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f))
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if gate_up.dtype != _HALVES:
+            return super().gelu_mul(gate_up)
+        t, f = gate_up.shape[0], gate_up.shape[1] // 2
+        a = torch.empty(t, f, dtype=_HALVES)
+        gate_up = gate_up.contiguous()
+        self._c.gelu_mul(_pointer(gate_up), _int(t), _int(f), _pointer(a))
+        return a
+
+    def gelu_mul_backward_(self, gate_up: torch.Tensor, da: torch.Tensor) -> None:
+        if gate_up.dtype != _HALVES or not gate_up.is_contiguous():
+            super().gelu_mul_backward_(gate_up, da)
+            return
+        da = da.contiguous()
+        t, f = da.shape
+        self._c.gelu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f))
 
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
         if x.dtype != _HALVES or x.stride(2) != 1 or x.stride(1) != x.shape[2]:
@@ -415,6 +434,8 @@ class NativeKernels(TorchKernels):
         pv: torch.Tensor | None,
         layout: Layout,
         window: int | None,
+        scale: float | None,
+        soft_cap: float | None,
     ) -> tuple[_Attention, torch.Tensor] | None:
         """The kernel's view of the operands, None where they are the PyTorch's business."""
         t, heads, d = q.shape
@@ -425,7 +446,7 @@ class NativeKernels(TorchKernels):
             t, heads, k.shape[1], d, layout.prefix, len(layout.bounds) - 1,
             q.stride(0), k.stride(0), 0 if pk is None else pk.stride(0), window or 0,
             bounds.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(),
-            None if pk is None else pk.data_ptr(), None if pv is None else pv.data_ptr(),
+            None if pk is None else pk.data_ptr(), None if pv is None else pv.data_ptr(), scale or 0.0, soft_cap or 0.0,
         )  # fmt: skip
         return how, bounds
 
@@ -438,10 +459,12 @@ class NativeKernels(TorchKernels):
         prefix_v: torch.Tensor | None,
         layout: Layout,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         if how is None:
-            return super().attend(q, k, v, prefix_k, prefix_v, layout, window)
+            return super().attend(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         t, heads, d = q.shape
         out, lse = torch.empty(t, heads, d, dtype=_HALVES), torch.empty(heads, t)
         if self._c.attend(ctypes.byref(how[0]), _pointer(out), _pointer(lse)):
@@ -462,11 +485,13 @@ class NativeKernels(TorchKernels):
         window: int | None,
         dprefix_k: torch.Tensor | None,
         dprefix_v: torch.Tensor | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         if how is None:
             return super().attend_backward(
-                dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v
+                dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v, scale, soft_cap
             )
         t, heads, d = q.shape
         n_kv = k.shape[1]
@@ -492,15 +517,18 @@ class NativeKernels(TorchKernels):
         v: torch.Tensor,
         lengths: torch.Tensor,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         if q.dtype != _HALVES or not k.is_contiguous():
-            return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window)
+            return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window, scale, soft_cap)
         b, heads, d = q.shape
         out = torch.empty(b, heads, d, dtype=_HALVES)
         if self._c.attend_cached(
             _pointer(q), _int(q.stride(0)), _pointer(prefix_k), _pointer(prefix_v),
             _int(0 if prefix_k is None else prefix_k.shape[0]), _pointer(k), _pointer(v), _pointer(lengths),
-            _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0), _pointer(out),
+            _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0),
+            ctypes.c_float(scale or 0.0), ctypes.c_float(soft_cap or 0.0), _pointer(out),
         ):  # fmt: skip
             raise MemoryError("no memory left for attention")
         return out

@@ -77,6 +77,20 @@ class TorchKernels:
         dgate = da * up * (sigmoid + silu * (1 - sigmoid))
         gate_up.copy_(torch.cat((dgate, da * silu), dim=-1))
 
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """gate_up (T, 2F) → gelu(gate) · up, (T, F) in its dtype; GELU in its tanh approximation (arXiv 1606.08415)."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (torch.nn.functional.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+
+    def gelu_mul_backward_(self, gate_up: torch.Tensor, da: torch.Tensor) -> None:
+        """Replace gate_up (T, 2F) by the gradient of gelu(gate) · up, for da (T, F)."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        da, near = da.float(), gate.clamp(-30.0, 30.0)  # beyond, GELU is x or 0
+        sigmoid = torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (near + 0.044715 * near**3))
+        slope = 2.0 * math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * near**2)
+        dgate = da * up * (sigmoid + near * sigmoid * (1.0 - sigmoid) * slope)
+        gate_up.copy_(torch.cat((dgate, da * gate * sigmoid), dim=-1))
+
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
         """rope.rotate in place; sign -1: its inverse."""
         x.copy_(rope.rotate(x, cos, sign * sin))
@@ -235,8 +249,12 @@ class TorchKernels:
         prefix_v: torch.Tensor | None,
         layout: Layout,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q (T, heads, d), k and v (T, kv heads, d), prefix_k and prefix_v (P, kv heads, d) or None.
+
+        Scores are q · k · scale (1/√d where None); with soft_cap, soft_cap · tanh(score / soft_cap) (arXiv 2408.00118).
 
         Returns:
             (T, heads, d) in q's dtype, and what the backward pass needs besides: nothing here, an empty tensor.
@@ -246,7 +264,7 @@ class TorchKernels:
         for start, end in layout.spans():
             n = end - start
             queries = q[start:end].float().view(n, n_kv, -1, q.shape[2]).permute(1, 2, 0, 3)
-            weights = _weights(queries, _with_prefix(k[start:end], prefix_k), layout.prefix, window)
+            weights = _weights(queries, _with_prefix(k[start:end], prefix_k), layout.prefix, window, scale, soft_cap)[0]
             mixed = torch.einsum("hgsl,hld->shgd", weights, _with_prefix(v[start:end], prefix_v))
             out[start:end] = mixed.reshape(n, q.shape[1], q.shape[2])
         return out, torch.empty(0)
@@ -265,6 +283,8 @@ class TorchKernels:
         window: int | None,
         dprefix_k: torch.Tensor | None,
         dprefix_v: torch.Tensor | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients (dq, dk, dv) like (q, k, v) for dout (T, heads, d).
 
@@ -277,11 +297,11 @@ class TorchKernels:
             n = end - start
             queries = q[start:end].float().view(n, n_kv, -1, d).permute(1, 2, 0, 3)
             keys, values = _with_prefix(k[start:end], prefix_k), _with_prefix(v[start:end], prefix_v)
-            weights = _weights(queries, keys, p, window)
+            weights, slope = _weights(queries, keys, p, window, scale, soft_cap)
             dmixed = dout[start:end].float().view(n, n_kv, -1, d).permute(1, 2, 0, 3)
             dvalues = torch.einsum("hgsl,hgsd->lhd", weights, dmixed)
             dweights = torch.einsum("hgsd,hld->hgsl", dmixed, values)
-            dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) / math.sqrt(d)
+            dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) * slope
             dkeys = torch.einsum("hgsl,hgsd->lhd", dscores, queries)
             dq[start:end] = torch.einsum("hgsl,hld->shgd", dscores, keys).reshape(n, -1, d)
             if dprefix_k is not None and dprefix_v is not None:
@@ -299,6 +319,8 @@ class TorchKernels:
         v: torch.Tensor,
         lengths: torch.Tensor,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         """One new query a row against the prefix and the row's own cache (its newest key included).
 
@@ -310,9 +332,9 @@ class TorchKernels:
         """
         b, heads, d = q.shape
         n_kv = k.shape[2]
-        grouped = q.float().view(b, n_kv, heads // n_kv, d) * d**-0.5
+        grouped = q.float().view(b, n_kv, heads // n_kv, d) * (d**-0.5 if scale is None else scale)
         longest = int(lengths.max())
-        own = torch.einsum("bkgd,blkd->bkgl", grouped, k[:, :longest].float())
+        own = _capped(torch.einsum("bkgd,blkd->bkgl", grouped, k[:, :longest].float()), soft_cap)
         at = torch.arange(longest)[None, :]
         hidden = at >= lengths[:, None]
         if window is not None:
@@ -320,7 +342,7 @@ class TorchKernels:
         own = own.masked_fill(hidden[:, None, None, :], -torch.inf)
         p = 0 if prefix_k is None else prefix_k.shape[0]
         if prefix_k is not None and prefix_v is not None:
-            shared = torch.einsum("bkgd,lkd->bkgl", grouped, prefix_k.float())
+            shared = _capped(torch.einsum("bkgd,lkd->bkgl", grouped, prefix_k.float()), soft_cap)
             if window is not None:
                 gone = lengths[:, None] - 1 + p - torch.arange(p)[None, :] >= window
                 shared = shared.masked_fill(gone[:, None, None, :], -torch.inf)
@@ -332,15 +354,24 @@ class TorchKernels:
         return out.reshape(b, heads, d).to(q.dtype)
 
 
-def _weights(q: torch.Tensor, k: torch.Tensor, prefix: int, window: int | None) -> torch.Tensor:
-    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → weights (kv heads, group, S, P + S)."""
-    scores = torch.einsum("hgsd,hld->hgsl", q, k) / math.sqrt(q.shape[-1])
+def _capped(scores: torch.Tensor, soft_cap: float | None) -> torch.Tensor:
+    return scores if soft_cap is None else soft_cap * torch.tanh(scores / soft_cap)
+
+
+def _weights(
+    q: torch.Tensor, k: torch.Tensor, prefix: int, window: int | None, scale: float | None, soft_cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → weights (kv heads, group, S, P + S), and the
+    scores' derivative with respect to q · k."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = _capped(torch.einsum("hgsd,hld->hgsl", q, k) * scale, soft_cap)
+    slope = scale if soft_cap is None else scale * (1.0 - (scores / soft_cap) ** 2)
     at = torch.arange(q.shape[2])[:, None] + prefix
     keys = torch.arange(k.shape[1])[None, :]
     hidden = keys > at
     if window is not None:
         hidden |= at - keys >= window
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1), slope
 
 
 def _with_prefix(own: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:

@@ -91,15 +91,18 @@ typedef struct {
   const bf16 *q, *pk, *pv, *k, *v;
   const i64 *lengths;
   i64 qs, P, capacity, H, K, d, window;
+  float scale, cap;
   bf16 *out;
 } Cached;
+
+ALWAYS float scale_or_default(float scale, i64 d) { return scale != 0.0f ? scale : 1.0f / sqrtf((float)d); }
 
 // one row's queries of one key/value head
 static void cached_piece(const void *how, i64 item, void *scratch) {
   const Cached *p = how;
   const i64 K = p->K, d = p->d, group = p->H / K, b = item / K, kh = item % K, n = p->P + p->lengths[b];
   i64 first = p->window > 0 && n > p->window ? n - p->window : 0, own = (b * p->capacity * K + kh) * d;
-  float scale = 1.0f / sqrtf((float)d);
+  float scale = scale_or_default(p->scale, d), cap = p->cap;
   float *scores = scratch, *query = scores + group * n, *mixed = query + group * d;
   Keys keys = {p->pk + kh * d, p->pv + kh * d, p->k + own, p->v + own, p->P, K * d};
   const bf16 *heads = p->q + b * p->qs + kh * group * d;
@@ -107,6 +110,9 @@ static void cached_piece(const void *how, i64 item, void *scratch) {
   score(d, group, query, &keys, first, n, scores);
   for (i64 g = 0; g < group; g++) {
     float *row = scores + g * n, largest = -INFINITY, sum = 0;
+    if (cap > 0.0f) {
+      SIMD for (i64 j = first; j < n; j++) row[j] = soft_capped(row[j], cap);
+    }
 #pragma omp simd reduction(max : largest)
     for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
 #pragma omp simd reduction(+ : sum)
@@ -124,8 +130,9 @@ static void cached_piece(const void *how, i64 item, void *scratch) {
 
 // q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d)
 int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
-                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out) {
-  Cached p = {q, pk, pv, k, v, lengths, qs, P, capacity, H, K, d, window, out};
+                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, float scale, float cap,
+                  bf16 *out) {
+  Cached p = {q, pk, pv, k, v, lengths, qs, P, capacity, H, K, d, window, scale, cap, out};
   i64 longest = 0;
   for (i64 b = 0; b < B; b++) longest = lengths[b] > longest ? lengths[b] : longest;
   return parallel(B * K, sizeof(float) * (size_t)(H / K * (P + longest + 2 * d)), cached_piece, &p);
@@ -320,6 +327,12 @@ static i64 longest_example(const Attention *a) {
   return longest;
 }
 
+// n scores, a multiple of 16 -> cap · tanh(score · scale / cap)
+static void cap_scores(float *scores, i64 n, float scale, float cap) {
+  const vf inner = f_set(scale / cap), outer = f_set(cap);
+  for (i64 i = 0; i < n; i += 16) f_store(scores + i, f_mul(outer, f_tanh(f_mul(f_load(scores + i), inner))));
+}
+
 typedef struct {
   const Attention *a;
   Split split;
@@ -339,7 +352,7 @@ static void attend_piece(const void *how, i64 item, void *scratch) {
   memory += p->scores + 2 * p->rows;  // mixed is float
   operand *queries = (operand *)memory, *weights = (operand *)(memory + p->rows);
   i64 d = a->d, group = a->H / a->K, e = item / p->pieces;
-  float scale = 1.0f / sqrtf((float)d);
+  float scale = scale_or_default(a->scale, d), slope = a->cap > 0.0f ? 1.0f : scale;  // of capped scores, and of others
   HeadPart piece = piece_at(p->split, item % p->pieces);
   i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
   i64 h = piece.head, kh = h / group;
@@ -358,16 +371,17 @@ static void attend_piece(const void *how, i64 item, void *scratch) {
       i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
       float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
       operand *w = weights + i * Lb;
+      if (a->cap > 0.0f) cap_scores(row, Lb, scale, a->cap);
 #pragma omp simd reduction(max : largest)
       for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
-      vf total = f_zero(), top = f_set(largest), factor = f_set(scale);
+      vf total = f_zero(), top = f_set(largest), factor = f_set(slope);
       for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
         vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
         total = f_add(total, x);
         store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
       }
       sum = f_reduce_add(total);
-      p->lse[h * a->T + start + b + i] = largest * scale + logf(sum);
+      p->lse[h * a->T + start + b + i] = largest * slope + logf(sum);
       inverse[i] = 1.0f / sum;
     }
     gemm(m, d, Lb, weights, Lb, 2, values, d, mixed, d, NULL, vs / WEIGHT_LEVELS, 0);
@@ -388,13 +402,19 @@ int attend(const Attention *a, bf16 *out, float *lse) {
   return parallel(a->n * p.pieces, scratch, attend_piece, &p);
 }
 
+// the gradient of a capped score -> of the score before it: tanh' = 1 - tanh²
+ALWAYS vf cap_slope(vf d, vf capped, float inverse_cap) {
+  vf tanh = f_mul(capped, f_set(inverse_cap));
+  return f_fnma(f_mul(d, tanh), tanh, d);
+}
+
 // What one block of queries needs: weights P = exp(S - lse), dS = P (dP - delta) scale, all transposed: (keys, queries).
-// Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
+// Capped scores come as they are, capped. Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
 #ifdef HAS_BF16_DOT
 
-static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
-                           const float *norm, const float *delta, const float *os, const float *dscale, float scale,
-                           operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d,
+ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 window, const float *scores,
+                           const float *dweights, const float *norm, const float *delta, const float *os,
+                           const float *dscale, float scale, float inverse_cap, operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d,
                            float *query_d) {
   (void)os, (void)key_p, (void)key_d, (void)query_d;  // scales, all 1
   const vf factor = f_set(scale);
@@ -404,7 +424,9 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const floa
       for (i64 r = 0; r < 2 && j + r < n; r++) {
         i64 at = (j + r) * mp + i, from = first_from + j + r, to = window > 0 ? from + window : mp;
         vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
-        vw d = f_to_bf16(f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i)));
+        vf ds = f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i));
+        if (capped) ds = cap_slope(ds, f_load(scores + at), inverse_cap);
+        vw d = f_to_bf16(ds);
         h_store(weights + at, x);
         w_store(dscores + at, d);
         words[r] = i_words(d);
@@ -417,9 +439,9 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const floa
 
 // dP comes without each query's scale of dO, P goes with it. Scores and dweights are overwritten. Gradients differ by
 // orders of magnitude between queries, and so between keys: each key has its scale of P and dS, each query one of dS.
-static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights, const float *norm,
-                           const float *delta, const float *os, const float *dscale, float scale, operand *weights,
-                           operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
+ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights,
+                           const float *norm, const float *delta, const float *os, const float *dscale, float scale,
+                           float inverse_cap, operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
   const vf factor = f_set(scale);
   vf widest[QB / 16];
   for (i64 i = 0; i < mp; i += 16) widest[i / 16] = f_zero();
@@ -429,6 +451,7 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *sco
       i64 at = j * mp + i, from = first_from + j, to = window > 0 ? from + window : mp;
       vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
       vf d = f_mul(f_mul(x, f_fms(f_load(dweights + at), f_load(os + i), f_load(delta + i))), f_load(dscale + i));
+      if (capped) d = cap_slope(d, f_load(scores + at), inverse_cap);
       x = f_mul(x, f_load(os + i));
       f_store(scores + at, x), f_store(dweights + at, d);
       top = f_max(top, x), dtop = f_max(dtop, f_abs(d)), widest[i / 16] = f_max(widest[i / 16], f_abs(d));
@@ -479,7 +502,7 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
   const Backward *p = how;
   const Attention *a = p->a;
   i64 d = a->d, e = p->e, start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, group = a->H / a->K;
-  float scale = 1.0f / sqrtf((float)d);
+  float scale = scale_or_default(a->scale, d);
   size_t all = PAD(sizeof(operand) * (size_t)(p->room * d), 64), block = sizeof(float) * KB * QB;
   size_t query = sizeof(operand) * (size_t)(QB * d);
   char *memory = scratch;
@@ -528,8 +551,14 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
       i64 n = Lb - j < KB ? Lb - j : KB;
       gemm(n, mp, d, keys + j * d, d, 2, qc, mp, scores, mp, NULL, ks * qs, 0);
       gemm(n, mp, d, values + j * d, d, 2, oc, mp, dweights, mp, NULL, vs, 0);
-      backward_block(n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, scale, weights, dscores,
-                     dpairs, key_p, key_d, query_d);
+      if (a->cap > 0.0f) {
+        cap_scores(scores, n * mp, scale, a->cap);
+        backward_block(1, n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, 1.0f, 1.0f / a->cap,
+                       weights, dscores, dpairs, key_p, key_d, query_d);
+      } else {
+        backward_block(0, n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, scale, 0.0f, weights,
+                       dscores, dpairs, key_p, key_d, query_d);
+      }
       gemm(n, d, mp, weights, mp, 2, or_, d, dvalues + j * d, d, key_p, 1.0f, 1);
       gemm(n, d, mp, dscores, mp, 2, qr, d, dkeys + j * d, d, key_d, qs, 1);
       gemm(m, d, PAD(n, 2), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);

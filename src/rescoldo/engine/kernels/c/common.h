@@ -50,6 +50,13 @@ static const float NF4_LEVELS[16] = {
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
     0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
+static inline float soft_capped(float x, float cap) {  // cap · tanh(x / cap)
+  float y = x / cap;
+  y = y > 20.0f ? 20.0f : y < -20.0f ? -20.0f : y;
+  float e = fast_exp(-2.0f * y);
+  return cap * ((1.0f - e) / (1.0f + e));
+}
+
 static inline uint32_t mix32(uint32_t x) {
   x ^= x >> 16;
   x *= 0x7FEB352Du;

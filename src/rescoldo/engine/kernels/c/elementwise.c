@@ -137,6 +137,51 @@ void silu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {
   parallel(T, 0, silu_mul_backward_row, &p);
 }
 
+// the tanh approximation of GELU (arXiv 1606.08415), x / (1 + exp(-2u)), u = sqrt(2/π) (x + 0.044715 x³)
+static inline float gelu_sigmoid(float x) {
+  float z = x > 30.0f ? 30.0f : x < -30.0f ? -30.0f : x;  // beyond, it is 1 or 0
+  return 1.0f / (1.0f + fast_exp(-1.5957691216f * (z + 0.044715f * z * z * z)));
+}
+
+static void gelu_mul_row(const void *how, i64 t, void *scratch) {
+  const Gated *p = how;
+  const i64 F = p->F;
+  const bf16 *g = p->gate_up + t * 2 * F, *u = g + F;
+  bf16 *a = p->out + t * F;
+  SIMD for (i64 i = 0; i < F; i++) {
+    float x = bf16_to_f32(g[i]);
+    a[i] = f32_to_bf16(x * gelu_sigmoid(x) * bf16_to_f32(u[i]));
+  }
+  (void)scratch;
+}
+
+// gate_up (T, 2F) -> a = gelu(gate) * up (T, F)
+void gelu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {
+  Gated p = {gate_up, NULL, a, F};
+  parallel(T, 0, gelu_mul_row, &p);
+}
+
+static void gelu_mul_backward_row(const void *how, i64 t, void *scratch) {
+  const Gated *p = how;
+  const i64 F = p->F;
+  bf16 *g = p->out + t * 2 * F, *u = g + F;
+  const bf16 *d = p->da + t * F;
+  SIMD for (i64 i = 0; i < F; i++) {
+    float x = bf16_to_f32(g[i]), y = bf16_to_f32(d[i]), s = gelu_sigmoid(x);
+    float z = x > 30.0f ? 30.0f : x < -30.0f ? -30.0f : x;
+    float slope = s + z * s * (1.0f - s) * 1.5957691216f * (1.0f + 0.134145f * z * z);
+    g[i] = f32_to_bf16(y * bf16_to_f32(u[i]) * slope);
+    u[i] = f32_to_bf16(y * x * s);
+  }
+  (void)scratch;
+}
+
+// gate_up (T, 2F) becomes its gradient, for da (T, F)
+void gelu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {
+  Gated p = {NULL, da, gate_up, F};
+  parallel(T, 0, gelu_mul_backward_row, &p);
+}
+
 // --- rotary embedding -------------------------------------------------------------------------------------------------
 
 typedef struct {

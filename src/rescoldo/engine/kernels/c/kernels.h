@@ -76,6 +76,7 @@ typedef struct {
   i64 window;                 // 0: none
   const i64 *bounds;          // (n + 1,)
   const bf16 *q, *k, *v, *pk, *pv;
+  float scale, cap;           // of scores: 0: 1/sqrt(d); cap · tanh(score / cap), 0: none
 } Attention;
 
 // sizes and offsets of the structures above, in native.py's order; their number
@@ -90,6 +91,8 @@ void rms_norm_backward(const bf16 *dy, const bf16 *normed, const float *rstd, co
 void add_rows(float *h, const bf16 *y, i64 n);
 void silu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a);
 void silu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F);
+void gelu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a);
+void gelu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F);
 void rotate(bf16 *x, const float *cos, const float *sin, i64 T, i64 heads, i64 d, i64 stride, float sign);
 void dropout(const bf16 *x, const i64 *rows, uint32_t key, int threshold, float scale, i64 T, i64 D, int add, bf16 *y);
 void nf4_pack(const bf16 *weight, i64 out, i64 in, uint8_t *packed, bf16 *scales);
@@ -113,7 +116,8 @@ void unpack_panel(const LazyInt8 *w, i64 n, i64 k0, i64 k1, uint8_t *to);
 
 // attention.c
 int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
-                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out);
+                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, float scale, float cap,
+                  bf16 *out);
 i64 attention_pieces(i64 H);
 int attend(const Attention *a, bf16 *out, float *lse);
 int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,

@@ -45,6 +45,12 @@ ALWAYS vf f_exp(vf x) {  // common.h's fast_exp
   return f_not_below(f_scale(p, n), x, -87.0f);
 }
 
+ALWAYS vf f_tanh(vf x) {
+  vf y = f_sub(f_zero(), f_max(f_sub(f_zero(), f_max(x, f_set(-20.0f))), f_set(-20.0f)));  // within -20..20
+  vf e = f_exp(f_mul(y, f_set(-2.0f)));
+  return f_div(f_sub(f_set(1.0f), e), f_add(f_set(1.0f), e));
+}
+
 // --- float products ---------------------------------------------------------------------------------------------------
 
 // C[M, 16 NV] (+)= A[M, K] B[K, 16 NV]; A's element (r, k) stands at A + r * rs + k * ks

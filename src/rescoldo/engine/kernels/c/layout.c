@@ -25,6 +25,7 @@ static const i64 LAYOUT[] = {
     sizeof(Attention), AT(Attention, T), AT(Attention, H), AT(Attention, K), AT(Attention, d), AT(Attention, P),
     AT(Attention, n), AT(Attention, qs), AT(Attention, ks), AT(Attention, ps), AT(Attention, window),
     AT(Attention, bounds), AT(Attention, q), AT(Attention, k), AT(Attention, v), AT(Attention, pk), AT(Attention, pv),
+    AT(Attention, scale), AT(Attention, cap),
 };
 
 const i64 *kernels_layout(i64 *n) {
