@@ -53,6 +53,10 @@ _NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "a
 # the fastest first
 INSTRUCTION_SETS = (
     InstructionSet(
+        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
+        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8"},
+    ),
+    InstructionSet(
         "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"}
     ),
     InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),

@@ -144,6 +144,8 @@ def _loaded(isa: InstructionSet) -> ctypes.CDLL:
     theirs = library.kernels_layout(ctypes.byref(count))[: count.value]
     if theirs != _layout():
         raise BuildError(f"the {isa.name} kernels were built from another kernels.h than this program expects")
+    if library.kernels_start():
+        raise BuildError(f"the system does not allow this program what the {isa.name} kernels need")
     return library
 
 

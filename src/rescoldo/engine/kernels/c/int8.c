@@ -10,6 +10,8 @@
 #include "lanes.h"
 #include "threads.h"
 
+int kernels_start(void) { return isa_start(); }
+
 int kernels_qmax(void) { return QMAX; }
 
 enum { BLOCK = 2048, FLOATS = 1024, ROWS_AT_ONCE = 768 };

@@ -81,6 +81,8 @@ typedef struct {
 
 // sizes and offsets of the structures above, in native.py's order; their number
 const i64 *kernels_layout(i64 *n);
+// to be called before all others; not 0: the system refuses what the instruction set needs
+int kernels_start(void);
 // the largest value of an int8 product's quantized inputs
 int kernels_qmax(void);
 

@@ -3,6 +3,7 @@
 // are in the header of the instruction set, isa/NAME.h, which the build names; it has
 //
 //   vf, vi, vb, vw and the operations on them that this file and its users call
+//   isa_start        at load: whatever the system must be asked for; not 0: it refuses
 //   MR, PANELS, BY_ROWS, FULL_TILES     the shape of a tile of sums in registers
 //   i_add_dot, and f_add_dot where HAS_BF16_DOT is defined: products of pairs for attention
 //   transpose_rows                      16 rows of 32 bytes -> 8 times four bytes of each row, plus 128

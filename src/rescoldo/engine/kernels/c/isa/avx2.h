@@ -10,6 +10,7 @@ typedef int16_t level;
 #define WIDE_WEIGHTS
 enum { QMAX = 8191, WEIGHT_BYTES = 2, CHUNK_BYTES = 1 << 18, PRODUCT_ROWS = MR };  // 127 · 8191 · 2048 fits into 31 bits
 ALWAYS void store_levels(level *q, vi n) { w_store(q, to_words(n)); }
+ALWAYS int isa_start(void) { return 0; }
 ALWAYS void product_begin(void) {}
 ALWAYS void product_end(void) {}
 ALWAYS vi load_levels(const level *q) { return i_signed_words(w_load(q)); }
