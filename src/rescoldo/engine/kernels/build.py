@@ -15,7 +15,7 @@ from pathlib import Path
 
 C = Path(__file__).with_name("c")
 SOURCES = ("attention.c", "blocks.c", "elementwise.c", "int8.c", "layout.c", "threads.c")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 # a decoded weight is the same number everywhere: no product and sum in one rounding
 _CONTRACT = {"blocks.c": "-ffp-contract=off"}
 _SECONDS = 300  # for one source
@@ -60,6 +60,7 @@ INSTRUCTION_SETS = (
         "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"}
     ),
     InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),
+    InstructionSet("avxvnni", "avxvnni.h", "x86_64", (*_AVX2, "-mavxvnni"), _NEEDS_AVX2 | {"avx_vnni"}),
     InstructionSet("avx2", "avx2.h", "x86_64", _AVX2, _NEEDS_AVX2),
 )  # fmt: skip
 
@@ -107,7 +108,7 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
             for source, made in zip(SOURCES, objects, strict=True):
                 contract = _CONTRACT.get(source, "-ffp-contract=fast")
                 _run([*command, contract, "-c", str(C / source), "-o", made])
-            _run([*compiler(target), "-shared", *objects, "-o", f"{scratch}/library", "-lm"])
+            _run([*compiler(target), "-shared", *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
             os.replace(f"{scratch}/library", out)
     except subprocess.CalledProcessError as error:
         raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error

@@ -1,7 +1,6 @@
 """The kernels of the C files in c/, built with the compiler at hand on first use and cached.
 
-The shared library links no OpenMP runtime of its own: it finds the one torch has loaded, so that both use one pool of
-threads.
+Their threads are their own (threads.c), as many as torch's setting says.
 """
 
 from __future__ import annotations
@@ -172,9 +171,16 @@ class NativeKernels(TorchKernels):
                 raise BuildError(f"unknown instruction set {name!r}: expected torch, {known}") from None
             if isa not in usable(features):
                 raise BuildError(f"this CPU does not have what the {name} kernels need")
-        self._c = _loaded(isa)
+        self._library = _loaded(isa)
+        self._library.kernels_set_threads.argtypes = [ctypes.c_int64]
         self.name = isa.name
-        self.qmax = int(self._c.kernels_qmax())
+        self.qmax = int(self._library.kernels_qmax())
+
+    @property
+    def _c(self) -> ctypes.CDLL:
+        """The library, for one call, which uses as many threads as torch would."""
+        self._library.kernels_set_threads(torch.get_num_threads())
+        return self._library
 
     def rms_norm(
         self, h: torch.Tensor, weight: torch.Tensor, eps: float

@@ -260,7 +260,7 @@ static const uint8_t *panels_at(const Int8Product *p, i64 n0, i64 n1, i64 k0, i6
   return room;
 }
 
-enum { TILE_OUTPUTS = 16 * PANELS };
+enum { TILE_OUTPUTS = 16 * PANELS, ROUNDS = 6 };
 
 typedef struct {
   const Int8Product *p;
@@ -305,6 +305,7 @@ int int8_product(const Int8Product *p) {
   i64 deep = all.span * p->group < p->K ? all.span * p->group : p->K, bytes = deep * 32 * WEIGHT_BYTES;
   i64 most = CHUNK_BYTES / bytes > 0 ? CHUNK_BYTES / bytes : 1;  // pairs whose block stays in cache
   i64 threads = threads_in_use(), rounds = (all.pairs + threads * most - 1) / (threads * most);
+  rounds = threads > 1 && rounds < ROUNDS ? ROUNDS : rounds;  // small pieces, for whoever has more time
   all.chunks = threads * rounds < all.pairs ? threads * rounds : all.pairs;
   all.widest = (all.pairs + all.chunks - 1) / all.chunks;
   all.several = p->K > deep;

@@ -83,6 +83,8 @@ typedef struct {
 const i64 *kernels_layout(i64 *n);
 // to be called before all others; not 0: the system refuses what the instruction set needs
 int kernels_start(void);
+// how many threads the calling thread's next operations use
+void kernels_set_threads(i64 n);
 // the largest value of an int8 product's quantized inputs
 int kernels_qmax(void);
 

@@ -11,7 +11,7 @@ typedef void (*Piece)(const void *how, i64 i, void *scratch);
 // content is undefined. Returns 1 if there is no memory for it.
 int parallel(i64 n, size_t scratch, Piece piece, const void *how);
 
-// so many pieces run at once
+// how many threads share the pieces
 i64 threads_in_use(void);
 
 #endif
