@@ -21,8 +21,9 @@ from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
-from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import LoraConfig
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE

@@ -285,7 +285,7 @@ def test_the_guard_takes_no_more_than_fits(monkeypatch):
     guard = MemoryGuard(cap=3)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 3
-    monkeypatch.setattr("rescoldo.engine.auto.memory_available", lambda: 0)
+    monkeypatch.setattr("rescoldo.engine.memory.memory_available", lambda: 0)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 0
     assert [cap_after_kill(None, 30), cap_after_kill(15, 30), cap_after_kill(1, 30)] == [15, 7, 0]
