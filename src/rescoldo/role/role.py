@@ -308,10 +308,10 @@ class Role:
             except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
                 text = ""
             return Answer(text, value, "", wanted_text, wanted, self.schema)
-        value, fault = self._parse(prediction)
+        value, fault = self.parse(prediction)
         return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
 
-    def _parse(self, text: str) -> tuple[Any, str]:
+    def parse(self, text: str) -> tuple[Any, str]:
         """(value, "") of a model's text, or (None, why it cannot be read)."""
         if self.schema is None:
             return text.strip(), ""
