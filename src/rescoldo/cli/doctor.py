@@ -11,9 +11,7 @@ import typer
 
 from rescoldo.cli.options import ConfigFile, read_config, run_options, with_sample_data
 
-EXAMPLE = (
-    "Example: rescoldo doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
-)
+EXAMPLE = "doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
 
 
 @run_options

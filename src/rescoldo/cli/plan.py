@@ -13,9 +13,7 @@ from rescoldo.cli.options import ConfigFile, read_config, run_options, with_samp
 if TYPE_CHECKING:
     from rescoldo.doctor.plan import RunPlan
 
-EXAMPLE = (
-    "Example: rescoldo plan --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
-)
+EXAMPLE = "plan --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
 
 
 @run_options

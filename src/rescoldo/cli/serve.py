@@ -10,7 +10,7 @@ import typer
 
 from rescoldo.errors import RescoldoError
 
-EXAMPLE = "Example: rescoldo serve artifacts/mistral --port 8080"
+EXAMPLE = "serve artifacts/mistral --port 8080"
 
 
 def serve(

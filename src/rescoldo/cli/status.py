@@ -15,6 +15,7 @@ import typer
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
@@ -115,7 +116,7 @@ def logs(
     found = require_run(where)
     if found.log is None:
         what = "this run was not detached: it writes to its own terminal"
-        fix = f"rescoldo status {quote(where)}; its losses are in metrics.jsonl"
+        fix = f"{program()} status {quote(where)}; its losses are in metrics.jsonl"
         raise RescoldoError(what, where=str(where), fix=fix)
     path = Path(found.log)
     if json_:
@@ -212,4 +213,4 @@ def list_(
         share = "100 %" if found.status == "finished" else f"{100 * state.get('share', 0):.0f} %"
         print(f"{MARKS.get(found.status, '·')} {found.status:<9} {share:>5}  {found.base_model:<24} {found.output}")
     if not seen:
-        print("no run is known here; `rescoldo list FOLDER` looks through a folder")
+        print(f"no run is known here; `{program()} list FOLDER` searches a folder")

@@ -11,8 +11,7 @@ from rescoldo.cli.options import LORA, RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 EXAMPLE = (
-    "Example: rescoldo sweep --train train.jsonl --val val.jsonl --output artifacts/sweep "
-    "--over lora_r=4,8,16 --over lr=5e-4,1.5e-3"
+    "sweep --train train.jsonl --val val.jsonl --output artifacts/sweep --over lora_r=4,8,16 --over lr=5e-4,1.5e-3"
 )
 
 

@@ -15,6 +15,7 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
+from rescoldo.invocation import program
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
@@ -123,7 +124,7 @@ def _divide_anew(train: Path, val: Path, role: Role) -> str:
     """The command that makes two other files of the same records."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
-    return f"rescoldo data split {files}{flag(role)}"
+    return f"{program()} data split {files}{flag(role)}"
 
 
 def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:

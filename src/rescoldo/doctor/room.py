@@ -16,6 +16,7 @@ from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import cache_root, quote, read_json
+from rescoldo.invocation import program
 from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.run.lock import read_holder
 from rescoldo.system.cgroup import memory_limit
@@ -129,7 +130,7 @@ def output(subject: Subject) -> Iterator[Check]:
     holder = read_holder(path)
     if holder is not None and holder.alive is not False and not subject.ours:
         what = f"process {holder.pid} on {holder.host} works in {path} since {holder.since}"
-        yield failure("output", what, f"rescoldo stop {quote(path)}, or another --output")
+        yield failure("output", what, f"{program()} stop {quote(path)}, or another --output")
         return
     info, newest = read_json(path / INFO_FILE), next(iter(list_checkpoints(path)), None)
     was = (info or {}).get("identity")

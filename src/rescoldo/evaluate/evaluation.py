@@ -186,14 +186,14 @@ def _check_engine(model: str, dataset: Path | str) -> None:
     """Say where servers and programs belong, instead of that there is no such base model."""
     from rescoldo.optimize.program import PROGRAM, find_program
 
-    program, _ = find_program(model) or (None, "")
-    if model.startswith("openai:") or (program and (program.is_file() or (program / PROGRAM).is_file())):
+    path, _ = find_program(model) or (None, "")
+    if model.startswith("openai:") or (path and (path.is_file() or (path / PROGRAM).is_file())):
         what = "a server" if model.startswith("openai:") else "a DSPy program"
         others = ["--baseline", "sample:smollm2", "--model", f"other={model}", "--dataset", str(dataset)]
         raise RescoldoError(
             f"this is {what}; eval asks our own engine alone",
             where=model,
-            fix=shlex.join(["rescoldo", "compare", *others]),
+            fix=f"{program()} compare {shlex.join(others)}",
         )
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rescoldo.engine.types import Example
+from rescoldo.invocation import program
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
@@ -120,7 +121,7 @@ class Leader:
                     fast = max(self.speeds)
                     self._reporter.warn(
                         f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s where the fastest does "
-                        f"{fast:.0f}; it gets less to do\n    → `rescoldo doctor` there says why; "
+                        f"{fast:.0f}; it gets less to do\n    → `{program()} doctor` there says why; "
                         "Ctrl-C there takes it out of the run"
                     )
         if any(signals):

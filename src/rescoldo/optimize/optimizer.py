@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo import __version__
+from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -151,8 +152,7 @@ def _check(config: OptimizeConfig) -> None:
         ("shots", config.shots, 1, 64), ("trials", config.trials, 1, 1000), ("dev", config.dev, 0.01, 0.9),
         ("threshold", config.threshold, 0, 1), ("limit", config.limit, 2, 1 << 31),
     ):  # fmt: skip
-        if value is not None and not least <= value <= most:
-            raise RescoldoError(f"{value} is out of range", where=f"--{flag}", fix=f"{least} to {most}")
+        check_number(f"--{flag}", value, whole=isinstance(least, int) and flag != "threshold", ge=least, le=most)
 
 
 def _split(records: Sequence[dict[str, Any]], config: OptimizeConfig) -> tuple[list[Any], list[Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from rescoldo.files import quote, read_json, write_text
+from rescoldo.invocation import program
 from rescoldo.report.curve import Series, svg_chart
 from rescoldo.report.history import History, read_history
 from rescoldo.run.layout import INFO_FILE, REPORT_FILE, RUN_FILE
@@ -62,7 +63,7 @@ def render(output: Path) -> str:
         data=_data(config, info, run),
         settings=[(name, _shown(value)) for name, value in config.items() if name not in HIDDEN and value is not None],
         artefacts=_artefacts(output, info),
-        next=status.next or f"rescoldo status {quote(status.output)}",
+        next=status.next or f"{program()} status {quote(status.output)}",
     )
 
 

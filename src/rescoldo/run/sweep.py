@@ -8,6 +8,7 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
+from rescoldo.invocation import program
 
 FILE = "sweep.json"
 
@@ -46,8 +47,8 @@ def read_sweep(output: Path) -> SweepState | None:
     return SweepState(bool(document.get("finished")), shown, words)
 
 
-def refuse_sweep(output: Path, what: str) -> None:
-    """For commands that take one run.
+def refuse_sweep(output: Path, command: str) -> None:
+    """For commands that take one run; `command` is the one that was typed.
 
     Raises:
         RescoldoError: the directory is a sweep's.
@@ -55,7 +56,9 @@ def refuse_sweep(output: Path, what: str) -> None:
     found = read_sweep(output)
     if found is not None:
         trial = found.trial or "trial-001"
-        raise RescoldoError("is a sweep, not a run", where=str(output), fix=f"{what} {quote(output / trial)}")
+        raise RescoldoError(
+            "is a sweep, not a run", where=str(output), fix=f"{program()} {command} {quote(output / trial)}"
+        )
 
 
 def _is_name(value: Any) -> bool:

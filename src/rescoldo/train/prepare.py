@@ -42,7 +42,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     role = get_role(asked.role).ready()
     for path in (asked.train, asked.val):
         parts.check_dataset(path, role)  # a fault in them is told before anything is loaded
-    reporter.say(f"{role.spec.heading} - {model_name(asked.base_model)}")
+    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()

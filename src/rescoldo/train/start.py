@@ -20,6 +20,7 @@ from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
+from rescoldo.system.awake import can_suspend
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
@@ -174,8 +175,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
-        if not stack.enter_context(parts.stay_awake()):
-            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
+        if not stack.enter_context(parts.stay_awake()) and can_suspend():
+            reporter.say("  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)")
         return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
