@@ -53,7 +53,8 @@ def optimize(
 ) -> None:
     """Optimize the prompt instead of the weights (M2), by the role's metric, on the training set alone.
 
-    The same command again goes on where it was stopped. Needs dspy: pip install 'rescoldo[dspy]'.
+    The same command again goes on where it was stopped. Needs the extra [dspy]; without it, the command
+    that installs it is printed.
     """
     check_sampling(temperature, 1.0, max_new_tokens)
     check_number("--concurrency", concurrency, whole=True, ge=1, le=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rescoldo.errors import RescoldoError
+from rescoldo.extras import missing
 
 EXAMPLE = "serve artifacts/mistral --port 8080"
 
@@ -46,6 +48,10 @@ def serve(
 
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
+
+    for package in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise missing("serve", f"serving needs the package {package}")
     from rescoldo.serve.server import bind, is_loopback, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter

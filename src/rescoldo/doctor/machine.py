@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.extras import pip_install
 from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake, can_suspend
@@ -157,11 +158,11 @@ def libraries(subject: Subject) -> Iterator[Check]:
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append((requirement, found))
-        elif requirement.name in ("torch", "transformers", "tokenizers", "peft"):
+        elif requirement.name in ("torch", "transformers", "tokenizers"):
             shown.append(f"{requirement.name} {found}")
     if wrong:
         what = "; ".join(f"{requirement} is needed, {found}" for requirement, found in wrong)
-        install = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in wrong)
-        yield failure("libraries", what, f"pip install {install}")
+        install = pip_install(*(f"{requirement.name}{requirement.specifier}" for requirement, _ in wrong))
+        yield failure("libraries", what, install)
     else:
         yield ok("libraries", ", ".join(shown))

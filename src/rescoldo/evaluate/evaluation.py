@@ -16,6 +16,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.score import answers_use_input, common, score_row, summarise
+from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
 from rescoldo.role import Role, role_of_run

@@ -18,6 +18,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate
 from rescoldo.evaluate.open import Opener
+from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
@@ -213,7 +214,7 @@ def _compile(
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise RescoldoError("MIPROv2 needs the package optuna", fix="pip install 'rescoldo[dspy]'") from None
+        raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
     candidates = max(2, min(8, config.trials))
     return dspy.MIPROv2(
         metric=metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,
