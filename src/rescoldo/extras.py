@@ -9,6 +9,7 @@ import shutil
 import sys
 
 from rescoldo.errors import RescoldoError
+from rescoldo.invocation import near
 
 # as in pyproject.toml's optional dependencies
 EXTRAS = {
@@ -41,10 +42,7 @@ def install_command(extra: str) -> str:
 def pip_install(*requirements: str) -> str:
     """A command that installs packages into this Python's environment, whichever program made that."""
     packages = " ".join(shlex.quote(requirement) for requirement in requirements)
-    here = os.getcwd() if os.path.isdir(".") else "/"
-    python = sys.executable
-    if python.startswith(here.rstrip("/") + "/"):
-        python = os.path.relpath(python, here)
+    python = near(sys.executable)
     if importlib.util.find_spec("pip") is not None:
         return f"{shlex.quote(python)} -m pip install {packages}"
     if "pipx" in sys.prefix.split(os.sep):

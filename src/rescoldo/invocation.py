@@ -28,7 +28,7 @@ def program() -> str:
     script = Path(sys.executable).with_name(NAME)
     if script.is_file():
         return _typed(str(script))
-    return f"{shlex.quote(_near(sys.executable or 'python3'))} -m {NAME}"
+    return f"{shlex.quote(near(sys.executable or 'python3'))} -m {NAME}"
 
 
 def _typed(script: str) -> str:
@@ -36,11 +36,12 @@ def _typed(script: str) -> str:
     found = shutil.which(NAME)
     if found is not None and os.path.realpath(found) == os.path.realpath(shutil.which(script) or script):
         return NAME
-    return shlex.quote(_near(script))
+    return shlex.quote(near(script))
 
 
-def _near(path: str) -> str:
+def near(path: str | Path) -> str:
     """A path relative to the current directory where it is below it, else as it is."""
+    path = str(path)
     try:
         here = os.getcwd()
     except OSError:  # the directory has been deleted

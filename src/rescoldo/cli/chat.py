@@ -12,6 +12,7 @@ import typer
 
 from rescoldo.allowed import check_number
 from rescoldo.errors import RescoldoError
+from rescoldo.units import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -209,4 +210,4 @@ def printable(text: str) -> str:
 
 def _figures(one: Reply) -> str:
     end = "" if one.ended else ", cut off"
-    return f"{one.tokens} tokens, {one.tokens / max(one.seconds, 1e-9):.0f} tokens/s{end}"
+    return f"{count(one.tokens, 'token')}, {one.tokens / max(one.seconds, 1e-9):.0f} tokens/s{end}"

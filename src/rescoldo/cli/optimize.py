@@ -11,6 +11,7 @@ import typer
 from rescoldo.allowed import check_number
 from rescoldo.cli.eval import TerminalConsole, check_sampling, going_on
 from rescoldo.invocation import program
+from rescoldo.units import count
 
 EXAMPLE = (
     "optimize --model sample:smollm2 --train artifacts/synthetic/ba_train_v2_fixed.jsonl "
@@ -76,7 +77,9 @@ def optimize(
         return
     before, after = (record["scores"][when]["mean"] for when in ("before", "after"))
     print(
-        f"{before:.1%} before, {after:.1%} after, on {record['dev_examples']} training examples that it does not show"
+        f"{before:.1%} before, {after:.1%} after, on {count(record['dev_examples'], 'training example')} that it does not show"
     )
     print(f"Prompts were chosen by these examples, so the score is optimistic: `{program()} compare` scores other ones")
-    print(f"Written: {output / record['program']} ({record['demos']} examples shown), {output / 'optimize.json'}")
+    print(
+        f"Written: {output / record['program']} ({count(record['demos'], 'example')} shown), {output / 'optimize.json'}"
+    )

@@ -11,6 +11,7 @@ import typer
 
 from rescoldo.errors import RescoldoError
 from rescoldo.extras import missing
+from rescoldo.units import count
 
 EXAMPLE = "serve artifacts/mistral --port 8080"
 
@@ -79,7 +80,7 @@ def serve(
             print(json.dumps(document, ensure_ascii=False), flush=True)
             return
         reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
-        reporter.say(f"  {rows} requests together, keys and values up to {gigabytes(size)}; Ctrl-C stops")
+        reporter.say(f"  {count(rows, 'request')} at a time, KV cache up to {gigabytes(size)}; Ctrl-C stops")
 
     run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
     reporter.say("Stopped")

@@ -239,11 +239,11 @@ def _say_started(output: Path, pid: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"status": "started", "output": str(output), "pid": pid, "log": str(output / "run.log")}))
         return
-    print(f"started as process {pid}; it goes on when this terminal is closed", file=sys.stdout)
+    print(f"started as process {pid}; it keeps running when this terminal is closed", file=sys.stdout)
     for what, command in (
-        ("how far it is", "status"),
-        ("what it says", "logs -f"),
-        ("watch it", "watch"),
-        ("save and end", "stop"),
+        ("progress", "status"),
+        ("messages", "logs -f"),
+        ("live view", "watch"),
+        ("save and stop", "stop"),
     ):
         print(f"  {what:<14} {program()} {command} {quote(output)}")

@@ -18,7 +18,7 @@ from rescoldo.files import load_json, quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
 from rescoldo.train.parts import Dataset
-from rescoldo.units import gigabytes
+from rescoldo.units import count, gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
@@ -79,7 +79,9 @@ def datasets(subject: Subject) -> Iterator[Check]:
         if data is None:
             continue
         longest = max(len(example.tokens) for example in data.examples)
-        text = f"{data.path}: {len(data.examples)} examples, {data.tokens:,} tokens, the longest {longest}"
+        text = (
+            f"{data.path}: {count(len(data.examples), 'example')}, {count(data.tokens, 'token')}, the longest {longest}"
+        )
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"

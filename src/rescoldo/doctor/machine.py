@@ -20,6 +20,7 @@ from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
 from rescoldo.system.cgroup import cpu_quota
 from rescoldo.train.preset import available_threads
+from rescoldo.units import count
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
 LOOK_SECONDS = 0.25
@@ -75,7 +76,7 @@ def threads(subject: Subject) -> Iterator[Check]:
     available, wanted = available_threads(), subject.config.threads or available_threads()
     quota = cpu_quota()
     within = f", a quota of {quota:g}" if quota is not None else ""
-    text = f"{wanted} threads on {os.cpu_count()} cores, {available} for this process{within}"
+    text = f"{count(wanted, 'thread')} on {count(os.cpu_count() or 1, 'core')}, {available} available to this process{within}"
     if wanted > available:
         yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
     elif quota is not None and quota < 1:

@@ -23,7 +23,7 @@ from rescoldo.system.cgroup import memory_limit
 from rescoldo.system.memory import memory_available, memory_total
 from rescoldo.train.config import check_paths
 from rescoldo.train.identity import differences, refuse_if_foreign
-from rescoldo.units import gigabytes, size
+from rescoldo.units import count, gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches
 MIN_FILES = 1000  # that a run may create
@@ -58,7 +58,9 @@ def disk(subject: Subject) -> Iterator[Check]:
             yield ok("disk", text, **figures)
         inodes = os.statvfs(place)
         if inodes.f_files and inodes.f_favail < MIN_FILES:
-            yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {quote(place)}")
+            yield failure(
+                "disk", f"{place} can hold only {count(inodes.f_favail, 'more file')}", f"df -i {quote(place)}"
+            )
     for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
         free = shutil.disk_usage(folder).free
         text = f"{name} lie in {folder}: {size(free)} are free"
@@ -107,7 +109,7 @@ def memory(subject: Subject) -> Iterator[Check]:
         yield warning("memory", f"{precision} needs at least {gigabytes(need.least)}, {have}", remedy, **figures)
     elif need.full > COMFORT * free:
         kept = max(0, int((COMFORT * free - need.least) / need.layer_activations))
-        text = f"activations of {kept} of {need.n_layers} layers fit, the others are computed again"
+        text = f"activations of {kept} of {count(need.n_layers, 'layer')} fit, those of the others are recomputed"
         what = f"peak about {gigabytes(need.peak(free))} in {precision}, {have}: {text}"
         yield warning("memory", what, f"for more speed: {remedy}", **figures)
     else:

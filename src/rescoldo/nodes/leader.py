@@ -20,6 +20,7 @@ from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.optimizer import AdamW
 from rescoldo.train.parts import Dataset, Model, Parts, Step, Tensors
+from rescoldo.units import count
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this
 LEARNING_STEPS = 3  # before speeds are judged
@@ -64,7 +65,7 @@ class Leader:
         agree(prepared.identity, self.group)
         self._reporter = reporter
         names = ", ".join(self.group.name(rank) for rank in range(self.group.size))
-        reporter.say(f"  {self.group.size} machines work on this run ({names}); this one leads")
+        reporter.say(f"  {count(self.group.size, 'machine')} in this run ({names}); this one leads")
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
         """A step whose examples are dealt out."""

@@ -9,6 +9,7 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
 from rescoldo.invocation import program
+from rescoldo.units import count
 
 FILE = "sweep.json"
 
@@ -37,7 +38,7 @@ def read_sweep(output: Path) -> SweepState | None:
     done = [trial for trial in trials if trial.get("status") == "finished"]
     running = next((str(trial["name"]) for trial in trials if trial.get("status") == "running"), "")
     best = (document.get("best") or {}).get("by_score")
-    words = f"{len(done)} trials are finished"
+    words = f"{count(len(done), 'trial')} finished"
     if running:
         words += f", {running} is being trained or scored"
     for trial in done:

@@ -16,6 +16,7 @@ from rescoldo.train.identity import identity
 from rescoldo.train.parts import Dataset, Parts
 from rescoldo.train.preset import apply_preset, available_threads, check_against_base
 from rescoldo.train.progress import Reporter
+from rescoldo.units import count
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     train = read(config.train, role, tokenizer, config.max_length, config.train_limit)
     val = read(config.val, role, tokenizer, config.max_length, config.val_limit)
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {len(data.examples)} {name} examples, {data.tokens:,} tokens")
+        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"

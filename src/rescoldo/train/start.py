@@ -37,7 +37,7 @@ from rescoldo.train.metrics import Timings
 from rescoldo.train.parts import Parts, lora_config, real_parts
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
-from rescoldo.units import clock
+from rescoldo.units import clock, count
 
 CALIBRATION_EXAMPLES = 4
 
@@ -128,7 +128,7 @@ def _alone_or_leading(
                 follow_move(output, aside)
             return _run(prepared, parts, reporter, adapter_bin, before)
     except EndedBySignal as ended:
-        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command resumes.")
         return RunResult("interrupted", output, signal=int(ended.signal))
     except OSError as error:
         raise RescoldoError(
@@ -149,7 +149,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
         if adapter_bin and not (output / BIN_FILE).exists():
             write_bin(output)
-        reporter.say(f"This run is finished: the adapter is in {output}. Start anew with --restart.")
+        reporter.say(f"This run is finished: the adapter is in {output}. --restart starts it again.")
         return RunResult("already finished", output, info)
 
     found = read_latest(output, reporter.warn)
@@ -248,7 +248,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     best = at.losses[at.best_epoch - 1]
     reporter.say(
         f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
-        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} interruptions"
+        f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     reporter.say("✅ Fine-tuning completed!")
     return RunResult("finished", config.output, info)
