@@ -76,10 +76,7 @@ def optimize(
         print(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
     before, after = (record["scores"][when]["mean"] for when in ("before", "after"))
-    print(
-        f"{before:.1%} before, {after:.1%} after, on {count(record['dev_examples'], 'training example')} that it does not show"
-    )
+    scored, shown = count(record["dev_examples"], "training example"), count(record["demos"], "example")
+    print(f"{before:.1%} before, {after:.1%} after, on {scored} that it does not show")
     print(f"Prompts were chosen by these examples, so the score is optimistic: `{program()} compare` scores other ones")
-    print(
-        f"Written: {output / record['program']} ({count(record['demos'], 'example')} shown), {output / 'optimize.json'}"
-    )
+    print(f"Written: {output / record['program']} ({shown} shown), {output / 'optimize.json'}")
