@@ -119,6 +119,8 @@ def similar(name: str, known: Iterable[str]) -> str:
     for candidate in (wanted, *SYNONYMS.get(wanted, ())):
         if candidate in plain:
             return plain[candidate]
+    if wanted in SYNONYMS:
+        return ""
     close = get_close_matches(wanted, list(plain), n=1, cutoff=0.6)
     return plain[close[0]] if close else ""
 

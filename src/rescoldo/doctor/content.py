@@ -79,9 +79,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
         if data is None:
             continue
         longest = max(len(example.tokens) for example in data.examples)
-        text = (
-            f"{data.path}: {count(len(data.examples), 'example')}, {count(data.tokens, 'token')}, the longest {longest}"
-        )
+        text = f"{data.path}: {count(len(data.examples), 'example')}, {count(data.tokens, 'token')}, longest {longest}"
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"

@@ -76,7 +76,8 @@ def threads(subject: Subject) -> Iterator[Check]:
     available, wanted = available_threads(), subject.config.threads or available_threads()
     quota = cpu_quota()
     within = f", a quota of {quota:g}" if quota is not None else ""
-    text = f"{count(wanted, 'thread')} on {count(os.cpu_count() or 1, 'core')}, {available} available to this process{within}"
+    cores = count(os.cpu_count() or 1, "core")
+    text = f"{count(wanted, 'thread')} on {cores}, {available} available to this process{within}"
     if wanted > available:
         yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
     elif quota is not None and quota < 1:
