@@ -185,7 +185,7 @@ def evaluate_model(
 
 def _check_engine(model: str, dataset: Path | str) -> None:
     """Say where servers and programs belong, instead of that there is no such base model."""
-    from rescoldo.optimize.program import PROGRAM, find_program
+    from rescoldo.programs.program import PROGRAM, find_program
 
     path, _ = find_program(model) or (None, "")
     if model.startswith("openai:") or (path and (path.is_file() or (path / PROGRAM).is_file())):
