@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from rescoldo.base.hub_id import is_hub_id
 from rescoldo.base.model import BaseModel
 from rescoldo.errors import RescoldoError
 
+_OLLAMA_TAG = re.compile(r"(?:[\w.-]+/)?[\w.-]+:[\w.-]+")  # [USER/]NAME:TAG
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
+
+
+class NoSuchBaseError(RescoldoError):
+    """Nothing is where the base model's name points to."""
 
 
 def open_base(spec: str) -> BaseModel:
@@ -87,4 +93,15 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
     known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
     if known:
         fix = f"did you mean {known[0]}?"
-    return RescoldoError("there is no such base model", where=spec[:200], fix=fix)
+    elif not close and _in_ollama(spec):
+        fix = f"did you mean ollama:{spec}?"
+    return NoSuchBaseError("there is no such base model", where=spec[:200], fix=fix)
+
+
+def _in_ollama(spec: str) -> bool:
+    """Whether `spec` is a name as Ollama writes it: with a tag (mistral:7b-instruct), or that of a model it holds."""
+    from rescoldo.base.ollama import list_models
+
+    if _OLLAMA_TAG.fullmatch(spec):
+        return True
+    return any(spec in (name, name.partition(":")[0]) for name in list_models())
