@@ -24,7 +24,7 @@ def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _guards(
-    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> list[str]:
     """A warning where answers that only look good have decided: if with them at 0 the decision is another one."""
     strict: dict[str, list[float]] = {}
@@ -39,7 +39,7 @@ def _guards(
         if kinds:
             found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
             counts.append(f"{name}: {found}")
-    other = _otherwise(strict, decision, finetuned, reference, seed)
+    other = _otherwise(strict, decision, finetuned, reference)
     if not other:
         return []
     return [
@@ -49,7 +49,7 @@ def _guards(
 
 
 def _without_failures(
-    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> list[str]:
     """A warning where answers that could not be had have decided: a server's fault is none of the model's."""
     names = (reference, finetuned)
@@ -61,7 +61,7 @@ def _without_failures(
     }
     if not kept[finetuned]:
         return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
-    other = _otherwise(kept, decision, finetuned, reference, seed)
+    other = _otherwise(kept, decision, finetuned, reference)
     if not other:
         return []
     return [
@@ -71,10 +71,10 @@ def _without_failures(
 
 
 def _otherwise(
-    scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+    scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> str:
     """What these scores would decide, in words; "" if it is the same."""
-    other = decide(scores, finetuned=finetuned, reference=reference, seed=seed)
+    other = decide(scores, finetuned=finetuned, reference=reference)
     if other["winner"] == decision["winner"]:
         return ""
     verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
@@ -90,7 +90,6 @@ def build_comparison(
     optimized: str | None = None,
     train_score: float | None = None,
     metadata: Mapping[str, Any] | None = None,
-    seed: int = 42,
 ) -> dict[str, Any]:
     """The comparison document (contract, section 8).
 
@@ -107,7 +106,7 @@ def build_comparison(
         stand under "B - A", difference = B - A.
 
     Raises:
-        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is no number.
+        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is NaN or infinite.
     """
     if len(models) < 2:
         raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
@@ -125,7 +124,7 @@ def build_comparison(
     for name, values in scores.items():
         if not all(map(math.isfinite, values)):
             raise RescoldoError(
-                f"{name} has a score that is no number: nothing can be decided by it",
+                f"{name} has a score that is NaN or infinite: nothing can be decided by it",
                 fix="mend the metric: each score is a number between 0 and 1",
             )
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
@@ -137,7 +136,7 @@ def build_comparison(
     tests: dict[str, Any] = {}
     effects: dict[str, Any] = {}
     for old, new in combinations(order, 2):
-        test = paired(scores[old], scores[new], seed=seed)
+        test = paired(scores[old], scores[new])
         effects[f"{new} - {old}"] = {
             "cohens_d": test.pop("cohens_d"),
             "size": test.pop("cohens_d_note"),
@@ -152,12 +151,11 @@ def build_comparison(
             reference=optimized or baseline,
             baseline=baseline,
             train_score=train_score,
-            seed=seed,
         )
         decision["warnings"] = [
             warning
             for guard in (_without_failures, _guards)
-            for warning in guard(models, decision, finetuned, optimized or baseline, seed)
+            for warning in guard(models, decision, finetuned, optimized or baseline)
         ]
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
