@@ -11,7 +11,7 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.decision import decide
-from rescoldo.evaluate.score import doubts
+from rescoldo.evaluate.score import document_score_of, doubts
 from rescoldo.evaluate.statistics import paired
 
 
@@ -48,10 +48,31 @@ def _guards(
     ]
 
 
+def _text_around(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
+) -> list[str]:
+    """A warning where text around valid documents has decided: with the documents alone it is another decision."""
+    alone: dict[str, list[float]] = {}
+    counts = []
+    for name in (reference, finetuned):
+        rows = models[name]["predictions"]
+        better = [max(row["score"], document_score_of(row) or 0.0) for row in rows]
+        alone[name] = by_example([{**row, "score": score} for row, score in zip(rows, better, strict=True)])
+        changed = sum(score > row["score"] for row, score in zip(rows, better, strict=True))
+        if changed:
+            counts.append(f"{name}: {changed} of {len(rows)}")
+    other = _otherwise(alone, decision, finetuned, reference)
+    if not other:
+        return []
+    return [
+        f"with the text around valid documents taken off ({'; '.join(counts)}) {other}: taking it off needs no training"
+    ]
+
+
 def _without_failures(
     models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> list[str]:
-    """A warning where answers that could not be had have decided: a server's fault is none of the model's."""
+    """A warning where failed answers have decided: a server's fault is none of the model's."""
     names = (reference, finetuned)
     failed = {row["example"] for name in names for row in models[name]["predictions"] if "error" in row}
     if not failed:
@@ -65,7 +86,7 @@ def _without_failures(
     if not other:
         return []
     return [
-        f"without the inputs to which an answer could not be had ({len(failed)}) {other}: give the same command again, "
+        f"without the inputs that a model failed to answer ({len(failed)}) {other}: give the same command again, "
         "those answers are asked for anew"
     ]
 
@@ -154,7 +175,7 @@ def build_comparison(
         )
         decision["warnings"] = [
             warning
-            for guard in (_without_failures, _guards)
+            for guard in (_without_failures, _text_around, _guards)
             for warning in guard(models, decision, finetuned, optimized or baseline)
         ]
         for name in (finetuned, optimized or baseline):

@@ -203,6 +203,10 @@ class Role:
         total = sum(components.values()) / len(components) if components else 0.0
         return Score(total, components, notes, failures)
 
+    def reads(self, text: str) -> bool:
+        """Whether a model's text is a document in the role's serialization; False where answers are free text."""
+        return self.schema is not None and not self._parse(text)[1]
+
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
 
