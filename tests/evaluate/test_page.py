@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rescoldo.engine.types import Sampling
 from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.marks import mark_lines
-from rescoldo.evaluate.page import distribution, page
+from rescoldo.evaluate.page import answers_by, distribution, page
 from rescoldo.models.predictor import Prediction
 from rescoldo.role import get_role
 from tests.browser import open_page
@@ -22,6 +22,11 @@ from tests.evaluate.fake import ROLE, Fake
 
 EVIL = '<script>console.error("ran")</script><img src=x onerror="console.error(1)"><!-- </div> {{ 7*7 }}'
 LONG = "w" * 300
+CUT_OFF = """() => [...document.querySelectorAll('main *')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && (box.right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 1
+    && getComputedStyle(e).display !== 'inline');
+}).map(e => e.outerHTML.slice(0, 80)).filter(text => !text.startsWith('<span>'))"""
 
 
 def document(repeats: int = 1) -> dict[str, Any]:
@@ -50,15 +55,21 @@ def document(repeats: int = 1) -> dict[str, Any]:
                             metadata={"dataset": LONG + ".jsonl", "examples": 5, "role": "ba"})  # fmt: skip
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (320, True)])
 def test_in_a_browser(width: int, dark: bool, tmp_path: Path) -> None:
     path = write_document(document(), tmp_path / "c.json")[1]
     assert path == tmp_path / "c.html"
 
     def open_all(page: Any) -> None:
-        for entry in page.locator("summary").all()[1:]:
+        for entry in page.locator("details.concept > summary").all()[1:]:
             entry.click()
-        assert page.locator("details[open]").count() == 5
+        assert page.locator("details.concept[open]").count() == 5
+        assert page.locator(".raw[open]").count() == 0, "the raw text is behind a fold"
+        assert not page.evaluate(CUT_OFF), "everything is inside its box"
+        entry = page.locator(".raw > summary").first
+        entry.click()
+        assert page.locator(".raw[open] .text").first.is_visible()
+        assert "finetuned" in page.locator("#key").inner_text()
 
     found = open_page(path, width=width, dark=dark, act=open_all, screenshot=tmp_path / "page.png")
     assert (found.console, found.requests, found.overflow) == ([], [], 0)
@@ -76,6 +87,30 @@ def test_an_evaluation_and_repeats(tmp_path: Path) -> None:
     assert "Evaluation · rescoldo" in open_page(path).text
     assert "repeat 2" in page(document(repeats=2))
     assert "http://" not in page(document())
+
+
+def test_an_answer_is_a_document() -> None:
+    text = "title: Shop\nowner: {name: Ann, role: '<b>'}\nfr:\n"
+    text += "- {id: FR001, description: Sells., priority: High, why: x}\n- plain\n- {id: [1], description: y}\n"
+    found = {
+        "metadata": {},
+        "models": {"base": evaluate(Fake(lambda i, p: replace(p, text=text)), [record(0)], ROLE, Sampling())},
+    }
+    html = " ".join(page(found).split())
+    assert "<h3>Shop</h3>" in html
+    assert '<span class="id">FR001</span>Sells. <span class="priority">High</span>' in html
+    assert "<h4>why</h4><p>x</p>" in html
+    assert "<li><p>plain</p> </li>" in html
+    assert "<p>&lt;b&gt;</p>" in html
+    assert "text as written" in html
+    assert "[0]: no description" not in html
+
+
+def test_a_base_has_its_own_name() -> None:
+    part = {"spec": "/home/me/artifacts/run", "adapter": False, "base_model": "sample:smollm2"}
+    assert answers_by(part) == "sample:smollm2"
+    assert answers_by({**part, "adapter": True}) == "/home/me/artifacts/run"
+    assert answers_by({"spec": "openai:m@http://x/v1"}) == "openai:m@http://x/v1"
 
 
 def test_distribution() -> None:

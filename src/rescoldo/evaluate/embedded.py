@@ -32,8 +32,8 @@ def document_score(role: Role, prediction: Prediction, record: dict[str, Any]) -
 
 
 def documents_within(text: str) -> Iterator[str]:
-    """The parts of a text that may be its document: fenced blocks; from the first brace to the last; front matter; from the first
-    line that begins with a key to the end, or to an earlier empty line. At most MAX_CANDIDATES.
+    """The parts of a text that may be its document: fenced blocks; from the first brace to the last; front matter;
+    from the first line that begins with a key to the end, or to an earlier empty line. At most MAX_CANDIDATES.
     """
     for count, candidate in enumerate(_candidates(text[:MAX_TEXT])):
         if count == MAX_CANDIDATES:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rescoldo.evaluate.marks import mark_lines
 from rescoldo.evaluate.report import TEST_HEAD, component_rows, diagnostic_rows, score_rows, test_rows
 from rescoldo.evaluate.score import doubts
+from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 BINS = 10  # of the scores' distribution
 
@@ -28,7 +29,7 @@ def page(document: Mapping[str, Any]) -> str:
         models=[
             {
                 "name": name,
-                "spec": part.get("spec", ""),
+                "spec": answers_by(part),
                 "scores": part["scores"],
                 "warnings": part.get("warnings", []),
                 "place": places.get(name),
@@ -46,6 +47,21 @@ def page(document: Mapping[str, Any]) -> str:
         tests=test_rows(comparison) if comparison else [],
         concepts=concepts(models),
     )
+
+
+def answers_by(part: Mapping[str, Any]) -> str:
+    """What answered, for people: a run's directory, or the base model's own name where the adapter was left out."""
+    spec, base = str(part.get("spec", "")), part.get("base_model")
+    return str(base) if base and part.get("adapter") is False else spec
+
+
+def rendered(text: str) -> dict[str, Any] | list[Any] | None:
+    """An answer as the document that it is, its scalars as text; None where it is none."""
+    try:
+        value = parse_yaml(strip_fence(text))
+    except YamlRefusedError:
+        return None
+    return value if isinstance(value, dict | list) else None
 
 
 def distribution(scores: Sequence[float]) -> list[dict[str, Any]]:
@@ -68,7 +84,15 @@ def concepts(models: Mapping[str, Any]) -> list[dict[str, Any]]:
             lines, rest = mark_lines(row["text"], row["notes"])
             entry = found.setdefault(row["example"], {"concept": row["concept"], "answers": []})
             entry["answers"].append(
-                {"model": name, "number": number, "row": row, "lines": lines, "rest": rest, "doubts": doubts(row)}
+                {
+                    "model": name,
+                    "number": number,
+                    "row": row,
+                    "document": rendered(row["text"]),
+                    "lines": lines,
+                    "rest": rest,
+                    "doubts": doubts(row),
+                }
             )
     return [found[example] for example in sorted(found)]
 
