@@ -16,6 +16,7 @@ from rescoldo.evaluate.marks import mark_lines
 from rescoldo.evaluate.page import answers_by, distribution, page
 from rescoldo.models.predictor import Prediction
 from rescoldo.role import get_role
+from rescoldo.role.metrics import Note, place_of
 from tests.browser import open_page
 from tests.data.examples import record
 from tests.evaluate.fake import ROLE, Fake
@@ -122,22 +123,28 @@ def test_marks() -> None:
     text = get_role("ba").target(record(0)).replace("FR001", "FR01", 1).replace("NFR002", "NFR001")
     text = text.replace("title: ", "title: x #", 1).replace("priority: High", "priority: Urgent", 1)
     notes = get_role("ba").score(text).notes
-    lines, rest = mark_lines(text, [*notes, "cut off after 3 tokens", "answer: none"])
+    notes = [*notes, Note.at("cut off after 3 tokens", -1), "answer: none"]
+    lines, rest = mark_lines(text, notes, [place_of(note) for note in notes])
     marked = {line.text.strip(): line.notes for line in lines if line.notes}
     assert rest == ["answer: none"]
     assert any("title" in note for note in marked["title: x #Product for amber0"])
     assert any("FR01 in" in note for note in marked["- id: FR01"])
     assert any("Urgent" in note for note in marked["priority: Urgent"])
-    twice = [line for line in lines if any("stands 2 times" in note for note in line.notes)]
+    twice = [line for line in lines if any("occurs 2 times" in note for note in line.notes)]
     assert [line.text for line in twice] == ["- id: NFR001", "- id: NFR001"]
     assert lines[-1].notes == ["cut off after 3 tokens"]
-    assert mark_lines("a\nb\nc", ["answer: not a YAML mapping: oh (line 2)"])[0][1].notes
+    assert mark_lines("a\nb\nc", ["answer: oh"], [[2]])[0][1].notes
+
+
+PLACES = st.lists(
+    st.lists(st.integers(-3, 9) | st.text(max_size=3) | st.sampled_from(["title", "id"]), max_size=3), max_size=5
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=200), st.lists(st.text(max_size=40), max_size=4))
-def test_marks_lose_nothing(text: str, notes: list[str]) -> None:
-    lines, rest = mark_lines(text, notes)
+@given(st.text(max_size=200), st.lists(st.text(max_size=40), max_size=4), PLACES)
+def test_marks_lose_nothing(text: str, notes: list[str], places: list[Any]) -> None:
+    lines, rest = mark_lines(text, notes, places)
     assert "\n".join(line.text for line in lines) == text
     assert {*rest, *(note for line in lines for note in line.notes)} == set(notes)
 

@@ -15,6 +15,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
 
 
+class NoSuchModelError(RescoldoError):
+    """Nothing goes by the name that was given.
+
+    Attributes:
+        suggestion: "did you mean …?" where something has a similar name, else "".
+    """
+
+    def __init__(self, spec: str, suggestion: str) -> None:
+        super().__init__("there is no such base model", where=spec[:200], fix=suggestion or f"name {_FORMS}")
+        self.suggestion = suggestion
+
+
 def open_base(spec: str) -> BaseModel:
     """Open the base model that `spec` names: sample:smollm2, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
     or a Hub id, which is fetched. Reads headers only; the weights are mapped when they are asked for.
@@ -89,8 +101,8 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
     except OSError:
         siblings = []
     close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)
-    fix = f"did you mean {path.parent / close[0]}?" if close else f"name {_FORMS}"
+    fix = f"did you mean {path.parent / close[0]}?" if close else ""
     known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
     if known:
         fix = f"did you mean {known[0]}?"
-    return RescoldoError("there is no such base model", where=spec[:200], fix=fix)
+    return NoSuchModelError(spec, fix)

@@ -81,7 +81,7 @@ def concepts(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for number, (name, part) in enumerate(models.items()):
         for row in part["predictions"]:
-            lines, rest = mark_lines(row["text"], row["notes"])
+            lines, rest = mark_lines(row["text"], row["notes"], row.get("places", ()))
             entry = found.setdefault(row["example"], {"concept": row["concept"], "answers": []})
             entry["answers"].append(
                 {

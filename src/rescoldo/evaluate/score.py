@@ -11,6 +11,7 @@ from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose, input_words
 from rescoldo.evaluate.embedded import document_score
 from rescoldo.models.predictor import Prediction
 from rescoldo.role import Role
+from rescoldo.role.metrics import Note, place_of
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
 COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
@@ -36,7 +37,8 @@ def score_row(
     *,
     use_input: bool = True,
 ) -> dict[str, Any]:
-    """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics.
+    """One element of `predictions`: concept, text, score, components, notes, places
+    (where in the text each note belongs, see role.metrics.Place), ended, tokens, seconds, diagnostics.
 
     Args:
         use_input: whether the answer's share of the input's words says anything (answers_use_input).
@@ -48,13 +50,14 @@ def score_row(
         score = role.score(prediction.text if prediction.fields is None else prediction.fields, record)
         notes = list(score.notes)
         if not prediction.ended:
-            notes.append(f"cut off after {prediction.tokens} tokens")
+            notes.append(Note.at(f"cut off after {prediction.tokens} tokens", -1))
     row: dict[str, Any] = {
         "concept": role.key(record),
         "text": prediction.text,
         "score": score.total,
         "components": score.components,
         "notes": notes,
+        "places": [list(place_of(note)) for note in notes],
         "ended": prediction.ended,
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),

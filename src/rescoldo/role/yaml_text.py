@@ -36,7 +36,15 @@ _TAGS = frozenset(
 
 
 class YamlRefusedError(ValueError):
-    """The text is no YAML, or more YAML than is read here; the message says which in one line."""
+    """The text is no YAML, or more YAML than is read here; the message says which in one line.
+
+    Attributes:
+        line: where, from 1; None where that is not known.
+    """
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 @dataclass
@@ -89,7 +97,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1})" if mark else ""
-        raise YamlRefusedError(f"{error.problem or error.context or 'not YAML'}{place}") from None
+        message = f"{error.problem or error.context or 'not YAML'}{place}"
+        raise YamlRefusedError(message, mark.line + 1 if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise YamlRefusedError((str(error).splitlines() or ["not YAML"])[0]) from None
 
