@@ -26,7 +26,7 @@ class NoSuchModelError(RescoldoError):
     def __init__(
         self, spec: str, suggestion: str, *, what: str = "base model", otherwise: str = f"name {_FORMS}"
     ) -> None:
-        super().__init__(f"there is no such {what}", where=spec[:200], fix=suggestion or otherwise)
+        super().__init__(f"there is no such {what}", where=spec[:200], fix=suggestion or otherwise or f"name {_FORMS}")
         self.suggestion = suggestion
 
 
