@@ -75,7 +75,7 @@ class Opener:
         if spec.startswith(("openai:", "ollama:")):
             return open_server(spec, self.server)
         spec = spec.removeprefix("engine:")
-        refuse_sweep(Path(spec), "rescoldo eval")
+        refuse_sweep(Path(spec), "eval")
         if not is_run(spec) and spec in self._runs:
             return EngineChat(self._load(self._runs[spec]), adapter=False)
         return EngineChat(self._load(spec))
