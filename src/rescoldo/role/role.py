@@ -205,7 +205,7 @@ class Role:
 
     def reads(self, text: str) -> bool:
         """Whether a model's text is a document in the role's serialization; False where answers are free text."""
-        return self.schema is not None and not self._parse(text)[1]
+        return self.schema is not None and not self.parse(text)[1]
 
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
