@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rescoldo.errors import EXIT_INTERRUPTED, RescoldoError
+from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
 
 EXAMPLE = "Example: rescoldo eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
 
@@ -83,9 +83,20 @@ def eval_(
 
 @contextmanager
 def going_on(kept: str) -> Iterator[None]:
-    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not)."""
+    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not). A terminal or pipe
+    that goes away meanwhile does not end it.
+
+    Raises:
+        RescoldoError: standard output is gone, and the result was to be printed there and nowhere else.
+    """
+    from rescoldo.run.streams import lost, unfailing
+
     try:
-        yield
+        with unfailing(None):
+            yield
+        if lost(1) and not kept:
+            what = f"the result cannot be printed ({lost(1)})"
+            raise RescoldoError(what, fix="give --output: the result is written there", exit_code=EXIT_FAILURE)
     except KeyboardInterrupt:
         how = f"the answers so far are in {kept}; the same command goes on" if kept else "with --output it could go on"
         print(f"interrupted: {how}", file=sys.stderr)

@@ -16,8 +16,7 @@ from rescoldo.doctor.subject import Subject
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
-from rescoldo.system.cgroup import cpu_quota
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads, cpu_quota
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
 LOOK_SECONDS = 0.25
@@ -76,9 +75,11 @@ def threads(subject: Subject) -> Iterator[Check]:
     within = f", a quota of {quota:g}" if quota is not None else ""
     text = f"{wanted} threads on {os.cpu_count()} cores, {available} for this process{within}"
     if wanted > available:
-        yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
+        why = "the quota holds them back" if quota is not None and quota < wanted else "they would wait for each other"
+        yield warning("threads", f"{text}: {why}", f"--threads {available}")
     elif quota is not None and quota < 1:
-        yield warning("threads", text, "raise the container's CPU quota (docker run --cpus N)")
+        what = f"{text}: one thread is all it is worth, and that one waits {1 - quota:.0%} of the time"
+        yield warning("threads", what, "raise the CPU quota (docker run --cpus N, systemd's CPUQuota=)")
     else:
         yield ok("threads", text, threads=wanted, available=available)
     for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -110,7 +111,7 @@ def load(subject: Subject) -> Iterator[Check]:
 def power(subject: Subject) -> Iterator[Check]:
     """Clock governor and battery, where the system tells."""
     try:
-        governor = GOVERNOR.read_text().strip()
+        governor = GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
         governor = ""
     if governor == "powersave":
@@ -127,7 +128,7 @@ def power(subject: Subject) -> Iterator[Check]:
 def sleep(subject: Subject) -> Iterator[Check]:
     """Can the machine go to sleep in the middle?"""
     try:
-        states = POWER_STATES.read_text().split()
+        states = POWER_STATES.read_text(encoding="ascii").split()
     except OSError:
         states = ["?"]  # not Linux
     if not states or states == ["disk"]:

@@ -113,7 +113,10 @@ def _sweep_status(output: Path, sweep: SweepState) -> Status:
     """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
     trial, holder = output / sweep.trial, read_holder(output)
     inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
-    shown = replace(inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False)
+    log = str(output / LOG_FILE) if os.path.isfile(output / LOG_FILE) else inner.log
+    shown = replace(
+        inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False, log=log
+    )
     again = "the same rescoldo sweep command again goes on"
     if holder is not None and holder.alive is None:
         return replace(shown, status="unknown", why=_elsewhere(holder), next="", pid=holder.pid)

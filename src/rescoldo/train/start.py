@@ -20,6 +20,7 @@ from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
+from rescoldo.run.streams import unfailing
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
@@ -86,20 +87,21 @@ def train(
     from rescoldo.nodes import Leader, current_group, current_place, follow, joined
 
     reporter, parts = reporter or Reporter(), parts or real_parts()
-    group = current_group()
-    if group is None:
-        return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
-    with joined(group) as group:
-        if not group.leads:
-            left = follow(config, parts, group, reporter)
-            return RunResult("interrupted" if left else "followed", config.output, signal=left)
-        leader = Leader(parts, group)
-        result = _alone_or_leading(
-            config, leader.parts(), reporter, restart=restart, adapter_bin=adapter_bin, force=force
-        )
-        place = current_place()
-        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
-        return result
+    with unfailing(config.output / LOG_FILE):
+        group = current_group()
+        if group is None:
+            return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
+        with joined(group) as group:
+            if not group.leads:
+                left = follow(config, parts, group, reporter)
+                return RunResult("interrupted" if left else "followed", config.output, signal=left)
+            leader = Leader(parts, group)
+            result = _alone_or_leading(
+                config, leader.parts(), reporter, restart=restart, adapter_bin=adapter_bin, force=force
+            )
+            place = current_place()
+            leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
+            return result
 
 
 def _alone_or_leading(
