@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -88,13 +89,15 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
 
 def not_fetched(spec: str) -> Check | None:
     """A warning if `spec` is a Hub model that is not on this machine: a check fetches no gigabytes."""
-    if ":" in spec or Path(spec).expanduser().exists() or not HUB_ID.fullmatch(spec):
+    if ":" in spec or os.path.exists(os.path.expanduser(spec)) or not HUB_ID.fullmatch(spec):
         return None
     if Path(spec).suffix in (".gguf", ".safetensors") or Path(spec).parent.is_dir():
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+    from rescoldo.base.hub import hub_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json", cache_dir=hub_cache()), str):
         return None
     return warning(
         "base model",

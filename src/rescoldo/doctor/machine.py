@@ -39,13 +39,13 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.kernels.native import BuildError, build
+    from rescoldo.engine.kernels.native import BuildError, Native
 
     try:
-        build()
+        Native()  # built and loaded: a file system may allow the one and not the other
         yield ok("kernels", "the native kernels are built for this CPU")
     except BuildError as error:
-        yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
+        yield warning("kernels", f"slower kernels will be used: {error}", error.remedy)
     yield from _precision(subject)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import read_json
+from rescoldo.files import read_json, write_beside
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.guard import cap_after_kill
@@ -87,6 +87,7 @@ def train(
     from rescoldo.nodes import Leader, current_group, current_place, follow, joined
 
     reporter, parts = reporter or Reporter(), parts or real_parts()
+    write_beside(config.output)
     with unfailing(config.output / LOG_FILE):
         group = current_group()
         if group is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -185,7 +186,7 @@ def kernels() -> Twins:
             try:
                 _chosen = Native()
             except BuildError as error:
-                print(f"note: slower PyTorch kernels in use: {error}")
+                print(f"note: slower PyTorch kernels in use: {error}", file=sys.stderr)
     return _chosen
 
 

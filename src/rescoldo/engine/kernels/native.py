@@ -31,11 +31,16 @@ _SOURCES = [_C / name for name in ("kernels.c", "attention.c", "blocks.c", "int8
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
 # a decoded weight is the same number everywhere: no product and sum in one rounding
 _MORE = {"blocks.c": ["-ffp-contract=off"]}
+ELSEWHERE = "export XDG_CACHE_HOME=/a/folder/that/can/be/written (on a file system that is not mounted noexec)"
 _FLOATS, _HALVES = torch.float32, torch.bfloat16
 
 
 class BuildError(Exception):
-    """Why there are no native kernels here."""
+    """Why there are no native kernels here, and what to do about it."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        self.remedy = remedy
+        super().__init__(why)
 
 
 def build(*extra: str) -> Path:
@@ -47,16 +52,18 @@ def build(*extra: str) -> Path:
     flags = [*_FLAGS, *extra]
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     if not compiler:
-        raise BuildError("no C compiler (gcc) on this machine")
+        raise BuildError("no C compiler (gcc) on this machine", "apt install gcc")
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler} does not run: {error}") from error
+        raise BuildError(f"{compiler} does not run: {error}", "apt install gcc") from error
     texts = [
         path.read_text(encoding="utf-8") for path in (*_SOURCES, *(_C / n for n in ("common.h", "simd.h", "blocks.h")))
     ]
     identity = "\n".join([version, cpu.identity(), *flags, repr(_MORE), *texts])
-    library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    library = cache_root(loadable=True) / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
     try:
@@ -76,12 +83,16 @@ def build(*extra: str) -> Path:
                     "-lm",
                 ],
             ):
-                subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+                subprocess.run(
+                    command, capture_output=True, encoding="utf-8", errors="replace", timeout=300, check=True
+                )
             os.replace(f"{scratch}/k.so", library)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"{compiler} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
+        raise BuildError(
+            f"{compiler} failed: {str(error.stderr).strip().splitlines()[-1:]}", "apt install gcc"
+        ) from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"building in {library.parent} failed: {error}") from error
+        raise BuildError(f"building in {library.parent} failed: {error}", ELSEWHERE) from error
     return library
 
 
@@ -188,7 +199,7 @@ class Native(Twins):
         try:
             self._c = ctypes.CDLL(str(build(*flags)))
         except OSError as error:
-            raise BuildError(f"the built kernels do not load: {error}") from error
+            raise BuildError(f"the built kernels do not load: {error}", ELSEWHERE) from error
         self._has_attention = bool(self._c.has_attention())
         self._has_int8 = bool(self._c.has_int8())
         self.levels = int(self._c.int8_levels())
