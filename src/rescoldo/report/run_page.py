@@ -81,6 +81,12 @@ def _facts(status: Status, history: History) -> Any:
         yield "time left", clock(state["seconds_left"])
         at = time.time() + state["seconds_left"]
         yield "done about", time.strftime("%a %d %b %H:%M", time.localtime(at))
+    before = state.get("val_loss_before")
+    if before is not None and history.epochs:
+        best = min(epoch["val_loss"] for epoch in history.epochs)
+        yield "validation loss", f"{before:.4f} before training, {best:.4f} at best"
+    elif before is not None:
+        yield "validation loss", f"{before:.4f} before training"
     yield "worked so far", clock(history.worked)
     if state.get("peak_memory_bytes"):
         yield "memory at most", gigabytes(state["peak_memory_bytes"])

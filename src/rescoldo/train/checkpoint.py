@@ -3,6 +3,7 @@
 A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It appears under its name
 only when all of it is on the disk. Names sort by position:
 
+    checkpoint-0-eval-4       nothing trained, 4 validation examples evaluated
     checkpoint-57-rolling     after 57 micro-batches, in the middle of an epoch
     checkpoint-98-eval-4      epoch trained, 4 validation examples evaluated
     checkpoint-98             epoch trained and evaluated; these stay
@@ -59,6 +60,8 @@ class Position:
         micro: micro-batches done within the unfinished optimizer step.
         step_nats: loss summed over those.
         epoch_nats, epoch_targets: summed loss and target tokens of this epoch so far.
+        baseline: summed loss and target tokens of each validation example evaluated before the training so far; stays
+            empty in runs that an older version has begun.
         evaluated: summed loss and target tokens of each validation example evaluated in this epoch so far.
         tokens, targets: processed in training so far, prompts included / loss tokens alone.
         losses: of each finished epoch.
@@ -73,12 +76,19 @@ class Position:
     step_nats: float = 0.0
     epoch_nats: float = 0.0
     epoch_targets: int = 0
+    baseline: list[tuple[float, int]] = field(default_factory=list)
     evaluated: list[tuple[float, int]] = field(default_factory=list)
     tokens: int = 0
     targets: int = 0
     losses: list[EpochLosses] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
+
+    @property
+    def loss_before(self) -> float | None:
+        """Mean validation loss per target token before the training, None where it was not measured."""
+        targets = sum(n for _, n in self.baseline)
+        return sum(nats for nats, _ in self.baseline) / targets if targets else None
 
 
 @dataclass
@@ -98,8 +108,9 @@ class Checkpoint:
         """The directory's name."""
         if epoch_end:
             return f"checkpoint-{self.position.batches}"
-        if self.position.evaluated:
-            return f"checkpoint-{self.position.batches}-eval-{len(self.position.evaluated)}"
+        evaluated = self.position.evaluated if self.position.batches else self.position.baseline
+        if evaluated:
+            return f"checkpoint-{self.position.batches}-eval-{len(evaluated)}"
         return f"checkpoint-{self.position.batches}-rolling"
 
 
@@ -186,6 +197,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         position = Position(
             **{
                 **raw,
+                "baseline": [(float(nats), int(n)) for nats, n in raw.get("baseline", [])],
                 "evaluated": [(float(nats), int(n)) for nats, n in raw["evaluated"]],
                 "losses": [EpochLosses(**losses) for losses in raw["losses"]],
             }

@@ -97,8 +97,3 @@ class Speed:
         """0 before the first micro-batch."""
         seconds = sum(seconds for _, seconds in self._recent)
         return sum(tokens for tokens, _ in self._recent) / seconds if seconds > 0 else 0.0
-
-    def seconds_left(self, tokens: float) -> float | None:
-        """The time that `tokens` more will take; None before the first micro-batch."""
-        rate = self.tokens_per_second
-        return tokens / rate if rate else None

@@ -33,13 +33,14 @@ from rescoldo.train.identity import (
 )
 from rescoldo.train.info import write_results
 from rescoldo.train.loop import Loop
-from rescoldo.train.metrics import Timings
+from rescoldo.train.metrics import Timings, worsened
 from rescoldo.train.parts import Parts, lora_config, real_parts
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 from rescoldo.units import clock
 
 CALIBRATION_EXAMPLES = 4
+COMPLETED = "✅ Fine-tuning completed!"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _alone_or_leading(
     """The process that writes the run: lock, preparation, training."""
     output = config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
+    began, result = False, None
     try:
         with ExitStack() as stack:
             lock = RunLock(output)
@@ -128,7 +130,9 @@ def _alone_or_leading(
                 lock.release()
                 stack.enter_context(RunLock(output))
                 follow_move(output, aside)
-            return _run(prepared, parts, reporter, adapter_bin, before)
+            began = True
+            result = _run(prepared, parts, reporter, adapter_bin, before)
+        return result
     except EndedBySignal as ended:
         reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
         return RunResult("interrupted", output, signal=int(ended.signal))
@@ -138,6 +142,9 @@ def _alone_or_leading(
             fix="mend that and give the same command again: it goes on from the last checkpoint",
             exit_code=EXIT_FAILURE,
         ) from error
+    finally:
+        if began and (result is None or result.status == "interrupted"):  # the page says so, too
+            parts.write_report(output, reporter.warn)
 
 
 def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool, before: Status) -> RunResult:
@@ -212,6 +219,7 @@ def _work(
         reporter.say(
             f"Resuming from {found[1].name}: epoch {at.epoch + 1}, step {at.step} of {loop.plan.total_steps} done"
         )
+    loop.progress()
     loop.timings.event("resume" if found else "start", checkpoint=found[1].name if found else None)
 
     with Interruption() as interruption:
@@ -245,12 +253,24 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
+    best = at.losses[at.best_epoch - 1]
+    if worsened(at.loss_before, best.val_loss):
+        loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
-    best = at.losses[at.best_epoch - 1]
+    before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
         f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} interruptions"
     )
-    reporter.say("✅ Fine-tuning completed!")
+    worse = worsened(at.loss_before, best.val_loss)
+    reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
     return RunResult("finished", config.output, info)
+
+
+def worsened_remedy(config: RunConfig) -> str:
+    """What to do about a training that made the model worse."""
+    return (
+        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `rescoldo watch` and "
+        "report.html show the curve"
+    )
