@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -104,7 +105,8 @@ def _run(application: typer.Typer) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
     try:
-        code = application(standalone_mode=True)
+        with _memory_errors():
+            code = application(standalone_mode=True)
     except RescoldoError as error:
         return _refused(error)
     except KeyboardInterrupt:
@@ -119,6 +121,18 @@ def _run(application: typer.Typer) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """memory_errors_in_words, imported when it is needed: it takes psutil, and `--help` does not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        from rescoldo.system.memory import memory_errors_in_words
+
+        with memory_errors_in_words():
+            raise error
 
 
 def _refused(error: RescoldoError) -> int:

@@ -21,6 +21,7 @@ from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
+from rescoldo.system.memory import memory_errors_in_words
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
@@ -186,7 +187,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         )
         if not stack.enter_context(parts.stay_awake()):
             reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
-        return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
+        with memory_errors_in_words():
+            return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
 def _work(
