@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rescoldo.base.hf import REFETCH, check_architecture
+from rescoldo.base.hf import check_architecture
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import cache_root, home, load_json
 

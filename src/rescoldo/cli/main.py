@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import typer
 
-from rescoldo import __version__
 from rescoldo.cli.chat import EXAMPLE as CHAT_EXAMPLE
 from rescoldo.cli.chat import chat
 from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
@@ -41,6 +40,7 @@ from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
 from rescoldo.run.streams import fill_absent
 from rescoldo.system.cgroup import hold_libraries_to_quota
+from rescoldo.version import __version__
 
 app = typer.Typer(
     name="rescoldo",
