@@ -120,3 +120,20 @@ def test_a_plans_figure_gives_the_time_left_while_the_weights_are_made_ready(tmp
     )
     tokens = sum(len(line.split()) for line in (tmp_path / "train.txt").read_text(encoding="utf-8").splitlines())
     assert seen[0].seconds_left > 2 * tokens / 10.0  # two epochs and three evaluations
+
+
+def test_the_page_of_a_run_that_failed_says_so(tmp_path):
+    from rescoldo.report.run_page import write_report
+
+    output = tmp_path / "out"
+
+    class Step(FakeStep):
+        def micro_batch(self, indices):
+            raise RuntimeError("a fault of the engine")
+
+    parts = replace(PARTS, gradient_step=Step, write_report=write_report)
+    with pytest.raises(RuntimeError, match="a fault"):
+        train(config(tmp_path, output), parts=parts, reporter=Silent())
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert 'class="state failed"' in page
+    assert "a fault of the engine" in page

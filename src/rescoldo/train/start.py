@@ -17,9 +17,10 @@ from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.guard import cap_after_kill
 from rescoldo.run.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
-from rescoldo.run.lock import LOCK_FILE, RunLock
+from rescoldo.run.lock import LOCK_FILE, RunLock, representative
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
+from rescoldo.run.state import read_state
 from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.memory import memory_errors_in_words
@@ -97,7 +98,6 @@ def _train(
 ) -> RunResult:
     output = config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
-    began, result = False, None
     try:
         with ExitStack() as stack:
             lock = RunLock(output)
@@ -115,9 +115,7 @@ def _train(
                 lock.release()
                 stack.enter_context(RunLock(output))
                 follow_move(output, aside)
-            began = True
-            result = _run(prepared, parts, reporter, adapter_bin, before)
-        return result
+            return _run(prepared, parts, reporter, adapter_bin, before)
     except EndedBySignal as ended:
         reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
         return RunResult("interrupted", output, signal=int(ended.signal))
@@ -128,7 +126,10 @@ def _train(
             exit_code=EXIT_FAILURE,
         ) from error
     finally:
-        if began and (result is None or result.status == "interrupted"):  # the page says so, too
+        state = read_state(output)
+        if (
+            state is not None and (state.pid, state.start) == representative() and state.phase in ("stopped", "failed")
+        ):  # with the lock free the page can say so, too
             parts.write_report(output, reporter.warn)
 
 
