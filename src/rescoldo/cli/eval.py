@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.allowed import check_number
-from rescoldo.errors import EXIT_INTERRUPTED
+from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.units import clock
 
 EXAMPLE = "eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
 
@@ -84,9 +85,20 @@ def eval_(
 
 @contextmanager
 def going_on(kept: str) -> Iterator[None]:
-    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not)."""
+    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not). A terminal or pipe
+    that goes away meanwhile does not end it.
+
+    Raises:
+        RescoldoError: standard output is gone, and the result was to be printed there and nowhere else.
+    """
+    from rescoldo.run.streams import lost, unfailing
+
     try:
-        yield
+        with unfailing(None):
+            yield
+        if lost(1) and not kept:
+            what = f"the result cannot be printed ({lost(1)})"
+            raise RescoldoError(what, fix="give --output: the result is written there", exit_code=EXIT_FAILURE)
     except KeyboardInterrupt:
         how = f"the answers so far are in {kept}; the same command goes on" if kept else "with --output it could go on"
         print(f"interrupted: {how}", file=sys.stderr)
@@ -115,15 +127,16 @@ class TerminalConsole:
         self._reporter.say(text)
 
     @contextmanager
-    def answering(self, name: str, total: int, done: int) -> Iterator[_Rows]:
-        """A bar over rows that shows tokens per second."""
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> Iterator[_Rows]:
+        """A bar over rows of at most `most_tokens` tokens each that shows tokens per second and the time left."""
         with self._reporter.bar(f"Answering ({name}):", total, done) as bar:
-            yield _Rows(bar, done)
+            yield _Rows(bar, done, most_tokens)
 
 
 class _Rows:
-    def __init__(self, bar: Any, done: int) -> None:
+    def __init__(self, bar: Any, done: int, most_tokens: int) -> None:
         self._bar, self._done, self._tokens, self._started = bar, done, 0, time.monotonic()
+        self._before, self._most = done, most_tokens
 
     def tokens(self, count: int) -> None:
         self._tokens = count
@@ -136,4 +149,17 @@ class _Rows:
 
     def _detail(self) -> str:
         seconds = time.monotonic() - self._started
-        return f"{self._tokens:,} tokens, {self._tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+        if seconds <= 0 or not self._tokens:
+            return ""
+        rate = self._tokens / seconds
+        return f"{self._tokens:,} tokens, {rate:.0f} tokens/s{self._left(rate, seconds)}"
+
+    def _left(self, rate: float, seconds: float) -> str:
+        """The time left: what it takes if all rows become as long as they may, or less as rows end earlier."""
+        done, rows = self._done - self._before, self._bar.total - self._before
+        if done >= rows:
+            return ""
+        longest = max(0.0, rows * self._most - self._tokens) / rate
+        if not done:
+            return f", at most {clock(longest)} left"
+        return f", about {clock(min(longest, seconds * (rows - done) / done))} left"

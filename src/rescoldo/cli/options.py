@@ -142,6 +142,9 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     Raises:
         RescoldoError: a value is missing, unknown or out of range.
     """
+    from rescoldo.files import write_beside
     from rescoldo.train.config import make_config
 
-    return make_config(given, config)
+    made = make_config(given, config)
+    write_beside(made.output)
+    return made

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +17,22 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 
+if TYPE_CHECKING:
+    from rescoldo.run.status import Status
+
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
-MARKS = {"running": "▶", "starting": "▶", "finished": "✅", "stopped": "⏸", "failed": "❌", "died": "❌"}
+MARKS = {
+    "running": "▶",
+    "starting": "▶",
+    "paused": "⏸",
+    "finished": "✅",
+    "stopped": "⏸",
+    "failed": "❌",
+    "died": "❌",
+}
+SILENT_SECONDS = 60.0  # without a sign of life of a run that lives: it gives one every second
 TAIL_BYTES = 1 << 20
 
 
@@ -48,6 +60,7 @@ def status(output: Output = None, json_: AsJson = False) -> None:
     from rescoldo.run.status import require_run
 
     found = require_run(chosen(output))
+    renew_report(found)
     if json_:
         print(json.dumps(found.as_json(), ensure_ascii=False))
     else:
@@ -57,13 +70,29 @@ def status(output: Output = None, json_: AsJson = False) -> None:
         raise typer.Exit(EXIT_FAILURE)
 
 
+def renew_report(found: Status) -> None:
+    """Write report.html anew where it still shows a run as running that has ended without being able to say so (a run
+    in the foreground has nobody who would note that it was killed)."""
+    from rescoldo.run.layout import REPORT_FILE
+
+    if found.status not in ("stopped", "failed", "died"):
+        return
+    where = Path(found.trial or found.output)
+    with contextlib.suppress(OSError):
+        text = (where / REPORT_FILE).read_text(encoding="utf-8", errors="replace")
+        if f'class="state {found.status}"' not in text:
+            from rescoldo.report.run_page import write_report
+
+            write_report(where, lambda text: None)
+
+
 def describe(found: dict[str, Any]) -> Iterator[str]:
     """The lines of `status` for the document that `--json` prints."""
     from rescoldo.units import clock, gigabytes, when
 
     state, kind = found["state"], found["status"]
     phase = f", {state['phase']}" if kind == "running" and state else ""
-    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting") else ""
+    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting", "paused") else ""
     yield f"{MARKS.get(kind, '·')} {kind}{phase}{pid}: {found['output']}"
     if found["sweep"]:
         yield f"  sweep        {found['sweep']}"
@@ -74,11 +103,24 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     if state.get("steps"):
         loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
         loss += "" if state["val_loss"] is None else f", validation {state['val_loss']:.4f}"
+        before = state.get("val_loss_before")
+        loss += (
+            ""
+            if before is None
+            else f" ({before:.4f} before training)"
+            if state["val_loss"] is not None
+            else (f", validation {before:.4f} before training")
+        )
         yield f"  epoch        {state['epoch']} of {state['epochs']}, step {state['step']} of {state['steps']}{loss}"
-    if kind == "running" and state.get("tokens_per_second"):
-        left = state["seconds_left"]
-        until = "" if left is None else f", {clock(left)} left, finished at about {when(time.time() + left)}"
-        yield f"  speed        {state['tokens_per_second']:.0f} tokens/s{until}"
+    if kind in ("running", "paused") and state.get("tokens_per_second"):
+        yield f"  speed        {state['tokens_per_second']:.0f} tokens/s"
+    left = state.get("seconds_left")
+    if kind == "running" and left is not None:
+        guess = "" if state.get("tokens_per_second") else " (estimated: no training step is done yet)"
+        yield f"  time left    {clock(left)}, finished at about {when(time.time() + left)}{guess}"
+    if kind == "running" and state and time.time() - state["updated"] > SILENT_SECONDS:
+        yield f"  ⚠️  it has given no sign of life for {clock(time.time() - state['updated'])}"
+        yield "      → its container may be frozen, the machine overloaded, or a disk may not answer"
     if kind == "running" and state.get("memory_bytes"):
         yield (
             f"  memory       {gigabytes(state['memory_bytes'])}, at most {gigabytes(state['peak_memory_bytes'])}, "
@@ -198,6 +240,7 @@ def list_(
     seen: dict[str, Any] = {}
     for path in [*known_runs(), *find_runs(folders or [])]:
         found = read_status(path)
+        renew_report(found)
         if found.status != "never":
             seen.setdefault(str(path.resolve()), found)
     if json_:

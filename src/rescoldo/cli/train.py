@@ -227,9 +227,11 @@ def _on_several(
     config: RunConfig, nodes: Nodes, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
 ) -> None:
     from rescoldo.nodes.launch import Launcher
+    from rescoldo.run.layout import LOG_FILE
+    from rescoldo.run.streams import unfailing
 
     launcher = Launcher(config, nodes, adapter_bin=adapter_bin, force=force, quiet=as_json)
-    with _telling(on_exit, config.output, launcher.say):
+    with unfailing(config.output / LOG_FILE), _telling(on_exit, config.output, launcher.say):
         outcome = launcher.run(restart=restart)
     if as_json:
         failed = {"status": "failed", "output": str(config.output), "error": outcome.get("error", "")}

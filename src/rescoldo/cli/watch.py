@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescoldo.cli.status import Output, chosen, describe, tail
+from rescoldo.cli.status import Output, chosen, describe, renew_report, tail
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,6 +54,7 @@ def watch(
                     if quits(every):
                         break
                     found = read_status(where)
+    renew_report(found)
     console.print(picture(where, found, console.width, sys.stdout.encoding or ""))
 
 
