@@ -158,7 +158,7 @@ def test_side_by_side_on_a_terminal(loaded: Loaded) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json"], "--json: a conversation is no JSON document"),
+        (["--json"], "--json: needs a single question"),
         (["--concept", " "], "--concept: is empty"),
         (["--top-p", "0"], "--top-p: 0.0 is out of range"),
         (["--compare", "--base"], "shows the base model already"),
