@@ -16,8 +16,18 @@ _OLLAMA_TAG = re.compile(r"(?:[\w.-]+/)?[\w.-]+:[\w.-]+")  # [USER/]NAME:TAG
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
 
 
-class NoSuchBaseError(RescoldoError):
-    """Nothing is where the base model's name points to."""
+class NoSuchModelError(RescoldoError):
+    """Nothing goes by the name that was given.
+
+    Attributes:
+        suggestion: "did you mean …?" where something has a similar name, else "".
+    """
+
+    def __init__(
+        self, spec: str, suggestion: str, *, what: str = "base model", otherwise: str = f"name {_FORMS}"
+    ) -> None:
+        super().__init__(f"there is no such {what}", where=spec[:200], fix=suggestion or otherwise or f"name {_FORMS}")
+        self.suggestion = suggestion
 
 
 def open_base(spec: str) -> BaseModel:
@@ -89,13 +99,13 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
     except OSError:
         siblings = []
     close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)
-    fix = f"did you mean {path.parent / close[0]}?" if close else f"name {_FORMS}"
+    fix = f"did you mean {path.parent / close[0]}?" if close else ""
     known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
     if known:
         fix = f"did you mean {known[0]}?"
     elif not close and _in_ollama(spec):
         fix = f"did you mean ollama:{spec}?"
-    return NoSuchBaseError("there is no such base model", where=spec[:200], fix=fix)
+    return NoSuchModelError(spec, fix)
 
 
 def _in_ollama(spec: str) -> bool:

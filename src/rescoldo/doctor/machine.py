@@ -42,11 +42,11 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.kernels.native import BuildError, build
+    from rescoldo.engine.kernels.build import BuildError
+    from rescoldo.engine.kernels.native import NativeKernels
 
     try:
-        build()
-        yield ok("kernels", "the native kernels are built for this CPU")
+        yield ok("kernels", f"native kernels for this CPU ({NativeKernels().name})")
     except BuildError as error:
         yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
     yield from _precision(subject)

@@ -123,13 +123,7 @@ def _shapes(parameters: Tensors, rank: int, targets: tuple[str, ...], info: dict
         except (KeyError, TypeError):
             return Check("shapes", False, f"base model {spec!r} not found, and {INFO_FILE} holds no shapes")
         whose = f"the shapes noted in {INFO_FILE} ({spec} itself is not here)"
-    expected: dict[str, tuple[int, ...]] = {}
-    for layer in range(decoder.n_layers):
-        for target in targets:
-            out, into = decoder.linear_shape(target)
-            part = "self_attn" if target in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            expected[f"model.layers.{layer}.{part}.{target}.lora_A"] = (rank, into)
-            expected[f"model.layers.{layer}.{part}.{target}.lora_B"] = (out, rank)
+    expected = decoder.adapter_shapes(rank, targets)
     found = {key: tuple(tensor.shape) for key, tensor in parameters.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rescoldo.base.open import NoSuchBaseError
+from rescoldo.base.open import NoSuchModelError
 from rescoldo.errors import RescoldoError
 from rescoldo.models.engine_chat import EngineChat
 from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
@@ -92,8 +92,8 @@ class Opener:
                 self._loaded[spec] = load_for_inference(
                     spec, self.quantization, role=self.role, records=self.records, lazy=True
                 )
-            except NoSuchBaseError as error:
-                fix = error.fix if error.fix.startswith("did you mean") else f"name {FORMS}"
+            except NoSuchModelError as error:
+                fix = error.suggestion or f"name {FORMS}"
                 raise RescoldoError("there is no such model, run or program", where=error.where, fix=fix) from None
         return self._loaded[spec]
 

@@ -152,7 +152,7 @@ def load_for_inference(
         RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
     """
     from rescoldo.base import open_base
-    from rescoldo.base.open import NoSuchBaseError
+    from rescoldo.base.open import NoSuchModelError
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
@@ -171,9 +171,9 @@ def load_for_inference(
     adapter: Adapter | None = read_adapter(run) if run else None
     try:
         base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
-    except NoSuchBaseError as error:  # a run's directory that was moved or misspelled ends here, too
-        fix = error.fix if error.fix.startswith("did you mean") else _known_models()
-        raise NoSuchBaseError("there is no such run or base model", where=error.where, fix=fix) from None
+    except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
+        where = error.where or spec
+        raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
     tokenizer = base.tokenizer()
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None

@@ -78,7 +78,7 @@ class Leader:
         self.optimizer = SharedAdamW(self, parameters, weight_decay)
         return self.optimizer
 
-    def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, int]]:
+    def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, float]]:
         """As engine.model.evaluate_loss, each machine its share."""
         ranks, _ = self.deal(EVALUATE, model, examples, 0)
         mine = [i for i, rank in enumerate(ranks) if rank == self.group.rank]
@@ -87,7 +87,7 @@ class Leader:
         for i, (loss, _) in zip(mine, found, strict=True):
             nats[i] = loss
         dist.reduce(nats, self.group.leader)
-        return [(loss, example.n_targets) for loss, example in zip(nats.tolist(), examples, strict=True)]
+        return [(loss, example.total_weight) for loss, example in zip(nats.tolist(), examples, strict=True)]
 
     def deal(self, op: int, model: Model, examples: Sequence[Example], step: int) -> tuple[list[int], list[float]]:
         """Tell the followers what to do; returns each example's rank, and each rank's work in tokens."""

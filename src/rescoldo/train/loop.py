@@ -112,7 +112,7 @@ class Loop:
         with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
             for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
                 examples = [self.examples[i] for i in group]
-                targets = sum(example.n_targets for example in examples)
+                targets = sum(example.total_weight for example in examples)
                 batches = plan.batches(group)
                 began = mark = self.monitor.clock.now()
                 step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
@@ -136,7 +136,7 @@ class Loop:
                         if self.interruption.received:
                             return self.stopped()
                     if self.parts.resumable_steps and at.micro < len(batches):
-                        so_far = sum(example.n_targets for example in examples[: batch[-1] + 1])
+                        so_far = sum(example.total_weight for example in examples[: batch[-1] + 1])
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()
@@ -151,7 +151,7 @@ class Loop:
                 loss = at.step_nats / targets
                 at.epoch_nats, at.epoch_targets = at.epoch_nats + at.step_nats, at.epoch_targets + targets
                 at.step, at.micro, at.step_nats = at.step + 1, 0, 0.0
-                at.targets += targets
+                at.targets += sum(example.n_targets for example in examples)
                 line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
                 self.metrics.append({**line, "tokens": at.tokens})
                 seconds = self.timed(0, mark) - began
