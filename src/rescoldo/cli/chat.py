@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'chat artifacts/demo/run --concept "A tool library" --compare'
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_HELP = "/concept TEXT asks through the role's prompt, /reset starts a new conversation, /exit (or Ctrl-D) quits; Ctrl-C stops an answer"
+_HELP = (
+    "/concept TEXT asks through the role's prompt, /reset starts a new conversation, /exit (or Ctrl-D) quits; "
+    "Ctrl-C stops an answer"
+)
 
 
 def chat(
