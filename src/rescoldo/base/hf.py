@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
-from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.base.hub_id import REFETCH
+from rescoldo.base.model import BaseModel, check_tensors
+from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, WRAPPERS, Family
 from rescoldo.files import load_json
@@ -30,7 +33,6 @@ _BOUNDS = {  # of the config's whole numbers, checked before transformers sees t
     "sliding_window": 1 << 31,
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-REFETCH = "fetch the model again: hf download ID --local-dir DIRECTORY"
 
 
 def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
@@ -106,7 +108,7 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     eps = config.rms_norm_eps
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
-    theta, scaling, local_theta = _rope(config, fail)
+    theta, scaling, local_theta = _rope(family, config, fail)
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -144,12 +146,14 @@ def _field(value: Any, name: str, key: str, fail: Any) -> Any:
     return float(value)
 
 
-def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
+def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
     """(theta, scaling or None, theta of the layers with a window where it is another rotation) from rope_parameters,
     where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
     if "full_attention" not in parameters:
         return *_one_rope(parameters, fail), None
+    if family.windows != "layer_types":
+        raise fail(f"rope_parameters by kind of layer: a {family.name} model has one kind")
     main = _one_rope(parameters["full_attention"] or {}, fail)
     local = _one_rope(parameters.get("sliding_attention") or parameters["full_attention"] or {}, fail)
     if local == main:
@@ -324,6 +328,9 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
         found = family.decoder_name(stored, wrapped=raw.get("model_type") in WRAPPERS)
         return None if found == "lm_head.weight" and config.tied_embeddings else found
 
-    tensors = HfTensors(weight_files(directory), name, family.norm_offset)
+    files = weight_files(directory)
+    tensors = HfTensors(files, name, family.norm_offset)
     check_tensors(tensors, config, directory)
-    return BaseModel(spec, directory, "hf", config, tensors)
+    return BaseModel(
+        spec, directory, "hf", config, tensors, tuple(files), DirectoryTokenizer(directory, config.max_positions)
+    )

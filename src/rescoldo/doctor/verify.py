@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
-from rescoldo.train.parts import Tensors
 
 # every key of the original's training_info.json
 INFO_KEYS = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,9 +23,7 @@ from rescoldo.engine.precision import Converter, Weights, embed
 from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.saved import SavedActivations
 from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
-
-if TYPE_CHECKING:
-    from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.engine.weights import OpenedModel, TensorSource
 
 
 def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
@@ -85,7 +82,7 @@ class LoraModel:
     @classmethod
     def load(
         cls,
-        base: BaseModel,
+        base: OpenedModel,
         precision: str,
         lora: LoraConfig | None,
         *,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import end_of_turn, prompt_ids
-from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example
+from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
 from rescoldo.role import Role
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rescoldo.base import BaseModel
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import Adapter
-
-CALIBRATION_EXAMPLES = 4
 
 
 @dataclass
