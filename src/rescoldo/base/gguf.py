@@ -14,7 +14,7 @@ from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.tokenizer import GgufTokenizer
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, Blocks, decode_ggml
+from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
@@ -103,14 +103,14 @@ class GgufTensors(TensorSource):
             tensor = torch.from_numpy(decode_ggml(np.asarray(raw), info.type_name)).reshape(info.shape)
         return tensor if rows is None else tensor[torch.from_numpy(rows)]
 
-    def quantized(self, name: str) -> Blocks | None:
+    def quantized(self, name: str) -> QuantizedMatrix | None:
         info = self._info(name)
         if info.type_name in _PLAIN or len(info.shape) != 2:
             return None
         data = torch.from_numpy(np.asarray(self._bytes(info))).view(info.shape[0], -1)
         rows = _stored_rows(self._config, name)
         order = None if rows is None else torch.from_numpy(rows)
-        return Blocks(info.type_name, data, (info.shape[0], info.shape[1]), order=order)
+        return QuantizedMatrix(info.type_name, data, (info.shape[0], info.shape[1]), order=order)
 
 
 def _check_types(path: Path, header: GgufHeader) -> None:

@@ -10,6 +10,7 @@ from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import identity
@@ -94,7 +95,7 @@ def not_fetched(spec: str) -> Check | None:
         return None
     return warning(
         "base model",
-        f"{spec} is not on this machine; `rescoldo train` fetches it from the Hub first",
+        f"{spec} is not on this machine; `{program()} train` downloads it from the Hub first",
         f"hf download {spec}; without a network: on another machine hf download {spec} --local-dir DIRECTORY, copy "
         "DIRECTORY here and name it as --base-model",
     )

@@ -12,6 +12,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
+from rescoldo.units import count
 
 # every key of the original's training_info.json
 INFO_KEYS = (
@@ -72,7 +73,7 @@ def verify(output: Path) -> Iterator[Check]:
         return
     parameters = adapter.parameters
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
-    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {len(parameters)} tensors"
+    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
     yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
     yield _shapes(parameters, adapter.lora.rank, adapter.lora.targets, info)
     yield from _values(parameters, info)
@@ -92,7 +93,9 @@ def _hashes(output: Path, info: dict[str, Any]) -> Check:
     if not isinstance(files, dict) or WEIGHTS_FILE not in files:
         return Check("hashes", False, f"{INFO_FILE} holds none")
     bad = [name for name, digest in files.items() if _hash(output, str(name)) != digest]
-    return Check("hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{len(files)} files unchanged")
+    return Check(
+        "hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{count(len(files), 'file')} unchanged"
+    )
 
 
 def _hash(output: Path, name: str) -> str:

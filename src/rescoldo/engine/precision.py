@@ -14,8 +14,8 @@ from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import NF4, Blocks, Matrix, select_rows
-from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.blocks import NF4, Matrix, QuantizedMatrix
+from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
@@ -90,7 +90,7 @@ class Converter:
     ) -> dict[str, LoraGroup]:
         """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each.
 
-        Blocks (int8 and nf4 only) are used as they are.
+        Quantized matrices (int8 and nf4 only) are used as they are.
         """
         if self.precision not in CALIBRATED:
             dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
@@ -99,15 +99,15 @@ class Converter:
             return self._measure(index, weights, norms, build)
         return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
-    def integer(self, key: str, weights: Weights, *, fine: bool = False) -> Int8Linear:
+    def integer(self, key: str, weights: Weights, *, two_pass: bool = False) -> Int8Linear:
         """The weights for 8-bit products, by the input ranges that `state` has under `key`."""
         found = self.converted.read(key, self.state[key]) if self.converted else None
         if found is not None:
-            return Int8Linear.restored(found, fine=fine)
-        if self.precision == "nf4" and not fine:
-            weights = [w if isinstance(w, Blocks) else _nf4(w) for w in weights]
-        columns, apart = smoothing(self.state[key], weights)
-        linear = Int8Linear(weights, columns, apart, fine=fine, unpacked=self._unpacked)
+            return Int8Linear.restored(found, two_pass=two_pass)
+        if self.precision == "nf4" and not two_pass:
+            weights = [w if isinstance(w, QuantizedMatrix) else _nf4(w) for w in weights]
+        channel_scale, outliers = smoothing(self.state[key], weights)
+        linear = Int8Linear(weights, channel_scale, outliers, two_pass=two_pass, unpacked=self._unpacked)
         if self.converted:
             self.converted.write(key, self.state[key], linear.tensors())
         return linear
@@ -120,7 +120,7 @@ class Converter:
         if self.rows is not None:
             x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
             self.state["head"] = x.abs().amax(0).float()
-        return self.integer("head", [weight], fine=True)
+        return self.integer("head", [weight], two_pass=True)
 
     def _measure(
         self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
@@ -156,10 +156,10 @@ def embed(embedding: Matrix, tokens: torch.Tensor, config: DecoderConfig) -> tor
     return h if config.embedding_scale == 1.0 else h * config.embedding_scale
 
 
-def _nf4(weight: torch.Tensor) -> Blocks:
+def _nf4(weight: torch.Tensor) -> QuantizedMatrix:
     packed, scales = kernels().nf4_pack(weight)
-    return Blocks(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
+    return QuantizedMatrix(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
 
 
 def _dense(weights: Weights) -> list[torch.Tensor]:
-    return [kernels().blocks_decode([w]) if isinstance(w, Blocks) else w for w in weights]
+    return [kernels().blocks_decode([w]) if isinstance(w, QuantizedMatrix) else w for w in weights]

@@ -15,12 +15,14 @@ import torch.distributed as dist
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example
 from rescoldo.engine.weights import Tensors
+from rescoldo.invocation import program
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.optimizer import AdamW
 from rescoldo.train.parts import Model, Parts, Step
+from rescoldo.units import count
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this
 LEARNING_STEPS = 3  # before speeds are judged
@@ -65,7 +67,7 @@ class Leader:
         agree(prepared.identity, self.group)
         self._reporter = reporter
         names = ", ".join(self.group.name(rank) for rank in range(self.group.size))
-        reporter.say(f"  {self.group.size} machines work on this run ({names}); this one leads")
+        reporter.say(f"  {count(self.group.size, 'machine')} in this run ({names}); this one leads")
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
         """A step whose examples are dealt out."""
@@ -122,7 +124,7 @@ class Leader:
                     fast = max(self.speeds)
                     self._reporter.warn(
                         f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s where the fastest does "
-                        f"{fast:.0f}; it gets less to do\n    → `rescoldo doctor` there says why; "
+                        f"{fast:.0f}; it gets less to do\n    → `{program()} doctor` there says why; "
                         "Ctrl-C there takes it out of the run"
                     )
         if any(signals):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rescoldo.extras import install_command
 from rescoldo.files import write_text
 from rescoldo.run.layout import METRICS, TIMINGS, read_timings
 
@@ -107,6 +109,9 @@ class TensorBoard:
         self._warn = warn
         self._writer: Any = None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        if importlib.util.find_spec("tensorboard") is None:
+            warn(f"no TensorBoard logs: tensorboard is not installed; to get it: {install_command('tensorboard')}")
+            return
         with self._tolerant():
             from torch.utils.tensorboard import SummaryWriter
 

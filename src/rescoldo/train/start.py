@@ -21,6 +21,7 @@ from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
+from rescoldo.system.awake import can_suspend
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
@@ -37,7 +38,7 @@ from rescoldo.train.metrics import Timings
 from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
-from rescoldo.units import clock
+from rescoldo.units import clock, count
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def train(
                 follow_move(output, aside)
             return _run(prepared, parts, reporter, adapter_bin, before)
     except EndedBySignal as ended:
-        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command resumes.")
         return RunResult("interrupted", output, signal=int(ended.signal))
     except OSError as error:
         raise RescoldoError(
@@ -124,7 +125,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
         if adapter_bin and not (output / BIN_FILE).exists():
             write_bin(output)
-        reporter.say(f"This run is finished: the adapter is in {output}. Start anew with --restart.")
+        reporter.say(f"This run is finished: the adapter is in {output}. --restart starts it again.")
         return RunResult("already finished", output, info)
 
     found = read_latest(output, reporter.warn)
@@ -150,8 +151,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
-        if not stack.enter_context(parts.stay_awake()):
-            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
+        if not stack.enter_context(parts.stay_awake()) and can_suspend():
+            reporter.say("  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)")
         return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
@@ -223,7 +224,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     best = at.losses[at.best_epoch - 1]
     reporter.say(
         f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
-        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} interruptions"
+        f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     reporter.say("✅ Fine-tuning completed!")
     return RunResult("finished", config.output, info)
