@@ -41,6 +41,7 @@ GRANITE = {
     "logits_scaling": 2.5,
 }
 WINDOWS = {"sliding_window": 8}
+CAPS = {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 9}
 # each family that is more than llama with switches, and each of its own switches
 FAMILY_VARIANTS: list[Variant] = [
     ("granite", GRANITE),
@@ -51,6 +52,8 @@ FAMILY_VARIANTS: list[Variant] = [
     ("olmo3", {"rope": "yarn-full", **WINDOWS, "num_hidden_layers": 4}),
     ("smollm3", {"num_hidden_layers": 5}),
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("gemma2", {**WINDOWS, **CAPS, "tie_word_embeddings": True, "num_hidden_layers": 3}),
+    ("gemma2", {**CAPS, "attn_logit_softcapping": None}),
     ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 6}),
     ("gemma3_text", {"rope": "kinds", "query_pre_attn_scalar": 9, "num_attention_heads": 2, "head_dim": 64}),
 ]

@@ -43,6 +43,11 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("qwen3", {"rope": "yarn"}),
         ("granite", GRANITE),
         ("olmo2", {}),
+        ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
+        ("smollm3", {"num_hidden_layers": 5}),
+        ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+        ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
+        ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:

@@ -141,6 +141,8 @@ def _field(value: Any, name: str, key: str, fail: Any) -> Any:
         if not isinstance(value, bool):
             raise fail(f"{key} is {value!r:.40}: expected true or false")
         return value
+    if value is None and default is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise fail(f"{key} is {value!r:.40}: expected a positive number")
     return float(value)

@@ -46,6 +46,7 @@ class DecoderConfig:
         attention_scale: factor on the scores; None: 1 / √head_dim.
         embedding_scale, residual_scale: factors on the embeddings and on what a sublayer adds to the residual stream.
         logits_divisor: what the logits are divided by.
+        attention_cap, logits_cap: the soft caps (`activation.soft_cap`) of scores and logits; None: none.
         fused: the groups ("qkv", "gate_up") that the model has as one linear.
     """
 
@@ -77,6 +78,8 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    attention_cap: float | None = None
+    logits_cap: float | None = None
     fused: tuple[str, ...] = ()
 
     def described(self) -> dict[str, Any]:
