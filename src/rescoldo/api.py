@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class TrainSettings(TypedDict, total=False):
-    """The settings of a run that have a default: the fields of `train.config.RunConfig`, which says what each means and
-    which values it takes (`rescoldo train --help` lists them, too)."""
+    """The settings of a run that have a default: the fields of `train.config.RunConfig`, which says what each means
+    and which values it takes (`rescoldo train --help` lists them, too)."""
 
     base_model: str
     role: str

@@ -27,6 +27,7 @@ from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import LoraConfig
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
@@ -408,7 +409,7 @@ def test_output_in_use_by_a_second_process(folder, tmp_path, subject):
         (found,) = room.output(Subject(config))
         assert found.level == "failure"
         assert f"process {process.pid} on " in found.what
-        assert found.remedy.startswith("rescoldo stop ")
+        assert found.remedy.startswith(f"{program()} stop ")
     finally:
         process.kill()
         process.wait()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from rescoldo.invocation import program
 from rescoldo.report.run_page import render
 from rescoldo.run import death, registry
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
@@ -327,9 +328,9 @@ def test_printed_commands_can_be_pasted(tmp_path, dead):
     with RunLock(output):
         assert f"rescoldo status &#39;{output}&#39;" in render(output)
     (output / EXIT_FILE).write_text(json.dumps({"pid": dead[0], "start": dead[1], "returncode": 2, "time": 1}))
-    assert read_status(output).next == f"rescoldo logs '{output}'"
+    assert read_status(output).next == f"{program()} logs '{output}'"
     (output / INFO_FILE).write_text(json.dumps({"identity": {}}))
-    assert read_status(output).next == f"rescoldo verify '{output}'"
+    assert read_status(output).next == f"{program()} verify '{output}'"
 
 
 def test_a_stopped_process_is_paused_and_can_be_ended(tmp_path, output):

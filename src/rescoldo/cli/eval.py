@@ -26,18 +26,18 @@ def eval_(
         Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report goes beside it.")
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="Training set, to find what is copied from it. (default: the run's own)")
+        Path | None, typer.Option(help="Training set, to detect copied passages. (default the run's)")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Score the run's base model, without its adapter.")] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="An answer is cut off here. (default the role's, 2048 for ba)")
+        int | None, typer.Option(help="Most tokens of an answer. (default the role's, 2048 for ba)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     role: Annotated[
         str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
@@ -46,7 +46,7 @@ def eval_(
 ) -> None:
     """Score a model on a dataset: the metric, its components, and signs of reciting.
 
-    Stopped half-way, the same command goes on where it was (with --output).
+    Interrupted, the same command resumes where it stopped (with --output).
     """
     check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
@@ -100,7 +100,11 @@ def going_on(kept: str) -> Iterator[None]:
             what = f"the result cannot be printed ({lost(1)})"
             raise RescoldoError(what, fix="give --output: the result is written there", exit_code=EXIT_FAILURE)
     except KeyboardInterrupt:
-        how = f"the answers so far are in {kept}; the same command goes on" if kept else "with --output it could go on"
+        how = (
+            f"the answers so far are in {kept}; the same command resumes"
+            if kept
+            else "with --output it could be resumed"
+        )
         print(f"interrupted: {how}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 

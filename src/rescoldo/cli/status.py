@@ -53,7 +53,7 @@ def chosen(output: Path | None) -> Path:
 
 
 def status(output: Output = None, json_: AsJson = False) -> None:
-    """Where a run stands: state, step, loss, speed, time left, memory, last checkpoint; and why, if it died.
+    """Show a run: state, step, loss, speed, time left, memory, last checkpoint; and why, if it died.
 
     Exit code 0: it runs, is finished, or was stopped and saved. 1: it failed or died. 2: there is no run.
     """
@@ -132,7 +132,7 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
         yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
     for trouble in state.get("troubles", [])[-3:]:
         yield f"  ⚠️  {when(trouble.get('time', 0))}: {trouble.get('what')}"
-        if kind in ("running", "starting"):  # afterwards there is nothing left to mend
+        if kind in ("running", "starting"):  # afterwards nothing can be done about it
             yield f"      → {trouble.get('remedy')}"
     if found["log"]:
         yield f"  log          {found['log']}"
@@ -142,11 +142,11 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
 
 def logs(
     output: Output = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the run ends.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines.")] = 40,
     json_: AsJson = False,
 ) -> None:
-    """What a detached run says. Ctrl-C ends the looking, not the run."""
+    """Print the log of a detached run. Ctrl-C stops printing, not the run."""
     from rescoldo.run.status import read_status, require_run
 
     where = chosen(output)
@@ -183,7 +183,7 @@ def tail(path: Path, count: int) -> tuple[list[str], int]:
 
 
 def _print_from(path: Path, at: int) -> int:
-    """Print what was added behind position `at`; a file that is shorter than that was begun anew."""
+    """Print what was added behind position `at`; a file that is shorter than that was truncated."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         file.seek(at if at <= end else 0)
@@ -196,12 +196,14 @@ def _print_from(path: Path, at: int) -> int:
 
 def stop(
     output: Output = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to save and end; 0: do not.")] = 3600.0,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until it has stopped; 0: do not wait.")
+    ] = 3600.0,
     json_: AsJson = False,
 ) -> None:
-    """Let a run save a checkpoint and end, and wait for that. The same train command goes on later.
+    """Make a run save a checkpoint and exit, and wait for that. The same train command resumes it later.
 
-    It ends behind the micro-batch that it is at. Exit code 0: it does not run any more. 1: it still does.
+    It stops after the current micro-batch. Exit code 0: it has stopped. 1: it is still running.
     """
     from rescoldo.run.signals import send_to
     from rescoldo.run.status import read_status, require_run
@@ -227,7 +229,7 @@ def stop(
 
 
 def list_(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Folders to look through too.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Further folders to search.")] = None,
     json_: AsJson = False,
 ) -> None:
     """The runs that were started on this machine, the latest first, and those below the given folders."""
@@ -236,7 +238,7 @@ def list_(
 
     for folder in folders or []:
         if not folder.is_dir():
-            raise RescoldoError("there is no such folder", where=str(folder), fix="name a folder that runs are below")
+            raise RescoldoError("there is no such folder", where=str(folder), fix="name a folder that contains runs")
     seen: dict[str, Any] = {}
     for path in [*known_runs(), *find_runs(folders or [])]:
         found = read_status(path)
