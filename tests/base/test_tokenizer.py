@@ -16,6 +16,7 @@ from rescoldo.base.gguf_header import read_header
 from rescoldo.base.sample import find_sample
 from rescoldo.base.tokenizer import INST_AS_TEXT, INST_AS_TOKEN, save_tokenizer
 from rescoldo.base.tokenizer_build import PRES
+from rescoldo.data.tokenize import end_of_turn, stop_ids
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import CHATML, tiny_gguf, tiny_hf, tiny_tokenizer
 
@@ -220,12 +221,25 @@ def test_directory_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_stop_ids(tmp_path: Path) -> None:
-    base = open_base("sample:smollm2")
-    assert base.stop_ids(base.tokenizer()) == {2}
-    base = open_base(str(tiny_hf(tmp_path / "hf", "llama", eos_token_id=[0, 2, 99999])))
-    assert base.stop_ids(base.tokenizer()) == {0, 2}
-    base = open_base(str(tiny_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.eot_token_id": 0})))
-    assert base.stop_ids(base.tokenizer()) == {0, 2}
+    """One rule: what the template, generation_config.json, config.json and GGUF's metadata name."""
+    assert stop_ids(open_base("sample:smollm2").tokenizer()) == {2}
+    directory = tiny_hf(tmp_path / "hf", "llama", eos_token_id=[0, 2, 99999])
+    assert stop_ids(open_base(str(directory)).tokenizer()) == {0, 2}
+    (directory / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    assert stop_ids(open_base(str(directory)).tokenizer()) == {0, 2, 5}
+    metadata = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 7}
+    gguf = tiny_gguf(tmp_path / "m.gguf", metadata=metadata)
+    assert stop_ids(open_base(str(gguf)).tokenizer()) == {0, 2, 7}
+
+
+def test_the_end_that_is_learned(tmp_path: Path) -> None:
+    """The template's own; without one there, EOS unless the model's files name others only."""
+    directory = tiny_hf(tmp_path / "hf", "llama", eos_token_id=0)
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 2, "the template writes <|im_end|>"
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 0
+    (directory / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 2
 
 
 @pytest.mark.parametrize("spec", ["sample:smollm2", "tiny", "mistral"])

@@ -72,13 +72,6 @@ class BaseModel:
 
         return load_tokenizer(self)
 
-    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
-        """The tokens that end an answer: end of sequence and, where the model has one, end of turn. `tokenizer` is what
-        the method of that name returned."""
-        from rescoldo.base.tokenizer import stop_ids
-
-        return stop_ids(self, tokenizer)
-
     def stored_bytes(self) -> int | None:
         """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
         names = [n for n in self.tensors.names() if n.startswith("model.layers.") and n.endswith("_proj.weight")]

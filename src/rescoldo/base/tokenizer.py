@@ -45,11 +45,11 @@ INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
 # From v0.3 on: [INST] is a control token, a system message goes before the last question.
 INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
-
 
 def load_tokenizer(base: BaseModel) -> Any:
-    """The base model's own tokenizer, a transformers fast tokenizer, with a chat template.
+    """The base model's own tokenizer, a transformers fast tokenizer, with a chat template. Its `declared_stop_ids` are
+    the ends of an answer that the model's files name (see data.tokenize.stop_ids), its `model_max_length` is at most
+    the model's context.
 
     A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
     (v0.3 on), or if it has a SentencePiece vocabulary without them and calls itself both "mistral" and "instruct".
@@ -77,6 +77,8 @@ def load_tokenizer(base: BaseModel) -> Any:
             where=str(base.path),
             fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
         )
+    tokenizer.declared_stop_ids = _declared_stops(base)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, base.config.max_positions)
     return tokenizer
 
 
@@ -254,26 +256,24 @@ def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | N
     return value
 
 
-def stop_ids(base: BaseModel, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: end of sequence as tokenizer, model and generation config say, and the end of turn
-    that the chat template writes."""
-    found = {tokenizer.eos_token_id}
+def _declared_stops(base: BaseModel) -> tuple[int, ...]:
+    """The tokens that the model's own files name as ends of an answer, in their order: generation_config.json's and
+    config.json's eos_token_id (a number or a list); GGUF's eos, eot and eom."""
+    found: list[Any] = []
     if base.kind == "hf":
         from rescoldo.base.hf import REFETCH
 
-        for name in ("config.json", "generation_config.json"):
+        for name in ("generation_config.json", "config.json"):
             if (base.path / name).is_file():
                 value = load_json(base.path / name, REFETCH).get("eos_token_id")
-                found.update(value if isinstance(value, list) else [value])
+                found += value if isinstance(value, list) else [value]
     else:
         from rescoldo.base.gguf_header import read_header
 
         metadata = read_header(base.path).metadata
-        keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-        found.update(scalar(metadata, key, str(base.path)) for key in keys)
-    added = tokenizer.added_tokens_encoder
-    found.update(added[token] for token in _TURN_ENDS if token in added and token in tokenizer.chat_template)
-    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < base.config.vocab_size)
+        found += [scalar(metadata, f"tokenizer.ggml.{name}_token_id", str(base.path)) for name in ("eos", "eot", "eom")]
+    known = (i for i in found if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < base.config.vocab_size)
+    return tuple(dict.fromkeys(known))
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

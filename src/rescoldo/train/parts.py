@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,7 @@ class Dataset:
         overruns: examples left out because they are longer than max_length.
         digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
         file_digest: SHA-256 of the file.
+        notes: habits of the model's chat template that these conversations meet, in words.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class Dataset:
     overruns: list[str]
     digest: str
     file_digest: str
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -92,6 +95,7 @@ class Parts:
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
+    run_date: Callable[[date], date] = lambda day: day  # the date in the prompts that all machines use
     optimizer: Callable[[Tensors, float], AdamW] = AdamW  # adapter, weight decay
     resumable_steps: bool = True  # whether a step that is half done can be saved
     machines: int = 1
@@ -145,21 +149,30 @@ def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit:
         RescoldoError: faults in the file, or nothing left to use.
     """
     from rescoldo.data import read_records
+    from rescoldo.data.template_check import check_template
     from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 
     records = read_records(path, role)[:limit]
     refuse_control_tokens(path, records, role, tokenizer)
+    notes = tuple(check_template(path, records, role, tokenizer))
     tokenized = tokenize_records(records, role, tokenizer, max_length)
     if not tokenized.examples:
         line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
         raise RescoldoError(
             f"every example is longer than {max_length} tokens",
             where=str(path),
-            fix=f"--max-length {tokens} would let in the shortest (line {line})",
+            fix=longer(tokens, tokenizer.model_max_length, f"would let in the shortest (line {line})"),
         )
     names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
     overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
-    return Dataset(path, tokenized.examples, names, overruns, digest(tokenized.examples), sha256(path))
+    return Dataset(path, tokenized.examples, names, overruns, digest(tokenized.examples), sha256(path), notes)
+
+
+def longer(tokens: int, context: int, effect: str) -> str:
+    """What to do so that an example of so many tokens is not left out; `context` is the model's."""
+    if tokens <= context:
+        return f"--max-length {tokens} {effect}"
+    return f"shorten the examples, or take a model with a longer context: this one's has {context} tokens, not {tokens}"
 
 
 def _short(text: str) -> str:
