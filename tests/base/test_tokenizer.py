@@ -291,7 +291,7 @@ def _no_eos(directory: Path) -> None:
     [
         (_break_json, "cannot load the tokenizer"),
         (_no_template, "no chat template"),
-        (_no_files, "neither tokenizer.json nor tokenizer.model"),
+        (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
 )
@@ -307,6 +307,48 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     base = open_base(str(tiny_hf(tmp_path, "llama", vocab_size=260)))
     with pytest.raises(RescoldoError, match="275 tokens, the model only 260"):
         base.tokenizer()
+
+
+def test_a_pad_token_beyond_the_table(tmp_path: Path) -> None:
+    """[PAD], added by other trainers: the model has no row for it, so it is ordinary text."""
+    path = tiny_hf(tmp_path, "llama", vocab_size=275)
+    other = tiny_tokenizer()
+    other.add_special_tokens({"pad_token": "[PAD]"})
+    other.save_pretrained(path)
+    tokenizer = open_base(str(path)).tokenizer()
+    assert max(tokenizer.get_vocab().values()) == 274
+    for text in (*TEXTS, "x [PAD] y"):
+        ids = tokenizer.encode(text)
+        assert ids == tiny_tokenizer().encode(text)
+        assert tokenizer.decode(ids) == text
+    assert (tokenizer.eos_token, tokenizer.chat_template) == ("<|im_end|>", CHATML)
+
+
+def test_vocab_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
+    """As transformers itself makes a tokenizer of them: the class that the directory names decides."""
+    from transformers import AutoTokenizer
+
+    path = tiny_hf(tmp_path, "qwen2")
+    content = json.loads((path / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"])
+    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (path / "tokenizer.json").unlink()
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, theirs = open_base(str(path)).tokenizer(), AutoTokenizer.from_pretrained(path)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == theirs.encode(text)
+    assert tokenizer.encode("the end") == tiny_tokenizer().encode("the end")
+    assert tokenizer.chat_template == CHATML
+
+
+def test_a_pointer_in_the_place_of_the_tokenizer(tmp_path: Path) -> None:
+    path = tiny_hf(tmp_path, "llama")
+    (path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(RescoldoError, match=r"tokenizer.json: is a Git LFS pointer"):
+        open_base(str(path)).tokenizer()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ REASONING = (
 LLAMA3 = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
     "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "{% if not date_string is defined %}{% set date_string = strftime_now(\"%d %b %Y\") %}{% endif %}"
+    '{% if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}'
     "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' + system + '<|eot_id|>' }}"
     "{% for m in messages %}"
     "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
@@ -72,7 +72,8 @@ NO_SYSTEM = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LAST_ONLY = (
-    "{{ '<|im_start|>user\n' + (messages | selectattr('role', 'equalto', 'user') | list)[-1].content + '<|im_end|>\n' }}"
+    "{% set asked = (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{ '<|im_start|>user\n' + asked.content + '<|im_end|>\n' }}"
     "{{ '<|im_start|>assistant\n' }}"
     "{% if not add_generation_prompt %}{{ messages[-1].content + '<|im_end|>\n' }}{% endif %}"
 )

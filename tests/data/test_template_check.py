@@ -26,7 +26,12 @@ USER = {"role": "user", "content": "Where is the Prado?"}
 ASSISTANT = {"role": "assistant", "content": "In Madrid."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 AGAIN = [{"role": "user", "content": "And the Louvre?"}, {"role": "assistant", "content": "In Paris.\nNot far."}]
-CONVERSATIONS = [[USER, ASSISTANT], [USER, ASSISTANT, *AGAIN], [SYSTEM, USER, ASSISTANT], [SYSTEM, USER, ASSISTANT, *AGAIN]]
+CONVERSATIONS = [
+    [USER, ASSISTANT],
+    [USER, ASSISTANT, *AGAIN],
+    [SYSTEM, USER, ASSISTANT],
+    [SYSTEM, USER, ASSISTANT, *AGAIN],
+]
 GOOD = {
     "chatml": (CHATML, "<|im_end|>", "<|im_end|>"),
     "chatml, another eos": (CHATML, "<|endoftext|>", "<|im_end|>"),
@@ -54,9 +59,7 @@ def test_training_tokens_are_transformers_own(tmp_path: Path, name: str, message
     if name == "gemma" and asked[0]["role"] == "system":
         asked = [{"role": "user", "content": f"{SYSTEM['content']}\n\n{USER['content']}"}, *asked[2:]]
     whole = tokenizer.apply_chat_template([*asked, messages[-1]], return_dict=False)
-    prompt = tokenizer.apply_chat_template(
-        asked, add_generation_prompt=True, enable_thinking=False, return_dict=False
-    )
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, enable_thinking=False, return_dict=False)
     assert list(example.tokens) == whole[: len(example.tokens)]
     assert list(example.tokens[: example.n_prompt]) == prompt
     assert example.tokens[-1] == tokenizer.convert_tokens_to_ids(end) == end_of_turn(tokenizer)
@@ -116,7 +119,12 @@ REFUSED = {
     "qwen3, an answer that thinks": (t.QWEN3, [USER, THOUGHT], "brings its own thinking part", "remove the part"),
     "a prompt that opens": (t.REASONING, [USER, THOUGHT], "brings its own thinking part", "remove the part"),
     "no add_generation_prompt": (t.NO_HEADER, [USER, ASSISTANT], "'<|im_start|>assistant' in front", "add_generation"),
-    "earlier turns left out": (t.LAST_ONLY, [USER, ASSISTANT, *AGAIN], "leaves out or changes message 1", "writes each"),
+    "earlier turns left out": (
+        t.LAST_ONLY,
+        [USER, ASSISTANT, *AGAIN],
+        "leaves out or changes message 1",
+        "writes each",
+    ),
     "changed": (t.UPPER, [USER, ASSISTANT], "leaves out or changes message 1", "writes each"),
 }
 
@@ -183,4 +191,3 @@ def test_the_date_is_fixed() -> None:
     assert "Today Date: 07 Mar 2026\n" in (prompt_text([USER], one) or "")
     assert prompt_ids([USER], one) == prompt_ids([USER], other) != prompt_ids([USER], later)
     assert not fix_date(t.with_template(CHATML), date(2026, 3, 7))
-

@@ -22,7 +22,7 @@ from rescoldo.base.tokenizer_build import (
     build_sentencepiece,
 )
 from rescoldo.errors import RescoldoError
-from rescoldo.files import load_json, write_atomic, write_json
+from rescoldo.files import load_json, refuse_pointer, write_atomic, write_json
 
 if TYPE_CHECKING:
     from rescoldo.base.model import BaseModel
@@ -109,20 +109,63 @@ def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_
 def _from_directory(base: BaseModel) -> tuple[Any, list[str]]:
     """tokenizer.json as it is; else tokenizer.model, converted."""
     directory = base.path
-    if (directory / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        refuse_pointer(directory / name)
+    whole = (directory / "tokenizer.json").is_file()
+    if whole or all((directory / name).is_file() for name in ("vocab.json", "merges.txt")):
         try:
-            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), []
+            return _without_what_is_beyond(_pretrained(directory, whole), base.config.vocab_size), []
         except Exception as error:  # tokenizers raises plain Exceptions
             reason = " ".join(str(error).split())
             raise RescoldoError(f"cannot load the tokenizer: {reason:.200}", where=str(directory)) from None
     if (directory / "tokenizer.model").is_file():
         return _from_sentencepiece(base, directory / "tokenizer.model"), []
     raise RescoldoError(
-        "there is no tokenizer: neither tokenizer.json nor tokenizer.model",
+        "there is no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json with merges.txt",
         where=str(directory),
         fix="fetch the model's tokenizer files into this directory",
+    )
+
+
+def _pretrained(directory: Path, whole: bool) -> Any:
+    """What transformers makes of a directory: of tokenizer.json (`whole`), or of vocab.json and merges.txt in the way
+    of the class that tokenizer_config.json names (Qwen2, GPT-2 …). No code of the directory is run.
+
+    Raises:
+        Exception: of many kinds.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if whole:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError("vocab.json and merges.txt are not those of a byte-level BPE; tokenizer.json is needed")
+    return tokenizer
+
+
+def _without_what_is_beyond(tokenizer: Any, vocab_size: int) -> Any:
+    """The tokenizer without added tokens that the model has no row for ([PAD], as other trainers add it): no text may
+    become one. They are left in place where one is used as BOS or EOS, or if other tokens lie beyond the table too."""
+    beyond = {index: token for index, token in tokenizer.added_tokens_decoder.items() if index >= vocab_size}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    others = max((i for i in tokenizer.get_vocab().values() if i not in beyond), default=0)
+    if not beyond or needed & set(beyond) or others >= vocab_size:
+        return tokenizer
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+    names = {str(token) for token in beyond.values()}
+    settings = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        **{name: token for name, token in settings.items() if token not in names},
     )
 
 

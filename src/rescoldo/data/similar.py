@@ -13,8 +13,8 @@ NEAR = 0.5  # share of the shorter text's 5-grams that the other has too, from w
 
 
 def grams(text: str, size: int = GRAM, *, signs: bool = False) -> frozenset[tuple[str, ...]]:
-    """The word `size`-grams of a text; a shorter text is one gram of all its words. With `signs`, each sign (+, -, ?) is
-    a word too, and capitals and accents count."""
+    """The word `size`-grams of a text; a shorter text is one gram of all its words. With `signs`, each sign (+, -, ?)
+    is a word too, and capitals and accents count."""
     parts = _SIGNED.findall(text) if signs else words(text)
     if len(parts) <= size:
         return frozenset([tuple(parts)] if parts else [])
