@@ -48,7 +48,7 @@ def refuse_foreign(path: Path, head: bytes) -> None:
         raise refuse("is a Git LFS pointer: the file itself has not been fetched", f"git lfs pull --include {file}")
     for magic, (kind, command) in _COMPRESSED.items():
         if head.startswith(magic):
-            raise refuse(f"is compressed ({kind})", f"{command} {file} > {quote(_lines_name(path, path.stem))}")
+            raise refuse(f"is compressed ({kind})", f"{command} < {file} > {quote(_lines_name(path, path.stem))}")
     if head.startswith(_UTF16):
         raise refuse("is text in UTF-16, not in UTF-8", f"iconv -f UTF-16 -t UTF-8 {file} > {lines}")
     if head.startswith(b"PAR1"):
