@@ -26,6 +26,19 @@ ROPE: dict[str, dict[str, Any]] = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "kinds": {  # one for each kind of layer
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "yarn-full": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 10000.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
 
@@ -75,7 +88,8 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-    rope.update(ROPE.get(overrides.pop("rope", "default"), {}))
+    wanted = ROPE.get(overrides.pop("rope", "default"), {})
+    rope = wanted if "full_attention" in wanted else rope | wanted
     values: dict[str, Any] = {
         "vocab_size": 288,
         "hidden_size": 64,
@@ -92,7 +106,7 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
         "tie_word_embeddings": False,
         "initializer_range": 0.1,
     }
-    if architecture == "mistral":
+    if architecture in ("mistral", "phi3"):
         values["sliding_window"] = None
     if architecture == "qwen2":
         del values["head_dim"]
@@ -258,7 +272,7 @@ def tiny_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.numpy()
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+        if arch in ("llama", "granite") and ("q_proj" in name or "k_proj" in name):
             array = permute(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         array = np.ascontiguousarray(array)
         if array.ndim == 1 or quantization == "F32":

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rescoldo.base import open_base
-from rescoldo.engine.config import ARCHITECTURES
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import ROPE, tiny_hf, tiny_model
+from tests.engine.common import ARCHITECTURES
 
 torch.set_num_threads(1)
 

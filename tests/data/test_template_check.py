@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from rescoldo.base import open_base
 from rescoldo.data import read_records
+from rescoldo.data.dataset import read_dataset
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids, prompt_text, stop_ids, tokenize_records
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
-from rescoldo.train.parts import read_dataset
 from tests.base.make_models import CHATML
 from tests.base.test_tokenizer import _mistral_gguf
 from tests.data import templates as t

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
+from rescoldo.data.dataset import Dataset
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
@@ -26,7 +28,6 @@ from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
 from rescoldo.train.config import make_config
-from rescoldo.train.parts import Dataset, real_parts
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.data.examples import write
 from tests.run.common import rescoldo, tiny_run, write_records
@@ -449,13 +450,13 @@ def test_power(subject, tmp_path, monkeypatch):
 
 def test_sleep(subject, tmp_path, monkeypatch):
     (tmp_path / "states").write_text("freeze mem disk\n")
-    monkeypatch.setattr(machine, "POWER_STATES", tmp_path / "states")
+    monkeypatch.setattr("rescoldo.system.awake.POWER_STATES", tmp_path / "states")
     monkeypatch.setenv("PATH", str(tmp_path))  # neither systemd-inhibit nor caffeinate
     assert next(machine.sleep(subject)).level == "warning"
     program = tmp_path / "systemd-inhibit"
     program.write_text("#!/bin/sh\nexec /bin/cat\n")
     program.chmod(0o755)
-    assert next(machine.sleep(subject)).what == "the run will hold off sleep"
+    assert next(machine.sleep(subject)).what == "the run will prevent sleep"
     (tmp_path / "states").write_text("\n")
     assert "cannot be suspended" in next(machine.sleep(subject)).what
 
@@ -465,7 +466,7 @@ def test_libraries(subject, monkeypatch):
     (found,) = machine.libraries(subject)
     assert found.level == "failure"
     assert "torch>=99 is needed" in found.what
-    assert found.remedy == "pip install 'torch>=99' 'no-such-package-x'"
+    assert found.remedy.endswith("python -m pip install 'torch>=99' no-such-package-x")
 
 
 def test_quick_enough(folder, tmp_path):

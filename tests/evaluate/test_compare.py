@@ -109,10 +109,10 @@ def test_one_failure_is_a_zero_with_its_reason(val: Path, tmp_path: Path) -> Non
         assert [row["score"] for row in rows] == [1.0, 1.0, 0.0, 1.0]
         assert rows[2]["error"] == "HTTP 500: out of memory"
         assert document["models"]["finetuned"]["warnings"] == [
-            "1 of 4 answers could not be had and count as 0 (HTTP 500: out of memory)"
+            "1 of 4 answers failed and count as 0 (HTTP 500: out of memory)"
         ]
         (warning,) = document["comparison"]["decision"]["warnings"]
-        assert "without the inputs to which an answer could not be had (1)" in warning
+        assert "without the inputs that a model failed to answer (1)" in warning
         assert "the decision would be to adopt finetuned" in warning
         broken, before = False, len(m3.requests)
         document = compare(models, val, TWO, output=tmp_path / "c.json", sampling=SAMPLING, server=QUICK)

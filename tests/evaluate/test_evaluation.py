@@ -322,7 +322,7 @@ def test_comparisons_that_make_no_sense() -> None:
     with pytest.raises(RescoldoError, match="different inputs"):
         build_comparison({**models, "tuned": other}, baseline="base")
     models["tuned"]["predictions"][0]["score"] = float("nan")
-    with pytest.raises(RescoldoError, match="tuned has a score that is no number"):
+    with pytest.raises(RescoldoError, match="tuned has a score that is NaN"):
         build_comparison(models, baseline="base", finetuned="tuned")
 
 

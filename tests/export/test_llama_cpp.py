@@ -22,6 +22,7 @@ from rescoldo.export import export_run
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.engine.test_families import GRANITE
 from tests.export.common import CONCEPTS, make_run
 
 pytest.importorskip("xllamacpp")
@@ -100,6 +101,8 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"head_dim": 32}),
     ("qwen2", {}),
     ("qwen3", {"tie_word_embeddings": True}),
+    ("granite", GRANITE),
+    ("olmo2", {}),
 ]
 
 

@@ -15,6 +15,7 @@ from rescoldo.export import export_run, merged_hf
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.engine.test_families import GRANITE
 from tests.export.common import CONCEPTS, make_run
 
 SIZES: dict[str, Any] = {"max_position_embeddings": 4096, "intermediate_size": 96}
@@ -40,6 +41,8 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("mistral", {"sliding_window": 64}),
         ("qwen2", {}),
         ("qwen3", {"rope": "yarn"}),
+        ("granite", GRANITE),
+        ("olmo2", {}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:

@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
 from rescoldo.base.damage import damaged_tensor
+from rescoldo.data.dataset import read_dataset
 from rescoldo.doctor.content import leaks
 from rescoldo.errors import RescoldoError
 from rescoldo.models.loaded import dated_tokenizer
 from rescoldo.role import get_role
 from rescoldo.train import prepare as preparing
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import read_dataset, real_parts
 from rescoldo.train.prepare import prepare
 from rescoldo.train.progress import Reporter
 from tests.base.make_models import tiny_hf

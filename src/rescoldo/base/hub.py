@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rescoldo.base.hf import REFETCH, check_architecture
+from rescoldo.base.hf import decoder_config
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import load_json
 
@@ -40,7 +41,7 @@ def fetch(model_id: str) -> Path:
             raise _explain(model_id, error) from None
     try:
         config = hf_hub_download(model_id, "config.json")
-        check_architecture(load_json(Path(config), REFETCH), model_id)
+        decoder_config(load_json(Path(config), REFETCH), model_id)
         return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except RescoldoError:
         raise

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rescoldo.allowed import check_number
 from rescoldo.errors import RescoldoError
+from rescoldo.units import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from rescoldo.models.loaded import Loaded
     from rescoldo.serve.talk import Reply
 
-EXAMPLE = 'Example: rescoldo chat artifacts/demo/run --concept "A tool library" --compare'
+EXAMPLE = 'chat artifacts/demo/run --concept "A tool library" --compare'
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = (
     "/concept TEXT asks through the role's prompt, /reset begins anew, /exit (or Ctrl-D) leaves; Ctrl-C ends an answer"
@@ -55,8 +57,7 @@ def chat(
     from rescoldo.models.loaded import is_run, load_for_inference
     from rescoldo.train.progress import Reporter
 
-    if top_p is not None and not 0 < top_p <= 1:
-        raise RescoldoError(f"{top_p} is out of range", where="--top-p", fix="above 0, up to 1")
+    check_number("--top-p", top_p, gt=0, le=1)
     if json_ and concept is None:
         raise RescoldoError("a conversation is no JSON document", where="--json", fix="add --concept TEXT")
     if concept is not None and not concept.strip():
@@ -209,4 +210,4 @@ def printable(text: str) -> str:
 
 def _figures(one: Reply) -> str:
     end = "" if one.ended else ", cut off"
-    return f"{one.tokens} tokens, {one.tokens / max(one.seconds, 1e-9):.0f} tokens/s{end}"
+    return f"{count(one.tokens, 'token')}, {one.tokens / max(one.seconds, 1e-9):.0f} tokens/s{end}"

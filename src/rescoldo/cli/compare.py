@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from rescoldo.allowed import check_number
 from rescoldo.cli.eval import TerminalConsole, check_sampling, going_on
 from rescoldo.errors import RescoldoError
 
 EXAMPLE = (
-    "Example: rescoldo compare --baseline sample:smollm2 --finetuned artifacts/demo/run "
+    "compare --baseline sample:smollm2 --finetuned artifacts/demo/run "
     "--dataset artifacts/synthetic/ba_val_v2_fixed.jsonl --output artifacts/demo/compare.json"
 )
 
@@ -69,15 +70,12 @@ def compare(
     temperature = 0.0 if greedy else temperature
     check_sampling(temperature, top_p, max_new_tokens)
     models = _models(baseline, model or [], optimized, finetuned)
-    for flag, value in (
-        ("repeats", repeats), ("concurrency", concurrency), ("limit", limit), ("train-set-limit", train_set_limit)
-    ):  # fmt: skip
-        if value is not None and not 1 <= value <= 1_000_000:
-            raise RescoldoError(f"{value} is out of range", where=f"--{flag}", fix="1 or more")
+    counts = {"repeats": repeats, "concurrency": concurrency, "limit": limit, "train-set-limit": train_set_limit}
+    for name, value in counts.items():
+        check_number(f"--{name}", value, whole=True, ge=1, le=1_000_000)
     if repeats > 1 and temperature == 0:
         raise RescoldoError("greedy answers are the same every time", where="--repeats", fix="leave it out, or sample")
-    if not 0 < timeout <= 1e6:
-        raise RescoldoError(f"{timeout} is out of range", where="--timeout", fix="seconds, above 0")
+    check_number("--timeout", timeout, gt=0, le=1e6)
     if train_set is not None and not finetuned:
         raise RescoldoError("there is no fine-tuned model to score on it", where="--train-set", fix="add --finetuned")
     from rescoldo.engine.types import Sampling

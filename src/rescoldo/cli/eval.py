@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from rescoldo.errors import EXIT_INTERRUPTED, RescoldoError
+from rescoldo.allowed import check_number
+from rescoldo.errors import EXIT_INTERRUPTED
 
-EXAMPLE = "Example: rescoldo eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
+EXAMPLE = "eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
 
 
 def eval_(
@@ -94,12 +95,9 @@ def going_on(kept: str) -> Iterator[None]:
 
 def check_sampling(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
     """Raises RescoldoError where a flag of the sampling is out of range."""
-    if temperature is not None and not 0 <= temperature <= 100:
-        raise RescoldoError(f"{temperature} is out of range", where="--temperature", fix="0 (greedy) to 100")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise RescoldoError(f"{top_p} is out of range", where="--top-p", fix="above 0, up to 1")
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= 1_000_000:
-        raise RescoldoError(f"{max_new_tokens} is out of range", where="--max-new-tokens", fix="1 to 1000000")
+    check_number("--temperature", temperature, ge=0, le=100)
+    check_number("--top-p", top_p, gt=0, le=1)
+    check_number("--max-new-tokens", max_new_tokens, whole=True, ge=1, le=1_000_000)
 
 
 class TerminalConsole:

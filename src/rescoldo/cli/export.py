@@ -11,7 +11,7 @@ import typer
 
 from rescoldo.errors import RescoldoError
 
-EXAMPLE = "Example: rescoldo export artifacts/mistral --to ollama --create --name mistral-ba"
+EXAMPLE = "export artifacts/mistral --to ollama --create --name mistral-ba"
 
 
 def export(

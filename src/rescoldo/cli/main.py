@@ -9,9 +9,9 @@ import sys
 
 import typer
 
-from rescoldo import __version__
 from rescoldo.cli.chat import EXAMPLE as CHAT_EXAMPLE
 from rescoldo.cli.chat import chat
+from rescoldo.cli.command import example, prepare
 from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
 from rescoldo.cli.compare import compare
 from rescoldo.cli.data import data
@@ -37,6 +37,7 @@ from rescoldo.cli.verify import verify
 from rescoldo.cli.watch import EXAMPLE as WATCH_EXAMPLE
 from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.version import __version__
 
 app = typer.Typer(
     name="rescoldo",
@@ -60,28 +61,30 @@ def _root(
     """Global options."""
 
 
-app.command(epilog=TRAIN_EXAMPLE)(train)
-app.command(epilog=DOCTOR_EXAMPLE)(doctor)
-app.command(epilog=PLAN_EXAMPLE)(plan)
-app.command(epilog="Example: rescoldo status artifacts/mine --json")(status)
-app.command(epilog=WATCH_EXAMPLE)(watch)
-app.command(epilog="Example: rescoldo logs -f artifacts/mine")(logs)
-app.command(epilog="Example: rescoldo stop artifacts/mine")(stop)
-app.command("list", epilog="Example: rescoldo list artifacts")(list_)
-app.command(epilog="Example: rescoldo verify artifacts/mine")(verify)
+app.command(epilog=example(TRAIN_EXAMPLE))(train)
+app.command(epilog=example(DOCTOR_EXAMPLE))(doctor)
+app.command(epilog=example(PLAN_EXAMPLE))(plan)
+app.command(epilog=example("status artifacts/mine --json"))(status)
+app.command(epilog=example(WATCH_EXAMPLE))(watch)
+app.command(epilog=example("logs -f artifacts/mine"))(logs)
+app.command(epilog=example("stop artifacts/mine"))(stop)
+app.command("list", epilog=example("list artifacts"))(list_)
+app.command(epilog=example("verify artifacts/mine"))(verify)
 app.add_typer(data, name="data")
 app.add_typer(role, name="role")
-app.command(epilog=SWEEP_EXAMPLE)(sweep)
-app.command("eval", epilog=EVAL_EXAMPLE)(eval_)
-app.command("export", epilog=EXPORT_EXAMPLE)(export)
-app.command("serve", epilog=SERVE_EXAMPLE)(serve)
-app.command("chat", epilog=CHAT_EXAMPLE)(chat)
-app.command(epilog=COMPARE_EXAMPLE)(compare)
-app.command(epilog=OPTIMIZE_EXAMPLE)(optimize)
+app.command(epilog=example(SWEEP_EXAMPLE))(sweep)
+app.command("eval", epilog=example(EVAL_EXAMPLE))(eval_)
+app.command("export", epilog=example(EXPORT_EXAMPLE))(export)
+app.command("serve", epilog=example(SERVE_EXAMPLE))(serve)
+app.command("chat", epilog=example(CHAT_EXAMPLE))(chat)
+app.command(epilog=example(COMPARE_EXAMPLE))(compare)
+app.command(epilog=example(OPTIMIZE_EXAMPLE))(optimize)
+prepare(app)
 
 
 def run_app(application: typer.Typer) -> int:
     """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
+    prepare(application)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from rescoldo.allowed import check_number
 from rescoldo.cli.eval import TerminalConsole, check_sampling, going_on
-from rescoldo.errors import RescoldoError
+from rescoldo.invocation import program
+from rescoldo.units import count
 
 EXAMPLE = (
-    "Example: rescoldo optimize --model sample:smollm2 --train artifacts/synthetic/ba_train_v2_fixed.jsonl "
+    "optimize --model sample:smollm2 --train artifacts/synthetic/ba_train_v2_fixed.jsonl "
     "--method labeled --shots 2 --output artifacts/dspy/few-shot"
 )
 
@@ -52,13 +54,12 @@ def optimize(
 ) -> None:
     """Optimize the prompt instead of the weights (M2), by the role's metric, on the training set alone.
 
-    The same command again goes on where it was stopped. Needs dspy: pip install 'rescoldo[dspy]'.
+    The same command again goes on where it was stopped. Needs the extra [dspy]; without it, the command
+    that installs it is printed.
     """
     check_sampling(temperature, 1.0, max_new_tokens)
-    if not 1 <= concurrency <= 1000:
-        raise RescoldoError(f"{concurrency} is out of range", where="--concurrency", fix="1 to 1000")
-    if not 0 < timeout <= 1e6:
-        raise RescoldoError(f"{timeout} is out of range", where="--timeout", fix="seconds, above 0")
+    check_number("--concurrency", concurrency, whole=True, ge=1, le=1000)
+    check_number("--timeout", timeout, gt=0, le=1e6)
     from rescoldo.models.server import ServerOptions
     from rescoldo.optimize.optimizer import OptimizeConfig
     from rescoldo.optimize.optimizer import optimize as run_optimizer
@@ -75,8 +76,7 @@ def optimize(
         print(json.dumps(record, ensure_ascii=False, allow_nan=False))
         return
     before, after = (record["scores"][when]["mean"] for when in ("before", "after"))
-    print(
-        f"{before:.1%} before, {after:.1%} after, on {record['dev_examples']} training examples that it does not show"
-    )
-    print("That is the part that prompts were chosen by: what it is worth, rescoldo compare says on other examples")
-    print(f"Written: {output / record['program']} ({record['demos']} examples shown), {output / 'optimize.json'}")
+    scored, shown = count(record["dev_examples"], "training example"), count(record["demos"], "example")
+    print(f"{before:.1%} before, {after:.1%} after, on {scored} that it does not show")
+    print(f"Prompts were chosen by these examples, so the score is optimistic: `{program()} compare` scores other ones")
+    print(f"Written: {output / record['program']} ({shown} shown), {output / 'optimize.json'}")

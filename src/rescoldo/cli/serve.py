@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from typing import Annotated
@@ -9,8 +10,10 @@ from typing import Annotated
 import typer
 
 from rescoldo.errors import RescoldoError
+from rescoldo.extras import missing
+from rescoldo.units import count
 
-EXAMPLE = "Example: rescoldo serve artifacts/mistral --port 8080"
+EXAMPLE = "serve artifacts/mistral --port 8080"
 
 
 def serve(
@@ -46,6 +49,10 @@ def serve(
 
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
+
+    for package in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise missing("serve", f"serving needs the package {package}")
     from rescoldo.serve.server import bind, is_loopback, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter
@@ -73,7 +80,7 @@ def serve(
             print(json.dumps(document, ensure_ascii=False), flush=True)
             return
         reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
-        reporter.say(f"  {rows} requests together, keys and values up to {gigabytes(size)}; Ctrl-C stops")
+        reporter.say(f"  {count(rows, 'request')} at a time, KV cache up to {gigabytes(size)}; Ctrl-C stops")
 
     run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
     reporter.say("Stopped")

@@ -15,6 +15,7 @@ import typer
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
@@ -58,7 +59,7 @@ def status(output: Output = None, json_: AsJson = False) -> None:
 
 def describe(found: dict[str, Any]) -> Iterator[str]:
     """The lines of `status` for the document that `--json` prints."""
-    from rescoldo.units import clock, gigabytes
+    from rescoldo.units import clock, gigabytes, when
 
     state, kind = found["state"], found["status"]
     phase = f", {state['phase']}" if kind == "running" and state else ""
@@ -67,16 +68,16 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     if found["sweep"]:
         yield f"  sweep        {found['sweep']}"
     if found["why"]:
-        yield f"  why          {found['why']}"
+        yield f"  reason       {found['why']}"
     if found["base_model"]:
-        yield f"  base model   {found['base_model']}, started {found['started']}"
+        yield f"  base model   {found['base_model']}, started {when(found['started'])}"
     if state.get("steps"):
         loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
         loss += "" if state["val_loss"] is None else f", validation {state['val_loss']:.4f}"
         yield f"  epoch        {state['epoch']} of {state['epochs']}, step {state['step']} of {state['steps']}{loss}"
     if kind == "running" and state.get("tokens_per_second"):
         left = state["seconds_left"]
-        until = "" if left is None else f", {clock(left)} left, done {_when(time.time() + left)}"
+        until = "" if left is None else f", {clock(left)} left, finished at about {when(time.time() + left)}"
         yield f"  speed        {state['tokens_per_second']:.0f} tokens/s{until}"
     if kind == "running" and state.get("memory_bytes"):
         yield (
@@ -88,18 +89,13 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     if state.get("checkpoint_error"):
         yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
     for trouble in state.get("troubles", [])[-3:]:
-        yield f"  ⚠️  {_when(trouble.get('time', 0))}: {trouble.get('what')}"
-        yield f"      → {trouble.get('remedy')}"
+        yield f"  ⚠️  {when(trouble.get('time', 0))}: {trouble.get('what')}"
+        if kind in ("running", "starting"):  # afterwards there is nothing left to mend
+            yield f"      → {trouble.get('remedy')}"
     if found["log"]:
         yield f"  log          {found['log']}"
     if found["next"]:
         yield f"  → {found['next']}"
-
-
-def _when(moment: float) -> str:
-    """A moment as the clock on the wall, with the day if it is not today."""
-    then, now = time.localtime(moment), time.localtime()
-    return time.strftime("%H:%M" if then[:3] == now[:3] else "%a %d %b %H:%M", then)
 
 
 def logs(
@@ -115,7 +111,7 @@ def logs(
     found = require_run(where)
     if found.log is None:
         what = "this run was not detached: it writes to its own terminal"
-        fix = f"rescoldo status {quote(where)}; its losses are in metrics.jsonl"
+        fix = f"{program()} status {quote(where)}; its losses are in metrics.jsonl"
         raise RescoldoError(what, where=str(where), fix=fix)
     path = Path(found.log)
     if json_:
@@ -174,7 +170,7 @@ def stop(
         raise RescoldoError(found.why, where=str(where), fix="log in there", exit_code=EXIT_FAILURE)
     sent = found.alive and send_to(where, signal.SIGTERM)
     if sent and not json_:
-        print(f"process {found.pid} saves and ends …", flush=True)
+        print(f"process {found.pid} is saving and will end …", flush=True)
     until = time.monotonic() + timeout
     while found.alive and time.monotonic() < until:
         time.sleep(0.1)
@@ -212,4 +208,4 @@ def list_(
         share = "100 %" if found.status == "finished" else f"{100 * state.get('share', 0):.0f} %"
         print(f"{MARKS.get(found.status, '·')} {found.status:<9} {share:>5}  {found.base_model:<24} {found.output}")
     if not seen:
-        print("no run is known here; `rescoldo list FOLDER` looks through a folder")
+        print(f"no run is known here; `{program()} list FOLDER` searches a folder")

@@ -9,10 +9,10 @@ import typer
 
 from rescoldo.cli.options import LORA, RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.extras import install_command
 
 EXAMPLE = (
-    "Example: rescoldo sweep --train train.jsonl --val val.jsonl --output artifacts/sweep "
-    "--over lora_r=4,8,16 --over lr=5e-4,1.5e-3"
+    "sweep --train train.jsonl --val val.jsonl --output artifacts/sweep --over lora_r=4,8,16 --over lr=5e-4,1.5e-3"
 )
 
 
@@ -104,7 +104,7 @@ def sweep(
         ]
         print(f"Written: {', '.join(map(str, written))}")
         if result.document["best"]["by_score"] and run_config.output / "sweep.png" not in written:
-            print("no plot: matplotlib is not installed (pip install 'rescoldo[sweep]')")
+            print(f"no plot: matplotlib is not installed; to get it: {install_command('sweep')}")
     if not result.signal and not result.document["best"]["by_score"]:
         raise typer.Exit(EXIT_FAILURE)
     if result.signal:

@@ -20,7 +20,7 @@ def verify(
     from rescoldo.doctor.verify import verify as checks
     from rescoldo.run.sweep import refuse_sweep
 
-    refuse_sweep(output, "rescoldo verify")
+    refuse_sweep(output, "verify")
     found = []
     for check in checks(output):
         found.append(check)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOG_LINES = 6
 CHART_LINES = 11
 NARROW = 40
-EXAMPLE = "Example: rescoldo watch artifacts/mine"
+EXAMPLE = "watch artifacts/mine"
 
 
 def watch(

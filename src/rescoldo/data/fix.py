@@ -11,6 +11,7 @@ from rescoldo.data.audit import answer_of, input_of
 from rescoldo.data.records import read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_atomic
+from rescoldo.invocation import program
 from rescoldo.role import Fault, Role, get_role
 
 
@@ -82,7 +83,7 @@ def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fix
         raise RescoldoError(
             f"no line is left: all {len(fixed.dropped)} have faults ({first_fault.what})",
             where=first_fault.where,
-            fix=f"rescoldo data audit {quote(path)} names them; is it another role's file (--role)?",
+            fix=f"{program()} data audit {quote(path)} names them; is it another role's file (--role)?",
         )
     fixed.content = b"".join(line + b"\n" for line in lines)
     return fixed

@@ -14,6 +14,7 @@ from typing import IO, Any
 from rescoldo.data.foreign import refuse_foreign, whole_object, wrapped, wrapper
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
 from rescoldo.role.role import FOREIGN
 
@@ -247,7 +248,7 @@ def fix_command(path: Path, role: Role, *, drop: bool = False) -> str:
     """The command that mends a file; with `drop` it leaves out what cannot be mended."""
     suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
     output = quote(path.with_name(path.stem + "_fixed" + suffix))
-    return f"rescoldo data fix {quote(path)} -o {output}{' --drop' if drop else ''}{flag(role)}"
+    return f"{program()} data fix {quote(path)} -o {output}{' --drop' if drop else ''}{flag(role)}"
 
 
 def flag(role: Role) -> str:
@@ -265,7 +266,7 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
             shown.append(f"  … and {len(faults) - SHOWN} more")
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
     fixable = any(fault.fixable for fault in faults)
-    fix = fix_command(path, role) if fixable else f"rescoldo data audit {quote(path)}{flag(role)}"
+    fix = fix_command(path, role) if fixable else f"{program()} data audit {quote(path)}{flag(role)}"
     if first.code == FOREIGN:
         fix = "the same command with --role generic"
     return RescoldoError(what, where=first.where, fix=fix)

@@ -7,10 +7,11 @@ from datetime import date
 from typing import Any
 
 from rescoldo.base.model import BaseModel
+from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import LoraConfig
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset, lora_config
+from rescoldo.train.parts import lora_config
 from rescoldo.train.prepare import Prepared
 
 

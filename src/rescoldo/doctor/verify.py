@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
-from rescoldo.train.parts import Tensors
+from rescoldo.units import count
 
 # every key of the original's training_info.json
 INFO_KEYS = (
@@ -72,7 +73,7 @@ def verify(output: Path) -> Iterator[Check]:
         return
     parameters = adapter.parameters
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
-    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {len(parameters)} tensors"
+    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
     yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
     yield _shapes(parameters, adapter.lora.rank, adapter.lora.targets, info)
     yield from _values(parameters, info)
@@ -92,7 +93,9 @@ def _hashes(output: Path, info: dict[str, Any]) -> Check:
     if not isinstance(files, dict) or WEIGHTS_FILE not in files:
         return Check("hashes", False, f"{INFO_FILE} holds none")
     bad = [name for name, digest in files.items() if _hash(output, str(name)) != digest]
-    return Check("hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{len(files)} files unchanged")
+    return Check(
+        "hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{count(len(files), 'file')} unchanged"
+    )
 
 
 def _hash(output: Path, name: str) -> str:
@@ -120,13 +123,7 @@ def _shapes(parameters: Tensors, rank: int, targets: tuple[str, ...], info: dict
         except (KeyError, TypeError):
             return Check("shapes", False, f"base model {spec!r} not found, and {INFO_FILE} holds no shapes")
         whose = f"the shapes noted in {INFO_FILE} ({spec} itself is not here)"
-    expected: dict[str, tuple[int, ...]] = {}
-    for layer in range(decoder.n_layers):
-        for target in targets:
-            out, into = decoder.linear_shape(target)
-            part = "self_attn" if target in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            expected[f"model.layers.{layer}.{part}.{target}.lora_A"] = (rank, into)
-            expected[f"model.layers.{layer}.{part}.{target}.lora_B"] = (out, rank)
+    expected = decoder.adapter_shapes(rank, targets)
     found = {key: tuple(tensor.shape) for key, tensor in parameters.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:

@@ -102,7 +102,7 @@ def product_rates(into: int, out: int) -> dict[str, float]:
     path = cache_root() / "products.json"
     identity = (
         f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
-        f"|{kernels().name}|{kernels().levels}"
+        f"|{kernels().name}|{kernels().qmax}"
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     try:
@@ -133,11 +133,11 @@ def measure_products(rows: int, into: int, out: int, seconds: float) -> dict[str
         return xb @ wb.T if cpu.fast_bf16() else (xb.float() @ wb.float().T).bfloat16()
 
     int8 = []
-    if op.name == "native":
+    if op.name != "pytorch":
         int8.append(
             _best(lambda: op.int8_product(quantized, panels, out, scale, None, z, None, None, backward=False), seconds)
         )
-    if op.levels == 127:
+    if op.qmax == 127:
         int8.append(_best(lambda: torch._int_mm(xi, wi.T), seconds))
     return {
         "fp32": work / _best(lambda: x @ w.T, seconds),

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from rescoldo.invocation import program
 from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import StateFile
@@ -108,7 +109,7 @@ class Monitor:
             slept, self._suspended = self.clock.suspended - self._suspended, self.clock.suspended
             self._event("suspended", seconds=round(slept, 1))
             what = f"the machine slept for {duration(slept)}; this does not count for speed and time left"
-            self.say("suspended", what, "let it sleep less: see `rescoldo doctor`", again=True)
+            self.say("suspended", what, f"keep it awake: see `{program()} doctor`", again=True)
         if self.clock.stopped > self._stopped:
             stood, self._stopped = self.clock.stopped - self._stopped, self.clock.stopped
             self._event("stood still", seconds=round(stood, 1))
@@ -149,7 +150,9 @@ class Monitor:
         times = usual / rate
         what = f"step {step} took {seconds:.1f} s, {times:.1f} times as long as it should"
         if not found:
-            self.say("slow", f"{what}; nothing on this machine explains it", "`rescoldo doctor` looks at all of it")
+            self.say(
+                "slow", f"{what}; nothing on this machine explains it", f"`{program()} doctor` checks the whole machine"
+            )
             return
         key = "slow: " + ", ".join(cause.kind for cause in found)
         self.say(key, f"{what}: {'; '.join(cause.what for cause in found)}", found[0].remedy)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from rescoldo.invocation import program
 from rescoldo.system.cgroup import throttled_seconds
 
 OTHERS_CORES = 0.25  # cores' worth of other processes that are worth naming
@@ -81,7 +82,7 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
             Cause(
                 "other processes",
                 f"other processes use {others:.1f} of {cores} cores{busiest()}",
-                "end them or wait for them; `rescoldo train --threads N` below the number of cores leaves them room",
+                f"end them or wait for them; `{program()} train --threads N`, N below the cores, leaves them room",
             )
         )
     if (after.steal - before.steal) / seconds > STEAL_SHARE * cores:

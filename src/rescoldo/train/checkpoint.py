@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
 from rescoldo.run.layout import METRICS, list_checkpoints, order
@@ -35,8 +35,6 @@ MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own hash
 TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
 MAX_MANIFEST_BYTES = 64 << 20
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Position:
         batches: micro-batches done (the N of checkpoint-N).
         micro: micro-batches done within the unfinished optimizer step.
         step_nats: loss summed over those.
-        epoch_nats, epoch_targets: summed loss and target tokens of this epoch so far.
+        epoch_nats, epoch_targets: summed loss and the targets' summed weight of this epoch so far.
         evaluated: summed loss and target tokens of each validation example evaluated in this epoch so far.
         tokens, targets: processed in training so far, prompts included / loss tokens alone.
         losses: of each finished epoch.
@@ -72,8 +70,8 @@ class Position:
     micro: int = 0
     step_nats: float = 0.0
     epoch_nats: float = 0.0
-    epoch_targets: int = 0
-    evaluated: list[tuple[float, int]] = field(default_factory=list)
+    epoch_targets: float = 0
+    evaluated: list[tuple[float, float]] = field(default_factory=list)
     tokens: int = 0
     targets: int = 0
     losses: list[EpochLosses] = field(default_factory=list)
@@ -186,7 +184,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         position = Position(
             **{
                 **raw,
-                "evaluated": [(float(nats), int(n)) for nats, n in raw["evaluated"]],
+                "evaluated": [(float(nats), n if isinstance(n, int) else float(n)) for nats, n in raw["evaluated"]],
                 "losses": [EpochLosses(**losses) for losses in raw["losses"]],
             }
         )

@@ -14,11 +14,14 @@ import time
 from dataclasses import asdict
 
 from rescoldo.base.damage import damaged_tensor
+from rescoldo.engine.auto import layers_to_keep
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
-from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, write_checkpoint
+from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, write_checkpoint
 from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
 from rescoldo.train.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.train.parts import Model, Parts
@@ -110,7 +113,7 @@ class Loop:
         with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
             for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
                 examples = [self.examples[i] for i in group]
-                targets = sum(example.n_targets for example in examples)
+                targets = sum(example.total_weight for example in examples)
                 batches = plan.batches(group)
                 began = mark = self.monitor.clock.now()
                 step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
@@ -121,7 +124,7 @@ class Loop:
 
                 for batch in batches[at.micro :]:
                     tokens = sum(len(examples[i].tokens) for i in batch)
-                    self.monitor.guard.before_pass(self.model, tokens)
+                    bound_memory(self.monitor.guard, self.model, tokens)
                     nats = step.micro_batch(batch)
                     if not math.isfinite(nats):
                         raise self.not_finite("loss", [group[i] for i in batch])
@@ -134,7 +137,7 @@ class Loop:
                         if self.interruption.received:
                             return self.stopped()
                     if self.parts.resumable_steps and at.micro < len(batches):
-                        so_far = sum(example.n_targets for example in examples[: batch[-1] + 1])
+                        so_far = sum(example.total_weight for example in examples[: batch[-1] + 1])
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()
@@ -149,7 +152,7 @@ class Loop:
                 loss = at.step_nats / targets
                 at.epoch_nats, at.epoch_targets = at.epoch_nats + at.step_nats, at.epoch_targets + targets
                 at.step, at.micro, at.step_nats = at.step + 1, 0, 0.0
-                at.targets += targets
+                at.targets += sum(example.n_targets for example in examples)
                 line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
                 self.metrics.append({**line, "tokens": at.tokens})
                 seconds = self.timed(0, mark) - began
@@ -325,3 +328,10 @@ class Loop:
         newest = next(iter(list_checkpoints(self.config.output)), None)
         kept = f"the last good checkpoint is {newest.name}; " if newest else ""
         return f"{kept}look at that example; then start anew with --restart and a lower --lr, or --quantization fp32"
+
+
+def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
+    """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
+    config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
+    if config is not None and dtype is not None and hasattr(model, "keep_layers"):
+        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))

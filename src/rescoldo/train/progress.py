@@ -15,10 +15,14 @@ SILENCE_SECONDS = 60.0  # … and between them when a step takes longer than thi
 
 
 class Reporter:
-    """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run."""
+    """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run.
 
-    def __init__(self, console: Console | None = None) -> None:
+    `heading_prefix` comes before a run's heading: the phase's number in the script that has one.
+    """
+
+    def __init__(self, console: Console | None = None, *, heading_prefix: str = "") -> None:
         self.console = console or Console(highlight=False)
+        self.heading_prefix = heading_prefix
 
     def say(self, text: str) -> None:
         """One line, as it is."""

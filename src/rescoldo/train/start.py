@@ -1,4 +1,4 @@
-"""Starting, resuming and ending a training run: `train(config)` is the one way in."""
+"""Starting, resuming and ending a training run: `train(config, parts)` is the process that writes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import keep_role
@@ -20,6 +21,7 @@ from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
+from rescoldo.system.awake import can_suspend
 from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
@@ -33,12 +35,10 @@ from rescoldo.train.identity import (
 from rescoldo.train.info import write_results
 from rescoldo.train.loop import Loop
 from rescoldo.train.metrics import Timings
-from rescoldo.train.parts import Parts, lora_config, real_parts
+from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
-from rescoldo.units import clock
-
-CALIBRATION_EXAMPLES = 4
+from rescoldo.units import clock, count
 
 
 @dataclass(frozen=True)
@@ -63,50 +63,27 @@ class RunResult:
 
 def train(
     config: RunConfig,
+    parts: Parts,
     *,
     restart: bool = False,
     adapter_bin: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
-    parts: Parts | None = None,
 ) -> RunResult:
     """Start, resume or recognise as finished the run that `config` describes.
 
     Args:
         config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        parts: engine and data modules: `assemble.real_parts()`.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
         force: start although the checks of `rescoldo doctor` fail.
         reporter: where messages go (default: standard output).
-        parts: engine and data modules (default: this package's).
 
     Raises:
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
-    from rescoldo.nodes import Leader, current_group, current_place, follow, joined
-
-    reporter, parts = reporter or Reporter(), parts or real_parts()
-    group = current_group()
-    if group is None:
-        return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
-    with joined(group) as group:
-        if not group.leads:
-            left = follow(config, parts, group, reporter)
-            return RunResult("interrupted" if left else "followed", config.output, signal=left)
-        leader = Leader(parts, group)
-        result = _alone_or_leading(
-            config, leader.parts(), reporter, restart=restart, adapter_bin=adapter_bin, force=force
-        )
-        place = current_place()
-        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
-        return result
-
-
-def _alone_or_leading(
-    config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
-) -> RunResult:
-    """The process that writes the run: lock, preparation, training."""
-    output = config.output
+    reporter, output = reporter or Reporter(), config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -127,7 +104,7 @@ def _alone_or_leading(
                 follow_move(output, aside)
             return _run(prepared, parts, reporter, adapter_bin, before)
     except EndedBySignal as ended:
-        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command again goes on.")
+        reporter.say(f"{ended.signal.name}: nothing was lost in {output}. The same command resumes.")
         return RunResult("interrupted", output, signal=int(ended.signal))
     except OSError as error:
         raise RescoldoError(
@@ -148,7 +125,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
         if adapter_bin and not (output / BIN_FILE).exists():
             write_bin(output)
-        reporter.say(f"This run is finished: the adapter is in {output}. Start anew with --restart.")
+        reporter.say(f"This run is finished: the adapter is in {output}. --restart starts it again.")
         return RunResult("already finished", output, info)
 
     found = read_latest(output, reporter.warn)
@@ -174,8 +151,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
-        if not stack.enter_context(parts.stay_awake()):
-            reporter.say("  nothing here holds off sleep (neither systemd-inhibit nor caffeinate works)")
+        if not stack.enter_context(parts.stay_awake()) and can_suspend():
+            reporter.say("  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)")
         return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
@@ -247,7 +224,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     best = at.losses[at.best_epoch - 1]
     reporter.say(
         f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
-        f"{clock(info['wall_seconds'])} in all, {len(info['resumptions'])} interruptions"
+        f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     reporter.say("✅ Fine-tuning completed!")
     return RunResult("finished", config.output, info)
