@@ -66,7 +66,19 @@ def test_perfect_model() -> None:
     assert part["component_scores"] == dict.fromkeys(COMPONENTS, 1.0)
     assert [row["concept"] for row in part["predictions"]] == [one["concept"] for one in RECORDS]
     assert set(part["predictions"][0]) == {
-        *("example", "repeat", "concept", "text", "score", "components", "notes", "ended", "tokens", "seconds"),
+        *(
+            "example",
+            "repeat",
+            "concept",
+            "text",
+            "score",
+            "components",
+            "notes",
+            "places",
+            "ended",
+            "tokens",
+            "seconds",
+        ),
         *("diagnostics", "key"),
     }
     assert part["warnings"] == []

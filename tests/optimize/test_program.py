@@ -190,7 +190,7 @@ def test_which_specs_are_programs(tmp_path: Path) -> None:
 
 def test_without_dspy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dspy", None)
-    with pytest.raises(RescoldoError, match=r"pip install 'rescoldo\[dspy\]'"):
+    with pytest.raises(RescoldoError, match=r"pip install .*dspy"):
         new_program(ROLE)
 
 

@@ -94,7 +94,9 @@ def not_fetched(spec: str) -> Check | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+    from rescoldo.base.hub import hub_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json", cache_dir=hub_cache()), str):
         return None
     return warning(
         "base model",

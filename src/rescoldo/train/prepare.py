@@ -13,11 +13,12 @@ from rescoldo.data.tokenize import fix_date
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
+from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
 from rescoldo.train.parts import Parts
-from rescoldo.train.preset import apply_preset, available_threads, check_against_base
+from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
 from rescoldo.units import count
 
