@@ -250,6 +250,7 @@ def test_the_inhibitor_ends_with_a_killed_run(tmp_path):
 # memory
 
 
+@pytest.mark.alone
 def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch):
     watcher = Monitor(tmp_path, Ears())
     model = tiny_lora("llama", num_hidden_layers=4)
