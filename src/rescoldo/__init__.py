@@ -1,3 +1,10 @@
 """rescoldo: LoRA fine-tuning on the CPU you own, restartable at any moment, and honest about its worth."""
 
 __version__ = "0.1.0"
+
+import os
+
+# The kernels have threads of their own: those of torch's OpenMP are to sleep between its operations, not to spin
+# against them. Read when torch is loaded.
+for _name, _value in (("OMP_WAIT_POLICY", "passive"), ("KMP_BLOCKTIME", "0")):
+    os.environ.setdefault(_name, _value)

@@ -8,8 +8,10 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescoldo.engine.int8 import Int8Linear, smoothing
-from rescoldo.engine.kernels import choose
+from rescoldo.engine.kernels import choose, selftest
 from rescoldo.engine.kernels import native as native_module
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
@@ -32,6 +34,7 @@ from rescoldo.engine.kernels.ops import NF4_LEVELS, Dropout
 from rescoldo.engine.kernels.ops_int8 import pack_panels, padded, unpack_panels
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.linear import Adapter, Member
+from rescoldo.errors import RescoldoError
 from rescoldo.system import cpu
 from tests.engine.common import cosine, example, gradient, tiny_lora
 
@@ -782,12 +785,109 @@ def test_without_a_compiler_pytorch_is_used_and_said_so(tmp_path: Path) -> None:
     assert done.stdout == "pytorch\n"
 
 
-def test_the_kernels_can_be_chosen() -> None:
-    assert _name(RESCOLDO_KERNELS="torch").stdout == "pytorch\n"
-    for name in NAMES:
-        assert _name(RESCOLDO_KERNELS=name).stdout == f"{name}\n"
-    done = _name(RESCOLDO_KERNELS="mmx")
-    assert "unknown instruction set 'mmx': expected torch, " in done.stderr
+def test_the_kernels_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for name in ("torch", *NAMES):
+            monkeypatch.setenv("RESCOLDO_KERNELS", name)
+            choose.use(None)
+            assert choose.kernels().name == ("pytorch" if name == "torch" else name)
+        monkeypatch.setenv("RESCOLDO_KERNELS", "mmx")
+        choose.use(None)
+        with pytest.raises(RescoldoError, match="invalid value 'mmx': expected torch, "):
+            choose.kernels()
+        monkeypatch.setenv("RESCOLDO_KERNELS", "avx2")
+        monkeypatch.setattr(cpu, "instructions", lambda: frozenset({"sse2"}))
+        with pytest.raises(RescoldoError, match="does not have the instructions that 'avx2' needs"):
+            choose.kernels()
+    finally:
+        choose.use(None)
+
+
+class _Wrong(TorchKernels):
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return super().silu_mul(gate_up) * 1.1
+
+
+class _Illegal(TorchKernels):
+    def int8_input(self, *args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGILL)
+
+
+class _Raising(TorchKernels):
+    def attend(self, *args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("none left")
+
+
+@pytest.mark.parametrize(
+    ("made", "wrong"),
+    [
+        (TorchKernels, None),
+        (_Wrong, "silu_mul disagrees with PyTorch"),
+        (_Illegal, "ended by SIGILL"),
+        (_Raising, "MemoryError: none left"),
+    ],
+)
+def test_the_self_test_finds(made: type[TorchKernels], wrong: str | None) -> None:
+    assert selftest.failure(made) == wrong
+
+
+def test_the_self_test_passes_and_is_remembered(native: NativeKernels, tmp_path: Path) -> None:
+    library = tmp_path / "some.so"
+    library.write_bytes(b"one")
+    assert selftest.remembered(library, lambda: native, tmp_path) is None
+    assert selftest.remembered(library, _Wrong, tmp_path) is None  # not tried again
+    library.write_bytes(b"two")
+    for made in (_Wrong, TorchKernels):
+        assert selftest.remembered(library, made, tmp_path) == "silu_mul disagrees with PyTorch"
+
+
+@pytest.mark.skipif(len(NAMES) < 2, reason="one instruction set")
+def test_kernels_that_fail_are_passed_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def remembered(library: Path, make: object, folder: Path) -> str | None:
+        return "ended by SIGILL" if library.name.startswith(NAMES[0] + "-") else None
+
+    monkeypatch.setattr(choose, "remembered", remembered)
+    monkeypatch.delenv("RESCOLDO_KERNELS", raising=False)
+    try:
+        choose.use(None)
+        assert choose.kernels().name == NAMES[1]
+        assert choose.choice().passed_over == {NAMES[0]: "they fail their self-test (ended by SIGILL)"}
+        captured = capsys.readouterr()
+        assert f"warning: {NAMES[1]} kernels in use, not {NAMES[0]}: they fail their self-test" in captured.err
+        assert not captured.out
+    finally:
+        choose.use(None)
+
+
+def test_a_forked_child_has_threads_again(native: NativeKernels) -> None:
+    """The pool's threads are not inherited; a child makes its own."""
+    x = _halves(400, 512)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        expected = native.silu_mul(x)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            same = native.silu_mul(x).view(torch.int16).tolist() == expected.view(torch.int16).tolist()
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(native.silu_mul(x), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_threads_of_a_program_may_call_at_once(native: NativeKernels) -> None:
+    x = [_halves(200, 512, seed=i) for i in range(4)]
+    expected = [native.silu_mul(one) for one in x]
+
+    def work(i: int) -> bool:
+        torch.set_num_threads(2)
+        return all(torch.equal(native.silu_mul(x[i]), expected[i]) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    torch.set_num_threads(1)
 
 
 def test_a_build_in_the_c_locale(tmp_path: Path) -> None:
@@ -811,7 +911,7 @@ def test_structures_are_compared_with_the_header(native: NativeKernels, monkeypa
 def test_intrinsics_stay_in_the_headers_of_their_instruction_set() -> None:
     for path in (*C.glob("*.c"), *C.glob("*.h")):
         found = re.findall(r"\b_mm\w*\(|\b__m\d+\w*|\bv\w+q_[sfu]\d+\b|__asm__", path.read_text(encoding="utf-8"))
-        assert not found, (path.name, found)
+        assert not found or (path.name, found) == ("threads.c", ["__asm__"]), (path.name, found)  # its pause
 
 
 def test_every_instruction_set_has_a_header() -> None:
@@ -826,5 +926,5 @@ def test_a_failing_compiler_is_reported_with_its_last_line(tmp_path: Path, monke
     monkeypatch.setenv("CC", str(fake))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(BuildError, match="no such flag"):
-        NativeKernels()
+        NativeKernels("avx2")
     assert not list((tmp_path / "cache").rglob("*.so"))
