@@ -24,15 +24,16 @@ from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL
 from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.kernels.blocks import NF4, QuantizedMatrix
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0, targets=LINEARS)
 

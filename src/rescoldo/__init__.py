@@ -1,8 +1,10 @@
 """rescoldo: LoRA fine-tuning on the CPU you own, restartable at any moment, and honest about its worth."""
 
-__version__ = "0.1.0"
-
 import os
+
+from rescoldo.version import __version__
+
+__all__ = ["__version__"]
 
 # The kernels have threads of their own: those of torch's OpenMP are to sleep between its operations, not to spin
 # against them. Read when torch is loaded.

@@ -12,13 +12,14 @@ import pytest
 import torch
 import transformers
 
+from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
 from rescoldo.role import get_role
-from rescoldo.train import RunConfig, train
 from rescoldo.train.adapter import peft_config, read_adapter
+from rescoldo.train.config import RunConfig
 from rescoldo.train.metrics import TensorBoard
-from rescoldo.train.parts import real_parts
+from rescoldo.train.start import train
 from tests.base.make_models import tiny_hf
 from tests.train.fake import Silent
 from tests.train.test_resume import Killed, results
@@ -71,7 +72,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
 def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
     fields = {"quantization": quantization, "lora_targets": "all"}
-    train(make(folder, tmp_path / "calm", **fields), reporter=Silent())
+    train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:
         left = dice.randint(1, 6)
@@ -97,13 +98,13 @@ def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory) -> tuple[Path, str]:
     output, reporter = tmp_path_factory.mktemp("out") / "run", Silent()
-    train(make(folder, output, lora_targets="all"), adapter_bin=True, reporter=reporter)
+    train(make(folder, output, lora_targets="all"), real_parts(), adapter_bin=True, reporter=reporter)
     return output, reporter.text
 
 
 def test_messages_in_the_contracts_order(folder, finished):
     expected = [
-        "FASE 8.4: Fine-Tuning LoRA - base",
+        "Fine-Tuning LoRA - base",
         f"Loading tokenizer from {folder / 'base'}",
         f"Loading model {folder / 'base'}",
         "Applying LoRA configuration (r=4, alpha=32)...",
@@ -263,7 +264,7 @@ def test_command_line_from_start_to_finish(folder, tmp_path, capsys, monkeypatch
         assert summary["status"] == status
         assert (summary["info"]["epochs"], summary["info"]["learning_rate"], summary["info"]["lora_r"]) == (1, 2e-3, 2)
         assert summary["info"]["lora_targets"] == ["q_proj", "v_proj"]
-        assert "FASE 8.4" in captured.err
+        assert captured.err.startswith("Fine-Tuning LoRA - ")
     monkeypatch.setattr("sys.argv", ["rescoldo", "verify", str(out)])
     assert run_app(app) == 0
     assert "❌" not in capsys.readouterr().out

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix
+from rescoldo.base.fingerprint import fingerprint
+from rescoldo.base.tokenizer import TokenizerFiles, load_tokenizer, stop_ids
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.kernels.blocks import KINDS
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
-
-
-class TensorSource(ABC):
-    """The weights of a base model under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`, …)."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All tensor names, in file order."""
-
-    @abstractmethod
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape as PyTorch sees it: (out_features, in_features) for a linear's weight."""
-
-    @abstractmethod
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from the file and in its stored dtype where that is a plain one (read-only: never write
-        into it), decoded to float32 where it is quantized.
-
-        Raises:
-            RescoldoError: no such tensor, or the file is damaged.
-        """
-
-    def quantized(self, name: str) -> QuantizedMatrix | None:
-        """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
-        return None
-
-    def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
-        """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
-        again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""
-
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+from rescoldo.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
@@ -56,6 +25,8 @@ class BaseModel:
         kind: "hf" or "gguf".
         config: the decoder's shapes.
         tensors: the weights.
+        weight_files: the files that hold them, in order.
+        tokenizer_files: what the tokenizer is made of.
         preset: hyper-parameters that suit this model where the user gives none (only the sample has any).
     """
 
@@ -64,20 +35,23 @@ class BaseModel:
     kind: str
     config: DecoderConfig
     tensors: TensorSource
+    weight_files: tuple[Path, ...]
+    tokenizer_files: TokenizerFiles
     preset: str | None = None
+
+    @property
+    def family(self) -> Family:
+        """Its row in the table of families."""
+        return FAMILIES[self.config.architecture]
 
     def tokenizer(self) -> Any:
         """The model's own tokenizer (a transformers fast tokenizer) with its chat template."""
-        from rescoldo.base.tokenizer import load_tokenizer
-
-        return load_tokenizer(self)
+        return load_tokenizer(self.tokenizer_files, self.config, self.spec)
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
         """The tokens that end an answer: end of sequence and, where the model has one, end of turn. `tokenizer` is what
         the method of that name returned."""
-        from rescoldo.base.tokenizer import stop_ids
-
-        return stop_ids(self, tokenizer)
+        return stop_ids(self.tokenizer_files, self.config, tokenizer)
 
     def stored_bytes(self) -> int | None:
         """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
@@ -89,38 +63,7 @@ class BaseModel:
 
     def fingerprint(self) -> str:
         """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""
-        from rescoldo.base.fingerprint import fingerprint
-
-        return fingerprint(self)
-
-
-def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this config has, by Hugging Face name, with its shape. `lm_head.weight` is left out
-    where the embeddings are tied."""
-    d, head = config.hidden_size, config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, d)}
-    biased = {
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.qkv_bias),
-        "o_proj": config.o_bias,
-        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), config.mlp_bias),
-    }
-    for layer in range(config.n_layers):
-        prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (d,)
-        for name in LINEARS:
-            module = f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
-            out_features, in_features = config.linear_shape(name)
-            shapes[module + ".weight"] = (out_features, in_features)
-            if biased[name]:
-                shapes[module + ".bias"] = (out_features,)
-        if config.qk_norm:
-            shapes[prefix + "self_attn.q_norm.weight"] = (head,)
-            shapes[prefix + "self_attn.k_norm.weight"] = (head,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (d,)
-    shapes["model.norm.weight"] = (d,)
-    if not config.tied_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, d)
-    return shapes
+        return fingerprint(self.weight_files, self.config)
 
 
 def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> None:
@@ -129,7 +72,7 @@ def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> N
     Raises:
         RescoldoError: tensors are missing, left over or of another shape; the first few are named.
     """
-    expected = expected_shapes(config)
+    expected = config.tensor_shapes()
     names = source.names()
     have = set(names)
     faults = [f"{name} is missing" for name in expected if name not in have]

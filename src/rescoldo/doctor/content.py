@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rescoldo.base.hf import REFETCH
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import input_of
+from rescoldo.data.dataset import Dataset
 from rescoldo.data.records import flag, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
+from rescoldo.invocation import program
 from rescoldo.role import Role
-from rescoldo.train.parts import Dataset
-from rescoldo.units import gigabytes
+from rescoldo.units import count, gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
@@ -31,7 +32,7 @@ def base_model(subject: Subject) -> Iterator[Check]:
     base = subject.base
     if base is None:
         return
-    files = weight_files(base)
+    files = base.weight_files
     size = sum(path.stat().st_size for path in files)
     shape = f"{base.config.architecture}, {base.config.total_params / 1e6:,.0f} M parameters"
     text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
@@ -45,15 +46,6 @@ def base_model(subject: Subject) -> Iterator[Check]:
     yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, with a chat template")  # without one it is refused
 
 
-def weight_files(base: BaseModel) -> list[Path]:
-    """The files that hold the weights."""
-    if base.kind != "hf":
-        return [base.path]
-    from rescoldo.base import hf
-
-    return hf.weight_files(base.path)
-
-
 def index_faults(base: BaseModel) -> Iterator[str]:
     """Where the index of a model in several files does not agree with them."""
     path = base.path / INDEX
@@ -62,7 +54,7 @@ def index_faults(base: BaseModel) -> Iterator[str]:
     from safetensors import safe_open
 
     weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
-    for file in weight_files(base):
+    for file in base.weight_files:
         with safe_open(file, framework="pt") as handle:
             there = set(handle.keys())
         named = {name for name, where in weight_map.items() if where == file.name}
@@ -78,7 +70,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
         if data is None:
             continue
         longest = max(len(example.tokens) for example in data.examples)
-        text = f"{data.path}: {len(data.examples)} examples, {data.tokens:,} tokens, the longest {longest}"
+        text = f"{data.path}: {count(len(data.examples), 'example')}, {count(data.tokens, 'token')}, longest {longest}"
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
@@ -123,7 +115,7 @@ def _divide_anew(train: Path, val: Path, role: Role) -> str:
     """The command that makes two other files of the same records."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
-    return f"rescoldo data split {files}{flag(role)}"
+    return f"{program()} data split {files}{flag(role)}"
 
 
 def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:

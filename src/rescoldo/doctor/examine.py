@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from pathlib import Path
 
+from rescoldo.base.hub_id import is_hub_id
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import identity
@@ -32,7 +32,6 @@ CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
     machine.sleep,
     machine.libraries,
 )
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
@@ -88,17 +87,17 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
 
 def not_fetched(spec: str) -> Check | None:
     """A warning if `spec` is a Hub model that is not on this machine: a check fetches no gigabytes."""
-    if ":" in spec or Path(spec).expanduser().exists() or not HUB_ID.fullmatch(spec):
-        return None
-    if Path(spec).suffix in (".gguf", ".safetensors") or Path(spec).parent.is_dir():
+    if not is_hub_id(spec):
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+    from rescoldo.base.hub import hub_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json", cache_dir=hub_cache()), str):
         return None
     return warning(
         "base model",
-        f"{spec} is not on this machine; `rescoldo train` fetches it from the Hub first",
+        f"{spec} is not on this machine; `{program()} train` downloads it from the Hub first",
         f"hf download {spec}; without a network: on another machine hf download {spec} --local-dir DIRECTORY, copy "
         "DIRECTORY here and name it as --base-model",
     )

@@ -8,18 +8,19 @@ from typing import cast
 
 import torch
 
+from rescoldo.engine.attend import PackedAttention
 from rescoldo.engine.auto import stays_stored
-from rescoldo.engine.block import SITES, Block, Rows
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import NF4, Matrix, QuantizedMatrix
 from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
+from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
-from rescoldo.engine.rope import rope_tables
+from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.types import CALIBRATED, Example
 from rescoldo.errors import RescoldoError
 
@@ -57,7 +58,7 @@ class Converter:
         self.config, self.precision, self.converted = config, precision, converted
         self.state: dict[str, torch.Tensor] = dict(state or {})
         self.rows: Rows | None = None
-        odd = [name for name in LINEARS if config.linear_shape(name)[1] % NF4_BLOCK]
+        odd = [name for name in config.linears if config.linear_shape(name)[1] % NF4_BLOCK]
         if precision == "nf4" and odd:
             raise RescoldoError(
                 f"nf4 packs weights in blocks of {NF4_BLOCK}, which the inputs of {odd[0]} "
@@ -79,10 +80,10 @@ class Converter:
                 if part:
                     tokens += part
                     bounds.append(len(tokens))
-            self.h = select_rows(embedding, torch.tensor(tokens))
+            self.h = embed(embedding, torch.tensor(tokens), config)
             positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds)])
-            cos, sin = rope_tables(config, int(positions.max()) + 1)
-            self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)
+            self.rows = Rows(RopeTables(config).at(positions), positions)
+            self.attend = PackedAttention(Layout(tuple(bounds), 0))
 
     def layer(
         self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
@@ -126,8 +127,8 @@ class Converter:
     ) -> dict[str, LoraGroup]:
         assert self.rows is not None
         measuring = {site: _Measuring(self, f"layers.{index}.{site}", site, weights[site], build) for site in SITES}
-        block = Block(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
-        self.h, _ = block.forward(self.h, self.rows, None)
+        layer = Layer(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
+        self.h, _ = layer.forward(self.h, self.rows, self.attend)
         return {site: one.made() for site, one in measuring.items()}
 
 
@@ -147,6 +148,12 @@ class _Measuring:
     def made(self) -> LoraGroup:
         assert self.group is not None
         return self.group
+
+
+def embed(embedding: Matrix, tokens: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """tokens (T,) int64 → the first layer's input (T, D) float32."""
+    h = select_rows(embedding, tokens)
+    return h if config.embedding_scale == 1.0 else h * config.embedding_scale
 
 
 def _nf4(weight: torch.Tensor) -> QuantizedMatrix:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo import __version__
 from rescoldo.base import open_base
 from rescoldo.base.gguf_header import read_header
 from rescoldo.errors import RescoldoError
@@ -20,6 +19,7 @@ from rescoldo.export.place import MANIFEST, check_place, new_directory
 from rescoldo.export.prompt import prompt_document, write_prompt
 from rescoldo.export.source import Source, open_source
 from rescoldo.files import sha256, write_json, write_text
+from rescoldo.version import __version__
 
 KINDS = ("gguf-adapter", "ollama", "merged", "merged-gguf")
 Progress = Callable[[int, int], None]

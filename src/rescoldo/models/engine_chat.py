@@ -89,8 +89,8 @@ class EngineChat:
         }
 
     def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Of the records' own answers: see evaluate.perplexity."""
-        from rescoldo.evaluate.perplexity import perplexity
+        """Of the records' own answers: see models.perplexity."""
+        from rescoldo.models.perplexity import perplexity
 
         with self._as_asked():
             return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import end_of_turn, prompt_ids
-from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example
+from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
+from rescoldo.invocation import program
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
     from rescoldo.base import BaseModel
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import Adapter
-
-CALIBRATION_EXAMPLES = 4
 
 
 @dataclass
@@ -75,13 +74,13 @@ def refuse_unfinished(path: Path) -> None:
     from rescoldo.run.layout import RUN_FILE
 
     if os.path.isfile(path / RUN_FILE) and not is_run(str(path)):
-        fix = f"rescoldo status {quote(path)}"
+        fix = f"{program()} status {quote(path)}"
         raise RescoldoError("this run has not finished: there is no adapter yet", where=str(path), fix=fix)
 
 
 def verify_command(run: Path) -> str:
     """What looks at a run that is damaged."""
-    return f"rescoldo verify {quote(run)}"
+    return f"{program()} verify {quote(run)}"
 
 
 def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel:
@@ -112,6 +111,13 @@ def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel
             fix="bring the base model back that it was trained on, or train again",
         )
     return base
+
+
+def _known_models() -> str:
+    return (
+        f"name a run's directory (`{program()} list` shows those of this machine), or a base model: a directory, "
+        ".gguf file, ollama:NAME, Hub id or sample:smollm2"
+    )
 
 
 def run_info(run: Path) -> dict[str, Any]:
@@ -146,6 +152,7 @@ def load_for_inference(
         RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
     """
     from rescoldo.base import open_base
+    from rescoldo.base.open import NoSuchModelError
     from rescoldo.engine.model import LoraModel
     from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
@@ -162,7 +169,11 @@ def load_for_inference(
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None
-    base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
+    try:
+        base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
+    except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
+        where = error.where or spec
+        raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
     tokenizer = base.tokenizer()
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None

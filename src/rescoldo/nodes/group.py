@@ -25,6 +25,7 @@ import torch.distributed.nn
 from torch._C._distributed_c10d import TCPStore
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.nodes.place import current_place
 
 PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed at once
@@ -32,7 +33,6 @@ GATHERING = timedelta(minutes=5)  # until all processes of a start have found ea
 SILENCE = (10, 5, 3)  # a connection that is silent for so many seconds is tried every so many, so many times
 STEP, UPDATE, EVALUATE, STOP, AGAIN = 1, 2, 3, 4, 5
 NAME_BYTES = 64
-Tensors = Mapping[str, torch.Tensor]
 
 
 class LostOthersError(RescoldoError):
@@ -125,7 +125,7 @@ def joined(group: Group) -> Iterator[Group]:
             raise
         raise LostOthersError(
             f"this machine (rank {group.rank}) lost the others: {_plainly(text)}",
-            fix="the same command again goes on from the last checkpoint; `rescoldo train --nodes` does so by itself",
+            fix=f"the same command resumes from the last checkpoint; `{program()} train --nodes` does so by itself",
             exit_code=EXIT_FAILURE,
         ) from error
     finally:
@@ -183,7 +183,7 @@ def _notice_silence() -> None:
                         one.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def send(command: Command, tensors: Tensors, root: int) -> None:
+def send(command: Command, tensors: Mapping[str, torch.Tensor], root: int) -> None:
     """The leader, of rank `root`: tell all followers; `tensors` go along."""
     count = sum(tensor.numel() for tensor in tensors.values())
     header = [command.op, command.step, command.rate, len(command.examples), count]
@@ -194,7 +194,7 @@ def send(command: Command, tensors: Tensors, root: int) -> None:
         dist.broadcast(flat(tensors), root)
 
 
-def receive(weights: Tensors, optimizer: Tensors, root: int) -> Command:
+def receive(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], root: int) -> Command:
     """A follower: the next command; tensors that come with it are copied into `weights`, and into the optimizer's state
     if they are more than the weights."""
     header = torch.zeros(5, dtype=torch.float64)
@@ -212,12 +212,12 @@ def receive(weights: Tensors, optimizer: Tensors, root: int) -> Command:
     return Command(int(op), int(step), rate, examples, ranks, int(count))
 
 
-def flat(tensors: Tensors) -> torch.Tensor:
+def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """All of them in one float32 vector, in the order of their names."""
     return torch.cat([tensors[name].detach().reshape(-1).float() for name in sorted(tensors)])
 
 
-def unflatten(vector: torch.Tensor, tensors: Tensors) -> None:
+def unflatten(vector: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy the parts of `vector` into the tensors."""
     start = 0
     with torch.no_grad():

@@ -5,6 +5,7 @@ Nothing heavy is imported here: `status`, `logs` and `watch` answer from these f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ RUN_FILE = "run.json"  # what was started here: config in force and identity
 INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
 STATE_FILE = "state.json"  # where the run stands, renewed every few seconds
 EXIT_FILE = "exit.json"  # how a detached run's process ended
-LOG_FILE = "run.log"  # what a detached run says
+LOG_FILE = "run.log"  # what a run says that was detached, or whose terminal went away
 REPORT_FILE = "report.html"
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -37,6 +38,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def read_timings(output: Path) -> list[dict[str, Any]]:
+    """The lines of timings.jsonl that are whole."""
+    lines = []
+    for line in read_json_lines(output / TIMINGS):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
+    return lines
 
 
 def order(path: Path) -> tuple[int, float] | None:

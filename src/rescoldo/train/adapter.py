@@ -14,6 +14,7 @@ import torch
 
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.types import LoraConfig
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import write_atomic, write_json
 
@@ -28,8 +29,6 @@ UNSUPPORTED = (  # fields of PEFT's config that change what the weights mean
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

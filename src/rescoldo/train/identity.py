@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rescoldo.data.dataset import Dataset
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_json
 from rescoldo.role import Role
@@ -16,7 +17,6 @@ from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE
 from rescoldo.system import cpu
 from rescoldo.train.checkpoint import FORMAT, UnresumableError
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset
 
 # fields that may change between a start and its resumption without changing the result
 FREE = frozenset(
@@ -58,7 +58,7 @@ def surroundings() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors", "peft"):
+    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -76,7 +76,9 @@ def _short(value: Any) -> str:
 
 def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The same for the surroundings."""
-    return differences(was.get("surroundings") or {}, now.get("surroundings") or {})
+    now = now.get("surroundings") or {}
+    before = {name: value for name, value in (was.get("surroundings") or {}).items() if name in now}
+    return differences(before, now)
 
 
 def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.files import sha256, write_json
 from rescoldo.run.layout import INFO_FILE, METRICS
 from rescoldo.system import cpu
@@ -17,7 +18,7 @@ from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, wri
 from rescoldo.train.checkpoint import Position
 from rescoldo.train.identity import versions
 from rescoldo.train.metrics import resumptions, wall_seconds
-from rescoldo.train.parts import Parts, Tensors, lora_config
+from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -80,6 +81,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "tokens": position.tokens,
         "target_tokens": position.targets,
         "losses": [asdict(losses) for losses in position.losses],
+        "val_loss_before": position.loss_before,
         "best_epoch": position.best_epoch,
         "adapter_of_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,

@@ -30,10 +30,12 @@ class Choice:
         kernels: the operations.
         passed_over: names of faster ones that the CPU has instructions for, and why they are not used; "native" where
             none can be.
+        remedy: what would let faster ones be used.
     """
 
     kernels: TorchKernels
     passed_over: dict[str, str]
+    remedy: str = ""
 
 
 @cache
@@ -56,24 +58,26 @@ def choice() -> Choice:
         if not rows:
             raise RescoldoError(f"this CPU does not have the instructions that {wanted!r} needs", where=VARIABLE)
     passed_over: dict[str, str] = {}
+    remedy = ""
     for row in rows:
         try:
-            return Choice(_tested(row), passed_over)
+            return Choice(_tested(row), passed_over, remedy)
         except BuildError as error:
             passed_over[row.name] = str(error)
+            remedy = remedy or error.remedy
     if wanted:
         raise RescoldoError(
             f"{wanted!r} cannot be used: {passed_over[wanted]}", where=VARIABLE, fix=f"unset {VARIABLE}"
         )
     reasons = {*passed_over.values()} or {"there are none for this CPU's instruction sets"}
-    return Choice(TorchKernels(), {"native": "; ".join(sorted(reasons))})
+    return Choice(TorchKernels(), {"native": "; ".join(sorted(reasons))}, remedy)
 
 
 def _tested(isa: InstructionSet) -> NativeKernels:
-    folder = cache_root() / "kernels"
+    folder = cache_root(loadable=True) / "kernels"
     wrong = remembered(library(isa, folder), lambda: NativeKernels(isa.name), folder)
     if wrong:
-        raise BuildError(f"they fail their self-test ({wrong})")
+        raise BuildError(f"they fail their self-test ({wrong})", "report it, with the output of: rescoldo doctor")
     return NativeKernels(isa.name)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
-from rescoldo.engine.kernels.build import BuildError, InstructionSet, instruction_set, library
+from rescoldo.engine.kernels.build import ELSEWHERE, BuildError, InstructionSet, instruction_set, library
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.kernels.ops_int8 import LowRankTerm, Outliers, Quantized, Segment, level_type, padded
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
@@ -134,9 +134,9 @@ def _layout() -> list[int]:
 
 def _loaded(isa: InstructionSet) -> ctypes.CDLL:
     try:
-        c = ctypes.CDLL(str(library(isa, cache_root() / "kernels")))
+        c = ctypes.CDLL(str(library(isa, cache_root(loadable=True) / "kernels")))
     except OSError as error:
-        raise BuildError(f"the built kernels do not load: {error}") from error
+        raise BuildError(f"the built kernels do not load: {error}", ELSEWHERE) from error
     count = ctypes.c_int64()
     c.kernels_layout.restype = ctypes.POINTER(ctypes.c_int64)
     if c.kernels_layout(ctypes.byref(count))[: count.value] != _layout():

@@ -1,4 +1,4 @@
-"""One machine's worker, as torchrun starts it: `python -m rescoldo.nodes.worker`, with RESCOLDO_NODES set."""
+"""One machine's worker, as torchrun starts it: `python -m rescoldo.cli.worker`, with RESCOLDO_NODES set."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 
 from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.nodes.place import Place, current_place
 from rescoldo.run.lock import process_start
 
@@ -21,7 +22,7 @@ def main() -> int:
     """Train as the job says. What starting again cannot mend is over for good; all else torchrun starts again."""
     place = current_place()
     if place is None:
-        print("error: this is started by `rescoldo train --nodes`", file=sys.stderr)
+        print(f"error: this is started by `{program()} train --nodes`", file=sys.stderr)
         return EXIT_USAGE
     os.dup2(1, 2)  # torchrun's own words go to a file; this worker's to where the user looks
     job = place.job()
@@ -33,15 +34,18 @@ def main() -> int:
 
 
 def _work(place: Place, job: dict[str, object]) -> int:
+    from rescoldo.assemble import real_parts
     from rescoldo.nodes.group import LostOthersError
+    from rescoldo.nodes.together import train_here
     from rescoldo.train.config import RunConfig
     from rescoldo.train.progress import Reporter
-    from rescoldo.train.start import train
 
     reporter = Reporter()
     config = RunConfig.model_validate(job["config"])
     try:
-        result = train(config, adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter)
+        result = train_here(
+            config, real_parts(), adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter
+        )
     except LostOthersError as error:
         reporter.say(f"{error.what}; going on from the last checkpoint with those that are there")
         return AGAIN
