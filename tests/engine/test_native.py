@@ -31,7 +31,7 @@ from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS, C, usable
 from rescoldo.engine.kernels.native import BuildError, NativeKernels
 from rescoldo.engine.kernels.ops import NF4_LEVELS, Dropout
-from rescoldo.engine.kernels.ops_int8 import pack_panels, padded, unpack_panels
+from rescoldo.engine.kernels.ops_int8 import Quantized, level_type, pack_panels, padded, unpack_panels
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.linear import Adapter, Member
 from rescoldo.errors import RescoldoError
@@ -421,6 +421,35 @@ def test_an_int8_linear_with_its_adapter(
     dx += extra if mask is None else extra * mask.mask(into) * mask.scale
     _near(results[0][0].double(), y, worst=0.06, mean=0.012)
     _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
+
+
+@pytest.mark.parametrize(
+    ("t", "k", "n", "group"), [(1, 16, 1, 16), (33, 272, 80, 96), (50, 2112, 33, 192), (17, 80, 40, 96)]
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_int8_product_is_exact(native: NativeKernels, t: int, k: int, n: int, group: int, backward: bool) -> None:
+    """Extreme operands, and scales that are powers of two: sums are whole numbers that both hold without rounding."""
+    generator = torch.Generator().manual_seed(t)
+    inputs, outputs = (n, k) if backward else (k, n)
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
+    q = torch.randint(-native.qmax, native.qmax + 1, (t, padded(inputs)), generator=generator)
+    q[:, inputs:] = 0
+    q[0], weight[0] = native.qmax * (torch.arange(q.shape[1]) < inputs), 127
+    sums = [128 * part.sum(1) for part in q.split(group, dim=1)]
+    rows = Quantized(
+        q.to(level_type(native.qmax)),
+        2.0 ** torch.randint(-24, -20, (t, len(sums)), generator=generator),
+        torch.stack(sums, 1).int() if native.qmax == 127 else None,
+        group,
+    )
+    arguments = (rows, pack_panels(weight), outputs, torch.ones(outputs), None, torch.zeros(t, 0), None, None)
+    ours = native.int8_product(*arguments, backward=backward)
+    exact = rows.q.double() * rows.scale.double().repeat_interleave(group, dim=1)[:, : q.shape[1]]
+    exact = exact[:, :inputs] @ (weight.double() if backward else weight.double().T)
+    if native.qmax == 127:
+        assert torch.equal(ours, exact.float().to(HALVES))
+    else:
+        _close(ours, exact.to(HALVES), steps=1.0)
 
 
 def test_threads_do_not_change_an_int8_linear(native: NativeKernels) -> None:

@@ -15,7 +15,6 @@ from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.extras import pip_install
-from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
@@ -122,10 +121,7 @@ def load(subject: Subject) -> Iterator[Check]:
     cores = os.cpu_count() or 1
     text = f"other processes use {others:.1f} of {cores} cores"
     if others > max(OTHERS_CORES, 0.1 * cores):
-        remedy = (
-            f"end them or wait for them; or start with: OMP_WAIT_POLICY=passive {program()} train …, which loses less"
-        )
-        yield warning("load", f"{text}{busiest()}", remedy, cores=others)
+        yield warning("load", f"{text}{busiest()}", "end them or wait for them", cores=others)
     else:
         yield ok("load", text, cores=others)
 
