@@ -15,9 +15,9 @@ from rescoldo.files import load_json, quote, sha256
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
+    from rescoldo.adapter import Adapter
     from rescoldo.base import BaseModel
     from rescoldo.engine.model import LoraModel
-    from rescoldo.train.adapter import Adapter
 
 CALIBRATION_EXAMPLES = 4
 
@@ -145,9 +145,9 @@ def load_for_inference(
     Raises:
         RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
     """
+    from rescoldo.adapter import WEIGHTS_FILE, read_adapter
     from rescoldo.base import open_base
     from rescoldo.engine.model import LoraModel
-    from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
     if not spec:
         raise RescoldoError(
@@ -163,6 +163,8 @@ def load_for_inference(
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None
     base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
+    if adapter:
+        adapter.fits(base.config, base.spec)  # before minutes of loading
     tokenizer = base.tokenizer()
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None
@@ -184,8 +186,8 @@ def load_for_inference(
             on_progress=on_progress,
             keep_converted=True,
         )
-        if adapter and run:
-            put_in(adapter, model, run, base.spec)
+        if adapter:
+            adapter.put_into(model, base.spec)
         return model
 
     sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
@@ -193,36 +195,6 @@ def load_for_inference(
     if not lazy:
         _ = loaded.model
     return loaded
-
-
-def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
-    """Copy an adapter's weights into the model.
-
-    Raises:
-        RescoldoError: it is not for this base, or holds values that are no numbers.
-    """
-    import torch
-
-    from rescoldo.train.adapter import WEIGHTS_FILE
-
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
-    if shapes != found:
-        odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
-        raise RescoldoError(
-            f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
-            f"not {shapes.get(odd[0], 'known there')}",
-            where=str(run / WEIGHTS_FILE),
-            fix=verify_command(run),
-        )
-    with torch.no_grad():
-        for name, tensor in adapter.parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise RescoldoError(
-                    f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
-                )
-            model.parameters[name].copy_(tensor)
-    model.sync()
 
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
@@ -238,10 +210,15 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
-    """The calibration as the run's newest good checkpoint keeps it."""
+    """The calibration beside the adapter; of a run that an earlier version made, as its newest good checkpoint keeps
+    it."""
+    from rescoldo.adapter import read_calibration
     from rescoldo.run.layout import list_checkpoints
     from rescoldo.train.checkpoint import read_checkpoint
 
+    beside = read_calibration(run)
+    if beside is not None:
+        return beside
     for path in list_checkpoints(run):
         try:
             return read_checkpoint(path).frozen or None

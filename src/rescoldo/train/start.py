@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import keep_role
@@ -20,7 +21,6 @@ from rescoldo.run.lock import LOCK_FILE, RunLock
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
 from rescoldo.run.status import Status, read_status
-from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import (
@@ -232,7 +232,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     loop.board.close()
     try:
         loop.metrics.finish()
-        info = write_results(data, at, loop.best, loop.parts, adapter_bin)
+        info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
     except OSError as error:
         newest = next(iter(list_checkpoints(config.output)), None)
         raise RescoldoError(
