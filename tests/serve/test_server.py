@@ -20,7 +20,9 @@ import pytest
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
 from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
+from rescoldo.serve.access import Access, access
 from rescoldo.serve.service import Limits
 from tests.export.common import CONCEPTS
 from tests.serve.common import SHORT, Live, live, tiny_run
@@ -142,7 +144,7 @@ def post(server: Live, body: bytes | str, headers: dict[str, str] | None = None,
 
 
 def body(**fields: Any) -> str:
-    return json.dumps({"model": "run", "messages": SHORT, "max_tokens": 2, **fields})
+    return json.dumps({"model": "run", "messages": SHORT, "max_tokens": 2} | fields)
 
 
 MALFORMED: list[tuple[bytes | str, int, str]] = [
@@ -151,14 +153,45 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (b"\xff\xfe", 400, "not JSON"),
     ("[" * 100_000, 400, "not JSON"),
     ("[1]", 400, "not an object"),
-    ("{}", 400, "model: Field required"),
-    (body(model=5), 400, "model: "),
+    ("{}", 400, "model: is missing"),
+    (body(model=5), 400, "model: expected a string, got a number"),
     (body(model="other"), 404, "there is no model 'other'"),
     (body(messages=[]), 400, "messages: "),
-    (body(messages="hi"), 400, "messages: "),
-    (body(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role"),
-    (body(messages=[{"role": "user"}]), 400, "messages.0.content"),
-    (body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), 400, "messages.0.content"),
+    (body(messages="hi"), 400, "messages: expected a list, got a string"),
+    (body(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role: expected 'system', 'developer', 'user'"),
+    (body(messages=["hi"]), 400, "messages.0: expected an object, got a string"),
+    (
+        body(messages=[{"role": "user", "content": 5}]),
+        400,
+        "messages.0.content: expected a string or a list of text parts, got a number",
+    ),
+    (
+        body(messages=[{"role": "user", "content": {}}]),
+        400,
+        "messages.0.content: expected a string or a list of text parts, got an object",
+    ),
+    (
+        body(messages=[{"role": "user", "content": ["x"]}]),
+        400,
+        "messages.0.content.0: expected an object, got a string",
+    ),
+    (body(messages=[{"role": "user", "content": [{"type": "text"}]}]), 400, "messages.0.content.0.text: is missing"),
+    (
+        body(messages=[{"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}]),
+        400,
+        "messages.0.content.0.more: is not supported",
+    ),
+    (
+        body(messages=[{"role": "assistant", "content": "x", "reasoning_content": "so"}, *SHORT]),
+        400,
+        "messages.0.reasoning_content: is not supported",
+    ),
+    (body(messages=[{"role": "user"}]), 400, "messages.0.content: is missing"),
+    (
+        body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        400,
+        "messages.0.content.0.type: expected 'text'",
+    ),
     ('{"model": "run", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "half of a character"),
     (body(temperature=3), 400, "temperature"),
     (body(temperature="1"), 400, "temperature"),
@@ -166,8 +199,9 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (body(temperature=True), 400, "temperature"),
     (body(top_p=1.1), 400, "top_p"),
     (body(max_tokens=0), 400, "max_tokens"),
-    (body(max_tokens=1501), 400, "at most 1500 tokens"),
-    (body(max_tokens=2.5), 400, "max_tokens"),
+    (body(max_tokens=2.5), 400, "max_tokens: expected a whole number, got a number"),
+    (body(stop=5), 400, "stop: expected a string or a list, got a number"),
+    (body(stop=["a", 5]), 400, "stop.1: expected a string, got a number"),
     (body(stop=[""]), 400, "stop"),
     (body(stop=["x"] * 17), 400, "stop"),
     (body(seed=1 << 70), 400, "seed"),
@@ -175,6 +209,9 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (body(n=True), 400, "n is not supported"),
     (body(logprobs=True), 400, "logprobs is not supported"),
     (body(tools=[{"type": "function"}]), 400, "tools is not supported"),
+    (body(tool_choice="required", parallel_tool_calls=1, tools=[{"type": "function"}]), 400, "tools is not supported"),
+    (body(tool_choice="required"), 400, "tool_choice is not supported"),
+    (body(top_k=40), 400, "top_k is not supported"),
     (body(response_format={"type": "json_object"}), 400, "response_format is not supported"),
     (body(frequency_penalty=0.5), 400, "frequency_penalty is not supported"),
     (body(surprise=1), 400, "surprise: is not supported"),
@@ -204,6 +241,29 @@ def test_what_changes_nothing_is_taken(server: Live) -> None:
     assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
 
 
+def test_more_tokens_than_there_may_be_are_as_many_as_there_may_be(run: Path) -> None:
+    """Clients send 32000 whatever the model; the context is a limit in the same way."""
+    with live(run, Limits(rows=1, max_tokens=7), endless=True) as server:
+        for name in ("max_tokens", "max_completion_tokens"):
+            code, answer = post(server, body(**{"max_tokens": None, name: 32000}))
+            assert (code, answer["usage"]["completion_tokens"]) == (200, 7)
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_fields_that_say_nothing_are_ignored(server: Live) -> None:
+    """Empty ones, null, and clients' notes, on messages and on parts."""
+    note = {"cache_control": {"type": "ephemeral"}, "id": "msg_1"}
+    empty = {"reasoning_content": "", "reasoning": None, "tool_calls": [], "audio": {}, "prefix": False}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be terse.", "citations": [], **note}], **note},
+        {**SHORT[0], **note, **empty},
+    ]
+    code, answer = post(server, body(messages=messages, top_k=-1, min_p=0.0, repetition_penalty=1.0))
+    assert code == 200, answer
+    same = [{"role": "system", "content": "Be terse."}, *SHORT]
+    assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
+
+
 def test_an_answer_can_be_sent_back_as_it_came(server: Live) -> None:
     answer = ask(server).choices[0].message
     same = [*SHORT, {"role": "assistant", "content": answer.content}, *SHORT]
@@ -229,7 +289,12 @@ def test_routes_types_and_hosts(server: Live) -> None:
     assert (code, answer["error"]["message"]) == (404, "there is no POST /v1/completions")
     assert post(server, body(), path="/v1/models")[0] == 405
     assert post(server, body(), {"Content-Type": "text/plain"})[0] == 415
-    assert post(server, body(), {"Host": "evil.example"})[0] == 400
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.2", "", "[::1", "a@localhost"):
+        code, answer = post(server, body(), {"Host": host})
+        assert (code, answer["error"]["type"]) == (400, "invalid_request_error")
+        assert "--allowed-host" in answer["error"]["message"]
+    for host in ("LOCALHOST", "[::1]:80", "localhost."):
+        assert post(server, body(), {"Host": host})[0] == 200
     assert post(server, body(), {"Host": "localhost:99"})[0] == 200
 
 
@@ -237,11 +302,67 @@ def test_api_key(run: Path) -> None:
     with live(run, api_key="sësame") as server:
         address = {"Authorization": "Bearer sësame".encode().decode("latin-1")}
         assert post(server, body(), address)[0] == 200
-        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sesame"}):
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            assert post(server, body(), {"Authorization": address["Authorization"].replace("Bearer", scheme)})[0] == 200
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sesame"}, {"Authorization": "bearer"}):
             code, answer = post(server, body(), headers)
             assert (code, answer["error"]["code"]) == (401, "invalid_api_key")
         with pytest.raises(openai.AuthenticationError):
             server.client(api_key="wrong").models.list()
+
+
+def test_other_names_and_web_pages_if_asked_for(run: Path) -> None:
+    origin, foreign = "http://localhost:3000", "https://evil.example"
+
+    def preflight(server: Live, asked: str) -> http.client.HTTPResponse:
+        address = urlsplit(server.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        wanted = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type,x-stainless-os",
+        }
+        connection.request("OPTIONS", "/v1/chat/completions", headers={"Origin": asked, **wanted})
+        return connection.getresponse()
+
+    with live(run, allowed_hosts=["Models.example.org", "*.lan"], cors_origins=[origin]) as server:
+        for host in ("models.example.org", "models.example.org:443", "box.lan", "localhost"):
+            assert post(server, body(), {"Host": host})[0] == 200
+        for host in ("example.org", "lan", "evil-lan"):
+            assert post(server, body(), {"Host": host})[0] == 400
+        assert preflight(server, origin).getheader("Access-Control-Allow-Origin") == origin
+        assert preflight(server, origin).status == 200
+        assert preflight(server, foreign).status == 400
+        assert preflight(server, foreign).getheader("Access-Control-Allow-Origin") is None
+    with live(run) as server:
+        assert preflight(server, origin).getheader("Access-Control-Allow-Origin") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "message"),
+    [
+        ("0.0.0.0", {}, "without a key"),
+        ("127.0.0.1", {"cors_origins": ["*"]}, "every web page"),
+        ("127.0.0.1", {"allowed_hosts": ["*"]}, "every web page"),
+        ("127.0.0.1", {"cors_origins": ["localhost:3000"]}, "is not a web origin"),
+        ("127.0.0.1", {"cors_origins": ["http://localhost:3000/app"]}, "is not a web origin"),
+        ("127.0.0.1", {"cors_origins": ["http://a@localhost"]}, "is not a web origin"),
+        ("127.0.0.1", {"allowed_hosts": ["http://name"]}, "is not a host name"),
+        ("127.0.0.1", {"allowed_hosts": ["name:80"]}, "is not a host name"),
+        ("127.0.0.1", {"allowed_hosts": [""]}, "is not a host name"),
+    ],
+)
+def test_access_that_is_refused(host: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RescoldoError, match=message):
+        access(host, **given)
+
+
+def test_access_of_a_server_that_others_reach() -> None:
+    assert access("0.0.0.0", api_key="k").hosts == ()
+    assert access("0.0.0.0", api_key="k", allowed_hosts=["models.lan", "[fe80::1]"]).hosts[-2:] == (
+        "models.lan",
+        "fe80::1",
+    )
+    assert access("127.0.0.1", api_key="k", allowed_hosts=["*"], cors_origins=["*"]) == Access("k", (), ("*",))
 
 
 LONG: dict[str, Any] = {"n": 1900, "stream": True}

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from rescoldo.errors import RescoldoError
-
 EXAMPLE = "Example: rescoldo serve artifacts/mistral --port 8080"
 
 
@@ -22,6 +20,14 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(help="What requests must bring as a bearer token.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="One more host name that it answers to, behind a proxy or in a network; may be repeated."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web origin whose pages may read answers, as http://localhost:3000; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
     quantization: Annotated[
@@ -46,16 +52,13 @@ def serve(
 
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
-    from rescoldo.serve.server import bind, is_loopback, run_server
+    from rescoldo.serve.access import access
+    from rescoldo.serve.server import bind, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter
     from rescoldo.units import gigabytes
 
-    if not is_loopback(host) and not api_key:
-        raise RescoldoError(
-            "other machines could use the model without being asked who they are", where=f"--host {host}",
-            fix="set RESCOLDO_API_KEY (or --api-key) to something secret; clients send it as their API key",
-        )  # fmt: skip
+    who = access(host, api_key=api_key or "", allowed_hosts=allowed_host or (), cors_origins=cors_origin or ())
     listener = bind(host, port)
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     role = role_for(model, None)
@@ -75,5 +78,5 @@ def serve(
         reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
         reporter.say(f"  {rows} requests together, keys and values up to {gigabytes(size)}; Ctrl-C stops")
 
-    run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
+    run_server(service, listener, host=host, access=who, grace=grace, on_ready=ready)
     reporter.say("Stopped")

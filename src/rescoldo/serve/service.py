@@ -98,9 +98,6 @@ class Service:
                 code="context_length_exceeded",
                 param="messages",
             )
-        if request.limit and request.limit > self.limits.max_tokens:
-            what = f"an answer has at most {self.limits.max_tokens} tokens here"
-            raise RequestError(400, what, code="invalid_value", param="max_tokens")
         default = self.role.sampling
         temperature = default.temperature if request.temperature is None else request.temperature
         top_p = default.top_p if request.top_p is None else request.top_p
