@@ -32,6 +32,14 @@ class Source:
         """The base model's tokenizer with its chat template."""
         return self.base.tokenizer()
 
+    @property
+    def base_name(self) -> str:
+        """The base model's name: what the user named, of a path the last part (paths are of this machine)."""
+        if not Path(self.base.spec).exists():
+            return self.base.spec
+        path = self.base.path.resolve()
+        return path.stem if path.is_file() else path.name
+
     @cached_property
     def adapter_sha256(self) -> str:
         """Of adapter_model.safetensors."""
