@@ -24,7 +24,7 @@ from benchmarks.machine import describe
 from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL, add_arguments, base_model
 from rescoldo.files import write_json
-from rescoldo.train.metrics import read_timings
+from rescoldo.run.layout import read_timings
 from rescoldo.train.preset import available_threads
 
 STEPS = 2

@@ -24,13 +24,14 @@ from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL
 from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.kernels.blocks import NF4, Blocks, blocks_decode
 from rescoldo.engine.kernels.ops import nf4_pack
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.files import write_json
 from rescoldo.train.preset import available_threads
 

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe
 from rescoldo.base import open_base
+from rescoldo.data.dataset import read_dataset
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.engine.types import LoraConfig
@@ -40,7 +41,6 @@ from rescoldo.nodes.scaling import GIGABIT, step_time, worth
 from rescoldo.nodes.share import Load, load_of
 from rescoldo.role import get_role
 from rescoldo.run.layout import read_json_lines
-from rescoldo.train.parts import read_dataset
 
 DATA = Path("artifacts/synthetic").absolute()
 TRAIN, VAL = DATA / "ba_train_v2_fixed.jsonl", DATA / "ba_val_v2_fixed.jsonl"
@@ -176,7 +176,7 @@ def disturbed(args: argparse.Namespace, what: str) -> dict[str, Any]:
             network.cut()
         else:
             for child in psutil.Process(processes[1].pid).children(recursive=True):
-                if "rescoldo.nodes.worker" in child.cmdline() and "torch.distributed.run" not in child.cmdline():
+                if "rescoldo.cli.worker" in child.cmdline() and "torch.distributed.run" not in child.cmdline():
                     child.send_signal(signal.SIGKILL)
         while max((one["step"] for one in events(folder)), default=0) <= at and processes[0].poll() is None:
             time.sleep(0.1)

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from benchmarks.models import write_gguf, write_hf
+from rescoldo.data.dataset import read_dataset
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import cache_root
 from rescoldo.role import get_role
-from rescoldo.train.parts import read_dataset
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
 VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")

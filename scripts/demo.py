@@ -67,17 +67,19 @@ def inputs() -> tuple[Path, ...]:
 
 def train(restart: bool) -> float:
     """Train, or recognise that it has been done; leaves when a signal came. Returns the run's wall time in seconds."""
+    from rescoldo.assemble import real_parts
     from rescoldo.run.registry import register
-    from rescoldo.train import RunConfig, train
     from rescoldo.train.checkpoint import UnresumableError
+    from rescoldo.train.config import RunConfig
+    from rescoldo.train.start import train
 
     config = RunConfig(train=TRAIN, val=VAL, output=RUN)
     register(RUN)
     try:
-        result = train(config, restart=restart)
+        result = train(config, real_parts(), restart=restart)
     except UnresumableError:  # the settings are fixed here: only another version can have had others
         print(f"{RUN} was made by another version of this program and cannot be gone on with: the demo begins anew")
-        result = train(config, restart=True)
+        result = train(config, real_parts(), restart=True)
     if result.signal:
         raise typer.Exit(128 + result.signal)
     return float(result.info["wall_seconds"])

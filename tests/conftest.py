@@ -6,9 +6,28 @@ import os
 import signal
 import tempfile
 
+import psutil
+import pytest
+from hypothesis import settings
+
+WORKER_BYTES = 2_500_000_000  # memory that a worker and what it starts may take
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Several tests at a time: threads that wait must not take the processor from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="rescoldo-tests-state-")  # no test's run in the user's list
 
 # A shell's background jobs inherit Ctrl-C as ignored, and so would the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("beside others", deadline=None)  # how long an example takes depends on what runs beside it
+settings.load_profile("beside others")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: as many workers as cores that this container may use, if there is memory for so many."""
+    from rescoldo.train.preset import available_threads
+
+    return max(1, min(available_threads(), psutil.virtual_memory().available // WORKER_BYTES))

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
+from rescoldo.data.dataset import Dataset
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
@@ -26,7 +28,6 @@ from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
 from rescoldo.train.config import make_config
-from rescoldo.train.parts import Dataset, real_parts
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.data.examples import write
 from tests.run.common import rescoldo, tiny_run, write_records

@@ -67,7 +67,7 @@ class Machine:
                     line = child.cmdline()
                 except psutil.Error:
                     continue
-                if "rescoldo.nodes.worker" in line and "torch.distributed.run" not in line:
+                if "rescoldo.cli.worker" in line and "torch.distributed.run" not in line:
                     found.append(child)
         except psutil.NoSuchProcess:
             pass

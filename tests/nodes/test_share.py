@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rescoldo.assemble import real_parts
 from rescoldo.engine.types import Example
 from rescoldo.nodes.group import Group
 from rescoldo.nodes.leader import Leader
 from rescoldo.nodes.share import Load, assign, load_of, measured, slow_ones
-from rescoldo.train.parts import real_parts
 
 
 def apart(costs: list[int]) -> Load:

@@ -13,7 +13,7 @@ import pytest
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.models.cache import PredictionCache
-from rescoldo.optimize.lm import Desk, StoppedError
+from rescoldo.programs.lm import Desk, StoppedError
 from tests.optimize.fake_chat import FakeChat
 
 GREEDY = Sampling(max_new_tokens=5)
@@ -61,6 +61,7 @@ def test_one_call_for_each_way_of_sampling() -> None:
     assert set(chat.samplings) == {GREEDY, warm}
 
 
+@pytest.mark.alone
 def test_a_model_that_does_not_batch_gets_several_calls_at_a_time() -> None:
     chat = FakeChat(shout, batches=False, seconds=0.3)
     started = time.monotonic()

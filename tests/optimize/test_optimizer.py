@@ -12,8 +12,8 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.models.server import ServerOptions
 from rescoldo.optimize.optimizer import OptimizeConfig, _examples, optimize
-from rescoldo.optimize.program import read_program
 from rescoldo.optimize.watch import Watch
+from rescoldo.programs.program import read_program
 from rescoldo.role import get_role
 from tests.data.examples import record, write
 from tests.evaluate.fake_server import fake_server, good

@@ -12,8 +12,8 @@ import pytest
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate import evaluate
-from rescoldo.optimize.predictor import ProgramPredictor
-from rescoldo.optimize.program import Program, find_program, instruction, new_program, read_program
+from rescoldo.programs.predictor import ProgramPredictor
+from rescoldo.programs.program import Program, find_program, instruction, new_program, read_program
 from rescoldo.role import get_role
 from tests.data.examples import record, write
 from tests.optimize.fake_chat import FakeChat

@@ -232,6 +232,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs(name: str) -> None:
     started = time.monotonic()

@@ -14,9 +14,9 @@ import yaml
 from rescoldo.cli.main import app, run_app
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
+from rescoldo.doctor.role import check_role, read_samples
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role, keep_role, load_role, role_names, role_of_run
-from rescoldo.role.check import check_role, read_samples
 
 SIMPLE: dict[str, Any] = {
     "name": "simple",
@@ -465,7 +465,7 @@ def test_what_is_worth_a_look_is_no_failure(
 
 @pytest.mark.parametrize("code", ["time.sleep(60)", "while True: pass"])
 def test_a_slow_metric_does_not_stop_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr("rescoldo.role.check.PATIENCE", 0.3)
+    monkeypatch.setattr("rescoldo.doctor.role.PATIENCE", 0.3)
     role_file(tmp_path, metric="m.py:f")
     swallows = f"    try:\n        {code}\n    except Exception:\n        return 1\n"
     (tmp_path / "m.py").write_text(f"import time\ndef f(p, r):\n{swallows}")

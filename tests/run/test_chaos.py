@@ -25,10 +25,9 @@ import pytest
 from rescoldo.errors import EXIT_BUSY, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.run.detach import start_detached, train_command
-from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE, list_checkpoints
+from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE, list_checkpoints, read_timings
 from rescoldo.run.signals import send_to
 from rescoldo.run.status import read_status
-from rescoldo.train.metrics import read_timings
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 
 DISTURBANCES = {
@@ -155,7 +154,7 @@ class Driver:
             self.clock.write_text(str(dice.choice([-1, 1]) * dice.choice([3600, 86400, 1e7])))
         elif kind == "keeper killed":
             parent = psutil.Process(read_status(output).pid).parent()
-            if parent is None or "rescoldo.run.keeper" not in parent.cmdline():
+            if parent is None or "rescoldo.cli.keeper" not in parent.cmdline():
                 return False  # it has been killed before, and the run goes on without
             parent.kill()
         return True

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
+from rescoldo.cli.keeper import keep
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.run.detach import start_detached, train_command
-from rescoldo.run.keeper import keep
 from rescoldo.run.layout import EXIT_FILE, LOG_FILE
 from rescoldo.run.status import read_status
 from tests.run.common import environment, rescoldo, tiny_run, wait_for

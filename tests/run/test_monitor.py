@@ -17,6 +17,7 @@ import torch
 from rescoldo.engine.step import GradientStep
 from rescoldo.run import monitor
 from rescoldo.run.guard import MemoryGuard, cap_after_kill
+from rescoldo.run.layout import read_timings
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.state import read_state
 from rescoldo.system import causes as looking
@@ -26,7 +27,7 @@ from rescoldo.system.causes import causes, snapshot
 from rescoldo.system.cgroup import cpu_quota, memory_left, memory_limit, oom_kills, throttled_seconds
 from rescoldo.system.clock import WorkClock
 from rescoldo.system.memory import memory_available, memory_total, own_memory
-from rescoldo.train.metrics import read_timings
+from rescoldo.train.loop import bound_memory
 from rescoldo.train.start import train
 from tests.engine.common import example, tiny_lora
 from tests.run.test_status import leave
@@ -198,6 +199,7 @@ def test_a_suspend_spoils_neither_speed_nor_time_left(tmp_path, monkeypatch):
     assert all(line["t"] < 60 for line in lines)
 
 
+@pytest.mark.alone
 def test_long_work_is_no_stop():
     clock = WorkClock()
     began = clock.now()
@@ -254,7 +256,7 @@ def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch
     examples = [example(20, 20, seed=1)]
 
     def gradient():
-        watcher.guard.before_pass(model, 40)
+        bound_memory(watcher.guard, model, 40)
         step = GradientStep(model, examples, step=0, seed=1)
         step.micro_batch([0])
         return step.finish()
@@ -281,10 +283,10 @@ def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch
 def test_the_guard_takes_no_more_than_fits(monkeypatch):
     model = tiny_lora("llama", num_hidden_layers=4)
     guard = MemoryGuard(cap=3)
-    guard.before_pass(model, 40)
+    bound_memory(guard, model, 40)
     assert model.keep_layers == 3
-    monkeypatch.setattr("rescoldo.run.guard.memory_available", lambda: 0)
-    guard.before_pass(model, 40)
+    monkeypatch.setattr("rescoldo.engine.auto.memory_available", lambda: 0)
+    bound_memory(guard, model, 40)
     assert model.keep_layers == 0
     assert [cap_after_kill(None, 30), cap_after_kill(15, 30), cap_after_kill(1, 30)] == [15, 7, 0]
 
@@ -324,7 +326,7 @@ def test_killed_by_the_real_kernel(tmp_path):
     try:
         eat = f"exec {sys.executable} -c 'x = bytearray(400_000_000); x[::4096] = x[::4096]'"
         inside = f"echo $$ > {group}/cgroup.procs && {eat}"
-        keeper = [sys.executable, "-m", "rescoldo.run.keeper", str(tmp_path), "", "sh", "-c", inside]
+        keeper = [sys.executable, "-m", "rescoldo.cli.keeper", str(tmp_path), "", "sh", "-c", inside]
         subprocess.run(keeper, check=False, timeout=60)
         ended = json.loads((tmp_path / "exit.json").read_text())
         assert (ended["signal"], ended["oom_kill"]) == (9, True)

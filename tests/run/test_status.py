@@ -235,6 +235,7 @@ def test_state_goes_through_the_file(tmp_path):
     assert found.troubles[0]["what"] == "slow"
 
 
+@pytest.mark.alone
 def test_status_is_quick_and_needs_no_torch(tmp_path, output, dead):
     """The best of five calls, as the machine may be busy, the interpreter's start included; and what it imports."""
     leave(output, *dead)

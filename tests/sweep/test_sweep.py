@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.run.status import read_status
 from rescoldo.sweep import read_space, sweep
-from rescoldo.train import RunConfig, train
+from rescoldo.train.config import RunConfig
 from rescoldo.train.metrics import TensorBoard
-from rescoldo.train.parts import Parts, real_parts
+from rescoldo.train.parts import Parts
+from rescoldo.train.start import train
 from tests.base.make_models import tiny_hf
 from tests.train.fake import Silent
 from tests.train.test_real import write_records

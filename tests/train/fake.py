@@ -14,12 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
+from rescoldo.base.tokenizer import DirectoryTokenizer
+from rescoldo.data.dataset import Dataset, digest
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset, Parts, digest
+from rescoldo.train.parts import Parts
 from rescoldo.train.progress import Reporter
 
 DECODER = DecoderConfig(
@@ -57,7 +60,7 @@ class FakeBase(BaseModel):
 
 
 def open_base(spec: str, preset: str | None = None) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), preset)
+    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
 
 
 class FakeModel:

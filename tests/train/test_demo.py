@@ -26,12 +26,12 @@ def demo(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     train = partial(start.train, parts=PARTS, reporter=Silent())
-    monkeypatch.setattr(start, "train", lambda run, **given: train(run.model_copy(update={"lora_r": 4}), **given))
+    monkeypatch.setattr(start, "train", lambda run, _, **given: train(run.model_copy(update={"lora_r": 4}), **given))
     return module
 
 
 def test_a_run_of_another_version_is_kept_aside_and_the_demo_begins_anew(demo, tmp_path, capsys):
-    start.train(config(tmp_path, demo.RUN, lr=0.1))
+    start.train(config(tmp_path, demo.RUN, lr=0.1), PARTS)
     (demo.RUN / "training_info.json").unlink()  # not finished: it would be resumed
     demo.train(restart=False)
     lines = capsys.readouterr().out.splitlines()

@@ -14,16 +14,17 @@ import torch
 import transformers
 
 from rescoldo.adapter import peft_config, read_adapter
+from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
 from rescoldo.engine.types import CALIBRATED
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from rescoldo.run.layout import list_checkpoints
-from rescoldo.train import RunConfig, train
 from rescoldo.train.checkpoint import read_checkpoint
+from rescoldo.train.config import RunConfig
 from rescoldo.train.metrics import TensorBoard
-from rescoldo.train.parts import real_parts
+from rescoldo.train.start import train
 from tests.base.make_models import tiny_hf
 from tests.train.fake import Silent
 from tests.train.test_resume import Killed, results
@@ -76,7 +77,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
 def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
     fields = {"quantization": quantization, "lora_targets": "all"}
-    train(make(folder, tmp_path / "calm", **fields), reporter=Silent())
+    train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:
         left = dice.randint(1, 6)
@@ -117,7 +118,7 @@ def deleting_checkpoints_changes_nothing(run: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory) -> tuple[Path, str]:
     output, reporter = tmp_path_factory.mktemp("out") / "run", Silent()
-    train(make(folder, output, lora_targets="all"), adapter_bin=True, reporter=reporter)
+    train(make(folder, output, lora_targets="all"), real_parts(), adapter_bin=True, reporter=reporter)
     return output, reporter.text
 
 

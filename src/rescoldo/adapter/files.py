@@ -13,6 +13,7 @@ import torch
 
 from rescoldo.adapter.peft import parse_config, peft_config, read_config
 from rescoldo.engine.types import LoraConfig
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, write_atomic, write_json
 
@@ -27,8 +28,6 @@ CALIBRATION_FILE = "calibration.safetensors"
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

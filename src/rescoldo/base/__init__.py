@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.base.model import BaseModel
 from rescoldo.base.open import open_base
 
-__all__ = ["BaseModel", "TensorSource", "open_base"]
+__all__ = ["BaseModel", "open_base"]

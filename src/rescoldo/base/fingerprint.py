@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rescoldo import files
-
-if TYPE_CHECKING:
-    from rescoldo.base.model import BaseModel
+from rescoldo.engine.config import DecoderConfig
 
 _MAX_CACHED = 1000
 
@@ -44,20 +42,14 @@ def file_hash(path: Path, cache: dict[str, str], new: dict[str, str]) -> str:
     return cache[key]
 
 
-def fingerprint(base: BaseModel) -> str:
+def fingerprint(weight_files: Sequence[Path], config: DecoderConfig) -> str:
     """SHA-256 (hex) over the SHA-256 of each weight file, in file order, and the decoder's config."""
-    if base.kind == "hf":
-        from rescoldo.base.hf import weight_files
-
-        weights = weight_files(base.path)
-    else:
-        weights = [base.path]
     cache = _load_cache()
     new: dict[str, str] = {}
     digest = hashlib.sha256()
-    for path in weights:
+    for path in weight_files:
         digest.update(file_hash(path, cache, new).encode())
-    digest.update(json.dumps(asdict(base.config), sort_keys=True).encode())
+    digest.update(json.dumps(asdict(config), sort_keys=True).encode())
     if new:
         _store(new)
     return digest.hexdigest()

@@ -11,10 +11,12 @@ import torch
 
 from rescoldo.base.gguf_config import ROPE_FACTORS, read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
-from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.base.model import BaseModel, check_tensors
+from rescoldo.base.tokenizer import GgufTokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS, Blocks, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 
 _TOP_NAMES = {
@@ -183,4 +185,4 @@ def open_gguf(path: Path, spec: str, preset: str | None = None) -> BaseModel:
     _check_types(path, header)
     tensors = GgufTensors(path, header, config)
     check_tensors(tensors, config, path)
-    return BaseModel(spec, path, "gguf", config, tensors, preset)
+    return BaseModel(spec, path, "gguf", config, tensors, (path,), GgufTokenizer(path, config.max_positions), preset)

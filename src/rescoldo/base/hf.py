@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from rescoldo.base.model import BaseModel, TensorSource, check_tensors
+from rescoldo.base.hub_id import REFETCH
+from rescoldo.base.model import BaseModel, check_tensors
+from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json
 
@@ -26,7 +29,6 @@ _BOUNDS = {  # of the config's whole numbers, checked before transformers sees t
     "max_position_embeddings": 1 << 30,
     "sliding_window": 1 << 31,
 }
-REFETCH = "fetch the model again: hf download ID --local-dir DIRECTORY"
 
 
 def check_architecture(config: dict[str, Any], where: str) -> str:
@@ -262,6 +264,9 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
     """
     config = read_config(directory)
     skip = frozenset({"lm_head.weight"}) if config.tied_embeddings else frozenset()
-    tensors = HfTensors(weight_files(directory), skip)
+    files = weight_files(directory)
+    tensors = HfTensors(files, skip)
     check_tensors(tensors, config, directory)
-    return BaseModel(spec, directory, "hf", config, tensors)
+    return BaseModel(
+        spec, directory, "hf", config, tensors, tuple(files), DirectoryTokenizer(directory, config.max_positions)
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rescoldo.base.hf import REFETCH, check_architecture
+from rescoldo.base.hf import check_architecture
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import load_json
 

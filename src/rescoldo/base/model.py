@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from rescoldo.base.fingerprint import fingerprint
+from rescoldo.base.tokenizer import TokenizerFiles, load_tokenizer, stop_ids
 from rescoldo.engine.config import LINEARS, DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, Blocks
+from rescoldo.engine.kernels.blocks import KINDS
+from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
-
-
-class TensorSource(ABC):
-    """The weights of a base model under Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`, …)."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All tensor names, in file order."""
-
-    @abstractmethod
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape as PyTorch sees it: (out_features, in_features) for a linear's weight."""
-
-    @abstractmethod
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from the file and in its stored dtype where that is a plain one (read-only: never write
-        into it), decoded to float32 where it is quantized.
-
-        Raises:
-            RescoldoError: no such tensor, or the file is damaged.
-        """
-
-    def quantized(self, name: str) -> Blocks | None:
-        """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
-        return None
-
-    def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
-        """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
-        again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""
-
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -56,6 +26,8 @@ class BaseModel:
         kind: "hf" or "gguf".
         config: the decoder's shapes.
         tensors: the weights.
+        weight_files: the files that hold them, in order.
+        tokenizer_files: what the tokenizer is made of.
         preset: hyper-parameters that suit this model where the user gives none (only the sample has any).
     """
 
@@ -64,20 +36,18 @@ class BaseModel:
     kind: str
     config: DecoderConfig
     tensors: TensorSource
+    weight_files: tuple[Path, ...]
+    tokenizer_files: TokenizerFiles
     preset: str | None = None
 
     def tokenizer(self) -> Any:
         """The model's own tokenizer (a transformers fast tokenizer) with its chat template."""
-        from rescoldo.base.tokenizer import load_tokenizer
-
-        return load_tokenizer(self)
+        return load_tokenizer(self.tokenizer_files, self.config, self.spec)
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
         """The tokens that end an answer: end of sequence and, where the model has one, end of turn. `tokenizer` is what
         the method of that name returned."""
-        from rescoldo.base.tokenizer import stop_ids
-
-        return stop_ids(self, tokenizer)
+        return stop_ids(self.tokenizer_files, self.config, tokenizer)
 
     def stored_bytes(self) -> int | None:
         """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
@@ -89,9 +59,7 @@ class BaseModel:
 
     def fingerprint(self) -> str:
         """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""
-        from rescoldo.base.fingerprint import fingerprint
-
-        return fingerprint(self)
+        return fingerprint(self.weight_files, self.config)
 
 
 def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from pathlib import Path
 
 from rescoldo.base.gguf import open_gguf
 from rescoldo.base.gguf_header import is_gguf
+from rescoldo.base.hub_id import is_hub_id
 from rescoldo.base.model import BaseModel
 from rescoldo.errors import RescoldoError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
 
 
@@ -43,17 +42,12 @@ def open_base(spec: str) -> BaseModel:
         raise RescoldoError("no permission to read the base model", where=str(error.filename or path)) from None
     except OSError as error:  # a name that is too long, a loop of links
         raise RescoldoError(f"cannot open the base model: {error.strerror or error}", where=spec[:200]) from None
-    if _HUB_ID.fullmatch(spec) and not _looks_local(path):
+    if is_hub_id(spec):
         from rescoldo.base.hf import open_hf
         from rescoldo.base.hub import fetch
 
         return open_hf(fetch(spec), spec)
     raise _nothing_there(path, spec)
-
-
-def _looks_local(path: Path) -> bool:
-    """Whether a path that does not exist was meant as one: its folder is there, or it has a file's ending."""
-    return path.suffix in (".gguf", ".safetensors", ".bin", ".json") or path.parent.is_dir()
 
 
 def _open_directory(path: Path, spec: str) -> BaseModel:

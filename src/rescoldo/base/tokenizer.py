@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rescoldo.base.gguf_config import scalar
+from rescoldo.base.gguf_header import read_header
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.tokenizer_build import (
     BYTE,
     CONTROL,
@@ -21,11 +24,9 @@ from rescoldo.base.tokenizer_build import (
     build_byte_level,
     build_sentencepiece,
 )
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, write_atomic, write_json
-
-if TYPE_CHECKING:
-    from rescoldo.base.model import BaseModel
 
 _INST_BODY = (
     "{{- bos_token }}"
@@ -48,7 +49,60 @@ INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
 
 
-def load_tokenizer(base: BaseModel) -> Any:
+class TokenizerFiles(Protocol):
+    """Where a tokenizer is made from."""
+
+    @property
+    def path(self) -> Path:
+        """The directory or file, for messages."""
+
+    def load(self) -> tuple[Any, list[str]]:
+        """The tokenizer as the files have it, and what the model calls itself there."""
+
+    def end_ids(self) -> list[Any]:
+        """What the files say about tokens that end an answer; unchecked."""
+
+
+@dataclass(frozen=True)
+class DirectoryTokenizer:
+    """The tokenizer of a Hugging Face directory: tokenizer.json as it is; else tokenizer.model, converted."""
+
+    path: Path
+    max_positions: int
+
+    def load(self) -> tuple[Any, list[str]]:
+        """See TokenizerFiles."""
+        return _from_directory(self.path, self.max_positions), []
+
+    def end_ids(self) -> list[Any]:
+        """See TokenizerFiles."""
+        found: list[Any] = []
+        for name in ("config.json", "generation_config.json"):
+            if (self.path / name).is_file():
+                value = load_json(self.path / name, REFETCH).get("eos_token_id")
+                found += value if isinstance(value, list) else [value]
+        return found
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """The tokenizer in a GGUF file's metadata."""
+
+    path: Path
+    max_positions: int
+
+    def load(self) -> tuple[Any, list[str]]:
+        """See TokenizerFiles."""
+        return _from_gguf(self.path, self.max_positions)
+
+    def end_ids(self) -> list[Any]:
+        """See TokenizerFiles."""
+        metadata = read_header(self.path).metadata
+        keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+        return [scalar(metadata, key, str(self.path)) for key in keys]
+
+
+def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> Any:
     """The base model's own tokenizer, a transformers fast tokenizer, with a chat template.
 
     A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
@@ -58,23 +112,21 @@ def load_tokenizer(base: BaseModel) -> Any:
         RescoldoError: the tokenizer is missing, damaged, of an unknown kind, larger than the model's vocabulary, or
             there is no chat template.
     """
-    tokenizer, names = _from_gguf(base) if base.kind == "gguf" else _from_directory(base)
-    if len(tokenizer) > base.config.vocab_size and max(tokenizer.get_vocab().values()) >= base.config.vocab_size:
+    (tokenizer, names), where = files.load(), str(files.path)
+    if len(tokenizer) > config.vocab_size and max(tokenizer.get_vocab().values()) >= config.vocab_size:
         raise RescoldoError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {base.config.vocab_size}", where=str(base.path)
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}", where=where
         )
     if tokenizer.eos_token_id is None:
-        raise RescoldoError("the tokenizer has no end-of-sequence token, so no answer could end", where=str(base.path))
+        raise RescoldoError("the tokenizer has no end-of-sequence token, so no answer could end", where=where)
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        tokenizer.chat_template = _family_template(
-            tokenizer, [base.config.architecture, base.spec, str(base.path), *names]
-        )
+        tokenizer.chat_template = _family_template(tokenizer, [config.architecture, spec, where, *names])
     if not tokenizer.chat_template:
         raise RescoldoError(
             "the model has no chat template, so there is no way to ask it anything",
-            where=str(base.path),
+            where=where,
             fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
         )
     return tokenizer
@@ -104,19 +156,17 @@ def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_
     )
 
 
-def _from_directory(base: BaseModel) -> tuple[Any, list[str]]:
-    """tokenizer.json as it is; else tokenizer.model, converted."""
-    directory = base.path
+def _from_directory(directory: Path, max_positions: int) -> Any:
     if (directory / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
         try:
-            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), []
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # tokenizers raises plain Exceptions
             reason = " ".join(str(error).split())
             raise RescoldoError(f"cannot load the tokenizer: {reason:.200}", where=str(directory)) from None
     if (directory / "tokenizer.model").is_file():
-        return _from_sentencepiece(base, directory / "tokenizer.model"), []
+        return _from_sentencepiece(directory / "tokenizer.model", max_positions)
     raise RescoldoError(
         "there is no tokenizer: neither tokenizer.json nor tokenizer.model",
         where=str(directory),
@@ -124,7 +174,7 @@ def _from_directory(base: BaseModel) -> tuple[Any, list[str]]:
     )
 
 
-def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
+def _from_sentencepiece(path: Path, max_positions: int) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -150,8 +200,6 @@ def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
     config_path = path.with_name("tokenizer_config.json")
     settings: dict[str, Any] = {}
     if config_path.is_file():
-        from rescoldo.base.hf import REFETCH
-
         settings = load_json(config_path, REFETCH)
     bos, eos, unk = (index if index >= 0 else None for index in (model.bos_id(), model.eos_id(), model.unk_id()))
     prefix = model.encode("a", out_type=str)[0].startswith("▁")
@@ -168,7 +216,7 @@ def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
         bos if settings.get("add_bos_token", True) else None,
         eos if settings.get("add_eos_token", False) else None,
     )
-    tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, base.config.max_positions)
+    tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, max_positions)
     template = path.with_name("chat_template.jinja")
     if template.is_file():
         tokenizer.chat_template = template.read_text("utf-8")
@@ -177,10 +225,8 @@ def _from_sentencepiece(base: BaseModel, path: Path) -> Any:
     return tokenizer
 
 
-def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
-    from rescoldo.base.gguf_header import read_header
-
-    metadata, where = read_header(base.path).metadata, str(base.path)
+def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
+    metadata, where = read_header(path).metadata, str(path)
     key = "tokenizer.ggml."
     tokens = metadata.get(key + "tokens")
     if not isinstance(tokens, list) or not tokens:
@@ -221,7 +267,7 @@ def _from_gguf(base: BaseModel) -> tuple[Any, list[str]]:
         ids["bos"] if _flag(metadata, key + "add_bos_token", bos_default, where) else None,
         ids["eos"] if _flag(metadata, key + "add_eos_token", False, where) else None,
     )
-    tokenizer = _wrap(backend, vocabulary, ids, base.config.max_positions)
+    tokenizer = _wrap(backend, vocabulary, ids, max_positions)
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template.strip():
         tokenizer.chat_template = template
@@ -254,26 +300,13 @@ def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | N
     return value
 
 
-def stop_ids(base: BaseModel, tokenizer: Any) -> frozenset[int]:
+def stop_ids(files: TokenizerFiles, config: DecoderConfig, tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer: end of sequence as tokenizer, model and generation config say, and the end of turn
     that the chat template writes."""
-    found = {tokenizer.eos_token_id}
-    if base.kind == "hf":
-        from rescoldo.base.hf import REFETCH
-
-        for name in ("config.json", "generation_config.json"):
-            if (base.path / name).is_file():
-                value = load_json(base.path / name, REFETCH).get("eos_token_id")
-                found.update(value if isinstance(value, list) else [value])
-    else:
-        from rescoldo.base.gguf_header import read_header
-
-        metadata = read_header(base.path).metadata
-        keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-        found.update(scalar(metadata, key, str(base.path)) for key in keys)
+    found = {tokenizer.eos_token_id, *(value for value in files.end_ids() if isinstance(value, int))}
     added = tokenizer.added_tokens_encoder
     found.update(added[token] for token in _TURN_ENDS if token in added and token in tokenizer.chat_template)
-    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < base.config.vocab_size)
+    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < config.vocab_size)
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

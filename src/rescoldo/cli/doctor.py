@@ -29,9 +29,9 @@ def doctor(
     1: it cannot. 2: with --strict, there are warnings.
     """
     run_config = read_config(with_sample_data(given, config), config)
+    from rescoldo.assemble import real_parts
     from rescoldo.doctor.check import MARKS, exit_code
     from rescoldo.doctor.examine import examine
-    from rescoldo.train.parts import real_parts
 
     found = []
     for check in examine(run_config, real_parts()):

@@ -9,7 +9,6 @@ import sys
 
 import typer
 
-from rescoldo import __version__
 from rescoldo.cli.chat import EXAMPLE as CHAT_EXAMPLE
 from rescoldo.cli.chat import chat
 from rescoldo.cli.compare import EXAMPLE as COMPARE_EXAMPLE
@@ -37,6 +36,7 @@ from rescoldo.cli.verify import verify
 from rescoldo.cli.watch import EXAMPLE as WATCH_EXAMPLE
 from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.version import __version__
 
 app = typer.Typer(
     name="rescoldo",

@@ -34,8 +34,8 @@ def plan(
     run_config = read_config(with_sample_data(given, config), config)
     from rich.console import Console
 
+    from rescoldo.assemble import real_parts
     from rescoldo.doctor.plan import make_plan
-    from rescoldo.train.parts import real_parts
     from rescoldo.train.prepare import prepare
     from rescoldo.train.progress import Reporter
 

@@ -56,7 +56,7 @@ def check(
 
     Exit code 1 if not; 2 if its file cannot be read at all.
     """
-    from rescoldo.role.check import check_role
+    from rescoldo.doctor.role import check_role
 
     the_role, results = check_role(name)
     ok = all(result.ok for result in results)
@@ -84,7 +84,7 @@ def new(
     json_: Json = False,
 ) -> None:
     """Write the commented skeleton of a role that passes the check, to be changed."""
-    from rescoldo.role.check import write_skeleton
+    from rescoldo.role.skeleton import write_skeleton
 
     folder = output or Path(name)
     write_skeleton(name, folder)

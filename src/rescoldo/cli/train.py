@@ -190,12 +190,15 @@ def _in_foreground(
         return
     from rich.console import Console
 
+    from rescoldo.assemble import real_parts
+    from rescoldo.nodes.together import train_here
     from rescoldo.train.progress import Reporter
-    from rescoldo.train.start import train as start
 
     reporter = Reporter(Console(stderr=as_json, highlight=False))
     with _telling(on_exit, config.output, reporter.warn):
-        result = start(config, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
+        result = train_here(
+            config, real_parts(), restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter
+        )
     if as_json:
         print(json.dumps(result.summary(), ensure_ascii=False))
     if result.signal:

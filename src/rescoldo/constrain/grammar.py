@@ -44,6 +44,10 @@ class Grammar:
         """SHA-256 of what decides about tokens, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """What a document says about it."""
+        return {"constrained": self.kind, "constraint_unchecked": list(self.unchecked)}
+
 
 def json_object() -> Grammar:
     """Any JSON object."""

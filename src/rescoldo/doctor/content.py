@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rescoldo.base.hf import REFETCH
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import input_of
+from rescoldo.data.dataset import Dataset
 from rescoldo.data.records import flag, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
@@ -16,7 +17,6 @@ from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
 from rescoldo.role import Role
-from rescoldo.train.parts import Dataset
 from rescoldo.units import gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
@@ -31,7 +31,7 @@ def base_model(subject: Subject) -> Iterator[Check]:
     base = subject.base
     if base is None:
         return
-    files = weight_files(base)
+    files = base.weight_files
     size = sum(path.stat().st_size for path in files)
     shape = f"{base.config.architecture}, {base.config.total_params / 1e6:,.0f} M parameters"
     text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
@@ -45,15 +45,6 @@ def base_model(subject: Subject) -> Iterator[Check]:
     yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, with a chat template")  # without one it is refused
 
 
-def weight_files(base: BaseModel) -> list[Path]:
-    """The files that hold the weights."""
-    if base.kind != "hf":
-        return [base.path]
-    from rescoldo.base import hf
-
-    return hf.weight_files(base.path)
-
-
 def index_faults(base: BaseModel) -> Iterator[str]:
     """Where the index of a model in several files does not agree with them."""
     path = base.path / INDEX
@@ -62,7 +53,7 @@ def index_faults(base: BaseModel) -> Iterator[str]:
     from safetensors import safe_open
 
     weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
-    for file in weight_files(base):
+    for file in base.weight_files:
         with safe_open(file, framework="pt") as handle:
             there = set(handle.keys())
         named = {name for name, where in weight_map.items() if where == file.name}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
-from pathlib import Path
 
+from rescoldo.base.hub_id import is_hub_id
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
@@ -32,7 +31,6 @@ CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
     machine.sleep,
     machine.libraries,
 )
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
@@ -88,9 +86,7 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
 
 def not_fetched(spec: str) -> Check | None:
     """A warning if `spec` is a Hub model that is not on this machine: a check fetches no gigabytes."""
-    if ":" in spec or Path(spec).expanduser().exists() or not HUB_ID.fullmatch(spec):
-        return None
-    if Path(spec).suffix in (".gguf", ".safetensors") or Path(spec).parent.is_dir():
+    if not is_hub_id(spec):
         return None
     from huggingface_hub import try_to_load_from_cache
 

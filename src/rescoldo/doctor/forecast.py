@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from rescoldo.doctor.measure import Pieces, distinct_rows
 from rescoldo.doctor.needs import memory_need
+from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.train.loop import EVALUATION_CHUNK
 from rescoldo.train.parts import lora_config
 from rescoldo.train.plan import Plan
 from rescoldo.train.prepare import Prepared
-from rescoldo.train.start import CALIBRATION_EXAMPLES
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescoldo.base.model import BaseModel
+from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import LoraConfig
 from rescoldo.role import Role
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset, lora_config
+from rescoldo.train.parts import lora_config
 from rescoldo.train.prepare import Prepared
 
 

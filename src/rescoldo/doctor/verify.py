@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, to_peft
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.parts import Tensors
 
 # every key of the original's training_info.json
 INFO_KEYS = (

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.files import cache_root, write_atomic
 
 _VERSION = "1"  # of the conversion: another one makes other entries
 _SPARE = 3  # the disk must have so many times the model's size free
 _MODELS = 2  # so many models' worth of entries are kept, those used last
-Tensors = dict[str, torch.Tensor]
 
 
 class ConvertedWeights:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,9 +21,7 @@ from rescoldo.engine.lora import LoraGroup, Place, new_adapter
 from rescoldo.engine.precision import Converter, Weights
 from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
-
-if TYPE_CHECKING:
-    from rescoldo.base.model import BaseModel, TensorSource
+from rescoldo.engine.weights import OpenedModel, TensorSource
 
 Kept = Saved | torch.Tensor | None  # a layer's activations, its input, or nothing: see LoraModel.forward
 _HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
@@ -103,7 +100,7 @@ class LoraModel:
     @classmethod
     def load(
         cls,
-        base: BaseModel,
+        base: OpenedModel,
         precision: str,
         lora: LoraConfig | None,
         *,

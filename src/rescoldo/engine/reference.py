@@ -8,10 +8,10 @@ import math
 import torch
 from torch.nn.functional import cross_entropy, embedding, silu
 
-from rescoldo.base.model import TensorSource
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.rope import rope_tables, rotate
 from rescoldo.engine.types import LoraConfig
+from rescoldo.engine.weights import TensorSource
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rescoldo import __version__
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import sha256, write_json, write_text
 from rescoldo.models.cache import PredictionCache
+from rescoldo.version import __version__
 
 
 @contextmanager

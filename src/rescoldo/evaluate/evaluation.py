@@ -184,7 +184,7 @@ def evaluate_model(
 
 def _check_engine(model: str, dataset: Path | str) -> None:
     """Say where servers and programs belong, instead of that there is no such base model."""
-    from rescoldo.optimize.program import PROGRAM, find_program
+    from rescoldo.programs.program import PROGRAM, find_program
 
     program, _ = find_program(model) or (None, "")
     if model.startswith("openai:") or (program and (program.is_file() or (program / PROGRAM).is_file())):

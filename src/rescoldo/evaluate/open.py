@@ -50,8 +50,8 @@ class Opener:
         Raises:
             RescoldoError: there is no such model, it is damaged, nobody listens, a program is not allowed.
         """
-        from rescoldo.optimize.predictor import ProgramPredictor
-        from rescoldo.optimize.program import find_program, read_program
+        from rescoldo.programs.predictor import ProgramPredictor
+        from rescoldo.programs.program import find_program, read_program
 
         found = find_program(spec)
         if found is None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rescoldo import __version__
 from rescoldo.export.formats import FORMATS, Plan, get_format
 from rescoldo.export.place import MANIFEST, check_place, new_directory
 from rescoldo.export.prompt import prompt_document, write_prompt
 from rescoldo.export.source import Source, open_source
 from rescoldo.files import sha256, write_json
+from rescoldo.version import __version__
 
 KINDS = tuple(FORMATS)
 Progress = Callable[[int, int], None]

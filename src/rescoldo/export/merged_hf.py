@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.hf import REFETCH, HfTensors, open_hf, read_config
+from rescoldo.base.hf import HfTensors, open_hf, read_config
+from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import check_tensors, expected_shapes
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids

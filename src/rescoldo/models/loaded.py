@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescoldo.data.tokenize import end_of_turn, prompt_ids
-from rescoldo.engine.types import CALIBRATED, PRECISIONS, Example
+from rescoldo.data.tokenize import end_of_turn, prompt_ids, stop_ids
+from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
 from rescoldo.role import Role
@@ -17,9 +18,9 @@ from rescoldo.role import Role
 if TYPE_CHECKING:
     from rescoldo.adapter import Adapter
     from rescoldo.base import BaseModel
+    from rescoldo.constrain import Compiler, Grammar
     from rescoldo.engine.model import LoraModel
-
-CALIBRATION_EXAMPLES = 4
+    from rescoldo.engine.types import Constraint
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Loaded:
     adapter_sha256: str
     load: Callable[[], LoraModel]
     _model: LoraModel | None = field(default=None, repr=False)
+    _compiler: Compiler | None = field(default=None, repr=False)
+    _compiling: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def model(self) -> LoraModel:
@@ -58,6 +61,19 @@ class Loaded:
     def release(self) -> None:
         """Give the memory back; the next use loads again."""
         self._model = None
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The state of a new row in a grammar. The first call prepares the tokenizer, which takes a second or two.
+
+        Raises:
+            GrammarError: this tokenizer or this grammar cannot be used.
+        """
+        from rescoldo.constrain import Compiler
+
+        with self._compiling:
+            if self._compiler is None:
+                self._compiler = Compiler(self.tokenizer, self.base.config.vocab_size, stop_ids(self.tokenizer))
+        return self._compiler.start(grammar)
 
 
 def is_run(spec: str) -> bool:

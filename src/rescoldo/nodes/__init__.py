@@ -5,14 +5,6 @@ model, optimizer and data, and compute gradients and losses of the examples they
 place where a run is saved. The gradients are summed everywhere and each machine makes the optimizer's step itself, so
 nothing but that sum is waited for; what is saved and what is evaluated are the leader's weights.
 
-`launch` is above all that: it is what the user starts, and starts torchrun, which starts `worker`.
+`together.train_here` chooses between the two. `launch` is above all that: it is what the user starts, and starts
+torchrun, which starts `cli.worker`.
 """
-
-from __future__ import annotations
-
-from rescoldo.nodes.follower import follow
-from rescoldo.nodes.group import Group, current_group, joined
-from rescoldo.nodes.leader import Leader
-from rescoldo.nodes.place import current_place
-
-__all__ = ["Group", "Leader", "current_group", "current_place", "follow", "joined"]

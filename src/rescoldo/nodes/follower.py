@@ -11,12 +11,13 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, UPDATE, Command, Group, agree, receive
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.run.signals import SIGNALS
 from rescoldo.train.config import RunConfig
 from rescoldo.train.optimizer import AdamW, clip
-from rescoldo.train.parts import Model, Parts, Tensors, lora_config
+from rescoldo.train.parts import Model, Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 
@@ -61,7 +62,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
     reporter.say(f"  this machine computes; {group.name(group.leader)} leads and writes ({group.size} machines)")
     config = prepared.config
     torch.set_num_threads(config.threads or 1)
-    from rescoldo.train.start import CALIBRATION_EXAMPLES
+    from rescoldo.engine.types import CALIBRATION_EXAMPLES
 
     model = parts.load_model(
         prepared.base,

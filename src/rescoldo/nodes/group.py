@@ -32,7 +32,6 @@ GATHERING = timedelta(minutes=5)  # until all processes of a start have found ea
 SILENCE = (10, 5, 3)  # a connection that is silent for so many seconds is tried every so many, so many times
 STEP, UPDATE, EVALUATE, STOP, AGAIN = 1, 2, 3, 4, 5
 NAME_BYTES = 64
-Tensors = Mapping[str, torch.Tensor]
 
 
 class LostOthersError(RescoldoError):
@@ -183,7 +182,7 @@ def _notice_silence() -> None:
                         one.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def send(command: Command, tensors: Tensors, root: int) -> None:
+def send(command: Command, tensors: Mapping[str, torch.Tensor], root: int) -> None:
     """The leader, of rank `root`: tell all followers; `tensors` go along."""
     count = sum(tensor.numel() for tensor in tensors.values())
     header = [command.op, command.step, command.rate, len(command.examples), count]
@@ -194,7 +193,7 @@ def send(command: Command, tensors: Tensors, root: int) -> None:
         dist.broadcast(flat(tensors), root)
 
 
-def receive(weights: Tensors, optimizer: Tensors, root: int) -> Command:
+def receive(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], root: int) -> Command:
     """A follower: the next command; tensors that come with it are copied into `weights`, and into the optimizer's state
     if they are more than the weights."""
     header = torch.zeros(5, dtype=torch.float64)
@@ -212,12 +211,12 @@ def receive(weights: Tensors, optimizer: Tensors, root: int) -> Command:
     return Command(int(op), int(step), rate, examples, ranks, int(count))
 
 
-def flat(tensors: Tensors) -> torch.Tensor:
+def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """All of them in one float32 vector, in the order of their names."""
     return torch.cat([tensors[name].detach().reshape(-1).float() for name in sorted(tensors)])
 
 
-def unflatten(vector: torch.Tensor, tensors: Tensors) -> None:
+def unflatten(vector: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy the parts of `vector` into the tensors."""
     start = 0
     with torch.no_grad():

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example
+from rescoldo.engine.weights import Tensors
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.optimizer import AdamW
-from rescoldo.train.parts import Dataset, Model, Parts, Step, Tensors
+from rescoldo.train.parts import Model, Parts, Step
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this
 LEARNING_STEPS = 3  # before speeds are judged

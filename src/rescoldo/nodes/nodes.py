@@ -64,7 +64,7 @@ class Nodes:
             f"--local-addr={address}",
             f"--max-restarts={self.max_restarts}",
             "-m",
-            "rescoldo.nodes.worker",
+            "rescoldo.cli.worker",
         ]
 
 

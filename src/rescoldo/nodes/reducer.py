@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from rescoldo.engine.model import layer_of
-from rescoldo.nodes.group import Tensors, flat, unflatten
+from rescoldo.engine.weights import Tensors
+from rescoldo.nodes.group import flat, unflatten
 
 BUCKET_BYTES = 1 << 20  # below that a message's latency counts; far above, the first one would begin late
 

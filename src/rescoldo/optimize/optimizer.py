@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo import __version__
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -20,13 +19,14 @@ from rescoldo.evaluate.open import Opener
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
-from rescoldo.optimize import import_dspy
-from rescoldo.optimize.lm import MAX_BATCH, Desk, make_adapter, make_lm
-from rescoldo.optimize.predictor import ProgramPredictor
-from rescoldo.optimize.program import PROGRAM, RECORD, Program, new_program, read_program
 from rescoldo.optimize.watch import Watch, dspy_log
+from rescoldo.programs import import_dspy
+from rescoldo.programs.lm import MAX_BATCH, Desk, make_adapter, make_lm
+from rescoldo.programs.predictor import ProgramPredictor
+from rescoldo.programs.program import PROGRAM, RECORD, Program, new_program, read_program
 from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
+from rescoldo.version import __version__
 
 METHODS = ("labeled", "bootstrap", "mipro")
 

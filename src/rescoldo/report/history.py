@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo.run.layout import METRICS, read_json_lines
-from rescoldo.train.metrics import read_timings
+from rescoldo.run.layout import METRICS, read_json_lines, read_timings
 
 Points = list[tuple[float, float]]
 

@@ -2,14 +2,15 @@
 
 The YAML is what the role writes into training examples (one line a value, keys in the schema's order), with what models
 write instead and means the same: lists indented or not, plain, single-quoted or double-quoted values. Whatever the
-grammar admits is read back as a value that is valid for the schema, except for the keywords in `Grammar.unchecked`, which
-it does not hold an answer to (as that no two items have the same ID).
+grammar admits is read back as a value that is valid for the schema, except for the keywords in `Grammar.unchecked`,
+which it does not hold an answer to (as that no two items have the same ID).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from rescoldo.constrain.grammar import Grammar, GrammarError, json_schema, lark
@@ -60,7 +61,8 @@ def role_grammar(role: Role) -> Grammar:
     document = role.schema.document
     try:
         if role.spec.serialization == "json":
-            return json_schema(_closed(document), strict=False)
+            found = json_schema(_closed(document), strict=False)
+            return replace(found, unchecked=(*found.unchecked, *_own(document)))
         writer = _YamlWriter(role.schema)
         return Grammar("yaml", lark(writer.grammar()).text, _closed(document), tuple(writer.unchecked))
     except GrammarError as error:
@@ -68,15 +70,33 @@ def role_grammar(role: Role) -> Grammar:
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects admit no property that they do not name, as the role's own answers."""
+    """A schema whose objects admit no property that they do not name, as the role's own answers; without x-… keywords,
+    which servers need not know."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: part if name in ("enum", "const") else _closed(part) for name, part in schema.items()}
-    if isinstance(schema.get("properties"), dict) and isinstance(schema.get("type", "object"), str):
+    closed: dict[str, Any] = {}
+    for name, part in schema.items():
+        if name in ("enum", "const", "default", "examples"):
+            closed[name] = part
+        elif name in ("properties", "$defs", "definitions", "patternProperties") and isinstance(part, dict):
+            closed[name] = {key: _closed(value) for key, value in part.items()}
+        elif not name.startswith("x-"):
+            closed[name] = _closed(part)
+    if "properties" in closed:
         closed.setdefault("additionalProperties", False)
     return closed
+
+
+def _own(schema: Any) -> tuple[str, ...]:
+    """This program's own keywords in a schema."""
+    if isinstance(schema, list):
+        return tuple(dict.fromkeys(name for part in schema for name in _own(part)))
+    if not isinstance(schema, dict):
+        return ()
+    here = ("x-unique",) if isinstance(schema.get("x-unique"), str) else ()
+    return tuple(dict.fromkeys([*here, *(name for part in schema.values() for name in _own(part))]))
 
 
 class _YamlWriter:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
+
+from rescoldo.errors import RescoldoError
+from rescoldo.files import write_text
+from rescoldo.role.load import role_names
+from rescoldo.role.spec import NAME, NAME_IN_WORDS
 
 ROLE = """\
 # A role: what is taught. docs/roles.md explains every field. `rescoldo role check .` looks at it.
@@ -85,3 +92,26 @@ _SAMPLES = [
     },
 ]
 SAMPLES = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in _SAMPLES)
+
+
+def write_skeleton(name: str, folder: Path) -> None:
+    """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
+
+    Raises:
+        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
+    """
+    if not NAME.fullmatch(name):
+        raise RescoldoError(f"{name[:60]!r} is no name for a role", where="NAME", fix=NAME_IN_WORDS)
+    if name in role_names():
+        raise RescoldoError(
+            f"{name!r} is a role that comes with the program",
+            where="NAME",
+            fix="choose another name: --role takes that one",
+        )
+    if os.path.lexists(folder):
+        raise RescoldoError("exists already and is not overwritten", where=str(folder), fix="-o ANOTHER_FOLDER")
+    try:
+        write_text(folder / "samples.jsonl", SAMPLES)
+        write_text(folder / "role.yaml", ROLE.replace("NAME", name))
+    except OSError as error:
+        raise RescoldoError(f"cannot be written: {error.strerror or error}", where=str(folder)) from None

@@ -64,7 +64,7 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
             what, fix = f"cannot be written: {error.strerror}", f"df -h {quote(output)}; free some room"
             raise RescoldoError(what, where=str(path), fix=fix, exit_code=EXIT_FAILURE) from None
         keeper = subprocess.Popen(
-            [sys.executable, "-u", "-m", "rescoldo.run.keeper", str(output), on_exit, *command],
+            [sys.executable, "-u", "-m", "rescoldo.cli.keeper", str(output), on_exit, *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

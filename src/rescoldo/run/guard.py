@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
-
-from rescoldo.system.memory import memory_available
 
 
 class MemoryGuard:
@@ -22,18 +19,13 @@ class MemoryGuard:
         self._kept: int | None = None  # by the pass that runs now, as far as known
         self._lowered = False  # during this pass
 
-    def before_pass(self, model: Any, tokens: int) -> None:
-        """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
-        config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
-        if config is None or dtype is None or not hasattr(model, "keep_layers"):
-            return
-        from rescoldo.engine.auto import layers_to_keep
-
-        fitting = layers_to_keep(config, dtype.itemsize, tokens, free=memory_available())
+    def before_pass(self, fitting: int) -> int | None:
+        """How many layers a pass may keep, given that `fitting` fit into the memory that is free now; None where the
+        pass may find that out by itself."""
         with self._lock:
             self._kept = fitting if self.cap is None else min(self.cap, fitting)
             self._lowered = False
-            model.keep_layers = None if self.cap is None else self._kept
+            return None if self.cap is None else self._kept
 
     def lower(self) -> tuple[int, int] | None:
         """Halve what the next passes keep, once a pass.

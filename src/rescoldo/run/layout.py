@@ -5,6 +5,7 @@ Nothing heavy is imported here: `status`, `logs` and `watch` answer from these f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -37,6 +38,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def read_timings(output: Path) -> list[dict[str, Any]]:
+    """The lines of timings.jsonl that are whole."""
+    lines = []
+    for line in read_json_lines(output / TIMINGS):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
+    return lines
 
 
 def order(path: Path) -> tuple[int, float] | None:

@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.assemble import real_parts
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate_model
 from rescoldo.files import read_json, sha256, write_json
 from rescoldo.role import Role, get_role
+from rescoldo.run.layout import read_timings
 from rescoldo.run.lock import RunLock
 from rescoldo.run.signals import EndAtOnce, EndedBySignal
 from rescoldo.run.sweep import FILE
@@ -27,8 +29,7 @@ from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, Value, extremes, grid, run_fields
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import FREE, differences
-from rescoldo.train.metrics import read_timings
-from rescoldo.train.parts import Parts, real_parts
+from rescoldo.train.parts import Parts
 from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
 from rescoldo.train.start import train

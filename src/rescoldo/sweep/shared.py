@@ -12,12 +12,13 @@ import torch
 
 from rescoldo.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.base.model import BaseModel
+from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import read_json, sha256
 from rescoldo.models.loaded import Loaded
 from rescoldo.role import Role
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.parts import Dataset, Parts
+from rescoldo.train.parts import Parts
 
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
 from rescoldo.run.layout import METRICS, list_checkpoints, order
@@ -35,8 +35,6 @@ MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own hash
 TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
 MAX_MANIFEST_BYTES = 64 << 20
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rescoldo.data.dataset import Dataset
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_json
 from rescoldo.role import Role
@@ -16,7 +17,6 @@ from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE
 from rescoldo.system import cpu
 from rescoldo.train.checkpoint import FORMAT, UnresumableError
 from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Dataset
 
 # fields that may change between a start and its resumption without changing the result
 FREE = frozenset(

@@ -11,13 +11,14 @@ from typing import Any
 import psutil
 
 from rescoldo.adapter import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin, write_calibration
+from rescoldo.engine.weights import Tensors
 from rescoldo.files import sha256, write_json
 from rescoldo.run.layout import INFO_FILE, METRICS
 from rescoldo.system import cpu
 from rescoldo.train.checkpoint import Position
 from rescoldo.train.identity import versions
 from rescoldo.train.metrics import resumptions, wall_seconds
-from rescoldo.train.parts import Parts, Tensors, lora_config
+from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -13,11 +13,14 @@ import math
 import time
 from dataclasses import asdict
 
+from rescoldo.engine.auto import layers_to_keep
+from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
-from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, Tensors, write_checkpoint
+from rescoldo.train.checkpoint import Checkpoint, EpochLosses, Position, write_checkpoint
 from rescoldo.train.metrics import MetricsLog, TensorBoard, Timings
 from rescoldo.train.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.train.parts import Model, Parts
@@ -120,7 +123,7 @@ class Loop:
 
                 for batch in batches[at.micro :]:
                     tokens = sum(len(examples[i].tokens) for i in batch)
-                    self.monitor.guard.before_pass(self.model, tokens)
+                    bound_memory(self.monitor.guard, self.model, tokens)
                     nats = step.micro_batch(batch)
                     if not math.isfinite(nats):
                         raise self.not_finite("loss", [group[i] for i in batch])
@@ -321,3 +324,10 @@ class Loop:
         newest = next(iter(list_checkpoints(self.config.output)), None)
         kept = f"the last good checkpoint is {newest.name}; " if newest else ""
         return f"{kept}look at that example; then start anew with --restart and a lower --lr, or --quantization fp32"
+
+
+def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
+    """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
+    config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
+    if config is not None and dtype is not None and hasattr(model, "keep_layers"):
+        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))

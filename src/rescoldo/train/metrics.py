@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.files import write_text
-from rescoldo.run.layout import METRICS, TIMINGS, read_json_lines
+from rescoldo.run.layout import METRICS, TIMINGS, read_timings
 
 
 class MetricsLog:
@@ -81,15 +81,6 @@ class Timings:
         with contextlib.suppress(OSError):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record | values) + "\n")
-
-
-def read_timings(output: Path) -> list[dict[str, Any]]:
-    """The lines of timings.jsonl that are whole."""
-    lines = []
-    for line in read_json_lines(output / TIMINGS):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            lines.append({**line, "session": int(line["session"]), "t": float(line["t"])})
-    return lines
 
 
 def wall_seconds(output: Path) -> float:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-Tensors = dict[str, torch.Tensor]
+from rescoldo.engine.weights import Tensors
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 

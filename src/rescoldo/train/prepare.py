@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.base.model import BaseModel
+from rescoldo.data.dataset import Dataset
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
 from rescoldo.system.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
-from rescoldo.train.parts import Dataset, Parts
+from rescoldo.train.parts import Parts
 from rescoldo.train.preset import apply_preset, available_threads, check_against_base
 from rescoldo.train.progress import Reporter
 

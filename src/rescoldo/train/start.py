@@ -1,4 +1,4 @@
-"""Starting, resuming and ending a training run: `train(config)` is the one way in."""
+"""Starting, resuming and ending a training run: `train(config, parts)` is the process that writes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rescoldo.adapter import BIN_FILE, write_bin
+from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import keep_role
@@ -33,12 +34,10 @@ from rescoldo.train.identity import (
 from rescoldo.train.info import write_results
 from rescoldo.train.loop import Loop
 from rescoldo.train.metrics import Timings
-from rescoldo.train.parts import Parts, lora_config, real_parts
+from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 from rescoldo.units import clock
-
-CALIBRATION_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -63,50 +62,27 @@ class RunResult:
 
 def train(
     config: RunConfig,
+    parts: Parts,
     *,
     restart: bool = False,
     adapter_bin: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
-    parts: Parts | None = None,
 ) -> RunResult:
     """Start, resume or recognise as finished the run that `config` describes.
 
     Args:
         config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        parts: engine and data modules: `assemble.real_parts()`.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
         force: start although the checks of `rescoldo doctor` fail.
         reporter: where messages go (default: standard output).
-        parts: engine and data modules (default: this package's).
 
     Raises:
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
-    from rescoldo.nodes import Leader, current_group, current_place, follow, joined
-
-    reporter, parts = reporter or Reporter(), parts or real_parts()
-    group = current_group()
-    if group is None:
-        return _alone_or_leading(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
-    with joined(group) as group:
-        if not group.leads:
-            left = follow(config, parts, group, reporter)
-            return RunResult("interrupted" if left else "followed", config.output, signal=left)
-        leader = Leader(parts, group)
-        result = _alone_or_leading(
-            config, leader.parts(), reporter, restart=restart, adapter_bin=adapter_bin, force=force
-        )
-        place = current_place()
-        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
-        return result
-
-
-def _alone_or_leading(
-    config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
-) -> RunResult:
-    """The process that writes the run: lock, preparation, training."""
-    output = config.output
+    reporter, output = reporter or Reporter(), config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:

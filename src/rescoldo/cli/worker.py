@@ -1,4 +1,4 @@
-"""One machine's worker, as torchrun starts it: `python -m rescoldo.nodes.worker`, with RESCOLDO_NODES set."""
+"""One machine's worker, as torchrun starts it: `python -m rescoldo.cli.worker`, with RESCOLDO_NODES set."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ def main() -> int:
 
 
 def _work(place: Place, job: dict[str, object]) -> int:
+    from rescoldo.assemble import real_parts
     from rescoldo.nodes.group import LostOthersError
+    from rescoldo.nodes.together import train_here
     from rescoldo.train.config import RunConfig
     from rescoldo.train.progress import Reporter
-    from rescoldo.train.start import train
 
     reporter = Reporter()
     config = RunConfig.model_validate(job["config"])
     try:
-        result = train(config, adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter)
+        result = train_here(
+            config, real_parts(), adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter
+        )
     except LostOthersError as error:
         reporter.say(f"{error.what}; going on from the last checkpoint with those that are there")
         return AGAIN

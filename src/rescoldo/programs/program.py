@@ -12,7 +12,7 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.models.loaded import is_run
-from rescoldo.optimize import import_dspy
+from rescoldo.programs import import_dspy
 from rescoldo.role import Role
 
 PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state; how it was made

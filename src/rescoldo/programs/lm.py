@@ -14,7 +14,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatModel, Messages, Prediction
-from rescoldo.optimize import import_dspy
+from rescoldo.programs import import_dspy
 
 QUIET_SECONDS = 0.05  # a batch begins when nobody has joined it for so long
 MAX_BATCH = 64
@@ -253,6 +253,6 @@ def make_lm(desk: Desk, sampling: Sampling) -> Any:
 def make_adapter() -> Any:
     """How programs write their prompts and read the answers."""
     import_dspy()
-    from rescoldo.optimize.adapter import TextAdapter
+    from rescoldo.programs.adapter import TextAdapter
 
     return TextAdapter()

@@ -17,9 +17,9 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.predictor import ChatModel, Prediction
-from rescoldo.optimize import import_dspy
-from rescoldo.optimize.lm import MAX_BATCH, Desk, StoppedError, make_adapter, make_lm, replies
-from rescoldo.optimize.program import Program
+from rescoldo.programs import import_dspy
+from rescoldo.programs.lm import MAX_BATCH, Desk, StoppedError, make_adapter, make_lm, replies
+from rescoldo.programs.program import Program
 from rescoldo.role import Role
 
 

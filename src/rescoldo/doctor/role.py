@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.role.fault import Fault
-from rescoldo.role.load import get_role, role_names, samples_file
+from rescoldo.role.load import get_role, samples_file
 from rescoldo.role.metrics import Score
 from rescoldo.role.prompt import fields_used
 from rescoldo.role.role import Role
 from rescoldo.role.schema import unknown_keywords
-from rescoldo.role.spec import NAME, NAME_IN_WORDS
 
 PATIENCE = 5.0  # seconds for one call into the role: a score, a prompt, a check
 PATIENCE_AT_IMPORT = 60.0  # seconds: a role's Python may import what is large
@@ -288,29 +285,3 @@ def _clashes(role: Role, record: dict[str, Any]) -> Iterator[Result]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-
-
-def write_skeleton(name: str, folder: Path) -> None:
-    """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
-
-    Raises:
-        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
-    """
-    from rescoldo.files import write_text
-    from rescoldo.role.skeleton import ROLE, SAMPLES
-
-    if not NAME.fullmatch(name):
-        raise RescoldoError(f"{name[:60]!r} is no name for a role", where="NAME", fix=NAME_IN_WORDS)
-    if name in role_names():
-        raise RescoldoError(
-            f"{name!r} is a role that comes with the program",
-            where="NAME",
-            fix="choose another name: --role takes that one",
-        )
-    if os.path.lexists(folder):
-        raise RescoldoError("exists already and is not overwritten", where=str(folder), fix="-o ANOTHER_FOLDER")
-    try:
-        write_text(folder / "samples.jsonl", SAMPLES)
-        write_text(folder / "role.yaml", ROLE.replace("NAME", name))
-    except OSError as error:
-        raise RescoldoError(f"cannot be written: {error.strerror or error}", where=str(folder)) from None

@@ -1,0 +1,35 @@
+"""The composition root: puts engine, data, checks and report behind the seam of the training loop."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rescoldo.train.parts import Parts
+
+
+def real_parts() -> Parts:
+    """The engine and the data modules of this package."""
+    from rescoldo.base import open_base
+    from rescoldo.base.tokenizer import save_tokenizer
+    from rescoldo.data import read_records
+    from rescoldo.data.dataset import read_dataset
+    from rescoldo.doctor.examine import preflight
+    from rescoldo.doctor.rate import expected_rate
+    from rescoldo.engine.model import LoraModel, evaluate_loss
+    from rescoldo.engine.step import GradientStep
+    from rescoldo.report.run_page import write_report
+    from rescoldo.system.awake import awake
+
+    return Parts(
+        open_base=open_base,
+        read_dataset=read_dataset,
+        check_dataset=read_records,
+        load_model=partial(LoraModel.load, keep_converted=True),
+        gradient_step=GradientStep,
+        evaluate_loss=evaluate_loss,
+        save_tokenizer=save_tokenizer,
+        preflight=preflight,
+        stay_awake=awake,
+        expected_rate=expected_rate,
+        write_report=write_report,
+    )

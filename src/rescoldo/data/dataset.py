@@ -1,0 +1,72 @@
+"""A dataset file as the engine takes it: read, checked, tokenized."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.data.records import read_records
+from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
+from rescoldo.engine.types import Example
+from rescoldo.errors import RescoldoError
+from rescoldo.files import sha256
+from rescoldo.role import Role
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset file, tokenized.
+
+    Attributes:
+        names: of each example, as an error message names it ("ba_train.jsonl:7 (Online booking…)").
+        overruns: examples left out because they are longer than max_length.
+        digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
+        file_digest: SHA-256 of the file.
+    """
+
+    path: Path
+    examples: list[Example]
+    names: list[str]
+    overruns: list[str]
+    digest: str
+    file_digest: str
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, prompts included."""
+        return sum(len(example.tokens) for example in self.examples)
+
+
+def digest(examples: list[Example]) -> str:
+    """SHA-256 over what the model sees of these examples."""
+    content = hashlib.sha256()
+    for example in examples:
+        content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
+    return content.hexdigest()
+
+
+def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+    """Read and tokenize a dataset file.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    records = read_records(path, role)[:limit]
+    refuse_control_tokens(path, records, role, tokenizer)
+    tokenized = tokenize_records(records, role, tokenizer, max_length)
+    if not tokenized.examples:
+        line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
+        raise RescoldoError(
+            f"every example is longer than {max_length} tokens",
+            where=str(path),
+            fix=f"--max-length {tokens} would let in the shortest (line {line})",
+        )
+    names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
+    overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
+    return Dataset(path, tokenized.examples, names, overruns, digest(tokenized.examples), sha256(path))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,45 @@
+"""A run of this process: alone, or as torchrun's environment says, leading or following."""
+
+from __future__ import annotations
+
+from rescoldo.nodes.follower import follow
+from rescoldo.nodes.group import current_group, joined
+from rescoldo.nodes.leader import Leader
+from rescoldo.nodes.place import current_place
+from rescoldo.train.config import RunConfig
+from rescoldo.train.parts import Parts
+from rescoldo.train.progress import Reporter
+from rescoldo.train.start import RunResult, train
+
+
+def train_here(
+    config: RunConfig,
+    parts: Parts,
+    *,
+    restart: bool = False,
+    adapter_bin: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes; the
+    others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
+
+    Args:
+        config, parts, restart, adapter_bin, force, reporter: as `train` takes them.
+
+    Raises:
+        RescoldoError: whatever the user can mend; this machine has other data or settings than the leader, or lost it.
+    """
+    reporter = reporter or Reporter()
+    group = current_group()
+    if group is None:
+        return train(config, parts, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
+    with joined(group) as group:
+        if not group.leads:
+            left = follow(config, parts, group, reporter)
+            return RunResult("interrupted" if left else "followed", config.output, signal=left)
+        leader = Leader(parts, group)
+        result = train(config, leader.parts(), restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
+        place = current_place()
+        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
+        return result
