@@ -27,6 +27,9 @@ def eval_(
         Path | None, typer.Option(help="Training set, to find what is copied from it. (default: the run's own)")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
@@ -66,6 +69,7 @@ def eval_(
             sampling=replace(role_for(model, role).sampling, **changes),
             limit=limit,
             base=base,
+            constrained=constrained,
             quantization=quantization,
             console=console,
         )

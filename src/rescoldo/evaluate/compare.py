@@ -17,6 +17,7 @@ from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_a
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import Predictor
 from rescoldo.role import Role
+from rescoldo.role.grammar import role_grammar
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.open import Opener
@@ -48,6 +49,7 @@ def compare(
     quantization: str = "auto",
     server: ServerOptions | None = None,
     allow_pickle: bool = False,
+    constrained: bool = False,
     reuse: Sequence[Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def compare(
         repeats: answers to each input, with seeds that follow each other.
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
+        constrained: the baseline once more, with its answers held to the role's schema: what the form is worth without
+            any training. Left out, with a line that says so, where role or baseline cannot be constrained.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
 
     Returns:
@@ -85,6 +89,8 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    if constrained:
+        models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
     info = run_info(Path(spec)) if is_run(spec) else {}
@@ -94,6 +100,32 @@ def compare(
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
     )  # fmt: skip
+
+
+def _with_constrained(
+    models: Mapping[str, str], baseline: str, role: Role, console: Console | None
+) -> Mapping[str, str]:
+    """The models, and behind the baseline the same with constrained answers, where that can be."""
+    from rescoldo.evaluate.open import CONSTRAINED
+    from rescoldo.programs.program import find_program
+
+    name, reason = f"{baseline}_constrained", ""
+    try:
+        role_grammar(role)
+        if find_program(models[baseline]) is not None:
+            reason = "it is a program"
+        elif name in models or models[baseline].startswith(CONSTRAINED):
+            reason = "it is there already"
+    except RescoldoError as error:
+        reason = error.what
+    if reason:
+        if console:
+            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        return models
+    added: dict[str, str] = {}
+    for known, spec in models.items():
+        added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
+    return added
 
 
 def compare_run(

@@ -66,14 +66,17 @@ class Loaded:
         """The state of a new row in a grammar. The first call prepares the tokenizer, which takes a second or two.
 
         Raises:
-            GrammarError: this tokenizer or this grammar cannot be used.
+            RescoldoError: this tokenizer or this grammar cannot be used.
         """
-        from rescoldo.constrain import Compiler
+        from rescoldo.constrain import Compiler, GrammarError
 
-        with self._compiling:
-            if self._compiler is None:
-                self._compiler = Compiler(self.tokenizer, self.base.config.vocab_size, stop_ids(self.tokenizer))
-        return self._compiler.start(grammar)
+        try:
+            with self._compiling:
+                if self._compiler is None:
+                    self._compiler = Compiler(self.tokenizer, self.base.config.vocab_size, stop_ids(self.tokenizer))
+            return self._compiler.start(grammar)
+        except GrammarError as error:
+            raise RescoldoError(f"answers cannot be constrained: {error}", where=self.spec) from None
 
 
 def is_run(spec: str) -> bool:

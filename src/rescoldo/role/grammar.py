@@ -128,12 +128,12 @@ class _YamlWriter:
             raise GrammarError(f"{path or 'the schema'} leads nowhere")
         if "enum" in schema or "const" in schema:
             return "enum", schema
-        kind = schema.get("type") or ("object" if "properties" in schema else "array" if "items" in schema else None)
-        if not isinstance(kind, str):
-            raise GrammarError(f"{path or 'the schema'}: expected one type, or enum")
         odd = sorted(_STRUCTURAL & schema.keys())
         if odd:
             raise GrammarError(f"{path or 'the schema'}: {odd[0]} is not supported with YAML")
+        kind = schema.get("type") or ("object" if "properties" in schema else "array" if "items" in schema else None)
+        if not isinstance(kind, str):
+            raise GrammarError(f"{path or 'the schema'}: expected one type, or enum")
         self.unchecked.update(
             dict.fromkeys(name for name in schema if name not in _ANNOTATIONS | _CHECKED[kind] | {"type", "$ref"})
         )
@@ -203,6 +203,8 @@ class _YamlWriter:
         else:
             body = self._scalar(kind, item, f"{path}[]")
         first = f"{_literal('- ')} {body}"
+        if most == 1:
+            return first
         more = f"{max(least, 1) - 1},{'' if most is None else most - 1}"
         return f"{first} ({_literal(chr(10) + ' ' * indent + '- ')} {body}){{{more}}}"
 

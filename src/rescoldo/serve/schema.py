@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from rescoldo.constrain import Grammar
 
 _MAX_MESSAGES, _MAX_STOPS = 1000, 16
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing is asked for; the cause comes first
@@ -25,7 +28,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing
     "parallel_tool_calls": (True, False),
     "function_call": ("none", "auto"),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 _ANNOTATIONS = ("cache_control", "id")  # clients' notes on a message or a part: they do not belong to its text
@@ -115,6 +117,49 @@ class Message(_Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
+class JsonSchema(_Strict):
+    """response_format.json_schema. `strict` refuses what the grammar cannot hold an answer to."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """What an answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema goes with the type json_schema, and that type with it")
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """What the answer is held to; None for free text.
+
+        Raises:
+            RequestError: the schema cannot be used.
+        """
+        from rescoldo.constrain import GrammarError, json_object, json_schema
+        from rescoldo.role.schema import unknown_keywords
+
+        if self.json_schema is None:
+            return json_object() if self.type == "json_object" else None
+        try:
+            odd = unknown_keywords(self.json_schema.schema_) if self.json_schema.strict else []
+            if odd:
+                meant = f", did you mean {odd[0][1]}?" if odd[0][1] else ""
+                raise GrammarError(f"{odd[0][0][:60]!r} is not a keyword of JSON Schema{meant}")
+            return json_schema(self.json_schema.schema_, strict=bool(self.json_schema.strict))
+        except (GrammarError, RecursionError) as error:
+            what = f"this schema cannot be used: {error}"[:500]
+            raise RequestError(400, what, code="invalid_schema", param="response_format.json_schema.schema") from None
+
+
 class StreamOptions(_Strict):
     """What a stream says besides the text."""
 
@@ -135,6 +180,7 @@ class ChatRequest(_Strict):
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @field_validator("stop")
     @classmethod
