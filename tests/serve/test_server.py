@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import jsonschema
 import openai
+import pydantic
 import pytest
 
 from rescoldo.data.tokenize import prompt_ids, stop_ids
@@ -120,6 +122,72 @@ def test_sampling_and_seed(server: Live) -> None:
     assert text(temperature=1.5, top_p=0.0) == text() == text(temperature=0)
 
 
+CARD = {
+    "type": "object", "required": ["kind", "tags"], "additionalProperties": False,
+    "properties": {
+        "kind": {"enum": ["red", "green"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 2},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_held_to_a_schema(server: Live, run: Path, stream: bool) -> None:
+    """As OpenAI's client asks for it, with both models; strict or not, in a batch with free answers."""
+
+    def one(seed: int) -> Any:
+        wanted = {"name": "card", "schema": CARD, "strict": seed % 2 == 0}
+        model = "run" if seed % 3 else str(run.parent / "base")
+        shape: Any = {"type": "json_schema", "json_schema": wanted} if seed % 4 != 3 else {"type": "text"}
+        answer = ask(server, model=model, n=1400, temperature=1.0, seed=seed, stream=stream, response_format=shape)
+        if not stream:
+            return answer.choices[0].finish_reason, answer.choices[0].message.content
+        chunks = [chunk for chunk in answer if chunk.choices]
+        return chunks[-1].choices[0].finish_reason, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(one, range(8)))
+    for seed, (reason, text) in enumerate(answers):
+        if seed % 4 == 3:
+            continue
+        assert reason == "stop"
+        jsonschema.validate(json.loads(text), CARD)
+
+
+def test_pydantic_models_as_the_client_sends_them(server: Live) -> None:
+    class Card(pydantic.BaseModel):
+        kind: Literal["red", "green"]
+        points: Literal[1, 2, 3]
+
+    answer = server.client().chat.completions.parse(
+        model="run", messages=SHORT, max_tokens=1400, temperature=1.0, seed=3, response_format=Card
+    )
+    assert isinstance(answer.choices[0].message.parsed, Card)
+
+
+def test_any_object(server: Live) -> None:
+    answer = ask(server, n=40, temperature=1.0, seed=1, response_format={"type": "json_object"}).choices[0]
+    text = str(answer.message.content)
+    assert text.lstrip().startswith("{")
+    assert answer.finish_reason == "length" or isinstance(json.loads(text), dict)
+
+
+def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescoldo.constrain.matcher import Constraint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Constraint, "mask_", lambda *_: "stuck")
+        with ThreadPoolExecutor(2) as pool:
+            free = pool.submit(ask, server, n=20)
+            with pytest.raises(openai.BadRequestError, match="cannot go on in the form") as error:
+                ask(server, response_format={"type": "json_object"})
+        assert error.value.param == "response_format"
+        assert free.result().choices[0].message.content == expected(server, SHORT, 20)
+    server.wait_until((0, 0))
+
+
 def test_stop_strings(server: Live) -> None:
     whole = str(ask(server, n=40).choices[0].message.content)
     stop = whole[5:7]
@@ -212,7 +280,48 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (body(tool_choice="required", parallel_tool_calls=1, tools=[{"type": "function"}]), 400, "tools is not supported"),
     (body(tool_choice="required"), 400, "tool_choice is not supported"),
     (body(top_k=40), 400, "top_k is not supported"),
-    (body(response_format={"type": "json_object"}), 400, "response_format is not supported"),
+    (
+        body(response_format={"type": "xml"}),
+        400,
+        "response_format.type: expected 'text', 'json_object' or 'json_schema'",
+    ),
+    (body(response_format="json_object"), 400, "response_format: expected an object, got a string"),
+    (body(response_format={"type": "json_schema"}), 400, "response_format: json_schema goes with"),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
+        400,
+        "response_format.json_schema.schema: is missing",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+        400,
+        "response_format.json_schema.name",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "objekt"}}}),
+        400,
+        "this schema cannot be used: ",
+    ),
+    (
+        body(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "schema": {"uniqueItems": True}},
+            }
+        ),
+        400,
+        "uniqueItems",
+    ),
+    (
+        body(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "schema": {"maxLenght": 3}},
+            }
+        ),
+        400,
+        "'maxLenght' is not a keyword of JSON Schema, did you mean maxLength?",
+    ),
     (body(frequency_penalty=0.5), 400, "frequency_penalty is not supported"),
     (body(surprise=1), 400, "surprise: is not supported"),
     (body(messages=[{"role": "user", "content": "long " * 3000}]), 400, "prompt and answer may have 2048"),

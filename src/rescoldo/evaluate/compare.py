@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    asked_for = set(models)
     if constrained:
         models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
@@ -99,6 +100,7 @@ def compare(
         predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+        optional=models.keys() - asked_for,
     )  # fmt: skip
 
 
@@ -190,8 +192,10 @@ def _compare(
     limit: int | None,
     console: Console | None,
     opener: Opener | None = None,
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
+    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
+    `optional`: models that may fail, as on a server that does not constrain answers."""
     started = time.time()
     training, training_file = training_answers(train, info, role)
     learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
@@ -199,10 +203,16 @@ def _compare(
     on_training: dict[str, Any] | None = None
     with partial_cache(target, reuse) as cache:
         for place, predictor in enumerate(predictors):
-            models[predictor.name] = evaluate(
-                predictor, records, role, sampling,
-                repeats=repeats, cache=cache, training=training, console=console,
-            )  # fmt: skip
+            try:
+                models[predictor.name] = evaluate(
+                    predictor, records, role, sampling,
+                    repeats=repeats, cache=cache, training=training, console=console,
+                )  # fmt: skip
+            except RescoldoError as error:
+                if predictor.name not in optional:
+                    raise
+                if console:
+                    console.say(f"{predictor.name} is left out: {error.what}")
             if learned and predictor.name == parts.finetuned:
                 if console:
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")
