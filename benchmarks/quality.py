@@ -26,14 +26,14 @@ from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.kernels.blocks import NF4, Blocks, blocks_decode
-from rescoldo.engine.kernels.ops import nf4_pack
+from rescoldo.engine.kernels.blocks import NF4, QuantizedMatrix
+from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0, targets=LINEARS)
 
@@ -52,13 +52,15 @@ class Numbers(TensorSource):
 
     def get(self, name: str) -> torch.Tensor:
         weight = self.base.tensors.get(name)
-        return blocks_decode([in_nf4(weight)]) if self.rounded and name.endswith("_proj.weight") else weight
+        return (
+            TorchKernels().blocks_decode([in_nf4(weight)]) if self.rounded and name.endswith("_proj.weight") else weight
+        )
 
 
-def in_nf4(weight: torch.Tensor) -> Blocks:
+def in_nf4(weight: torch.Tensor) -> QuantizedMatrix:
     """weight (out, in) rounded to nf4."""
-    packed, scales = nf4_pack(weight)
-    return Blocks(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
+    packed, scales = TorchKernels().nf4_pack(weight)
+    return QuantizedMatrix(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
 
 
 def gradient(

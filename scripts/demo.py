@@ -1,7 +1,7 @@
 """The demo: fine-tune the sample model, score it and its base on the validation examples, compare.
 
-Each part goes on where it was interrupted: the training from its checkpoint, the evaluation from the answers that are
-on the disk. Where everything is finished the result is printed again.
+Each part resumes where it was interrupted: the training from its checkpoint, the evaluation from the answers that are
+on the disk. When everything is finished the result is printed again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import typer
 
 from rescoldo.cli.main import run_app
 from rescoldo.files import sha256
+from rescoldo.invocation import near, program
+from rescoldo.units import count, when
 
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
 VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")
@@ -22,32 +24,26 @@ RUN = Path("artifacts/demo/run")
 COMPARISON = Path("artifacts/demo/comparison.json")
 MAX_NEW_TOKENS = 1024  # the longest answer in the dataset has 885
 
-NEXT = f"""
-What to do next
-  read the answers              {COMPARISON.with_suffix(".md")}, {COMPARISON}
-  check the artefacts           .venv/bin/rescoldo verify {RUN}
-  look at the loss              .venv/bin/tensorboard --logdir {RUN / "logs"}
-  answer concepts of your own   .venv/bin/rescoldo eval {RUN} --dataset yours.jsonl -o yours.eval.json
-  check examples of your own    .venv/bin/rescoldo data audit yours.jsonl
-  train on them                 .venv/bin/rescoldo train --train train.jsonl --val val.jsonl --output artifacts/mine
-  begin the demo anew           ./demo --restart"""
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew; the old run is kept as artifacts/demo/run.old-N.")
+        bool, typer.Option("--restart", help="Start again; the old run is kept as artifacts/demo/run.old-N.")
     ] = False,
 ) -> None:
     """Fine-tune SmolLM2-135M-Instruct on 98 examples, score it and its base on 22 others, compare."""
-    document = None if restart else read_finished()
-    if document is None:
-        document = evaluate(train(restart))
-    else:
-        print(f"The demo is finished (on {document['metadata']['date'][:16].replace('T', ' ')}); its result:")
-    show(document)
+    from rescoldo.run.layout import LOG_FILE
+    from rescoldo.run.streams import unfailing
+
+    with unfailing(RUN / LOG_FILE):  # a terminal that is closed meanwhile does not end it
+        document = None if restart else read_finished()
+        if document is None:
+            document = evaluate(train(restart))
+        else:
+            print(f"The demo finished on {when(document['metadata']['date'])}; its result:")
+        show(document)
 
 
 def read_finished() -> dict[str, Any] | None:
@@ -78,7 +74,7 @@ def train(restart: bool) -> float:
     try:
         result = train(config, real_parts(), restart=restart)
     except UnresumableError:  # the settings are fixed here: only another version can have had others
-        print(f"{RUN} was made by another version of this program and cannot be gone on with: the demo begins anew")
+        print(f"{RUN} was made by another version of this program and cannot be resumed: the demo starts again")
         result = train(config, real_parts(), restart=True)
     if result.signal:
         raise typer.Exit(128 + result.signal)
@@ -110,10 +106,27 @@ def show(document: dict[str, Any]) -> None:
     megabytes = (RUN / "adapter_model.safetensors").stat().st_size / 1e6
     meta = document["metadata"]
     print()
-    print(f"Base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {meta['examples']} examples")
+    print(
+        f"Base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {count(meta['examples'], 'example')}"
+    )
     print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['wall_seconds']:.0f} s")
     print(f"The adapter: {RUN} (adapter_model.safetensors, {megabytes:.1f} MB, PEFT's format)")
-    print(NEXT)
+    print(next_steps())
+
+
+def next_steps() -> str:
+    """What to type and to read after the demo."""
+    called = program()
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    return f"""
+What to do next
+  read the answers side by side   {COMPARISON.with_suffix(".html")} (in a browser; all data: {COMPARISON})
+  check the run's files           {called} verify {RUN}
+  ask it something                {called} chat {RUN} --concept "A tool library" --compare
+  see the loss curves             {RUN / "report.html"}, or {near(tensorboard)} --logdir {RUN / "logs"}
+  check examples of your own      {called} data audit yours.jsonl
+  train on them                   {called} train --train train.jsonl --val val.jsonl --output artifacts/mine
+  start the demo again            ./demo --restart"""
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def main(
     """Fine-tune a language model with LoRA to write a business analyst's requirements.
 
     The same command again resumes an interrupted run. The defaults are those for 7B models; the sample model
-    has a preset of its own, which is printed. More settings: rescoldo train --help.
+    has a preset of its own, which is printed. More settings: the `rescoldo train` command.
     """
     given = {name: value for name, value in locals().items() if name != "restart"}
-    run(given, None, restart=restart, as_json=False, adapter_bin=True)
+    run(given, None, restart=restart, as_json=False, adapter_bin=True, heading_prefix="FASE 8.4: ")
 
 
 if __name__ == "__main__":

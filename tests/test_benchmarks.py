@@ -33,3 +33,15 @@ def test_scaling_on_paper(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     assert all(row["2"]["speedup"] < 2 for row in document["paper"]["rows"])
+
+
+def test_coverage_of_intervals(tmp_path: Path) -> None:
+    output = tmp_path / "coverage.json"
+    command = [sys.executable, "-m", "benchmarks.coverage", "--quick", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(output.read_text())["runs"]
+    ours = [run for run in runs if run["method"] == "betting"]
+    assert all(run["coverage"] >= 0.9 and run["degenerate"] == 0 for run in ours)
+    theirs = [run for run in runs if run["method"] == "percentile" and run["distribution"] == "0 or 1, 95 % ones"]
+    assert max(run["coverage"] for run in theirs) < 0.9, "what the table is about"

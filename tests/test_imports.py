@@ -10,7 +10,12 @@ from pathlib import Path
 import rescoldo
 
 ROOT = Path(rescoldo.__file__).parent
-GROUND = {"rescoldo.errors", "rescoldo.files", "rescoldo.units"}  # all that system/ may know of the rest
+GROUND = {
+    "rescoldo.invocation",
+    "rescoldo.errors",
+    "rescoldo.files",
+    "rescoldo.units",
+}  # all that system/ may know of the rest
 
 # Left to mend: which kernels to use is chosen by a module that they need.
 KNOWN = [

@@ -31,7 +31,7 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(path, "sh")
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [(name, line) for name, line in lines if "rescoldo " in line or " scripts/" in line]
+    return [(name, line) for name, line in lines if re.search(r"(^|/)rescoldo | scripts/", line)]
 
 
 def load(script: str) -> typer.Typer:

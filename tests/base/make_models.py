@@ -29,6 +29,22 @@ ROPE: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
 
+ROPE_BY_KIND: dict[str, dict[str, Any]] = {  # one for each kind of layer
+    "kinds": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "yarn-full": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 10000.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
 
 @cache
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -75,7 +91,8 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-    rope.update(ROPE.get(overrides.pop("rope", "default"), {}))
+    wanted = overrides.pop("rope", "default")
+    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | ROPE.get(wanted, {})
     values: dict[str, Any] = {
         "vocab_size": 288,
         "hidden_size": 64,
@@ -92,7 +109,7 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
         "tie_word_embeddings": False,
         "initializer_range": 0.1,
     }
-    if architecture == "mistral":
+    if architecture in ("mistral", "phi3"):
         values["sliding_window"] = None
     if architecture == "qwen2":
         del values["head_dim"]
@@ -258,7 +275,7 @@ def tiny_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = tensor.numpy()
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+        if arch in ("llama", "granite") and ("q_proj" in name or "k_proj" in name):
             array = permute(array, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         array = np.ascontiguousarray(array)
         if array.ndim == 1 or quantization == "F32":

@@ -13,11 +13,10 @@ import torch
 
 from rescoldo.base import open_base
 from rescoldo.base.gguf_header import read_header
-from rescoldo.base.model import expected_shapes
 from rescoldo.base.sample import find_sample
-from rescoldo.engine.config import ARCHITECTURES
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import permute, tiny_gguf, tiny_hf, tiny_model
+from tests.engine.common import ARCHITECTURES
 
 torch.set_num_threads(1)
 
@@ -227,7 +226,7 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"general.architecture": "gemma3"}, "twice|not supported"),
+        ({"general.architecture": "mamba"}, "twice|not supported"),
         ({"llama.block_count": 0}, "block_count is 0"),
         ({"llama.block_count": 4_000_000_000}, "block_count"),
         ({"llama.block_count": 3}, "model.layers.2.* is missing"),
@@ -267,4 +266,13 @@ def test_missing_tensor_has_a_name(tmp_path: Path) -> None:
     base = open_base(str(tiny_gguf(tmp_path / "m.gguf", "llama")))
     with pytest.raises(RescoldoError, match="no tensor nonsense"):
         base.tensors.get("nonsense")
-    assert set(expected_shapes(base.config)) == set(base.tensors.names())
+    assert set(base.config.tensor_shapes()) == set(base.tensors.names())
+
+
+def test_a_value_that_the_family_refuses(tmp_path: Path) -> None:
+    """Granite's metadata can say that positions are not rotated at all."""
+    floats = {f"granite.{key}": 1.0 for key in ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")}
+    open_base(str(tiny_gguf(tmp_path / "good.gguf", "granite", metadata=floats)))
+    path = tiny_gguf(tmp_path / "bad.gguf", "granite", metadata={**floats, "granite.rope.scaling.finetuned": False})
+    with pytest.raises(RescoldoError, match=r"granite\.rope\.scaling\.finetuned is False"):
+        open_base(str(path))

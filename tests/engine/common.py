@@ -12,12 +12,13 @@ import torch
 
 from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel
-from rescoldo.engine.config import ARCHITECTURES, LINEARS
+from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from tests.base.make_models import tiny_hf, tiny_model
 
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = LINEARS[:4]
 VOCABULARY = 288
 Variant = tuple[str, dict[str, Any]]
@@ -146,7 +147,7 @@ def gradient(
     """(mean loss, gradient by parameter) of one optimizer step, in micro-batches `parts` (default: all at once)."""
     one = GradientStep(model, examples, step=step, seed=seed)
     loss = sum(one.micro_batch(part) for part in (parts or [range(len(examples))]))
-    return loss / one.n_targets, one.finish()
+    return loss / one.total, one.finish()
 
 
 def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:

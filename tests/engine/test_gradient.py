@@ -7,11 +7,12 @@ import random
 import pytest
 import torch
 
-from rescoldo.engine.config import ARCHITECTURES, LINEARS
+from rescoldo.engine.config import LINEARS
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.train.optimizer import AdamW, clip
 from tests.engine.common import (
+    ARCHITECTURES,
     ATTENTION,
     VARIANTS,
     Variant,

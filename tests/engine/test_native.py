@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +22,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescoldo.engine.int8 import Int8Linear, smoothing
-from rescoldo.engine.kernels import choose as dispatch
+from rescoldo.engine.kernels import choose
+from rescoldo.engine.kernels import native as native_module
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import KINDS, Blocks, Stored
-from rescoldo.engine.kernels.choose import Twins
-from rescoldo.engine.kernels.native import BuildError, Native
+from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
+from rescoldo.engine.kernels.build import INSTRUCTION_SETS, C, usable
+from rescoldo.engine.kernels.native import BuildError, NativeKernels
 from rescoldo.engine.kernels.ops import NF4_LEVELS, Dropout
 from rescoldo.engine.kernels.ops_int8 import pack_panels, padded, unpack_panels
+from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.linear import Adapter, Member
+from rescoldo.system import cpu
 from tests.engine.common import cosine, example, gradient, tiny_lora
 
 torch.set_num_threads(1)
 
 HALVES = torch.bfloat16
-TWINS = Twins()
+PYTORCH = TorchKernels()
 STEP = 2.0**-8  # bfloat16's relative rounding error
 
 
-def _native(*flags: str) -> Native:
+# all that this CPU can run, the fastest first
+NAMES = [row.name for row in usable(cpu.instructions())]
+
+
+@cache
+def _native(name: str) -> NativeKernels:
     try:
-        return Native(*flags)
+        return NativeKernels(name)
     except BuildError as error:
         if os.environ.get("CI") == "true" and shutil.which("gcc"):
             raise
         pytest.skip(f"no native kernels here: {error}")
 
 
-@pytest.fixture(scope="module", params=[(), ("-DRESCOLDO_AVX2",)], ids=["best", "avx2"])
-def native(request: pytest.FixtureRequest) -> Native:
-    """As this CPU has it best, and as one without AVX-512."""
-    return _native(*request.param)
+@pytest.fixture(scope="module", params=NAMES)
+def native(request: pytest.FixtureRequest) -> NativeKernels:
+    """The kernels of each instruction set that this CPU has."""
+    return _native(request.param)
 
 
-def _twins(native: Native) -> Twins:
-    """With the same levels of an int8 product's inputs."""
-    twins = Twins()
-    twins.levels = native.levels
+@pytest.fixture(scope="module")
+def attending(native: NativeKernels) -> NativeKernels:
+    """The same: attention's products are of bf16 or int16 pairs, as the instruction set has them."""
+    return native
+
+
+def _twins(native: NativeKernels) -> TorchKernels:
+    """With inputs of int8 products quantized to as many levels."""
+    twins = TorchKernels()
+    twins.qmax = native.qmax
     return twins
-
-
-@pytest.fixture(
-    scope="module", params=[(), ("-DRESCOLDO_FLOAT_ATTENTION",), ("-DRESCOLDO_AVX2",)], ids=["best", "float", "avx2"]
-)
-def attending(request: pytest.FixtureRequest) -> Native:
-    """With attention's products as this CPU has them best, and in int16 as on CPUs without bf16 instructions."""
-    return _native(*request.param)
 
 
 def _random(*shape: int, seed: int = 0, size: float = 1.0) -> torch.Tensor:
@@ -99,16 +108,18 @@ SIZES = [(1, 16), (3, 7), (5, 64), (2, 63), (17, 65), (130, 576), (1, 1536), (4,
 
 def test_every_kernel_has_a_test() -> None:
     """A new kernel must come here too."""
-    own = {name for name, value in vars(Native).items() if inspect.isfunction(value) and not name.startswith("_")}
+    own = {
+        name for name, value in vars(NativeKernels).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
     tested = inspect.getsource(sys.modules[__name__])
     assert own
     indirectly = {"int8_product", "outer_rows", "int8_residual_"}  # as one of several
     assert indirectly < own
     assert all(f"native.{name}(" in tested or f"attending.{name}(" in tested for name in own - indirectly)
-    assert own <= set(vars(Twins))
+    assert own <= set(vars(TorchKernels))
     for name in own:
-        assert list(inspect.signature(getattr(Native, name)).parameters) == list(
-            inspect.signature(getattr(Twins, name)).parameters
+        assert list(inspect.signature(getattr(NativeKernels, name)).parameters) == list(
+            inspect.signature(getattr(TorchKernels, name)).parameters
         )
 
 
@@ -117,33 +128,33 @@ def test_every_kernel_has_a_test() -> None:
 
 @pytest.mark.parametrize(("t", "d"), SIZES)
 @pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
-def test_rms_norm(native: Native, t: int, d: int, size: float) -> None:
+def test_rms_norm(native: NativeKernels, t: int, d: int, size: float) -> None:
     h, weight = _random(t, d, size=size), _halves(d, seed=1)
-    ours, theirs = native.rms_norm(h, weight, 1e-5), TWINS.rms_norm(h, weight, 1e-5)
+    ours, theirs = native.rms_norm(h, weight, 1e-5), PYTORCH.rms_norm(h, weight, 1e-5)
     _close(ours[1], theirs[1])
     _close(ours[0], theirs[0], steps=4)  # rounded twice
     torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=0)
     dy, dh = _halves(t, d, seed=2), _random(t, d, seed=3)
     mine, other = dh.clone(), dh.clone()
     native.rms_norm_backward(dy, theirs[1], theirs[2], weight, mine)
-    TWINS.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
+    PYTORCH.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
     torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float((other - dh).abs().max() + 1))
 
 
-def test_rms_norm_takes_views(native: Native) -> None:
+def test_rms_norm_takes_views(native: NativeKernels) -> None:
     wide, weight = _random(9, 40), _halves(20, seed=1)
     view = wide[:, 10:30]
-    for a, b in zip(native.rms_norm(view, weight, 1e-6), TWINS.rms_norm(view, weight, 1e-6), strict=True):
+    for a, b in zip(native.rms_norm(view, weight, 1e-6), PYTORCH.rms_norm(view, weight, 1e-6), strict=True):
         torch.testing.assert_close(a, b, rtol=2 * STEP, atol=1e-6)
-    _, normed, rstd = TWINS.rms_norm(view, weight, 1e-6)
+    _, normed, rstd = PYTORCH.rms_norm(view, weight, 1e-6)
     dy = _halves(9, 60, seed=4)[:, ::3]
     mine, other = torch.zeros(18, 20)[::2], torch.zeros(9, 20)  # a gradient buffer with holes
     native.rms_norm_backward(dy, normed, rstd, weight, mine)
-    TWINS.rms_norm_backward(dy, normed, rstd, weight, other)
+    PYTORCH.rms_norm_backward(dy, normed, rstd, weight, other)
     torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_rms_norm_of_a_zero_row(native: Native) -> None:
+def test_rms_norm_of_a_zero_row(native: NativeKernels) -> None:
     x, normed, rstd = native.rms_norm(torch.zeros(2, 33), torch.ones(33, dtype=HALVES), 1e-5)
     assert not x.any()
     assert not normed.any()
@@ -151,47 +162,71 @@ def test_rms_norm_of_a_zero_row(native: Native) -> None:
 
 
 @pytest.mark.parametrize(("t", "d"), SIZES)
-def test_add(native: Native, t: int, d: int) -> None:
+def test_add(native: NativeKernels, t: int, d: int) -> None:
     h, y = _random(t, d), _halves(t, d, seed=1)
     for addend in (y, _halves(d, t, seed=2).T, _random(t, d, seed=3)):
         ours, theirs = h.clone(), h.clone()
         native.add_(ours, addend)
-        TWINS.add_(theirs, addend)
+        PYTORCH.add_(theirs, addend)
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("t", "f"), SIZES)
 @pytest.mark.parametrize("size", [1.0, 60.0])
-def test_silu_mul(native: Native, t: int, f: int, size: float) -> None:
+def test_silu_mul(native: NativeKernels, t: int, f: int, size: float) -> None:
     gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
-    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-5)
+    _close(native.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-5)
     ours, turned, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
     native.silu_mul_backward_(ours, da)
     native.silu_mul_backward_(turned, da.T.contiguous().T)
-    TWINS.silu_mul_backward_(theirs, da)
+    PYTORCH.silu_mul_backward_(theirs, da)
     _close(ours, theirs, floor=1e-4)
     assert torch.equal(ours, turned)
 
 
-def test_silu_mul_of_extremes(native: Native) -> None:
+def test_silu_mul_of_extremes(native: NativeKernels) -> None:
     gate_up = torch.tensor([[-1e4, -100.0, -88.5, -20.0, 0.0, 20.0, 100.0, 1e4, *([2.0] * 8)]]).to(HALVES)
-    _close(native.silu_mul(gate_up), TWINS.silu_mul(gate_up), floor=1e-7)
+    _close(native.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-7)
     da = torch.ones(1, 8, dtype=HALVES)
     ours, theirs = gate_up.clone(), gate_up.clone()
     native.silu_mul_backward_(ours, da)
-    TWINS.silu_mul_backward_(theirs, da)
+    PYTORCH.silu_mul_backward_(theirs, da)
     _close(ours, theirs, floor=1e-6)
+
+
+@pytest.mark.parametrize(("t", "f"), SIZES)
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_gelu_mul(native: NativeKernels, t: int, f: int, size: float) -> None:
+    gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
+    gate_up[0, 0], gate_up[-1, -1] = -1e4, 1e4
+    _close(native.gelu_mul(gate_up), PYTORCH.gelu_mul(gate_up), floor=1e-5)
+    ours, transposed, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
+    native.gelu_mul_backward_(ours, da)
+    native.gelu_mul_backward_(transposed, da.T.contiguous().T)
+    PYTORCH.gelu_mul_backward_(theirs, da)
+    _close(ours, theirs, floor=1e-4)
+    assert torch.equal(ours, transposed)
+
+
+def test_gelu_mul_backward_is_what_autograd_says() -> None:
+    gate_up, da = _random(9, 40, size=4.0), _random(9, 20, seed=1)
+    leaf = gate_up.double().requires_grad_()
+    gate, up = leaf.chunk(2, dim=-1)
+    (torch.nn.functional.gelu(gate, approximate="tanh") * up).backward(da.double())
+    PYTORCH.gelu_mul_backward_(gate_up, da)
+    assert leaf.grad is not None
+    torch.testing.assert_close(gate_up, leaf.grad.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [2, 8, 16, 24, 64, 128])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_rotate(native: Native, d: int, sign: float) -> None:
+def test_rotate(native: NativeKernels, d: int, sign: float) -> None:
     t, heads, n_kv = 13, 3, 1
     angles = _random(t, d // 2, size=50.0)
     cos, sin = angles.cos(), angles.sin()
     packed = _halves(t, (heads + 2 * n_kv) * d, seed=1)
     ours, theirs = packed.clone(), packed.clone()
-    for buffer, implementation in ((ours, native), (theirs, TWINS)):
+    for buffer, implementation in ((ours, native), (theirs, PYTORCH)):
         q, k, _ = buffer.unflatten(1, (-1, d)).split([heads, n_kv, n_kv], dim=1)
         implementation.rotate_(q, cos, sin, sign)
         implementation.rotate_(k, cos, sin, sign)
@@ -200,7 +235,7 @@ def test_rotate(native: Native, d: int, sign: float) -> None:
     apart = _halves(t, d, heads, seed=2).transpose(1, 2)  # columns not side by side
     ours, theirs = apart.clone(), apart.clone()
     native.rotate_(ours, cos, sin, sign)
-    TWINS.rotate_(theirs, cos, sin, sign)
+    PYTORCH.rotate_(theirs, cos, sin, sign)
     _close(ours, theirs, floor=STEP / 4)
 
 
@@ -213,25 +248,25 @@ def _how(t: int, threshold: int = 26, key: int = 0xDEADBEEF) -> Dropout:
 
 @pytest.mark.parametrize(("t", "d"), SIZES)
 @pytest.mark.parametrize("threshold", [1, 26, 128, 255])
-def test_dropout_masks_are_identical(native: Native, t: int, d: int, threshold: int) -> None:
+def test_dropout_masks_are_identical(native: NativeKernels, t: int, d: int, threshold: int) -> None:
     x, how = _halves(t, d), _how(t, threshold)
-    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    assert torch.equal(native.dropout(x, how), PYTORCH.dropout(x, how))
     assert torch.equal(native.dropout(torch.ones_like(x), how) != 0, how.mask(d))
     dx = _halves(t, d, seed=1)
     ours, theirs = dx.clone(), dx.clone()
     native.dropout_backward(ours, x, how)
-    TWINS.dropout_backward(theirs, x, how)
+    PYTORCH.dropout_backward(theirs, x, how)
     _close(ours, theirs, floor=1e-6)
     assert torch.equal(ours == dx, (x == 0) | ~how.mask(d) | (ours == dx))  # dropped elements stay as they were
     assert torch.equal(ours[~how.mask(d)], dx[~how.mask(d)])
 
 
-def test_dropout_of_views_and_without_a_mask(native: Native) -> None:
+def test_dropout_of_views_and_without_a_mask(native: NativeKernels) -> None:
     x, how = _halves(64, 10).T, _how(10)
-    assert torch.equal(native.dropout(x, how), TWINS.dropout(x, how))
+    assert torch.equal(native.dropout(x, how), PYTORCH.dropout(x, how))
     ours, theirs = _halves(10, 64, seed=1), _halves(10, 64, seed=1)
     native.dropout_backward(ours, x, None)
-    TWINS.dropout_backward(theirs, x, None)
+    PYTORCH.dropout_backward(theirs, x, None)
     assert torch.equal(ours, theirs)
 
 
@@ -241,7 +276,7 @@ def test_dropout_of_views_and_without_a_mask(native: Native) -> None:
 @pytest.mark.parametrize(("t", "d"), SIZES)
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("group", [16, 192])
-def test_int8_input_quantizes_by_groups(native: Native, t: int, d: int, size: float, group: int) -> None:
+def test_int8_input_quantizes_by_groups(native: NativeKernels, t: int, d: int, size: float, group: int) -> None:
     x = _halves(t, d, size=size)
     columns = _random(d, seed=1).abs() if d % 2 else None
     if columns is not None:
@@ -258,13 +293,13 @@ def test_int8_input_quantizes_by_groups(native: Native, t: int, d: int, size: fl
     for g, start in enumerate(range(0, padded(d), group)):
         q, scale = ours.q[:, start : start + group].double(), ours.scale[:, g, None].double()
         assert ((q * scale - wanted[:, start : start + group]).abs() <= 0.501 * scale).all()
-        assert (q.abs().amax(1) == native.levels).logical_or(scale[:, 0] == 0).all()
+        assert (q.abs().amax(1) == native.qmax).logical_or(scale[:, 0] == 0).all()
         if ours.sum is not None:
             assert torch.equal(ours.sum[:, g], 128 * q.sum(1).int())
-    assert (ours.sum is None) == (native.levels > 127)
+    assert (ours.sum is None) == (native.qmax > 127)
 
 
-def test_int8_input_of_zeros_and_of_next_to_nothing(native: Native) -> None:
+def test_int8_input_of_zeros_and_of_next_to_nothing(native: NativeKernels) -> None:
     x = torch.zeros(3, 40, dtype=HALVES)
     x[1] = _halves(40)
     rows, _ = native.int8_input(x, None, 192, [], None, 0, None)
@@ -277,7 +312,7 @@ def test_int8_input_of_zeros_and_of_next_to_nothing(native: Native) -> None:
 
 
 @pytest.mark.parametrize("into", [40, 600])
-def test_int8_residual_is_what_was_lost(native: Native, into: int) -> None:
+def test_int8_residual_is_what_was_lost(native: NativeKernels, into: int) -> None:
     x, columns = _halves(7, into), _random(into, seed=1).abs() + 0.1
     columns[::5] = 0.0
     results = []
@@ -310,11 +345,11 @@ def test_panels_come_back(out: int, into: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (33, 70), (200, 576)])
-def test_int8_pack(native: Native, n: int, k: int) -> None:
+def test_int8_pack(native: NativeKernels, n: int, k: int) -> None:
     weight, columns = _halves(n, k), _random(k, seed=1).abs()
     weight[0] = 0
     columns[::7] = 0
-    (ours, scale), (theirs, scale2) = native.int8_pack(weight, columns), TWINS.int8_pack(weight, columns)
+    (ours, scale), (theirs, scale2) = native.int8_pack(weight, columns), PYTORCH.int8_pack(weight, columns)
     torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
     a, b = unpack_panels(ours).int(), unpack_panels(theirs).int()
     assert (a - b).abs().max() <= 1
@@ -350,7 +385,7 @@ def _int8(
 @pytest.mark.parametrize(("t", "outs", "into", "rank"), INT8_SHAPES)
 @pytest.mark.parametrize("drop", [False, True])
 def test_an_int8_linear_with_its_adapter(
-    native: Native, t: int, outs: tuple[int, ...], into: int, rank: int, drop: bool
+    native: NativeKernels, t: int, outs: tuple[int, ...], into: int, rank: int, drop: bool
 ) -> None:
     """Forward, input gradient, adapter gradients: native against twins, and both against the plain formulas."""
     linear, adapter, x, dy = _int8(t, outs, into, rank)
@@ -359,7 +394,7 @@ def test_an_int8_linear_with_its_adapter(
     results = []
     try:
         for implementation in (native, _twins(native)):
-            dispatch.use(implementation)
+            choose.use(implementation)
             products = linear.adapted(adapter, bias)
             y, z = products.forward(x, mask)
             dx, gradients = products.backward(dy, x, z, mask, True)
@@ -367,11 +402,11 @@ def test_an_int8_linear_with_its_adapter(
             assert dx is not None
             results.append([y, dx, *(one for pair in gradients for one in pair)])
     finally:
-        dispatch.use(None)
+        choose.use(None)
     for ours, theirs in zip(*results, strict=True):
         _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
     weight = linear.dense().double()
-    dropped = (TWINS.dropout(x, mask) if mask else x).double()
+    dropped = (PYTORCH.dropout(x, mask) if mask else x).double()
     y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
     extra = torch.zeros_like(dx)
     for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
@@ -385,7 +420,7 @@ def test_an_int8_linear_with_its_adapter(
     _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
 
 
-def test_threads_do_not_change_an_int8_linear(native: Native) -> None:
+def test_threads_do_not_change_an_int8_linear(native: NativeKernels) -> None:
     linear, adapter, x, dy = _int8(50, (2100,), 2100, 8)
     products, results = linear.adapted(adapter, None), []
     mask = Dropout(26, 12345, torch.arange(50))
@@ -404,21 +439,21 @@ def test_threads_do_not_change_an_int8_linear(native: Native) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 128), (7, 576), (33, 1536)])
 @pytest.mark.parametrize("size", [1e-3, 1.0])
-def test_nf4_is_identical(native: Native, shape: tuple[int, int], size: float) -> None:
+def test_nf4_is_identical(native: NativeKernels, shape: tuple[int, int], size: float) -> None:
     weight = _halves(*shape, size=size)
     weight[0, :64] = 0
-    (packed, scales), (packed2, scales2) = native.nf4_pack(weight), TWINS.nf4_pack(weight)
+    (packed, scales), (packed2, scales2) = native.nf4_pack(weight), PYTORCH.nf4_pack(weight)
     assert torch.equal(packed, packed2)
     assert torch.equal(scales, scales2)
     packed, scales = native.nf4_pack(weight.float())
     assert torch.equal(packed, packed2)
-    assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], TWINS.nf4_pack(_halves(64, 5).T)[0])
+    assert torch.equal(native.nf4_pack(_halves(64, 5).T)[0], PYTORCH.nf4_pack(_halves(64, 5).T)[0])
 
 
-def test_nf4_every_code_survives_and_is_the_nearest(native: Native) -> None:
+def test_nf4_every_code_survives_and_is_the_nearest(native: NativeKernels) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(8, 32)
     scales = torch.full((8, 1), 2.0, dtype=HALVES)
-    values = native.blocks_decode([Blocks("nf4", codes, (8, 64), scales)])
+    values = native.blocks_decode([QuantizedMatrix("nf4", codes, (8, 64), scales)])
     expected = 2 * NF4_LEVELS[torch.stack((codes & 15, codes >> 4), -1).flatten(1).int()]
     assert torch.equal(values, expected)
     weight = _halves(16, 256)
@@ -432,13 +467,13 @@ def test_nf4_every_code_survives_and_is_the_nearest(native: Native) -> None:
 # --- weights in blocks ------------------------------------------------------------------------------------------------
 
 
-def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = False) -> Blocks:
+def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = False) -> QuantizedMatrix:
     """Random weights as the gguf package or nf4_pack writes them (random bytes where it cannot: scales kept finite)."""
     weight = _random(out, into, seed=seed, size=0.05)
     order = torch.randperm(out, generator=torch.Generator().manual_seed(seed)) if shuffled else None
     if kind == "nf4":
-        packed, scales = TWINS.nf4_pack(weight)
-        return Blocks(kind, packed, (out, into), scales, order)
+        packed, scales = PYTORCH.nf4_pack(weight)
+        return QuantizedMatrix(kind, packed, (out, into), scales, order)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     if kind.endswith("_K"):
         data = np.random.default_rng(seed).integers(0, 256, (out, into // block, size), dtype=np.uint8)
@@ -449,29 +484,29 @@ def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = Fals
         data = data.reshape(out, -1)
     else:
         data = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
-    return Blocks(kind, torch.from_numpy(data), (out, into), order=order)
+    return QuantizedMatrix(kind, torch.from_numpy(data), (out, into), order=order)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_decode_to_the_same_numbers(native: Native, kind: str) -> None:
+def test_blocks_decode_to_the_same_numbers(native: NativeKernels, kind: str) -> None:
     parts = [_blocks(kind, 37, 512, seed=1), _blocks(kind, 16, 512, seed=2, shuffled=True)]
     decoded = native.blocks_decode(parts)
     assert decoded.unique().numel() > 100
-    assert torch.equal(decoded, TWINS.blocks_decode(parts))
-    assert torch.equal(native.blocks_widest(parts), TWINS.blocks_widest(parts))
+    assert torch.equal(decoded, PYTORCH.blocks_decode(parts))
+    assert torch.equal(native.blocks_widest(parts), PYTORCH.blocks_widest(parts))
     columns, apart = torch.rand(512, generator=torch.Generator().manual_seed(3)) + 0.5, torch.tensor([0, 17, 511])
     for ours, theirs in zip(
-        native.blocks_scale(parts, columns, apart), TWINS.blocks_scale(parts, columns, apart), strict=True
+        native.blocks_scale(parts, columns, apart), PYTORCH.blocks_scale(parts, columns, apart), strict=True
     ):
         assert torch.equal(ours, theirs)
-    stored = Stored(parts, columns, 127 / TWINS.blocks_scale(parts, columns, apart)[0])
-    assert torch.equal(native.int8_unpack(stored), TWINS.int8_unpack(stored))
+    stored = LazyInt8(parts, columns, 127 / PYTORCH.blocks_scale(parts, columns, apart)[0])
+    assert torch.equal(native.int8_unpack(stored), PYTORCH.int8_unpack(stored))
 
 
 @pytest.mark.parametrize("kinds", [("nf4",), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0")])
 @pytest.mark.parametrize(("t", "outs", "into"), [(5, 32, 256), (40, 33, 1536), (801, 48, 2304)])
 def test_a_linear_of_blocks_is_its_unpacked_one(
-    native: Native, kinds: tuple[str, ...], t: int, outs: int, into: int
+    native: NativeKernels, kinds: tuple[str, ...], t: int, outs: int, into: int
 ) -> None:
     """Bit for bit, forward and backward, whatever the pieces."""
     parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
@@ -480,7 +515,7 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
     adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6))], 4, 2.0)
     results = []
     try:
-        dispatch.use(native)
+        choose.use(native)
         for unpacked in (True, False):
             linear = Int8Linear(parts, *how, unpacked=unpacked)
             products = linear.adapted(adapter, None)
@@ -489,10 +524,10 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
             assert dx is not None
             results.append([y, dx, *gradients[0], linear.dense()])
     finally:
-        dispatch.use(None)
+        choose.use(None)
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
-    exact = TWINS.blocks_decode(parts)
+    exact = PYTORCH.blocks_decode(parts)
     assert (results[0][4] - exact).norm() < 0.02 * exact.norm()
 
 
@@ -501,10 +536,10 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
 
 @pytest.mark.parametrize(("n", "v"), [(1, 2), (3, 17), (5, 288), (2, 49152), (65, 1000)])
 @pytest.mark.parametrize("size", [0.01, 3.0, 100.0])
-def test_cross_entropy(native: Native, n: int, v: int, size: float) -> None:
+def test_cross_entropy(native: NativeKernels, n: int, v: int, size: float) -> None:
     logits = _halves(n, v, size=size)
     targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
-    theirs_loss, theirs = TWINS.cross_entropy(logits.clone(), targets, 0.037)
+    theirs_loss, theirs = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)
     ours_loss, ours = native.cross_entropy(logits.clone(), targets, 0.037)
     assert ours_loss == pytest.approx(theirs_loss, rel=1e-5, abs=1e-5 * n)
     _close(ours, theirs, floor=1e-6)
@@ -512,7 +547,7 @@ def test_cross_entropy(native: Native, n: int, v: int, size: float) -> None:
     assert ours_loss == pytest.approx(float(expected), rel=1e-5, abs=1e-5 * n)
 
 
-def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(native: Native) -> None:
+def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(native: NativeKernels) -> None:
     logits = torch.zeros(2, 40)
     logits[:, 3] = 500.0
     loss, gradient_ = native.cross_entropy(logits.to(HALVES), torch.tensor([3, 4]), 1.0)
@@ -559,11 +594,11 @@ def _in_floats(operands: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
 @pytest.mark.parametrize("window", [None, 1, 20, 1000])
 def test_attention(
-    attending: Native, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
+    attending: NativeKernels, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
 ) -> None:
     layout = Layout(bounds, prefix)
     operands = _operands(layout, heads, n_kv, d)
-    exact, _ = TWINS.attend(**_in_floats(operands), window=window)
+    exact, _ = PYTORCH.attend(**_in_floats(operands), window=window)
     out, saved = attending.attend(**operands, window=window)
     assert out.dtype == HALVES
     _near(out, exact)
@@ -572,7 +607,7 @@ def test_attention(
     ours = attending.attend_backward(
         dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0][0], dprefix_v=sums[0][1]
     )
-    theirs = TWINS.attend_backward(
+    theirs = PYTORCH.attend_backward(
         dout.float(), **_in_floats(operands), out=exact, saved=torch.empty(0), window=window,
         dprefix_k=sums[1][0], dprefix_v=sums[1][1],
     )  # fmt: skip
@@ -584,13 +619,54 @@ def test_attention(
             assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
 
 
-def test_attention_of_large_scores(attending: Native) -> None:
+@pytest.mark.parametrize("soft_cap", [None, 50.0, 2.0])
+@pytest.mark.parametrize("scale", [None, 0.0625, 1.0])
+@pytest.mark.parametrize(("heads", "n_kv", "d"), [(4, 2, 16), (9, 3, 64), (4, 2, 24)])
+def test_attention_with_capped_scores_and_another_scale(
+    attending: NativeKernels, heads: int, n_kv: int, d: int, scale: float | None, soft_cap: float | None
+) -> None:
+    """Kernels, PyTorch's operations, and PyTorch's autograd over the formula agree."""
+    layout = Layout((0, 65, 66, 131), 31)
+    operands, how = _operands(layout, heads, n_kv, d), {"window": 50, "scale": scale, "soft_cap": soft_cap}
+    out, saved = attending.attend(**operands, **how)
+    dout = _halves(131, heads, d, seed=5)
+    sums = [torch.zeros(2, 31, n_kv, d) for _ in range(2)]
+    ours = attending.attend_backward(
+        dout, **operands, out=out, saved=saved, dprefix_k=sums[0][0], dprefix_v=sums[0][1], **how
+    )
+    floats = _in_floats(operands)
+    exact, _ = PYTORCH.attend(**floats, **how)
+    _near(out, exact, mean=0.005)
+    theirs = PYTORCH.attend_backward(
+        dout.float(), **floats, out=exact, saved=torch.empty(0), dprefix_k=sums[1][0], dprefix_v=sums[1][1], **how
+    )
+    leaves = {name: floats[name].clone().requires_grad_() for name in ("q", "k", "v", "prefix_k", "prefix_v")}
+    PYTORCH.attend(**leaves, layout=layout, **how)[0].backward(dout.float())
+    size = max(float(x.abs().max()) for x in theirs)
+    for a, b, leaf in zip((*ours, *sums[0]), (*theirs, *sums[1]), leaves.values(), strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(b, leaf.grad, rtol=1e-3, atol=1e-5 * size)
+        assert (a.double() - b.double()).abs().max() <= 0.02 * size
+        assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
+    lengths = torch.tensor([1, 20])
+    q, k, v = _halves(2, heads, d, seed=6), _halves(2, 20, n_kv, d, seed=7), _halves(2, 20, n_kv, d, seed=8)
+    pk, pv = operands["prefix_k"].contiguous(), operands["prefix_v"].contiguous()
+    ours_cached = attending.attend_cached(q, pk, pv, k, v, lengths, **how)
+    in_floats = [x.float() for x in (q, pk, pv, k, v)]
+    _near(ours_cached, PYTORCH.attend_cached(*in_floats, lengths, **how), worst=0.005)
+    queries = torch.zeros(20, heads, d)
+    queries[-1] = q[1].float()
+    full, _ = PYTORCH.attend(queries, *(x[1].float() for x in (k, v)), *in_floats[1:3], Layout((0, 20), 31), **how)
+    torch.testing.assert_close(PYTORCH.attend_cached(*in_floats, lengths, **how)[1], full[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_large_scores(attending: NativeKernels) -> None:
     """One key takes all the weight; the others' exponentials vanish without a trace of infinity."""
     layout = Layout((0, 40, 75), 20)
     operands = _operands(layout, 4, 2, 16)
     operands["q"] = operands["q"] * 60
     out, saved = attending.attend(**operands, window=None)
-    exact, _ = TWINS.attend(**_in_floats(operands), window=None)
+    exact, _ = PYTORCH.attend(**_in_floats(operands), window=None)
     assert ((out.float() - exact).abs() > 0.1).float().mean() < 0.002
     grads = attending.attend_backward(
         _halves(75, 4, 16, seed=3), **operands, out=out, saved=saved, window=None, dprefix_k=None, dprefix_v=None
@@ -599,7 +675,7 @@ def test_attention_of_large_scores(attending: Native) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_attention_repeats_bit_for_bit(attending: Native, threads: int) -> None:
+def test_attention_repeats_bit_for_bit(attending: NativeKernels, threads: int) -> None:
     layout = Layout((0, 50, 90, 131), 37)
     operands = _operands(layout, 9, 3, 64)
     dout = _halves(131, 9, 64, seed=3)
@@ -620,7 +696,7 @@ def test_attention_repeats_bit_for_bit(attending: Native, threads: int) -> None:
 
 
 @pytest.mark.parametrize(("heads", "n_kv"), [(9, 3), (3, 1), (8, 2), (7, 7)])
-def test_attention_of_heads_that_threads_share(attending: Native, heads: int, n_kv: int) -> None:
+def test_attention_of_heads_that_threads_share(attending: NativeKernels, heads: int, n_kv: int) -> None:
     """Where heads cannot be shared out evenly, the last are cut into parts: to the same results."""
     layout = Layout((0, 300, 305, 480), 37)
     operands = _operands(layout, heads, n_kv, 32)
@@ -646,20 +722,22 @@ def test_attention_of_heads_that_threads_share(attending: Native, heads: int, n_
 @pytest.mark.parametrize("prefix", [0, 1, 45])
 @pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
 @pytest.mark.parametrize("window", [None, 1, 10, 50])
-def test_cached_attention(native: Native, prefix: int, heads: int, n_kv: int, d: int, window: int | None) -> None:
+def test_cached_attention(
+    native: NativeKernels, prefix: int, heads: int, n_kv: int, d: int, window: int | None
+) -> None:
     lengths = torch.tensor([1, 7, 30, 12])
     q = _halves(4, (heads + 2 * n_kv) * d).unflatten(1, (-1, d))[:, :heads]
     k, v = _halves(4, 33, n_kv, d, seed=1), _halves(4, 33, n_kv, d, seed=2)
     pk, pv = (_halves(prefix, n_kv, d, seed=s) if prefix else None for s in (3, 4))
     floats = [None if x is None else x.float() for x in (q, pk, pv, k, v)]
-    exact = TWINS.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
+    exact = PYTORCH.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
     _near(native.attend_cached(q, pk, pv, k, v, lengths, window), exact, worst=0.005)
     # and both are the last row of the attention that training uses
     for row, n in enumerate(lengths.tolist()):
         queries = torch.zeros(n, heads, d)
         queries[-1] = q[row].float()
         layout = Layout((0, n), prefix)
-        full, _ = TWINS.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
+        full, _ = PYTORCH.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
         torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
 
 
@@ -671,32 +749,74 @@ def test_cached_attention(native: Native, prefix: int, heads: int, n_kv: int, d:
     ("architecture", "overrides"),
     [("llama", {}), ("mistral", {"sliding_window": 12}), ("qwen3", {}), ("qwen2", {}), ("llama", {"head_dim": 24})],
 )
-def test_a_whole_gradient(native: Native, precision: str, architecture: str, overrides: dict[str, Any]) -> None:
+def test_a_whole_gradient(native: NativeKernels, precision: str, architecture: str, overrides: dict[str, Any]) -> None:
     """With either set of kernels the same step; dropout included, since masks are identical."""
     if "head_dim" in overrides:
         overrides = {**overrides, "num_attention_heads": 8, "num_key_value_heads": 8}  # 192: a multiple of nf4's block
     examples = [example(4 + i, 9, seed=i, prefix=range(20)) for i in range(3)]
     results = []
     for implementation in (native, _twins(native)):
-        dispatch.use(implementation)
+        choose.use(implementation)
         try:
             model = tiny_lora(architecture, precision, intermediate_size=128, **overrides)
             results.append(gradient(model, examples, [[0, 1], [2]]))
         finally:
-            dispatch.use(None)
+            choose.use(None)
     assert results[0][0] == pytest.approx(results[1][0], rel=0.01)
     assert cosine(results[0][1], results[1][1]) > (0.99 if precision == "int8" else 0.999)
 
 
-def test_without_a_compiler_the_twins_are_used_and_said_so(tmp_path: Path) -> None:
-    script = "from rescoldo.engine.kernels.choose import kernels; print(kernels().name)"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CC": "/nonexistent/cc"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert "note: slower PyTorch kernels in use: /nonexistent/cc does not run" in done.stdout + done.stderr
-    assert done.stdout.split()[-1] == "pytorch"
-    environment = {**os.environ, "RESCOLDO_NATIVE": "0"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["pytorch"]
+SAY = "from rescoldo.engine.kernels.choose import kernels; print(kernels().name)"
+
+
+def _name(**environment: str) -> subprocess.CompletedProcess[str]:
+    """What another process says that it uses."""
+    full = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", SAY], env=full, capture_output=True, text=True, check=True)
+
+
+def test_without_a_compiler_pytorch_is_used_and_said_so(tmp_path: Path) -> None:
+    """On standard error: standard output may be a document for programs."""
+    done = _name(XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc", RESCOLDO_KERNELS="")
+    assert "note: slower PyTorch kernels in use: /nonexistent/cc does not run" in done.stderr
+    assert done.stdout == "pytorch\n"
+
+
+def test_the_kernels_can_be_chosen() -> None:
+    assert _name(RESCOLDO_KERNELS="torch").stdout == "pytorch\n"
+    for name in NAMES:
+        assert _name(RESCOLDO_KERNELS=name).stdout == f"{name}\n"
+    done = _name(RESCOLDO_KERNELS="mmx")
+    assert "unknown instruction set 'mmx': expected torch, " in done.stderr
+
+
+def test_a_build_in_the_c_locale(tmp_path: Path) -> None:
+    """The sources are UTF-8 whatever the locale says."""
+    if NAMES:
+        done = _name(XDG_CACHE_HOME=str(tmp_path), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+        assert done.stdout.split()[-1] in NAMES
+
+
+def test_structures_are_compared_with_the_header(native: NativeKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A structure that Python mirrors wrongly is found when the library is loaded."""
+
+    class Wrong(native_module._Mask):
+        _fields_ = (("one_more", ctypes.c_int64),)
+
+    monkeypatch.setattr(native_module, "_STRUCTURES", (Wrong, *native_module._STRUCTURES[1:]))
+    with pytest.raises(BuildError, match=r"another kernels\.h"):
+        NativeKernels(native.name)
+
+
+def test_intrinsics_stay_in_the_headers_of_their_instruction_set() -> None:
+    for path in (*C.glob("*.c"), *C.glob("*.h")):
+        found = re.findall(r"\b_mm\w*\(|\b__m\d+\w*|\bv\w+q_[sfu]\d+\b|__asm__", path.read_text(encoding="utf-8"))
+        assert not found, (path.name, found)
+
+
+def test_every_instruction_set_has_a_header() -> None:
+    assert {row.header for row in INSTRUCTION_SETS} <= {path.name for path in (C / "isa").glob("*.h")}
+    assert len({row.name for row in INSTRUCTION_SETS}) == len(INSTRUCTION_SETS)
 
 
 def test_a_failing_compiler_is_reported_with_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,5 +826,5 @@ def test_a_failing_compiler_is_reported_with_its_last_line(tmp_path: Path, monke
     monkeypatch.setenv("CC", str(fake))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(BuildError, match="no such flag"):
-        Native()
+        NativeKernels()
     assert not list((tmp_path / "cache").rglob("*.so"))

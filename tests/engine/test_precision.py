@@ -15,7 +15,7 @@ from rescoldo.data import read_records
 from rescoldo.data.tokenize import tokenize_records
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.int8 import N_OUTLIERS, Int8Linear, smoothing
-from rescoldo.engine.kernels.blocks import blocks_decode
+from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Example, LoraConfig
@@ -87,7 +87,7 @@ def test_a_linears_products(precision: str, t: int, outs: tuple[int, ...], into:
     """Against float64: of the true weight for fp32, bf16 and int8, of its own 4-bit weight for nf4."""
     weights, x = _weights(*outs, into=into), _inputs(t, into, outliers)
     linear = _make(precision, weights, _inputs(64, into, outliers, seed=9))
-    own = [blocks_decode([in_nf4(weight)]) for weight in weights] if precision == "nf4" else weights
+    own = [TorchKernels().blocks_decode([in_nf4(weight)]) for weight in weights] if precision == "nf4" else weights
     exact = torch.cat(own).double()
     dy = torch.randn(t, sum(outs), generator=torch.Generator().manual_seed(2))
     limits = {"fp32": 1e-6, "bf16": 0.006, "int8": 0.02, "nf4": 0.02}

@@ -94,8 +94,8 @@ def test_sharing_is_close_in_lower_precisions(precision: str) -> None:
 def test_the_shared_part_is_computed_once() -> None:
     """Rows that pass through the first layer: each group's prefix once, each example's own rest."""
     model, seen = tiny_lora("llama"), []
-    forward = model.blocks[0].forward
-    model.blocks[0].forward = lambda h, *rest, **more: (seen.append(len(h)), forward(h, *rest, **more))[1]  # type: ignore[method-assign]
+    forward = model.layers[0].forward
+    model.layers[0].forward = lambda h, *rest, **more: (seen.append(len(h)), forward(h, *rest, **more))[1]  # type: ignore[method-assign]
     gradient(model, SHARED, [[0], [1, 2], [3], [4, 5]])
     groups = group_by_prefix(SHARED)
     assert {g.length for g in groups} == {0, 20, 30}

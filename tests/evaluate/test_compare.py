@@ -109,10 +109,10 @@ def test_one_failure_is_a_zero_with_its_reason(val: Path, tmp_path: Path) -> Non
         assert [row["score"] for row in rows] == [1.0, 1.0, 0.0, 1.0]
         assert rows[2]["error"] == "HTTP 500: out of memory"
         assert document["models"]["finetuned"]["warnings"] == [
-            "1 of 4 answers could not be had and count as 0 (HTTP 500: out of memory)"
+            "1 of 4 answers failed and count as 0 (HTTP 500: out of memory)"
         ]
         (warning,) = document["comparison"]["decision"]["warnings"]
-        assert "without the inputs to which an answer could not be had (1)" in warning
+        assert "without the inputs that a model failed to answer (1)" in warning
         assert "the decision would be to adopt finetuned" in warning
         broken, before = False, len(m3.requests)
         document = compare(models, val, TWO, output=tmp_path / "c.json", sampling=SAMPLING, server=QUICK)
@@ -257,7 +257,7 @@ def test_the_scripts_own_command_line(
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command(monkeypatch, capsys, app, "compare", "--help")
     assert code == 0
-    assert "Example: rescoldo compare" in " ".join(out.split())
+    assert " compare --baseline" in " ".join(out.split()).partition("Example: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_ctrl_c_leaves_at_once_and_loses_nothing(kind: str, val: Path, tmp_path:
         ([], "two models or more"),
         (["--finetuned", "{good}", "--model", "x"], "'x' is not NAME=MODEL"),
         (["--finetuned", "{good}", "--model", "finetuned=y"], "is taken"),
-        (["--finetuned", "{good}", "--repeats", "0"], "--repeats: 0 is out of range"),
+        (["--finetuned", "{good}", "--repeats", "0"], "--repeats 0 is not allowed"),
         (["--finetuned", "{good}", "--greedy", "--repeats", "2"], "the same every time"),
         (["--finetuned", "{good}", "--timeout", "0"], "--timeout"),
         (["--finetuned", "{good}", "--concurrency", "0"], "--concurrency"),

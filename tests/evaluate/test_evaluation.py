@@ -66,7 +66,19 @@ def test_perfect_model() -> None:
     assert part["component_scores"] == dict.fromkeys(COMPONENTS, 1.0)
     assert [row["concept"] for row in part["predictions"]] == [one["concept"] for one in RECORDS]
     assert set(part["predictions"][0]) == {
-        *("example", "repeat", "concept", "text", "score", "components", "notes", "ended", "tokens", "seconds"),
+        *(
+            "example",
+            "repeat",
+            "concept",
+            "text",
+            "score",
+            "components",
+            "notes",
+            "places",
+            "ended",
+            "tokens",
+            "seconds",
+        ),
         *("diagnostics", "key"),
     }
     assert part["warnings"] == []
@@ -322,7 +334,7 @@ def test_comparisons_that_make_no_sense() -> None:
     with pytest.raises(RescoldoError, match="different inputs"):
         build_comparison({**models, "tuned": other}, baseline="base")
     models["tuned"]["predictions"][0]["score"] = float("nan")
-    with pytest.raises(RescoldoError, match="tuned has a score that is no number"):
+    with pytest.raises(RescoldoError, match="tuned has a score that is NaN"):
         build_comparison(models, baseline="base", finetuned="tuned")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rescoldo.evaluate.decision import decide
-from rescoldo.evaluate.statistics import bootstrap_interval, cohens_d, examples_to_settle, paired
+from rescoldo.evaluate.statistics import cohens_d, examples_to_settle, fewest_to_settle, mean_interval, paired
 
 BEFORE = [0.5, 0.6, 0.55, 0.7, 0.4, 0.65, 0.8, 0.3, 0.45, 0.62]
 AFTER = [0.7, 0.9, 0.61, 0.72, 0.85, 0.64, 0.97, 0.75, 0.81, 0.6]
@@ -26,10 +26,6 @@ def test_against_scipy() -> None:
     assert found["wilcoxon"]["statistic"] == reference.statistic
     assert found["wilcoxon"]["p_value"] == pytest.approx(reference.pvalue)
     assert found["cohens_d"] == pytest.approx(differences.mean() / differences.std(ddof=1))
-    theirs = stats.bootstrap(
-        (differences,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert found["interval_95"] == pytest.approx([theirs.low, theirs.high], abs=0.01)
     assert (found["wins"], found["ties"], found["losses"]) == (8, 0, 2)
 
 
@@ -49,7 +45,9 @@ def test_no_difference_is_no_error() -> None:
     assert found["wilcoxon"]["p_value"] == 1.0
     assert "no difference" in found["wilcoxon"]["note"]
     assert found["cohens_d"] == 0.0
-    assert found["interval_95"] == [0.0, 0.0]
+    low, high = found["interval_95"]
+    assert low < -0.8
+    assert high == pytest.approx(-low)
     assert found["ties"] == 2
 
 
@@ -57,13 +55,14 @@ def test_all_differences_equal() -> None:
     found = paired([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     assert found["cohens_d"] is None
     assert "all differences equal" in found["cohens_d_note"]
-    assert found["interval_95"] == [1.0, 1.0]
+    low, high = found["interval_95"]
+    assert (low < 0.0, high) == (True, 1.0), "three examples are no proof, however equal they are"
     json.dumps(found, allow_nan=False)
 
 
 def test_one_concept() -> None:
     found = paired([0.0], [1.0])
-    assert found["interval_95"] == [1.0, 1.0]
+    assert found["interval_95"][0] < -0.9
     assert "one input only" in found["cohens_d_note"]
 
 
@@ -75,7 +74,7 @@ def test_not_paired(a: list[float], b: list[float]) -> None:
 
 @pytest.mark.parametrize(("a", "b"), [([0.1], [math.nan]), ([math.inf], [math.inf])])
 def test_no_numbers(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         decide({"m1": a, "m3": b}, finetuned="m3", reference="m1")
 
 
@@ -87,10 +86,67 @@ def test_ties_in_rank_are_not_broken_by_rounding() -> None:
     assert found["p_value"] == by_hand.pvalue
 
 
-def test_same_seed_same_interval() -> None:
+@pytest.mark.parametrize(("a", "b"), [([0.1], [1.2]), ([-0.1, 0.0], [0.5, 0.5])])
+def test_scores_outside_their_bounds(a: list[float], b: list[float]) -> None:
+    """The interval rests on the bounds: with others it would be wrong."""
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        paired(a, b)
+
+
+def clopper_pearson(k: int, n: int) -> tuple[float, float]:
+    found = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
+    return found.low, found.high
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 22, 98])
+def test_interval_of_zeros_and_ones_is_near_the_exact_one(n: int) -> None:
+    """-1 and 1 are a coin: no valid interval is much narrower than Clopper and Pearson's; ours is not much wider."""
+    for k in {0, n // 2, n}:
+        low, high = mean_interval(np.repeat([1.0, -1.0], [k, n - k]))
+        exact = clopper_pearson(k, n)
+        ours = ((low + 1) / 2, (high + 1) / 2)
+        assert ours[0] <= exact[0] + 0.01
+        assert ours[1] >= exact[1] - 0.01
+        assert ours[1] - ours[0] < 1.75 * (exact[1] - exact[0])
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.3, 0.0, 0.05, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 22, 1000])
+def test_equal_differences_give_no_point(value: float, n: int) -> None:
+    """What was never seen may still be: with a chance of 2.5 %, n draws miss a part of 1 - 0.025^(1/n)."""
+    low, high = mean_interval(np.full(n, value))
+    unseen = 1 - 0.025 ** (1 / n)
+    assert low <= value - unseen * (value + 1) + 1e-9
+    assert high >= value + unseen * (1 - value) - 1e-9
+    assert -1 <= low < high <= 1
+
+
+@pytest.mark.parametrize("n", [2, 5, 22])
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+def test_coverage_exactly(n: int, p: float) -> None:
+    """Of a coin the coverage is a finite sum."""
+    held = 0.0
+    for k in range(n + 1):
+        low, high = mean_interval(np.repeat([1.0, 0.0], [k, n - k]))
+        held += float(stats.binom.pmf(k, n, p)) * (low <= p <= high)
+    assert held >= 0.95
+
+
+def test_interval_narrows_as_the_spread_does() -> None:
+    generator = np.random.default_rng(0)
+    draws = generator.uniform(-1, 1, 98)
+    widths = [float(np.subtract(*mean_interval(0.2 + s * draws)[::-1])) for s in (0.0, 0.05, 0.2, 0.8)]
+    assert widths == sorted(widths)
+    assert widths[-1] > 3 * widths[0]
+    half = stats.t.ppf(0.975, 97) * (0.8 * draws).std(ddof=1) / math.sqrt(98)
+    assert 2 * half < widths[-1] < 2 * 2 * half, "up to twice Student's: the price of assuming nothing"
+
+
+def test_order_does_not_matter() -> None:
     differences = np.subtract(AFTER, BEFORE)
-    assert bootstrap_interval(differences, seed=1) == bootstrap_interval(differences, seed=1)
-    assert bootstrap_interval(differences, seed=1) != bootstrap_interval(differences, seed=2)
+    assert mean_interval(differences) == pytest.approx(mean_interval(differences[::-1]))
+    low, high = mean_interval(-differences)
+    assert (-high, -low) == pytest.approx(mean_interval(differences))
 
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30)
@@ -117,30 +173,38 @@ def test_size_of_d() -> None:
 
 
 def test_examples_to_settle_by_hand() -> None:
-    # sd of (0, 0.2) is 0.1414, the mean 0.05 from the threshold: ratio 2.828; with z: ((1.960 + 0.842) 2.828)^2 = 62.8;
-    # t(64) gives (1.998 + 0.847) 2.828 = 8.046 <= sqrt(65) = 8.062, t(63) 8.048 > sqrt(64) = 8
-    assert examples_to_settle([0.0, 0.2], 0.05) == 65
     assert examples_to_settle([0.0, 0.1], 0.05) is None, "it stands on the threshold"
     assert examples_to_settle([0.5], 0.05) is None, "one example has no deviation"
-    assert examples_to_settle([0.5, 0.5], 0.05) == 2
+    # all equal: exactly where the interval of so many equal differences excludes the threshold
+    n = examples_to_settle([0.5, 0.5], 0.05)
+    assert n is not None
+    assert mean_interval(np.full(n, 0.5))[0] > 0.05 >= mean_interval(np.full(n - 1, 0.5))[0]
+    assert fewest_to_settle(0.05) == 6
+    assert mean_interval(-np.ones(6))[1] < 0.05 < mean_interval(-np.ones(5))[1]
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(0.10, 0.10), (0.08, 0.10), (0.0, 0.15), (0.02, 0.08)])
-def test_as_many_examples_settle_it_four_times_of_five(mean: float, deviation: float) -> None:
-    """Drawn anew with that mean and deviation, so many examples have an interval without the threshold in 80 %."""
-    seen = stats.norm.ppf((np.arange(200) + 0.5) / 200)
-    seen = mean + deviation * (seen - seen.mean()) / seen.std(ddof=1)
-    n = examples_to_settle(seen.tolist(), 0.05)
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [0.0, 0.1, 0.2, 0.3],
+        [-0.1, 0.0, 0.1, -0.2, 0.0],
+        [0.0, 1.0],
+        [0.0] * 9 + [1.0],
+        [-1.0, 0.5, 0.6, 0.7, 0.8],
+    ],
+)
+def test_as_many_examples_settle_it_four_times_of_five(seen: list[float]) -> None:
+    """Drawn anew from what was seen, so many examples have an interval without the threshold in 80 %."""
+    n = examples_to_settle(seen, 0.05)
     assert n is not None
     generator = np.random.default_rng(0)
-    draws = generator.normal(mean, deviation, (20_000, n))
-    half = stats.t.ppf(0.975, n - 1) * draws.std(axis=1, ddof=1) / math.sqrt(n)
-    settled = (np.abs(draws.mean(axis=1) - 0.05) > half).mean()
-    assert 0.78 < settled < 0.86  # n is a whole number: a small one is up to one example too many
+    draws = generator.choice(seen, (400, n))
+    settled = np.mean([not low <= 0.05 <= high for low, high in map(mean_interval, draws)])
+    assert 0.72 < settled < 0.95  # n is a whole number, and counts of a coin are too
 
 
 def constant(**means: float) -> dict[str, list[float]]:
-    return {name: [mean] * 4 for name, mean in means.items()}
+    return {name: [mean] * 400 for name, mean in means.items()}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +228,9 @@ def test_rules(m1: float, m2: float, m3: float, rule: str, winner: str) -> None:
     assert found["sentence"].startswith("Adopt m3" if rule == "adopt" else "Keep m2")
     assert any("m1 72.0%" in reason for reason in found["reasons"])
     assert any("m3 - m2" in reason for reason in found["reasons"])
-    assert found["settled"]
+    low, high = found["interval_95"]
+    assert low < m3 - m2 < high
+    assert found["settled"] == (not low <= 0.05 <= high)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +266,7 @@ def test_uncertainty_is_said() -> None:
     needed = found["examples_needed"]
     assert needed == examples_to_settle(np.subtract(scores["m3"], scores["m2"]).tolist(), 0.05) - 4
     assert any(f"about {needed} more validation examples" in reason for reason in found["reasons"])
+    assert "4 examples are too few: with fewer than 6 no result could settle it" in found["sentence"]
     assert f"includes the threshold of 5: about {needed} more validation examples would settle it" in found["sentence"]
     certain = decide({"m2": [0.1, 0.2] * 10, "m3": [0.95, 1.0] * 10}, finetuned="m3", reference="m2")
     assert certain["settled"]
@@ -210,7 +277,17 @@ def test_uncertainty_is_said() -> None:
 def test_a_mean_on_the_threshold_and_one_example() -> None:
     found = decide({"m2": [0.9, 0.9], "m3": [0.9, 1.0]}, finetuned="m3", reference="m2")
     assert (found["rule"], found["settled"], found["examples_needed"]) == ("adopt", False, None)
-    assert "no number of examples" in found["sentence"]
+    assert "no practicable number of examples" in found["sentence"]
     found = decide({"m2": [0.5], "m3": [1.0]}, finetuned="m3", reference="m2")
     assert not found["settled"]
     assert "one example settles nothing" in found["sentence"]
+
+
+def test_equal_differences_of_few_examples_settle_nothing() -> None:
+    """Five answers of 0 and 1 each: the means are as far apart as they can be, and it may still be luck."""
+    found = decide({"m2": [0.0] * 5, "m3": [1.0] * 5}, finetuned="m3", reference="m2")
+    assert (found["adopt"], found["settled"]) == (True, False)
+    assert "too few" in found["sentence"]
+    found = decide({"m2": [0.0] * 22, "m3": [1.0] * 22}, finetuned="m3", reference="m2")
+    assert (found["settled"], found["interval_95"][1]) == (True, 1.0)
+    assert 0.5 < found["interval_95"][0] < 0.7

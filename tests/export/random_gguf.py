@@ -16,7 +16,6 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from rescoldo.base.gguf import gguf_name
-from rescoldo.base.model import expected_shapes
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.export.gguf_file import Planned, Value, write_gguf
 from tests.base.make_models import CHATML, _vocabulary
@@ -66,14 +65,14 @@ def random_gguf(path: Path, *, layers: int, kind: str) -> Path:
         "tokenizer.chat_template": Value(CHATML, 8),
     }
     tensors = []
-    for seed, (name, shape) in enumerate(expected_shapes(config).items()):
+    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
         stored = block_type(name, kind) if len(shape) == 2 else "F32"
-        planned = Planned(gguf_name(name), shape, stored, lambda: np.empty(0))
+        planned = Planned(gguf_name(config, name), shape, stored, lambda: np.empty(0))
 
         def make(n_bytes: int = planned.n_bytes, stored: str = stored, seed: int = seed) -> Any:
             return np.ones(n_bytes // 4, "<f4") if stored == "F32" else random_blocks(n_bytes, stored, seed)
 
-        tensors.append(Planned(gguf_name(name), shape, stored, make))
+        tensors.append(Planned(gguf_name(config, name), shape, stored, make))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(path, metadata, tensors)
     return path

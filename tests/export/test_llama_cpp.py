@@ -22,6 +22,7 @@ from rescoldo.export import export_run
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.engine.test_families import GRANITE
 from tests.export.common import CONCEPTS, make_run
 
 pytest.importorskip("xllamacpp")
@@ -92,6 +93,7 @@ def test_adapter_and_merged_file_of_a_tiny_gguf(tmp_path: Path, architecture: st
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
+GEMMA = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32}
 HF: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope": "llama3", "tie_word_embeddings": True}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -100,6 +102,13 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"head_dim": 32}),
     ("qwen2", {}),
     ("qwen3", {"tie_word_embeddings": True}),
+    ("granite", GRANITE),
+    ("olmo2", {}),
+    ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
+    ("smollm3", {"num_hidden_layers": 5}),
+    ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("gemma3_text", {**GEMMA, "rope": "kinds", "sliding_window": 64, "num_hidden_layers": 7}),
+    ("gemma2", {**GEMMA, "sliding_window": 64, "num_hidden_layers": 3}),
 ]
 
 

@@ -154,8 +154,12 @@ def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
         ("{}", "is not a DSPy program's state"),
         ('{"a": {"signature": {}, "demos": []}, "b": {"signature": {}, "demos": []}}', "2 steps"),
         ('{"signature": {}, "demos": []}', "does not go from concept"),
-        ('{"signature": {"fields": [{"prefix": "Concept:"}, {"prefix": 7}]}, "demos": []}', "a field has no name"),
-        ('{"signature": {"fields": [{"prefix": "Question:"}, {"prefix": "A:"}]}, "demos": []}', "question, a"),
+        ('{"signature": {"fields": [{"prefix": "Concept:"}, {"prefix": 7}]}, "demos": []}', "prefix 7 is not certain"),
+        ('{"signature": {"fields": [{"prefix": "Q:"}, {"prefix": "A:"}]}, "demos": []}', "'Q:', 'A:' is not certain"),
+        ('{"signature": {"fields": 7}, "demos": []}', "not a list of fields"),
+        ('{"signature": {"fields": [7]}, "demos": []}', "not a list of fields"),
+        ('{"signature": {"fields": []}, "demos": 7}', "demos[)] are not a list"),
+        ('{"signature": {"fields": []}, "demos": ["x"]}', "example 1 is not a mapping"),
     ],
 )
 def test_bad_states(content: str, message: str, tmp_path: Path) -> None:
@@ -186,5 +190,132 @@ def test_which_specs_are_programs(tmp_path: Path) -> None:
 
 def test_without_dspy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dspy", None)
-    with pytest.raises(RescoldoError, match=r"pip install 'rescoldo\[dspy\]'"):
+    with pytest.raises(RescoldoError, match=r"pip install .*dspy"):
         new_program(ROLE)
+
+
+THOUGHT = {"prefix": "Reasoning: Let's think step by step in order to", "description": "${reasoning}"}
+PLAIN = [
+    {"prefix": "Concept:", "description": "what is wanted"},
+    {"prefix": "Requirements:", "description": "the YAML"},
+]
+PARTS = ("title", "description", "functional_requirements", "non_functional_requirements", "constraints")
+EACH = [PLAIN[0], *({"prefix": name.replace("_", " ").title() + ":", "description": "as YAML"} for name in PARTS)]
+
+
+def chain(fields: list[dict[str, str]], thought: dict[str, str] | None = None) -> list[dict[str, str]]:
+    return [fields[0], thought or THOUGHT, *fields[1:]]
+
+
+def state_25(fields: list[dict[str, str]], demos: list[Any]) -> dict[str, Any]:
+    """As DSPy 2.5 saved a ChainOfThought: the optimizers have changed extended_signature alone."""
+    first = {"instructions": "Not this.", "fields": fields}
+    asked = {"instructions": "Write requirements.", "fields": fields}
+    step = {"lm": None, "traces": [], "train": [], "demos": demos, "signature": first, "extended_signature": asked}
+    return {"_predict": step, "metadata": {"dependency_versions": {"python": "3.11", "dspy": "2.5.43"}}}
+
+
+def state_26(fields: list[dict[str, str]], demos: list[Any], step: str = "predict") -> dict[str, Any]:
+    """As DSPy 2.6 to 3.x: a program's steps by their attributes' names; a lone Predict's without one (step "")."""
+    inner = {
+        "traces": [], "train": [], "demos": demos, "lm": None,
+        "signature": {"instructions": "Write requirements.", "fields": fields},
+    }  # fmt: skip
+    outer = {step: inner} if step else inner
+    return {**outer, "metadata": {"dependency_versions": {"python": "3.11", "dspy": "2.6.27"}}}
+
+
+def state_24(fields: list[tuple[str, str]], demos: list[Any]) -> dict[str, Any]:
+    """As DSPy 2.4 with save_field_meta=True."""
+    rows = [{"name": name, "field_type": kind, "description": "x", "prefix": "P:"} for name, kind in fields]
+    words = {"signature_instructions": "Not this.", "signature_prefix": "P:"}
+    words |= {"extended_signature_instructions": "Write requirements.", "extended_signature_prefix": "P:"}
+    return {"self": {"lm": None, "traces": [], "train": [], "demos": demos, "fields": rows, **words}}
+
+
+DEMO = {"augmented": True, "concept": "A shop", "reasoning": "hm", "requirements": "title: Shop"}
+RATIONALE = {"prefix": THOUGHT["prefix"], "description": "${produce the requirements}. We ..."}
+CHANGED = [PLAIN[0], {"prefix": "Here they are, complete and correct:", "description": "${requirements}"}]
+ODD = [PLAIN[0], {"prefix": "Here they are:", "description": "the YAML"}]
+LISTS_24 = [("concept", "input"), ("rationale", "output"), *((name, "output") for name in PARTS)]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        state_25(chain(PLAIN), []),
+        state_25(chain(PLAIN, RATIONALE), [{**DEMO, "rationale": "hm", "reasoning": None}]),
+        state_25(chain(EACH), []),
+        state_26(PLAIN, [DEMO], ""),
+        state_26(chain(PLAIN), [DEMO]),
+        state_26(chain(PLAIN), [DEMO], "generate.predict"),
+        state_26(chain(PLAIN), [{"concept": "A shop", "requirements": {"title": "Shop"}}]),
+        state_26(chain(CHANGED), [DEMO]),
+        state_26(chain(ODD), [DEMO]),
+        state_26(chain(EACH), []),
+        state_24([("concept", "input"), ("rationale", "output"), ("requirements", "output")], []),
+        state_24(LISTS_24, []),
+    ],
+)
+def test_a_perfect_program_scores_as_perfect(state: dict[str, Any], tmp_path: Path) -> None:
+    """Whichever version of DSPy has saved it, its answer is what is scored; a chain of thought is no part of it."""
+    (tmp_path / "p.json").write_text(json.dumps(state))
+    program = read_program(tmp_path / "p.json", ROLE)
+    assert program.module.signature.instructions == "Write requirements."
+    names = list(program.module.signature.output_fields)
+    values = {**record(0)["requirements"], "requirements": ROLE.target(record(0)), "reasoning": "hm", "rationale": "hm"}
+
+    def answer(messages: Any) -> str:
+        if names == ["requirements"]:
+            return str(values["requirements"])
+        texts = {name: values[name] if isinstance(values[name], str) else json.dumps(values[name]) for name in names}
+        return "\n\n".join(f"[[ ## {name} ## ]]\n{text}" for name, text in texts.items()) + "\n\n[[ ## completed ## ]]"
+
+    chat, (row,) = asked(program, answer)
+    assert row["score"] == 1.0, row["notes"]
+    shown = json.dumps(chat.calls[0][0])
+    assert ("title: Shop" in shown) == (program.demos > 0)
+    assert ("hm" in shown) == any("reasoning" in d or "rationale" in d for d in program.module.demos if len(names) > 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (state_26(chain([*PLAIN, {"prefix": "Confidence:", "description": "${confidence}"}]), []),
+         "answers with confidence, which the role ba does not know: expected requirements alone"),
+        (state_26(chain([*PLAIN, {"prefix": "Confidence:", "description": "0 to 1"}]), []), "'Confidence:' is not"),
+        (state_26([PLAIN[0], {"prefix": "Answer:", "description": "${answer}"}], []), "answers with answer, which"),
+        (state_26(chain(EACH[:-1]), []), "without constraints"),
+        (state_26(chain([*EACH, PLAIN[1]]), []), "expected requirements alone, or each of title"),
+        (state_26([PLAIN[0], {"prefix": "Context:", "description": "${context}"}, THOUGHT, PLAIN[1]], []),
+         "not go from concept alone .*fields: concept, context"),
+        (state_26([PLAIN[1]], []), "not go from concept"),
+        (state_26([PLAIN[0], PLAIN[1], PLAIN[1]], []), "two fields have the same name"),
+        (state_26(ODD, []), "prefix 'Here they are:' is not certain"),
+        (state_26(chain(PLAIN), [DEMO, {"question": "A shop", "answer": "x"}]),
+         "example 2 cannot be shown: expected concept and requirements, found question, answer"),
+        (state_26(EACH, [{"concept": "A shop", "requirements": "title: Shop"}]), "example 1 cannot be shown"),
+        (state_26(PLAIN, ["x"]), "example 1 is not a mapping"),
+        ({**state_26(PLAIN, []), "retrieve": {"k": 3}}, "holds retrieve, which may change what is asked"),
+        (state_26(PLAIN, [], "") | {"tools": ["search"]}, "holds tools"),
+        ({"self": {**state_24([], [])["self"], "fields": []}}, "saved by DSPy 2.4, whose state does not say"),
+        (state_24([("concept", "input"), ("title", "input"), ("requirements", "output")], []), "concept alone"),
+        (state_26(PLAIN, [], "") | {"fields": {"requirements": {"threshold": 0.5}}}, "configures decisions"),
+    ],
+)  # fmt: skip
+def test_what_is_not_certain_is_refused_by_name(state: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(state))
+    with pytest.raises(RescoldoError, match=message):
+        read_program(tmp_path / "p.json", ROLE)
+
+
+def test_a_whole_program_with_another_output_is_refused() -> None:
+    """What a pickled program answers with shows only when it does."""
+    module = dspy.Predict("concept -> requirements, confidence")
+    reply = "[[ ## requirements ## ]]\nx\n\n[[ ## confidence ## ]]\n1\n\n[[ ## completed ## ]]"
+    with pytest.raises(RescoldoError, match="answers with confidence, which the role ba does not know"):
+        asked(Program(module, None), lambda messages: reply)
+    module = dspy.ChainOfThought("concept -> requirements")
+    reply = f"[[ ## reasoning ## ]]\nhm\n\n[[ ## requirements ## ]]\n{ROLE.target(record(0))}\n\n[[ ## completed ## ]]"
+    _, (row,) = asked(Program(module, None), lambda messages: reply)
+    assert row["score"] == 1.0

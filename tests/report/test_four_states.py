@@ -62,7 +62,7 @@ def test_status(run, look):
     if kind == "killed":
         assert "SIGKILL" in said
         assert "step 5 of 12, loss 1.2500" in said
-        assert "the same rescoldo train command again goes on" in said
+        assert "the same train command again resumes it" in said
 
 
 def test_watch(run, look):

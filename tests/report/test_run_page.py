@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from rescoldo.cli.watch import picture
-from rescoldo.report.curve import MOST_POINTS, Series, svg_chart, text_chart, thin
+from rescoldo.report.curve import MOST_POINTS, Series, bounds, svg_chart, text_chart, thin
 from rescoldo.report.history import read_history
 from rescoldo.report.run_page import render, write_report
 from rescoldo.run.status import read_status
@@ -59,7 +60,7 @@ def test_in_a_browser(finished, tmp_path, dark):
     assert page.background == ("rgb(22, 22, 26)" if dark else "rgb(255, 255, 255)")
     for text in ("finished", "Interruptions", "ended without a word", "epoch", "validation loss", "adapter_model"):
         assert text in page.text
-    assert "rescoldo verify" in page.text
+    assert "rescoldo compare --baseline" in page.text
     assert "out <b>&amp;" in page.text  # escaped, not interpreted
 
     def curves(browser):
@@ -103,6 +104,43 @@ def test_a_page_that_cannot_be_written_is_said_and_stops_nothing(tmp_path):
     write_report(tmp_path, said.append)
     assert len(said) == 1
     assert "report.html could not be written" in said[0]
+
+
+def test_name_dates_and_warnings(tmp_path, monkeypatch):
+    """The run's name as title; one form of dates; warnings with what to do while it runs, as past afterwards."""
+    from rescoldo.report import run_page
+    from rescoldo.run.status import Status
+
+    output = tmp_path / "mistral-ba"
+    output.mkdir()
+    trouble = {"time": 1_790_000_000.0, "what": "slow disk", "remedy": "move it"}
+    state = {"troubles": [trouble, "damaged", {"time": "x"}], "steps": 0}
+    for name, shown, over in (("running", "→ move it", False), ("finished", "slow disk", True)):
+        status = Status(str(output), name, base_model="base", started="2026-01-31T14:05:09+0000", state=state)
+        monkeypatch.setattr(run_page, "read_status", lambda _, status=status: status)
+        page = render(output)
+        assert f"<title>mistral-ba: {name} · rescoldo</title>" in page
+        assert "<h1>mistral-ba</h1>" in page
+        assert shown in page
+        assert ("Warnings while it was running" in page) == over
+        assert ("move it" in page) != over
+        assert "damaged" not in page
+        dates = re.findall(r"20\d\d-\d\d-\d\d[^<;:]*", page)
+        assert dates
+        assert all(re.fullmatch(r"20\d\d-\d\d-\d\d \d\d", date) for date in dates), dates
+
+
+@pytest.mark.parametrize("values", [[0.1, 2.0], [0.0, 0.0], [0.01], [1e-9, 5.0]])
+def test_no_axis_below_zero_for_what_is_never_negative(values):
+    series = [Series("training", [(float(i), value) for i, value in enumerate(values)])]
+    box = bounds(series)
+    assert box is not None
+    assert box[2] >= 0
+    assert box[3] > box[2]
+    assert not any("-" in line.partition("│")[0] for line in text_chart(series, 60, 8)[:-1] if "e-" not in line)
+    negative = bounds([Series("training", [(0.0, -1.0), (1.0, 1.0)])])
+    assert negative is not None
+    assert negative[2] < -1
 
 
 def test_interruptions_and_what_they_cost(tmp_path):
@@ -162,10 +200,10 @@ def test_watch_on_80_columns(finished, tmp_path):
     console.print(picture(finished, read_status(finished), 80, "utf-8"))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("finished", "loss by step", "●", "step 1"):
+    for part in ("finished", "loss by step", "●", "step 0"):
         assert part in text
     done = rescoldo(tmp_path, "watch", str(finished), "--once")
     assert done.returncode == 0
     assert "loss by step" in done.stdout
     found = json.loads(rescoldo(tmp_path, "watch", str(finished), "--json").stdout)
-    assert len(found["curves"]["val_loss"]) == 2
+    assert len(found["curves"]["val_loss"]) == 3  # the first before the training

@@ -98,7 +98,7 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "RESCOLDO_API_KEY" in err
     code, _, err = command(monkeypatch, capsys, run.parent / "nothing", "--port", "0")
     assert code == 2
-    assert "there is no such base model" in err
+    assert "there is no such run or base model" in err
     code, _, err = command(monkeypatch, capsys, run, "--port", "0", "--name", run.parent / "base")
     assert (code, "base is the base model's name" in err) == (2, True)
     with socket.socket() as taken:
@@ -109,7 +109,7 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "cannot listen on 127.0.0.1" in err
     assert "Traceback" not in err
     code, out, _ = command(monkeypatch, capsys, "--help")
-    assert (code, "Example: rescoldo serve" in " ".join(out.split())) == (0, True)
+    assert (code, "rescoldo serve artifacts/mistral" in " ".join(out.split())) == (0, True)
 
 
 def test_loopback() -> None:

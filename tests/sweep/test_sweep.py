@@ -198,7 +198,7 @@ def test_seen_from_outside(calm: Any, capsys: pytest.CaptureFixture[str], monkey
     output, document, _ = calm
     best = document["best"]["by_score"]
     for command, code, words in (
-        ("status", 0, f"4 trials are finished; best so far: {best}"),
+        ("status", 0, f"4 trials finished; best so far: {best}"),
         ("watch", 0, "loss by step"),
         ("verify", 2, f"rescoldo verify {output / best}"),
     ):

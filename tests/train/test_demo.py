@@ -47,3 +47,35 @@ def test_a_run_of_another_version_is_kept_aside_and_the_demo_begins_anew(demo, t
 def test_the_demo_is_in_the_list_of_runs(demo):
     demo.train(restart=False)
     assert known_runs() == [demo.RUN]
+
+
+def test_what_to_do_next_exists_and_names_the_page_with_the_answers(demo):
+    """Every command of the last paragraph parses; the answers are in the HTML report."""
+    import shlex
+
+    import typer
+
+    from rescoldo.cli.main import app
+
+    said = demo.next_steps()
+    assert "comparison.html" in said
+    assert "comparison.md" not in said
+    called = demo.program()
+    lines = [line.split(f" {called} ", 1)[1] for line in said.splitlines() if f" {called} " in line]
+    assert len(lines) >= 4
+    for line in lines:
+        words = shlex.split(line)
+        command = typer.main.get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context("rescoldo", words)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "first"), [("", "Fine-Tuning LoRA - "), ("FASE 8.4: ", "FASE 8.4: Fine-Tuning LoRA - ")]
+)
+def test_only_the_script_numbers_its_heading(tmp_path, prefix, first):
+    reporter = Silent()
+    reporter.heading_prefix = prefix
+    start.train(config(tmp_path, tmp_path / "run"), parts=PARTS, reporter=reporter)
+    assert reporter.text.startswith(first)

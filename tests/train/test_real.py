@@ -124,7 +124,7 @@ def finished(folder, tmp_path_factory) -> tuple[Path, str]:
 
 def test_messages_in_the_contracts_order(folder, finished):
     expected = [
-        "FASE 8.4: Fine-Tuning LoRA - base",
+        "Fine-Tuning LoRA - base",
         f"Loading tokenizer from {folder / 'base'}",
         f"Loading model {folder / 'base'}",
         "Applying LoRA configuration (r=4, alpha=32)...",
@@ -284,7 +284,7 @@ def test_command_line_from_start_to_finish(folder, tmp_path, capsys, monkeypatch
         assert summary["status"] == status
         assert (summary["info"]["epochs"], summary["info"]["learning_rate"], summary["info"]["lora_r"]) == (1, 2e-3, 2)
         assert summary["info"]["lora_targets"] == ["q_proj", "v_proj"]
-        assert "FASE 8.4" in captured.err
+        assert captured.err.startswith("Fine-Tuning LoRA - ")
     monkeypatch.setattr("sys.argv", ["rescoldo", "verify", str(out)])
     assert run_app(app) == 0
     assert "❌" not in capsys.readouterr().out

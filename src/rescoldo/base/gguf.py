@@ -14,81 +14,34 @@ from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.tokenizer import GgufTokenizer
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.kernels.blocks import KINDS, Blocks, decode_ggml
+from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
+from rescoldo.families import FAMILIES
 
-_TOP_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<i2")}
 
 
-def hf_name(name: str) -> str | None:
-    """Hugging Face's name of a GGUF tensor; None where there is none."""
-    stem, _, kind = name.rpartition(".")
-    if kind not in ("weight", "bias"):
-        return None
-    if stem in _TOP_NAMES:
-        return f"{_TOP_NAMES[stem]}.{kind}"
-    parts = stem.split(".")
-    if (
-        len(parts) == 3
-        and parts[0] == "blk"
-        and str(int(parts[1]) if parts[1].isdecimal() else -1) == parts[1]
-        and parts[2] in _LAYER_NAMES
-    ):
-        return f"model.layers.{int(parts[1])}.{_LAYER_NAMES[parts[2]]}.{kind}"
-    return None
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a tensor that hf_name names ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
+def gguf_name(config: DecoderConfig, name: str) -> str:
+    """GGUF's name of a decoder's tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
 
     Raises:
         KeyError: there is none.
     """
-    stem, _, kind = name.rpartition(".")
-    for theirs, ours in _TOP_NAMES.items():
-        if stem == ours:
-            return f"{theirs}.{kind}"
-    _, _, layer, *module = stem.split(".")
-    theirs = {ours: theirs for theirs, ours in _LAYER_NAMES.items()}[".".join(module)]
-    return f"blk.{layer}.{theirs}.{kind}"
+    return FAMILIES[config.architecture].to_gguf(name)
 
 
 def permuted_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the orders differ: q and k
-    of the architectures that llama.cpp calls llama."""
+    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the orders differ."""
     rows = _stored_rows(config, name)
     return None if rows is None else np.argsort(rows)
 
 
 def _stored_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
     """Where llama.cpp keeps each row of the Hugging Face tensor `name`; None: in the same order."""
-    if config.architecture not in ("llama", "mistral"):
-        return None
-    if ".q_proj." in name:
-        return _unpermuted_rows(config.n_heads * config.head_dim, config.n_heads)
-    if ".k_proj." in name:
-        return _unpermuted_rows(config.n_kv_heads * config.head_dim, config.n_kv_heads)
-    return None
+    heads = FAMILIES[config.architecture].rotary_heads(config, name)
+    return None if heads is None else _unpermuted_rows(heads * config.head_dim, heads)
 
 
 def _unpermuted_rows(n_rows: int, n_heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -105,7 +58,7 @@ class GgufTensors(TensorSource):
         self._config = config
         self._infos: dict[str, TensorInfo] = {}
         for info in header.tensors.values():
-            name = hf_name(info.name)
+            name = FAMILIES[config.architecture].from_gguf(info.name)
             if name is not None:
                 self._infos[name] = info
             elif info.name != ROPE_FACTORS:
@@ -150,14 +103,14 @@ class GgufTensors(TensorSource):
             tensor = torch.from_numpy(decode_ggml(np.asarray(raw), info.type_name)).reshape(info.shape)
         return tensor if rows is None else tensor[torch.from_numpy(rows)]
 
-    def quantized(self, name: str) -> Blocks | None:
+    def quantized(self, name: str) -> QuantizedMatrix | None:
         info = self._info(name)
         if info.type_name in _PLAIN or len(info.shape) != 2:
             return None
         data = torch.from_numpy(np.asarray(self._bytes(info))).view(info.shape[0], -1)
         rows = _stored_rows(self._config, name)
         order = None if rows is None else torch.from_numpy(rows)
-        return Blocks(info.type_name, data, (info.shape[0], info.shape[1]), order=order)
+        return QuantizedMatrix(info.type_name, data, (info.shape[0], info.shape[1]), order=order)
 
 
 def _check_types(path: Path, header: GgufHeader) -> None:

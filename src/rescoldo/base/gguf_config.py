@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from rescoldo.base.gguf_header import GgufHeader
-from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
+from rescoldo.families import FAMILIES, Family, family_of_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -96,7 +97,7 @@ def _rope_scaling(reader: _Reader, header: GgufHeader, head_dim: int, max_positi
     return {"rope_type": "factors", "factors": values.tolist()}
 
 
-def _windows(reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | None, ...]:
+def _windows(family: Family, reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | None, ...]:
     if reader.get("attention.sliding_window") in (None, 0):
         return ()
     window = reader.integer("attention.sliding_window", 1, 1 << 31)
@@ -105,9 +106,10 @@ def _windows(reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | 
     pattern = reader.metadata.get(f"{reader.prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.shape == (n_layers,):
         return tuple(window if here else None for here in pattern.tolist())
-    if pattern is not None or reader.prefix in ("qwen2", "qwen3"):
+    if pattern is not None or family.gguf_windows == "pattern":
         raise reader.fail("the file does not say in a known way which layers have a sliding window")
-    return (window,) * n_layers
+    every = family.gguf_windows if isinstance(family.gguf_windows, int) else n_layers + 1
+    return tuple(None if (i + 1) % every == 0 else window for i in range(n_layers))
 
 
 def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
@@ -118,12 +120,13 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     """
     architecture = scalar(header.metadata, "general.architecture", str(path))
     reader = _Reader(path, header, str(architecture))
-    if architecture not in ARCHITECTURES:
+    family = family_of_gguf(architecture)
+    if family is None:
         raise reader.fail(
             f"architecture {architecture!r:.80} is not supported"
             if architecture
             else "general.architecture is missing",
-            fix=f"use a model of one of these: {', '.join(ARCHITECTURES)}",
+            fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
     if scalar(header.metadata, "split.count", str(path)) not in (None, 0, 1):
         raise reader.fail(
@@ -132,6 +135,9 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         )
     if reader.get("expert_count") not in (None, 0):
         raise reader.fail("mixtures of experts are not supported", fix="use a dense model")
+    for key, value in family.gguf_refused.items():
+        if reader.get(key) == value:
+            raise reader.fail(f"metadata key {reader.prefix}.{key} is {value}, which is not supported")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise reader.fail("there is no tensor token_embd.weight: this file holds no language model's weights")
@@ -146,23 +152,30 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     if reader.integer("rope.dimension_count", 1, 1 << 14, head_dim) != head_dim:
         raise reader.fail("RoPE over a part of the head only is not supported")
     max_positions = reader.integer("context_length", 1, 1 << 30)
-    return DecoderConfig(
-        architecture=str(architecture),
-        vocab_size=embedding.shape[0],
-        hidden_size=d,
-        intermediate_size=reader.integer("feed_forward_length", 1, 1 << 22),
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        norm_eps=reader.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=reader.number("rope.freq_base", 10000.0),
-        max_positions=max_positions,
-        rope_scaling=_rope_scaling(reader, header, head_dim, max_positions),
-        windows=_windows(reader, n_layers, max_positions),
-        qkv_bias="blk.0.attn_q.bias" in header.tensors,
-        o_bias="blk.0.attn_output.bias" in header.tensors,
-        mlp_bias="blk.0.ffn_up.bias" in header.tensors,
-        qk_norm=architecture == "qwen3",
-        tied_embeddings="output.weight" not in header.tensors,
-    )
+    fields: dict[str, Any] = {
+        "architecture": family.name,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": d,
+        "intermediate_size": reader.integer("feed_forward_length", 1, 1 << 22),
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": reader.number("rope.freq_base", 10000.0),
+        "max_positions": max_positions,
+        "rope_scaling": _rope_scaling(reader, header, head_dim, max_positions),
+        "windows": _windows(family, reader, n_layers, max_positions),
+        "qkv_bias": "blk.0.attn_q.bias" in header.tensors,
+        "o_bias": "blk.0.attn_output.bias" in header.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in header.tensors,
+        "tied_embeddings": "output.weight" not in header.tensors,
+    }
+    said = {
+        name: reader.number(key.gguf)
+        for name, key in family.keys.items()
+        if key.gguf and reader.get(key.gguf) is not None
+    }
+    biases = {name: fields[name] for name in ("qkv_bias", "o_bias", "mlp_bias")}
+    found = {**fields, **family.fixed, **biases}
+    return DecoderConfig(**{**found, **family.derive_gguf(found), **said})

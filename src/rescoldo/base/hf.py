@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.tokenizer import DirectoryTokenizer
-from rescoldo.engine.config import ARCHITECTURES, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
+from rescoldo.families import FAMILIES, WRAPPERS, Family
 from rescoldo.files import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,30 +32,38 @@ _BOUNDS = {  # of the config's whole numbers, checked before transformers sees t
     "max_position_embeddings": 1 << 30,
     "sliding_window": 1 << 31,
 }
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def check_architecture(config: dict[str, Any], where: str) -> str:
-    """The config's model_type, if it is one that works.
+def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+    """The family of a config.json and the part of it that describes the decoder: all of it, or a wrapper's text_config.
 
     Raises:
-        RescoldoError: it is not, or the weights are quantized in a way that cannot be read.
+        RescoldoError: the family does not work, or the weights are quantized in a way that cannot be read.
     """
     architecture = config.get("model_type")
-    if architecture not in ARCHITECTURES:
+    family = FAMILIES.get(str(architecture)) or WRAPPERS.get(str(architecture))
+    if family is None:
         raise RescoldoError(
             f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
             where=where,
-            fix=f"use a model of one of these: {', '.join(ARCHITECTURES)}",
+            fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-        raise RescoldoError(
-            f"the weights are quantized ({method!s:.40}), which cannot be read from this format",
-            where=where,
-            fix="use the model's unquantized safetensors, or a GGUF file of it",
-        )
-    return str(architecture)
+    decoder = config
+    if architecture in WRAPPERS:
+        decoder = config.get("text_config") or {}
+        if not isinstance(decoder, dict) or decoder.get("model_type") != family.name:
+            raise RescoldoError(f"text_config does not describe a {family.name} decoder", where=where)
+    for one in (config, decoder):
+        quantization = one.get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+            raise RescoldoError(
+                f"the weights are quantized ({method!s:.40}), which cannot be read from this format",
+                where=where,
+                fix="use the model's unquantized safetensors, or a GGUF file of it",
+            )
+    return family, dict(decoder)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -63,7 +74,7 @@ def read_config(directory: Path) -> DecoderConfig:
     """
     path = directory / "config.json"
     raw = load_json(path, REFETCH)
-    architecture = check_architecture(raw, str(path))
+    family, raw = decoder_config(raw, str(path))
     for key, high in _BOUNDS.items():
         value = raw.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high):
@@ -73,14 +84,14 @@ def read_config(directory: Path) -> DecoderConfig:
     raw.pop("auto_map", None)  # names code to run; none is
     raw.pop("model_type")
     try:
-        config = AutoConfig.for_model(architecture, **raw)
+        config = AutoConfig.for_model(family.name, **raw)
     except Exception as error:  # transformers raises a different class for each fault
         reason = " ".join(str(error).split())
         raise RescoldoError(f"transformers refuses the config: {reason:.300}", where=str(path)) from None
-    return _convert(architecture, config, str(path))
+    return _convert(family, config, str(path))
 
 
-def _convert(architecture: str, config: Any, where: str) -> DecoderConfig:
+def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     def fail(what: str) -> RescoldoError:
         return RescoldoError(what, where=where)
 
@@ -88,38 +99,73 @@ def _convert(architecture: str, config: Any, where: str) -> DecoderConfig:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     if n_heads % n_kv_heads or head_dim < 2 or head_dim % 2:
         raise fail(f"{n_heads} heads, {n_kv_heads} key-value heads and head size {head_dim} do not fit together")
-    if config.hidden_act not in ("silu", "swish"):
-        raise fail(f"activation {config.hidden_act!r:.40} is not supported; silu is")
+    activation = _ACTIVATIONS.get(str(getattr(config, family.activation_key)))
+    if activation is None:
+        raise fail(
+            f"activation {getattr(config, family.activation_key)!r:.40} is not supported: expected one of "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
     eps = config.rms_norm_eps
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
-    theta, scaling = _rope(config, fail)
-    bias = bool(getattr(config, "attention_bias", False))
-    return DecoderConfig(
-        architecture=architecture,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        norm_eps=float(eps),
-        rope_theta=theta,
-        max_positions=config.max_position_embeddings,
-        rope_scaling=scaling,
-        windows=_windows(architecture, config, fail),
-        qkv_bias=architecture == "qwen2" or (architecture != "mistral" and bias),
-        o_bias=architecture in ("llama", "qwen3") and bias,
-        mlp_bias=architecture == "llama" and bool(config.mlp_bias),
-        qk_norm=architecture == "qwen3",
-        tied_embeddings=bool(config.tie_word_embeddings),
-    )
+    theta, scaling, local_theta = _rope(family, config, fail)
+    fields: dict[str, Any] = {
+        "architecture": family.name,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "norm_eps": float(eps),
+        "rope_theta": theta,
+        "max_positions": config.max_position_embeddings,
+        "rope_scaling": scaling,
+        "local_rope_theta": local_theta,
+        "windows": _windows(family, config, fail),
+        "activation": activation,
+        "tied_embeddings": bool(config.tie_word_embeddings),
+    }
+    for key, value in family.refused.items():
+        if getattr(config, key, None) == value:
+            raise fail(f"{key} is {value!r:.40}, which is not supported")
+    said = {name: _field(getattr(config, key.hf), name, key.hf, fail) for name, key in family.keys.items() if key.hf}
+    return DecoderConfig(**{**fields, **family.fixed, **said, **family.derive_hf(config)})
 
 
-def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling or None) from rope_parameters, where transformers also puts rope_theta and rope_scaling."""
+def _field(value: Any, name: str, key: str, fail: Any) -> Any:
+    """A value of config.json, checked against the type of the field of DecoderConfig that it is for."""
+    default = next(one.default for one in dataclasses.fields(DecoderConfig) if one.name == name)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise fail(f"{key} is {value!r:.40}: expected true or false")
+        return value
+    if value is None and default is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise fail(f"{key} is {value!r:.40}: expected a positive number")
+    return float(value)
+
+
+def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
+    """(theta, scaling or None, theta of the layers with a window where it is another rotation) from rope_parameters,
+    where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
+    if "full_attention" not in parameters:
+        return *_one_rope(parameters, fail), None
+    if family.windows != "layer_types":
+        raise fail(f"rope_parameters by kind of layer: a {family.name} model has one kind")
+    main = _one_rope(parameters["full_attention"] or {}, fail)
+    local = _one_rope(parameters.get("sliding_attention") or parameters["full_attention"] or {}, fail)
+    if local == main:
+        return *main, None
+    if local[1] is not None:
+        raise fail("RoPE with a scaling of their own for the layers with a sliding window is not supported")
+    return *main, local[0]
+
+
+def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, Any] | None]:
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_TYPES:
         raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")
@@ -151,10 +197,10 @@ def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None]:
     return theta, scaling
 
 
-def _windows(architecture: str, config: Any, fail: Any) -> tuple[int | None, ...]:
-    if architecture == "llama" or config.sliding_window is None:
+def _windows(family: Family, config: Any, fail: Any) -> tuple[int | None, ...]:
+    if family.windows == "none" or config.sliding_window is None:
         return ()
-    if architecture == "mistral":
+    if family.windows == "all":
         return tuple([config.sliding_window] * config.num_hidden_layers)
     kinds = config.layer_types
     if len(kinds) != config.num_hidden_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
@@ -166,31 +212,43 @@ def _windows(architecture: str, config: Any, fail: Any) -> tuple[int | None, ...
 
 
 class HfTensors(TensorSource):
-    """Tensors of one or several safetensors files, mapped: getting one copies nothing."""
+    """Tensors of one or several safetensors files, mapped: getting one copies nothing.
 
-    def __init__(self, files: list[Path], skip: frozenset[str] = frozenset()) -> None:
+    Args:
+        files: in order.
+        decoder_name: the name by which each is known, None: it is left alone (`left_alone` has its name in the file).
+        norm_offset: what is added to the weights of norms.
+    """
+
+    def __init__(
+        self, files: list[Path], decoder_name: Callable[[str], str | None] = str, norm_offset: float = 0.0
+    ) -> None:
         from safetensors import SafetensorError, safe_open
 
         self._handles: dict[Path, Any] = {}
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, str]] = {}
+        self._norm_offset = norm_offset
+        self.left_alone: list[str] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in files:
             try:
                 handle: Any = safe_open(path, framework="pt")
                 self._handles[path] = handle
-                for name in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                for stored in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                    name = decoder_name(stored)
+                    if name is None:
+                        self.left_alone.append(stored)
+                        continue
                     if name in self._files:
-                        raise RescoldoError(f"tensor {name} stands in two files", where=str(path), fix=REFETCH)
-                    if name in skip or name.endswith(".rotary_emb.inv_freq"):
-                        continue  # tied to another tensor, or computed from the config
-                    part = handle.get_slice(name)
+                        raise RescoldoError(f"tensor {stored} is in two files", where=str(path), fix=REFETCH)
+                    part = handle.get_slice(stored)
                     if part.get_dtype() not in _DTYPES:
                         raise RescoldoError(
                             f"tensor {name} is stored as {part.get_dtype()}; {', '.join(_DTYPES)} can be read",
                             where=str(path),
                             fix="use the model's unquantized safetensors, or a GGUF file of it",
                         )
-                    self._files[name] = path
+                    self._files[name] = path, stored
                     self._shapes[name] = tuple(part.get_shape())
             except (SafetensorError, OSError, ValueError) as error:
                 raise RescoldoError(
@@ -208,13 +266,14 @@ class HfTensors(TensorSource):
     def get(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
-        path = self._files.get(name)
-        if path is None:
+        if name not in self._files:
             raise RescoldoError(f"there is no tensor {name} in the model's weights")
+        path, stored = self._files[name]
         if path not in self._handles:
             self._handles[path] = safe_open(path, framework="pt")
-        tensor: torch.Tensor = self._handles[path].get_tensor(name)
-        return tensor
+        tensor: torch.Tensor = self._handles[path].get_tensor(stored)
+        is_norm = self._norm_offset and name.endswith("norm.weight")
+        return tensor.float() + self._norm_offset if is_norm else tensor
 
     def release(self) -> None:
         self._handles.clear()
@@ -262,10 +321,17 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
     Raises:
         RescoldoError: another architecture, damaged or incomplete files, or weights that do not fit the config.
     """
+    path = directory / "config.json"
+    raw = load_json(path, REFETCH)
+    family, _ = decoder_config(raw, str(path))
     config = read_config(directory)
-    skip = frozenset({"lm_head.weight"}) if config.tied_embeddings else frozenset()
+
+    def name(stored: str) -> str | None:
+        found = family.decoder_name(stored, wrapped=raw.get("model_type") in WRAPPERS)
+        return None if found == "lm_head.weight" and config.tied_embeddings else found
+
     files = weight_files(directory)
-    tensors = HfTensors(files, skip)
+    tensors = HfTensors(files, name, family.norm_offset)
     check_tensors(tensors, config, directory)
     return BaseModel(
         spec, directory, "hf", config, tensors, tuple(files), DirectoryTokenizer(directory, config.max_positions)

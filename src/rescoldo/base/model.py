@@ -8,12 +8,11 @@ from typing import Any
 
 from rescoldo.base.fingerprint import fingerprint
 from rescoldo.base.tokenizer import TokenizerFiles, load_tokenizer, stop_ids
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+from rescoldo.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,11 @@ class BaseModel:
     tokenizer_files: TokenizerFiles
     preset: str | None = None
 
+    @property
+    def family(self) -> Family:
+        """Its row in the table of families."""
+        return FAMILIES[self.config.architecture]
+
     def tokenizer(self) -> Any:
         """The model's own tokenizer (a transformers fast tokenizer) with its chat template."""
         return load_tokenizer(self.tokenizer_files, self.config, self.spec)
@@ -62,42 +66,13 @@ class BaseModel:
         return fingerprint(self.weight_files, self.config)
 
 
-def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this config has, by Hugging Face name, with its shape. `lm_head.weight` is left out
-    where the embeddings are tied."""
-    d, head = config.hidden_size, config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, d)}
-    biased = {
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.qkv_bias),
-        "o_proj": config.o_bias,
-        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), config.mlp_bias),
-    }
-    for layer in range(config.n_layers):
-        prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (d,)
-        for name in LINEARS:
-            module = f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
-            out_features, in_features = config.linear_shape(name)
-            shapes[module + ".weight"] = (out_features, in_features)
-            if biased[name]:
-                shapes[module + ".bias"] = (out_features,)
-        if config.qk_norm:
-            shapes[prefix + "self_attn.q_norm.weight"] = (head,)
-            shapes[prefix + "self_attn.k_norm.weight"] = (head,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (d,)
-    shapes["model.norm.weight"] = (d,)
-    if not config.tied_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, d)
-    return shapes
-
-
 def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> None:
     """Refuse weights that do not belong to `config`.
 
     Raises:
         RescoldoError: tensors are missing, left over or of another shape; the first few are named.
     """
-    expected = expected_shapes(config)
+    expected = config.tensor_shapes()
     names = source.names()
     have = set(names)
     faults = [f"{name} is missing" for name in expected if name not in have]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,7 +13,22 @@ from rescoldo.base.hub_id import is_hub_id
 from rescoldo.base.model import BaseModel
 from rescoldo.errors import RescoldoError
 
+_OLLAMA_TAG = re.compile(r"(?:[\w.-]+/)?[\w.-]+:[\w.-]+")  # [USER/]NAME:TAG
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
+
+
+class NoSuchModelError(RescoldoError):
+    """Nothing goes by the name that was given.
+
+    Attributes:
+        suggestion: "did you mean …?" where something has a similar name, else "".
+    """
+
+    def __init__(
+        self, spec: str, suggestion: str, *, what: str = "base model", otherwise: str = f"name {_FORMS}"
+    ) -> None:
+        super().__init__(f"there is no such {what}", where=spec[:200], fix=suggestion or otherwise or f"name {_FORMS}")
+        self.suggestion = suggestion
 
 
 def open_base(spec: str) -> BaseModel:
@@ -32,7 +49,7 @@ def open_base(spec: str) -> BaseModel:
         return open_gguf(find_ollama(name).path, spec)
     if not spec.strip() or "\0" in spec:
         raise RescoldoError("no base model is named", fix=f"name {_FORMS}")
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     try:
         if path.is_dir():
             return _open_directory(path, spec)
@@ -83,8 +100,19 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
     except OSError:
         siblings = []
     close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)
-    fix = f"did you mean {path.parent / close[0]}?" if close else f"name {_FORMS}"
+    fix = f"did you mean {path.parent / close[0]}?" if close else ""
     known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
     if known:
         fix = f"did you mean {known[0]}?"
-    return RescoldoError("there is no such base model", where=spec[:200], fix=fix)
+    elif not close and _in_ollama(spec):
+        fix = f"did you mean ollama:{spec}?"
+    return NoSuchModelError(spec, fix)
+
+
+def _in_ollama(spec: str) -> bool:
+    """Whether `spec` is a name as Ollama writes it: with a tag (mistral:7b-instruct), or that of a model it holds."""
+    from rescoldo.base.ollama import list_models
+
+    if _OLLAMA_TAG.fullmatch(spec):
+        return True
+    return any(spec in (name, name.partition(":")[0]) for name in list_models())

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rescoldo.cli.command import example
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 data = typer.Typer(no_args_is_help=True, help="Check, mend and split datasets (JSON Lines).")
@@ -18,7 +19,7 @@ RoleOption = Annotated[str, typer.Option(help="What the records are for: a role'
 SHOWN = 100  # faults or changes that are printed; --json has all of them
 
 
-@data.command(epilog="Example: rescoldo data audit train.jsonl val.jsonl")
+@data.command(epilog=example("data audit train.jsonl val.jsonl"))
 def audit(
     files: Annotated[list[Path], typer.Argument(help="Dataset files; of several, also what they share is reported.")],
     role: RoleOption = "ba",
@@ -55,7 +56,7 @@ def audit(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@data.command(epilog="Example: rescoldo data fix old.jsonl -o old_fixed.jsonl")
+@data.command(epilog=example("data fix old.jsonl -o old_fixed.jsonl"))
 def fix(
     file: Annotated[Path, typer.Argument(help="Dataset file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New file to write.")] = None,
@@ -100,7 +101,7 @@ def fix(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@data.command(epilog="Example: rescoldo data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl")
+@data.command(epilog=example("data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl"))
 def split(
     files: Annotated[list[Path], typer.Argument(help="Dataset files; several are divided as if they were one.")],
     train_out: Annotated[Path, typer.Option(help="New file for training.")],

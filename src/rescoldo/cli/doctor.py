@@ -11,9 +11,7 @@ import typer
 
 from rescoldo.cli.options import ConfigFile, read_config, run_options, with_sample_data
 
-EXAMPLE = (
-    "Example: rescoldo doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
-)
+EXAMPLE = "doctor --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
 
 
 @run_options
@@ -25,13 +23,14 @@ def doctor(
 ) -> None:
     """Check what a run needs before it starts: disk, memory, CPU, datasets, base model, libraries, output, sleep.
 
-    Takes the flags of `rescoldo train`; data and output have the demo's as defaults. Exit code 0: it can start.
+    Takes the flags of `rescoldo train`; without data and output it takes the demo's. Exit code 0: it can start.
     1: it cannot. 2: with --strict, there are warnings.
     """
     run_config = read_config(with_sample_data(given, config), config)
     from rescoldo.assemble import real_parts
     from rescoldo.doctor.check import MARKS, exit_code
     from rescoldo.doctor.examine import examine
+    from rescoldo.units import count
 
     found = []
     for check in examine(run_config, real_parts()):
@@ -46,6 +45,7 @@ def doctor(
         document = {"ok": code == 0, "counts": dict(counts), "checks": [asdict(check) for check in found]}
         print(json.dumps(document, ensure_ascii=False))
     else:
-        print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['failure']} failures")
+        warnings, failures = count(counts["warning"], "warning"), count(counts["failure"], "failure")
+        print(f"{counts['ok']} ok, {warnings}, {failures}")
     if code:
         raise typer.Exit(code)

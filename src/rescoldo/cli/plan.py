@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rescoldo.cli.options import ConfigFile, read_config, run_options, with_sample_data
+from rescoldo.units import count
 
 if TYPE_CHECKING:
     from rescoldo.doctor.plan import RunPlan
 
-EXAMPLE = (
-    "Example: rescoldo plan --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
-)
+EXAMPLE = "plan --train train.jsonl --val val.jsonl --output artifacts/mine --base-model ollama:mistral"
 
 
 @run_options
 def plan(
     given: dict[str, Any],
     config: ConfigFile = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="Measure the run's own precision alone, not the others too.")
-    ] = False,
+    only: Annotated[bool, typer.Option("--only", help="Measure only the run's own precision.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
     """Time, memory, disk and energy of a run, from a measurement of about a minute on this machine. Trains nothing.
@@ -55,8 +52,8 @@ def _show(found: RunPlan, console: Any) -> None:
 
     chosen, now = found.chosen, time.time()
     console.print(
-        f"{found.base_model} in {found.precision}: {clock(chosen.seconds)} for {found.steps} steps, "
-        f"{found.epochs} epochs (measured in {found.measured_in:.0f} s)",
+        f"{found.base_model} in {found.precision}: {clock(chosen.seconds)} for {count(found.steps, 'step')}, "
+        f"{count(found.epochs, 'epoch')} (measured in {found.measured_in:.0f} s)",
         style="bold",
         markup=False,
     )
@@ -76,10 +73,10 @@ def _show(found: RunPlan, console: Any) -> None:
         )
     console.print(table)
     if any(one.rough for one in found.forecasts):
-        console.print("≈: measured on short examples, less exact. ✗: does not fit into the free memory.")
+        console.print("≈: measured on short examples, less exact. ✗: does not fit in the free memory.")
     if found.energy:
         console.print(f"energy: {found.energy}", markup=False, soft_wrap=True)
     console.print(f"disk: {size(found.disk_bytes)} of {size(found.disk_free)} free")
-    console.print("what would change it:")
+    console.print("what would change the time:")
     for change in found.changes:
         console.print(f"  {clock(change['seconds']):>9}  {change['what']}", markup=False)

@@ -1,4 +1,4 @@
-"""`rescoldo role`: list, check and begin roles."""
+"""`rescoldo role`: list, check and create roles."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from rescoldo.cli.command import example
 from rescoldo.errors import EXIT_FAILURE
 from rescoldo.files import quote
+from rescoldo.invocation import program
 
-role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and begin roles.")
+role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and create roles.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
 
-@role.command("list", epilog="Example: rescoldo role list")
+@role.command("list", epilog=example("role list"))
 def list_(json_: Json = False) -> None:
     """The roles that come with the program; --role also takes the path of one of your own."""
     from rescoldo.role import get_role, role_names
@@ -47,7 +49,7 @@ def list_(json_: Json = False) -> None:
         print(f"{one.name:<{width}}  {one.spec.description}")
 
 
-@role.command(epilog="Example: rescoldo role check ./release-notes")
+@role.command(epilog=example("role check ./release-notes"))
 def check(
     name: Annotated[str, typer.Argument(help="A role's folder, file or name.")],
     json_: Json = False,
@@ -72,12 +74,12 @@ def check(
                 print(f"    → {result.fix}")
         if ok:
             data = "--train train.jsonl --val val.jsonl"
-            print(f"→ rescoldo train --role {quote(name)} {data} --output artifacts/{the_role.name}")
+            print(f"→ {program()} train --role {quote(name)} {data} --output artifacts/{the_role.name}")
     if not ok:
         raise typer.Exit(EXIT_FAILURE)
 
 
-@role.command(epilog="Example: rescoldo role new release-notes")
+@role.command(epilog=example("role new release-notes"))
 def new(
     name: Annotated[str, typer.Argument(help="The role's name: small letters, digits, - and _.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New folder. (default ./NAME)")] = None,
@@ -94,7 +96,7 @@ def new(
         return
     for file in files:
         print(f"Written: {file}")
-    print(f"→ rescoldo role check {quote(folder if '/' in str(folder) else f'./{folder}')}")
+    print(f"→ {program()} role check {quote(folder if '/' in str(folder) else f'./{folder}')}")
 
 
 def _print_json(value: Any) -> None:

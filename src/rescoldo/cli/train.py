@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import typer
 from rescoldo.cli.options import RUN, ConfigFile, read_config, run_options
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 
 if TYPE_CHECKING:
     from rescoldo.nodes.nodes import Nodes
     from rescoldo.train.config import RunConfig
 
 NODES = "Several machines"
-EXAMPLE = "Example: rescoldo train --train train.jsonl --val val.jsonl --output artifacts/mine --detach"
+EXAMPLE = "train --train train.jsonl --val val.jsonl --output artifacts/mine --detach"
 
 
 @run_options
@@ -29,7 +31,7 @@ def train(
     given: dict[str, Any],
     config: ConfigFile = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start anew; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
+        bool, typer.Option("--restart", help="Start again; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
     ] = False,
     adapter_bin: Annotated[
         bool, typer.Option("--adapter-bin", help="Write adapter_model.bin too.", rich_help_panel=RUN)
@@ -62,8 +64,8 @@ def train(
     nodes: Annotated[
         str,
         typer.Option(
-            help="How many machines: 4 (going on with those that are left) or 2:4 (at least two). "
-            "Without --rendezvous: says what to type on each.",
+            help="Number of machines: 4 (the run continues with those that are left) or 2:4 (at least two). "
+            "Without --rendezvous: prints what to type on each.",
             rich_help_panel=NODES,
         ),
     ] = "",
@@ -79,26 +81,26 @@ def train(
         typer.Option(
             min=0.01,
             max=100,
-            help="How fast this machine is against the others' 1. (default measured)",
+            help="Speed of this machine relative to the others. (default measured)",
             rich_help_panel=NODES,
         ),
     ] = None,
     join_seconds: Annotated[
         int,
         typer.Option(
-            min=1, max=3600, help="Wait so long for more machines, once enough are there.", rich_help_panel=NODES
+            min=1, max=3600, help="Seconds to wait for further machines when enough have joined.", rich_help_panel=NODES
         ),
     ] = 30,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Restarts after lost machines, then give up.", rich_help_panel=NODES)
+        int, typer.Option(min=0, help="Restarts after machines were lost, before giving up.", rich_help_panel=NODES)
     ] = 100,
 ) -> None:
-    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts anew.
+    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts again.
 
-    Exit code 0: finished (with --detach: started). 1: failed. 2: something asked for cannot be. 3: another process
-    works in OUTPUT. 128 + N: stopped by signal N and saved.
+    Exit code 0: finished (with --detach: started). 1: failed. 2: invalid input. 3: another process
+    is using OUTPUT. 128 + N: stopped by signal N and saved.
     """
-    switches = {"restart": restart, "adapter_bin": adapter_bin, "force": force}
+    switches: dict[str, Any] = {"restart": restart, "adapter_bin": adapter_bin, "force": force}
     group: dict[str, Any] = {"nodes": nodes, "rendezvous": rendezvous, "share": share}
     group |= {"join_seconds": join_seconds, "max_restarts": max_restarts}
     if nodes and not rendezvous:
@@ -121,6 +123,7 @@ def run(
     detach: bool = False,
     on_exit: str = "",
     group: dict[str, Any] | None = None,
+    heading_prefix: str = "",
 ) -> None:
     """Train with the fields in `given` (None: not given) and leave with the exit code. `group`: the options about
     several machines."""
@@ -140,14 +143,14 @@ def run(
         )
         _say_started(run_config.output, start_detached(run_config.output, command, on_exit), as_json)
     else:
-        _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json, several)
+        _in_foreground(run_config, restart, adapter_bin, force, on_exit, as_json, several, heading_prefix)
 
 
 def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
     """What was said about several machines.
 
     Raises:
-        RescoldoError: it does not do.
+        RescoldoError: a number or an address is not valid.
     """
     from rescoldo.nodes.nodes import nodes_of
 
@@ -157,7 +160,7 @@ def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
         raise RescoldoError(
             f"this machine writes no files: {nodes.host} leads",
             where="--detach",
-            fix="use --detach there only; here: nohup rescoldo train … >rescoldo.log &",
+            fix=f"use --detach there only; here: nohup {program()} train … >rescoldo.log &",
         )
     return nodes
 
@@ -173,7 +176,7 @@ def _say_what_to_type(given: dict[str, Any], config: Path | None, switches: dict
     usual |= {"join_seconds": JOIN_SECONDS, "max_restarts": MAX_RESTARTS}
     known = {name: value for name, value in group.items() if value and value != usual.get(name)}
     command = train_command({**given, **known}, config, **switches)
-    print(instructions(["rescoldo", *command[4:]], group["nodes"], local_address(platform.node())), end="")
+    print(instructions([*shlex.split(program()), *command[4:]], group["nodes"], local_address(platform.node())), end="")
 
 
 def _in_foreground(
@@ -184,6 +187,7 @@ def _in_foreground(
     on_exit: str,
     as_json: bool,
     nodes: Nodes | None,
+    heading_prefix: str,
 ) -> None:
     if nodes is not None:
         _on_several(config, nodes, restart, adapter_bin, force, on_exit, as_json)
@@ -194,7 +198,7 @@ def _in_foreground(
     from rescoldo.nodes.together import train_here
     from rescoldo.train.progress import Reporter
 
-    reporter = Reporter(Console(stderr=as_json, highlight=False))
+    reporter = Reporter(Console(stderr=as_json, highlight=False), heading_prefix=heading_prefix)
     with _telling(on_exit, config.output, reporter.warn):
         result = train_here(
             config, real_parts(), restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter
@@ -223,9 +227,11 @@ def _on_several(
     config: RunConfig, nodes: Nodes, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
 ) -> None:
     from rescoldo.nodes.launch import Launcher
+    from rescoldo.run.layout import LOG_FILE
+    from rescoldo.run.streams import unfailing
 
     launcher = Launcher(config, nodes, adapter_bin=adapter_bin, force=force, quiet=as_json)
-    with _telling(on_exit, config.output, launcher.say):
+    with unfailing(config.output / LOG_FILE), _telling(on_exit, config.output, launcher.say):
         outcome = launcher.run(restart=restart)
     if as_json:
         failed = {"status": "failed", "output": str(config.output), "error": outcome.get("error", "")}
@@ -238,11 +244,11 @@ def _say_started(output: Path, pid: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"status": "started", "output": str(output), "pid": pid, "log": str(output / "run.log")}))
         return
-    print(f"started as process {pid}; it goes on when this terminal is closed", file=sys.stdout)
+    print(f"started as process {pid}; it keeps running when this terminal is closed", file=sys.stdout)
     for what, command in (
-        ("how far it is", "status"),
-        ("what it says", "logs -f"),
-        ("watch it", "watch"),
-        ("save and end", "stop"),
+        ("progress", "status"),
+        ("messages", "logs -f"),
+        ("live view", "watch"),
+        ("save and stop", "stop"),
     ):
-        print(f"  {what:<14} rescoldo {command} {quote(output)}")
+        print(f"  {what:<14} {program()} {command} {quote(output)}")

@@ -10,6 +10,7 @@ import threading
 import time
 
 from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.nodes.place import Place, current_place
 from rescoldo.run.lock import process_start
 
@@ -21,7 +22,7 @@ def main() -> int:
     """Train as the job says. What starting again cannot mend is over for good; all else torchrun starts again."""
     place = current_place()
     if place is None:
-        print("error: this is started by `rescoldo train --nodes`", file=sys.stderr)
+        print(f"error: this is started by `{program()} train --nodes`", file=sys.stderr)
         return EXIT_USAGE
     os.dup2(1, 2)  # torchrun's own words go to a file; this worker's to where the user looks
     job = place.job()

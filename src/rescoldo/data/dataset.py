@@ -44,6 +44,8 @@ def digest(examples: list[Example]) -> str:
     content = hashlib.sha256()
     for example in examples:
         content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
+        if example.weights is not None:
+            content.update(f"{','.join(map(repr, example.weights))}\n".encode())
     return content.hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
 
 MAX_LINE_BYTES = 4 << 20
@@ -245,7 +246,7 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
 def fix_command(path: Path, role: Role) -> str:
     """The command that mends a file."""
     suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
-    return f"rescoldo data fix {quote(path)} -o {quote(path.with_name(path.stem + '_fixed' + suffix))}{flag(role)}"
+    return f"{program()} data fix {quote(path)} -o {quote(path.with_name(path.stem + '_fixed' + suffix))}{flag(role)}"
 
 
 def flag(role: Role) -> str:
@@ -263,5 +264,5 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
             shown.append(f"  … and {len(faults) - SHOWN} more")
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
     fixable = any(fault.fixable for fault in faults)
-    fix = fix_command(path, role) if fixable else f"rescoldo data audit {quote(path)}{flag(role)}"
+    fix = fix_command(path, role) if fixable else f"{program()} data audit {quote(path)}{flag(role)}"
     return RescoldoError(what, where=first.where, fix=fix)

@@ -12,6 +12,7 @@ from rescoldo.nodes.share import load_of
 from rescoldo.train.parts import lora_config
 from rescoldo.train.plan import Plan
 from rescoldo.train.prepare import Prepared
+from rescoldo.units import count
 
 MACHINES = (2, 4, 8)
 
@@ -31,7 +32,7 @@ def changes(prepared: Prepared, forecasts: list[Forecast]) -> list[dict[str, Any
     inside = [length for length in lengths if length <= limit]
     if len(inside) < len(lengths):
         share = sum(inside) / sum(lengths)
-        what = f"--max-length {limit} (leaves out {len(lengths) - len(inside)} of {len(lengths)} examples)"
+        what = f"--max-length {limit} (leaves out {len(lengths) - len(inside)} of {count(len(lengths), 'example')})"
         found.append({"what": what, "seconds": chosen.loading + work * share})
     half = chosen.loading / 2 + work / 2
     found.append({"what": "a base model with half as many layers", "seconds": half})

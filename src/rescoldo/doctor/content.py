@@ -16,8 +16,9 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
+from rescoldo.invocation import program
 from rescoldo.role import Role
-from rescoldo.units import gigabytes
+from rescoldo.units import count, gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
@@ -69,7 +70,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
         if data is None:
             continue
         longest = max(len(example.tokens) for example in data.examples)
-        text = f"{data.path}: {len(data.examples)} examples, {data.tokens:,} tokens, the longest {longest}"
+        text = f"{data.path}: {count(len(data.examples), 'example')}, {count(data.tokens, 'token')}, longest {longest}"
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
@@ -114,7 +115,7 @@ def _divide_anew(train: Path, val: Path, role: Role) -> str:
     """The command that makes two other files of the same records."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
-    return f"rescoldo data split {files}{flag(role)}"
+    return f"{program()} data split {files}{flag(role)}"
 
 
 def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:

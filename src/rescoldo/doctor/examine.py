@@ -10,6 +10,7 @@ from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import identity
@@ -90,11 +91,13 @@ def not_fetched(spec: str) -> Check | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+    from rescoldo.base.hub import hub_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json", cache_dir=hub_cache()), str):
         return None
     return warning(
         "base model",
-        f"{spec} is not on this machine; `rescoldo train` fetches it from the Hub first",
+        f"{spec} is not on this machine; `{program()} train` downloads it from the Hub first",
         f"hf download {spec}; without a network: on another machine hf download {spec} --local-dir DIRECTORY, copy "
         "DIRECTORY here and name it as --base-model",
     )

@@ -13,17 +13,18 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.extras import pip_install
+from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
-from rescoldo.system.awake import awake
+from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
-from rescoldo.system.cgroup import cpu_quota
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads, cpu_quota
+from rescoldo.units import count
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
 LOOK_SECONDS = 0.25
 SLOW_PRECISION = 1.3  # times slower than the best that fits
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-POWER_STATES = Path("/sys/power/state")
 
 
 def instructions() -> list[str]:
@@ -40,13 +41,13 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.kernels.native import BuildError, build
+    from rescoldo.engine.kernels.build import BuildError
+    from rescoldo.engine.kernels.native import NativeKernels
 
     try:
-        build()
-        yield ok("kernels", "the native kernels are built for this CPU")
+        yield ok("kernels", f"native kernels for this CPU ({NativeKernels().name})")
     except BuildError as error:
-        yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
+        yield warning("kernels", f"slower kernels will be used: {error}", error.remedy)
     yield from _precision(subject)
 
 
@@ -74,11 +75,14 @@ def threads(subject: Subject) -> Iterator[Check]:
     available, wanted = available_threads(), subject.config.threads or available_threads()
     quota = cpu_quota()
     within = f", a quota of {quota:g}" if quota is not None else ""
-    text = f"{wanted} threads on {os.cpu_count()} cores, {available} for this process{within}"
+    cores = count(os.cpu_count() or 1, "core")
+    text = f"{count(wanted, 'thread')} on {cores}, {available} available to this process{within}"
     if wanted > available:
-        yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
+        why = "the quota holds them back" if quota is not None and quota < wanted else "they would wait for each other"
+        yield warning("threads", f"{text}: {why}", f"--threads {available}")
     elif quota is not None and quota < 1:
-        yield warning("threads", text, "raise the container's CPU quota (docker run --cpus N)")
+        what = f"{text}: one thread is all it is worth, and that one waits {1 - quota:.0%} of the time"
+        yield warning("threads", what, "raise the CPU quota (docker run --cpus N, systemd's CPUQuota=)")
     else:
         yield ok("threads", text, threads=wanted, available=available)
     for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -101,7 +105,9 @@ def load(subject: Subject) -> Iterator[Check]:
     cores = os.cpu_count() or 1
     text = f"other processes use {others:.1f} of {cores} cores"
     if others > max(OTHERS_CORES, 0.1 * cores):
-        remedy = "end them or wait for them; where they must go on, OMP_WAIT_POLICY=passive rescoldo train … loses less"
+        remedy = (
+            f"end them or wait for them; or start with: OMP_WAIT_POLICY=passive {program()} train …, which loses less"
+        )
         yield warning("load", f"{text}{busiest()}", remedy, cores=others)
     else:
         yield ok("load", text, cores=others)
@@ -110,7 +116,7 @@ def load(subject: Subject) -> Iterator[Check]:
 def power(subject: Subject) -> Iterator[Check]:
     """Clock governor and battery, where the system tells."""
     try:
-        governor = GOVERNOR.read_text().strip()
+        governor = GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
         governor = ""
     if governor == "powersave":
@@ -126,18 +132,14 @@ def power(subject: Subject) -> Iterator[Check]:
 
 def sleep(subject: Subject) -> Iterator[Check]:
     """Can the machine go to sleep in the middle?"""
-    try:
-        states = POWER_STATES.read_text().split()
-    except OSError:
-        states = ["?"]  # not Linux
-    if not states or states == ["disk"]:
+    if not can_suspend():
         yield ok("sleep", "this machine cannot be suspended")
         return
     with awake() as held:
         if held:
-            yield ok("sleep", "the run will hold off sleep")
+            yield ok("sleep", "the run will prevent sleep")
             return
-    what = "nothing here can hold off sleep (neither systemd-inhibit nor caffeinate works)"
+    what = "sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)"
     yield warning("sleep", what, "sudo systemctl mask sleep.target suspend.target, for the time of the run")
 
 
@@ -159,11 +161,11 @@ def libraries(subject: Subject) -> Iterator[Check]:
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append((requirement, found))
-        elif requirement.name in ("torch", "transformers", "tokenizers", "peft"):
+        elif requirement.name in ("torch", "transformers", "tokenizers"):
             shown.append(f"{requirement.name} {found}")
     if wrong:
         what = "; ".join(f"{requirement} is needed, {found}" for requirement, found in wrong)
-        install = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in wrong)
-        yield failure("libraries", what, f"pip install {install}")
+        install = pip_install(*(f"{requirement.name}{requirement.specifier}" for requirement, _ in wrong))
+        yield failure("libraries", what, install)
     else:
         yield ok("libraries", ", ".join(shown))

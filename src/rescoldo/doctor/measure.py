@@ -152,12 +152,12 @@ def measure(
 def slice_of(base: BaseModel, layers: int) -> BaseModel:
     """The base model's first `layers` layers as a model of its own."""
     config = base.config
-    return replace(base, config=replace(config, n_layers=layers, windows=config.windows[:layers]))
+    return replace(base, config=config.first_layers(layers))
 
 
 def sub_model(model: LoraModel, layers: int) -> LoraModel:
     """The first `layers` layers of a loaded model, sharing its weights."""
-    config = replace(model.config, n_layers=layers, windows=model.config.windows[:layers])
+    config = model.config.first_layers(layers)
     kept = {
         name: value for name, value in model.parameters.items() if int(name.split(".")[2]) < layers
     }  # model.layers.N.…
@@ -167,9 +167,8 @@ def sub_model(model: LoraModel, layers: int) -> LoraModel:
         model.lora,
         kept,
         model.embedding,
-        model.frozen_head,
-        model.final_norm,
-        model.blocks[:layers],
+        model.head,
+        model.layers[:layers],
         {},
     )
 

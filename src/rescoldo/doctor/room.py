@@ -15,14 +15,15 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.errors import RescoldoError
-from rescoldo.files import cache_root, quote, read_json
+from rescoldo.files import choose_cache, quote, read_json
+from rescoldo.invocation import program
 from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.run.lock import read_holder
 from rescoldo.system.cgroup import memory_limit
 from rescoldo.system.memory import memory_available, memory_total
 from rescoldo.train.config import check_paths
 from rescoldo.train.identity import differences, refuse_if_foreign
-from rescoldo.units import gigabytes, size
+from rescoldo.units import count, gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches
 MIN_FILES = 1000  # that a run may create
@@ -57,8 +58,14 @@ def disk(subject: Subject) -> Iterator[Check]:
             yield ok("disk", text, **figures)
         inodes = os.statvfs(place)
         if inodes.f_files and inodes.f_favail < MIN_FILES:
-            yield failure("disk", f"{place} can hold only {inodes.f_favail} more files", f"df -i {quote(place)}")
-    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
+            yield failure(
+                "disk", f"{place} can hold only {count(inodes.f_favail, 'more file')}", f"df -i {quote(place)}"
+            )
+    cache, why = choose_cache()
+    if why:
+        remedy = "export XDG_CACHE_HOME=/a/folder/that/can/be/written, to have them elsewhere"
+        yield warning("caches", f"they are kept in {cache}: {why}", remedy, path=str(cache))
+    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache))):
         free = shutil.disk_usage(folder).free
         text = f"{name} lie in {folder}: {size(free)} are free"
         if free < SCRATCH:
@@ -106,7 +113,7 @@ def memory(subject: Subject) -> Iterator[Check]:
         yield warning("memory", f"{precision} needs at least {gigabytes(need.least)}, {have}", remedy, **figures)
     elif need.full > COMFORT * free:
         kept = max(0, int((COMFORT * free - need.least) / need.layer_activations))
-        text = f"activations of {kept} of {need.n_layers} layers fit, the others are computed again"
+        text = f"activations of {kept} of {count(need.n_layers, 'layer')} fit, those of the others are recomputed"
         what = f"peak about {gigabytes(need.peak(free))} in {precision}, {have}: {text}"
         yield warning("memory", what, f"for more speed: {remedy}", **figures)
     else:
@@ -129,7 +136,7 @@ def output(subject: Subject) -> Iterator[Check]:
     holder = read_holder(path)
     if holder is not None and holder.alive is not False and not subject.ours:
         what = f"process {holder.pid} on {holder.host} works in {path} since {holder.since}"
-        yield failure("output", what, f"rescoldo stop {quote(path)}, or another --output")
+        yield failure("output", what, f"{program()} stop {quote(path)}, or another --output")
         return
     info, newest = read_json(path / INFO_FILE), next(iter(list_checkpoints(path)), None)
     was = (info or {}).get("identity")

@@ -12,6 +12,8 @@ from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
+from rescoldo.train.metrics import worsened
+from rescoldo.units import count
 
 # every key of the original's training_info.json
 INFO_KEYS = (
@@ -72,10 +74,11 @@ def verify(output: Path) -> Iterator[Check]:
         return
     parameters = adapter.parameters
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
-    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {len(parameters)} tensors"
+    said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
     yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
     yield _shapes(adapter, info)
     yield from _values(parameters, info)
+    yield from _loss(info)
     if (output / BIN_FILE).exists():
         yield _bin(output / BIN_FILE, parameters)
 
@@ -92,7 +95,9 @@ def _hashes(output: Path, info: dict[str, Any]) -> Check:
     if not isinstance(files, dict) or WEIGHTS_FILE not in files:
         return Check("hashes", False, f"{INFO_FILE} holds none")
     bad = [name for name, digest in files.items() if _hash(output, str(name)) != digest]
-    return Check("hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{len(files)} files unchanged")
+    return Check(
+        "hashes", not bad, f"changed or missing: {', '.join(bad)}" if bad else f"{count(len(files), 'file')} unchanged"
+    )
 
 
 def _hash(output: Path, name: str) -> str:
@@ -131,6 +136,18 @@ def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
     yield Check("trained", not untrained, f"B is zero in {untrained[0]}" if untrained else "no B is zero")
     count = sum(tensor.numel() for tensor in parameters.values())
     yield Check("parameters", count == info.get("trainable_params"), f"{count:,} trained parameters")
+
+
+def _loss(info: dict[str, Any]) -> Iterator[Check]:
+    """Whether the training lowered the validation loss; nothing where an older version did not measure it before."""
+    before, losses, best = info.get("val_loss_before"), info.get("losses"), info.get("best_epoch")
+    try:
+        after = losses[best - 1]["val_loss"]  # type: ignore[index,operator]
+    except (TypeError, KeyError, IndexError):
+        return
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        worse = worsened(before, after)
+        yield Check("loss", not worse, worse or f"validation loss {before:.4f} before the training, {after:.4f} after")
 
 
 def _bin(path: Path, parameters: Tensors) -> Check:

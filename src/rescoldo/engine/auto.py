@@ -77,7 +77,7 @@ def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
 
 
 def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
-    """For how many layers the activations of `tokens` rows fit into the free memory; the others are computed again.
+    """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
 
     Args:
         config: the model's shapes.
@@ -87,7 +87,7 @@ def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int |
     """
     free = memory_available() if free is None else free
     layer = kept_bytes(config, element, tokens)
-    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is computed again
+    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is recomputed
     return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 5 * layer) // layer)))
 
 
@@ -102,7 +102,7 @@ def product_rates(into: int, out: int) -> dict[str, float]:
     path = cache_root() / "products.json"
     identity = (
         f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
-        f"|{kernels().name}|{kernels().levels}"
+        f"|{kernels().name}|{kernels().qmax}"
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     try:
@@ -133,11 +133,11 @@ def measure_products(rows: int, into: int, out: int, seconds: float) -> dict[str
         return xb @ wb.T if cpu.fast_bf16() else (xb.float() @ wb.float().T).bfloat16()
 
     int8 = []
-    if op.name == "native":
+    if op.name != "pytorch":
         int8.append(
             _best(lambda: op.int8_product(quantized, panels, out, scale, None, z, None, None, backward=False), seconds)
         )
-    if op.levels == 127:
+    if op.qmax == 127:
         int8.append(_best(lambda: torch._int_mm(xi, wi.T), seconds))
     return {
         "fp32": work / _best(lambda: x @ w.T, seconds),

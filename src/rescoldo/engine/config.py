@@ -1,21 +1,53 @@
-"""The decoder family's one configuration: everything in which llama, mistral, qwen2 and qwen3 differ."""
+"""One configuration for all decoders: what the engine can compute. Which model has which of it is in `families`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import dropwhile
 from typing import Any
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SITES = ("qkv", "o", "gate_up", "down")  # linears that share an input are one group
+_MEMBERS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_FUSED = {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
+# where a sublayer's norms are: (before, behind) of attention's and the MLP's, by Hugging Face's names
+NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "pre": (("input_layernorm", ""), ("post_attention_layernorm", "")),
+    "post": (("", "post_attention_layernorm"), ("", "post_feedforward_layernorm")),
+    "sandwich": (
+        ("input_layernorm", "post_attention_layernorm"),
+        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """Shapes and switches of a decoder. Sizes in elements, `norm_eps` as in the RMSNorm formula.
 
-    `rope_scaling` is the Hugging Face dictionary ({"rope_type": "llama3"|"linear"|"yarn"|"dynamic", …}) or None.
-    `windows[i]` is layer i's sliding attention window in tokens (a token sees itself and the window-1 before it),
-    None for full attention.
+    Attributes:
+        architecture: the family's name, a key of `families.FAMILIES`.
+        rope_scaling: the Hugging Face dictionary ({"rope_type": "llama3"|"linear"|"yarn"|"dynamic", …}) or None.
+        windows: by layer the sliding attention window in tokens (a token sees itself and the window-1 before it), None
+            for full attention; empty: full attention everywhere.
+        local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: as all others.
+        rotary_dim: how many of a head's first elements are rotated; None: all.
+        no_rope: the layers whose queries and keys are not rotated.
+        qk_norm: whether queries and keys are normalized, by head or, with `qk_norm_full`, over their full width.
+        norm_placement: "pre" (before a sublayer), "post" (behind it), "sandwich" (both).
+        activation: of the gated MLP: "silu" or "gelu_tanh".
+        attention_scale: factor on the scores; None: 1 / √head_dim.
+        embedding_scale, residual_scale: factors on the embeddings and on what a sublayer adds to the residual stream.
+        logits_divisor: what the logits are divided by.
+        attention_cap, logits_cap: the soft caps (`activation.soft_cap`) of scores and logits; None: none.
+        fused: the groups ("qkv", "gate_up") that the model has as one linear.
     """
 
     architecture: str
@@ -36,16 +68,56 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     tied_embeddings: bool = False
+    qk_norm_full: bool = False
+    local_rope_theta: float | None = None
+    rotary_dim: int | None = None
+    no_rope: tuple[int, ...] = ()
+    norm_placement: str = "pre"
+    activation: str = "silu"
+    attention_scale: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    attention_cap: float | None = None
+    logits_cap: float | None = None
+    fused: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what
+        identifies a base model stays the same when a new family brings a new field."""
+        later = dropwhile(lambda one: one.name != "tied_embeddings", fields(self))
+        usual = {one.name for one in list(later)[1:] if getattr(self, one.name) == one.default}
+        return {name: value for name, value in asdict(self).items() if name not in usual}
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, None where attention is full."""
         return self.windows[layer] if self.windows else None
 
+    def rope(self, layer: int) -> str:
+        """Which rotation a layer has: "main", "local" (see `local_rope_theta`) or "none"."""
+        if layer in self.no_rope:
+            return "none"
+        return "local" if self.local_rope_theta is not None and self.window(layer) is not None else "main"
+
+    def first_layers(self, n: int) -> DecoderConfig:
+        """The same decoder cut off after `n` layers."""
+        no_rope = tuple(i for i in self.no_rope if i < n)
+        return replace(self, n_layers=n, windows=self.windows[:n], no_rope=no_rope)
+
+    def members(self, site: str) -> tuple[str, ...]:
+        """The linears of one of SITES, as modules of a layer ("self_attn.q_proj", …)."""
+        return _FUSED[site] if site in self.fused else _MEMBERS[site]
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """A layer's linears by their short names ("q_proj", …)."""
+        return tuple(member.split(".")[1] for site in SITES for member in self.members(site))
+
     def linear_shape(self, name: str) -> tuple[int, int]:
-        """(out_features, in_features) of one of LINEARS.
+        """(out_features, in_features) of a linear by its short name.
 
         Raises:
-            KeyError: `name` is none of LINEARS.
+            KeyError: no decoder has a linear of this name.
         """
         d, f, q, kv = (
             self.hidden_size,
@@ -57,23 +129,63 @@ class DecoderConfig:
             "q_proj": (q, d),
             "k_proj": (kv, d),
             "v_proj": (kv, d),
+            "qkv_proj": (q + 2 * kv, d),
             "o_proj": (d, q),
             "gate_proj": (f, d),
             "up_proj": (f, d),
+            "gate_up_proj": (2 * f, d),
             "down_proj": (d, f),
         }[name]
+
+    def norm_shapes(self) -> dict[str, int]:
+        """The norms of a layer, as modules of it ("input_layernorm", "self_attn.q_norm", …), and their widths."""
+        attention, mlp = NORMS[self.norm_placement]
+        shapes = dict.fromkeys((name for name in (*attention, *mlp) if name), self.hidden_size)
+        if self.qk_norm:
+            for name, heads in (("q_norm", self.n_heads), ("k_norm", self.n_kv_heads)):
+                shapes[f"self_attn.{name}"] = self.head_dim * (heads if self.qk_norm_full else 1)
+        return shapes
+
+    def has_bias(self, site: str) -> bool:
+        """Whether the linears of one of SITES have biases."""
+        return {"qkv": self.qkv_bias, "o": self.o_bias}.get(site, self.mlp_bias)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a model of this shape with its shape, in the model's order. `lm_head.weight` is left out
+        where the embeddings are tied."""
+        d = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
+        for layer in range(self.n_layers):
+            prefix = f"model.layers.{layer}."
+            shapes |= {f"{prefix}{name}.weight": (width,) for name, width in self.norm_shapes().items()}
+            for site in SITES:
+                for member in self.members(site):
+                    shape = self.linear_shape(member.split(".")[1])
+                    shapes[f"{prefix}{member}.weight"] = shape
+                    if self.has_bias(site):
+                        shapes[f"{prefix}{member}.bias"] = shape[:1]
+        shapes["model.norm.weight"] = (d,)
+        if not self.tied_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, d)
+        return shapes
+
+    def adapter_shapes(self, rank: int, targets: Collection[str]) -> dict[str, tuple[int, int]]:
+        """A LoRA adapter's tensors and their shapes, for linears by their short names:
+        "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …lora_B → (out, rank)."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for i in range(self.n_layers):
+            for member in (member for site in SITES for member in self.members(site)):
+                short = member.split(".")[1]
+                if short in targets:
+                    out, into = self.linear_shape(short)
+                    shapes[f"model.layers.{i}.{member}.lora_A"] = (rank, into)
+                    shapes[f"model.layers.{i}.{member}.lora_B"] = (out, rank)
+        return shapes
 
     @property
     def total_params(self) -> int:
         """Parameters of the base model, tied embeddings counted once."""
-        d, f, hd = self.hidden_size, self.intermediate_size, self.head_dim
-        layer = sum(o * i for o, i in map(self.linear_shape, LINEARS)) + 2 * d
-        if self.qkv_bias:
-            layer += (self.n_heads + 2 * self.n_kv_heads) * hd
-        if self.o_bias:
-            layer += d
-        if self.mlp_bias:
-            layer += 2 * f + d
-        if self.qk_norm:
-            layer += 2 * hd
-        return self.n_layers * layer + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
+        one = replace(self, n_layers=1, windows=(), no_rope=())
+        sizes = {name: math.prod(shape) for name, shape in one.tensor_shapes().items()}
+        layer = sum(size for name, size in sizes.items() if name.startswith("model.layers."))
+        return self.n_layers * layer + sum(sizes.values()) - layer

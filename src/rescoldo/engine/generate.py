@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
-from rescoldo.engine.block import Block
+from rescoldo.engine.attend import KeysValues, PackedAttention, Span
+from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.model import LoraModel
@@ -74,43 +75,41 @@ class Cache:
             self._empty()
 
 
-def _step(model: LoraModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """One decoding step: tokens (B,) appended to the cache; returns the hidden state (B, D) float32."""
-    op, c = kernels(), model.config
-    b = len(tokens)
-    cache.reserve(b, int(cache.lengths.max()) + 1)
-    positions = cache.lengths + cache.prefix
-    cos, sin = model.tables(int(positions.max()) + 1)
-    cos, sin = cos[positions], sin[positions]
-    every = torch.arange(b)
-    h = model.embed(tokens)
-    for i, block in enumerate(model.blocks):
-        q = _keys_values(block, h, cos, sin, cache, i, every)
-        mixed = op.attend_cached(
-            q, cache.prefix_k[i], cache.prefix_v[i], cache.k[i][:b], cache.v[i][:b], cache.lengths + 1, c.window(i)
-        )
-        y, _ = block.o.forward(mixed.flatten(1), None)
-        op.add_(h, y)
-        x, _, _ = op.rms_norm(h, block.norm2, c.norm_eps)
-        gate_up, _ = block.gate_up.forward(x, None)
-        y, _ = block.down.forward(op.silu_mul(gate_up), None)
-        op.add_(h, y)
-    cache.lengths += 1
-    return h
+class _Prefill(PackedAttention):
+    """A prompt's own pass behind the prefix; its keys and values go into the cache's row `row`."""
+
+    def __init__(self, cache: Cache, row: int, length: int, prefix: list[KeysValues] | None) -> None:
+        super().__init__(Layout((0, length), cache.prefix), prefix)
+        self.cache, self.row, self.length = cache, row, length
+
+    def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.cache.k[layer][self.row, : self.length], self.cache.v[layer][self.row, : self.length] = k, v
 
 
-def _keys_values(
-    block: Block, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache, i: int, every: torch.Tensor
-) -> torch.Tensor:
-    op = kernels()
-    x, _, _ = op.rms_norm(h, block.norm1, block.config.norm_eps)
-    qkv, _ = block.qkv.forward(x, None)
-    q, k, v = block.split(qkv)
-    block.norm_heads(q, k)
-    op.rotate_(q, cos, sin)
-    op.rotate_(k, cos, sin)
-    cache.k[i][every, cache.lengths], cache.v[i][every, cache.lengths] = k, v
-    return q
+class _Decode:
+    """One decoding step: a new query for each row in use against the cache, its own key and value included."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache, self.every = cache, torch.arange(len(cache.lengths))
+
+    def stops_at_keys(self, layer: int) -> bool:
+        return False
+
+    def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        at = self.every, self.cache.lengths
+        self.cache.k[layer][at], self.cache.v[layer][at] = k, v
+
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        c, b = self.cache, len(self.every)
+        pk, pv = c.prefix_k[layer], c.prefix_v[layer]
+        own = c.k[layer][:b], c.v[layer][:b]
+        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, soft_cap=span.soft_cap)
+        return mixed, torch.empty(0)
+
+    def backward(self, *_: object) -> NoReturn:
+        raise AssertionError("decoding has no backward pass")
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:
@@ -170,12 +169,10 @@ class Decoder:
         self._cache = Cache(model, len(self.prefix))
         self._rows: list[_Row] = []
         self._hidden: list[torch.Tensor] = []  # of each row's newest token, (D,) float32
-        self._qkv: list[torch.Tensor] | None = None  # of the prefix, by layer
+        self._prefix_kv: list[KeysValues] | None = None  # by layer
         if self.prefix:
-            p = len(self.prefix)
-            self._qkv = model.forward_prefix(torch.tensor(self.prefix), model.rows((0, p), 0))
-            for i, block in enumerate(model.blocks):
-                k, v = block.split(self._qkv[i])[1:]
+            self._prefix_kv = model.prefix(self.prefix)
+            for i, (k, v) in enumerate(self._prefix_kv):
                 self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
 
     def __len__(self) -> int:
@@ -199,11 +196,8 @@ class Decoder:
         tokens = torch.tensor(prompt[p:])
         row, n = len(self._rows), len(tokens)
         cache.reserve(row + 1 if row < cache.slots else row + _SLOTS, n)
-        h, rows = model.embed(tokens), model.rows((0, n), p)
-        for layer, block in enumerate(model.blocks):
-            h, saved = block.forward(h, rows, self._qkv[layer] if self._qkv else None)
-            _, k, v = block.split(saved.qkv)
-            cache.k[layer][row, :n], cache.v[layer][row, :n] = k, v
+        rows = model.rows(torch.arange(p, p + n))
+        h = model.forward(tokens, rows, _Prefill(cache, row, n, self._prefix_kv))
         cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))
         self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt), constraint))
         self._hidden.append(h[-1].clone())
@@ -213,7 +207,7 @@ class Decoder:
         """Choose the next token of each row and compute what it leads to; rows that end leave."""
         if not self._rows:
             return []
-        tokens = self._choose(self.model.head_logits(torch.stack(self._hidden)))
+        tokens = self._choose(self.model.head.logits(torch.stack(self._hidden)))
         steps: list[Step] = []
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             row.position += 1
@@ -225,8 +219,16 @@ class Decoder:
         left = [index for index, step in enumerate(steps) if step.last]
         kept = self._drop(left, list(range(len(steps))))
         if kept:
-            self._hidden = list(_step(self.model, tokens[kept], self._cache))
+            self._hidden = list(self._decode(tokens[kept]))
         return steps
+
+    def _decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (B,), each row's newest, appended to the cache → the hidden state (B, D) float32."""
+        cache = self._cache
+        cache.reserve(len(tokens), int(cache.lengths.max()) + 1)
+        h = self.model.forward(tokens, self.model.rows(cache.lengths + cache.prefix), _Decode(cache))
+        cache.lengths += 1
+        return h
 
     @torch.inference_mode()
     def cancel(self, keys: Collection[int]) -> None:

@@ -2,10 +2,10 @@
 (nf4, GGUF) can stay as they are: the same int8 numbers are then made piece by piece when a product needs them.
 
 SwitchBack (arXiv 2304.13013) trains with just these two products in int8. What int8 loses on is outliers in the inputs:
-part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns are kept apart in
-float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
+part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns, the outliers, are
+multiplied in float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
 
-    y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, apart] · W[:, apart]ᵀ  +  adapter      (x without its columns apart)
+    y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, outliers] · W[:, outliers]ᵀ  +  adapter    (x without its outliers)
     dx = Σ_g (q((dy·s_w)_g) · Q_g)·s_g · c  +  adapter
 """
 
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine.kernels.blocks import NF4, Blocks, Matrix, Stored
+from rescoldo.engine.kernels.blocks import NF4, LazyInt8, Matrix, QuantizedMatrix
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout
-from rescoldo.engine.kernels.ops_int8 import PANEL, Apart, Segment, Side, padded, unpack_panels
+from rescoldo.engine.kernels.ops_int8 import PANEL, LowRankTerm, Outliers, Segment, padded, unpack_panels
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 
-N_OUTLIERS = 32  # input columns kept apart
+N_OUTLIERS = 32  # input columns multiplied in float32
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
 
 
 def group_size(columns: int) -> int:
     """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
-    if kernels().levels > 127:
+    if kernels().qmax > 127:
         return 512
     return 96 if columns <= 1024 else 192 if columns < 4096 else 512
 
@@ -40,18 +40,18 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Te
         weights: the (out_i, in) weights that share the input.
 
     Returns:
-        `columns` (in,) float32 and `apart` (at most N_OUTLIERS,) int64 as Int8Linear takes them.
+        `channel_scale` (in,) float32 and `outliers` (at most N_OUTLIERS,) int64 as Int8Linear takes them.
     """
-    parts = [w for w in weights if isinstance(w, Blocks)]
+    parts = [w for w in weights if isinstance(w, QuantizedMatrix)]
     ranges = [w.abs().amax(0).float() for w in weights if isinstance(w, torch.Tensor)]
     wide = (kernels().blocks_widest(parts) if parts else torch.stack(ranges).amax(0)).clamp_min(1e-6)
     inputs = inputs.clamp_min(1e-6)
     scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
-    apart = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
-    # in 8 bits the columns apart are used going back only: they widen no row's range
-    others = (wide * scale).index_fill(0, apart, 0.0).amax()
-    scale[apart] = (others if others > 0 else 1.0) / wide[apart]
-    return 1.0 / scale, apart
+    outliers = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
+    # in 8 bits the outliers are used in the backward pass only: they widen no row's range
+    others = (wide * scale).index_fill(0, outliers, 0.0).amax()
+    scale[outliers] = (others if others > 0 else 1.0) / wide[outliers]
+    return 1.0 / scale, outliers
 
 
 class Int8Linear(FrozenLinear):
@@ -60,42 +60,47 @@ class Int8Linear(FrozenLinear):
     def __init__(
         self,
         weights: Sequence[Matrix],
-        columns: torch.Tensor,
-        apart: torch.Tensor,
+        channel_scale: torch.Tensor,
+        outliers: torch.Tensor,
         *,
-        fine: bool = False,
+        two_pass: bool = False,
         unpacked: bool = True,
     ) -> None:
-        """columns (in,) float32: multiplies the input and divides the weight; apart (n,) int64, ascending.
+        """channel_scale (in,) float32: multiplies the input and divides the weight; outliers (n,) int64, ascending.
 
         Weights are all numbers or all blocks. Blocks are made int8 once, or without `unpacked` for each product, to the
-        same bits. With `fine`, output gradients go through twice, the second time what the first quantization has
+        same bits. With `two_pass`, output gradients go through twice, the second time what the first quantization has
         lost: the gradient of a softmax over a vocabulary is a few large and thousands of tiny numbers. They are
         overwritten.
         """
-        self.fine, self.columns, self.apart = fine, columns, apart
+        self.two_pass, self.channel_scale, self.outliers = two_pass, channel_scale, outliers
         self.out_features, self.in_features = sum(w.shape[0] for w in weights), weights[0].shape[1]
-        self.inputs = columns.index_fill(0, apart, 0.0)
-        inverse = 1.0 / columns
-        self.weight: torch.Tensor | Stored
-        parts = [w for w in weights if isinstance(w, Blocks)]
+        self.inputs = channel_scale.index_fill(0, outliers, 0.0)
+        inverse = 1.0 / channel_scale
+        self.weight: torch.Tensor | LazyInt8
+        parts = [w for w in weights if isinstance(w, QuantizedMatrix)]
         dense = [w for w in weights if isinstance(w, torch.Tensor)]
         if parts:
-            largest, kept = kernels().blocks_scale(parts, inverse, apart)
+            largest, kept = kernels().blocks_scale(parts, inverse, outliers)
             self.scale = largest / 127.0
-            stored = Stored(parts, inverse, torch.where(largest > 1e-30, 127.0 / largest, 0.0))
-            self.weight = kernels().int8_unpack(stored) if unpacked else stored
+            lazy = LazyInt8(parts, inverse, torch.where(largest > 1e-30, 127.0 / largest, 0.0))
+            self.weight = kernels().int8_unpack(lazy) if unpacked else lazy
         else:
             whole = all(w.shape[0] % PANEL == 0 for w in dense)
             made = [kernels().int8_pack(w, inverse) for w in (dense if whole else [torch.cat(dense)])]
             self.weight = made[0][0] if len(made) == 1 else torch.cat([panels for panels, _ in made])
             self.scale = torch.cat([scale for _, scale in made])
-            kept = torch.cat([w[:, apart].float() for w in dense])
-        self.apart_panels = _panels(kept.T)  # of the columns apart, as they are
+            kept = torch.cat([w[:, outliers].float() for w in dense])
+        self.outlier_panels = _panels(kept.T)  # of the outliers, as they are
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that `restored` needs; nf4 and int8 only."""
-        found = {"columns": self.columns, "apart": self.apart, "scale": self.scale, "kept": self.apart_panels}
+        found = {
+            "columns": self.channel_scale,
+            "apart": self.outliers,
+            "scale": self.scale,
+            "kept": self.outlier_panels,
+        }
         if isinstance(self.weight, torch.Tensor):
             return {**found, "panels": self.weight}
         for i, part in enumerate(self.weight.parts):
@@ -104,21 +109,21 @@ class Int8Linear(FrozenLinear):
         return {**found, "inverse": self.weight.inverse}
 
     @classmethod
-    def restored(cls, tensors: dict[str, torch.Tensor], *, fine: bool = False) -> Int8Linear:
+    def restored(cls, tensors: dict[str, torch.Tensor], *, two_pass: bool = False) -> Int8Linear:
         """The linear whose `tensors` these are, sharing their memory."""
         self = cls.__new__(cls)
-        self.fine, self.columns, self.apart = fine, tensors["columns"], tensors["apart"]
-        self.scale, self.apart_panels = tensors["scale"], tensors["kept"]
-        self.out_features, self.in_features = len(self.scale), len(self.columns)
-        self.inputs = self.columns.index_fill(0, self.apart, 0.0)
+        self.two_pass, self.channel_scale, self.outliers = two_pass, tensors["columns"], tensors["apart"]
+        self.scale, self.outlier_panels = tensors["scale"], tensors["kept"]
+        self.out_features, self.in_features = len(self.scale), len(self.channel_scale)
+        self.inputs = self.channel_scale.index_fill(0, self.outliers, 0.0)
         if "panels" in tensors:
             self.weight = tensors["panels"]
             return self
-        parts: list[Blocks] = []
+        parts: list[QuantizedMatrix] = []
         while f"data.{len(parts)}" in tensors:
             data, scales = tensors[f"data.{len(parts)}"], tensors[f"scales.{len(parts)}"]
-            parts.append(Blocks(NF4, data, (len(data), self.in_features), scales))
-        self.weight = Stored(parts, 1.0 / self.columns, tensors["inverse"])
+            parts.append(QuantizedMatrix(NF4, data, (len(data), self.in_features), scales))
+        self.weight = LazyInt8(parts, 1.0 / self.channel_scale, tensors["inverse"])
         return self
 
     def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Int8Products:
@@ -127,27 +132,27 @@ class Int8Linear(FrozenLinear):
     def dense(self) -> torch.Tensor:
         panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
         weight = unpack_panels(panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
-        weight *= self.columns
-        weight[:, self.apart] = self.apart_panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
+        weight *= self.channel_scale
+        weight[:, self.outliers] = self.outlier_panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
         return weight
 
 
 class Int8Products(Products):
-    """The adapter's matrices laid out for the kernels: z holds drop(x)·Aᵀ, R columns, then the columns kept apart."""
+    """The adapter's matrices laid out for the kernels: z holds drop(x)·Aᵀ, R columns, then the outliers."""
 
     def __init__(self, frozen: Int8Linear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
         self.frozen, self.adapter, self.bias = frozen, adapter, bias
-        n, self.rank = len(frozen.apart), adapter.rank if adapter else 0
+        n, self.rank = len(frozen.outliers), adapter.rank if adapter else 0
         members = adapter.members if adapter else []
         self.total = total = self.rank * len(members)
         self.width = total + n
-        self.apart = Apart(frozen.apart, total) if n else None
+        self.outliers = Outliers(frozen.outliers, total) if n else None
         self.down: list[Segment] = []  # forward: x → z
         self.up: list[Segment] = []  # backward: dy → dz
         split = all(m.start % PANEL == 0 and (m.end % PANEL == 0 or m.end == frozen.out_features) for m in members)
-        at = torch.full((len(frozen.apart_panels),), 0 if total and not split else -1, dtype=torch.int32)
+        at = torch.full((len(frozen.outlier_panels),), 0 if total and not split else -1, dtype=torch.int32)
         rows = torch.zeros(total, frozen.out_features)
-        self.backward_side: Side | None = None
+        self.backward_term: LowRankTerm | None = None
         if adapter is not None and members:
             for first, m in zip(range(0, total, self.rank), members, strict=True):
                 b = adapter.scale * m.b
@@ -158,16 +163,18 @@ class Int8Products(Products):
             a = torch.cat([m.a for m in members])
             self.down = [Segment(0, frozen.in_features, _wide(a.T), total, 0)]
             everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
-            self.backward_side = Side(_panels(a), _panels(a[:0]), total, everywhere)
+            self.backward_term = LowRankTerm(_panels(a), _panels(a[:0]), total, everywhere)
         own = self.rank if split else total
-        self.forward_side = Side(_some(_panels(rows), at, own), frozen.apart_panels, total, at) if self.width else None
+        self.forward_term = (
+            LowRankTerm(_some(_panels(rows), at, own), frozen.outlier_panels, total, at) if self.width else None
+        )
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
         f, op = self.frozen, kernels()
-        rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), self.down, self.apart, self.width, mask)
+        rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), self.down, self.outliers, self.width, mask)
         assert rows is not None
         y = op.int8_product(
-            rows, f.weight, f.out_features, f.scale, self.forward_side, z, None, self.bias, backward=False
+            rows, f.weight, f.out_features, f.scale, self.forward_term, z, None, self.bias, backward=False
         )
         return y, z
 
@@ -187,13 +194,13 @@ class Int8Products(Products):
         if rows is None:
             return None, gradients
         dx = op.int8_product(
-            rows, f.weight, f.in_features, f.columns, self.backward_side, dz, mask, None, backward=True
+            rows, f.weight, f.in_features, f.channel_scale, self.backward_term, dz, mask, None, backward=True
         )
-        if f.fine and op.levels == 127:
+        if f.two_pass and op.qmax == 127:
             op.int8_residual_(dy, f.scale, rows)
             rows, _ = op.int8_input(dy, f.scale, group, [], None, 0, None)
             assert rows is not None
-            dx += op.int8_product(rows, f.weight, f.in_features, f.columns, None, dz, None, None, backward=True)
+            dx += op.int8_product(rows, f.weight, f.in_features, f.channel_scale, None, dz, None, None, backward=True)
         return dx, gradients
 
 

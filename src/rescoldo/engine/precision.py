@@ -8,18 +8,19 @@ from typing import cast
 
 import torch
 
+from rescoldo.engine.attend import PackedAttention
 from rescoldo.engine.auto import stays_stored
-from rescoldo.engine.block import SITES, Block, Rows
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import NF4, Blocks, Matrix, select_rows
-from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.blocks import NF4, Matrix, QuantizedMatrix
+from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
+from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
-from rescoldo.engine.rope import rope_tables
+from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.types import CALIBRATED, Example
 from rescoldo.errors import RescoldoError
 
@@ -57,7 +58,7 @@ class Converter:
         self.config, self.precision, self.converted = config, precision, converted
         self.state: dict[str, torch.Tensor] = dict(state or {})
         self.rows: Rows | None = None
-        odd = [name for name in LINEARS if config.linear_shape(name)[1] % NF4_BLOCK]
+        odd = [name for name in config.linears if config.linear_shape(name)[1] % NF4_BLOCK]
         if precision == "nf4" and odd:
             raise RescoldoError(
                 f"nf4 packs weights in blocks of {NF4_BLOCK}, which the inputs of {odd[0]} "
@@ -79,17 +80,17 @@ class Converter:
                 if part:
                     tokens += part
                     bounds.append(len(tokens))
-            self.h = select_rows(embedding, torch.tensor(tokens))
+            self.h = embed(embedding, torch.tensor(tokens), config)
             positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds)])
-            cos, sin = rope_tables(config, int(positions.max()) + 1)
-            self.rows = Rows(Layout(tuple(bounds), 0), cos[positions], sin[positions], positions)
+            self.rows = Rows(RopeTables(config).at(positions), positions)
+            self.attend = PackedAttention(Layout(tuple(bounds), 0))
 
     def layer(
         self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
         """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each.
 
-        Blocks (int8 and nf4 only) are used as they are.
+        Quantized matrices (int8 and nf4 only) are used as they are.
         """
         if self.precision not in CALIBRATED:
             dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
@@ -98,15 +99,15 @@ class Converter:
             return self._measure(index, weights, norms, build)
         return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
-    def integer(self, key: str, weights: Weights, *, fine: bool = False) -> Int8Linear:
+    def integer(self, key: str, weights: Weights, *, two_pass: bool = False) -> Int8Linear:
         """The weights for 8-bit products, by the input ranges that `state` has under `key`."""
         found = self.converted.read(key, self.state[key]) if self.converted else None
         if found is not None:
-            return Int8Linear.restored(found, fine=fine)
-        if self.precision == "nf4" and not fine:
-            weights = [w if isinstance(w, Blocks) else _nf4(w) for w in weights]
-        columns, apart = smoothing(self.state[key], weights)
-        linear = Int8Linear(weights, columns, apart, fine=fine, unpacked=self._unpacked)
+            return Int8Linear.restored(found, two_pass=two_pass)
+        if self.precision == "nf4" and not two_pass:
+            weights = [w if isinstance(w, QuantizedMatrix) else _nf4(w) for w in weights]
+        channel_scale, outliers = smoothing(self.state[key], weights)
+        linear = Int8Linear(weights, channel_scale, outliers, two_pass=two_pass, unpacked=self._unpacked)
         if self.converted:
             self.converted.write(key, self.state[key], linear.tensors())
         return linear
@@ -119,15 +120,15 @@ class Converter:
         if self.rows is not None:
             x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
             self.state["head"] = x.abs().amax(0).float()
-        return self.integer("head", [weight], fine=True)
+        return self.integer("head", [weight], two_pass=True)
 
     def _measure(
         self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
         assert self.rows is not None
         measuring = {site: _Measuring(self, f"layers.{index}.{site}", site, weights[site], build) for site in SITES}
-        block = Block(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
-        self.h, _ = block.forward(self.h, self.rows, None)
+        layer = Layer(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
+        self.h, _ = layer.forward(self.h, self.rows, self.attend)
         return {site: one.made() for site, one in measuring.items()}
 
 
@@ -149,10 +150,16 @@ class _Measuring:
         return self.group
 
 
-def _nf4(weight: torch.Tensor) -> Blocks:
+def embed(embedding: Matrix, tokens: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """tokens (T,) int64 → the first layer's input (T, D) float32."""
+    h = select_rows(embedding, tokens)
+    return h if config.embedding_scale == 1.0 else h * config.embedding_scale
+
+
+def _nf4(weight: torch.Tensor) -> QuantizedMatrix:
     packed, scales = kernels().nf4_pack(weight)
-    return Blocks(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
+    return QuantizedMatrix(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
 
 
 def _dense(weights: Weights) -> list[torch.Tensor]:
-    return [kernels().blocks_decode([w]) if isinstance(w, Blocks) else w for w in weights]
+    return [kernels().blocks_decode([w]) if isinstance(w, QuantizedMatrix) else w for w in weights]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import cross_entropy, embedding, silu
+from torch.nn.functional import cross_entropy, embedding
 
-from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.activation import ACTIVATIONS, soft_cap
+from rescoldo.engine.config import NORMS, DecoderConfig
 from rescoldo.engine.rope import rope_tables, rotate
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource
@@ -45,39 +46,64 @@ class ReferenceDecoder:
             y = y + self.lora.scale * (x @ self.parameters[f"{name}.lora_A"].T) @ self.parameters[f"{name}.lora_B"].T
         return y
 
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """A norm over the last dimension; x as it is where there is none of this name."""
+        return rms_norm(x, self.weight(f"{name}.weight"), self.config.norm_eps) if f"{name}.weight" in self.names else x
+
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → logits (T, vocabulary) float32."""
         c = self.config
-        n = tokens.shape[0]
-        cos, sin = rope_tables(c, n)
-        at = torch.arange(n)
-        h = embedding(tokens, self.weight("model.embed_tokens.weight"))  # (T, D)
+        (pre1, post1), (pre2, post2) = NORMS[c.norm_placement]
+        h = embedding(tokens, self.weight("model.embed_tokens.weight")) * c.embedding_scale  # (T, D)
         for i in range(c.n_layers):
             layer = f"model.layers.{i}"
-            x = rms_norm(h, self.weight(f"{layer}.input_layernorm.weight"), c.norm_eps)
-            q = self.linear(x, f"{layer}.self_attn.q_proj").view(n, c.n_heads, c.head_dim)
-            k = self.linear(x, f"{layer}.self_attn.k_proj").view(n, c.n_kv_heads, c.head_dim)
-            v = self.linear(x, f"{layer}.self_attn.v_proj").view(n, c.n_kv_heads, c.head_dim)
-            if c.qk_norm:
-                q = rms_norm(q, self.weight(f"{layer}.self_attn.q_norm.weight"), c.norm_eps)
-                k = rms_norm(k, self.weight(f"{layer}.self_attn.k_norm.weight"), c.norm_eps)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            group = c.n_heads // c.n_kv_heads
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(c.head_dim)
-            hidden = at[None, :] > at[:, None]  # keys after the query
-            window = c.window(i)
-            if window is not None:
-                hidden = hidden | (at[:, None] - at[None, :] >= window)
-            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)  # (heads, T, T)
-            out = torch.einsum("hts,shd->thd", weights, v).reshape(n, c.n_heads * c.head_dim)
-            h = h + self.linear(out, f"{layer}.self_attn.o_proj")
-            x = rms_norm(h, self.weight(f"{layer}.post_attention_layernorm.weight"), c.norm_eps)
-            gate, up = self.linear(x, f"{layer}.mlp.gate_proj"), self.linear(x, f"{layer}.mlp.up_proj")
-            h = h + self.linear(silu(gate) * up, f"{layer}.mlp.down_proj")
-        h = rms_norm(h, self.weight("model.norm.weight"), c.norm_eps)
-        return h @ self.weight("model.embed_tokens.weight" if c.tied_embeddings else "lm_head.weight").T
+            y = self.attention(self.norm(h, f"{layer}.{pre1}") if pre1 else h, i)
+            h = h + c.residual_scale * (self.norm(y, f"{layer}.{post1}") if post1 else y)
+            y = self.mlp(self.norm(h, f"{layer}.{pre2}") if pre2 else h, i)
+            h = h + c.residual_scale * (self.norm(y, f"{layer}.{post2}") if post2 else y)
+        h = self.norm(h, "model.norm")
+        logits = h @ self.weight("model.embed_tokens.weight" if c.tied_embeddings else "lm_head.weight").T
+        return soft_cap(logits / c.logits_divisor, c.logits_cap)
 
-    def loss(self, tokens: torch.Tensor, n_prompt: int) -> torch.Tensor:
-        """Summed cross-entropy (nats) of tokens[n_prompt:] given what comes before each."""
-        return cross_entropy(self.logits(tokens)[n_prompt - 1 : -1], tokens[n_prompt:], reduction="sum")
+    def attention(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """Causal attention of layer i: x (T, D) → (T, D)."""
+        c, layer, n = self.config, f"model.layers.{i}.self_attn", x.shape[0]
+        widths = [c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim]
+        if "qkv" in c.fused:
+            q, k, v = self.linear(x, f"{layer}.qkv_proj").split(widths, dim=1)
+        else:
+            q, k, v = (self.linear(x, f"{layer}.{name}") for name in ("q_proj", "k_proj", "v_proj"))
+        if c.qk_norm_full:
+            q, k = self.norm(q, f"{layer}.q_norm"), self.norm(k, f"{layer}.k_norm")
+        q, k, v = (t.view(n, -1, c.head_dim) for t in (q, k, v))
+        if c.qk_norm and not c.qk_norm_full:
+            q, k = self.norm(q, f"{layer}.q_norm"), self.norm(k, f"{layer}.k_norm")
+        if c.rope(i) != "none":
+            cos, sin = rope_tables(c, n, c.rope(i))
+            r = c.rotary_dim or c.head_dim
+            q, k = (torch.cat((rotate(t[..., :r], cos, sin), t[..., r:]), dim=-1) for t in (q, k))
+        group = c.n_heads // c.n_kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        scale = 1 / math.sqrt(c.head_dim) if c.attention_scale is None else c.attention_scale
+        scores = soft_cap(torch.einsum("thd,shd->hts", q, k) * scale, c.attention_cap)
+        at = torch.arange(n)
+        hidden = at[None, :] > at[:, None]  # keys after the query
+        window = c.window(i)
+        if window is not None:
+            hidden = hidden | (at[:, None] - at[None, :] >= window)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)  # (heads, T, T)
+        return self.linear(torch.einsum("hts,shd->thd", weights, v).flatten(1), f"{layer}.o_proj")
+
+    def mlp(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """The gated MLP of layer i: x (T, D) → (T, D)."""
+        layer = f"model.layers.{i}.mlp"
+        if "gate_up" in self.config.fused:
+            gate, up = self.linear(x, f"{layer}.gate_up_proj").chunk(2, dim=1)
+        else:
+            gate, up = self.linear(x, f"{layer}.gate_proj"), self.linear(x, f"{layer}.up_proj")
+        return self.linear(ACTIVATIONS[self.config.activation].plain(gate) * up, f"{layer}.down_proj")
+
+    def loss(self, tokens: torch.Tensor, n_prompt: int, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Summed cross-entropy (nats) of tokens[n_prompt:] given what comes before each, each times its weight."""
+        losses = cross_entropy(self.logits(tokens)[n_prompt - 1 : -1], tokens[n_prompt:], reduction="none")
+        return (losses if weights is None else losses * weights).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,12 +12,13 @@ from rescoldo.errors import RescoldoError
 
 
 def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
-    """Per-pair rotation speeds (head_dim/2,) float32 and the factor on cos and sin (1 but for YaRN).
+    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN).
 
     Raises:
         RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic or GGUF's factor list.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    dim = config.rotary_dim or config.head_dim
+    half = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     speeds = 1.0 / (config.rope_theta**half)
     scaling = config.rope_scaling
     kind = str(scaling.get("rope_type", scaling.get("type", "default"))) if scaling else "default"
@@ -50,7 +52,7 @@ def _llama3(speeds: torch.Tensor, scaling: dict[str, float]) -> torch.Tensor:
 
 def _yarn(config: DecoderConfig, scaling: dict[str, float]) -> tuple[torch.Tensor, float]:
     """YaRN (arXiv 2309.00071), with the defaults that Hugging Face gives the fields left out."""
-    dim, base = config.head_dim, config.rope_theta
+    dim, base = config.rotary_dim or config.head_dim, config.rope_theta
     context = float(scaling.get("original_max_position_embeddings") or config.max_positions)
     factor = float(scaling["factor"])
     fast, slow = float(scaling.get("beta_fast") or 32), float(scaling.get("beta_slow") or 1)
@@ -78,11 +80,69 @@ def _yarn(config: DecoderConfig, scaling: dict[str, float]) -> tuple[torch.Tenso
     return speeds / factor * ramp + speeds * (1 - ramp), float(attention)
 
 
-def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin for positions 0..length-1, each (length, head_dim/2) float32."""
+def rope_tables(config: DecoderConfig, length: int, kind: str = "main") -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin for positions 0..length-1, each (length, rotary_dim/2) float32, of one kind of layer: "main" or
+    "local" (DecoderConfig.rope)."""
+    if kind == "local":
+        assert config.local_rope_theta is not None
+        config = replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
     speeds, factor = inverse_frequencies(config)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), speeds)
     return angles.cos() * factor, angles.sin() * factor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How the queries and keys of some rows are rotated in one kind of layer.
+
+    Attributes:
+        cos, sin: (T, r/2) float32 for the keys, r the elements of a head that are rotated; None: none are.
+        q_cos, q_sin: the same for the queries, times `q_factor`.
+        q_factor: what queries are multiplied by: kernels divide the scores by √head_dim, and where a model scales them
+            in another way, the rest goes into the queries' rotation, which costs nothing.
+    """
+
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+    q_cos: torch.Tensor | None
+    q_sin: torch.Tensor | None
+    q_factor: float
+
+
+class RopeTables:
+    """cos and sin of all kinds of layers of a decoder; they grow with the positions asked for."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self.kinds = sorted({config.rope(i) for i in range(config.n_layers)})
+        scale = config.attention_scale
+        self.q_factor = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
+        self._length = 0
+        self._tables: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    def _grow(self, length: int) -> None:
+        if length <= self._length:
+            return
+        self._length = max(length, 2 * self._length, 64)
+        for kind in self.kinds:
+            if kind != "none":
+                keys = rope_tables(self.config, self._length, kind)
+                queries = keys if self.q_factor == 1.0 else (keys[0] * self.q_factor, keys[1] * self.q_factor)
+                self._tables[kind] = (*keys, *queries)
+
+    def at(self, positions: torch.Tensor) -> dict[str, Rotation]:
+        """The rotations of rows at `positions` (T,) int64, by kind of layer."""
+        self._grow(int(positions.max()) + 1)
+        found: dict[str, Rotation] = {}
+        for kind in self.kinds:
+            if kind == "none":
+                found[kind] = Rotation(None, None, None, None, self.q_factor)
+                continue
+            cos, sin, q_cos, q_sin = self._tables[kind]
+            keys = cos[positions], sin[positions]
+            queries = keys if q_cos is cos else (q_cos[positions], q_sin[positions])
+            found[kind] = Rotation(*keys, *queries, self.q_factor)
+        return found
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

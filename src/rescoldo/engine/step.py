@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rescoldo.engine.block import PrefixGrad, Rows
-from rescoldo.engine.model import Kept, LoraModel, layer_of
+from rescoldo.engine.attend import PackedAttention, PrefixAttention, PrefixGrad
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.model import LoraModel, layer_of
+from rescoldo.engine.objective import CROSS_ENTROPY, Objective, targets_of
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
 
@@ -18,20 +20,17 @@ class _Shared:
     """A group's prefix while its step lasts: the saved pass and the gradients collected for its keys and values."""
 
     def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], beside: int) -> None:
-        c, n = model.config, len(tokens)
-        identity = torch.arange(n) + (owner << _POSITION_BITS)
-        self.rows: Rows = model.rows((0, n), 0, identity, seed)
-        self.keep: list[Kept] = []
-        self.qkv = model.forward_prefix(torch.tensor(tokens), self.rows, self.keep, beside)
-        shape = (c.n_layers, n, c.n_kv_heads, c.head_dim)
-        self.dk, self.dv = torch.zeros(shape), torch.zeros(shape)
-
-    def grad(self, layer: int) -> PrefixGrad:
-        return PrefixGrad(self.dk[layer], self.dv[layer])
+        c, positions = model.config, torch.arange(len(tokens))
+        self.rows = model.rows(positions, positions + (owner << _POSITION_BITS), seed)
+        self.attend = PrefixAttention(len(tokens), c.n_layers)
+        self.saved = model.saved_activations(self.rows, self.attend, beside)
+        model.forward(torch.tensor(tokens), self.rows, self.attend, self.saved)
+        shape = (c.n_layers, len(tokens), c.n_kv_heads, c.head_dim)
+        self.grad = self.attend.received = PrefixGrad(torch.zeros(shape), torch.zeros(shape))
 
 
 class GradientStep:
-    """The gradient of the mean loss over all target tokens of `examples`, collected micro-batch by micro-batch.
+    """The gradient of the mean loss over all targets of `examples`, collected micro-batch by micro-batch.
 
     Examples that begin alike share that beginning: its forward pass is done once, each example's backward pass adds to
     the gradients of its keys and values, and `finish` goes back through it once. This is exact: the prefix does not see
@@ -47,6 +46,7 @@ class GradientStep:
         step: the optimizer step's number, for dropout.
         seed: the run's seed.
         mine: which of the examples are computed here (default: all).
+        objective: the loss; cross-entropy, each target by its weight, where left out.
         on_ready: called with each layer's gradients by parameter once they are ready, the top layer first.
     """
 
@@ -58,10 +58,11 @@ class GradientStep:
         step: int,
         seed: int,
         mine: Sequence[int] | None = None,
+        objective: Objective = CROSS_ENTROPY,
         on_ready: Callable[[dict[str, torch.Tensor]], None] | None = None,
     ) -> None:
         self.model, self.examples, self.seed = model, list(examples), (seed, step)
-        self.n_targets = sum(e.n_targets for e in self.examples)
+        self.objective, self.total = objective, objective.total(self.examples)
         self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
@@ -91,27 +92,24 @@ class GradientStep:
 
     def _run(self, members: list[int], group: PrefixGroup, shared: _Shared | None) -> float:
         model, p = self.model, group.length
-        tokens, identity, at, targets, bounds = [], [], [], [], [0]
+        tokens, positions, identity, bounds = [], [], [], [0]
         for i in members:
-            example, start = self.examples[i], bounds[-1]
-            own = torch.tensor(example.tokens[p:-1])  # the last token predicts nothing
+            own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token predicts nothing
+            at = torch.arange(p, p + len(own))
             tokens.append(own)
-            identity.append(torch.arange(p, p + len(own)) + ((i + 1) << _POSITION_BITS))
-            at.append(torch.arange(start + example.n_prompt - 1 - p, start + len(own)))
-            targets.append(torch.tensor(example.tokens[example.n_prompt :]))
-            bounds.append(start + len(own))
-        rows = model.rows(bounds, p, torch.cat(identity), self.seed)
-        prefix = shared.qkv if shared else None
-        keep: list[Kept] = []
-        h = model.forward(torch.cat(tokens), rows, prefix, keep)
-        loss, dh = model.head_loss(h, torch.cat(at), torch.cat(targets), 1.0 / self.n_targets)
-        assert dh is not None
+            positions.append(at)
+            identity.append(at + ((i + 1) << _POSITION_BITS))
+            bounds.append(bounds[-1] + len(own))
+        rows = model.rows(torch.cat(positions), torch.cat(identity), self.seed)
+        layout = Layout(tuple(bounds), p)
+        attend = PackedAttention(layout, shared.attend.found, shared.grad) if shared else PackedAttention(layout)
+        saved = model.saved_activations(rows, attend)
+        h = model.forward(torch.cat(tokens), rows, attend, saved)
+        targets = targets_of([self.examples[i] for i in members], bounds[:-1], p)
+        loss, dh = self.objective.loss(model.head, h, targets, 1.0 / self.total)
         del h
         for i in reversed(range(model.config.n_layers)):
-            block, saved = model.blocks[i], model.kept(i, keep, rows, prefix)
-            own_prefix = prefix[i] if prefix else None
-            collect = shared.grad(i) if shared else None
-            block.backward(dh, saved, rows, own_prefix, collect, None, self.gradients, want_input=i > 0)
+            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > 0)
             if not self._left and not self._shared:
                 self._ready(i)
         return loss
@@ -121,10 +119,9 @@ class GradientStep:
         width = self.model.config.hidden_size
         passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
         for i in reversed(range(self.model.config.n_layers)):  # the outer loop: the top layers are ready early
-            block = self.model.blocks[i]
-            for shared, dh in passes:
-                saved = self.model.kept(i, shared.keep, shared.rows, None, is_prefix=True)
-                block.backward(dh, saved, shared.rows, None, None, shared.grad(i), self.gradients, want_input=i > 0)
+            layer = self.model.layers[i]
+            for one, dh in passes:
+                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > 0)
             self._ready(i)
         self._shared.clear()
         return self.gradients
@@ -139,7 +136,7 @@ class GradientStep:
         """What was collected so far; with the same examples, step, seed and weights it continues bit for bit."""
         state = {f"gradient.{name}": value for name, value in self.gradients.items()}
         for g, shared in self._shared.items():
-            state |= {f"prefix.{g}.k": shared.dk, f"prefix.{g}.v": shared.dv}
+            state |= {f"prefix.{g}.k": shared.grad.k, f"prefix.{g}.v": shared.grad.v}
         return state
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -152,4 +149,4 @@ class GradientStep:
                 number, part = rest.split(".")
                 shared = self._prefix(int(number))
                 assert shared is not None
-                (shared.dk if part == "k" else shared.dv).copy_(value)
+                (shared.grad.k if part == "k" else shared.grad.v).copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,16 +20,32 @@ class Example:
 
     Attributes:
         tokens: prompt, then completion, then end of sequence.
-        n_prompt: how many of `tokens` are prompt; the loss is on tokens[n_prompt:] (at least one).
+        n_prompt: how many tokens come before the first target (at least one); tokens[n_prompt:] are the targets.
+        weights: each target's weight in the loss, as many as there are targets; 0: no target, as the user's turns
+            between the answers of a conversation. None: 1 for each.
     """
 
     tokens: tuple[int, ...]
     n_prompt: int
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            wrong = len(self.weights) != len(self.tokens) - self.n_prompt
+            if wrong or not all(math.isfinite(w) and w >= 0 for w in self.weights) or not any(self.weights):
+                raise ValueError("weights must be one finite number of at least 0 for each target, not all of them 0")
 
     @property
     def n_targets(self) -> int:
         """Tokens that the loss is on, end of sequence included."""
-        return len(self.tokens) - self.n_prompt
+        if self.weights is None:
+            return len(self.tokens) - self.n_prompt
+        return sum(weight != 0 for weight in self.weights)
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the targets' weights, which a mean loss is divided by: their number where all weights are 1."""
+        return self.n_targets if self.weights is None else math.fsum(self.weights)
 
 
 @dataclass(frozen=True)

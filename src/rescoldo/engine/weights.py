@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.kernels.blocks import Blocks
+from rescoldo.engine.kernels.blocks import QuantizedMatrix
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +33,7 @@ class TensorSource(ABC):
             RescoldoError: no such tensor, or the file is damaged.
         """
 
-    def quantized(self, name: str) -> Blocks | None:
+    def quantized(self, name: str) -> QuantizedMatrix | None:
         """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
         return None
 

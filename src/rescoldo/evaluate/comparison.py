@@ -11,7 +11,7 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.decision import decide
-from rescoldo.evaluate.score import doubts
+from rescoldo.evaluate.score import document_score_of, doubts
 from rescoldo.evaluate.statistics import paired
 
 
@@ -24,7 +24,7 @@ def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _guards(
-    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> list[str]:
     """A warning where answers that only look good have decided: if with them at 0 the decision is another one."""
     strict: dict[str, list[float]] = {}
@@ -39,7 +39,7 @@ def _guards(
         if kinds:
             found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
             counts.append(f"{name}: {found}")
-    other = _otherwise(strict, decision, finetuned, reference, seed)
+    other = _otherwise(strict, decision, finetuned, reference)
     if not other:
         return []
     return [
@@ -48,10 +48,31 @@ def _guards(
     ]
 
 
-def _without_failures(
-    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+def _text_around(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> list[str]:
-    """A warning where answers that could not be had have decided: a server's fault is none of the model's."""
+    """A warning where text around valid documents has decided: with the documents alone it is another decision."""
+    alone: dict[str, list[float]] = {}
+    counts = []
+    for name in (reference, finetuned):
+        rows = models[name]["predictions"]
+        better = [max(row["score"], document_score_of(row) or 0.0) for row in rows]
+        alone[name] = by_example([{**row, "score": score} for row, score in zip(rows, better, strict=True)])
+        changed = sum(score > row["score"] for row, score in zip(rows, better, strict=True))
+        if changed:
+            counts.append(f"{name}: {changed} of {len(rows)}")
+    other = _otherwise(alone, decision, finetuned, reference)
+    if not other:
+        return []
+    return [
+        f"with the text around valid documents taken off ({'; '.join(counts)}) {other}: taking it off needs no training"
+    ]
+
+
+def _without_failures(
+    models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
+) -> list[str]:
+    """A warning where failed answers have decided: a server's fault is none of the model's."""
     names = (reference, finetuned)
     failed = {row["example"] for name in names for row in models[name]["predictions"] if "error" in row}
     if not failed:
@@ -61,20 +82,20 @@ def _without_failures(
     }
     if not kept[finetuned]:
         return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
-    other = _otherwise(kept, decision, finetuned, reference, seed)
+    other = _otherwise(kept, decision, finetuned, reference)
     if not other:
         return []
     return [
-        f"without the inputs to which an answer could not be had ({len(failed)}) {other}: give the same command again, "
+        f"without the inputs that a model failed to answer ({len(failed)}) {other}: give the same command again, "
         "those answers are asked for anew"
     ]
 
 
 def _otherwise(
-    scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str, seed: int
+    scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str
 ) -> str:
     """What these scores would decide, in words; "" if it is the same."""
-    other = decide(scores, finetuned=finetuned, reference=reference, seed=seed)
+    other = decide(scores, finetuned=finetuned, reference=reference)
     if other["winner"] == decision["winner"]:
         return ""
     verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
@@ -90,7 +111,6 @@ def build_comparison(
     optimized: str | None = None,
     train_score: float | None = None,
     metadata: Mapping[str, Any] | None = None,
-    seed: int = 42,
 ) -> dict[str, Any]:
     """The comparison document (contract, section 8).
 
@@ -107,7 +127,7 @@ def build_comparison(
         stand under "B - A", difference = B - A.
 
     Raises:
-        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is no number.
+        RescoldoError: fewer than two models, an unknown name, different inputs, a score that is NaN or infinite.
     """
     if len(models) < 2:
         raise RescoldoError("a comparison needs two models or more", fix="evaluate another one on the same dataset")
@@ -125,7 +145,7 @@ def build_comparison(
     for name, values in scores.items():
         if not all(map(math.isfinite, values)):
             raise RescoldoError(
-                f"{name} has a score that is no number: nothing can be decided by it",
+                f"{name} has a score that is NaN or infinite: nothing can be decided by it",
                 fix="mend the metric: each score is a number between 0 and 1",
             )
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
@@ -137,7 +157,7 @@ def build_comparison(
     tests: dict[str, Any] = {}
     effects: dict[str, Any] = {}
     for old, new in combinations(order, 2):
-        test = paired(scores[old], scores[new], seed=seed)
+        test = paired(scores[old], scores[new])
         effects[f"{new} - {old}"] = {
             "cohens_d": test.pop("cohens_d"),
             "size": test.pop("cohens_d_note"),
@@ -152,12 +172,11 @@ def build_comparison(
             reference=optimized or baseline,
             baseline=baseline,
             train_score=train_score,
-            seed=seed,
         )
         decision["warnings"] = [
             warning
-            for guard in (_without_failures, _guards)
-            for warning in guard(models, decision, finetuned, optimized or baseline, seed)
+            for guard in (_without_failures, _text_around, _guards)
+            for warning in guard(models, decision, finetuned, optimized or baseline)
         ]
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]

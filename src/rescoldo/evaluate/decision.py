@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rescoldo.evaluate.statistics import examples_to_settle, paired
+from rescoldo.evaluate.statistics import examples_to_settle, fewest_to_settle, paired
 
 GOOD_ENOUGH = 0.90
 WORTH_IT = 0.05  # what a fine-tuned model must be ahead to be worth keeping an adapter
@@ -19,7 +19,6 @@ def decide(
     reference: str,
     baseline: str | None = None,
     train_score: float | None = None,
-    seed: int = 42,
 ) -> dict[str, Any]:
     """The decision between the fine-tuned model and the one it would replace.
 
@@ -31,12 +30,13 @@ def decide(
         train_score: the fine-tuned model's mean on its training set, if known.
 
     Returns:
-        adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95,
-        settled (the interval excludes the threshold), examples_needed (more examples that would settle it, or None),
-        warnings (empty: for what the scores do not show). Where it is not settled, the sentence says so.
+        adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95
+        (see statistics.mean_interval) and interval_method, settled (the interval excludes the threshold),
+        examples_needed (more examples that would settle it, or None), warnings (empty: for what the scores do not
+        show). Where it is not settled, the sentence says so.
     """
     old, new = list(scores[reference]), list(scores[finetuned])
-    test = paired(old, new, seed=seed)
+    test = paired(old, new)
     mean_old, mean_new = _mean(old), _mean(new)
     difference = round(mean_new - mean_old, _ROUND)
     points = f"{100 * difference:+.1f} points"
@@ -93,16 +93,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _uncertainty(test: dict[str, Any], old: Sequence[float], new: Sequence[float], name: str) -> dict[str, Any]:
-    """Whether luck could have decided: threshold, interval_95, settled, examples_needed; the reason to list, and the
-    caveat that belongs into the sentence ("" where it is settled).
+    """Whether luck could have decided: threshold, interval_95 and its method, settled, examples_needed; the reason to
+    list, and the caveat that belongs into the sentence ("" where it is settled).
     """
     low, high = test["interval_95"]
-    alone = len(old) < 2
-    settled = not alone and (low == high or not low <= WORTH_IT <= high)
+    settled = not low <= WORTH_IT <= high
     needed: int | None = None
     caveat = ""
     bounds = f"{100 * low:+.1f} to {100 * high:+.1f} points"
-    if alone:
+    if len(old) == 1:
         caveat = "one example settles nothing: validate on more"
     elif not settled:
         total = examples_to_settle([b - a for a, b in zip(old, new, strict=True)], WORTH_IT)
@@ -110,12 +109,16 @@ def _uncertainty(test: dict[str, Any], old: Sequence[float], new: Sequence[float
         how = (
             f"about {needed:,} more validation example{'' if needed == 1 else 's'} would settle it"
             if needed
-            else "it stands so close to it that no number of examples would settle it"
+            else "the difference is so close to it that no practicable number of examples would settle it"
         )
         caveat = f"the 95 % interval, {bounds}, includes the threshold of {100 * WORTH_IT:.0f}: {how}"
+        if len(old) < (fewest := fewest_to_settle(WORTH_IT)):
+            few = f"{len(old)} examples are too few: with fewer than {fewest} no result could settle it"
+            caveat = f"{few}; {caveat}"
     return {
         "threshold": WORTH_IT,
         "interval_95": [low, high],
+        "interval_method": test["interval_method"],
         "settled": settled,
         "examples_needed": needed,
         "reason": f"the 95 % interval of {name} is {bounds}" if settled else caveat,

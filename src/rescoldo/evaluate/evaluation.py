@@ -16,6 +16,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.score import answers_use_input, common, score_row, summarise
+from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
 from rescoldo.role import Role, role_of_run
@@ -40,8 +41,8 @@ class Console(Protocol):
     def say(self, text: str) -> None:
         """One line."""
 
-    def answering(self, name: str, total: int, done: int) -> AbstractContextManager[Progress]:
-        """A bar over rows."""
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> AbstractContextManager[Progress]:
+        """A bar over rows of at most so many tokens each."""
 
 
 def evaluate(
@@ -80,7 +81,11 @@ def evaluate(
         if found and console:
             console.say(f"{predictor.name}: {len(found)} of {len(keys)} answers are there already")
     if len(found) < len(keys):
-        bar = console.answering(predictor.name, len(keys), len(found)) if console else nullcontext()
+        bar = (
+            console.answering(predictor.name, len(keys), len(found), sampling.max_new_tokens)
+            if console
+            else nullcontext()
+        )
         with bar as progress:
             for repeat, drawn in enumerate(samplings):
                 open_ = [i for i in range(repeat * len(records), (repeat + 1) * len(records)) if i not in found]
@@ -190,14 +195,14 @@ def _check_engine(model: str, dataset: Path | str) -> None:
     """Say where servers and programs belong, instead of that there is no such base model."""
     from rescoldo.programs.program import PROGRAM, find_program
 
-    program, _ = find_program(model) or (None, "")
-    if model.startswith("openai:") or (program and (program.is_file() or (program / PROGRAM).is_file())):
+    path, _ = find_program(model) or (None, "")
+    if model.startswith("openai:") or (path and (path.is_file() or (path / PROGRAM).is_file())):
         what = "a server" if model.startswith("openai:") else "a DSPy program"
         others = ["--baseline", "sample:smollm2", "--model", f"other={model}", "--dataset", str(dataset)]
         raise RescoldoError(
             f"this is {what}; eval asks our own engine alone",
             where=model,
-            fix=shlex.join(["rescoldo", "compare", *others]),
+            fix=f"{program()} compare {shlex.join(others)}",
         )
 
 

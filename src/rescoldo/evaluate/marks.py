@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 _KEY = re.compile(r"([A-Za-z_]\w*):")
 _ITEM = re.compile(r"\s*-(\s|$)")
-_PLACE = re.compile(r"\b(\w+)\[(\d+)\]")
-_TWICE = re.compile(r"(\S+) stands \d+ times in (\w+)")
-_LINE = re.compile(r"\(line (\d+)\)")
 _MAX_LINES, _MAX_TEXT = 2000, 200_000  # lines and characters of an answer that are shown
 
 
@@ -22,17 +20,23 @@ class Line:
     notes: list[str] = field(default_factory=list)
 
 
-def mark_lines(text: str, notes: Sequence[str]) -> tuple[list[Line], list[str]]:
-    """The lines of a text with the notes that belong to them, and the notes that belong to none."""
+def mark_lines(
+    text: str, notes: Sequence[str], places: Sequence[Sequence[str | int]] = ()
+) -> tuple[list[Line], list[str]]:
+    """The lines of a text with the notes that belong to them, and the notes that belong to none.
+
+    Args:
+        places: where each note belongs, see role.metrics.Place; [] or missing where that is not known.
+    """
     lines = [Line(line) for line in text[:_MAX_TEXT].split("\n")[:_MAX_LINES]]
     keys, items = _outline(lines)
     rest = []
-    for note in notes:
-        places = _places(note, lines, keys, items)
-        for place in places:
-            lines[place].notes.append(note)
-        if not places:
-            rest.append(note)
+    for note, place in zip_longest(notes, places[: len(notes)], fillvalue=()):
+        number = _line(place, lines, keys, items)
+        if number is None:
+            rest.append(str(note))
+        else:
+            lines[number].notes.append(str(note))
     return lines, rest
 
 
@@ -53,24 +57,23 @@ def _outline(lines: Sequence[Line]) -> tuple[dict[str, int], dict[tuple[str, int
     return keys, items
 
 
-def _places(
-    note: str, lines: Sequence[Line], keys: dict[str, int], items: dict[tuple[str, int], list[int]]
-) -> list[int]:
-    """The lines that a note is about, [] where it says none."""
-    at = _LINE.search(note)
-    if at and 0 < int(at[1]) <= len(lines):
-        return [int(at[1]) - 1]
-    if note.startswith("cut off"):
-        return [max((i for i, line in enumerate(lines) if line.text.strip()), default=0)]
-    twice = _TWICE.search(note)
-    if twice:
-        own = [number for (key, _), numbers in items.items() if key == twice[2] for number in numbers]
-        return [number for number in own if re.search(rf"\bid:\s*['\"]?{re.escape(twice[1])}\b", lines[number].text)]
-    place = _PLACE.search(note)
-    if place:
-        numbers = items.get((place[1], int(place[2])), [])
-        word = "id" if note.startswith("id_format") else "priority" if "priority" in note else ""
-        exact = [number for number in numbers if word and re.search(rf"\b{word}:", lines[number].text)]
-        return (exact or numbers)[:1]
-    name = note.partition(":")[0]
-    return [keys[name]] if name in keys else []
+def _line(
+    place: Sequence[str | int],
+    lines: Sequence[Line],
+    keys: dict[str, int],
+    items: dict[tuple[str, int], list[int]],
+) -> int | None:
+    """The index of the line that a place is on, None where it cannot be found."""
+    if not place:
+        return None
+    first, *rest = place
+    if isinstance(first, int):
+        if first < 0:
+            return max((i for i, line in enumerate(lines) if line.text.strip()), default=0)
+        return first - 1 if 0 < first <= len(lines) else None
+    if not rest or not isinstance(rest[0], int):
+        return keys.get(first)
+    numbers = items.get((first, rest[0]), [])
+    named = re.compile(rf"\b{re.escape(str(rest[1]))}\b['\"]?:") if len(rest) > 1 else None
+    exact = [number for number in numbers if named and named.search(lines[number].text)]
+    return next(iter(exact or numbers), keys.get(first))

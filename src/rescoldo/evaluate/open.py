@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rescoldo.base.open import NoSuchModelError
 from rescoldo.errors import RescoldoError
 from rescoldo.models.engine_chat import EngineChat
 from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
@@ -78,7 +79,7 @@ class Opener:
         if spec.startswith(("openai:", "ollama:")):
             return open_server(spec, self.server)
         spec = spec.removeprefix("engine:")
-        refuse_sweep(Path(spec), "rescoldo eval")
+        refuse_sweep(Path(spec), "eval")
         if not is_run(spec) and spec in self._runs:
             return EngineChat(self._load(self._runs[spec]), adapter=False)
         return EngineChat(self._load(spec))
@@ -95,11 +96,9 @@ class Opener:
                 self._loaded[spec] = load_for_inference(
                     spec, self.quantization, role=self.role, records=self.records, lazy=True
                 )
-            except RescoldoError as error:
-                if error.what == "there is no such base model":
-                    fix = error.fix if error.fix.startswith("did you mean") else f"name {FORMS}"
-                    raise RescoldoError("there is no such model, run or program", where=error.where, fix=fix) from None
-                raise
+            except NoSuchModelError as error:
+                fix = error.suggestion or f"name {FORMS}"
+                raise RescoldoError("there is no such model, run or program", where=error.where, fix=fix) from None
         return self._loaded[spec]
 
 

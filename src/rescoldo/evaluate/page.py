@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rescoldo.evaluate.marks import mark_lines
 from rescoldo.evaluate.report import TEST_HEAD, component_rows, diagnostic_rows, score_rows, test_rows
 from rescoldo.evaluate.score import doubts
+from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 BINS = 10  # of the scores' distribution
 
@@ -28,7 +29,7 @@ def page(document: Mapping[str, Any]) -> str:
         models=[
             {
                 "name": name,
-                "spec": part.get("spec", ""),
+                "spec": answers_by(part),
                 "scores": part["scores"],
                 "warnings": part.get("warnings", []),
                 "place": places.get(name),
@@ -48,6 +49,21 @@ def page(document: Mapping[str, Any]) -> str:
     )
 
 
+def answers_by(part: Mapping[str, Any]) -> str:
+    """What answered, for people: a run's directory, or the base model's own name where the adapter was left out."""
+    spec, base = str(part.get("spec", "")), part.get("base_model")
+    return str(base) if base and part.get("adapter") is False else spec
+
+
+def rendered(text: str) -> dict[str, Any] | list[Any] | None:
+    """An answer as the document that it is, its scalars as text; None where it is none."""
+    try:
+        value = parse_yaml(strip_fence(text))
+    except YamlRefusedError:
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
 def distribution(scores: Sequence[float]) -> list[dict[str, Any]]:
     """How many scores lie in each tenth; the last one is 90 % to 100 %, both included."""
     counts = [0] * BINS
@@ -65,10 +81,18 @@ def concepts(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for number, (name, part) in enumerate(models.items()):
         for row in part["predictions"]:
-            lines, rest = mark_lines(row["text"], row["notes"])
+            lines, rest = mark_lines(row["text"], row["notes"], row.get("places", ()))
             entry = found.setdefault(row["example"], {"concept": row["concept"], "answers": []})
             entry["answers"].append(
-                {"model": name, "number": number, "row": row, "lines": lines, "rest": rest, "doubts": doubts(row)}
+                {
+                    "model": name,
+                    "number": number,
+                    "row": row,
+                    "document": rendered(row["text"]),
+                    "lines": lines,
+                    "rest": rest,
+                    "doubts": doubts(row),
+                }
             )
     return [found[example] for example in sorted(found)]
 

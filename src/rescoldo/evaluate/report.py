@@ -139,6 +139,7 @@ def diagnostic_rows(models: Mapping[str, Any]) -> list[list[str]]:
         row("tokens an answer", (f"{d['mean_tokens']:.0f}" for d in found)),
         row("input's words used", (_or_dash(d["concept_words_used"], ".0%") for d in found)),
         row("longest run copied (words)", (_or_dash(d["longest_copied_run"], "d") for d in found)),
+        row("valid document, but text around it", (_or_dash(d.get("documents_within_text"), "d") for d in found)),
         row("descriptions repeated", (str(d["duplicate_descriptions"]) for d in found)),
     ]
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.diagnostics import TrainingAnswers, diagnose, input_words_used
+from rescoldo.evaluate.embedded import document_score
 from rescoldo.models.predictor import Prediction
 from rescoldo.role import Role
+from rescoldo.role.metrics import Note, place_of
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
 COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
@@ -35,7 +37,8 @@ def score_row(
     *,
     use_input: bool = True,
 ) -> dict[str, Any]:
-    """One element of `predictions`: concept, text, score, components, notes, ended, tokens, seconds, diagnostics.
+    """One element of `predictions`: concept, text, score, components, notes, places
+    (where in the text each note belongs, see role.metrics.Place), ended, tokens, seconds, diagnostics.
 
     Args:
         use_input: whether the answer's share of the input's words says anything (answers_use_input).
@@ -47,17 +50,21 @@ def score_row(
         score = role.score(prediction.text if prediction.fields is None else prediction.fields, record)
         notes = list(score.notes)
         if not prediction.ended:
-            notes.append(f"cut off after {prediction.tokens} tokens")
+            notes.append(Note.at(f"cut off after {prediction.tokens} tokens", -1))
     row: dict[str, Any] = {
         "concept": role.key(record),
         "text": prediction.text,
         "score": score.total,
         "components": score.components,
         "notes": notes,
+        "places": [list(place_of(note)) for note in notes],
         "ended": prediction.ended,
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),
-        "diagnostics": diagnose(role.key(record) if use_input else None, prediction.text, training, role.form),
+        "diagnostics": {
+            **diagnose(role.key(record) if use_input else None, prediction.text, training, role.form),
+            "document_score": document_score(role, prediction, record),
+        },
     }
     if prediction.fields is not None:
         row["fields"] = prediction.fields
@@ -79,6 +86,12 @@ def doubts(row: Mapping[str, Any]) -> list[str]:
         "ignoring the input": used is not None and used < IGNORED_SHARE and bool(row["text"].strip()),
     }
     return [name for name, is_so in reasons.items() if is_so]
+
+
+def document_score_of(row: Mapping[str, Any]) -> float | None:
+    """What an answer would score if the document within its text were all of it; None where there is none."""
+    found = row["diagnostics"].get("document_score")
+    return None if found is None else float(found)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -122,6 +135,7 @@ def _diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     used = [entry["concept_words_used"] for entry in each if entry["concept_words_used"] is not None]
     copied = [entry["longest_copied_run"] for entry in each if entry["longest_copied_run"] is not None]
     answered = [i for i, row in enumerate(rows) if row["text"].strip()]
+    within = [(row, document_score_of(row) or 0.0) for row in rows]
     return {
         "ended": sum(row["ended"] for row in rows),
         "failed": sum("error" in row for row in rows),
@@ -134,6 +148,8 @@ def _diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "longest_copied_run": max(copied) if copied else None,
         "answers_copying": sum(run >= COPIED_WORDS for run in copied) if copied else None,
+        "documents_within_text": sum(found > row["score"] for row, found in within),
+        "mean_score_of_documents": statistics.fmean(max(row["score"], found) for row, found in within),
     }
 
 
@@ -154,7 +170,7 @@ def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     reasons = [row["error"] for row in rows if "error" in row]
     if not reasons:
         return []
-    return [f"{len(reasons)} of {len(rows)} answers could not be had and count as 0 ({common(reasons)})"]
+    return [f"{len(reasons)} of {len(rows)} answers failed and count as 0 ({common(reasons)})"]
 
 
 def common(reasons: Iterable[str]) -> str:
@@ -170,6 +186,12 @@ def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
     cut = n - found["ended"] - found["failed"]
     if cut > 0:
         warnings.append(f"{cut} of {n} answers were cut off at the limit of new tokens")
+    within = found["documents_within_text"]
+    if within:
+        warnings.append(
+            f"{within} of {n} answers hold a valid document with text around it, which scores less than the document "
+            f"alone: without the text the mean would be {found['mean_score_of_documents']:.1%}"
+        )
     copying, ignoring = found["answers_copying"], found["answers_ignoring_concept"]
     if copying:
         longest = f"(longest: {found['longest_copied_run']})"
@@ -177,5 +199,5 @@ def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
     if ignoring:
         warnings.append(f"{ignoring} of {n} answers use less than {IGNORED_SHARE:.0%} of their input's words")
     if found["duplicate_descriptions"]:
-        warnings.append(f"{found['duplicate_descriptions']} descriptions stand twice in their answer")
+        warnings.append(f"{found['duplicate_descriptions']} descriptions repeat an earlier one of the same answer")
     return warnings

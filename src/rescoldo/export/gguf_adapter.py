@@ -16,19 +16,13 @@ from rescoldo.export.source import Source
 DTYPES = ("F32", "F16", "BF16")
 
 
-def gguf_architecture(source: Source) -> str:
-    """llama.cpp's name of the architecture: mistral is a llama there."""
-    architecture = source.base.config.architecture
-    return "llama" if architecture == "mistral" else architecture
-
-
 def adapter_metadata(source: Source) -> dict[str, Value]:
     """The keys by which llama.cpp knows a LoRA adapter; it scales by alpha / rank itself."""
     from gguf.constants import GGUFValueType as Kind
 
     text = int(Kind.STRING)
     return {
-        "general.architecture": Value(gguf_architecture(source), text),
+        "general.architecture": Value(source.base.family.gguf, text),
         "general.type": Value("adapter", text),
         "general.name": Value(source.run.resolve().name, text),
         "general.base_model.count": Value(1, int(Kind.UINT32)),
@@ -48,4 +42,6 @@ def adapter_tensors(source: Source, dtype: str) -> Iterator[Planned]:
         def make(stored: torch.Tensor = stored, name: str = name) -> Any:
             return encode(stored, dtype, name)
 
-        yield Planned(f"{gguf_name(module + '.weight')}.{part.lower()}", tuple(tensor.shape), dtype, make)
+        yield Planned(
+            f"{gguf_name(source.base.config, module + '.weight')}.{part.lower()}", tuple(tensor.shape), dtype, make
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from rescoldo.base.gguf_header import read_header
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.rope import inverse_frequencies
 from rescoldo.errors import RescoldoError
-from rescoldo.export.gguf_adapter import gguf_architecture
 from rescoldo.export.gguf_file import Value
 from rescoldo.export.gguf_tokenizer import tokenizer_metadata
 from rescoldo.export.source import Source
+from rescoldo.families import Family
 
 _STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
 _NOT_CARRIED = (
@@ -72,7 +73,8 @@ def _is_empty(value: Any) -> bool:
 
 
 def _model(source: Source) -> dict[str, Value]:
-    config, name = source.base.config, gguf_architecture(source)
+    config, family = source.base.config, source.base.family
+    name = family.gguf
     metadata = {
         "general.architecture": Value(name, _STRING),
         "general.type": Value("model", _STRING),
@@ -87,13 +89,18 @@ def _model(source: Source) -> dict[str, Value]:
         "attention.head_count_kv": config.n_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rotary_dim or config.head_dim,
         "vocab_size": config.vocab_size,
     }
     metadata |= {f"{name}.{key}": Value(value, _UINT32) for key, value in integers.items()}
     numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
+    said = {field: key.gguf for field, key in family.keys.items() if key.gguf and getattr(config, field) is not None}
+    numbers |= {key: getattr(config, field) for field, key in said.items()}
+    for field, value in family.derive_gguf(asdict(config)).items():
+        if field not in said and getattr(config, field) != value:
+            raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
-    metadata |= {f"{name}.{key}": value for key, value in {**_windows(config), **_scaling(config)}.items()}
+    metadata |= {f"{name}.{key}": value for key, value in {**_windows(family, config), **_scaling(config)}.items()}
     return metadata
 
 
@@ -101,15 +108,19 @@ def _float(value: float) -> Value:
     return Value(float(np.float32(value)), _FLOAT32)
 
 
-def _windows(config: DecoderConfig) -> dict[str, Value]:
+def _windows(family: Family, config: DecoderConfig) -> dict[str, Value]:
     """Sliding windows. llama.cpp does not read them for these architectures and attends to everything; this program's
     engine does."""
     sizes = {window for window in config.windows if window is not None}
     if not sizes:
         return {}
     pattern = [window is not None for window in config.windows]
+    if isinstance(family.gguf_windows, int):
+        if pattern != [(i + 1) % family.gguf_windows != 0 for i in range(config.n_layers)]:
+            raise RescoldoError("GGUF has no place for this order of sliding windows", fix="--to merged")
+        return {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
     found = {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
-    if config.architecture in ("qwen2", "qwen3") or not all(pattern):
+    if family.windows == "layer_types" or not all(pattern):
         found["attention.sliding_window_pattern"] = Value(pattern, _ARRAY, _BOOL)
     return found
 

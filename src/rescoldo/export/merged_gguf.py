@@ -61,14 +61,14 @@ def merged_tensors(source: Source, dtype: str) -> Iterator[Planned]:
                 assert found is not None
                 return found.data.numpy()
 
-            yield Planned(gguf_name(name), shape, blocks.kind, copy)
+            yield Planned(gguf_name(config, name), shape, blocks.kind, copy)
             continue
 
         def make(name: str = name, wanted: str = wanted) -> Any:
             weight, rows = source.merged(name), permuted_rows(config, name)
             return encode(weight if rows is None else weight[torch.from_numpy(rows)], wanted, name)
 
-        yield Planned(gguf_name(name), shape, wanted, make)
+        yield Planned(gguf_name(config, name), shape, wanted, make)
     factors = rope_factors(source)
     if factors is not None:
         yield Planned(ROPE_FACTORS, factors.shape, "F32", lambda: factors)

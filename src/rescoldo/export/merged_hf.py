@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.hf import HfTensors, open_hf, read_config
+from rescoldo.base.hf import HfTensors, decoder_config, open_hf, read_config
 from rescoldo.base.hub_id import REFETCH
-from rescoldo.base.model import check_tensors, expected_shapes
+from rescoldo.base.model import check_tensors
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids
 from rescoldo.engine.config import DecoderConfig
@@ -21,18 +21,19 @@ from rescoldo.engine.rope import inverse_frequencies
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.dtypes import PLAIN, to_plain
 from rescoldo.export.source import Source
+from rescoldo.families import FAMILIES, Family
 from rescoldo.files import load_json, write_json
 
 DTYPES = tuple(PLAIN)
 SHARD_BYTES = 1 << 30  # one shard is in memory at a time
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def default_dtype(source: Source) -> str:
     """The base's own, F16 where it is quantized: ggml's block scales are half precision."""
     tensors = source.base.tensors
-    name = "model.layers.0.self_attn.q_proj.weight"
+    name = f"model.layers.0.{source.base.config.members('qkv')[0]}.weight"
     return "F16" if tensors.quantized(name) is not None else _NAMES[tensors.get(name).dtype]
 
 
@@ -45,9 +46,12 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
     config, tokenizer = source.base.config, source.tokenizer
     generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
     if source.base.kind == "hf":
-        content = {
-            key: v for key, v in load_json(source.base.path / "config.json", REFETCH).items() if key != "torch_dtype"
-        }
+        path = source.base.path / "config.json"
+        whole = load_json(path, REFETCH)
+        family, decoder = decoder_config(whole, str(path))
+        content = {key: v for key, v in decoder.items() if key != "torch_dtype"}
+        if decoder != whole:  # what is merged is the decoder, without what wrapped it
+            content["architectures"] = [family.hf_class]
         own = source.base.path / "generation_config.json"
         generation = load_json(own, REFETCH) if own.is_file() else generation
     else:
@@ -64,9 +68,10 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
         )
 
 
-def _architecture(config: DecoderConfig) -> str:
-    """GGUF calls Mistral a llama; only Mistral's class has a sliding window."""
-    return "mistral" if config.architecture == "llama" and config.windows else config.architecture
+def _family(config: DecoderConfig) -> Family:
+    """The family of the class in transformers: GGUF calls Mistral a llama; only Mistral's class has sliding windows."""
+    family = FAMILIES[config.architecture]
+    return FAMILIES[family.with_windows] if family.with_windows and config.windows else family
 
 
 def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
@@ -79,11 +84,14 @@ def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
 
 
 def _config(config: DecoderConfig) -> dict[str, Any]:
-    architecture = _architecture(config)
+    family = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    if config.local_rope_theta is not None:
+        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        rope = {"full_attention": rope, "sliding_attention": local}
     content: dict[str, Any] = {
-        "architectures": [f"{_CLASSES[architecture]}ForCausalLM"],
-        "model_type": architecture,
+        "architectures": [family.hf_class],
+        "model_type": family.name,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -91,7 +99,7 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        family.activation_key: _ACTIVATIONS[config.activation],
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied_embeddings,
@@ -99,13 +107,11 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,  # transformers 4 reads these two
         "rope_scaling": _rope_scaling(config),
     }
-    if architecture in ("llama", "qwen3"):
-        content["attention_bias"] = config.qkv_bias
-    if architecture == "llama":
-        content["mlp_bias"] = config.mlp_bias
+    content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
+    content |= family.write_hf(config)
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None
-    if architecture in ("qwen2", "qwen3"):
+    if family.windows == "layer_types":
         content["use_sliding_window"] = bool(windows)
         kinds = {True: "sliding_attention", False: "full_attention"}
         content["layer_types"] = [kinds[config.window(i) is not None] for i in range(config.n_layers)]
@@ -139,7 +145,7 @@ def plan_shards(source: Source, dtype: str) -> list[list[str]]:
     """The tensors' names, in the order of the model, by the shard that they go to."""
     shards: list[list[str]] = []
     room = 0
-    for name, shape in expected_shapes(source.base.config).items():
+    for name, shape in source.base.config.tensor_shapes().items():
         size = int(np.prod(shape)) * PLAIN[dtype].itemsize
         if not shards or size > room:
             shards.append([])
@@ -151,7 +157,7 @@ def plan_shards(source: Source, dtype: str) -> list[list[str]]:
 
 def total_bytes(source: Source, dtype: str) -> int:
     """What the weights take on disk."""
-    return sum(int(np.prod(shape)) for shape in expected_shapes(source.base.config).values()) * PLAIN[dtype].itemsize
+    return sum(int(np.prod(shape)) for shape in source.base.config.tensor_shapes().values()) * PLAIN[dtype].itemsize
 
 
 def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:
@@ -195,6 +201,9 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name in names:
         weight = source.merged(name)
+        offset = source.base.family.norm_offset
+        if offset and name.endswith("norm.weight"):
+            weight = weight.float() - offset  # as the file has it
         stored = to_plain(weight, dtype, name)
         yield name, stored.clone() if stored is weight else stored  # a clone: what is mapped would keep the file mapped
         del weight, stored

@@ -13,6 +13,7 @@ from rescoldo.data.tokenize import end_of_turn, prompt_ids, stop_ids
 from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
+from rescoldo.invocation import program
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
@@ -94,13 +95,13 @@ def refuse_unfinished(path: Path) -> None:
     from rescoldo.run.layout import RUN_FILE
 
     if os.path.isfile(path / RUN_FILE) and not is_run(str(path)):
-        fix = f"rescoldo status {quote(path)}"
+        fix = f"{program()} status {quote(path)}"
         raise RescoldoError("this run has not finished: there is no adapter yet", where=str(path), fix=fix)
 
 
 def verify_command(run: Path) -> str:
     """What looks at a run that is damaged."""
-    return f"rescoldo verify {quote(run)}"
+    return f"{program()} verify {quote(run)}"
 
 
 def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel:
@@ -131,6 +132,13 @@ def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel
             fix="bring the base model back that it was trained on, or train again",
         )
     return base
+
+
+def _known_models() -> str:
+    return (
+        f"name a run's directory (`{program()} list` shows those of this machine), or a base model: a directory, "
+        ".gguf file, ollama:NAME, Hub id or sample:smollm2"
+    )
 
 
 def run_info(run: Path) -> dict[str, Any]:
@@ -166,6 +174,7 @@ def load_for_inference(
     """
     from rescoldo.adapter import WEIGHTS_FILE, read_adapter
     from rescoldo.base import open_base
+    from rescoldo.base.open import NoSuchModelError
     from rescoldo.engine.model import LoraModel
 
     if not spec:
@@ -181,7 +190,11 @@ def load_for_inference(
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
     adapter: Adapter | None = read_adapter(run) if run else None
-    base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
+    try:
+        base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
+    except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
+        where = error.where or spec
+        raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
     if adapter:
         adapter.fits(base.config, base.spec)  # before minutes of loading
     tokenizer = base.tokenizer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.extras import missing
 from rescoldo.models.address import (
     KEY_VARIABLE,
     PROBE_SECONDS,
@@ -51,6 +53,8 @@ def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
     Raises:
         RescoldoError: a malformed spec, nobody listens, the key is refused, the model is not there.
     """
+    if importlib.util.find_spec("openai") is None:
+        raise missing("servers", "asking a server needs the package openai", where=spec)
     kind, _, rest = spec.partition(":")
     if kind == "ollama":
         host = ollama_host()

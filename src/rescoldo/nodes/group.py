@@ -25,6 +25,7 @@ import torch.distributed.nn
 from torch._C._distributed_c10d import TCPStore
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.invocation import program
 from rescoldo.nodes.place import current_place
 
 PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed at once
@@ -124,7 +125,7 @@ def joined(group: Group) -> Iterator[Group]:
             raise
         raise LostOthersError(
             f"this machine (rank {group.rank}) lost the others: {_plainly(text)}",
-            fix="the same command again goes on from the last checkpoint; `rescoldo train --nodes` does so by itself",
+            fix=f"the same command resumes from the last checkpoint; `{program()} train --nodes` does so by itself",
             exit_code=EXIT_FAILURE,
         ) from error
     finally:

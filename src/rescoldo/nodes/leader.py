@@ -15,12 +15,14 @@ import torch.distributed as dist
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example
 from rescoldo.engine.weights import Tensors
+from rescoldo.invocation import program
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
 from rescoldo.train.optimizer import AdamW
 from rescoldo.train.parts import Model, Parts, Step
+from rescoldo.units import count
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this
 LEARNING_STEPS = 3  # before speeds are judged
@@ -65,7 +67,7 @@ class Leader:
         agree(prepared.identity, self.group)
         self._reporter = reporter
         names = ", ".join(self.group.name(rank) for rank in range(self.group.size))
-        reporter.say(f"  {self.group.size} machines work on this run ({names}); this one leads")
+        reporter.say(f"  {count(self.group.size, 'machine')} in this run ({names}); this one leads")
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
         """A step whose examples are dealt out."""
@@ -76,7 +78,7 @@ class Leader:
         self.optimizer = SharedAdamW(self, parameters, weight_decay)
         return self.optimizer
 
-    def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, int]]:
+    def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, float]]:
         """As engine.model.evaluate_loss, each machine its share."""
         ranks, _ = self.deal(EVALUATE, model, examples, 0)
         mine = [i for i, rank in enumerate(ranks) if rank == self.group.rank]
@@ -85,7 +87,7 @@ class Leader:
         for i, (loss, _) in zip(mine, found, strict=True):
             nats[i] = loss
         dist.reduce(nats, self.group.leader)
-        return [(loss, example.n_targets) for loss, example in zip(nats.tolist(), examples, strict=True)]
+        return [(loss, example.total_weight) for loss, example in zip(nats.tolist(), examples, strict=True)]
 
     def deal(self, op: int, model: Model, examples: Sequence[Example], step: int) -> tuple[list[int], list[float]]:
         """Tell the followers what to do; returns each example's rank, and each rank's work in tokens."""
@@ -122,7 +124,7 @@ class Leader:
                     fast = max(self.speeds)
                     self._reporter.warn(
                         f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s where the fastest does "
-                        f"{fast:.0f}; it gets less to do\n    → `rescoldo doctor` there says why; "
+                        f"{fast:.0f}; it gets less to do\n    → `{program()} doctor` there says why; "
                         "Ctrl-C there takes it out of the run"
                     )
         if any(signals):

@@ -96,7 +96,7 @@ def nodes_of(
     """From what the user gave.
 
     Raises:
-        RescoldoError: a number or an address does not do.
+        RescoldoError: a number or an address is not valid.
     """
     least, most = count(nodes)
     host, _, port = rendezvous.rpartition(":") if re.search(r":\d+$", rendezvous) else (rendezvous, "", str(PORT))

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate
 from rescoldo.evaluate.open import CONSTRAINED, Opener
+from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
@@ -157,8 +159,7 @@ def _check(config: OptimizeConfig) -> None:
         ("shots", config.shots, 1, 64), ("trials", config.trials, 1, 1000), ("dev", config.dev, 0.01, 0.9),
         ("threshold", config.threshold, 0, 1), ("limit", config.limit, 2, 1 << 31),
     ):  # fmt: skip
-        if value is not None and not least <= value <= most:
-            raise RescoldoError(f"{value} is out of range", where=f"--{flag}", fix=f"{least} to {most}")
+        check_number(f"--{flag}", value, whole=isinstance(least, int) and flag != "threshold", ge=least, le=most)
 
 
 def _split(records: Sequence[dict[str, Any]], config: OptimizeConfig) -> tuple[list[Any], list[Any]]:
@@ -219,7 +220,7 @@ def _compile(
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise RescoldoError("MIPROv2 needs the package optuna", fix="pip install 'rescoldo[dspy]'") from None
+        raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
     candidates = max(2, min(8, config.trials))
     return dspy.MIPROv2(
         metric=metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,

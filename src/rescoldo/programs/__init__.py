@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from rescoldo.errors import RescoldoError
+from rescoldo.extras import missing
 
 
 def import_dspy() -> Any:
@@ -17,10 +17,7 @@ def import_dspy() -> Any:
     try:
         import dspy
     except ImportError as error:
-        raise RescoldoError(
-            f"DSPy programs need the package dspy ({error})",
-            fix="pip install 'rescoldo[dspy]' (or: pip install 'dspy[optuna]')",
-        ) from None
+        raise missing("dspy", f"DSPy programs need the package dspy: {error}") from None
     logging.getLogger("dspy").setLevel(logging.ERROR)  # an answer that was cut off stands in the result
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     return dspy

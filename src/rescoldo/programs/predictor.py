@@ -20,6 +20,7 @@ from rescoldo.models.predictor import ChatModel, Prediction
 from rescoldo.programs import import_dspy
 from rescoldo.programs.lm import MAX_BATCH, Desk, StoppedError, make_adapter, make_lm, replies
 from rescoldo.programs.program import Program
+from rescoldo.programs.state import known_outputs
 from rescoldo.role import Role
 
 
@@ -99,7 +100,7 @@ class ProgramPredictor:
         error = ""
         try:
             found = self.program.module(**{self.role.input: self.role.question(record)})
-            fields = {name: value for name, value in found.toDict().items() if name not in ("reasoning", "rationale")}
+            fields = dict(found.toDict())
         except (RescoldoError, StoppedError):
             raise
         except Exception as failed:  # DSPy's own errors are many
@@ -116,7 +117,9 @@ class ProgramPredictor:
             return Prediction("", False, tokens, seconds, error)
         if fields is None:
             return Prediction(seen[-1].text, ended, tokens, seconds)
-        if len(self.program.outputs or fields) == 1:
+        outputs = self.program.outputs or known_outputs(fields, self.role, self.spec)
+        fields = {name: fields.get(name) for name in outputs}
+        if outputs == (self.role.spec.answer,):
             (value,) = fields.values()
             return Prediction(value if isinstance(value, str) else _as_text(value), ended, tokens, seconds)
         plain = json.loads(json.dumps(fields, default=_plain))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.models.loaded import is_run
 from rescoldo.programs import import_dspy
+from rescoldo.programs.state import read_state
 from rescoldo.role import Role
 
 PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state; how it was made
 MAX_BYTES = 32 << 20
 _SENTINEL = "xqzinputzqx"  # stands in for an input while the prompt is asked what comes before it
-_NAME = re.compile(r"[A-Za-z]\w{0,63}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def find_program(spec: str) -> tuple[Path, str] | None:
     """The program and the model ("" where none is named) in PROGRAM or PROGRAM@MODEL; None if `spec` is no program."""
     place = len(spec)
     while place >= 0:
-        path = Path(spec[:place]).expanduser()
+        path = Path(os.path.expanduser(spec[:place]))
         if spec[:place] and _is_program(path):
             return path, spec[place + 1 :]
         place = spec.rfind("@", 0, place)
@@ -152,59 +151,15 @@ def _unpickle(file: Path, role: Role, allowed: bool) -> Program:
 
 def _rebuild(state: Any, file: Path, role: Role) -> Program:
     """The program of a state. Only its words are taken: fields, instructions, examples; no model, no address."""
-    steps = _steps(state)
-    if not steps:
-        raise RescoldoError("is not a DSPy program's state", where=str(file), fix="name what program.save() wrote")
-    if len(steps) > 1:
-        raise RescoldoError(
-            f"is a program of {len(steps)} steps; only one of a single step can be rebuilt from its state",
-            where=str(file),
-            fix="save the whole program (save_program=True) and give --allow-pickle",
-        )
-    (step,) = steps
-    signature, demos = step["signature"], [demo for demo in step["demos"] if isinstance(demo, Mapping)]
-    rows = signature.get("fields")
-    fields = [_field(row, file) for row in rows] if isinstance(rows, list) else []
-    names = [name for name, _ in fields]
-    if role.input not in names or len(set(names)) != len(names) or len(names) < 2:
-        raise RescoldoError(
-            f"the program does not go from {role.input} to an answer (fields: {', '.join(names)})", where=str(file)
-        )
     dspy = import_dspy()
-    made = {
+    found = read_state(state, role, file, dspy.signatures.infer_prefix)
+    fields = {
         name: (str, dspy.InputField(desc=text) if name == role.input else dspy.OutputField(desc=text))
-        for name, text in sorted(fields, key=lambda field: field[0] != role.input)
+        for name, text in found.fields
     }
-    module = dspy.Predict(dspy.make_signature(made, str(signature.get("instructions") or "")))
-    module.demos = [
-        dspy.Example({str(name): value for name, value in demo.items() if name in names}).with_inputs(role.input)
-        for demo in demos
-    ]
-    outputs = tuple(name for name in names if name not in (role.input, "reasoning", "rationale"))
-    return Program(module, outputs, sha256(file), _lm_of(file), len(demos))
-
-
-def _steps(state: Any) -> list[Mapping[str, Any]]:
-    def is_step(value: Any) -> bool:
-        return (
-            isinstance(value, Mapping)
-            and isinstance(value.get("signature"), Mapping)
-            and isinstance(value.get("demos"), list)
-        )
-
-    if is_step(state):
-        return [state]
-    return [value for value in state.values() if is_step(value)] if isinstance(state, Mapping) else []
-
-
-def _field(row: Any, file: Path) -> tuple[str, str]:
-    """A field's name and description; the state has the name only as the prefix that DSPy made of it."""
-    prefix = row.get("prefix") if isinstance(row, Mapping) else None
-    name = re.sub(r"\W+", "_", str(prefix or "").strip().rstrip(":").lower()).strip("_")
-    if not _NAME.fullmatch(name):
-        raise RescoldoError(f"a field has no name: {prefix!r}", where=str(file))
-    text = row.get("description")
-    return name, text if isinstance(text, str) and text else f"${{{name}}}"
+    module = dspy.Predict(dspy.make_signature(fields, found.instructions))
+    module.demos = [dspy.Example(demo).with_inputs(role.input) for demo in found.demos]
+    return Program(module, found.outputs, sha256(file), _lm_of(file), len(found.demos))
 
 
 def _lm_of(file: Path) -> str:

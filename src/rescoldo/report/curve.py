@@ -38,7 +38,10 @@ def thin(points: Points) -> Points:
 
 
 def bounds(series: Sequence[Series]) -> tuple[float, float, float, float] | None:
-    """(least x, most x, least y, most y) of all points, each pair apart; None without points."""
+    """(least x, most x, least y, most y) of all points, each pair apart; None without points.
+
+    The y axis has a margin on both sides, but does not go below 0 where no value does: a loss is never negative.
+    """
     points = [point for one in series for point in one.points]
     if not points:
         return None
@@ -46,7 +49,8 @@ def bounds(series: Sequence[Series]) -> tuple[float, float, float, float] | None
     low, high = min(ys), max(ys)
     margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
     left, right = min(xs), max(xs)
-    return left, right if right > left else left + 1, low - margin, high + margin
+    bottom = max(0.0, low - margin) if low >= 0 else low - margin
+    return left, right if right > left else left + 1, bottom, high + margin
 
 
 def svg_chart(title: str, series: Sequence[Series]) -> Chart | None:

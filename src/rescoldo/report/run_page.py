@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 
 from rescoldo.files import quote, read_json, write_text
+from rescoldo.invocation import program
 from rescoldo.report.curve import Series, svg_chart
 from rescoldo.report.history import History, read_history
 from rescoldo.run.layout import INFO_FILE, REPORT_FILE, RUN_FILE
 from rescoldo.run.status import Status, read_status
-from rescoldo.units import clock, gigabytes
+from rescoldo.units import clock, count, gigabytes, when
 
 HIDDEN = ("train", "val", "output")  # settings that stand elsewhere on the page
 
@@ -51,19 +52,32 @@ def render(output: Path) -> str:
     return environment.get_template("run.html.j2").render(
         status=status,
         history=history,
-        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        name=output.resolve().name or str(output),
+        written=when(time.time()),
+        started=when(status.started) if status.started else "",
+        troubles=[
+            (when(float(one.get("time") or 0)), str(one.get("what", "")), str(one.get("remedy", "")))
+            for one in _troubles(status)
+        ],
         percent=round(100 * share),
         facts=list(_facts(status, history)),
         charts=[chart for chart in charts if chart is not None],
         interruptions=[
-            (one.at[:19].replace("T", " "), one.what, _time(one.away), _time(one.lost), one.checkpoint or "the start")
+            (when(one.at), one.what, _time(one.away), _time(one.lost), one.checkpoint or "the start")
             for one in history.interruptions
         ],
         data=_data(config, info, run),
         settings=[(name, _shown(value)) for name, value in config.items() if name not in HIDDEN and value is not None],
         artefacts=_artefacts(output, info),
-        next=status.next or f"rescoldo status {quote(status.output)}",
+        next=status.next or f"{program()} status {quote(status.output)}",
     )
+
+
+def _troubles(status: Status) -> list[dict[str, Any]]:
+    """The last few warnings of the run, damaged ones left out."""
+    found = status.state.get("troubles")
+    found = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return [one for one in found if isinstance(one.get("time", 0), int | float)][-5:]
 
 
 def _time(seconds: float | None) -> str:
@@ -72,6 +86,8 @@ def _time(seconds: float | None) -> str:
 
 def _facts(status: Status, history: History) -> Any:
     state = status.state
+    if status.base_model:
+        yield "base model", status.base_model
     if state.get("steps"):
         yield "epoch", f"{state['epoch']} of {state['epochs']}"
         yield "optimizer steps", f"{state['step']} of {state['steps']}"
@@ -79,11 +95,16 @@ def _facts(status: Status, history: History) -> Any:
         yield "speed", f"{state['tokens_per_second']:.0f} tokens/s"
     if status.alive and state.get("seconds_left") is not None:
         yield "time left", clock(state["seconds_left"])
-        at = time.time() + state["seconds_left"]
-        yield "done about", time.strftime("%a %d %b %H:%M", time.localtime(at))
-    yield "worked so far", clock(history.worked)
+        yield "finished at about", when(time.time() + state["seconds_left"])
+    before = state.get("val_loss_before")
+    if before is not None and history.epochs:
+        best = min(epoch["val_loss"] for epoch in history.epochs)
+        yield "validation loss", f"{before:.4f} before training, {best:.4f} at best"
+    elif before is not None:
+        yield "validation loss", f"{before:.4f} before training"
+    yield "time worked", clock(history.worked)
     if state.get("peak_memory_bytes"):
-        yield "memory at most", gigabytes(state["peak_memory_bytes"])
+        yield "peak memory", gigabytes(state["peak_memory_bytes"])
     if status.checkpoint:
         yield "last checkpoint", status.checkpoint
 
@@ -93,12 +114,16 @@ def _data(config: dict[str, Any], info: dict[str, Any], run: dict[str, Any]) -> 
     identity = identity if isinstance(identity, dict) else {}
     counts = [str(identity.get(f"{name} examples", "?")).partition(",")[0] for name in ("training", "validation")]
     found = [
-        ("training", f"{config.get('train', '?')}: {counts[0]} examples"),
-        ("validation", f"{config.get('val', '?')}: {counts[1]} examples"),
+        ("training", f"{config.get('train', '?')}: {_examples(counts[0])}"),
+        ("validation", f"{config.get('val', '?')}: {_examples(counts[1])}"),
     ]
     if info.get("tokens"):
-        found.append(("tokens trained on", f"{info['tokens']:,}"))
+        found.append(("tokens in training", f"{info['tokens']:,}"))
     return found
+
+
+def _examples(number: str) -> str:
+    return count(int(number), "example") if number.isdecimal() else "? examples"
 
 
 def _artefacts(output: Path, info: dict[str, Any]) -> list[tuple[str, str]]:

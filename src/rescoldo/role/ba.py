@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from rescoldo.role.metrics import Score
+from rescoldo.role.metrics import Note, Score
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 LISTS = {"functional_requirements": "FR", "non_functional_requirements": "NFR", "constraints": "C"}
@@ -38,7 +38,11 @@ def score(prediction: Any, record: dict[str, Any] | None = None) -> Score:
     try:
         fields = parse_answer(prediction)
     except YamlRefusedError as refusal:
-        return Score(0.0, dict.fromkeys(COMPONENTS, 0.0), [f"answer: not a YAML mapping: {refusal}"])
+        return Score(
+            0.0,
+            dict.fromkeys(COMPONENTS, 0.0),
+            [Note.at(f"answer: not a YAML mapping: {refusal}", *([refusal.line] if refusal.line else []))],
+        )
     notes: list[str] = []
     components = {
         "completeness": _completeness(fields, notes),
@@ -106,7 +110,9 @@ def _item(value: Any) -> Mapping[str, Any] | None:
 
 def _completeness(fields: dict[str, Any], notes: list[str]) -> float:
     missing = [name for name in FIELDS if _empty(fields.get(name))]
-    notes.extend(f"completeness: {name} is {'empty' if name in fields else 'missing'}" for name in missing)
+    notes.extend(
+        Note.at(f"completeness: {name} is {'empty' if name in fields else 'missing'}", name) for name in missing
+    )
     return (len(FIELDS) - len(missing)) / len(FIELDS)
 
 
@@ -115,30 +121,34 @@ def _length(name: str, fields: dict[str, Any], least: int, most: int | None, not
     if length >= least and (most is None or length <= most):
         return 1.0
     wanted = f"{least} to {most}" if most else f"at least {least}"
-    notes.append(f"{name}: {length} characters, {wanted} wanted")
+    notes.append(Note.at(f"{name}: {length} characters, {wanted} wanted", name))
     return 0.0
 
 
 def _list(name: str, value: Any, notes: list[str]) -> float:
     if not isinstance(value, list):
-        notes.append(f"{name}: not a list")
+        notes.append(Note.at(f"{name}: not a list", name))
         return 0.0
     thirds = 1
     if len(value) >= 2:
         thirds += 1
     else:
-        notes.append(f"{name}: {len(value)} item{'' if len(value) == 1 else 's'}, at least 2 wanted")
-    faults = []
+        notes.append(Note.at(f"{name}: {len(value)} item{'' if len(value) == 1 else 's'}, at least 2 wanted", name))
+    faults: list[str] = []
     for index, raw in enumerate(value):
         item = _item(raw)
         if item is None:
-            faults.append(f"{name}[{index}]: not a mapping of id, description and priority")
+            faults.append(Note.at(f"{name}[{index}]: not a mapping of id, description and priority", name, index))
             continue
-        faults.extend(f"{name}[{index}]: no {field}" for field in ITEM_FIELDS[:2] if not _text(item.get(field)))
+        faults.extend(
+            Note.at(f"{name}[{index}]: no {field}", name, index, field)
+            for field in ITEM_FIELDS[:2]
+            if not _text(item.get(field))
+        )
         priority = _text(item.get("priority"))
         if priority not in PRIORITIES:
             what = f"priority {priority[:40]!r} is not" if priority else "no priority, one of"
-            faults.append(f"{name}[{index}]: {what} High, Medium or Low")
+            faults.append(Note.at(f"{name}[{index}]: {what} High, Medium or Low", name, index, "priority"))
     notes.extend(faults)
     return (thirds + (1 if value and not faults else 0)) / 3
 
@@ -155,9 +165,10 @@ def _id_format(fields: dict[str, Any], notes: list[str]) -> float:
         total += len(ids)
         for index, text in ids:
             if not re.fullmatch(prefix + "[0-9]{3}", text):
-                notes.append(f"id_format: {text[:40]} in {name}[{index}] is not {prefix} and three digits")
+                what = f"{text[:40]} in {name}[{index}] is not {prefix} and three digits"
+                notes.append(Note.at(f"id_format: {what}", name, index, "id"))
             elif times[text] > 1:
-                notes.append(f"id_format: {text} stands {times[text]} times in {name}")
+                notes.append(Note.at(f"id_format: {text} occurs {times[text]} times in {name}", name, index, "id"))
             else:
                 matching += 1
     if not total:

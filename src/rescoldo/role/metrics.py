@@ -16,6 +16,28 @@ PERPLEXITY = "perplexity"  # of a whole set, measured by the engine; not a score
 NOTES = 20  # that one answer gets
 
 
+Place = tuple[str | int, ...]
+"""Where in an answer: keys and indices from the top; a number alone is a line, from 1, or -1 for the last one."""
+
+
+class Note(str):
+    """What cost points, in words, and where in the answer it is (() where it is nowhere)."""
+
+    place: Place = ()
+
+    @classmethod
+    def at(cls, text: str, *place: str | int) -> Note:
+        """A note on a place."""
+        note = cls(text)
+        note.place = place
+        return note
+
+
+def place_of(note: str) -> Place:
+    """Where in the answer a note is about; () where that is not known."""
+    return note.place if isinstance(note, Note) else ()
+
+
 @dataclass(frozen=True)
 class Score:
     """One prediction's score.
@@ -23,7 +45,8 @@ class Score:
     Attributes:
         total: mean of the components, 0..1.
         components: name → 0..1.
-        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]").
+        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]"); Note where the
+            place is known.
         failures: metric → why its function gave no score; it counts as 0.
     """
 
@@ -88,7 +111,7 @@ def valid(answer: Answer) -> Outcome:
         fits = same_shape(wanted, structure(answer.text))
         return {"valid": float(fits)}, [] if fits else ["valid: not the structure of the record's answer"]
     if answer.fault:
-        return {"valid": 0.0}, [f"answer: {answer.fault}"]
+        return {"valid": 0.0}, [Note.at(f"answer: {answer.fault}", *place_of(answer.fault))]
     findings = answer.schema.findings(answer.value)
     return {"valid": float(not findings)}, [_in_words("valid", finding) for finding in findings[:NOTES]]
 
@@ -103,10 +126,12 @@ def fields(answer: Answer) -> Outcome:
     schema, parts = answer.schema, answer.schema.properties()
     if answer.fault or not isinstance(answer.value, dict):
         why = answer.fault or "not an object"
-        return dict.fromkeys(["completeness", *parts], 0.0), [f"answer: {why}"]
+        return dict.fromkeys(["completeness", *parts], 0.0), [Note.at(f"answer: {why}", *place_of(why))]
     value, required = answer.value, schema.required() or list(parts)
     missing = [name for name in required if value.get(name) in (None, "", [], {})]
-    notes = [f"completeness: {name} is {'empty' if name in value else 'missing'}" for name in missing]
+    notes: list[str] = [
+        Note.at(f"completeness: {name} is {'empty' if name in value else 'missing'}", name) for name in missing
+    ]
     components = {"completeness": (len(required) - len(missing)) / len(required)}
     for name, part in parts.items():
         if name not in value:
@@ -130,7 +155,8 @@ def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
 
 def _in_words(component: str, finding: Finding) -> str:
     where = f"{finding.field} " if finding.field and finding.field != component else ""
-    return f"{component}: {where}{finding.what}"
+    place = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", finding.field)]
+    return Note.at(f"{component}: {where}{finding.what}", *place)
 
 
 def structure(text: str) -> Any:

@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.role.conversation import convert, mend
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
-from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Score, from_function
+from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Note, Score, from_function
 from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, fields_used, render
 from rescoldo.role.schema import Form, Schema
 from rescoldo.role.spec import RoleSpec
@@ -203,6 +203,10 @@ class Role:
         total = sum(components.values()) / len(components) if components else 0.0
         return Score(total, components, notes, failures)
 
+    def reads(self, text: str) -> bool:
+        """Whether a model's text is a document in the role's serialization; False where answers are free text."""
+        return self.schema is not None and not self._parse(text)[1]
+
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
 
@@ -325,7 +329,8 @@ class Role:
         except RecursionError:
             return None, "nested too deeply"
         except ValueError as error:
-            return None, f"not {self.spec.serialization.upper()}: {error}"
+            line = getattr(error, "line", None) or getattr(error, "lineno", None)
+            return None, Note.at(f"not {self.spec.serialization.upper()}: {error}", *([line] if line else []))
         if not isinstance(value, dict | list):
             return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
         return self.schema.conform(value), ""

@@ -1,15 +1,20 @@
-"""YAML from a source that is not trusted, within bounds, every scalar as the text that was written.
+"""YAML or JSON from a source that is not trusted, within bounds, every scalar as the text that was written.
 
 A model's answer is read event by event into lists, dicts, strings and None; nothing is ever constructed by tag, so
 `id: 001` is the text "001", `priority: Yes` the text "Yes", a date its own digits, an integer of a million digits a
 string. Only an empty plain scalar, `~` and `null` become None. There is no recursion and an alias costs what it
-expands to, so no text can exhaust the stack, the memory or the clock.
+expands to, so no text can exhaust the stack, the memory or the clock. `<<` merges as in YAML 1.1.
+
+What is JSON is read by JSON's own rules, which YAML does not quite contain: the two halves of an escaped surrogate
+pair are one character there.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -20,6 +25,10 @@ MAX_DEPTH = 32
 MAX_ALIASES = 100
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MERGE = "<<"
+# a character beyond U+FFFF as JSON escapes it, with all backslashes before it
+_PAIR = re.compile(r"(?<!\\)(\\+)u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
@@ -27,7 +36,15 @@ _TAGS = frozenset(
 
 
 class YamlRefusedError(ValueError):
-    """The text is no YAML, or more YAML than is read here; the message says which in one line."""
+    """The text is no YAML, or more YAML than is read here; the message says which in one line.
+
+    Attributes:
+        line: where, from 1; None where that is not known.
+    """
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 @dataclass
@@ -38,6 +55,8 @@ class _Open:
     anchor: str | None
     nodes_before: int
     key: str | None = None  # mapping only: the key that waits for its value
+    merging: bool = False  # the key that waits is a merge key
+    merged: dict[str, Any] = field(default_factory=dict)  # what merge keys have brought
 
 
 def strip_fence(text: str) -> str:
@@ -54,27 +73,90 @@ def strip_fence(text: str) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """The one YAML document in `text` as nested list, dict (string keys; the last of two equal keys wins), str, None.
+    """The one document in `text` as nested list, dict (string keys; the last of two equal keys wins), str, None.
+
+    Documents without content do not count: text between two lines of `---` is one document.
 
     Raises:
         YamlRefusedError: not YAML, several documents, a tag beyond plain data, or over one of the bounds above.
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
+    text = text.lstrip("\ufeff")
+    if text.lstrip(" \t\r\n").startswith(("{", "[")):
+        try:
+            return _bounded(json.loads(text, parse_int=str, parse_float=str, parse_constant=str))
+        except RecursionError:
+            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}") from None
+        except json.JSONDecodeError:
+            pass  # YAML in flow style
     try:
-        return _build(yaml.parse(text.lstrip("\ufeff"), Loader=_LOADER))
+        return _build(yaml.parse(_PAIR.sub(_joined, text), Loader=_LOADER))
     except YamlRefusedError:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1})" if mark else ""
-        raise YamlRefusedError(f"{error.problem or error.context or 'not YAML'}{place}") from None
+        message = f"{error.problem or error.context or 'not YAML'}{place}"
+        raise YamlRefusedError(message, mark.line + 1 if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise YamlRefusedError((str(error).splitlines() or ["not YAML"])[0]) from None
 
 
+def _joined(pair: re.Match[str]) -> str:
+    """An escaped surrogate pair as YAML escapes the character; unless its backslash is escaped itself."""
+    slashes, high, low = pair.groups()
+    if len(slashes) % 2 == 0:
+        return pair[0]
+    return f"{slashes}U{0x10000 + ((int(high, 16) - 0xD800) << 10) + int(low, 16) - 0xDC00:08X}"
+
+
+def _bounded(value: Any) -> Any:
+    """JSON within the same bounds as YAML, its scalars as text.
+
+    Raises:
+        YamlRefusedError: over one of the bounds.
+    """
+    nodes = 0
+
+    def convert(part: Any, depth: int) -> Any:
+        nonlocal nodes
+        nodes += 1 + (len(part) if isinstance(part, dict) else 0)
+        if nodes > MAX_NODES:
+            raise YamlRefusedError(f"more than {MAX_NODES} values")
+        if isinstance(part, dict | list) and depth > MAX_DEPTH:
+            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
+        if isinstance(part, dict):
+            return {_whole(key): convert(item, depth + 1) for key, item in part.items()}
+        if isinstance(part, list):
+            return [convert(item, depth + 1) for item in part]
+        if isinstance(part, bool):
+            return "true" if part else "false"
+        return part if part is None else _whole(part)
+
+    return convert(value, 1)
+
+
+def _whole(text: str) -> str:
+    """Text that can be written as UTF-8: half a surrogate pair is no character."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _merge(top: _Open, value: Any) -> None:
+    """Take in what a merge key brings: a mapping, or several, of which an earlier one goes before a later one.
+
+    Raises:
+        YamlRefusedError: it is something else.
+    """
+    for source in reversed(value if isinstance(value, list) else [value]):
+        if not isinstance(source, dict):
+            raise YamlRefusedError("a merge key (<<) takes a mapping or a list of mappings")
+        top.merged |= source
+
+
 def _build(events: Iterable[yaml.Event]) -> Any:
     root: Any = None
+    before: Any = None  # the document that was there before this one
     documents = nodes = aliases = 0
     stack: list[_Open] = []
     anchors: dict[str, tuple[Any, int]] = {}  # name → value, nodes in it
@@ -91,15 +173,22 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             if not isinstance(value, str | None):
                 raise YamlRefusedError("a key that is a list or a mapping")
             top.key = value or ""
+        elif top.merging:
+            _merge(top, value)
+            top.key, top.merging = None, False
         else:
             top.value[top.key] = value
             top.key = None
 
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
+            before, root = root, None
+            anchors.clear()
+        elif isinstance(event, yaml.DocumentEndEvent):
+            documents += root is not None
             if documents > 1:
                 raise YamlRefusedError("more than one YAML document")
+            root = before if root is None else root
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if event.anchor not in anchors:
@@ -114,6 +203,8 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             _check_tag(event.tag)
             plain = event.implicit[0] and event.style in (None, "")
             value = None if plain and event.value in _PLAIN_NULLS else event.value
+            if plain and value == _MERGE and stack and isinstance(stack[-1].value, dict) and stack[-1].key is None:
+                stack[-1].merging = True
             if event.anchor:
                 anchors[event.anchor] = (value, 1)
             add(value)
@@ -127,6 +218,8 @@ def _build(events: Iterable[yaml.Event]) -> Any:
                 raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             done = stack.pop()
+            if isinstance(done.value, dict) and done.merged:
+                done.value = done.merged | done.value
             if done.anchor:
                 anchors[done.anchor] = (done.value, nodes - done.nodes_before)
             add(done.value)

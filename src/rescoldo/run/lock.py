@@ -15,6 +15,7 @@ from typing import Any
 
 from rescoldo.errors import EXIT_BUSY, RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
 
 LOCK_FILE = "run.lock"
 HOLDER = "RESCOLDO_HOLDER"  # environment: "PID START" of a process that holds the output for this one
@@ -43,6 +44,16 @@ def process_start(pid: int) -> str | None:
         return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:
         return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process stands still by Ctrl-Z or SIGSTOP, as far as the system tells."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def representative() -> tuple[int, str]:
@@ -173,7 +184,7 @@ class RunLock:
         fix = "wait for it"
         if holder:
             there = "" if holder.host == platform.node() else f" on {holder.host}"
-            fix += f", or stop it{there} with: rescoldo stop {quote(self.path.parent)} (it saves first)"
+            fix += f", or stop it{there} with: {program()} stop {quote(self.path.parent)} (it saves first)"
         return RescoldoError(
             f"{who} is already working in {self.path.parent}", where="--output", fix=fix, exit_code=EXIT_BUSY
         )

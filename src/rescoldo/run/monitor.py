@@ -11,9 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from rescoldo.files import quote
+from rescoldo.invocation import program
 from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import StateFile
+from rescoldo.run.streams import lost
 from rescoldo.system.causes import Snapshot, causes, snapshot
 from rescoldo.system.clock import WorkClock
 from rescoldo.system.memory import low_mark, memory_available, own_memory
@@ -82,6 +85,7 @@ class Monitor:
     ) -> None:
         self._end.set()
         self._thread.join()
+        self.streams_are_lost()
         if isinstance(error, EndedBySignal):
             self.file.update(now=True, phase="stopped", signal=int(error.signal))
         elif error is not None:
@@ -104,11 +108,12 @@ class Monitor:
             suspended_seconds=round(self.clock.suspended, 1),
             stopped_seconds=round(self.clock.stopped, 1),
         )
+        self.streams_are_lost()
         if self.clock.suspended > self._suspended:
             slept, self._suspended = self.clock.suspended - self._suspended, self.clock.suspended
             self._event("suspended", seconds=round(slept, 1))
             what = f"the machine slept for {duration(slept)}; this does not count for speed and time left"
-            self.say("suspended", what, "let it sleep less: see `rescoldo doctor`", again=True)
+            self.say("suspended", what, f"keep it awake: see `{program()} doctor`", again=True)
         if self.clock.stopped > self._stopped:
             stood, self._stopped = self.clock.stopped - self._stopped, self.clock.stopped
             self._event("stood still", seconds=round(stood, 1))
@@ -116,6 +121,13 @@ class Monitor:
             self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
         if free < self._low:
             self.memory_is_low(free)
+
+    def streams_are_lost(self) -> None:
+        """Note, once, that the terminal or pipe this run was started on is gone."""
+        what = lost()
+        if what and "streams" not in self._said:
+            where = quote(self.file.path.parent)
+            self.say("streams", f"the run goes on without its terminal ({what})", f"rescoldo logs -f {where}")
 
     def memory_is_low(self, free: int) -> None:
         """Take less for activations from the next pass on, and say so."""
@@ -149,7 +161,9 @@ class Monitor:
         times = usual / rate
         what = f"step {step} took {seconds:.1f} s, {times:.1f} times as long as it should"
         if not found:
-            self.say("slow", f"{what}; nothing on this machine explains it", "`rescoldo doctor` looks at all of it")
+            self.say(
+                "slow", f"{what}; nothing on this machine explains it", f"`{program()} doctor` checks the whole machine"
+            )
             return
         key = "slow: " + ", ".join(cause.kind for cause in found)
         self.say(key, f"{what}: {'; '.join(cause.what for cause in found)}", found[0].remedy)

@@ -11,13 +11,14 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
+from rescoldo.invocation import program
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
-from rescoldo.run.lock import Holder, process_start, read_holder
+from rescoldo.run.lock import Holder, is_stopped, process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
 
-ALIVE = ("starting", "running")
+ALIVE = ("starting", "running", "paused")
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Status:
     """A run as seen from outside.
 
     Attributes:
-        status: "starting", "running", "finished", "stopped" (saved after a signal), "failed" (an error), "died"
-            (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another host), "never" (no run here).
-        why: for stopped, failed and died: the reason in words.
+        status: "starting", "running", "paused" (Ctrl-Z, SIGSTOP), "finished", "stopped" (saved after a signal),
+            "failed" (an error), "died" (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another
+            host), "never" (no run here).
+        why: for paused, stopped, failed and died: the reason in words.
         next: a command to type next, "" if there is nothing to do.
         killed_for_memory: whether the last process was.
         pid: of the process that works there, or last did; None if not known.
@@ -81,18 +83,18 @@ def read_status(output: Path) -> Status:
         "checkpoint_age": _age(newest) if newest else None,
         "log": str(log) if os.path.isfile(log) else None,
     }
-    again = "the same rescoldo train command again goes on" if newest else "give the rescoldo train command again"
+    again = "the same train command again resumes it" if newest else "give the same train command again"
     if holder is not None and holder.alive is None:
         return Status(str(output), "unknown", _elsewhere(holder), pid=holder.pid, **known)
     if holder is not None and holder.alive:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
         if fresh and state is not None and state.phase == "finished":  # about to leave
-            return Status(str(output), "finished", next=f"rescoldo verify {quote(output)}", pid=holder.pid, **known)
+            return Status(str(output), "finished", next=_decide(output, config), pid=holder.pid, **known)
+        if is_stopped(holder.pid):
+            return Status(str(output), "paused", *_paused(holder.pid), pid=holder.pid, **known)
         return Status(str(output), "running" if fresh else "starting", pid=holder.pid, **known)
     if info is not None and "identity" in info:
-        return Status(
-            str(output), "finished", next=f"rescoldo verify {quote(output)}", pid=state.pid if state else None, **known
-        )
+        return Status(str(output), "finished", next=_decide(output, config), pid=state.pid if state else None, **known)
     if state is not None and state.phase == "stopped":
         return Status(
             str(output),
@@ -105,22 +107,46 @@ def read_status(output: Path) -> Status:
     return _gone(output, known, again, state, holder, ended)
 
 
+def _decide(output: Path, config: Any) -> str:
+    """The command that says whether a finished run was worth it: a comparison with its base model on its validation
+    set; where the run does not say what these are, the check of its files."""
+    config = config if isinstance(config, dict) else {}
+    base, val = config.get("base_model"), config.get("val")
+    if not isinstance(base, str) or not isinstance(val, str):
+        return f"{program()} verify {quote(output)}"
+    if base.startswith(("ollama:", "openai:")):
+        base = f"engine:{base}"  # without the prefix, compare would ask a server for it
+    models = f"--baseline {quote(base)} --finetuned {quote(output)}"
+    return f"{program()} compare {models} --dataset {quote(val)} --output {quote(f'{output}.comparison.json')}"
+
+
 def _elsewhere(holder: Holder) -> str:
     return f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
+
+
+def _paused(pid: int) -> tuple[str, str]:
+    """Why, and what to do."""
+    return "it stands still by Ctrl-Z or SIGSTOP", f"fg in its terminal, or kill -CONT {pid}"
 
 
 def _sweep_status(output: Path, sweep: SweepState) -> Status:
     """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
     trial, holder = output / sweep.trial, read_holder(output)
     inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
-    shown = replace(inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False)
-    again = "the same rescoldo sweep command again goes on"
+    log = str(output / LOG_FILE) if os.path.isfile(output / LOG_FILE) else inner.log
+    shown = replace(
+        inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False, log=log
+    )
+    again = "the same sweep command again resumes it"
     if holder is not None and holder.alive is None:
         return replace(shown, status="unknown", why=_elsewhere(holder), next="", pid=holder.pid)
     if holder is not None and holder.alive:
+        if is_stopped(holder.pid):
+            why, next_ = _paused(holder.pid)
+            return replace(shown, status="paused", why=why, next=next_, pid=holder.pid)
         return replace(shown, status="running", next="", pid=holder.pid)
     if sweep.finished:
-        return replace(shown, status="finished", next=f"rescoldo verify {quote(trial)}", pid=None)
+        return replace(shown, status="finished", next=f"{program()} verify {quote(trial)}", pid=None)
     if holder is not None:  # the lock file stays when its holder is killed
         why = cause_of_death(holder.pid, holder.start, None, None)
         return replace(shown, status="died", why=why, next=again, pid=holder.pid)
@@ -139,7 +165,7 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
     if last is None:
         if known["checkpoint"] or known["started"]:
             return Status(str(output), "died", "it ended before it could say anything", again, **known)
-        return Status(str(output), "never", "no run has been started here", "rescoldo train --help", **known)
+        return Status(str(output), "never", "no run has been started here", f"{program()} train --help", **known)
     own_state = state if state is not None and (state.pid, state.start) == last else None
     own_end = ended if ended is not None and (ended.get("pid"), ended.get("start")) == last else None
     if own_state is not None and own_state.phase == "failed":
@@ -149,7 +175,7 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
         return Status(str(output), "stopped", f"by {signal_name(code - 128)}", again, pid=last[0], **known)
     if code:
         why = last_error(output) or f"exit code {code}"
-        return Status(str(output), "failed", why, f"rescoldo logs {quote(output)}", pid=last[0], **known)
+        return Status(str(output), "failed", why, f"{program()} logs {quote(output)}", pid=last[0], **known)
     if own_state is not None and own_state.host != platform.node() and not own_end:
         return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)
     why = cause_of_death(*last, own_state, own_end)
@@ -203,7 +229,9 @@ def require_run(output: Path) -> Status:
     if status.status == "never":
         what = "no run has been started here" if output.is_dir() else "there is no such directory"
         what = "is a file, not a directory" if output.is_file() else what
-        raise RescoldoError(what, where=str(output), fix="pass the --output of a run; `rescoldo list` knows some")
+        raise RescoldoError(
+            what, where=str(output), fix=f"pass the --output of a run; `{program()} list` shows those of this machine"
+        )
     return status
 
 

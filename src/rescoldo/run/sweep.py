@@ -8,6 +8,8 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
+from rescoldo.invocation import program
+from rescoldo.units import count
 
 FILE = "sweep.json"
 
@@ -36,7 +38,7 @@ def read_sweep(output: Path) -> SweepState | None:
     done = [trial for trial in trials if trial.get("status") == "finished"]
     running = next((str(trial["name"]) for trial in trials if trial.get("status") == "running"), "")
     best = (document.get("best") or {}).get("by_score")
-    words = f"{len(done)} trials are finished"
+    words = f"{count(len(done), 'trial')} finished"
     if running:
         words += f", {running} is being trained or scored"
     for trial in done:
@@ -46,8 +48,8 @@ def read_sweep(output: Path) -> SweepState | None:
     return SweepState(bool(document.get("finished")), shown, words)
 
 
-def refuse_sweep(output: Path, what: str) -> None:
-    """For commands that take one run.
+def refuse_sweep(output: Path, command: str) -> None:
+    """For commands that take one run; `command` is the one that was typed.
 
     Raises:
         RescoldoError: the directory is a sweep's.
@@ -55,7 +57,9 @@ def refuse_sweep(output: Path, what: str) -> None:
     found = read_sweep(output)
     if found is not None:
         trial = found.trial or "trial-001"
-        raise RescoldoError("is a sweep, not a run", where=str(output), fix=f"{what} {quote(output / trial)}")
+        raise RescoldoError(
+            "is a sweep, not a run", where=str(output), fix=f"{program()} {command} {quote(output / trial)}"
+        )
 
 
 def _is_name(value: Any) -> bool:

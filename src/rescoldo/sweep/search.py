@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rescoldo.errors import RescoldoError
+from rescoldo.extras import missing
 from rescoldo.sweep.space import Choice, Space, Value, grid
 
 ATTEMPTS = 50  # to find something that has not been tried
@@ -50,11 +50,8 @@ def require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise RescoldoError(
-            "optuna is not installed, which --trials needs",
-            where="--trials",
-            fix="pip install 'rescoldo[sweep]', or leave --trials out to go through the whole grid",
-        ) from None
+        otherwise = "leave --trials out to try the whole grid"
+        raise missing("sweep", "needs the package optuna", where="--trials", otherwise=otherwise) from None
 
 
 def _suggest(space: Space, history: Sequence[Tried], seed: int) -> dict[str, Value]:

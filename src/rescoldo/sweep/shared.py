@@ -115,18 +115,18 @@ class Shared:
 
 def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
     """A model with the same frozen weights, shared and not copied, and a fresh adapter; as LoraModel.load makes it."""
-    from rescoldo.engine.block import SITES
     from rescoldo.engine.lora import LoraGroup
     from rescoldo.engine.model import new_parameters
 
     twin = copy.copy(model)
     twin.lora, twin.parameters, twin.keep_layers = lora, new_parameters(model.config, lora, seed), None
-    twin.blocks = [copy.copy(block) for block in model.blocks]
-    for block in twin.blocks:
-        for site in SITES:
-            old: LoraGroup = getattr(block, site)
-            setattr(block, site, LoraGroup(old.frozen, old.places, old.bias, lora, twin.parameters))
-        block.trains_attention = bool(block.qkv.adapted)
+
+    def fresh(old: LoraGroup) -> LoraGroup:
+        return LoraGroup(old.frozen, old.places, old.bias, lora, twin.parameters)
+
+    twin.layers = [
+        layer.with_groups({site: fresh(group) for site, group in layer.groups.items()}) for layer in model.layers
+    ]
     return twin
 
 

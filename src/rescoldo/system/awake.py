@@ -7,12 +7,23 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+POWER_STATES = Path("/sys/power/state")  # Linux: what the kernel can do, "" in most containers and virtual machines
 ANSWER_SECONDS = 0.4  # an inhibitor that cannot work ends at once
 
 
+def can_suspend() -> bool:
+    """Whether the system can put this machine to sleep; True where it does not say."""
+    try:
+        states = POWER_STATES.read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # not Linux
+        return True
+    return bool(set(states) - {"disk"})
+
+
 def inhibitor() -> list[str]:
-    """The command that holds off sleep until its standard input closes or this process ends; [] if there is none."""
+    """The command that prevents sleep until its standard input closes or this process ends; [] if there is none."""
     if shutil.which("systemd-inhibit"):
         what = ["--what=sleep:idle:handle-lid-switch", "--who=rescoldo", "--why=fine-tuning", "--mode=block"]
         return ["systemd-inhibit", *what, "cat"]

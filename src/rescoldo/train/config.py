@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from rescoldo.allowed import number, refused
 from rescoldo.engine.config import LINEARS
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
+from rescoldo.invocation import program
+from rescoldo.names import similar
 
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -22,8 +24,8 @@ TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_p
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
 
 
-def _field(default: Any, description: str, allowed: str, **limits: Any) -> Any:
-    """A field whose error messages can say what is allowed (`allowed` puts `limits` in words)."""
+def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
+    """A field whose error messages can say what is allowed: `allowed`, or for numbers `limits` in words."""
     return Field(default, description=description, json_schema_extra={"allowed": allowed}, **limits)
 
 
@@ -36,47 +38,44 @@ class RunConfig(BaseModel):
     val: Path = _field(..., "validation examples (JSON Lines)", "a path")
     output: Path = _field(..., "directory that the run writes", "a path")
     base_model: str = _field(
-        "sample:smollm2", "directory, Hub id, GGUF file, ollama:NAME or sample:smollm2", "not empty", min_length=1
+        "sample:smollm2",
+        "directory, Hub id, GGUF file, ollama:NAME or sample:smollm2",
+        "a directory, Hub id, GGUF file, ollama:NAME or sample:smollm2",
+        min_length=1,
     )
     role: str = _field(
         "ba", "what is taught: a role's name, file or folder", "a role's name or path", min_length=1, max_length=4096
     )
 
-    epochs: int = _field(3, "passes over the training examples", "a whole number, 1 to 10000", ge=1, le=10_000)
-    lr: float = _field(2e-4, "peak learning rate", "above 0, at most 1", gt=0, le=1)
-    batch_size: int = _field(1, "examples a micro-batch", "a whole number, 1 to 1024", ge=1, le=1024)
-    grad_accum: int = _field(8, "micro-batches an optimizer step", "a whole number, 1 to 4096", ge=1, le=4096)
-    lora_r: int = _field(8, "LoRA rank", "a whole number, 1 to 1024", ge=1, le=1024)
-    lora_alpha: float = _field(32.0, "LoRA alpha", "above 0, at most 100000", gt=0, le=100_000)
-    lora_dropout: float = _field(0.1, "dropout before A", "0 or more, below 1", ge=0, lt=1)
+    epochs: int = _field(3, "passes over the training examples", ge=1, le=10_000)
+    lr: float = _field(2e-4, "peak learning rate", gt=0, le=1)
+    batch_size: int = _field(1, "examples a micro-batch", ge=1, le=1024)
+    grad_accum: int = _field(8, "micro-batches an optimizer step", ge=1, le=4096)
+    lora_r: int = _field(8, "LoRA rank", ge=1, le=1024)
+    lora_alpha: float = _field(32.0, "LoRA alpha", gt=0, le=100_000)
+    lora_dropout: float = _field(0.1, "dropout before A", ge=0, lt=1)
     lora_targets: tuple[str, ...] = _field(
         ATTENTION, "linears that get an adapter", f"at least one of {', '.join(LINEARS)}; or attention, mlp, all"
     )
-    max_length: int = _field(2048, "longest example in tokens", "a whole number, 16 to 1048576", ge=16, le=1 << 20)
-    seed: int = _field(42, "decides order, initial weights and dropout", "0 to 4294967295", ge=0, le=(1 << 32) - 1)
+    max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
+    seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
     quantization: Quantization = _field(
         "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"
     )
-    train_limit: int | None = _field(None, "use only the first N training examples", "1 or more", ge=1)
-    val_limit: int | None = _field(None, "use only the first N validation examples", "1 or more", ge=1)
-    max_steps: int | None = _field(None, "stop after N optimizer steps", "1 or more", ge=1)
+    train_limit: int | None = _field(None, "use only the first N training examples", ge=1)
+    val_limit: int | None = _field(None, "use only the first N validation examples", ge=1)
+    max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
 
-    warmup: float = _field(
-        0.05, "warm-up: a share of all steps if below 1, else steps", "0 or more; whole from 1 on", ge=0, le=1_000_000
-    )
-    weight_decay: float = _field(0.01, "AdamW's weight decay", "0 to 1", ge=0, le=1)
-    max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", "above 0, at most 1e6", gt=0, le=1e6)
-    early_stopping: int | None = _field(
-        None, "stop after N epochs without a better validation loss", "1 or more", ge=1, le=10_000
-    )
+    warmup: float = _field(0.05, "warm-up: a share of all steps if below 1, else steps", ge=0, le=1_000_000)
+    weight_decay: float = _field(0.01, "AdamW's weight decay", ge=0, le=1)
+    max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", gt=0, le=1e6)
+    early_stopping: int | None = _field(None, "stop after N epochs without a better validation loss", ge=1, le=10_000)
     shuffle: bool = _field(True, "new order of the examples each epoch", "true or false")
-    checkpoint_minutes: float = _field(5.0, "minutes between checkpoints", "0 to 1440", ge=0, le=1440)
-    keep_checkpoints: int = _field(2, "checkpoints kept between epochs", "1 to 1000", ge=1, le=1000)
-    threads: int | None = _field(
-        None, "CPU threads (default: the cores this process may use)", "1 to 1024", ge=1, le=1024
-    )
+    checkpoint_minutes: float = _field(5.0, "minutes between checkpoints", ge=0, le=1440)
+    keep_checkpoints: int = _field(2, "checkpoints kept between epochs", ge=1, le=1000)
+    threads: int | None = _field(None, "CPU threads (default: the cores this process may use)", ge=1, le=1024)
     memory_gb: float | None = _field(
-        None, "the most memory that training may take, in GB (default: what is free)", "0.1 to 100000", ge=0.1, le=1e5
+        None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
     )
 
     @field_validator("quantization", mode="before")
@@ -88,7 +87,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name != "shuffle":
-            raise ValueError("that is a truth value")
+            raise ValueError("a boolean")
         return value
 
     @field_validator("lora_targets", mode="before")
@@ -111,7 +110,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _warmup(cls, value: float) -> float:
         if value >= 1 and value != int(value):
-            raise ValueError("from 1 on it is a number of steps and must be whole")
+            raise ValueError("from 1 on it is a number of steps, which is whole")
         return value
 
     @field_validator("train", "val", "output", mode="before")
@@ -129,9 +128,9 @@ class RunConfig(BaseModel):
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean …?)' when one of `known` is close to `name`, else ''."""
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """' (did you mean …?)' when one of `known` is close to `name`, or what other programs call so, else ''."""
+    close = similar(name, known)
+    return f" (did you mean {close}?)" if close else ""
 
 
 def flag(field: str) -> str:
@@ -158,9 +157,10 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else ""
             in_file = file is not None and name in from_file and name not in from_flags
-            problems.append((f"{file}:{lines.get(name, 1)}, {name}" if in_file else flag(name), problem))
-        what = "; ".join(f"{where}: {_in_words(problem)}" for where, problem in problems)
-        raise RescoldoError(what, fix="--help lists every field") from None
+            where = f"{file}:{lines.get(name, 1)}, {name}:" if in_file else flag(name)
+            problems.append(f"{where} {_in_words(problem)}")
+        called = "--help lists every option" if from_flags or file is None else "--help lists every field"
+        raise RescoldoError("; ".join(problems), fix=called) from None
 
 
 def refusal(name: str, value: Any) -> str:
@@ -173,6 +173,21 @@ def refusal(name: str, value: Any) -> str:
     return ""
 
 
+def allowed_words(name: str) -> str:
+    """What a field may be, in words, from its range: "a whole number from 1 to 10000"."""
+    field = RunConfig.model_fields[name]
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and extra["allowed"]:
+        return str(extra["allowed"])
+    limits = {
+        key: value
+        for limit in field.metadata
+        for key in ("ge", "gt", "le", "lt")
+        if (value := getattr(limit, key, None)) is not None
+    }
+    return number(whole=int in (field.annotation, *get_args(field.annotation)), **limits)
+
+
 def _in_words(problem: Any) -> str:
     """One of pydantic's problems as a sentence with the allowed range."""
     name = str(problem["loc"][0]) if problem["loc"] else ""
@@ -180,11 +195,8 @@ def _in_words(problem: Any) -> str:
         return "is required"
     if problem["type"] == "extra_forbidden":
         return f"there is no such field{nearest(name, list(RunConfig.model_fields))}"
-    reason = str(problem["ctx"]["error"]) + "; " if problem["type"] == "value_error" else ""
-    extra = RunConfig.model_fields[name].json_schema_extra
-    allowed = extra["allowed"] if isinstance(extra, dict) else "another value"
-    shown = repr(problem.get("input"))
-    return f"{shown if len(shown) < 80 else shown[:77] + '…'} does not do; {reason}allowed: {allowed}"
+    reason = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
+    return refused(problem.get("input"), allowed_words(name), reason)
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -255,7 +267,7 @@ def _check_datasets(config: RunConfig) -> None:
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",
             where="--val",
-            fix="validate on examples that are not trained on; `rescoldo data split` makes two files of one",
+            fix=f"validate on examples that are not trained on; `{program()} data split` makes two files of one",
         )
 
 

@@ -58,7 +58,7 @@ def surroundings() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors", "peft"):
+    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -76,7 +76,9 @@ def _short(value: Any) -> str:
 
 def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The same for the surroundings."""
-    return differences(was.get("surroundings") or {}, now.get("surroundings") or {})
+    now = now.get("surroundings") or {}
+    before = {name: value for name, value in (was.get("surroundings") or {}).items() if name in now}
+    return differences(before, now)
 
 
 def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import time
@@ -10,8 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rescoldo.extras import install_command
 from rescoldo.files import write_text
 from rescoldo.run.layout import METRICS, TIMINGS, read_timings
+
+WORSE = 1.001  # times the loss before: what lies within is chance
+
+
+def worsened(before: Any, after: Any) -> str:
+    """In words, that the validation loss is higher after the training than before it; "" if it is not or is not known.
+
+    Args:
+        before: mean validation loss before the training, in nats a target token; None where it was not measured.
+        after: of the best epoch.
+    """
+    known = all(isinstance(value, int | float) for value in (before, after))
+    if not known or after <= WORSE * before:
+        return ""
+    return f"the model got worse: the validation loss is {after:.4f}, before the training it was {before:.4f}"
 
 
 class MetricsLog:
@@ -107,6 +124,9 @@ class TensorBoard:
         self._warn = warn
         self._writer: Any = None
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        if importlib.util.find_spec("tensorboard") is None:
+            warn(f"no TensorBoard logs: tensorboard is not installed; to get it: {install_command('tensorboard')}")
+            return
         with self._tolerant():
             from torch.utils.tensorboard import SummaryWriter
 

@@ -56,7 +56,7 @@ class Parts:
     read_dataset: Callable[[Path, Role, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
-    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, int]]]
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
     save_tokenizer: Callable[[Any, Path], object]
     check_dataset: Callable[[Path, Role], object] = lambda path, role: None  # as data.read_records
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight

@@ -11,12 +11,14 @@ from rescoldo.data.dataset import Dataset
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
+from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
 from rescoldo.train.parts import Parts
-from rescoldo.train.preset import apply_preset, available_threads, check_against_base
+from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
+from rescoldo.units import count
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     role = get_role(asked.role).ready()
     for path in (asked.train, asked.val):
         parts.check_dataset(path, role)  # a fault in them is told before anything is loaded
-    reporter.say(f"{role.spec.heading} - {model_name(asked.base_model)}")
+    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
@@ -73,7 +75,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     train = read(config.train, role, tokenizer, config.max_length, config.train_limit)
     val = read(config.val, role, tokenizer, config.max_length, config.val_limit)
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {len(data.examples)} {name} examples, {data.tokens:,} tokens")
+        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"

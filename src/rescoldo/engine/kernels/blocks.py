@@ -1,19 +1,18 @@
 """Weights in blocks of a few bits, as GGUF files and QLoRA store them, and their plain decoding.
 
-`native` decodes them in C (blocks.c), 32 numbers at a time, just before a product; the functions here are its twins.
+Native kernels decode them in C (blocks.c), 32 numbers at a time, just before a product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from rescoldo.engine.kernels.ops import NF4_BLOCK, NF4_LEVELS
-from rescoldo.engine.kernels.ops_int8 import pack_panels
 
 NF4 = "nf4"
 # formats that products take as they are, in the order of blocks.c
@@ -22,7 +21,7 @@ _PIECE = 1 << 18  # numbers decoded at a time: they stay in the processor's cach
 
 
 @dataclass(frozen=True)
-class Blocks:
+class QuantizedMatrix:
     """A matrix (out, in) in blocks.
 
     Attributes:
@@ -51,26 +50,16 @@ class Blocks:
         return decoded
 
 
-Matrix = torch.Tensor | Blocks
-
-
-def select_rows(matrix: Matrix, index: torch.Tensor) -> torch.Tensor:
-    """The rows index (n,) int64 of matrix (out, in), (n, in) float32."""
-    if isinstance(matrix, torch.Tensor):
-        return matrix[index].float()
-    from rescoldo.engine.kernels.choose import kernels
-
-    order = index if matrix.order is None else matrix.order[index]
-    return kernels().blocks_decode([replace(matrix, shape=(len(index), matrix.shape[1]), order=order)])
+Matrix = torch.Tensor | QuantizedMatrix
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyInt8:
     """An int8 weight that is made from blocks whenever it is needed: the parts' rows one behind the other, times
-    `columns` (in,) float32, times `inverse` (out,) float32, rounded."""
+    `channel_scale` (in,) float32, times `inverse` (out,) float32, rounded."""
 
-    parts: Sequence[Blocks]
-    columns: torch.Tensor
+    parts: Sequence[QuantizedMatrix]
+    channel_scale: torch.Tensor
     inverse: torch.Tensor
 
     @property
@@ -95,28 +84,3 @@ def decode_ggml(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: str) -> np.ndarr
         piece = raw[start * size : end * size].reshape(1, -1)
         decoded[start * block : end * block] = dequantize(piece, form).reshape(-1)
     return decoded
-
-
-def blocks_decode(parts: Sequence[Blocks]) -> torch.Tensor:
-    """All parts' rows, (out, in) float32."""
-    return torch.cat([part.numbers() for part in parts])
-
-
-def blocks_widest(parts: Sequence[Blocks]) -> torch.Tensor:
-    """Each column's largest magnitude, (in,) float32."""
-    return blocks_decode(parts).abs().amax(0)
-
-
-def blocks_scale(
-    parts: Sequence[Blocks], columns: torch.Tensor, apart: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's largest magnitude behind its product with columns (in,), (out,) float32; and the columns `apart` (n,)
-    as they are, (out, n) float32."""
-    weight = blocks_decode(parts)
-    return (weight * columns).abs().amax(1), weight[:, apart]
-
-
-def int8_unpack(stored: Stored) -> torch.Tensor:
-    """The panels that ops_int8.int8_product takes."""
-    weight = blocks_decode(stored.parts) * stored.columns * stored.inverse[:, None]
-    return pack_panels(weight.round().to(torch.int8))

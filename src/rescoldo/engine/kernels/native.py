@@ -1,88 +1,33 @@
-"""The kernels of the C files in c/, built with the compiler at hand on first use, cached, run by torch's own
-OpenMP threads.
+"""The kernels of the C files in c/, built with the compiler at hand on first use and cached.
 
-The shared library links no OpenMP runtime of its own: it finds the one torch has loaded, so that both use one pool of
-threads. Where there is no compiler, `build` says why, and the PyTorch twins are used.
+Their threads are their own (threads.c), as many as torch's setting says.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import KINDS, Blocks, Stored
-from rescoldo.engine.kernels.choose import Twins
+from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
+from rescoldo.engine.kernels.build import (
+    ELSEWHERE,
+    INSTRUCTION_SETS,
+    BuildError,
+    InstructionSet,
+    cached,
+    instruction_set,
+    usable,
+)
 from rescoldo.engine.kernels.ops import Dropout
-from rescoldo.engine.kernels.ops_int8 import Apart, Quantized, Segment, Side, levels_type, padded
+from rescoldo.engine.kernels.ops_int8 import LowRankTerm, Outliers, Quantized, Segment, level_type, padded
+from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.files import cache_root
 from rescoldo.system import cpu
 
-_C = Path(__file__).with_name("c")
-_SOURCES = [_C / name for name in ("kernels.c", "attention.c", "blocks.c", "int8.c")]
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC"]
-# a decoded weight is the same number everywhere: no product and sum in one rounding
-_MORE = {"blocks.c": ["-ffp-contract=off"]}
 _FLOATS, _HALVES = torch.float32, torch.bfloat16
-
-
-class BuildError(Exception):
-    """Why there are no native kernels here."""
-
-
-def build(*extra: str) -> Path:
-    """The shared library for these sources, compiler and CPU, compiled if it is not cached yet; `extra` compiler flags.
-
-    Raises:
-        BuildError: no compiler, or it failed.
-    """
-    flags = [*_FLAGS, *extra]
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
-    if not compiler:
-        raise BuildError("no C compiler (gcc) on this machine")
-    try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler} does not run: {error}") from error
-    texts = [
-        path.read_text(encoding="utf-8") for path in (*_SOURCES, *(_C / n for n in ("common.h", "simd.h", "blocks.h")))
-    ]
-    identity = "\n".join([version, cpu.identity(), *flags, repr(_MORE), *texts])
-    library = cache_root() / "kernels" / f"kernels-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            for command in (
-                *(
-                    [compiler, *flags, *_MORE.get(path.name, []), "-c", str(path), "-o", f"{scratch}/{path.stem}.o"]
-                    for path in _SOURCES
-                ),
-                [
-                    compiler,
-                    "-shared",
-                    *(f"{scratch}/{path.stem}.o" for path in _SOURCES),
-                    "-o",
-                    f"{scratch}/k.so",
-                    "-lm",
-                ],
-            ):
-                subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-            os.replace(f"{scratch}/k.so", library)
-    except subprocess.CalledProcessError as error:
-        raise BuildError(f"{compiler} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"building in {library.parent} failed: {error}") from error
-    return library
 
 
 def _pointer(x: torch.Tensor | None) -> ctypes.c_void_p:
@@ -98,6 +43,8 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "H", "K", "d", "P", "n", "qs", "ks", "ps", "window")),
         *((name, ctypes.c_void_p) for name in ("bounds", "q", "k", "v", "pk", "pv")),
+        ("scale", ctypes.c_float),
+        ("cap", ctypes.c_float),
     )
 
 
@@ -109,7 +56,7 @@ class _Mask(ctypes.Structure):
 
 class _Segment(ctypes.Structure):
     _fields_ = (
-        ("start", ctypes.c_int64), ("end", ctypes.c_int64), ("b", ctypes.c_void_p),
+        ("from", ctypes.c_int64), ("to", ctypes.c_int64), ("b", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("n", "np", "at")),
     )  # fmt: skip
 
@@ -117,18 +64,18 @@ class _Segment(ctypes.Structure):
 class _Int8Input(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "K", "Kp", "group", "groups")),
-        *((name, ctypes.c_void_p) for name in ("x", "columns", "q", "scale", "sum")),
+        *((name, ctypes.c_void_p) for name in ("x", "channel_scale", "q", "scale", "sum")),
         ("segments", ctypes.c_int64), ("Z", ctypes.c_int64), ("segment", ctypes.c_void_p), ("z", ctypes.c_void_p),
-        ("n_apart", ctypes.c_int64), ("apart_at", ctypes.c_int64), ("apart", ctypes.c_void_p), ("mask", _Mask),
+        ("n_outliers", ctypes.c_int64), ("outliers_at", ctypes.c_int64), ("outliers", ctypes.c_void_p), ("mask", _Mask),
     )  # fmt: skip
 
 
 class _Int8Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "K", "N", "group", "groups")),
-        *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w", "stored")),
+        *((name, ctypes.c_void_p) for name in ("q", "scale", "sum", "w", "lazy")),
         ("backward", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("columns", "z", "own", "common")),
+        *((name, ctypes.c_void_p) for name in ("channel_scale", "z", "own", "common")),
         *((name, ctypes.c_int64) for name in ("Z", "n_own", "n_common", "common_at")),
         ("at", ctypes.c_void_p), ("mask", _Mask), ("bias", ctypes.c_void_p), ("y", ctypes.c_void_p),
     )  # fmt: skip
@@ -138,29 +85,32 @@ def _address(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-class _Blocks(ctypes.Structure):
+class _Matrix(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("kind", "rows", "row_bytes")),
         *((name, ctypes.c_void_p) for name in ("data", "order", "scales")),
     )
 
 
-class _Stored(ctypes.Structure):
+class _Lazy(ctypes.Structure):
     """Keeps nothing alive but its own table: the tensors are the caller's."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("parts", "N", "K")),
-        *((name, ctypes.c_void_p) for name in ("part", "columns", "inverse")),
+        *((name, ctypes.c_void_p) for name in ("part", "channel_scale", "inverse")),
     )
     N: int
     K: int
 
     def __init__(
-        self, parts: Sequence[Blocks], columns: torch.Tensor | None = None, inverse: torch.Tensor | None = None
+        self,
+        parts: Sequence[QuantizedMatrix],
+        channel_scale: torch.Tensor | None = None,
+        inverse: torch.Tensor | None = None,
     ) -> None:
-        self.table = (_Blocks * len(parts))(
+        self.table = (_Matrix * len(parts))(
             *(
-                _Blocks(
+                _Matrix(
                     KINDS.index(b.kind), b.shape[0], b.data.shape[1],
                     b.data.data_ptr(), _address(b.order), _address(b.scales),
                 )
@@ -168,7 +118,9 @@ class _Stored(ctypes.Structure):
             )
         )  # fmt: skip
         rows, into = sum(b.shape[0] for b in parts), parts[0].shape[1]
-        super().__init__(len(parts), rows, into, ctypes.addressof(self.table), _address(columns), _address(inverse))
+        super().__init__(
+            len(parts), rows, into, ctypes.addressof(self.table), _address(channel_scale), _address(inverse)
+        )
 
 
 def _mask(how: Dropout | None) -> _Mask:
@@ -177,22 +129,66 @@ def _mask(how: Dropout | None) -> _Mask:
     return _Mask(how.rows.data_ptr(), how.key, how.threshold, how.scale)
 
 
-class Native(Twins):
-    """The same functions as the twins', in C for bfloat16; float32 tensors go to the twins."""
+_STRUCTURES = (_Mask, _Matrix, _Lazy, _Segment, _Int8Input, _Int8Product, _Attention)  # as layout.c lists them
 
-    name = "native"
 
-    def __init__(self, *flags: str) -> None:
-        """Build with more compiler flags: `-DRESCOLDO_INT16_ATTENTION` does attention's products in int16,
-        `-DRESCOLDO_AVX2` everything as on a CPU without AVX-512."""
-        try:
-            self._c = ctypes.CDLL(str(build(*flags)))
-        except OSError as error:
-            raise BuildError(f"the built kernels do not load: {error}") from error
-        self._has_attention = bool(self._c.has_attention())
-        self._has_int8 = bool(self._c.has_int8())
-        self.levels = int(self._c.int8_levels())
-        self._has_blocks = bool(self._c.has_blocks())  # wherever there is int8
+def _layout() -> list[int]:
+    """Each structure's size and its members' offsets, as `kernels_layout` tells those of kernels.h."""
+    found: list[int] = []
+    for structure in _STRUCTURES:
+        found.append(ctypes.sizeof(structure))
+        found += [getattr(structure, name).offset for name, *_ in structure._fields_]
+    return found
+
+
+def _loaded(isa: InstructionSet) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(cached(isa, cache_root(loadable=True) / "kernels")))
+    except OSError as error:
+        raise BuildError(f"the built kernels do not load: {error}", ELSEWHERE) from error
+    count = ctypes.c_int64()
+    library.kernels_layout.restype = ctypes.POINTER(ctypes.c_int64)
+    theirs = library.kernels_layout(ctypes.byref(count))[: count.value]
+    if theirs != _layout():
+        raise BuildError(f"the {isa.name} kernels were built from another kernels.h than this program expects")
+    if library.kernels_start():
+        raise BuildError(f"the system does not allow this program what the {isa.name} kernels need")
+    return library
+
+
+class NativeKernels(TorchKernels):
+    """The same operations in C for bfloat16; float32 tensors go to PyTorch's."""
+
+    def __init__(self, name: str | None = None) -> None:
+        """The kernels for the instruction set of that name, the best that this CPU has where left out.
+
+        Raises:
+            BuildError: unknown name, no compiler, or a CPU without the instructions.
+        """
+        features = cpu.instructions()
+        if name is None:
+            rows = usable(features)
+            if not rows:
+                raise BuildError("there are none for this CPU's instruction sets")
+            isa = rows[0]
+        else:
+            try:
+                isa = instruction_set(name)
+            except KeyError:
+                known = ", ".join(row.name for row in INSTRUCTION_SETS)
+                raise BuildError(f"unknown instruction set {name!r}: expected torch, {known}") from None
+            if isa not in usable(features):
+                raise BuildError(f"this CPU does not have what the {name} kernels need")
+        self._library = _loaded(isa)
+        self._library.kernels_set_threads.argtypes = [ctypes.c_int64]
+        self.name = isa.name
+        self.qmax = int(self._library.kernels_qmax())
+
+    @property
+    def _c(self) -> ctypes.CDLL:
+        """The library, for one call, which uses as many threads as torch would."""
+        self._library.kernels_set_threads(torch.get_num_threads())
+        return self._library
 
     def rms_norm(
         self, h: torch.Tensor, weight: torch.Tensor, eps: float
@@ -243,6 +239,23 @@ class Native(Twins):
         t, f = da.shape
         self._c.silu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f))
 
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if gate_up.dtype != _HALVES:
+            return super().gelu_mul(gate_up)
+        t, f = gate_up.shape[0], gate_up.shape[1] // 2
+        a = torch.empty(t, f, dtype=_HALVES)
+        gate_up = gate_up.contiguous()
+        self._c.gelu_mul(_pointer(gate_up), _int(t), _int(f), _pointer(a))
+        return a
+
+    def gelu_mul_backward_(self, gate_up: torch.Tensor, da: torch.Tensor) -> None:
+        if gate_up.dtype != _HALVES or not gate_up.is_contiguous():
+            super().gelu_mul_backward_(gate_up, da)
+            return
+        da = da.contiguous()
+        t, f = da.shape
+        self._c.gelu_mul_backward(_pointer(gate_up), _pointer(da), _int(t), _int(f))
+
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
         if x.dtype != _HALVES or x.stride(2) != 1 or x.stride(1) != x.shape[2]:
             super().rotate_(x, cos, sin, sign)
@@ -273,13 +286,13 @@ class Native(Twins):
             return
         self._dropout(dropped, how, True, dx)
 
-    def int8_pack(self, weight: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self._has_int8 or weight.dtype != _HALVES:
-            return super().int8_pack(weight, columns)
+    def int8_pack(self, weight: torch.Tensor, channel_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if weight.dtype != _HALVES:
+            return super().int8_pack(weight, channel_scale)
         weight, (n, k) = weight.contiguous(), weight.shape
         panels, scale = torch.empty(padded(n) // 16, padded(k) // 4, 16, 4, dtype=torch.uint8), torch.empty(n)
         if self._c.int8_pack(
-            _pointer(weight), _pointer(columns), _int(n), _int(k), _pointer(panels), _pointer(scale)
+            _pointer(weight), _pointer(channel_scale), _int(n), _int(k), _pointer(panels), _pointer(scale)
         ):  # fmt: skip
             raise MemoryError("no memory left for packing a weight")
         return panels, scale
@@ -287,80 +300,76 @@ class Native(Twins):
     def int8_input(
         self,
         x: torch.Tensor,
-        columns: torch.Tensor | None,
+        channel_scale: torch.Tensor | None,
         group: int | None,
         segments: Sequence[Segment],
-        apart: Apart | None,
+        outliers: Outliers | None,
         width: int,
         mask: Dropout | None,
     ) -> tuple[Quantized | None, torch.Tensor]:
-        if not self._has_int8:
-            return super().int8_input(x, columns, group, segments, apart, width, mask)
         x = x.contiguous()
         t, k = x.shape
         kp = padded(k)
         groups = -(-kp // group) if group else 0
         rows: Quantized | None = None
         if group:
-            q, scale = torch.empty(t, kp, dtype=levels_type(self.levels)), torch.empty(t, groups)
+            q, scale = torch.empty(t, kp, dtype=level_type(self.qmax)), torch.empty(t, groups)
             rows = Quantized(q, scale, torch.empty(t, groups, dtype=torch.int32) if q.itemsize == 1 else None, group)
         z = torch.empty(t, width)
         table = (_Segment * max(1, len(segments)))(
             *(_Segment(s.start, s.end, s.b.data_ptr(), s.n, s.b.shape[1], s.at) for s in segments)
         )
         how = _Int8Input(
-            t, k, kp, group or 0, groups, x.data_ptr(), _address(columns),
+            t, k, kp, group or 0, groups, x.data_ptr(), _address(channel_scale),
             *([rows.q.data_ptr(), rows.scale.data_ptr(), _address(rows.sum)] if rows else [None] * 3),
             len(segments), width, ctypes.addressof(table), z.data_ptr(),
-            len(apart.index) if apart else 0, apart.at if apart else 0,
-            _address(apart.index if apart else None), _mask(mask),
+            len(outliers.index) if outliers else 0, outliers.at if outliers else 0,
+            _address(outliers.index if outliers else None), _mask(mask),
         )  # fmt: skip
         if self._c.int8_input(ctypes.byref(how)):
             raise MemoryError("no memory left for an int8 product")
         return rows, z
 
-    def int8_residual_(self, x: torch.Tensor, columns: torch.Tensor | None, rows: Quantized) -> None:
-        if not self._has_int8 or not x.is_contiguous():
-            super().int8_residual_(x, columns, rows)
+    def int8_residual_(self, x: torch.Tensor, channel_scale: torch.Tensor | None, rows: Quantized) -> None:
+        if not x.is_contiguous():
+            super().int8_residual_(x, channel_scale, rows)
             return
         self._c.int8_residual(
-            _pointer(x), _pointer(columns), _int(x.shape[0]), _int(x.shape[1]), _int(rows.q.shape[1]),
+            _pointer(x), _pointer(channel_scale), _int(x.shape[0]), _int(x.shape[1]), _int(rows.q.shape[1]),
             _int(rows.group), _int(rows.scale.shape[1]), _pointer(rows.q), _pointer(rows.scale),
         )  # fmt: skip
 
     def int8_product(
         self,
         x: Quantized,
-        weight: torch.Tensor | Stored,
+        weight: torch.Tensor | LazyInt8,
         outputs: int,
-        columns: torch.Tensor,
-        side: Side | None,
+        channel_scale: torch.Tensor,
+        low_rank: LowRankTerm | None,
         z: torch.Tensor,
         mask: Dropout | None,
         bias: torch.Tensor | None,
         *,
         backward: bool,
     ) -> torch.Tensor:
-        if not self._has_int8:
-            return super().int8_product(x, weight, outputs, columns, side, z, mask, bias, backward=backward)
         panels = weight if isinstance(weight, torch.Tensor) else None
-        stored = None if isinstance(weight, torch.Tensor) else _Stored(weight.parts, weight.columns, weight.inverse)
+        lazy = None if isinstance(weight, torch.Tensor) else _Lazy(weight.parts, weight.channel_scale, weight.inverse)
         t, k = x.q.shape
         y = torch.empty(t, outputs, dtype=_HALVES)
         how = _Int8Product(
             t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), _address(x.sum),
-            _address(panels), ctypes.addressof(stored) if stored else None, backward, columns.data_ptr(),
-            z.data_ptr(), _address(side.own if side else None), _address(side.common if side else None),
-            z.shape[1], side.own.shape[1] if side else 0, side.common.shape[1] if side else 0,
-            side.common_at if side else 0,
-            _address(side.at if side else None), _mask(mask), _address(bias), y.data_ptr(),
+            _address(panels), ctypes.addressof(lazy) if lazy else None, backward, channel_scale.data_ptr(),
+            z.data_ptr(), _address(low_rank.own if low_rank else None), _address(low_rank.common if low_rank else None),
+            z.shape[1], low_rank.own.shape[1] if low_rank else 0, low_rank.common.shape[1] if low_rank else 0,
+            low_rank.common_at if low_rank else 0,
+            _address(low_rank.at if low_rank else None), _mask(mask), _address(bias), y.data_ptr(),
         )  # fmt: skip
         if self._c.int8_product(ctypes.byref(how)):
             raise MemoryError("no memory left for an int8 product")
         return y
 
     def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
-        if not self._has_int8 or z.stride(1) != 1 or x.stride(1) != 1:
+        if z.stride(1) != 1 or x.stride(1) != 1:
             return super().outer_rows(z, x, mask, factor)
         t, r = z.shape
         out = torch.zeros(r, x.shape[1])
@@ -381,56 +390,48 @@ class Native(Twins):
         self._c.nf4_pack(_pointer(weight), _int(out), _int(into), _pointer(packed), _pointer(scales))
         return packed, scales
 
-    def blocks_widest(self, parts: Sequence[Blocks]) -> torch.Tensor:
-        if not self._has_blocks:
-            return super().blocks_widest(parts)
+    def blocks_widest(self, parts: Sequence[QuantizedMatrix]) -> torch.Tensor:
         widest = torch.zeros(parts[0].shape[1])
-        self._measure(_Stored(parts), widest, None, None, None)
+        self._measure(_Lazy(parts), widest, None, None, None)
         return widest
 
     def blocks_scale(
-        self, parts: Sequence[Blocks], columns: torch.Tensor, apart: torch.Tensor
+        self, parts: Sequence[QuantizedMatrix], channel_scale: torch.Tensor, outliers: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self._has_blocks:
-            return super().blocks_scale(parts, columns, apart)
-        stored = _Stored(parts, columns)
-        largest, picked = torch.empty(stored.N), torch.empty(stored.N, len(apart))
-        self._measure(stored, None, largest, apart, picked)
+        lazy = _Lazy(parts, channel_scale)
+        largest, picked = torch.empty(lazy.N), torch.empty(lazy.N, len(outliers))
+        self._measure(lazy, None, largest, outliers, picked)
         return largest, picked
 
     def _measure(
         self,
-        stored: _Stored,
+        lazy: _Lazy,
         widest: torch.Tensor | None,
         largest: torch.Tensor | None,
-        apart: torch.Tensor | None,
+        outliers: torch.Tensor | None,
         picked: torch.Tensor | None,
     ) -> None:
-        count = 0 if apart is None else len(apart)
+        count = 0 if outliers is None else len(outliers)
         if self._c.blocks_measure(
-            ctypes.byref(stored), _pointer(widest), _pointer(largest), _pointer(apart), _int(count), _pointer(picked)
+            ctypes.byref(lazy), _pointer(widest), _pointer(largest), _pointer(outliers), _int(count), _pointer(picked)
         ):  # fmt: skip
             raise MemoryError("no memory left for reading a weight")
 
-    def blocks_decode(self, parts: Sequence[Blocks]) -> torch.Tensor:
-        if not self._has_blocks:
-            return super().blocks_decode(parts)
-        stored = _Stored(parts)
-        out = torch.empty(stored.N, stored.K)
-        self._c.blocks_decode(ctypes.byref(stored), _int(0), _int(stored.N), _pointer(out))
+    def blocks_decode(self, parts: Sequence[QuantizedMatrix]) -> torch.Tensor:
+        lazy = _Lazy(parts)
+        out = torch.empty(lazy.N, lazy.K)
+        self._c.blocks_decode(ctypes.byref(lazy), _int(0), _int(lazy.N), _pointer(out))
         return out
 
-    def int8_unpack(self, stored: Stored) -> torch.Tensor:
-        if not self._has_blocks:
-            return super().int8_unpack(stored)
-        n, k = stored.shape
+    def int8_unpack(self, lazy: LazyInt8) -> torch.Tensor:
+        n, k = lazy.shape
         panels = torch.empty(padded(n) // 16, k // 4, 16, 4, dtype=torch.uint8)
-        how = _Stored(stored.parts, stored.columns, stored.inverse)
+        how = _Lazy(lazy.parts, lazy.channel_scale, lazy.inverse)
         self._c.int8_unpack(ctypes.byref(how), _pointer(panels))
         return panels
 
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
-        """As the twin's; the gradient takes the logits' place."""
+        """As PyTorch's; the gradient takes the logits' place."""
         if logits.dtype != _HALVES:
             return super().cross_entropy(logits, targets, weight)
         loss = torch.empty(len(targets))
@@ -449,17 +450,19 @@ class Native(Twins):
         pv: torch.Tensor | None,
         layout: Layout,
         window: int | None,
+        scale: float | None,
+        soft_cap: float | None,
     ) -> tuple[_Attention, torch.Tensor] | None:
-        """The kernel's view of the operands, None where they are the twins' business."""
+        """The kernel's view of the operands, None where they are the PyTorch's business."""
         t, heads, d = q.shape
-        if q.dtype != _HALVES or not self._has_attention or d % 16:
+        if q.dtype != _HALVES or d % 16:
             return None
         bounds = torch.tensor(layout.bounds, dtype=torch.int64)
         how = _Attention(
             t, heads, k.shape[1], d, layout.prefix, len(layout.bounds) - 1,
             q.stride(0), k.stride(0), 0 if pk is None else pk.stride(0), window or 0,
             bounds.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr(),
-            None if pk is None else pk.data_ptr(), None if pv is None else pv.data_ptr(),
+            None if pk is None else pk.data_ptr(), None if pv is None else pv.data_ptr(), scale or 0.0, soft_cap or 0.0,
         )  # fmt: skip
         return how, bounds
 
@@ -472,10 +475,12 @@ class Native(Twins):
         prefix_v: torch.Tensor | None,
         layout: Layout,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         if how is None:
-            return super().attend(q, k, v, prefix_k, prefix_v, layout, window)
+            return super().attend(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         t, heads, d = q.shape
         out, lse = torch.empty(t, heads, d, dtype=_HALVES), torch.empty(heads, t)
         if self._c.attend(ctypes.byref(how[0]), _pointer(out), _pointer(lse)):
@@ -496,15 +501,17 @@ class Native(Twins):
         window: int | None,
         dprefix_k: torch.Tensor | None,
         dprefix_v: torch.Tensor | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window)
+        how = self._attention(q, k, v, prefix_k, prefix_v, layout, window, scale, soft_cap)
         if how is None:
             return super().attend_backward(
-                dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v
+                dout, q, k, v, prefix_k, prefix_v, out, saved, layout, window, dprefix_k, dprefix_v, scale, soft_cap
             )
         t, heads, d = q.shape
         n_kv = k.shape[1]
-        together = torch.empty(t, heads + 2 * n_kv, d, dtype=_HALVES)  # the three gradients side by side, as qkv is
+        together = torch.empty(t, heads + 2 * n_kv, d, dtype=_HALVES)  # the three gradients side by low_rank, as qkv is
         dq, dk, dv = together.split([heads, n_kv, n_kv], dim=1)
         longest = max(end - start for start, end in layout.spans())
         scratch = torch.empty(2 * self._c.attention_pieces(_int(heads)) * (layout.prefix + longest) * d)
@@ -526,15 +533,18 @@ class Native(Twins):
         v: torch.Tensor,
         lengths: torch.Tensor,
         window: int | None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         if q.dtype != _HALVES or not k.is_contiguous():
-            return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window)
+            return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window, scale, soft_cap)
         b, heads, d = q.shape
         out = torch.empty(b, heads, d, dtype=_HALVES)
         if self._c.attend_cached(
             _pointer(q), _int(q.stride(0)), _pointer(prefix_k), _pointer(prefix_v),
             _int(0 if prefix_k is None else prefix_k.shape[0]), _pointer(k), _pointer(v), _pointer(lengths),
-            _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0), _pointer(out),
+            _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0),
+            ctypes.c_float(scale or 0.0), ctypes.c_float(soft_cap or 0.0), _pointer(out),
         ):  # fmt: skip
             raise MemoryError("no memory left for attention")
         return out

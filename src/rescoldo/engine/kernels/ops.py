@@ -13,42 +13,6 @@ import torch
 _MASK32 = 0xFFFFFFFF
 
 
-def rms_norm(h: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """RMSNorm (arXiv 1910.07467) of h (T, D) float32, in the dtype of its weight (D,).
-
-    Returns:
-        The normed and weighted rows (T, D), the normed rows without the weight (T, D), 1 / rms (T,) float32.
-    """
-    rstd = torch.rsqrt(h.pow(2).mean(-1) + eps)
-    normed = (h * rstd[:, None]).to(weight.dtype)
-    return normed * weight, normed, rstd
-
-
-def rms_norm_backward(
-    dy: torch.Tensor, normed: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor, dh: torch.Tensor
-) -> None:
-    """Add to dh (T, D) float32, in place, the gradient that dy (T, D) sends through y = normed · weight."""
-    g = dy.float() * weight.float()
-    x = normed.float()
-    dh += rstd[:, None] * (g - x * (g * x).mean(-1, keepdim=True))
-
-
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """gate_up (T, 2F) → silu(gate) · up, (T, F) in its dtype."""
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-
-
-def silu_mul_backward_(gate_up: torch.Tensor, da: torch.Tensor) -> None:
-    """Replace gate_up (T, 2F) by the gradient of silu(gate) · up, for da (T, F)."""
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    da = da.float()
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
-    dgate = da * up * (sigmoid + silu * (1 - sigmoid))
-    gate_up.copy_(torch.cat((dgate, da * silu), dim=-1))
-
-
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
@@ -106,29 +70,7 @@ class Dropout:
         return (drawn >= self.threshold).flatten(1)[:, :columns]
 
 
-def dropout(x: torch.Tensor, how: Dropout) -> torch.Tensor:
-    """x (T, D) with some elements zeroed and the rest scaled, in a new tensor of x's dtype."""
-    return torch.where(how.mask(x.shape[1]), x.float() * how.scale, 0.0).to(x.dtype)
-
-
-def dropout_backward(dx: torch.Tensor, dropped: torch.Tensor, how: Dropout | None) -> None:
-    """Add to dx (T, D), in place, the gradient `dropped` (T, D) that arrives behind the dropout."""
-    if how is not None:
-        dropped = dropout(dropped, how)
-    dx += dropped
-
-
 # --- loss -------------------------------------------------------------------------------------------------------------
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
-    """logits (n, V), targets (n,) int64 → (summed loss in nats, weight · gradient (n, V) in logits' dtype)."""
-    scores = logits.float()
-    lse = torch.logsumexp(scores, dim=-1)
-    loss = float((lse - scores.gather(1, targets[:, None])[:, 0]).double().sum())
-    gradient = torch.exp(scores - lse[:, None])
-    gradient[torch.arange(len(targets)), targets] -= 1
-    return loss, (gradient * weight).to(logits.dtype)
 
 
 # --- nf4 --------------------------------------------------------------------------------------------------------------
@@ -141,13 +83,3 @@ NF4_LEVELS = torch.tensor(  # the quantiles of a normal distribution (QLoRA, arX
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ]
 )  # fmt: skip
-
-
-def nf4_pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight (out, in), in a multiple of 64 → codes (out, in/2) uint8, two a byte, low first; scales (out, in/64)."""
-    blocks = weight.float().unflatten(1, (-1, NF4_BLOCK))
-    scales = blocks.abs().amax(-1).to(torch.bfloat16)
-    unit = blocks / scales.float().clamp_min(1e-30)[:, :, None]
-    edges = (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2
-    codes = torch.bucketize(unit.flatten(1), edges, out_int32=True).to(torch.uint8)
-    return codes[:, 0::2] | (codes[:, 1::2] << 4), scales

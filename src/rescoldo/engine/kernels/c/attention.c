@@ -1,12 +1,10 @@
-// Attention: of one new query a row, for decoding, and of packed rows over a shared prefix, forward and backward; twins
-// of rescoldo/engine/attention.py.
+// Attention: of one new query a row, for decoding, and of packed rows over a shared prefix, forward and backward.
 //
 // The products inside attention are of bf16 pairs where the CPU has an instruction for them (AVX512_BF16), of int16 pairs
 // where it has not: those run at twice float32's rate.
 
-#include "simd.h"
-
-#include <omp.h>
+#include "lanes.h"
+#include "threads.h"
 
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
@@ -22,13 +20,12 @@ static inline const bf16 *key_at(const bf16 *prefix, const bf16 *own, const Keys
 static inline float dot_row(const float *query, const bf16 *key, i64 d) {
   float dot = 0;
 #pragma omp simd reduction(+ : dot)
-  for (i64 i = 0; i < d; i++) dot += query[i] * up(key[i]);
+  for (i64 i = 0; i < d; i++) dot += query[i] * bf16_to_f32(key[i]);
   return dot;
 }
 
-#ifdef HAS_LANES
 // scores and weighted sums of `group` queries at once, head size 16 NV, everything in registers
-static inline __attribute__((always_inline)) void score_fixed(const int NV, i64 group, const float *query,
+ALWAYS void score_fixed(const int NV, i64 group, const float *query,
                                                               const Keys *c, i64 first, i64 n, float *scores) {
   for (i64 j = first; j < n; j++) {
     const bf16 *key = key_at(c->pk, c->k, c, j);
@@ -39,12 +36,12 @@ static inline __attribute__((always_inline)) void score_fixed(const int NV, i64 
       vf sum = f_zero();
 #pragma GCC unroll 8
       for (int v = 0; v < NV; v++) sum = f_fma(part[v], f_load(query + (g * NV + v) * 16), sum);
-      scores[g * n + j] = f_sum(sum);
+      scores[g * n + j] = f_reduce_add(sum);
     }
   }
 }
 
-static inline __attribute__((always_inline)) void mix_fixed(const int NV, i64 group, const float *weights,
+ALWAYS void mix_fixed(const int NV, i64 group, const float *weights,
                                                             const Keys *c, i64 first, i64 n, float *mixed) {
   for (i64 g = 0; g < group; g += 2) {
     int two = g + 1 < group;
@@ -69,103 +66,100 @@ static inline __attribute__((always_inline)) void mix_fixed(const int NV, i64 gr
     }
   }
 }
-#endif
 
 static void score(i64 d, i64 group, const float *query, const Keys *c, i64 first, i64 n, float *scores) {
-#ifdef HAS_LANES
   if (d == 64) return score_fixed(4, group, query, c, first, n, scores);
   if (d == 128) return score_fixed(8, group, query, c, first, n, scores);
-#endif
   for (i64 j = first; j < n; j++)
     for (i64 g = 0; g < group; g++) scores[g * n + j] = dot_row(query + g * d, key_at(c->pk, c->k, c, j), d);
 }
 
 static void mix(i64 d, i64 group, const float *weights, const Keys *c, i64 first, i64 n, float *mixed) {
-#ifdef HAS_LANES
   if (d == 64) return mix_fixed(4, group, weights, c, first, n, mixed);
   if (d == 128) return mix_fixed(8, group, weights, c, first, n, mixed);
-#endif
   memset(mixed, 0, sizeof(float) * group * d);
   for (i64 j = first; j < n; j++) {
     const bf16 *value = key_at(c->pv, c->v, c, j);
     for (i64 g = 0; g < group; g++) {
       float w = weights[g * n + j], *sum = mixed + g * d;
-      SIMD for (i64 i = 0; i < d; i++) sum[i] += w * up(value[i]);
+      SIMD for (i64 i = 0; i < d; i++) sum[i] += w * bf16_to_f32(value[i]);
     }
   }
 }
 
-// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d).
-// Returns 1 if there is no memory.
-int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
-                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, bf16 *out) {
-  i64 group = H / K;
-  float scale = 1.0f / sqrtf((float)d);
-  int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (i64 item = 0; item < B * K; item++) {
-    i64 b = item / K, kh = item % K, n = P + lengths[b];
-    i64 first = window > 0 && n > window ? n - window : 0;
-    float *scores = malloc(sizeof(float) * group * (n + 2 * d));
-    if (!scores) {
-#pragma omp atomic write
-      failed = 1;
-      continue;
+typedef struct {
+  const bf16 *q, *pk, *pv, *k, *v;
+  const i64 *lengths;
+  i64 qs, P, capacity, H, K, d, window;
+  float scale, cap;
+  bf16 *out;
+} Cached;
+
+ALWAYS float scale_or_default(float scale, i64 d) { return scale != 0.0f ? scale : 1.0f / sqrtf((float)d); }
+
+// one row's queries of one key/value head
+static void cached_piece(const void *how, i64 item, void *scratch) {
+  const Cached *p = how;
+  const i64 K = p->K, d = p->d, group = p->H / K, b = item / K, kh = item % K, n = p->P + p->lengths[b];
+  i64 first = p->window > 0 && n > p->window ? n - p->window : 0, own = (b * p->capacity * K + kh) * d;
+  float scale = scale_or_default(p->scale, d), cap = p->cap;
+  float *scores = scratch, *query = scores + group * n, *mixed = query + group * d;
+  Keys keys = {p->pk + kh * d, p->pv + kh * d, p->k + own, p->v + own, p->P, K * d};
+  const bf16 *heads = p->q + b * p->qs + kh * group * d;
+  SIMD for (i64 i = 0; i < group * d; i++) query[i] = bf16_to_f32(heads[i]) * scale;
+  score(d, group, query, &keys, first, n, scores);
+  for (i64 g = 0; g < group; g++) {
+    float *row = scores + g * n, largest = -INFINITY, sum = 0;
+    if (cap > 0.0f) {
+      SIMD for (i64 j = first; j < n; j++) row[j] = soft_capped(row[j], cap);
     }
-    float *query = scores + group * n, *mixed = query + group * d;
-    Keys keys = {pk + kh * d, pv + kh * d, k + (b * capacity * K + kh) * d, v + (b * capacity * K + kh) * d, P, K * d};
-    const bf16 *heads = q + b * qs + kh * group * d;
-    SIMD for (i64 i = 0; i < group * d; i++) query[i] = up(heads[i]) * scale;
-    score(d, group, query, &keys, first, n, scores);
-    for (i64 g = 0; g < group; g++) {
-      float *row = scores + g * n, largest = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : largest)
-      for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
+    for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
 #pragma omp simd reduction(+ : sum)
-      for (i64 j = first; j < n; j++) {
-        row[j] = fast_exp(row[j] - largest);
-        sum += row[j];
-      }
-      float inverse = 1.0f / sum;
-      SIMD for (i64 j = first; j < n; j++) row[j] *= inverse;
+    for (i64 j = first; j < n; j++) {
+      row[j] = fast_exp(row[j] - largest);
+      sum += row[j];
     }
-    mix(d, group, scores, &keys, first, n, mixed);
-    bf16 *o = out + (b * H + kh * group) * d;
-    SIMD for (i64 i = 0; i < group * d; i++) o[i] = down(mixed[i]);
-    free(scores);
+    float inverse = 1.0f / sum;
+    SIMD for (i64 j = first; j < n; j++) row[j] *= inverse;
   }
-  return failed;
+  mix(d, group, scores, &keys, first, n, mixed);
+  bf16 *o = p->out + (b * p->H + kh * group) * d;
+  SIMD for (i64 i = 0; i < group * d; i++) o[i] = f32_to_bf16(mixed[i]);
+}
+
+// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d)
+int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
+                  const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, float scale, float cap,
+                  bf16 *out) {
+  Cached p = {q, pk, pv, k, v, lengths, qs, P, capacity, H, K, d, window, scale, cap, out};
+  i64 longest = 0;
+  for (i64 b = 0; b < B; b++) longest = lengths[b] > longest ? lengths[b] : longest;
+  return parallel(B * K, sizeof(float) * (size_t)(H / K * (P + longest + 2 * d)), cached_piece, &p);
 }
 
 // --- attention of packed rows over a shared prefix ---------------------------------------------------------------------
-
-#ifdef HAS_LANES
-
-int has_attention(void) { return 1; }
 
 enum { QB = 64, KB = 192 };  // queries, and keys, at a time
 
 // What the products take: 16 bits, two at a time. bf16, or int16 under one scale for each block that is multiplied: inputs
 // are bf16 already, so 12 bits of the largest lose less than bf16 products of weights would. A's pair (r, k) stands at
 // A + r * rs + k * ks; B is packed as [K/2][ldb][2]. K counts single operands and is even.
-#if defined(LANES_512) && defined(__AVX512BF16__) && !defined(RESCOLDO_INT16_ATTENTION)
+#ifdef HAS_BF16_DOT
 
 typedef bf16 operand;
-#define BF16_PAIRS
 enum { DEEP = 1 << 30, WEIGHT_LEVELS = 1 };
 
 typedef vf sums;
 ALWAYS sums no_sum(void) { return f_zero(); }
-ALWAYS void add_dot(sums *sum, vi w, const operand *pair) {
-  int32_t two;
-  memcpy(&two, pair, 4);
-  *sum = _mm512_dpbf16_ps(*sum, (__m512bh)i_set(two), (__m512bh)w);
-}
+ALWAYS void add_dot(sums *sum, vi w, const operand *pair) { f_add_dot(sum, w, pair); }
 ALWAYS vf product(sums sum, float scale) { return (void)scale, sum; }
 ALWAYS void store_operands(operand *to, vf x) { h_store(to, x); }
 
 // rows (n, d) with stride: their scale, given another part's
-static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) { return (void)x, (void)stride, (void)n, (void)d, (void)other, 1.0f; }
+static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) {
+  return (void)x, (void)stride, (void)n, (void)d, (void)other, 1.0f;
+}
 
 // rows (n, d) with stride over `scale` -> (n, d)
 static void to_operands(const bf16 *x, i64 stride, i64 n, i64 d, float scale, operand *to) {
@@ -182,7 +176,7 @@ typedef vi sums;
 ALWAYS sums no_sum(void) { return i_zero(); }
 ALWAYS void add_dot(sums *sum, vi w, const operand *pair) { i_add_dot(sum, w, pair); }
 ALWAYS vf product(sums sum, float scale) { return f_mul(f_of(sum), f_set(scale)); }
-ALWAYS void store_operands(operand *to, vf x) { _mm256_storeu_si256((__m256i *)to, to_words(i_of(x))); }
+ALWAYS void store_operands(operand *to, vf x) { w_store(to, to_words(i_of(x))); }
 ALWAYS vi operand_words(vf x) { return i_and(i_of(x), i_set(0xFFFF)); }
 ALWAYS float block_scale(float top) { return top / OPERAND_LEVELS; }
 ALWAYS float inverse_of(float scale) { return scale > 1e-30f ? 1.0f / scale : 0.0f; }
@@ -191,7 +185,7 @@ static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) {
   vf top = f_zero();
   for (i64 r = 0; r < n; r++)
     for (i64 i = 0; i < d; i += 16) top = f_max(top, f_abs(h_load(x + r * stride + i)));
-  float scale = f_top(top) / OPERAND_LEVELS;
+  float scale = f_reduce_max(top) / OPERAND_LEVELS;
   return scale > other ? scale : other;
 }
 
@@ -247,11 +241,7 @@ static void gemm(i64 M, i64 N, i64 K, const operand *A, i64 rs, i64 ks, const op
     if (nv == PANELS) tile(M_, PANELS, deep, from + m * rs, rs, ks, b, ldb, c, ldc, each, scale, more);               \
     else tile(M_, 1, deep, from + m * rs, rs, ks, b, ldb, c, ldc, each, scale, more);                                 \
   }
-#ifdef LANES_512
-      TILES(12) TILES(4) TILES(1)
-#else
-      TILES(6) TILES(2) TILES(1)
-#endif
+      FULL_TILES(TILES)
 #undef TILES
       n += nv * 16;
     }
@@ -291,14 +281,6 @@ static void pack_rows(const operand *rows, i64 n, i64 np, i64 d, operand *packed
   }
 }
 
-typedef struct {
-  i64 T, H, K, d, P, n;       // rows, heads, key/value heads, head size, prefix, examples
-  i64 qs, ks, ps;             // row strides of q; of k and v; of the prefix's k and v
-  i64 window;                 // 0: none
-  const i64 *bounds;          // (n + 1,)
-  const bf16 *q, *k, *v, *pk, *pv;
-} Attention;
-
 static inline i64 first_key(const Attention *a, i64 at) { return a->window > 0 && at >= a->window ? at - a->window + 1 : 0; }
 
 // The threads' work: heads, and where those cannot be shared out evenly, the last of them in parts: of a part's blocks of
@@ -309,19 +291,19 @@ typedef struct {
 
 typedef struct {
   i64 head, part, parts;
-} Piece;
+} HeadPart;
 
 static Split split_heads(i64 H) {
-  i64 threads = omp_get_max_threads(), rest = H % threads, parts = 1;
+  i64 threads = threads_in_use(), rest = H % threads, parts = 1;
   while (parts < 4 && rest * parts % threads) parts++;  // each part makes the keys' operands anew
   return (Split){H - rest, parts};
 }
 
 static i64 first_piece(Split s, i64 head) { return head <= s.whole ? head : s.whole + (head - s.whole) * s.parts; }
 
-static Piece piece_at(Split s, i64 i) {
-  if (i < s.whole) return (Piece){i, 0, 1};
-  return (Piece){s.whole + (i - s.whole) / s.parts, (i - s.whole) % s.parts, s.parts};
+static HeadPart piece_at(Split s, i64 i) {
+  if (i < s.whole) return (HeadPart){i, 0, 1};
+  return (HeadPart){s.whole + (i - s.whole) / s.parts, (i - s.whole) % s.parts, s.parts};
 }
 
 i64 attention_pieces(i64 H) { return first_piece(split_heads(H), H); }
@@ -336,85 +318,103 @@ static float both(const Attention *a, const bf16 *own, const bf16 *prefix, i64 e
   return scale;
 }
 
-// out (T, H, d) contiguous, lse (H, T)
-int attend(const Attention *a, bf16 *out, float *lse) {
-  i64 d = a->d, group = a->H / a->K, longest = 0;
-  int failed = 0;
+static i64 longest_example(const Attention *a) {
+  i64 longest = 0;
   for (i64 e = 0; e < a->n; e++) {
     i64 s = a->bounds[e + 1] - a->bounds[e];
     longest = s > longest ? s : longest;
   }
-  Split split = split_heads(a->H);
-  i64 room = PAD(a->P + longest, 32), pieces = first_piece(split, a->H);
-  float scale = 1.0f / sqrtf((float)d);
-#pragma omp parallel
-  {
-    operand *keys = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
-    operand *values = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
-    operand *rows = aligned_alloc(64, PAD(sizeof(operand) * room * d, 64));
-    float *scores = aligned_alloc(64, sizeof(float) * QB * room);
-    operand *weights = aligned_alloc(64, sizeof(operand) * QB * room);
-    operand *queries = aligned_alloc(64, sizeof(operand) * QB * PAD(d, 32));
-    float *mixed = aligned_alloc(64, sizeof(float) * QB * PAD(d, 16));
-    if (!keys || !values || !rows || !scores || !weights || !queries || !mixed) {
-#pragma omp atomic write
-      failed = 1;
-    }
-#pragma omp barrier
-    if (!failed) {
-#pragma omp for schedule(dynamic, 1) collapse(2)
-      for (i64 e = 0; e < a->n; e++)
-        for (i64 i = 0; i < pieces; i++) {
-          Piece piece = piece_at(split, i);
-          i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
-          i64 h = piece.head, kh = h / group;
-          float ks = both(a, a->k, a->pk, e, kh, rows), vs;
-          pack_columns(rows, L, Lp, d, keys);
-          vs = both(a, a->v, a->pv, e, kh, rows);
-          pack_rows(rows, L, Lp, d, values);
-          for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
-            i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
-            const bf16 *q = a->q + (start + b) * a->qs + h * d;
-            float qs = scale_of(q, a->qs, m, d, 0.0f);
-            to_operands(q, a->qs, m, d, qs, queries);
-            gemm(m, Lb, d, queries, d, 2, keys, Lp, scores, Lb, NULL, qs * ks, 0);
-            float inverse[QB];
-            for (i64 i = 0; i < m; i++) {
-              i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
-              float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
-              operand *w = weights + i * Lb;
+  return longest;
+}
+
+// n scores, a multiple of 16 -> cap · tanh(score · scale / cap)
+static void cap_scores(float *scores, i64 n, float scale, float cap) {
+  const vf inner = f_set(scale / cap), outer = f_set(cap);
+  for (i64 i = 0; i < n; i += 16) f_store(scores + i, f_mul(outer, f_tanh(f_mul(f_load(scores + i), inner))));
+}
+
+typedef struct {
+  const Attention *a;
+  Split split;
+  i64 pieces, room;  // keys of the longest example, padded
+  size_t keys, rows, scores;  // bytes of a thread's operands of all keys, of a block of queries, of its scores
+  bf16 *out;
+  float *lse;
+} Forward;
+
+static void attend_piece(const void *how, i64 item, void *scratch) {
+  const Forward *p = how;
+  const Attention *a = p->a;
+  char *memory = scratch;
+  operand *keys = (operand *)memory, *values = (operand *)(memory + p->keys), *rows = (operand *)(memory + 2 * p->keys);
+  memory += 3 * p->keys;
+  float *scores = (float *)memory, *mixed = (float *)(memory + p->scores);
+  memory += p->scores + 2 * p->rows;  // mixed is float
+  operand *queries = (operand *)memory, *weights = (operand *)(memory + p->rows);
+  i64 d = a->d, group = a->H / a->K, e = item / p->pieces;
+  float scale = scale_or_default(a->scale, d), slope = a->cap > 0.0f ? 1.0f : scale;  // of capped scores, and of others
+  HeadPart piece = piece_at(p->split, item % p->pieces);
+  i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, Lp = PAD(L, 32);
+  i64 h = piece.head, kh = h / group;
+  float ks = both(a, a->k, a->pk, e, kh, rows), vs;
+  pack_columns(rows, L, Lp, d, keys);
+  vs = both(a, a->v, a->pv, e, kh, rows);
+  pack_rows(rows, L, Lp, d, values);
+  for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
+    i64 m = S - b < QB ? S - b : QB, Lb = PAD(a->P + b + m, 32);
+    const bf16 *q = a->q + (start + b) * a->qs + h * d;
+    float qs = scale_of(q, a->qs, m, d, 0.0f);
+    to_operands(q, a->qs, m, d, qs, queries);
+    gemm(m, Lb, d, queries, d, 2, keys, Lp, scores, Lb, NULL, qs * ks, 0);
+    float inverse[QB];
+    for (i64 i = 0; i < m; i++) {
+      i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
+      float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
+      operand *w = weights + i * Lb;
+      if (a->cap > 0.0f) cap_scores(row, Lb, scale, a->cap);
 #pragma omp simd reduction(max : largest)
-              for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
-              vf total = f_zero(), top = f_set(largest), factor = f_set(scale);
-              for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
-                vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
-                total = f_add(total, x);
-                store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
-              }
-              sum = f_sum(total);
-              lse[h * a->T + start + b + i] = largest * scale + logf(sum);
-              inverse[i] = 1.0f / sum;
-            }
-            gemm(m, d, Lb, weights, Lb, 2, values, d, mixed, d, NULL, vs / WEIGHT_LEVELS, 0);
-            for (i64 i = 0; i < m; i++) {
-              bf16 *o = out + ((start + b + i) * a->H + h) * d;
-              SIMD for (i64 j = 0; j < d; j++) o[j] = down(mixed[i * d + j] * inverse[i]);
-            }
-          }
-        }
+      for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
+      vf total = f_zero(), top = f_set(largest), factor = f_set(slope);
+      for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
+        vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
+        total = f_add(total, x);
+        store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
+      }
+      sum = f_reduce_add(total);
+      p->lse[h * a->T + start + b + i] = largest * slope + logf(sum);
+      inverse[i] = 1.0f / sum;
     }
-    free(keys), free(values), free(rows), free(scores), free(weights), free(queries), free(mixed);
+    gemm(m, d, Lb, weights, Lb, 2, values, d, mixed, d, NULL, vs / WEIGHT_LEVELS, 0);
+    for (i64 i = 0; i < m; i++) {
+      bf16 *o = p->out + ((start + b + i) * a->H + h) * d;
+      SIMD for (i64 j = 0; j < d; j++) o[j] = f32_to_bf16(mixed[i * d + j] * inverse[i]);
+    }
   }
-  return failed;
+}
+
+// out (T, H, d) contiguous, lse (H, T)
+int attend(const Attention *a, bf16 *out, float *lse) {
+  Forward p = {.a = a, .split = split_heads(a->H), .out = out, .lse = lse};
+  p.pieces = first_piece(p.split, a->H), p.room = PAD(a->P + longest_example(a), 32);
+  p.keys = PAD(sizeof(operand) * (size_t)(p.room * a->d), 64), p.rows = sizeof(operand) * (size_t)(QB * PAD(a->d, 32));
+  p.scores = sizeof(float) * (size_t)(QB * p.room);
+  size_t scratch = 3 * p.keys + p.scores + 3 * p.rows + sizeof(operand) * (size_t)(QB * p.room);
+  return parallel(a->n * p.pieces, scratch, attend_piece, &p);
+}
+
+// the gradient of a capped score -> of the score before it: tanh' = 1 - tanh²
+ALWAYS vf cap_slope(vf d, vf capped, float inverse_cap) {
+  vf tanh = f_mul(capped, f_set(inverse_cap));
+  return f_fnma(f_mul(d, tanh), tanh, d);
 }
 
 // What one block of queries needs: weights P = exp(S - lse), dS = P (dP - delta) scale, all transposed: (keys, queries).
-// Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
-#ifdef BF16_PAIRS
+// Capped scores come as they are, capped. Key j of the block is seen by the queries from..to-1; columns beyond the last query have norm infinity: weight 0.
+#ifdef HAS_BF16_DOT
 
-static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const float *scores, const float *dweights,
-                           const float *norm, const float *delta, const float *os, const float *dscale, float scale,
-                           operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d,
+ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 window, const float *scores,
+                           const float *dweights, const float *norm, const float *delta, const float *os,
+                           const float *dscale, float scale, float inverse_cap, operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d,
                            float *query_d) {
   (void)os, (void)key_p, (void)key_d, (void)query_d;  // scales, all 1
   const vf factor = f_set(scale);
@@ -424,9 +424,11 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const floa
       for (i64 r = 0; r < 2 && j + r < n; r++) {
         i64 at = (j + r) * mp + i, from = first_from + j + r, to = window > 0 ? from + window : mp;
         vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
-        __m256i d = h_from(f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i)));
+        vf ds = f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i));
+        if (capped) ds = cap_slope(ds, f_load(scores + at), inverse_cap);
+        vw d = f_to_bf16(ds);
         h_store(weights + at, x);
-        _mm256_storeu_si256((__m256i *)(dscores + at), d);
+        w_store(dscores + at, d);
         words[r] = i_words(d);
       }
       i_store(dpairs + (j / 2 * mp + i) * 2, i_or(words[0], i_left(words[1], 16)));
@@ -437,9 +439,9 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, const floa
 
 // dP comes without each query's scale of dO, P goes with it. Scores and dweights are overwritten. Gradients differ by
 // orders of magnitude between queries, and so between keys: each key has its scale of P and dS, each query one of dS.
-static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights, const float *norm,
-                           const float *delta, const float *os, const float *dscale, float scale, operand *weights,
-                           operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
+ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights,
+                           const float *norm, const float *delta, const float *os, const float *dscale, float scale,
+                           float inverse_cap, operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
   const vf factor = f_set(scale);
   vf widest[QB / 16];
   for (i64 i = 0; i < mp; i += 16) widest[i / 16] = f_zero();
@@ -449,11 +451,12 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *sco
       i64 at = j * mp + i, from = first_from + j, to = window > 0 ? from + window : mp;
       vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
       vf d = f_mul(f_mul(x, f_fms(f_load(dweights + at), f_load(os + i), f_load(delta + i))), f_load(dscale + i));
+      if (capped) d = cap_slope(d, f_load(scores + at), inverse_cap);
       x = f_mul(x, f_load(os + i));
       f_store(scores + at, x), f_store(dweights + at, d);
       top = f_max(top, x), dtop = f_max(dtop, f_abs(d)), widest[i / 16] = f_max(widest[i / 16], f_abs(d));
     }
-    key_p[j] = block_scale(f_top(top)), key_d[j] = block_scale(f_top(dtop));
+    key_p[j] = block_scale(f_reduce_max(top)), key_d[j] = block_scale(f_reduce_max(dtop));
     vf inverse = f_set(inverse_of(key_p[j])), dinverse = f_set(inverse_of(key_d[j]));
     for (i64 i = 0; i < mp; i += 16) {
       i64 at = j * mp + i;
@@ -477,117 +480,132 @@ static void backward_block(i64 n, i64 mp, i64 first_from, i64 window, float *sco
 
 #endif
 
+typedef struct {
+  const Attention *a;
+  Split split;
+  i64 pieces, room, wide, e;  // keys of the longest example, padded and not; the example
+  const bf16 *dout, *out;
+  const float *lse;
+  bf16 *dq, *dk, *dv;
+  i64 dqs, dks;
+  float *dpk, *dpv, *scratch;
+} Backward;
+
+static size_t backward_bytes(const Backward *p) {
+  size_t all = PAD(sizeof(operand) * (size_t)(p->room * p->a->d), 64);
+  size_t block = sizeof(float) * KB * QB, query = sizeof(operand) * (size_t)(QB * p->a->d);
+  return 3 * all + 4 * block + 5 * query + PAD(sizeof(float) * (size_t)(QB * p->a->d), 64);
+}
+
+// one piece of one head's queries: dq, and its share of the gradients of keys and values
+static void backward_piece(const void *how, i64 i, void *scratch) {
+  const Backward *p = how;
+  const Attention *a = p->a;
+  i64 d = a->d, e = p->e, start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S, group = a->H / a->K;
+  float scale = scale_or_default(a->scale, d);
+  size_t all = PAD(sizeof(operand) * (size_t)(p->room * d), 64), block = sizeof(float) * KB * QB;
+  size_t query = sizeof(operand) * (size_t)(QB * d);
+  char *memory = scratch;
+  operand *keys = (operand *)memory, *values = (operand *)(memory + all);  // (L, d)
+  operand *packed = (operand *)(memory + 2 * all);                         // keys as [L/2][d][2]
+  char *rest = memory + 3 * all;
+  float *scores = (float *)rest, *dweights = (float *)(rest + block);  // (KB, QB)
+  operand *weights = (operand *)(rest + 2 * block), *dscores = weights + KB * QB;
+  operand *dpairs = dscores + KB * QB;  // dscores as [KB/2][QB][2]
+  rest += 4 * block;
+  operand *rows = (operand *)rest, *qc = (operand *)(rest + query), *oc = (operand *)(rest + 2 * query);
+  operand *qr = (operand *)(rest + 3 * query), *or_ = (operand *)(rest + 4 * query);
+  float *dqueries = (float *)(rest + 5 * query);  // (QB, d)
+  HeadPart piece = piece_at(p->split, i);
+  i64 h = piece.head, kh = h / group;
+  float *dkeys = p->scratch + i * p->wide * d, *dvalues = p->scratch + (p->pieces + i) * p->wide * d;
+  memset(dkeys, 0, sizeof(float) * (size_t)(L * d));
+  memset(dvalues, 0, sizeof(float) * (size_t)(L * d));
+  float ks = both(a, a->k, a->pk, e, kh, keys), vs = both(a, a->v, a->pv, e, kh, values);
+  pack_rows(keys, L, PAD(L, 2), d, packed);
+  for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
+    i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
+    const bf16 *q = a->q + (start + b) * a->qs + h * d;
+    const bf16 *dy = p->dout + ((start + b) * a->H + h) * d, *y = p->out + ((start + b) * a->H + h) * d;
+    float delta[QB], norm[QB], os[QB], dscale[QB], key_p[KB], key_d[KB], query_d[QB];
+    float qs = scale_of(q, a->qs, m, d, 0.0f);
+    to_operands(q, a->qs, m, d, qs, rows);
+    pack_columns(rows, m, mp, d, qc);
+    pack_rows(rows, m, mp, d, qr);
+    for (i64 r = 0; r < mp; r++) {
+      float dot = 0;
+      if (r < m) {
+#pragma omp simd reduction(+ : dot)
+        for (i64 j = 0; j < d; j++) dot += bf16_to_f32(dy[r * a->H * d + j]) * bf16_to_f32(y[r * a->H * d + j]);
+      }
+      delta[r] = dot;
+      norm[r] = r < m ? p->lse[h * a->T + start + b + r] : INFINITY;
+      os[r] = r < m ? scale_of(dy + r * a->H * d, 0, 1, d, 0.0f) : 1.0f;  // gradients differ much between queries
+      dscale[r] = a->P + b + r == first_key(a, a->P + b + r) ? 0.0f : scale;  // one key: its weight is always 1
+    }
+    for (i64 r = 0; r < m; r++) to_operands(dy + r * a->H * d, 0, 1, d, os[r], rows + r * d);
+    pack_columns(rows, m, mp, d, oc);
+    pack_rows(rows, m, mp, d, or_);
+    i64 lo = first_key(a, a->P + b) / 2 * 2;  // no query of the block sees an earlier key
+    for (i64 j = lo; j < Lb; j += KB) {
+      i64 n = Lb - j < KB ? Lb - j : KB;
+      gemm(n, mp, d, keys + j * d, d, 2, qc, mp, scores, mp, NULL, ks * qs, 0);
+      gemm(n, mp, d, values + j * d, d, 2, oc, mp, dweights, mp, NULL, vs, 0);
+      if (a->cap > 0.0f) {
+        cap_scores(scores, n * mp, scale, a->cap);
+        backward_block(1, n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, 1.0f, 1.0f / a->cap,
+                       weights, dscores, dpairs, key_p, key_d, query_d);
+      } else {
+        backward_block(0, n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, scale, 0.0f, weights,
+                       dscores, dpairs, key_p, key_d, query_d);
+      }
+      gemm(n, d, mp, weights, mp, 2, or_, d, dvalues + j * d, d, key_p, 1.0f, 1);
+      gemm(n, d, mp, dscores, mp, 2, qr, d, dkeys + j * d, d, key_d, qs, 1);
+      gemm(m, d, PAD(n, 2), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);
+    }
+    for (i64 r = 0; r < m; r++) {
+      bf16 *o = p->dq + (start + b + r) * p->dqs + h * d;
+      SIMD for (i64 j = 0; j < d; j++) o[j] = f32_to_bf16(dqueries[r * d + j]);
+    }
+  }
+}
+
+// key j's gradients: the sum of the pieces'
+static void backward_sum(const void *how, i64 j, void *scratch) {
+  const Backward *p = how;
+  const Attention *a = p->a;
+  i64 d = a->d, start = a->bounds[p->e], group = a->H / a->K;
+  float *sk = scratch, *sv = sk + d;
+  for (i64 kh = 0; kh < a->K; kh++) {
+    memset(sk, 0, sizeof(float) * 2 * (size_t)d);
+    i64 last = first_piece(p->split, (kh + 1) * group);
+    for (i64 piece = first_piece(p->split, kh * group); piece < last; piece++) {
+      const float *hk = p->scratch + (piece * p->wide + j) * d, *hv = p->scratch + ((p->pieces + piece) * p->wide + j) * d;
+      SIMD for (i64 i = 0; i < d; i++) sk[i] += hk[i], sv[i] += hv[i];
+    }
+    if (j >= a->P) {
+      i64 at = (start + j - a->P) * p->dks + kh * d;
+      bf16 *ok = p->dk + at, *ov = p->dv + at;
+      SIMD for (i64 i = 0; i < d; i++) ok[i] = f32_to_bf16(sk[i]), ov[i] = f32_to_bf16(sv[i]);
+    } else if (p->dpk) {
+      float *ok = p->dpk + (j * a->K + kh) * d, *ov = p->dpv + (j * a->K + kh) * d;
+      SIMD for (i64 i = 0; i < d; i++) ok[i] += sk[i], ov[i] += sv[i];
+    }
+  }
+}
+
 // dout, out (T, H, d) contiguous; dq (T, H, d), dk, dv (T, K, d) with row strides dqs, dks; the prefix's gradients
 // (P, K, d) f32 are added to. scratch (2, attention_pieces(H), P + longest example, d) f32.
 int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,
                     bf16 *dv, i64 dqs, i64 dks, float *dpk, float *dpv, float *scratch) {
-  i64 d = a->d, group = a->H / a->K, longest = 0;
+  Backward p = {.a = a, .split = split_heads(a->H), .dout = dout, .out = out, .lse = lse, .dq = dq, .dk = dk, .dv = dv,
+                .dqs = dqs, .dks = dks, .dpk = dpk, .dpv = dpv, .scratch = scratch};
+  p.pieces = first_piece(p.split, a->H), p.wide = a->P + longest_example(a), p.room = PAD(p.wide, 32);
   int failed = 0;
-  for (i64 e = 0; e < a->n; e++) {
-    i64 s = a->bounds[e + 1] - a->bounds[e];
-    longest = s > longest ? s : longest;
-  }
-  Split split = split_heads(a->H);
-  i64 room = PAD(a->P + longest, 32), wide = a->P + longest, pieces = first_piece(split, a->H);
-  float scale = 1.0f / sqrtf((float)d);
-  for (i64 e = 0; e < a->n && !failed; e++) {
-    i64 start = a->bounds[e], S = a->bounds[e + 1] - start, L = a->P + S;
-#pragma omp parallel
-    {
-      size_t all = PAD(sizeof(operand) * room * d, 64), block = sizeof(float) * KB * QB, query = sizeof(operand) * QB * d;
-      char *memory = aligned_alloc(64, 3 * all + 4 * block + 5 * query + PAD(sizeof(float) * QB * d, 64));
-      operand *keys = (operand *)memory, *values = (operand *)(memory + all);  // (L, d)
-      operand *packed = (operand *)(memory + 2 * all);                         // keys as [L/2][d][2]
-      char *rest = memory + 3 * all;
-      float *scores = (float *)rest, *dweights = (float *)(rest + block);  // (KB, QB)
-      operand *weights = (operand *)(rest + 2 * block), *dscores = weights + KB * QB;
-      operand *dpairs = dscores + KB * QB;  // dscores as [KB/2][QB][2]
-      rest += 4 * block;
-      operand *rows = (operand *)rest, *qc = (operand *)(rest + query), *oc = (operand *)(rest + 2 * query);
-      operand *qr = (operand *)(rest + 3 * query), *or_ = (operand *)(rest + 4 * query);
-      float *dqueries = (float *)(rest + 5 * query);  // (QB, d)
-      if (!memory) {
-#pragma omp atomic write
-        failed = 1;
-      }
-#pragma omp barrier
-      if (!failed) {
-#pragma omp for schedule(dynamic, 1)
-        for (i64 i = 0; i < pieces; i++) {
-          Piece piece = piece_at(split, i);
-          i64 h = piece.head, kh = h / group;
-          float *dkeys = scratch + i * wide * d, *dvalues = scratch + (pieces + i) * wide * d;
-          memset(dkeys, 0, sizeof(float) * L * d);
-          memset(dvalues, 0, sizeof(float) * L * d);
-          float ks = both(a, a->k, a->pk, e, kh, keys), vs = both(a, a->v, a->pv, e, kh, values);
-          pack_rows(keys, L, PAD(L, 2), d, packed);
-          for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
-            i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
-            const bf16 *q = a->q + (start + b) * a->qs + h * d;
-            const bf16 *dy = dout + ((start + b) * a->H + h) * d, *y = out + ((start + b) * a->H + h) * d;
-            float delta[QB], norm[QB], os[QB], dscale[QB], key_p[KB], key_d[KB], query_d[QB];
-            float qs = scale_of(q, a->qs, m, d, 0.0f);
-            to_operands(q, a->qs, m, d, qs, rows);
-            pack_columns(rows, m, mp, d, qc);
-            pack_rows(rows, m, mp, d, qr);
-            for (i64 i = 0; i < mp; i++) {
-              float dot = 0;
-              if (i < m) {
-#pragma omp simd reduction(+ : dot)
-                for (i64 j = 0; j < d; j++) dot += up(dy[i * a->H * d + j]) * up(y[i * a->H * d + j]);
-              }
-              delta[i] = dot;
-              norm[i] = i < m ? lse[h * a->T + start + b + i] : INFINITY;
-              os[i] = i < m ? scale_of(dy + i * a->H * d, 0, 1, d, 0.0f) : 1.0f;  // gradients differ much between queries
-              dscale[i] = a->P + b + i == first_key(a, a->P + b + i) ? 0.0f : scale;  // one key: its weight is always 1
-            }
-            for (i64 i = 0; i < m; i++) to_operands(dy + i * a->H * d, 0, 1, d, os[i], rows + i * d);
-            pack_columns(rows, m, mp, d, oc);
-            pack_rows(rows, m, mp, d, or_);
-            i64 lo = first_key(a, a->P + b) / 2 * 2;  // no query of the block sees an earlier key
-            for (i64 j = lo; j < Lb; j += KB) {
-              i64 n = Lb - j < KB ? Lb - j : KB;
-              gemm(n, mp, d, keys + j * d, d, 2, qc, mp, scores, mp, NULL, ks * qs, 0);
-              gemm(n, mp, d, values + j * d, d, 2, oc, mp, dweights, mp, NULL, vs, 0);
-              backward_block(n, mp, j - a->P - b, a->window, scores, dweights, norm, delta, os, dscale, scale,
-                             weights, dscores, dpairs, key_p, key_d, query_d);
-              gemm(n, d, mp, weights, mp, 2, or_, d, dvalues + j * d, d, key_p, 1.0f, 1);
-              gemm(n, d, mp, dscores, mp, 2, qr, d, dkeys + j * d, d, key_d, qs, 1);
-              gemm(m, d, PAD(n, 2), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);
-            }
-            for (i64 i = 0; i < m; i++) {
-              bf16 *o = dq + (start + b + i) * dqs + h * d;
-              SIMD for (i64 j = 0; j < d; j++) o[j] = down(dqueries[i * d + j]);
-            }
-          }
-        }
-#pragma omp for schedule(static) collapse(2)
-        for (i64 j = 0; j < L; j++)
-          for (i64 kh = 0; kh < a->K; kh++) {
-            float sk[d], sv[d];
-            memset(sk, 0, sizeof(sk)), memset(sv, 0, sizeof(sv));
-            i64 last = first_piece(split, (kh + 1) * group);
-            for (i64 p = first_piece(split, kh * group); p < last; p++) {
-              const float *hk = scratch + (p * wide + j) * d, *hv = scratch + ((pieces + p) * wide + j) * d;
-              SIMD for (i64 i = 0; i < d; i++) sk[i] += hk[i], sv[i] += hv[i];
-            }
-            if (j >= a->P) {
-              bf16 *ok = dk + (start + j - a->P) * dks + kh * d, *ov = dv + (start + j - a->P) * dks + kh * d;
-              SIMD for (i64 i = 0; i < d; i++) ok[i] = down(sk[i]), ov[i] = down(sv[i]);
-            } else if (dpk) {
-              float *ok = dpk + (j * a->K + kh) * d, *ov = dpv + (j * a->K + kh) * d;
-              SIMD for (i64 i = 0; i < d; i++) ok[i] += sk[i], ov[i] += sv[i];
-            }
-          }
-      }
-      free(memory);
-    }
+  for (p.e = 0; p.e < a->n && !failed; p.e++) {
+    i64 keys = a->P + a->bounds[p.e + 1] - a->bounds[p.e];
+    failed = parallel(p.pieces, backward_bytes(&p), backward_piece, &p) ||
+             parallel(keys, sizeof(float) * 2 * (size_t)a->d, backward_sum, &p);
   }
   return failed;
 }
-
-#else
-
-int has_attention(void) { return 0; }
-
-#endif

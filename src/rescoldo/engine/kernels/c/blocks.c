@@ -2,28 +2,20 @@
 //
 // Formats as in ggml-common.h and ggml-quants.c of ggml (github.com/ggml-org/ggml): d, m are half floats.
 
-#include "blocks.h"
-
-#ifdef HAS_LANES
-
-int has_blocks(void) { return 1; }
+#include "lanes.h"
+#include "threads.h"
 
 enum { NF4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
-
-static const float LEVELS[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-                                 -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-                                 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-                                 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
 typedef struct { vf a, b; } Floats;  // numbers 0..15 and 16..31
 
 ALWAYS float half_at(const uint8_t *p) {
   uint16_t h;
   memcpy(&h, p, 2);
-  return _cvtsh_ss(h);
+  return half_to_f32(h);
 }
 
-ALWAYS vi bytes(const uint8_t *p) { return i_bytes(_mm_loadu_si128((const __m128i *)p)); }
+ALWAYS vi bytes(const uint8_t *p) { return i_bytes(b_load(p)); }
 ALWAYS vi low4(vi x) { return i_and(x, i_set(15)); }
 ALWAYS vf scaled(vi q, int less, float d) {
   return f_mul(f_of(i_sub(q, i_set(less))), f_set(d));
@@ -42,11 +34,10 @@ ALWAYS void scale_min(const uint8_t *s, i64 j, int *scale, int *least) {
 ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i64 i) {
   switch (kind) {
     case NF4: {
-      __m128i x = _mm_loadu_si128((const __m128i *)(row + i * 16)), mask = _mm_set1_epi8(15);
-      __m128i lo = _mm_and_si128(x, mask), hi = _mm_and_si128(_mm_srli_epi16(x, 4), mask);
-      vf table = f_mul(f_load(LEVELS), f_set(up(scales[i / 2])));
-      return (Floats){f_lookup(table, i_bytes(_mm_unpacklo_epi8(lo, hi))),
-                      f_lookup(table, i_bytes(_mm_unpackhi_epi8(lo, hi)))};
+      vb first, second;
+      b_nibbles(b_load(row + i * 16), &first, &second);
+      vf table = f_mul(f_load(NF4_LEVELS), f_set(bf16_to_f32(scales[i / 2])));
+      return (Floats){f_lookup(table, i_bytes(first)), f_lookup(table, i_bytes(second))};
     }
     case Q4_0: {
       const uint8_t *p = row + i * 18;
@@ -75,8 +66,8 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
     case Q8_0: {
       const uint8_t *p = row + i * 34;
       float d = half_at(p);
-      return (Floats){scaled(i_signed_bytes(_mm_loadu_si128((const __m128i *)(p + 2))), 0, d),
-                      scaled(i_signed_bytes(_mm_loadu_si128((const __m128i *)(p + 18))), 0, d)};
+      return (Floats){scaled(i_signed_bytes(b_load(p + 2)), 0, d),
+                      scaled(i_signed_bytes(b_load(p + 18)), 0, d)};
     }
     case Q4_K:
     case Q5_K: {
@@ -119,131 +110,90 @@ ALWAYS Floats decode32(const i64 kind, const uint8_t *row, const bf16 *scales, i
 
 typedef struct { i64 kind; const uint8_t *row; const bf16 *scales; } Row;
 
-static Row row_of(const Stored *w, i64 n) {
-  const Blocks *b = w->part;
+static Row row_of(const LazyInt8 *w, i64 n) {
+  const QuantizedMatrix *b = w->part;
   while (n >= b->rows) n -= b->rows, b++;
   i64 at = b->order ? b->order[n] : n;
   return (Row){b->kind, b->data + at * b->row_bytes, b->scales ? b->scales + at * (w->K / 64) : NULL};
 }
 
-// rows n0..n1-1 -> out (n1-n0, K) f32
-void blocks_decode(const Stored *w, i64 n0, i64 n1, float *out) {
-  ROWS for (i64 n = n0; n < n1; n++) {
-    Row r = row_of(w, n);
-    float *to = out + (n - n0) * w->K;
-#define CALL(KIND)                                          \
-  for (i64 i = 0; i < w->K / 32; i++) {                     \
-    Floats f = decode32(KIND, r.row, r.scales, i);          \
+// row n of the weight -> (K,) f32
+static void decode_row(const LazyInt8 *w, i64 n, float *to) {
+  Row r = row_of(w, n);
+#define CALL(KIND)                                             \
+  for (i64 i = 0; i < w->K / 32; i++) {                        \
+    Floats f = decode32(KIND, r.row, r.scales, i);             \
     f_store(to + i * 32, f.a), f_store(to + i * 32 + 16, f.b); \
   }
-    BY_KIND(r.kind, CALL)
+  BY_KIND(r.kind, CALL)
 #undef CALL
+}
+
+typedef struct {
+  const LazyInt8 *w;
+  i64 n0;
+  float *out;
+} Decoding;
+
+static void decode_piece(const void *how, i64 i, void *scratch) {
+  const Decoding *p = how;
+  decode_row(p->w, p->n0 + i, p->out + i * p->w->K);
+  (void)scratch;
+}
+
+// rows n0..n1-1 -> out (n1-n0, K) f32
+void blocks_decode(const LazyInt8 *w, i64 n0, i64 n1, float *out) {
+  Decoding p = {w, n0, out};
+  parallel(n1 - n0, 0, decode_piece, &p);
+}
+
+typedef struct {
+  const LazyInt8 *w;
+  float *widest, *largest;  // widest (parts, K)
+  const i64 *pick;
+  i64 n_pick, parts;
+  float *picked;
+} Measure;
+
+static void measure_part(const void *how, i64 part, void *scratch) {
+  const Measure *p = how;
+  const LazyInt8 *w = p->w;
+  i64 K = w->K;
+  float *row = scratch, *wide = p->widest ? p->widest + part * K : NULL;
+  for (i64 n = part * w->N / p->parts; n < (part + 1) * w->N / p->parts; n++) {
+    decode_row(w, n, row);
+    if (wide)
+      for (i64 k = 0; k < K; k += 16) f_store(wide + k, f_max(f_load(wide + k), f_abs(f_load(row + k))));
+    if (p->largest) {
+      vf top = f_zero();
+      for (i64 k = 0; k < K; k += 16) top = f_max(top, f_abs(f_mul(f_load(row + k), f_load(w->channel_scale + k))));
+      p->largest[n] = f_reduce_max(top);
+    }
+    for (i64 e = 0; e < p->n_pick; e++) p->picked[n * p->n_pick + e] = row[p->pick[e]];
   }
 }
 
-// widest (K,): each column's largest magnitude, if not NULL. largest (N,): each row's after its product with columns, if
-// not NULL; picked (N, n): the columns `pick` (n,) as they are.
-int blocks_measure(const Stored *w, float *widest, float *largest, const i64 *pick, i64 n_pick, float *picked) {
-  int failed = 0;
-#pragma omp parallel
-  {
-    i64 K = w->K;
-    float *row = aligned_alloc(64, sizeof(float) * PAD(K, 16)), *wide = aligned_alloc(64, sizeof(float) * PAD(K, 16));
-    if (!row || !wide) {
-#pragma omp atomic write
-      failed = 1;
-    } else {
-      memset(wide, 0, sizeof(float) * K);
-#pragma omp for schedule(static)
-      for (i64 n = 0; n < w->N; n++) {
-        Row r = row_of(w, n);
-#define CALL(KIND)                                          \
-  for (i64 i = 0; i < K / 32; i++) {                        \
-    Floats f = decode32(KIND, r.row, r.scales, i);          \
-    f_store(row + i * 32, f.a), f_store(row + i * 32 + 16, f.b); \
-  }
-        BY_KIND(r.kind, CALL)
-#undef CALL
-        if (widest)
-          for (i64 k = 0; k < K; k += 16)
-            f_store(wide + k, f_max(f_load(wide + k), f_abs(f_load(row + k))));
-        if (largest) {
-          vf top = f_zero();
-          for (i64 k = 0; k < K; k += 16)
-            top = f_max(top, f_abs(f_mul(f_load(row + k), f_load(w->columns + k))));
-          largest[n] = f_top(top);
-        }
-        for (i64 e = 0; e < n_pick; e++) picked[n * n_pick + e] = row[pick[e]];
-      }
-      if (widest)
-#pragma omp critical
-        for (i64 k = 0; k < K; k++) widest[k] = wide[k] > widest[k] ? wide[k] : widest[k];
-    }
-    free(row), free(wide);
-  }
+// widest (K,): each column's largest magnitude, if not NULL. largest (N,): each row's after its product with
+// channel_scale, if not NULL; picked (N, n): the columns `pick` (n,) as they are.
+int blocks_measure(const LazyInt8 *w, float *widest, float *largest, const i64 *pick, i64 n_pick, float *picked) {
+  i64 parts = w->N < 64 ? w->N : 64, K = w->K;
+  float *wide = widest ? calloc((size_t)(parts * K), sizeof(float)) : NULL;
+  if (widest && !wide) return 1;
+  Measure p = {w, wide, largest, pick, n_pick, parts, picked};
+  int failed = parallel(parts, sizeof(float) * (size_t)K, measure_part, &p);
+  for (i64 part = 0; part < parts && widest; part++)
+    for (i64 k = 0; k < K; k++) widest[k] = wide[part * K + k] > widest[k] ? wide[part * K + k] : widest[k];
+  free(wide);
   return failed;
 }
 
-#ifdef LANES_512
-
-// 16 rows of 32 bytes -> 8 vectors: four bytes of each row. Three times the even words of two vectors go to one, the
-// odd ones to the other: that takes one bit from the words' place to the vectors' and one of the rows' the other way.
-ALWAYS void transposed(const int8_t *rows, uint8_t *to) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1)), top = _mm512_set1_epi8((char)0x80);
-  __m512i x[8], y[8];
-  for (int i = 0; i < 8; i++) x[i] = _mm512_load_si512(rows + 64 * i);  // x[r3 r2 r1]: words r0 c2 c1 c0
-  for (int i = 0; i < 4; i++) {
-    y[i] = _mm512_permutex2var_epi32(x[2 * i], even, x[2 * i + 1]);
-    y[4 + i] = _mm512_permutex2var_epi32(x[2 * i], odd, x[2 * i + 1]);  // y[c0 r3 r2]: r1 r0 c2 c1
-  }
-  for (int c = 0; c < 2; c++)
-    for (int i = 0; i < 2; i++) {
-      x[c * 2 + i] = _mm512_permutex2var_epi32(y[c * 4 + 2 * i], even, y[c * 4 + 2 * i + 1]);
-      x[4 + c * 2 + i] = _mm512_permutex2var_epi32(y[c * 4 + 2 * i], odd, y[c * 4 + 2 * i + 1]);  // x[c1 c0 r3]
-    }
-  for (int c = 0; c < 4; c++) {
-    y[c] = _mm512_permutex2var_epi32(x[2 * c], even, x[2 * c + 1]);
-    y[4 + c] = _mm512_permutex2var_epi32(x[2 * c], odd, x[2 * c + 1]);  // y[c2 c1 c0]: rows
-  }
-  for (int i = 0; i < 8; i++) _mm512_storeu_si512(to + 64 * i, _mm512_xor_si512(y[i], top));
+ALWAYS vb quantized(vf w, vf channel_scale, vf inverse) {
+  return to_bytes(i_of(f_mul(f_mul(w, channel_scale), inverse)));
 }
 
-#else
-
-// 8 rows of 8 words -> each word of all of them side by side, 64 bytes from word to word
-ALWAYS void transposed8(const int8_t *rows, uint8_t *to) {
-  const __m256i top = _mm256_set1_epi8((char)0x80);
-  __m256i x[8], y[8];
-  for (int r = 0; r < 8; r++) x[r] = _mm256_load_si256((const __m256i *)(rows + 32 * r));
-  for (int r = 0; r < 8; r += 2) {
-    y[r] = _mm256_unpacklo_epi32(x[r], x[r + 1]);      // words 0 1 | 4 5 of two rows
-    y[r + 1] = _mm256_unpackhi_epi32(x[r], x[r + 1]);  // words 2 3 | 6 7
-  }
-  for (int r = 0; r < 8; r += 4)
-    for (int h = 0; h < 2; h++) {
-      x[r + 2 * h] = _mm256_unpacklo_epi64(y[r + h], y[r + 2 + h]);      // word 2h | 2h + 4 of four rows
-      x[r + 2 * h + 1] = _mm256_unpackhi_epi64(y[r + h], y[r + 2 + h]);  // word 2h + 1 | 2h + 5
-    }
-  for (int c = 0; c < 4; c++) {
-    __m256i low = _mm256_permute2x128_si256(x[c], x[4 + c], 0x20), high = _mm256_permute2x128_si256(x[c], x[4 + c], 0x31);
-    _mm256_storeu_si256((__m256i *)(to + 64 * c), _mm256_xor_si256(low, top));
-    _mm256_storeu_si256((__m256i *)(to + 64 * (c + 4)), _mm256_xor_si256(high, top));
-  }
-}
-
-// 16 rows of 32 bytes -> 8 times four bytes of each row
-ALWAYS void transposed(const int8_t *rows, uint8_t *to) { transposed8(rows, to), transposed8(rows + 256, to + 32); }
-
-#endif
-
-ALWAYS __m128i quantized(vf w, vf columns, vf inverse) {
-  return to_bytes(i_of(f_mul(f_mul(w, columns), inverse)));
-}
-
-void unpack_panel(const Stored *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
+void unpack_panel(const LazyInt8 *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
   _Alignas(64) int8_t rows[16 * 32];
-  Row row[16];
+  Row row[16] = {{0}};
   int m = w->N - n < 16 ? (int)(w->N - n) : 16, same = 1;
   for (int r = 0; r < m; r++) {
     row[r] = row_of(w, n + r);
@@ -252,14 +202,14 @@ void unpack_panel(const Stored *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
   memset(rows, 0, sizeof(rows));
 #define CALL(KIND)                                                                                            \
   for (i64 i = k0 / 32; i < k1 / 32; i++) {                                                                   \
-    vf ca = f_load(w->columns + i * 32), cb = f_load(w->columns + i * 32 + 16);         \
+    vf ca = f_load(w->channel_scale + i * 32), cb = f_load(w->channel_scale + i * 32 + 16);                   \
     for (int r = 0; r < m; r++) {                                                                             \
       Floats f = decode32(KIND, row[r].row, row[r].scales, i);                                                \
       vf inverse = f_set(w->inverse[n + r]);                                                     \
-      _mm_store_si128((__m128i *)(rows + r * 32), quantized(f.a, ca, inverse));                               \
-      _mm_store_si128((__m128i *)(rows + r * 32 + 16), quantized(f.b, cb, inverse));                          \
+      b_store(rows + r * 32, quantized(f.a, ca, inverse));                                                    \
+      b_store(rows + r * 32 + 16, quantized(f.b, cb, inverse));                                               \
     }                                                                                                         \
-    transposed(rows, to + (i * 32 - k0) * 16);                                                                \
+    transpose_rows(rows, to + (i * 32 - k0) * 16);                                                            \
   }
   if (same) {
     BY_KIND(row[0].kind, CALL)
@@ -269,14 +219,19 @@ void unpack_panel(const Stored *w, i64 n, i64 k0, i64 k1, uint8_t *to) {
 #undef CALL
 }
 
-// the whole weight -> panels (PAD(N, 16)/16, K/4, 16, 4)
-void int8_unpack(const Stored *w, uint8_t *panels) {
-  ROWS for (i64 panel = 0; panel < PAD(w->N, 16) / 16; panel++)
-    unpack_panel(w, panel * 16, 0, w->K, panels + panel * w->K * 16);
+typedef struct {
+  const LazyInt8 *w;
+  uint8_t *panels;
+} Unpacking;
+
+static void unpack_piece(const void *how, i64 panel, void *scratch) {
+  const Unpacking *p = how;
+  unpack_panel(p->w, panel * 16, 0, p->w->K, p->panels + panel * p->w->K * 16);
+  (void)scratch;
 }
 
-#else
-
-int has_blocks(void) { return 0; }
-
-#endif
+// the whole weight -> panels (PAD(N, 16)/16, K/4, 16, 4)
+void int8_unpack(const LazyInt8 *w, uint8_t *panels) {
+  Unpacking p = {w, panels};
+  parallel(PAD(w->N, 16) / 16, 0, unpack_piece, &p);
+}

@@ -1,5 +1,4 @@
-// What the kernels share: bf16 values travel as uint16_t; work is split over OpenMP threads so that each writes its own
-// and results do not depend on timing.
+// What the kernels share: bf16 values travel as uint16_t.
 
 #ifndef RESCOLDO_COMMON_H
 #define RESCOLDO_COMMON_H
@@ -12,17 +11,16 @@
 typedef uint16_t bf16;
 typedef int64_t i64;
 
-#define ROWS _Pragma("omp parallel for schedule(static)")
 #define SIMD _Pragma("omp simd")
 #define ALWAYS static inline __attribute__((always_inline))
 #define PAD(n, to) (((n) + (to) - 1) / (to) * (to))
 
-static inline float up(bf16 x) {
+static inline float bf16_to_f32(bf16 x) {
   union { uint32_t u; float f; } v = {.u = (uint32_t)x << 16};
   return v.f;
 }
 
-static inline bf16 down(float x) {  // to nearest even; not-a-number stays one
+static inline bf16 f32_to_bf16(float x) {  // to nearest even; not-a-number stays one
   union { float f; uint32_t u; } v = {.f = x};
   uint32_t rounded = (v.u + 0x7FFF + ((v.u >> 16) & 1)) >> 16;
   uint32_t nan = (v.u >> 16) | 0x40;
@@ -44,6 +42,19 @@ static inline float fast_exp(float x) {  // relative error below 3e-7; 0 below -
   p = p * r * r + r + 1.0f;
   union { int32_t i; float f; } s = {.i = ((int32_t)n + 127) << 23};
   return x < -87.0f ? 0.0f : p * s.f;
+}
+
+// NormalFloat4: the quantiles of a normal distribution (QLoRA, arXiv 2305.14314, appendix E)
+static const float NF4_LEVELS[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+static inline float soft_capped(float x, float cap) {  // cap · tanh(x / cap)
+  float y = x / cap;
+  y = y > 20.0f ? 20.0f : y < -20.0f ? -20.0f : y;
+  float e = fast_exp(-2.0f * y);
+  return cap * ((1.0f - e) / (1.0f + e));
 }
 
 static inline uint32_t mix32(uint32_t x) {

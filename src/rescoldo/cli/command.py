@@ -1,0 +1,132 @@
+"""How every command reads its options: help texts are shown as written, and a wrong option is one clear message."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from rescoldo.allowed import number, refused
+from rescoldo.cli.options import OPTIONS
+from rescoldo.errors import RescoldoError
+from rescoldo.invocation import program
+from rescoldo.names import similar
+
+UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+
+
+class Command(TyperCommand):
+    """A command whose usage errors are RescoldoErrors, and whose help texts may hold brackets."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        _escape_help(self)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises RescoldoError where typer finds that the arguments are wrong."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise _explained(error, ctx, _option_names(self)) from None
+
+
+class Group(TyperGroup):
+    """The same for a group of commands."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        _escape_help(self)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises RescoldoError where typer finds that the arguments are wrong."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            raise _explained(error, ctx, _option_names(self)) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Raises RescoldoError where there is no such command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:
+            close = get_close_matches(args[0], list(self.commands), n=1, cutoff=0.5) if args else []
+            called = _called(ctx)
+            fix = f"did you mean {called} {close[0]}?" if close else f"{called} --help lists the commands"
+            raise RescoldoError(str(error).rstrip(".").partition(" Did you mean")[0].rstrip("."), fix=fix) from None
+
+
+def prepare(application: typer.Typer) -> None:
+    """Make `application`'s commands and groups, all levels, use these classes. Idempotent."""
+    application.info.cls = Group
+    for command in application.registered_commands:
+        command.cls = Command
+    for group in application.registered_groups:
+        group.cls = Group
+        if group.typer_instance is not None:
+            prepare(group.typer_instance)
+
+
+def example(words: str) -> str:
+    """The epilog of a command's help: `words` behind this program's name as the user types it."""
+    return f"Example: {program()} {words}"
+
+
+def _escape_help(command: Any) -> None:
+    """typer reads help texts as rich's markup, in which [name] would vanish."""
+    command.help = escape(command.help) if command.help else command.help
+    command.epilog = escape(command.epilog) if command.epilog else command.epilog
+    for parameter in command.params:
+        text = getattr(parameter, "help", None)
+        if text:
+            parameter.help = escape(text)
+
+
+def _option_names(command: Any) -> list[str]:
+    return [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+            if name.startswith("--")]  # fmt: skip
+
+
+def _called(ctx: Any) -> str:
+    """The command as the user types it: `.venv/bin/rescoldo data split`, `python scripts/finetune_ba.py`."""
+    names: list[str] = []
+    while ctx is not None:
+        names.insert(0, str(ctx.info_name))
+        ctx = ctx.parent
+    root = f"python {shlex.quote(sys.argv[0])}" if names[0].endswith(".py") else program()
+    return " ".join([root, *names[1:]])
+
+
+def _explained(error: Any, ctx: Any, known: list[str]) -> RescoldoError:
+    """What typer says about the arguments, with what to type instead."""
+    name = getattr(error, "option_name", "")
+    fix = f"{_called(ctx)} --help lists the options"
+    if type(error).__name__ == "NoSuchOption":
+        close = similar(name, known)
+        return RescoldoError(f"there is no option {name}", fix=f"did you mean {close}?" if close else fix)
+    parameter = getattr(error, "param", None)
+    problems: list[Any] = getattr(error.__cause__, "errors", list)()
+    if parameter is None or not problems or problems[0]["type"] not in _NUMBERS:
+        return RescoldoError(error.format_message().rstrip("."), fix=fix)
+    return RescoldoError(f"{parameter.opts[0]} {refused(problems[0]['input'], _allowed(parameter))}", fix=fix)
+
+
+_NUMBERS = {
+    *(f"{kind}_{fault}" for kind in ("int", "float") for fault in ("parsing", "type", "from_float", "parsing_size")),
+    *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"),
+}  # fmt: skip
+
+
+def _allowed(parameter: Any) -> str:
+    """The range of a numeric option, from its own bounds or from the run's setting of that name."""
+    low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    if low is None and high is None and parameter.name in OPTIONS:
+        from rescoldo.train.config import allowed_words
+
+        return allowed_words(parameter.name)
+    kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    return number(whole=kind is int, ge=low, le=high)

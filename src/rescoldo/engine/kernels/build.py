@@ -1,0 +1,148 @@
+"""Building the C kernels: one library for each instruction set. Needs no torch, so that packaging can call it, too."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+C = Path(__file__).with_name("c")
+SOURCES = ("attention.c", "blocks.c", "elementwise.c", "int8.c", "layout.c", "threads.c")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+# a decoded weight is the same number everywhere: no product and sum in one rounding
+_CONTRACT = {"blocks.c": "-ffp-contract=off"}
+_SECONDS = 300  # for one source
+
+
+ELSEWHERE = "export XDG_CACHE_HOME=/a/folder/that/can/be/written (on a file system that is not mounted noexec)"
+
+
+class BuildError(Exception):
+    """Why there are no native kernels here, and what to do about it."""
+
+    def __init__(self, why: str, remedy: str = "apt install gcc") -> None:
+        self.remedy = remedy
+        super().__init__(why)
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """One row of the table: a header in c/isa and what it needs.
+
+    Attributes:
+        name: as RESCOLDO_KERNELS takes it.
+        header: the file in c/isa with its lane operations and int8 products.
+        machine: platform.machine() of the CPUs that have it.
+        flags: of the compiler; gcc and clang know them.
+        needs: features of the CPU, in /proc/cpuinfo's words.
+    """
+
+    name: str
+    header: str
+    machine: str
+    flags: tuple[str, ...]
+    needs: frozenset[str]
+
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+# 256 bits where the compiler chooses: sums of plain loops are then the same with all three
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256")
+_NEEDS_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+
+# the fastest first
+INSTRUCTION_SETS = (
+    InstructionSet(
+        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
+        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8"},
+    ),
+    InstructionSet(
+        "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"}
+    ),
+    InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),
+    InstructionSet("avxvnni", "avxvnni.h", "x86_64", (*_AVX2, "-mavxvnni"), _NEEDS_AVX2 | {"avx_vnni"}),
+    InstructionSet("avx2", "avx2.h", "x86_64", _AVX2, _NEEDS_AVX2),
+)  # fmt: skip
+
+
+def instruction_set(name: str) -> InstructionSet:
+    """The row of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {row.name: row for row in INSTRUCTION_SETS}[name]
+
+
+def usable(features: frozenset[str], machine: str | None = None) -> list[InstructionSet]:
+    """The rows that a CPU with these features can run, the fastest first."""
+    machine = machine or platform.machine()
+    return [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
+
+
+def compiler(target: str | None = None) -> list[str]:
+    """The C compiler's command: this machine's own, or for another `target` (as zig names it) the ziglang package's.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if target is not None:
+        return [sys.executable, "-m", "ziglang", "cc", "-target", target]
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    if not found:
+        raise BuildError("no C compiler (gcc) on this machine")
+    return [found]
+
+
+def build(target: str | None, isa: InstructionSet, out: Path) -> None:
+    """Compile the kernels for `isa` into the shared library `out`, for this machine or another `target`.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    command = [*compiler(target), *_FLAGS, *isa.flags, f'-DRESCOLDO_ISA="isa/{isa.header}"']
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+            objects = [f"{scratch}/{Path(source).stem}.o" for source in SOURCES]
+            for source, made in zip(SOURCES, objects, strict=True):
+                contract = _CONTRACT.get(source, "-ffp-contract=fast")
+                _run([*command, contract, "-c", str(C / source), "-o", made])
+            _run([*compiler(target), "-shared", *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
+            os.replace(f"{scratch}/library", out)
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
+
+
+def cached(isa: InstructionSet, folder: Path) -> Path:
+    """The library for `isa`, built by this machine's compiler if `folder` does not have it yet.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    command = compiler()
+    try:
+        version = subprocess.run(
+            [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
+    identity = "\n".join([version, *_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts])
+    library = folder / f"{isa.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        build(None, isa, library)
+    return library
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)

@@ -1,0 +1,101 @@
+// AMX: int8 products in tiles of 16 rows by 16 outputs by up to 64 inputs (tdpbsud); everything else as with AVX-512. A
+// panel of the weights, (K/4, 16, 4), is a column of tiles as it stands.
+
+#ifndef RESCOLDO_ISA_H
+#define RESCOLDO_ISA_H
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "bytes512.h"
+
+enum { PRODUCT_ROWS = 32 };
+
+// Linux gives a process the tiles' registers when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+static inline int isa_start(void) { return syscall(SYS_arch_prctl, 0x1023, 18) != 0; }
+
+typedef struct {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t bytes[16];  // of a row, by tile
+  uint8_t rows[16];
+} TileShapes;
+
+static _Thread_local int shapes_now;  // rows and inputs of the tiles as they are configured; 0: not
+
+ALWAYS void product_begin(void) { shapes_now = 0; }
+ALWAYS void product_end(void) { _tile_release(); }
+
+// tiles 0..3: sums of rows 0..15 and 16..31 by two panels; 4, 5: the rows; 6, 7: the panels
+static inline void set_shapes(int m, int inputs) {
+  if (shapes_now == m * 128 + inputs) return;
+  TileShapes shapes = {.palette = 1};
+  uint8_t rows[2] = {(uint8_t)(m < 16 ? m : 16), (uint8_t)(m < 16 ? 0 : m - 16)};
+  for (int i = 0; i < 4; i++) shapes.bytes[i] = 64, shapes.rows[i] = rows[i / 2];
+  for (int i = 0; i < 2; i++) {
+    shapes.bytes[4 + i] = (uint16_t)inputs, shapes.rows[4 + i] = rows[i];
+    shapes.bytes[6 + i] = 64, shapes.rows[6 + i] = (uint8_t)(inputs / 4);
+  }
+  for (int i = 0; i < 8; i++)
+    if (!shapes.rows[i]) shapes.bytes[i] = 0;
+  _tile_loadconfig(&shapes);
+  shapes_now = m * 128 + inputs;
+}
+
+// inputs of a tile: k, a multiple of 16, in equal parts of at most 64
+ALWAYS int tile_inputs(i64 k) {
+  i64 n = (k + 63) / 64;
+  while (k / 4 % n) n++;
+  return (int)(k / n);
+}
+
+ALWAYS void tile_group(const int high, const int two, i64 k, int inputs, const int8_t *a, i64 stride, const uint8_t *b0,
+                       const uint8_t *b1, int32_t *sums) {
+  _tile_zero(0);
+  if (two) _tile_zero(1);
+  if (high) _tile_zero(2);
+  if (high && two) _tile_zero(3);
+  for (i64 i = 0; i < k; i += inputs) {
+    _tile_loadd(4, a + i, stride);
+    _tile_loadd(6, b0 + i * 16, 64);
+    if (two) _tile_loadd(7, b1 + i * 16, 64);
+    _tile_dpbsud(0, 4, 6);
+    if (two) _tile_dpbsud(1, 4, 7);
+    if (high) {
+      _tile_loadd(5, a + 16 * stride + i, stride);
+      _tile_dpbsud(2, 5, 6);
+      if (two) _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, 128);
+  if (two) _tile_stored(1, sums + 16, 128);
+  if (high) _tile_stored(2, sums + 512, 128);
+  if (high && two) _tile_stored(3, sums + 528, 128);
+}
+
+static inline void product_tile(i64 m, int nv, const Int8Product *p, i64 t, i64 g0, i64 g1, const void *b, i64 apart,
+                                float *C) {
+  _Alignas(64) int32_t sums[32 * 32];
+  const uint8_t *b0 = b, *b1 = b0 + apart;
+  const int8_t *a = (const int8_t *)p->q + t * p->K + g0 * p->group;
+  for (i64 g = g0; g < g1; g++) {
+    i64 k = p->K - g * p->group < p->group ? p->K - g * p->group : p->group;
+    int inputs = tile_inputs(k);
+    set_shapes((int)m, inputs);
+    if (m > 16 && nv == 2) tile_group(1, 1, k, inputs, a, p->K, b0, b1, sums);
+    else if (m > 16) tile_group(1, 0, k, inputs, a, p->K, b0, b1, sums);
+    else if (nv == 2) tile_group(0, 1, k, inputs, a, p->K, b0, b1, sums);
+    else tile_group(0, 0, k, inputs, a, p->K, b0, b1, sums);
+    for (i64 r = 0; r < m; r++) {
+      vf s = f_set(p->scale[(t + r) * p->groups + g]);
+      vi less = i_set(p->sum[(t + r) * p->groups + g]);
+      for (int v = 0; v < nv; v++) {
+        vf f = f_of(i_sub(i_load(sums + r * 32 + v * 16), less));
+        float *c = C + r * 32 + v * 16;
+        f_store(c, g > 0 ? f_fma(f, s, f_load(c)) : f_mul(f, s));
+      }
+    }
+    a += p->group, b0 += k * 16, b1 += k * 16;
+  }
+}
+
+#endif

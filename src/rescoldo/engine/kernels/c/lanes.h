@@ -1,0 +1,101 @@
+// Sixteen lanes at a time, whatever the instruction set: f_… work on floats (vf), i_… on 32-bit integers (vi), h_… on bf16
+// in memory, b_… on 16 bytes (vb), w_… on 16 words of 16 bits (vw). A panel of 16 outputs is one vf or vi. All intrinsics
+// are in the header of the instruction set, isa/NAME.h, which the build names; it has
+//
+//   vf, vi, vb, vw and the operations on them that this file and its users call
+//   isa_start        at load: whatever the system must be asked for; not 0: it refuses
+//   MR, PANELS, BY_ROWS, FULL_TILES     the shape of a tile of sums in registers
+//   i_add_dot, and f_add_dot where HAS_BF16_DOT is defined: products of pairs for attention
+//   transpose_rows                      16 rows of 32 bytes -> 8 times four bytes of each row, plus 128
+//
+// and the product of int8.c:
+//
+//   level, QMAX, store_levels, load_levels   what inputs are quantized to
+//   WEIGHT_BYTES     of a weight in a product: 1; 2 where WIDE_WEIGHTS is defined, and widen_panel makes int16 of bytes
+//   CHUNK_BYTES      of weights that stay in cache while the rows go by
+//   PRODUCT_ROWS     of a tile, and product_tile, which computes one: groups g0..g1-1 of rows t..t+m-1 into C (m, 16
+//                    PANELS) f32, added if g0 > 0; b and the panel `apart` bytes behind it stand at group g0. Between
+//                    product_begin and product_end
+//   transpose_panel  a panel of 16 inputs, its outputs n (a multiple of 16) of them, as the backward product wants it: in
+//                    each panel of 16 outputs, `deep` bytes apart, the inputs' numbers side by side
+
+#ifndef RESCOLDO_LANES_H
+#define RESCOLDO_LANES_H
+
+#include "kernels.h"
+#include RESCOLDO_ISA
+
+ALWAYS vf f_zero(void) { return f_set(0.0f); }
+ALWAYS vi i_zero(void) { return i_set(0); }
+ALWAYS vf f_from_bf16(vw x) { return as_f(i_left(i_words(x), 16)); }
+ALWAYS vf h_load(const bf16 *p) { return f_from_bf16(w_load(p)); }
+ALWAYS void h_store(bf16 *p, vf x) { w_store(p, f_to_bf16(x)); }
+
+ALWAYS vf f_exp(vf x) {  // common.h's fast_exp
+  vf y = f_max(x, f_set(-87.0f));
+  vf n = f_round(f_mul(y, f_set(1.44269504f)));
+  vf r = f_fnma(n, f_set(0.693359375f), y);
+  r = f_fma(n, f_set(2.12194440e-4f), r);
+  vf p = f_set(1.9875691500e-4f);
+  p = f_fma(p, r, f_set(1.3981999507e-3f));
+  p = f_fma(p, r, f_set(8.3334519073e-3f));
+  p = f_fma(p, r, f_set(4.1665795894e-2f));
+  p = f_fma(p, r, f_set(1.6666665459e-1f));
+  p = f_fma(p, r, f_set(5.0000001201e-1f));
+  p = f_add(f_fma(f_mul(p, r), r, r), f_set(1.0f));
+  return f_not_below(f_scale(p, n), x, -87.0f);
+}
+
+ALWAYS vf f_tanh(vf x) {
+  vf y = f_sub(f_zero(), f_max(f_sub(f_zero(), f_max(x, f_set(-20.0f))), f_set(-20.0f)));  // within -20..20
+  vf e = f_exp(f_mul(y, f_set(-2.0f)));
+  return f_div(f_sub(f_set(1.0f), e), f_add(f_set(1.0f), e));
+}
+
+// --- float products ---------------------------------------------------------------------------------------------------
+
+// C[M, 16 NV] (+)= A[M, K] B[K, 16 NV]; A's element (r, k) stands at A + r * rs + k * ks
+ALWAYS void tile_f32(const int M, const int NV, i64 K, const float *A, i64 rs, i64 ks, const float *B, i64 ldb,
+                     float *C, i64 ldc, int add) {
+  vf acc[MR][PANELS];
+#pragma GCC unroll 12
+  for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[r][v] = add ? f_load(C + r * ldc + v * 16) : f_zero();
+  for (i64 k = 0; k < K; k++) {
+    vf b[PANELS];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) b[v] = f_load(B + k * ldb + v * 16);
+#pragma GCC unroll 12
+    for (int r = 0; r < M; r++) {
+      vf a = f_set(A[r * rs + k * ks]);
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) acc[r][v] = f_fma(a, b[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) f_store(C + r * ldc + v * 16, acc[r][v]);
+}
+
+// M any, N a multiple of 16
+static inline void gemm_f32(i64 M, i64 N, i64 K, const float *A, i64 rs, i64 ks, const float *B, i64 ldb, float *C,
+                            i64 ldc, int add) {
+  for (i64 n = 0; n < N;) {
+    int nv = N - n >= 16 * PANELS ? PANELS : 1;
+    const float *b = B + n;
+    float *c = C + n;
+    i64 m = 0;
+#define RUN_TILES(M_)                                                                                       \
+  for (; m + M_ <= M; m += M_) {                                                                            \
+    if (nv == PANELS) tile_f32(M_, PANELS, K, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);           \
+    else tile_f32(M_, 1, K, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);                             \
+  }
+    FULL_TILES(RUN_TILES)
+#undef RUN_TILES
+    n += nv * 16;
+  }
+}
+
+#endif

@@ -1,0 +1,373 @@
+"""One decoder layer, forward and backward by hand: two sublayers, each a part (attention, MLP) between its norms.
+
+By hand, because it is known here what frozen weights need for their backward pass and what they do not, and what is
+cheap to recompute. `reference.py` is the same in plain formulas.
+
+A layer composes whatever has a part's interface (`Part`): another mixer than attention or another MLP is another class.
+T rows, D hidden size, F MLP size, H heads, K key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from rescoldo.engine.activation import ACTIVATIONS
+from rescoldo.engine.attend import Attend, Span
+from rescoldo.engine.config import NORMS, SITES, DecoderConfig
+from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.kernels.ops import Dropout, mix_key
+from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.rope import Rotation
+
+Grads = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one pass: each row's rotation, and what seeds its dropout.
+
+    Attributes:
+        rope: the rows' rotations by kind of layer (DecoderConfig.rope).
+        identity: (T,) int64 below 2³²: which row of the optimizer step this is, whatever micro-batch it comes in.
+        seed: the run's seed and the optimizer step, or None where there is no dropout.
+        threshold: dropout's probability in 256ths.
+    """
+
+    rope: Mapping[str, Rotation]
+    identity: torch.Tensor
+    seed: tuple[int, int] | None = None
+    threshold: int = 0
+
+    def mask(self, layer: int, site: str) -> Dropout | None:
+        """The dropout of one group of linears in one layer."""
+        if self.seed is None or self.threshold == 0:
+            return None
+        return Dropout(self.threshold, mix_key(*self.seed, layer, SITES.index(site)), self.identity)
+
+
+class Part(Protocol):
+    """What a sublayer computes between its norms. `saved` is whatever its backward pass needs."""
+
+    @property
+    def groups(self) -> Mapping[str, LoraGroup]:
+        """Its groups of linears by their place."""
+
+    def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, Any]:
+        """x (T, D) → y (T, D) in its dtype, and `saved`; y is None where the pass ends here (Attend.stops_at_keys)."""
+
+    def backward(
+        self,
+        dy: torch.Tensor | None,
+        x: Callable[[], torch.Tensor],
+        saved: Any,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool,
+    ) -> torch.Tensor | None:
+        """Add the adapters' gradients to `gradients`; returns dx (T, D), None if neither wanted nor needed.
+
+        dy (T, D) is the gradient w.r.t. y, None where the forward pass ended here; x() makes the input again. `saved`
+        may be overwritten.
+        """
+
+
+@dataclass
+class AttentionSaved:
+    """What attention's backward pass needs; all of it in the activations' dtype but the norms' scales."""
+
+    qkv: torch.Tensor  # (T, (H + 2K)·d), q and k rotated
+    heads: tuple[torch.Tensor, ...]  # with q/k norms: normed q, its rstd, normed k, its rstd
+    mixed: torch.Tensor | None  # (T, H·d) attention's output; None: the pass ended at the keys and values
+    state: torch.Tensor | None  # the attention kernel's own
+    z: tuple[torch.Tensor | None, torch.Tensor | None]  # drop(x)·Aᵀ of qkv and o
+
+
+class Attention:
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(
+        self, index: int, config: DecoderConfig, groups: Mapping[str, LoraGroup], norms: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.index, self.config = index, config
+        self.groups: Mapping[str, LoraGroup] = {site: groups[site] for site in ("qkv", "o")}
+        self.qkv, self.o = groups["qkv"], groups["o"]
+        self.q_norm, self.k_norm = norms.get("self_attn.q_norm"), norms.get("self_attn.k_norm")
+        self.span, self.rope = Span(config.window(index), config.attention_cap), config.rope(index)
+        self.rotary_dim = config.rotary_dim or config.head_dim
+
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """qkv (T, (H + 2K)·d) → views q (T, H, d), k (T, K, d), v (T, K, d)."""
+        c = self.config
+        parts = qkv.unflatten(1, (-1, c.head_dim)).split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
+        return parts[0], parts[1], parts[2]
+
+    def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, AttentionSaved]:
+        """See Part."""
+        qkv, z1 = self.qkv.forward(x, rows.mask(self.index, "qkv"))
+        q, k, v = self.split(qkv)
+        heads = self._norm(q, k)
+        self._rotate(q, k, rows.rope[self.rope], 1.0)
+        attend.keys_values(self.index, k, v)
+        if attend.stops_at_keys(self.index):
+            return None, AttentionSaved(qkv, heads, None, None, (z1, None))
+        mixed, state = attend.forward(self.index, q, k, v, self.span)
+        mixed = mixed.flatten(1)
+        y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"))
+        return y, AttentionSaved(qkv, heads, mixed, state, (z1, z2))
+
+    def backward(
+        self,
+        dy: torch.Tensor | None,
+        x: Callable[[], torch.Tensor],
+        saved: AttentionSaved,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool,
+    ) -> torch.Tensor | None:
+        """See Part."""
+        q, k, v = self.split(saved.qkv)
+        dmixed: torch.Tensor | None = None
+        mixed, state = q, q  # where the pass ended at its keys and values, nobody looks at them
+        if dy is not None:
+            assert saved.mixed is not None
+            assert saved.state is not None
+            dmixed = self.o.backward(dy, saved.mixed, saved.z[1], rows.mask(self.index, "o"), gradients)
+            assert dmixed is not None
+            dmixed, mixed, state = dmixed.view(q.shape), saved.mixed.view(q.shape), saved.state
+        if not want_input and not self.qkv.adapted:
+            return None
+        dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.span)
+        self._rotate(dq, dk, rows.rope[self.rope], -1.0)
+        dq, dk = self._norm_backward(dq, dk, saved.heads)
+        dqkv = _side_by_side(dq, dk, dv)
+        return self.qkv.backward(dqkv, x(), saved.z[0], rows.mask(self.index, "qkv"), gradients, want_input)
+
+    def _rotate(self, q: torch.Tensor, k: torch.Tensor, how: Rotation, sign: float) -> None:
+        """Rotate q and k in place and scale q; sign -1: their gradients, by the transpose."""
+        r = self.rotary_dim
+        if how.cos is not None and how.sin is not None and how.q_cos is not None and how.q_sin is not None:
+            whole = r == self.config.head_dim
+            kernels().rotate_(q if whole else q[..., :r], how.q_cos, how.q_sin, sign)
+            kernels().rotate_(k if whole else k[..., :r], how.cos, how.sin, sign)
+            if not whole and how.q_factor != 1.0:
+                q[..., r:] *= how.q_factor
+        elif how.q_factor != 1.0:
+            q *= how.q_factor
+
+    def _grouped(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, heads, d) → the rows that a q/k norm normalizes."""
+        return x.flatten(1).contiguous() if self.config.qk_norm_full else x.flatten(0, 1)
+
+    def _norm(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalize q and k in place; returns what the backward pass needs."""
+        if self.q_norm is None or self.k_norm is None:
+            return ()
+        saved: list[torch.Tensor] = []
+        for x, weight in ((q, self.q_norm), (k, self.k_norm)):
+            y, normed, rstd = kernels().rms_norm(self._grouped(x.float()), weight, self.config.norm_eps)
+            x.copy_(y.view(x.shape))
+            saved += [normed, rstd]
+        return tuple(saved)
+
+    def _norm_backward(
+        self, dq: torch.Tensor, dk: torch.Tensor, heads: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not heads or self.q_norm is None or self.k_norm is None:
+            return dq, dk
+        out = []
+        for grad, normed, rstd, weight in ((dq, *heads[:2], self.q_norm), (dk, *heads[2:], self.k_norm)):
+            dx = torch.zeros(normed.shape, dtype=torch.float32)
+            kernels().rms_norm_backward(self._grouped(grad), normed, rstd, weight, dx)
+            out.append(dx.to(grad.dtype).view(grad.shape))
+        return out[0], out[1]
+
+
+@dataclass
+class MlpSaved:
+    """What the MLP's backward pass needs."""
+
+    gate_up: torch.Tensor  # (T, 2F); the backward pass overwrites it with its gradient
+    z: tuple[torch.Tensor | None, torch.Tensor | None]  # drop(x)·Aᵀ of gate_up and down
+
+
+class Mlp:
+    """The gated MLP: down(activation(gate(x)) · up(x))."""
+
+    def __init__(self, index: int, config: DecoderConfig, groups: Mapping[str, LoraGroup]) -> None:
+        self.index, self.activation = index, ACTIVATIONS[config.activation]
+        self.groups: Mapping[str, LoraGroup] = {site: groups[site] for site in ("gate_up", "down")}
+        self.gate_up, self.down = groups["gate_up"], groups["down"]
+
+    def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, MlpSaved]:
+        """See Part."""
+        gate_up, z1 = self.gate_up.forward(x, rows.mask(self.index, "gate_up"))
+        y, z2 = self.down.forward(self.activation.forward(gate_up), rows.mask(self.index, "down"))
+        return y, MlpSaved(gate_up, (z1, z2))
+
+    def backward(
+        self,
+        dy: torch.Tensor | None,
+        x: Callable[[], torch.Tensor],
+        saved: MlpSaved,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool,
+    ) -> torch.Tensor | None:
+        """See Part."""
+        assert dy is not None
+        a = self.activation.forward(saved.gate_up) if self.down.adapted else saved.gate_up
+        da = self.down.backward(dy, a, saved.z[1], rows.mask(self.index, "down"), gradients)
+        assert da is not None
+        self.activation.backward_(saved.gate_up, da)
+        return self.gate_up.backward(
+            saved.gate_up, x(), saved.z[0], rows.mask(self.index, "gate_up"), gradients, want_input
+        )
+
+
+@dataclass
+class SublayerSaved:
+    """What a sublayer's backward pass needs."""
+
+    normed: torch.Tensor  # (T, D) input / rms; without a norm before the part: the input
+    rstd: torch.Tensor | None  # (T,)
+    part: Any
+    post: tuple[torch.Tensor, torch.Tensor] | None = None  # the norm behind the part: normed (T, D), rstd (T,)
+    ended: bool = False  # the pass ended inside the part
+
+
+class Sublayer:
+    """h += scale · post(part(pre(h))), where either norm may be missing."""
+
+    def __init__(
+        self,
+        part: Part,
+        pre: torch.Tensor | None,
+        post: torch.Tensor | None,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        self.part, self.pre, self.post, self.dtype = part, pre, post, dtype
+        self.eps, self.scale = config.norm_eps, config.residual_scale
+
+    def forward(self, h: torch.Tensor, rows: Rows, attend: Attend) -> SublayerSaved:
+        """h (T, D) float32, overwritten with the output."""
+        op = kernels()
+        if self.pre is not None:
+            x, normed, rstd = op.rms_norm(h, self.pre, self.eps)
+            saved = SublayerSaved(normed, rstd, None)
+        else:
+            x = h.to(self.dtype, copy=True)
+            saved = SublayerSaved(x, None, None)
+        y, saved.part = self.part.forward(x, rows, attend)
+        if y is None:
+            saved.ended = True
+            return saved
+        if self.post is not None:
+            y, normed, rstd = op.rms_norm(y.float(), self.post, self.eps)
+            saved.post = normed, rstd
+        if self.scale == 1.0:
+            op.add_(h, y)
+        else:
+            h.add_(y, alpha=self.scale)
+        return saved
+
+    def backward(
+        self,
+        dh: torch.Tensor,
+        saved: SublayerSaved,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool = True,
+    ) -> None:
+        """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input."""
+        op = kernels()
+        dy: torch.Tensor | None = None
+        if not saved.ended:
+            dy = (dh if self.scale == 1.0 else dh * self.scale).to(self.dtype)
+            if saved.post is not None and self.post is not None:
+                before = torch.zeros_like(dh)
+                op.rms_norm_backward(dy, *saved.post, self.post, before)
+                dy = before.to(self.dtype)
+        pre = self.pre
+        x = (lambda: saved.normed) if pre is None else (lambda: saved.normed * pre)
+        dx = self.part.backward(dy, x, saved.part, rows, attend, gradients, want_input)
+        if dx is None:
+            return
+        if pre is None or saved.rstd is None:
+            op.add_(dh, dx)
+        else:
+            op.rms_norm_backward(dx, saved.normed, saved.rstd, pre, dh)
+
+
+@dataclass
+class LayerSaved:
+    """What a layer's backward pass needs of its forward pass."""
+
+    mixer: SublayerSaved
+    mlp: SublayerSaved | None  # None: the pass ended at this layer's keys and values
+
+
+class Layer:
+    """A decoder layer: a mixer of rows (attention), then an MLP. Holds no activations."""
+
+    def __init__(
+        self,
+        index: int,
+        config: DecoderConfig,
+        groups: Mapping[str, LoraGroup],
+        norms: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.index, self.config, self.norms, self.dtype = index, config, norms, dtype
+        (pre1, post1), (pre2, post2) = NORMS[config.norm_placement]
+        mixer, mlp = Attention(index, config, groups, norms), Mlp(index, config, groups)
+        self.mixer = Sublayer(mixer, norms.get(pre1), norms.get(post1), config, dtype)
+        self.mlp = Sublayer(mlp, norms.get(pre2), norms.get(post2), config, dtype)
+
+    @property
+    def groups(self) -> dict[str, LoraGroup]:
+        """All groups of linears by their place."""
+        return {**self.mixer.part.groups, **self.mlp.part.groups}
+
+    def with_groups(self, groups: Mapping[str, LoraGroup]) -> Layer:
+        """The same layer with other groups of linears, sharing its norms."""
+        return Layer(self.index, self.config, groups, self.norms, self.dtype)
+
+    def forward(self, h: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor, LayerSaved]:
+        """h (T, D) float32, overwritten with the layer's output and returned."""
+        mixer = self.mixer.forward(h, rows, attend)
+        return h, LayerSaved(mixer, None if mixer.ended else self.mlp.forward(h, rows, attend))
+
+    def backward(
+        self,
+        dh: torch.Tensor,
+        saved: LayerSaved,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool = True,
+    ) -> None:
+        """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input (not with
+        `want_input` False: in the lowest layer, whose input nobody trains)."""
+        if saved.mlp is not None:
+            self.mlp.backward(dh, saved.mlp, rows, attend, gradients)
+        self.mixer.backward(dh, saved.mixer, rows, attend, gradients, want_input)
+
+
+def _side_by_side(dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> torch.Tensor:
+    """(T, H, d), (T, K, d), (T, K, d) → (T, (H + 2K)·d), without a copy where they are already parts of one tensor."""
+    t, width = dq.shape[0], dq.shape[1] * dq.shape[2] + 2 * dk.shape[1] * dk.shape[2]
+    size = dq.element_size()
+    follows = dq.data_ptr() + dq.shape[1] * dq.shape[2] * size == dk.data_ptr()
+    follows &= dk.data_ptr() + dk.shape[1] * dk.shape[2] * size == dv.data_ptr()
+    if follows and dq.stride(0) == dk.stride(0) == dv.stride(0) == width:
+        return dq.as_strided((t, width), (width, 1))
+    return torch.cat((dq.flatten(1), dk.flatten(1), dv.flatten(1)), dim=1)

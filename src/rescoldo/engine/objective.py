@@ -1,0 +1,84 @@
+"""What is minimized. An objective is two functions; `GradientStep` and the loop take any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rescoldo.engine.head import Head
+from rescoldo.engine.types import Example
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The target tokens of some examples that were computed in one pass; n of them.
+
+    Attributes:
+        examples: whose they are.
+        at: (n,) int64, the row of the pass that predicts each.
+        tokens: (n,) int64, what is to be predicted.
+        weights: (n,) float32, None: 1 for each.
+        owner: (n,) int64, which of `examples` each belongs to.
+    """
+
+    examples: Sequence[Example]
+    at: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor | None
+    owner: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss over the targets of an optimizer step.
+
+    Attributes:
+        loss: (head, the last layer's output (T, D) float32, targets, scale) → the summed loss of these targets, not
+            scaled, and `scale` times its gradient w.r.t. the output (T, D) float32. `Head.loss` makes the gradient of
+            any loss that is a function of the targets' log-probabilities: they are its weights.
+        total: what the step's summed loss is divided by; a function of all its examples.
+    """
+
+    loss: Callable[[Head, torch.Tensor, Targets, float], tuple[float, torch.Tensor]]
+    total: Callable[[Sequence[Example]], float]
+
+
+def _cross_entropy(head: Head, h: torch.Tensor, targets: Targets, scale: float) -> tuple[float, torch.Tensor]:
+    loss, dh = head.loss(h, targets.at, targets.tokens, targets.weights, scale)
+    assert dh is not None
+    return loss, dh
+
+
+def _total_weight(examples: Sequence[Example]) -> float:
+    return math.fsum(example.total_weight for example in examples)
+
+
+CROSS_ENTROPY = Objective(_cross_entropy, _total_weight)
+
+
+def targets_of(examples: Sequence[Example], starts: Sequence[int], prefix: int) -> Targets:
+    """The targets of `examples`, whose rows begin at `starts` in a pass behind a prefix of `prefix` tokens.
+
+    Tokens of weight 0 are left out.
+    """
+    at, tokens, weights, owner = [], [], [], []
+    for number, (example, start) in enumerate(zip(examples, starts, strict=True)):
+        first = start + example.n_prompt - 1 - prefix
+        rows = torch.arange(first, first + len(example.tokens) - example.n_prompt)
+        own = torch.tensor(example.tokens[example.n_prompt :])
+        if example.weights is not None:
+            weight = torch.tensor(example.weights, dtype=torch.float32)
+            rows, own, weight = rows[weight != 0], own[weight != 0], weight[weight != 0]
+        else:
+            weight = torch.ones(len(own))
+        at.append(rows)
+        tokens.append(own)
+        weights.append(weight)
+        owner.append(torch.full((len(own),), number))
+    weighted = any(example.weights is not None for example in examples)
+    return Targets(
+        examples, torch.cat(at), torch.cat(tokens), torch.cat(weights) if weighted else None, torch.cat(owner)
+    )

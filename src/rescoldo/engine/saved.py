@@ -1,0 +1,50 @@
+"""What a training pass keeps of its layers for the backward pass, and what it recomputes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rescoldo.engine.attend import Attend
+from rescoldo.engine.layer import Layer, LayerSaved, Rows
+
+
+class SavedActivations:
+    """The activations of one forward pass, handed out to the backward pass from the top layer down.
+
+    Layers from `first_kept` up keep theirs (gradient checkpointing for the rest): of the layers below, every second
+    one's input is kept, and two layers at a time are recomputed from it, bit for bit the same.
+
+    Args:
+        layers: the decoder's layers.
+        rows, attend: of the pass.
+        first_kept: the lowest layer that keeps its activations.
+    """
+
+    def __init__(self, layers: Sequence[Layer], rows: Rows, attend: Attend, first_kept: int) -> None:
+        self.layers, self.rows, self.attend, self.first_kept = layers, rows, attend, first_kept
+        self._inputs: dict[int, torch.Tensor] = {}
+        self._kept: dict[int, LayerSaved] = {}
+
+    def before(self, layer: int, h: torch.Tensor) -> None:
+        """Called with a layer's input (T, D), which the layer is about to overwrite."""
+        if layer < self.first_kept and layer % 2 == 0:
+            self._inputs[layer] = h.clone()
+
+    def after(self, layer: int, saved: LayerSaved) -> None:
+        """Called with what a layer's forward pass returned."""
+        if layer >= self.first_kept:
+            self._kept[layer] = saved
+
+    def pop(self, layer: int) -> LayerSaved:
+        """Remove and return the activations of `layer`, the topmost one left, recomputing them if needed."""
+        if layer in self._kept:
+            return self._kept.pop(layer)
+        h = self._inputs.pop(layer, None)
+        if h is None:
+            h, self._kept[layer - 1] = self._again(layer - 1, self._inputs.pop(layer - 1))
+        return self._again(layer, h)[1]
+
+    def _again(self, layer: int, h: torch.Tensor) -> tuple[torch.Tensor, LayerSaved]:
+        return self.layers[layer].forward(h, self.rows, self.attend)

@@ -1,0 +1,18 @@
+"""The table of model families: one row each. A new family is a new file here and its name in `_ROWS`."""
+
+from __future__ import annotations
+
+from rescoldo.families import gemma, gemma2, gemma3, granite, llama, mistral, olmo2, olmo3, qwen2, qwen3, smollm3
+from rescoldo.families.family import Family, Key
+
+_ROWS = (llama, mistral, qwen2, qwen3, granite, olmo2, olmo3, smollm3, gemma, gemma2, gemma3)
+FAMILIES: dict[str, Family] = {row.FAMILY.name: row.FAMILY for row in _ROWS}
+WRAPPERS: dict[str, Family] = {name: family for family in FAMILIES.values() for name in family.wrappers}
+
+
+def family_of_gguf(architecture: object) -> Family | None:
+    """The first family that GGUF calls by this name."""
+    return next((family for family in FAMILIES.values() if family.gguf == architecture), None)
+
+
+__all__ = ["FAMILIES", "WRAPPERS", "Family", "Key", "family_of_gguf"]

@@ -1,0 +1,141 @@
+"""What a row of the table of families says. Everything that sets one family apart from another is said here and nowhere
+else; the engine sees a DecoderConfig and tensors under Hugging Face's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rescoldo.engine.config import NORMS, DecoderConfig
+
+# where a wrapper for images or sound keeps the decoder's tensors: transformers 5, transformers 4
+_WRAPPED = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+_TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_FUSED_NAMES = {"qkv": {"attn_qkv": "self_attn.qkv_proj"}, "gate_up": {"ffn_up": "mlp.gate_up_proj"}}
+_NORM_NAMES = (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm"))  # as config.NORMS
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where a field of DecoderConfig is: its name in config.json and in GGUF's metadata, there without the architecture
+    before it; empty: not there."""
+
+    hf: str = ""
+    gguf: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        name: `model_type` in config.json, and the family's name everywhere in this program.
+        gguf: `general.architecture` in GGUF.
+        hf_class: the class in transformers.
+        fixed: fields of DecoderConfig that are the same in all models of the family, beside the class's own defaults.
+        keys: fields that a model's config says, beside those that all families have.
+        windows: which layers have a sliding window: none, all, or those that `layer_types` says.
+        gguf_windows: the same in GGUF: "all", "pattern" (the file must say it), or n: all but every n-th.
+        with_windows: the family that is the same but for sliding windows, where GGUF has one name for both.
+        interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
+        norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
+        activation_key: where config.json says the activation.
+        refused: values in config.json that stand for something that the engine does not compute.
+        derive_hf: more fields of DecoderConfig, from transformers' config.
+        derive_gguf: more fields, from those that the metadata says.
+        write_hf: what config.json says of fields that `derive_hf` makes.
+        gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
+        wrappers: other `model_type`s, whose `text_config` is of this family.
+        left_alone: beginnings of the names of a wrapper's tensors that are not the decoder's.
+    """
+
+    name: str
+    gguf: str
+    hf_class: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    windows: Literal["none", "all", "layer_types"] = "none"
+    gguf_windows: Literal["all", "pattern"] | int = "all"
+    with_windows: str = ""
+    interleaved_rope: bool = False
+    norm_offset: float = 0.0
+    activation_key: str = "hidden_act"
+    refused: Mapping[str, Any] = field(default_factory=dict)
+    derive_hf: Callable[[Any], dict[str, Any]] = lambda config: {}
+    derive_gguf: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    write_hf: Callable[[DecoderConfig], dict[str, Any]] = lambda config: {}
+    gguf_refused: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: tuple[str, ...] = ()
+    left_alone: tuple[str, ...] = ()
+
+    def decoder_name(self, name: str, *, wrapped: bool) -> str | None:
+        """The decoder's name of a tensor of a Hugging Face file; None where it is to be left alone."""
+        if name.endswith(".rotary_emb.inv_freq"):
+            return None  # computed from the config
+        if wrapped:
+            for theirs, ours in _WRAPPED:
+                if name.startswith(theirs):
+                    return ours + name.removeprefix(theirs)
+        return None if name.startswith(self.left_alone or "\0") else name
+
+    def gguf_layer_names(self) -> dict[str, str]:
+        """GGUF's name of each module of a layer → Hugging Face's."""
+        names = dict(_LAYER_NAMES)
+        for site in self.fixed.get("fused", ()):
+            names |= _FUSED_NAMES[site]
+        placement = NORMS[self.fixed.get("norm_placement", "pre")]
+        for theirs, ours in zip(_NORM_NAMES, placement, strict=True):
+            names |= {gguf: hf for gguf, hf in zip(theirs, ours, strict=True) if hf}
+        return names
+
+    def from_gguf(self, name: str) -> str | None:
+        """Hugging Face's name of a GGUF tensor; None where there is none."""
+        stem, _, kind = name.rpartition(".")
+        if kind not in ("weight", "bias"):
+            return None
+        if stem in _TOP_NAMES:
+            return f"{_TOP_NAMES[stem]}.{kind}"
+        block, _, rest = stem.partition(".")
+        number, _, module = rest.partition(".")
+        if block != "blk" or not number.isdecimal() or str(int(number)) != number:
+            return None
+        found = self.gguf_layer_names().get(module)
+        return f"model.layers.{number}.{found}.{kind}" if found else None
+
+    def to_gguf(self, name: str) -> str:
+        """GGUF's name of a tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
+
+        Raises:
+            KeyError: there is none.
+        """
+        stem, _, kind = name.rpartition(".")
+        for theirs, ours in _TOP_NAMES.items():
+            if stem == ours:
+                return f"{theirs}.{kind}"
+        _, _, layer, *module = stem.split(".")
+        theirs = {ours: theirs for theirs, ours in self.gguf_layer_names().items()}[".".join(module)]
+        return f"blk.{layer}.{theirs}.{kind}"
+
+    def rotary_heads(self, config: DecoderConfig, name: str) -> int | None:
+        """How many heads the rows of a tensor belong to whose order is another in GGUF; None: the order is the same."""
+        if self.interleaved_rope and ".q_proj." in name:
+            return config.n_heads
+        if self.interleaved_rope and ".k_proj." in name:
+            return config.n_kv_heads
+        return None

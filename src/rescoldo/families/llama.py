@@ -1,0 +1,12 @@
+"""Llama 2 and 3, SmolLM2, and the many models that took over this decoder."""
+
+from rescoldo.families.family import Family, Key
+
+FAMILY = Family(
+    "llama",
+    gguf="llama",
+    hf_class="LlamaForCausalLM",
+    keys={"qkv_bias": Key("attention_bias"), "o_bias": Key("attention_bias"), "mlp_bias": Key("mlp_bias")},
+    with_windows="mistral",
+    interleaved_rope=True,
+)

@@ -1,0 +1,268 @@
+"""The state file of a DSPy program (2.4 to 3.x): its instructions, fields and examples, and nothing else of it.
+
+A state is meant to be loaded into a program that is there already. It does not hold the names of the fields: each has
+a prefix, which DSPy derives from the name ("Functional Requirements:") unless the author or an optimizer has written
+another, and a description, which is "${name}" unless there is a better one. A name is taken only from where it is
+certain; a wrong one would make perfect answers score 0.
+
+| DSPy | a step of the state |
+|---|---|
+| 2.4 | demos, signature_instructions, signature_prefix (of the last field), the same of `extended_signature`; with save_field_meta=True also fields [{name, field_type, description, prefix}] |
+| 2.5 | demos, signature {instructions, fields [{prefix, description}]}; ChainOfThought asks by `extended_signature` |
+| 2.6 and later | demos, signature, lm; from 3.4 on `fields`: thresholds of decisions |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.role import Role
+
+THOUGHTS = ("reasoning", "rationale")  # a chain of thought's field, by DSPy's version; no part of the answer
+_THOUGHT_PREFIX = "Reasoning: Let's think step by step in order to"
+_DEFAULT_DESCRIPTION = re.compile(r"\$\{([A-Za-z]\w{0,63})\}")
+_UNUSED = {"lm", "traces", "train", "callbacks", "metadata", "history"}  # say nothing of what is asked
+_EXTENDED = "extended_signature"
+_STEP = {"demos", "signature", _EXTENDED, "fields", *(f"{e}signature_{n}" for e in ("", "extended_")
+         for n in ("instructions", "prefix"))} | _UNUSED  # fmt: skip
+_OTHERWISE = "save the whole program with DSPy (program.save(DIRECTORY, save_program=True)) and give --allow-pickle"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a program of one step asks.
+
+    Attributes:
+        fields: (name, description) of each field: the role's input first, then what is answered, in order.
+        outputs: the names of the fields that are the answer.
+        demos: the examples, by the fields' names, each value a text.
+    """
+
+    instructions: str
+    fields: tuple[tuple[str, str], ...]
+    outputs: tuple[str, ...]
+    demos: tuple[dict[str, str], ...]
+
+
+def read_state(state: Any, role: Role, file: Path, infer_prefix: Any) -> State:
+    """Read a state as `program.save()` writes it.
+
+    Args:
+        infer_prefix: DSPy's function from a field's name to its prefix without the colon.
+
+    Raises:
+        RescoldoError: no state, more than one step, a field whose name is not certain or that the role does not know,
+            an example that does not fit the fields, anything else in the state that may change what is asked.
+    """
+    step = _one_step(state, file)
+    signature = _signature(step, file)
+    demos = _demos(step["demos"], file)
+    rows = signature["fields"]
+    names = _names(rows, demos, role, file, infer_prefix)
+    outputs = _check_names(names, rows, role, file)
+    described = {name: _described(row, name) for name, row in zip(names, rows, strict=True)}
+    ordered = sorted(described, key=lambda name: name != role.input)
+    return State(
+        str(signature.get("instructions") or ""),
+        tuple((name, described[name]) for name in ordered),
+        outputs,
+        tuple(_placed(demo, number, names, outputs, role, file) for number, demo in enumerate(demos, 1)),
+    )
+
+
+def known_outputs(names: Collection[str], role: Role, where: str) -> tuple[str, ...]:
+    """The fields of a program's answer that the role scores, from all that it answers with: the role's answer as one
+    text, or each field of the answer by itself.
+
+    Raises:
+        RescoldoError: others, or not all.
+    """
+    answer = tuple(name for name in names if name not in THOUGHTS)
+    parts = list(role.schema.properties()) if role.schema else []
+    if answer == (role.spec.answer,) or (parts and sorted(answer) == sorted(parts)):
+        return answer
+    each = f", or each of {', '.join(parts)}" if parts else ""
+    others = [name for name in answer if name not in parts and name != role.spec.answer]
+    missing = [name for name in parts if name not in answer]
+    what = (
+        f"the program answers with {', '.join(others)}, which the role {role.name} does not know"
+        if others
+        else f"the program answers with {', '.join(answer)}, without {', '.join(missing)}"
+        if answer and role.spec.answer not in answer
+        else f"the program answers with {', '.join(answer) or 'nothing'}"
+    )
+    raise RescoldoError(
+        f"{what}: expected {role.spec.answer} alone{each}",
+        where=where,
+        fix=f"name the signature's fields so, for example dspy.Predict('{role.input} -> {role.spec.answer}')",
+    )
+
+
+def _one_step(state: Any, file: Path) -> Mapping[str, Any]:
+    def is_step(value: Any) -> bool:
+        asks = isinstance(value, Mapping) and ("signature" in value or "signature_instructions" in value)
+        return asks and "demos" in value
+
+    if not isinstance(state, Mapping):
+        steps = {}
+    elif is_step(state):
+        steps = {"": state}
+    else:
+        steps = {str(name): value for name, value in state.items() if is_step(value)}
+    if not steps:
+        raise RescoldoError("is not a DSPy program's state", where=str(file), fix="name what program.save() wrote")
+    if len(steps) > 1:
+        raise RescoldoError(
+            f"is a program of {len(steps)} steps ({', '.join(steps)}); only one of a single step can be rebuilt from "
+            "its state",
+            where=str(file),
+            fix=_OTHERWISE,
+        )
+    ((name, step),) = steps.items()
+    others = [] if step is state else [key for key in state if key not in (name, "metadata")]
+    others += [f"{name}.{key}".strip(".") for key in step if key not in _STEP and step[key] not in (None, [], {}, "")]
+    if others:
+        raise RescoldoError(
+            f"the state holds {', '.join(map(str, others))}, which may change what is asked and cannot be rebuilt",
+            where=str(file),
+            fix=_OTHERWISE,
+        )
+    return step
+
+
+def _signature(step: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """{"instructions", "fields"} that the step asks with."""
+    if "signature" in step:
+        if step.get("fields"):
+            raise RescoldoError(
+                "the state configures decisions (fields), which are not rebuilt", where=str(file), fix=_OTHERWISE
+            )
+        found = step.get(_EXTENDED) or step["signature"]  # a chain of thought of 2.5 asks by the former
+    else:
+        if not step.get("fields"):
+            raise RescoldoError(
+                "was saved by DSPy 2.4, whose state does not say which fields the program has",
+                where=str(file),
+                fix="save it again with program.save(FILE, save_field_meta=True), or with a later version of DSPy",
+            )
+        words = step.get(f"{_EXTENDED}_instructions") or step["signature_instructions"]
+        found = {"instructions": words, "fields": step["fields"]}
+    rows = found.get("fields", []) if isinstance(found, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise RescoldoError("the signature's fields are not a list of fields", where=str(file))
+    return {**found, "fields": rows}
+
+
+def _demos(rows: Any, file: Path) -> list[Mapping[str, Any]]:
+    if not isinstance(rows, list):
+        raise RescoldoError("the examples (demos) are not a list", where=str(file))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise RescoldoError(f"example {number} is not a mapping of fields", where=str(file))
+    return rows
+
+
+def _names(
+    rows: list[Mapping[str, Any]], demos: list[Mapping[str, Any]], role: Role, file: Path, infer_prefix: Any
+) -> list[str]:
+    """The name of each field.
+
+    Raises:
+        RescoldoError: one that is not certain.
+    """
+    known = [role.input, role.spec.answer, *(role.schema.properties() if role.schema else ()), *THOUGHTS]
+    shown = list(dict.fromkeys(str(key) for demo in demos for key in demo))
+    candidates = [*known, *(key for key in shown if key not in known)]
+    by_prefix: dict[str, str] = {}
+    for name in candidates:
+        by_prefix.setdefault(f"{infer_prefix(name)}:", name)
+    names = [_name(row, by_prefix, shown) for row in rows]
+    unnamed = [i for i, name in enumerate(names) if not name]
+    if len(unnamed) == 1 and demos:  # the one field of the examples that has no place yet
+        left = [name for name in known if name not in names and all(demo.get(name) for demo in demos)]
+        if len(left) == 1:
+            names[unnamed[0]], unnamed = left[0], []
+    if unnamed:
+        prefixes = ", ".join(repr(rows[i].get("prefix")) for i in unnamed)
+        raise RescoldoError(
+            f"which field of the signature is meant by the prefix {prefixes} is not certain: the state holds no names",
+            where=str(file),
+            fix=f"leave out the field's own `prefix` or `desc` and save it again; or {_OTHERWISE}",
+        )
+    return names
+
+
+def _name(row: Mapping[str, Any], by_prefix: Mapping[str, str], shown: Collection[str]) -> str:
+    """A field's name, "" where it is not certain."""
+    if isinstance(row.get("name"), str):
+        return str(row["name"])
+    prefix, description = str(row.get("prefix") or "").strip(), str(row.get("description") or "")
+    if default := _DEFAULT_DESCRIPTION.fullmatch(description):
+        return default[1]
+    if prefix == _THOUGHT_PREFIX:
+        return next((name for name in THOUGHTS if name in shown), THOUGHTS[0])
+    return by_prefix.get(prefix, "")
+
+
+def _check_names(names: list[str], rows: list[Mapping[str, Any]], role: Role, file: Path) -> tuple[str, ...]:
+    """The names of the answer's fields.
+
+    Raises:
+        RescoldoError: the program does not go from the role's input alone to the role's answer.
+    """
+    listed = ", ".join(names) or "none"
+    if len(set(names)) != len(names):
+        raise RescoldoError(f"two fields have the same name (fields: {listed})", where=str(file))
+    thought = min((names.index(name) for name in THOUGHTS if name in names), default=None)
+    # inputs come before outputs, and a chain of thought is the first output
+    inputs = {name for name, row in zip(names, rows, strict=True) if row.get("field_type") == "input"}
+    inputs |= set(names[:thought]) if thought is not None and names[0] == role.input else set()
+    unknown = [name for name in names if name not in THOUGHTS and name != role.input and name in inputs]
+    if role.input not in names or unknown:
+        raise RescoldoError(
+            f"the program does not go from {role.input} alone to an answer (fields: {listed})",
+            where=str(file),
+            fix=f"the role {role.name} asks with {role.input}",
+        )
+    return known_outputs([name for name in names if name != role.input], role, str(file))
+
+
+def _described(row: Mapping[str, Any], name: str) -> str:
+    text = row.get("description")
+    return text if isinstance(text, str) and text else f"${{{name}}}"
+
+
+def _placed(
+    demo: Mapping[str, Any], number: int, names: list[str], outputs: tuple[str, ...], role: Role, file: Path
+) -> dict[str, str]:
+    """An example by the fields' names. DSPy shows one without all of the outputs, or without the thought, too.
+
+    Raises:
+        RescoldoError: it has no input, or nothing of the answer.
+    """
+    found = {name: _as_text(demo[name], name, role) for name in names if demo.get(name) not in (None, "", [], {})}
+    own, other = ([name for name in THOUGHTS if (name in names) == inside] for inside in (True, False))
+    if own and own[0] not in found and other and isinstance(demo.get(other[0]), str):
+        found[own[0]] = demo[other[0]]
+    if role.input not in found or not any(name in found for name in outputs):
+        keys = ", ".join(map(str, demo)) or "nothing"
+        raise RescoldoError(
+            f"example {number} cannot be shown: expected {role.input} and {', '.join(outputs)}, found {keys}",
+            where=str(file),
+            fix="save the program again with examples of its own fields",
+        )
+    return found
+
+
+def _as_text(value: Any, name: str, role: Role) -> str:
+    if isinstance(value, str):
+        return value
+    if name == role.spec.answer and role.schema:
+        return role.target({role.input: "", name: value})
+    return json.dumps(value, ensure_ascii=False)
