@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rescoldo.constrain.grammar import Grammar, GrammarError
+
+if TYPE_CHECKING:
+    import torch
 
 _KEPT = 64  # compiled grammars
 _LIMITS: dict[
@@ -79,6 +81,8 @@ class Constraint:
 
     def mask_(self, logits: torch.Tensor) -> str:
         """Set the logits (V,) of all tokens that may not come next to -inf. Returns why none may, "" as a rule."""
+        import torch
+
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             self._on_failure()
