@@ -13,7 +13,7 @@ from rescoldo.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from rescoldo.base import BaseModel
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
-from rescoldo.models.loaded import is_run, open_base_of, refuse_unfinished, run_info
+from rescoldo.models.loaded import dated_tokenizer, is_run, open_base_of, refuse_unfinished, run_info
 from rescoldo.role import Role, role_of_run
 
 
@@ -29,8 +29,8 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer with its chat template."""
-        return self.base.tokenizer()
+        """The base model's tokenizer with its chat template, which writes the date of the run if it writes any."""
+        return dated_tokenizer(self.base, self.info)
 
     @property
     def base_name(self) -> str:

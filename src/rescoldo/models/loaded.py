@@ -6,10 +6,11 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescoldo.data.tokenize import end_of_turn, prompt_ids, stop_ids
+from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids, stop_ids
 from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
@@ -151,6 +152,14 @@ def run_info(run: Path) -> dict[str, Any]:
     return load_json(path, verify_command(run)) if path.exists() else {}
 
 
+def dated_tokenizer(base: BaseModel, info: dict[str, Any]) -> Any:
+    """The base model's tokenizer. Where its chat template writes today's date, it is that of the run whose
+    training_info.json is `info`, or today's for as long as this process lives."""
+    tokenizer, day = base.tokenizer(), info.get("chat_date")
+    fix_date(tokenizer, date.fromisoformat(day) if isinstance(day, str) else date.today())
+    return tokenizer
+
+
 def load_for_inference(
     spec: str,
     quantization: str = "auto",
@@ -197,7 +206,7 @@ def load_for_inference(
         raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
     if adapter:
         adapter.fits(base.config, base.spec)  # before minutes of loading
-    tokenizer = base.tokenizer()
+    tokenizer = dated_tokenizer(base, info)
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None
     precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
