@@ -59,10 +59,11 @@ class Platform:
         return [row for row in INSTRUCTION_SETS if row.machine == self.machine and row.name not in self.without]
 
 
+# the dynamic loader's is for variables that each thread has of its own
 _GLIBC = frozenset({"libc.so.6", "libm.so.6", "libpthread.so.0"})
 _MACOS = frozenset({"/usr/lib/libSystem.B.dylib"})
 PLATFORMS = (
-    Platform("linux-x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "x86_64", _GLIBC),
+    Platform("linux-x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "x86_64", _GLIBC | {"ld-linux-x86-64.so.2"}),
     Platform(
         "linux-aarch64",
         "aarch64-linux-gnu.2.28",

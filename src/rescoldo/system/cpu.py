@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import subprocess
@@ -65,8 +66,19 @@ def model() -> str:
     return platform.processor() or platform.machine()
 
 
+# of <asm/hwcap.h>: word of the auxiliary vector, bit
+_HWCAP = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13), "bf16": (26, 14)}
+
+
 def instructions() -> frozenset[str]:
-    """The flags of the first core; empty where the system does not tell."""
+    """The CPU's features in /proc/cpuinfo's words; empty where the system does not tell.
+
+    On ARM Linux those of _HWCAP, as the kernel tells this process: under emulation /proc/cpuinfo is the host's.
+    """
+    if platform.system() == "Linux" and platform.machine() == "aarch64":
+        getauxval = ctypes.CDLL(None).getauxval
+        getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+        return frozenset(name for name, (word, bit) in _HWCAP.items() if getauxval(word) >> bit & 1)
     for line in _lines():
         if line.startswith(("flags", "Features")) and ":" in line:
             return frozenset(line.split(":", 1)[1].split())
