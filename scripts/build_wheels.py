@@ -62,6 +62,7 @@ class Platform:
 # the dynamic loader's is for variables that each thread has of its own
 _GLIBC = frozenset({"libc.so.6", "libm.so.6", "libpthread.so.0"})
 _MACOS = frozenset({"/usr/lib/libSystem.B.dylib"})
+_LINKERS = frozenset({"__dso_handle", "_mh_dylib_header"})  # zig's linker adds them to a Mach-O file
 PLATFORMS = (
     Platform("linux-x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "x86_64", _GLIBC | {"ld-linux-x86-64.so.2"}),
     Platform(
@@ -93,8 +94,9 @@ def faults(found: Binary, platform: Platform) -> list[str]:
     kind = "Mach-O" if "macos" in platform.target else "ELF"
     if (found.kind, found.machine) != (kind, platform.machine):
         wrong.append(f"is {found.kind} for {found.machine}, not {kind} for {platform.machine}")
-    if found.exported != declared():
-        wrong.append(f"exports {sorted(found.exported - declared())} too many, lacks {sorted(declared() - found.exported)}")
+    exported = found.exported - _LINKERS
+    if exported != declared():
+        wrong.append(f"exports {sorted(exported - declared())} too many, lacks {sorted(declared() - exported)}")
     if stray := found.needed - platform.needs:
         wrong.append(f"needs {sorted(stray)}")
     if newer := sorted(version for version in found.glibc if version > GLIBC):
