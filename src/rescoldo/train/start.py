@@ -14,6 +14,7 @@ from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json, write_beside
+from rescoldo.invocation import program
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.guard import cap_after_kill
@@ -259,6 +260,6 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
 def worsened_remedy(config: RunConfig) -> str:
     """What to do about a training that made the model worse."""
     return (
-        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `rescoldo watch` and "
-        "report.html show the curve"
+        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
+        "and report.html show the curve"
     )
