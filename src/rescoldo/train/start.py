@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json, write_beside
@@ -26,7 +27,6 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import (
@@ -232,7 +232,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     loop.board.close()
     try:
         loop.metrics.finish()
-        info = write_results(data, at, loop.best, loop.parts, adapter_bin)
+        info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
     except OSError as error:
         newest = next(iter(list_checkpoints(config.output)), None)
         raise RescoldoError(
