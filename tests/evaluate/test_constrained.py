@@ -88,7 +88,7 @@ class Heard:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def answering(self, name: str, total: int, done: int) -> Any:
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> Any:
         import contextlib
 
         return contextlib.nullcontext()
