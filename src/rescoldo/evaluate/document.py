@@ -12,6 +12,7 @@ from typing import Any
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import sha256, write_json, write_text
 from rescoldo.models.cache import PredictionCache
+from rescoldo.role import Role
 from rescoldo.version import __version__
 
 
@@ -51,7 +52,8 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def write_document(document: dict[str, Any], output: Path) -> list[Path]:
-    """Write an evaluation or comparison as JSON and, beside it, its reports. Returns the reports' paths.
+    """Write an evaluation or comparison as JSON and, beside it, its reports, in the language that its metadata name.
+    Returns the reports' paths.
 
     Raises:
         RescoldoError: it cannot be written.
@@ -79,17 +81,28 @@ def reports_beside(output: Path) -> list[Path]:
 
 
 def metadata(
-    role: str, dataset: Path, examples: int, limit: int | None, training_set: str | None, started: float
+    role: Role,
+    dataset: Path,
+    examples: int,
+    limit: int | None,
+    training_set: str | None,
+    started: float,
+    *,
+    output: Path | None,
+    lang: str,
 ) -> dict[str, Any]:
-    """The document's `metadata`; `started` in seconds since the epoch."""
+    """The document's `metadata`; `started` in seconds since the epoch, `lang` of its reports."""
     return {
         "rescoldo": __version__,
-        "role": role,
+        "role": role.name,
+        "role_option": role.option,
         "dataset": str(dataset),
         "dataset_sha256": sha256(dataset),
         "examples": examples,
         "limit": limit,
         "training_set": training_set,
+        "output": str(output) if output else None,
+        "lang": lang,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "wall_seconds": round(time.time() - started, 1),
     }

@@ -126,6 +126,13 @@ class Role:
             return [(False, value)] if isinstance(value, str) else []
         return list(self.schema.prose(self.schema.conform(value)))
 
+    def prose_of(self, text: str) -> list[tuple[bool, str]] | None:
+        """(stands in a list, text) for each text for a reader in a model's answer; None where it cannot be read."""
+        value, fault = self._parse(text)
+        if fault:
+            return None
+        return list(self.schema.prose(value)) if self.schema else [(False, value)]
+
     def key(self, record: dict[str, Any]) -> str:
         """The input as a person would name it (for BA: the concept)."""
         value = self.read(record, answers=False).get(self.spec.input, "")
