@@ -129,8 +129,8 @@ TEXTS = {
     "{votes} votes of {n} reviewers": "votos: {votes}; revisores: {n}",
     "agreement (Krippendorff's alpha) {alpha}": "acuerdo (alfa de Krippendorff) {alpha}",
     "the judge {model} told {share} of {n} damaged answers from the dataset's own (95 % interval {low} to "
-    "{high})": "el juez {model} distinguió el {share} de {n} respuestas dañadas de las del conjunto (intervalo del 95 %: de {low} a "
-    "{high})",
+    "{high})": "el juez {model} distinguió el {share} de {n} respuestas dañadas de las del conjunto (intervalo del "
+    "95 %: de {low} a {high})",
     "{known}: unfit, not counted": "{known}: no apto, no cuenta",
     "{who}: {a} against {b} {wins} won, {ties} equal, {losses} lost, win rate {rate} (95 % interval {low} to "
     "{high})": "{who}: {a} frente a {b}: ganadas {wins}, iguales {ties}, perdidas {losses}; preferencia {rate} "
@@ -172,8 +172,8 @@ MESSAGES = {
     "overfitting is suspected: {model} scores {n_mean} on its training set": "se sospecha sobreajuste: {model} obtiene "
     "{n_mean} en su conjunto de entrenamiento",
     "overfitting is suspected: {model} scores {n_mean} on its training set, hardly more than here, which speaks "
-    "against it": "se sospecha sobreajuste: {model} obtiene {n_mean} en su conjunto de entrenamiento, apenas más que aquí, lo "
-    "que habla en contra",
+    "against it": "se sospecha sobreajuste: {model} obtiene {n_mean} en su conjunto de entrenamiento, apenas más que "
+    "aquí, lo que habla en contra",
     "{model} scores {n_mean} on its training set": "{model} obtiene {n_mean} en su conjunto de entrenamiento",
     "what to try next: more or better examples, more epochs, a higher rank, all linears as targets": "qué probar "
     "ahora: más ejemplos o mejores, más épocas, un rango mayor, todas las capas lineales",
