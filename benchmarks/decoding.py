@@ -34,7 +34,7 @@ from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Sampling
 from rescoldo.files import write_json
 from rescoldo.role import get_role
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 Prompts = list[list[int]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -24,6 +25,7 @@ from rescoldo.doctor.examine import examine, not_fetched
 from rescoldo.doctor.needs import disk_need, memory_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.types import LoraConfig
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
@@ -330,7 +332,41 @@ def test_a_real_cpu_quota():
     said = within("cpu", limits, "machine.threads")
     assert said.startswith("warning: ")
     assert "a quota of 0.5" in said
-    assert "raise the container" in said
+    assert "one thread is all it is worth" in said
+    assert "raise the CPU quota" in said
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_threads_follow_the_tightest_real_quota_on_the_path():
+    """A group worth two cores in one worth one: one thread, for libraries too, and as many wanted are refused."""
+    old = Path("/sys/fs/cgroup/cpu")
+    outer = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"rescoldo-test-{os.getpid()}"
+    inner = outer / "inner"
+    try:
+        inner.mkdir(parents=True)
+        for group, quota in ((outer, "100000"), (inner, "200000")):
+            for name, value in (("cpu.cfs_quota_us", quota), ("cpu.max", f"{quota} 100000")):
+                if (group / name).exists():
+                    with contextlib.suppress(OSError):  # version 1 refuses an inner quota above the outer one
+                        (group / name).write_text(value, encoding="ascii")
+        if not any((outer / name).exists() for name in ("cpu.cfs_quota_us", "cpu.max")):
+            pytest.skip("no quota can be set here")
+        code = (
+            "import os; from rescoldo.system.cgroup import *; hold_libraries_to_quota(); "
+            "print(cpu_quota(), available_threads(), os.environ.get('OMP_NUM_THREADS'))"
+        )
+        command = f'echo $$ > {inner}/cgroup.procs && exec {sys.executable} -c "{code}"'
+        clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        done = subprocess.run(
+            ["sh", "-c", command], capture_output=True, encoding="utf-8", check=True, timeout=60, env=clean
+        )
+        assert done.stdout.split() == ["1.0", "1", "1"]
+    except OSError:
+        pytest.skip("no control group can be made here")
+    finally:
+        for group in (inner, outer):
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
 
 def test_memory_too_small(subject, monkeypatch):
@@ -370,7 +406,7 @@ def test_output_in_use_by_a_second_process(folder, tmp_path, subject):
         (found,) = room.output(Subject(config))
         assert found.level == "failure"
         assert f"process {process.pid} on " in found.what
-        assert found.remedy.startswith("rescoldo stop ")
+        assert found.remedy.startswith(f"{program()} stop ")
     finally:
         process.kill()
         process.wait()

@@ -24,28 +24,31 @@ if TYPE_CHECKING:
 EXAMPLE = 'chat artifacts/demo/run --concept "A tool library" --compare'
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = (
-    "/concept TEXT asks through the role's prompt, /reset begins anew, /exit (or Ctrl-D) leaves; Ctrl-C ends an answer"
+    "/concept TEXT asks through the role's prompt, /reset starts a new conversation, /exit (or Ctrl-D) quits; "
+    "Ctrl-C stops an answer"
 )
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
     concept: Annotated[
-        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, end.")
+        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, exit.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="The base model's answer beside the run's.")] = False,
-    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the run's.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the run's base model without its adapter.")] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy. (default the role's)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="An answer ends here. (default the role's)")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer. (default the role's)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="With --concept: one JSON document, nothing else.")] = False,
 ) -> None:
-    """Talk to a model: type, and the answer comes as it is written.
+    """Talk to a model: type a message, and the answer is printed as it is generated.
 
     A run was trained on its role's prompt: ask with --concept, or /concept in the conversation, to see what it learned.
     """
@@ -59,7 +62,9 @@ def chat(
 
     check_number("--top-p", top_p, gt=0, le=1)
     if json_ and concept is None:
-        raise RescoldoError("a conversation is no JSON document", where="--json", fix="add --concept TEXT")
+        raise RescoldoError(
+            "needs a single question: a conversation is not one JSON document", where="--json", fix="add --concept TEXT"
+        )
     if concept is not None and not concept.strip():
         raise RescoldoError("is empty", where="--concept", fix='--concept "A tool library"')
     if (compare or base) and not is_run(model):
@@ -99,7 +104,7 @@ def _talk(
     sampling: Sampling,
     ask: Any,
 ) -> None:
-    """Lines from standard input, answers to standard output, until it ends. What is remembered is the last model's."""
+    """Read lines from standard input and print answers until it ends. The last model's answers make the history."""
     if sys.stdin.isatty():
         console.print(_HELP, style="dim")
     messages = list(before)
@@ -128,7 +133,7 @@ def _talk(
 
 
 def _safely(console: Console, answer: Any) -> dict[str, Reply] | None:
-    """A conversation goes on after an error."""
+    """Answer; an error is printed and does not end the conversation."""
     try:
         replies: dict[str, Reply] = answer()
     except RescoldoError as error:
@@ -204,7 +209,7 @@ def _side_by_side(
 
 
 def printable(text: str) -> str:
-    """A model's text without what a terminal would obey: control characters but newline and tab become U+FFFD."""
+    """A model's text without terminal escape sequences: control characters but newline and tab become U+FFFD."""
     return _CONTROL.sub("\ufffd", text)
 
 

@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Write a run's adapter for other programs, with how to call it.
 
-    What appears is complete and was read again; until then nothing is there. Merging a 7B takes less than 3 GB of
+    The result is read back and checked before it appears under its name. Merging a 7B takes less than 3 GB of
     memory.
     """
     from rich.console import Console
@@ -61,7 +61,7 @@ def export(
         print(json.dumps(document, ensure_ascii=False))
         return
     size = sum(file["bytes"] for file in document["files"].values())
-    reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), checked by reading it again")
+    reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), read back and checked")
     if to == "ollama":
         done = document["create"]["done"]
         said = f"Ollama has it: ollama run {model}" if done else f"To give it to Ollama: {shlex.join(command)}"

@@ -24,18 +24,18 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     api_key: Annotated[
         str | None,
-        typer.Option(help="What requests must bring as a bearer token.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+        typer.Option(help="Bearer token that requests must send.", envvar="RESCOLDO_API_KEY", show_envvar=True),
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=256, help="Requests decoded together.")] = 8,
     waiting: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; more get 429.")] = 64,
-    context: Annotated[int, typer.Option(min=16, help="Tokens of prompt and answer together, at most.")] = 8192,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 4096,
+    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer together.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 4096,
     timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds for a request, waiting included.")] = 600,
-    max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Bytes of a request, at most.")] = 1 << 20,
+    max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Largest request body in bytes.")] = 1 << 20,
     grace: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for running requests when stopped.")] = 30,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON line with url and models once it listens.")] = (
         False
@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Serve a run for programs that speak OpenAI's chat completions: the fine-tuned model and its base, by name.
 
-    SIGTERM or Ctrl-C: nothing new is taken, what runs is finished.
+    SIGTERM or Ctrl-C: new requests are refused, running ones are finished.
     """
     from rich.console import Console
 

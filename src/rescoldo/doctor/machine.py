@@ -18,8 +18,7 @@ from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
-from rescoldo.system.cgroup import cpu_quota
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads, cpu_quota
 from rescoldo.units import count
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
@@ -48,7 +47,7 @@ def cpu(subject: Subject) -> Iterator[Check]:
     try:
         yield ok("kernels", f"native kernels for this CPU ({NativeKernels().name})")
     except BuildError as error:
-        yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
+        yield warning("kernels", f"slower kernels will be used: {error}", error.remedy)
     yield from _precision(subject)
 
 
@@ -79,9 +78,11 @@ def threads(subject: Subject) -> Iterator[Check]:
     cores = count(os.cpu_count() or 1, "core")
     text = f"{count(wanted, 'thread')} on {cores}, {available} available to this process{within}"
     if wanted > available:
-        yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
+        why = "the quota holds them back" if quota is not None and quota < wanted else "they would wait for each other"
+        yield warning("threads", f"{text}: {why}", f"--threads {available}")
     elif quota is not None and quota < 1:
-        yield warning("threads", text, "raise the container's CPU quota (docker run --cpus N)")
+        what = f"{text}: one thread is all it is worth, and that one waits {1 - quota:.0%} of the time"
+        yield warning("threads", what, "raise the CPU quota (docker run --cpus N, systemd's CPUQuota=)")
     else:
         yield ok("threads", text, threads=wanted, available=available)
     for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -115,7 +116,7 @@ def load(subject: Subject) -> Iterator[Check]:
 def power(subject: Subject) -> Iterator[Check]:
     """Clock governor and battery, where the system tells."""
     try:
-        governor = GOVERNOR.read_text().strip()
+        governor = GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
         governor = ""
     if governor == "powersave":

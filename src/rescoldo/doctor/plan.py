@@ -143,8 +143,9 @@ def shortened(example: Example, rows: int) -> Example:
 
 def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:
     """(seconds from the start, what begins or is done then)."""
-    rows = [(0.0, "start: libraries, tokenizer, datasets, weights"), (one.loading, "training begins")]
-    at = one.loading
+    rows = [(0.0, "start: libraries, tokenizer, datasets, weights"), (one.loading, "validation loss before training")]
+    at = one.loading + one.evaluation
+    rows.append((at, "training begins"))
     for epoch in range(1, plan.epochs + 1):
         at += one.epoch
         rows.append((at, f"epoch {epoch} of {plan.epochs} trained, evaluation begins"))

@@ -12,6 +12,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
 from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
+from rescoldo.train.metrics import worsened
 from rescoldo.units import count
 
 # every key of the original's training_info.json
@@ -77,6 +78,7 @@ def verify(output: Path) -> Iterator[Check]:
     yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
     yield _shapes(parameters, adapter.lora.rank, adapter.lora.targets, info)
     yield from _values(parameters, info)
+    yield from _loss(info)
     if (output / BIN_FILE).exists():
         yield _bin(output / BIN_FILE, parameters)
 
@@ -139,6 +141,18 @@ def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
     yield Check("trained", not untrained, f"B is zero in {untrained[0]}" if untrained else "no B is zero")
     count = sum(tensor.numel() for tensor in parameters.values())
     yield Check("parameters", count == info.get("trainable_params"), f"{count:,} trained parameters")
+
+
+def _loss(info: dict[str, Any]) -> Iterator[Check]:
+    """Whether the training lowered the validation loss; nothing where an older version did not measure it before."""
+    before, losses, best = info.get("val_loss_before"), info.get("losses"), info.get("best_epoch")
+    try:
+        after = losses[best - 1]["val_loss"]  # type: ignore[index,operator]
+    except (TypeError, KeyError, IndexError):
+        return
+    if isinstance(before, int | float) and isinstance(after, int | float):
+        worse = worsened(before, after)
+        yield Check("loss", not worse, worse or f"validation loss {before:.4f} before the training, {after:.4f} after")
 
 
 def _bin(path: Path, parameters: Tensors) -> Check:

@@ -77,7 +77,7 @@ def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
 
 
 def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
-    """For how many layers the activations of `tokens` rows fit into the free memory; the others are computed again.
+    """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
 
     Args:
         config: the model's shapes.
@@ -87,7 +87,7 @@ def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int |
     """
     free = memory_available() if free is None else free
     layer = kept_bytes(config, element, tokens)
-    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is computed again
+    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is recomputed
     return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 5 * layer) // layer)))
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from rescoldo.engine.attend import KeysValues, PackedAttention
+from rescoldo.engine.attend import KeysValues, PackedAttention, Span
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
@@ -100,11 +100,12 @@ class _Decode:
         self.cache.k[layer][at], self.cache.v[layer][at] = k, v
 
     def forward(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
         c, b = self.cache, len(self.every)
         pk, pv = c.prefix_k[layer], c.prefix_v[layer]
-        mixed = kernels().attend_cached(q, pk, pv, c.k[layer][:b], c.v[layer][:b], c.lengths + 1, window)
+        own = c.k[layer][:b], c.v[layer][:b]
+        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, soft_cap=span.soft_cap)
         return mixed, torch.empty(0)
 
     def backward(self, *_: object) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rescoldo.engine.activation import soft_cap
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.linear import FrozenLinear
@@ -27,7 +28,9 @@ class Head:
     def logits(self, h: torch.Tensor) -> torch.Tensor:
         """The last layer's output (n, D) float32 → logits (n, V) in the activations' dtype."""
         x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
-        return self.products.forward(x, None)[0]
+        logits, _ = self.products.forward(x, None)
+        cap = self.config.logits_cap
+        return logits if cap is None else soft_cap(logits.float(), cap).to(logits.dtype)
 
     def loss(
         self,
@@ -53,12 +56,18 @@ class Head:
         for start in range(0, len(at), _ROWS):
             rows = slice(start, start + _ROWS)
             logits, z = self.products.forward(x[rows], None)
+            cap, capped = self.config.logits_cap, None
+            if cap is not None:
+                capped = soft_cap(logits.float(), cap)
+                logits = capped.to(logits.dtype, copy=True)  # the kernel may overwrite it
             if weights is None:
                 loss, dlogits = op.cross_entropy(logits, targets[rows], scale or 0.0)
             else:
                 loss, dlogits = _weighted(logits, targets[rows], weights[rows], scale or 0.0)
             total += loss
             if scale is not None:
+                if cap is not None and capped is not None:
+                    dlogits = (dlogits * (1 - (capped / cap).square())).to(dlogits.dtype)
                 dx, _ = self.products.backward(dlogits, x[rows], z, None, True)
                 assert dx is not None
                 op.rms_norm_backward(dx, normed[rows], rstd[rows], self.final_norm, dchosen[rows])

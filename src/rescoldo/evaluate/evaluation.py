@@ -43,8 +43,8 @@ class Console(Protocol):
     def say(self, text: str) -> None:
         """One line."""
 
-    def answering(self, name: str, total: int, done: int) -> AbstractContextManager[Progress]:
-        """A bar over rows."""
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> AbstractContextManager[Progress]:
+        """A bar over rows of at most so many tokens each."""
 
 
 def evaluate(
@@ -83,7 +83,11 @@ def evaluate(
         if found and console:
             console.say(f"{predictor.name}: {len(found)} of {len(keys)} answers are there already")
     if len(found) < len(keys):
-        bar = console.answering(predictor.name, len(keys), len(found)) if console else nullcontext()
+        bar = (
+            console.answering(predictor.name, len(keys), len(found), sampling.max_new_tokens)
+            if console
+            else nullcontext()
+        )
         with bar as progress:
             for repeat, drawn in enumerate(samplings):
                 open_ = [i for i in range(repeat * len(records), (repeat + 1) * len(records)) if i not in found]

@@ -6,6 +6,8 @@ from rescoldo.nodes.follower import follow
 from rescoldo.nodes.group import current_group, joined
 from rescoldo.nodes.leader import Leader
 from rescoldo.nodes.place import current_place
+from rescoldo.run.layout import LOG_FILE
+from rescoldo.run.streams import unfailing
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Parts
 from rescoldo.train.progress import Reporter
@@ -34,7 +36,7 @@ def train_here(
     group = current_group()
     if group is None:
         return train(config, parts, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
-    with joined(group) as group:
+    with unfailing(config.output / LOG_FILE), joined(group) as group:
         if not group.leads:
             left = follow(config, parts, group, reporter)
             return RunResult("interrupted" if left else "followed", config.output, signal=left)

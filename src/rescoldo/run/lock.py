@@ -46,6 +46,16 @@ def process_start(pid: int) -> str | None:
         return None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process stands still by Ctrl-Z or SIGSTOP, as far as the system tells."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def representative() -> tuple[int, str]:
     """The process that stands for this one, pid and start: the one that holds the output for it, or itself."""
     pid, _, start = os.environ.get(HOLDER, "").partition(" ")

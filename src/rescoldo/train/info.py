@@ -81,6 +81,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "tokens": position.tokens,
         "target_tokens": position.targets,
         "losses": [asdict(losses) for losses in position.losses],
+        "val_loss_before": position.loss_before,
         "best_epoch": position.best_epoch,
         "adapter_of_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,
@@ -96,6 +97,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        "chat_date": prepared.identity.get("chat date"),
         "identity": prepared.identity,
     }
 

@@ -21,8 +21,15 @@ _CONTRACT = {"blocks.c": "-ffp-contract=off"}
 _SECONDS = 300  # for one source
 
 
+ELSEWHERE = "export XDG_CACHE_HOME=/a/folder/that/can/be/written (on a file system that is not mounted noexec)"
+
+
 class BuildError(Exception):
-    """Why there are no native kernels here."""
+    """Why there are no native kernels here, and what to do about it."""
+
+    def __init__(self, why: str, remedy: str = "apt install gcc") -> None:
+        self.remedy = remedy
+        super().__init__(why)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
     except subprocess.CalledProcessError as error:
         raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"building in {out.parent} failed: {error}") from error
+        raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
 
 
 def cached(isa: InstructionSet, folder: Path) -> Path:
@@ -124,7 +131,9 @@ def cached(isa: InstructionSet, folder: Path) -> Path:
     """
     command = compiler()
     try:
-        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout
+        version = subprocess.run(
+            [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]

@@ -12,7 +12,15 @@ import torch
 
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
-from rescoldo.engine.kernels.build import INSTRUCTION_SETS, BuildError, InstructionSet, cached, instruction_set, usable
+from rescoldo.engine.kernels.build import (
+    ELSEWHERE,
+    INSTRUCTION_SETS,
+    BuildError,
+    InstructionSet,
+    cached,
+    instruction_set,
+    usable,
+)
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.kernels.ops_int8 import LowRankTerm, Outliers, Quantized, Segment, level_type, padded
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
@@ -135,9 +143,9 @@ def _layout() -> list[int]:
 
 def _loaded(isa: InstructionSet) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(cached(isa, cache_root() / "kernels")))
+        library = ctypes.CDLL(str(cached(isa, cache_root(loadable=True) / "kernels")))
     except OSError as error:
-        raise BuildError(f"the built kernels do not load: {error}") from error
+        raise BuildError(f"the built kernels do not load: {error}", ELSEWHERE) from error
     count = ctypes.c_int64()
     library.kernels_layout.restype = ctypes.POINTER(ctypes.c_int64)
     theirs = library.kernels_layout(ctypes.byref(count))[: count.value]
