@@ -143,8 +143,16 @@ class _Measuring:
     def __call__(self, answers: Sequence[tuple[int, dict[str, Any], str]], own: bool = False) -> list[Values]:
         """The MEASURES of each. `own`: the dataset's answers, which may stand in the training set, too."""
         role = self._role
-        found = [measure(role, role.question(record), text, self._training) for _, record, text in answers]
-        shared = shared_items([(asked, content_of(role, text).items) for asked, _, text in answers])
+        contents = [content_of(role, text) for _, _, text in answers]
+        found = [
+            measure(
+                role, role.question(record), text, content, self._training.longest_run(text) if self._training else None
+            )
+            for (_, record, text), content in zip(answers, contents, strict=True)
+        ]
+        shared = shared_items(
+            [(asked, content.items) for (asked, _, _), content in zip(answers, contents, strict=True)]
+        )
         perplexities: Sequence[float | None] = [None] * len(answers)
         if self._perplexity and self._scale:
             perplexities = self._scale.answer_perplexity(role, [(record, text) for _, record, text in answers])

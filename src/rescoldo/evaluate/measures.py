@@ -69,10 +69,10 @@ class Content:
 
 
 def content_of(role: Role, text: str) -> Content:
-    """The content of a model's answer; of one that cannot be read as a document, what its lines seem to say."""
+    """The content of a model's answer; of one that is no document of the role's, what its lines seem to say."""
     text = text[:MAX_TEXT]
     found = role.prose_of(text)
-    if found is None:
+    if not found:
         listed = [match.strip("\"' ,") for match in role.form.items.findall(text)]
         texts = [role.form.scaffold.sub(" ", line).strip() for line in text.split("\n")]
     else:
@@ -83,18 +83,23 @@ def content_of(role: Role, text: str) -> Content:
     return Content(texts, [one for one in items if one.strip()][:MAX_ITEMS])
 
 
-def measure(role: Role, question: str, text: str, training: TrainingAnswers | None) -> dict[str, float | None]:
+def measure(
+    role: Role, question: str, text: str, content: Content, copied: float | None = None
+) -> dict[str, float | None]:
     """The measures of one answer that need no other answer and no model; None where there is nothing to measure.
+
+    Args:
+        content: content_of the text.
+        copied: words of the longest run that is one training answer's, where known.
 
     Returns:
         repeated_items: share of the items that repeat an earlier one of the answer, or nearly so.
         distinct_trigrams: distinct sequences of three words / all.
         input_words_used: share of the input's content words that the answer uses.
         new_figures, new_names: how many different figures and proper names it has that the input has not.
-        copied_from_input, copied_from_training: words of the longest run that is the input's, or one training answer's.
+        copied_from_input, copied_from_training: words of the longest run that is the input's (copied).
         words: its words.
     """
-    content = content_of(role, text)
     sequence = answer_words(text, role.form)
     trigrams = list(zip(*(sequence[i:] for i in range(N)), strict=False))
     prose = "\n".join(content.texts)
@@ -105,7 +110,7 @@ def measure(role: Role, question: str, text: str, training: TrainingAnswers | No
         "new_figures": float(len(set(figures(prose)) - set(figures(question)))),
         "new_names": float(len(_not_in(names(content.texts), question))),
         "copied_from_input": float(TrainingAnswers([question], role.form).longest_run(text)),
-        "copied_from_training": float(training.longest_run(text)) if training else None,
+        "copied_from_training": copied,
         "words": float(len(sequence)),
     }
 
@@ -128,7 +133,7 @@ def shared_items(answers: Sequence[tuple[Any, Sequence[str]]]) -> list[float | N
             index.add(item, asked)
     found: list[float | None] = []
     for asked, items in answers:
-        hits = sum(any(holder != asked for holder in index.like(item)) for item in items)
+        hits = sum(bool(index.like(item) - {asked}) for item in items)
         found.append(hits / len(items) if items else None)
     return found
 
@@ -138,37 +143,35 @@ class _Items:
 
     def __init__(self) -> None:
         self._holders: dict[Any, list[int]] = {}
-        self._items: list[tuple[Counter[Any], Any]] = []
+        self._sizes: list[int] = []
+        self._owners: list[Any] = []
 
     def add(self, item: str, owner: Any) -> bool:
         """Whether an item like this one is there already; it is added."""
         grams = _bigrams(item)
-        known = bool(grams) and any(True for _ in self._near(grams))
+        known = bool(self._near(grams))
         for gram in grams:
             holders = self._holders.setdefault(gram, [])
             if len(holders) < MAX_HOLDERS:
-                holders.append(len(self._items))
-        self._items.append((grams, owner))
+                holders.append(len(self._sizes))
+        self._sizes.append(len(grams))
+        self._owners.append(owner)
         return known
 
-    def like(self, item: str) -> list[Any]:
+    def like(self, item: str) -> set[Any]:
         """The owners of all items that are like this one."""
-        return [self._items[place][1] for place in self._near(_bigrams(item))]
+        return {self._owners[place] for place in self._near(_bigrams(item))}
 
-    def _near(self, grams: Counter[Any]) -> list[int]:
-        candidates = {place for gram in grams for place in self._holders.get(gram, ())}
-        size = grams.total()
-        near = []
-        for place in sorted(candidates):
-            other = self._items[place][0]
-            if 2 * (grams & other).total() >= NEAR * (size + other.total()):
-                near.append(place)
-        return near
+    def _near(self, grams: frozenset[Any]) -> list[int]:
+        shared: Counter[int] = Counter()
+        for gram in grams:
+            shared.update(self._holders.get(gram, ()))
+        return [place for place, n in shared.items() if 2 * n >= NEAR * (len(grams) + self._sizes[place])]
 
 
-def _bigrams(item: str) -> Counter[Any]:
+def _bigrams(item: str) -> frozenset[Any]:
     parts = words(item)
-    return Counter(pairwise(parts)) if len(parts) > 1 else Counter(parts)
+    return frozenset(pairwise(parts)) if len(parts) > 1 else frozenset(parts)
 
 
 def figures(text: str) -> list[str]:
