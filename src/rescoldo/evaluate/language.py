@@ -106,8 +106,8 @@ class Language:
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """The templates as patterns, those with the most text of their own first."""
-        ordered = sorted(self.messages, key=lambda text: -len(_PLACE.sub("", text)))
+        """The templates as patterns: first what joins sentences, then those with the most text of their own."""
+        ordered = sorted(self.messages, key=lambda text: ("} But {" not in text, -len(_PLACE.sub("", text))))
         return [(_pattern(template), self.messages[template]) for template in ordered]
 
 

@@ -210,7 +210,6 @@ MESSAGES = {
     "{n_k} of {n_n} ignoring the input": "{n_k} de {n_n} no tratan de la entrada",
     "{n_k} of {n_n}": "{n_k} de {n_n}",
     # a model's warnings
-    "{model}: {n_k} of {n_n} answers {rest}": "{model}: {n_k} de {n_n} respuestas {rest}",
     "the metric `{name}` failed on {n_k} of {n_n} answers ({why}); it counts as 0 there": "la métrica `{name}` falló "
     "en {n_k} de {n_n} respuestas ({why}); allí cuenta como 0",
     "most often {why}": "lo más frecuente: {why}",
@@ -228,13 +227,13 @@ MESSAGES = {
     "{n_k} descriptions repeat an earlier one of the same answer": "{n_k} descripciones repiten una anterior de la "
     "misma respuesta",
     # notes on an answer
-    "answer: none: {why}": "answer: ninguna: {why}",
+    "answer: none: {why}": "respuesta: ninguna: {why}",
     "cut off after {n_tokens} tokens": "cortada tras {n_tokens} tokens",
-    "answer: not a YAML mapping: {why}": "answer: no es un mapa YAML: {why}",
-    "answer: not YAML: {why}": "answer: no es YAML: {why}",
-    "answer: not JSON: {why}": "answer: no es JSON: {why}",
-    "answer: not an object": "answer: no es un objeto",
-    "answer: {why}": "answer: {why}",
+    "answer: not a YAML mapping: {why}": "respuesta: no es un mapa YAML: {why}",
+    "answer: not YAML: {why}": "respuesta: no es YAML: {why}",
+    "answer: not JSON: {why}": "respuesta: no es JSON: {why}",
+    "answer: not an object": "respuesta: no es un objeto",
+    "answer: {why}": "respuesta: {why}",
     "it is nothing": "está vacía",
     "it is a list": "es una lista",
     "it is plain text": "es texto corrido",
