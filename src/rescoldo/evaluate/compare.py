@@ -15,6 +15,7 @@ from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.content import measure_content
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, scale_of, training_answers
+from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.role import Role
@@ -217,6 +218,7 @@ def _compare(
         )
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+        document = with_verdict(document)
         if target:
             write_document(document, target)
     return document

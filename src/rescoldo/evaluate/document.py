@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.files import sha256, write_json, write_text
 from rescoldo.models.cache import PredictionCache
 from rescoldo.role import Role
@@ -53,7 +54,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def write_document(document: dict[str, Any], output: Path) -> list[Path]:
     """Write an evaluation or comparison as JSON and, beside it, its reports, in the language that its metadata name.
-    Returns the reports' paths.
+    The verdict is made anew, from the votes and judgements that are in it now. Returns the reports' paths.
 
     Raises:
         RescoldoError: it cannot be written.
@@ -61,6 +62,7 @@ def write_document(document: dict[str, Any], output: Path) -> list[Path]:
     from rescoldo.evaluate.page import page
     from rescoldo.evaluate.report import markdown
 
+    document = with_verdict(document)
     reports = reports_beside(output)
     try:
         write_json(output, document)  # first: reports without it would be taken for somebody else's

@@ -35,7 +35,7 @@ def with_verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     comparison = document.get("comparison") or {}
     decision = comparison.get("decision")
-    if not decision:
+    if not decision or "finetuned" not in decision:  # none, or made before there were verdicts
         return dict(document)
     from rescoldo.evaluate.wording import verdict_sentence
 

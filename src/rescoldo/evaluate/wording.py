@@ -11,16 +11,16 @@ from rescoldo.evaluate.verdict import command_line
 from rescoldo.invocation import NAME
 
 LABELS = {
-    "repeated_items": "items repeated within the answer",
-    "shared_items": "items that other answers have too",
-    "distinct_trigrams": "distinct trigrams of words",
+    "repeated_items": "repeated items",
+    "shared_items": "items in other answers, too",
+    "distinct_trigrams": "distinct trigrams",
     "input_words_used": "input's words used",
-    "new_figures": "figures that the input does not have",
-    "new_names": "names that the input does not have",
-    "copied_from_input": "longest run copied from the input (words)",
-    "copied_from_training": "longest run copied from training (words)",
+    "new_figures": "figures not in the input",
+    "new_names": "names not in the input",
+    "copied_from_input": "words copied from the input",
+    "copied_from_training": "words copied from training",
     "length": "length ({unit})",
-    "perplexity": "perplexity under the base model",
+    "perplexity": "perplexity (base model)",
 }
 REASONS = {
     ("repeated_items", "above"): "items that repeat each other",
@@ -57,9 +57,9 @@ def range_of(measure: str, limits: Mapping[str, float | None], say: Language) ->
     """A measure's normal range."""
     low, high = limits["low"], limits["high"]
     if low is None and high is not None:
-        return say("up to {high}", high=value_of(measure, high, say))
+        return say("≤ {high}", high=value_of(measure, high, say))
     if high is None and low is not None:
-        return say("from {low} on", low=value_of(measure, low, say))
+        return say("≥ {low}", low=value_of(measure, low, say))
     assert low is not None
     assert high is not None
     return say("{low} to {high}", low=value_of(measure, low, say), high=value_of(measure, high, say))
@@ -220,8 +220,8 @@ def _pair(who: str, pair: Mapping[str, Any], say: Language) -> str:
 def _diagnostics(one: Mapping[str, Any], say: Language) -> list[str]:
     low, high = one["interval_95"]
     text = say(
-        "{k} of {n} answers are unlike the dataset's own (share {share}, 95 % interval {low} to {high}; of the "
-        "dataset's own {own})",
+        "{k} of {n} answers are unlike the dataset's own (share {share}, 95 % interval {low} to {high}; "
+        "among the dataset's own answers {own})",
         k=say.number(one["doubtful"]),
         n=say.number(one["answers"]),
         share=say.percent(one["share"]),
@@ -272,7 +272,8 @@ def content_rows(models: Mapping[str, Any], reference: Mapping[str, Any] | None,
         limits = reference["ranges"].get(name) if reference else None
         normal = range_of(name, limits, say) if limits else "–"
         rows.append([label(name, say, unit), normal, *(_spread(name, one, say) for one in found)])
-    rows.append([say("unlike the dataset's own"), "", *(_doubtful(column, say) for column in columns)])
+    rows.append([say("unlike the dataset's own"), "", *(_doubtful(column) for column in columns)])
+    rows.append([say("95 % interval of that share"), "", *(_interval(column, say) for column in columns)])
     return rows
 
 
@@ -280,14 +281,17 @@ def _spread(name: str, found: Mapping[str, float] | None, say: Language) -> str:
     return value_of(name, found["median"], say) if found else "–"
 
 
-def _doubtful(column: Mapping[str, Any] | None, say: Language) -> str:
+def _doubtful(column: Mapping[str, Any] | None) -> str:
+    return f"{column['doubtful']}/{column['answers']}" if column and column["answers"] else "–"
+
+
+def _interval(column: Mapping[str, Any] | None, say: Language) -> str:
     if not column or not column["interval_95"]:
         return "–"
     low, high = column["interval_95"]
-    counts = say("{k} of {n}", k=say.number(column["doubtful"]), n=say.number(column["answers"]))
-    return f"{counts} ({say.percent(low)} … {say.percent(high)})"
+    return f"{100 * low:.0f}–{say.percent(high)}"
 
 
 def content_head(names: Sequence[str], say: Language) -> list[str]:
     """The head of that table."""
-    return [say("median of the answers"), say("normal"), say("dataset"), *names]
+    return [say("median"), say("normal"), say("dataset"), *names]
