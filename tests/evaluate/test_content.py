@@ -261,6 +261,17 @@ def test_form_that_another_has_for_nothing() -> None:
     assert "people preferred the content of base, constrained" in worse["verdict"]
 
 
+def test_one_rival_that_can_be_read_is_enough() -> None:
+    """People preferred it to a readable one, too: their word counts, whatever the diagnostics say."""
+    models, found = measure_content(
+        {"baseline": answered(None), "base, constrained": answered(empty), "finetuned": answered(repeating)},
+        ROLE, records("val"), training=training(),
+    )  # fmt: skip
+    preferred = people(votes(28, 2, b="baseline"), votes(27, 3, b="base, constrained"))
+    document = build_comparison(models, baseline="baseline", finetuned="finetuned", reference=found, people=preferred)
+    assert decision(document)["verdict_code"] == "adopt"
+
+
 def test_votes_that_come_later_change_the_verdict() -> None:
     document = json.loads(json.dumps(compared(reference)))
     later = with_verdict({**document, "people": people(votes(28, 2))})

@@ -137,8 +137,8 @@ TEXTS = {
     "about {n} more would settle it": "unos {n} votos más lo aclararían",
     "not settled": "sin aclarar",
     "{k} of {n} answers are unlike the dataset's own (share {share}, 95 % interval {low} to {high}; among the "
-    "dataset's own answers {own})": "{k} de {n} respuestas no se parecen a las del conjunto de datos (proporción {share}, intervalo del "
-    "95 %: de {low} a {high}; entre las del propio conjunto, {own})",
+    "dataset's own answers {own})": "{k} de {n} respuestas no se parecen a las del conjunto de datos (proporción "
+    "{share}, intervalo del 95 %: de {low} a {high}; entre las del propio conjunto, {own})",
     "no sign against it, and no proof for it": "ni un indicio en contra ni una prueba a favor",
     "missing: votes of people: {command}": "faltan votos de personas: {command}",
     "missing: a judge that has passed its exam: {command}": "falta un juez que haya aprobado su examen: {command}",

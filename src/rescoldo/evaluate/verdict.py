@@ -127,7 +127,8 @@ def _side(pair: Mapping[str, Any]) -> int:
 def _status(evidence: Sequence[Mapping[str, Any]], readable: Sequence[bool]) -> str:
     """People before judges, judges before diagnostics. `readable`: of each rival, whether its answers can be read.
 
-    To be preferred to answers that are none shows form again: there, a doubt of the diagnostics stands.
+    To be preferred to answers that cannot be read shows form again: where all rivals' are so, a doubt of the
+    diagnostics stands.
     """
     findings = {kind: [one["finding"] for one in evidence if one["kind"] == kind] for kind in EVIDENCE}
     doubtful = "doubtful" in findings["diagnostics"]
@@ -135,7 +136,7 @@ def _status(evidence: Sequence[Mapping[str, Any]], readable: Sequence[bool]) -> 
     if "worse" in people:
         return "worse"
     if "better" in people:
-        return "doubtful" if doubtful and not all(readable) else "good"
+        return "doubtful" if doubtful and not any(readable) else "good"
     if "worse" in judges:
         return "unsettled" if "better" in judges else "worse"
     if doubtful:
