@@ -7,11 +7,11 @@ which can raise a doubt and never take one away.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.decision import WORTH_IT
+from rescoldo.evaluate.wording import verdict_sentence
 
 READABLE = 0.5  # mean score of a model's documents below which it is no achievement to be preferred to it
 VOTES = 30  # that are proposed where there are none: ten minutes
@@ -37,8 +37,6 @@ def with_verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     decision = comparison.get("decision")
     if not decision or "finetuned" not in decision:  # none, or made before there were verdicts
         return dict(document)
-    from rescoldo.evaluate.wording import verdict_sentence
-
     content = judge_content(document)
     code = "keep"
     if decision["adopt"]:
@@ -174,11 +172,11 @@ def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
     """The arguments that make this comparison again, asking for no answer anew; None where it cannot be told."""
     models, meta = document["models"], document["metadata"]
     decision = document["comparison"]["decision"]
-    specs = {name: _spec(part) for name, part in models.items()}
+    specs = {name: _spec(part) for name, part in models.items() if name != f"{decision['baseline']}_constrained"}
     sampling = models[decision["finetuned"]].get("sampling")
     if not all(specs.values()) or not sampling or not meta.get("dataset"):
         return None
-    baseline = decision.get("baseline") or decision["reference"]
+    baseline = decision["baseline"]
     words = ["compare", "--baseline", specs[baseline]]
     for name, spec in specs.items():
         if name == decision["finetuned"]:
@@ -198,10 +196,7 @@ def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
 def _spec(part: Mapping[str, Any]) -> str:
     """What is typed to get a model."""
     if part.get("adapter") is False and part.get("base_model"):
-        return str(part["base_model"])
-    return str(part.get("spec") or "")
-
-
-def command_line(program: str, arguments: Sequence[str]) -> str:
-    """A command as it is typed."""
-    return f"{program} {shlex.join(arguments)}"
+        spec = str(part["base_model"])
+    else:
+        spec = str(part.get("spec") or "")
+    return f"constrained:{spec}" if spec and part.get("constrained") else spec

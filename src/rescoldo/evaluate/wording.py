@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluate.language import ENGLISH, Language
 from rescoldo.evaluate.measures import MEASURES
-from rescoldo.evaluate.verdict import command_line
 from rescoldo.invocation import NAME
 
 LABELS = {
@@ -255,6 +255,11 @@ def missing_lines(decision: Mapping[str, Any], say: Language, program: str = NAM
                 say("missing: another model whose answers can be read: those of {others} mostly cannot", others=others)
             )
     return lines
+
+
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """A command as it is typed."""
+    return f"{program} {shlex.join(arguments)}"
 
 
 def content_rows(models: Mapping[str, Any], reference: Mapping[str, Any] | None, say: Language) -> list[list[str]]:

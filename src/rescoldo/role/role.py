@@ -134,7 +134,7 @@ class Role:
 
         Unlike `prose` it has what stands under keys that the schema does not know, too: a model may write any.
         """
-        value, fault = self._parse(text)
+        value, fault = self.parse(text)
         return None if fault else list(_prose(value, self.form.formal))
 
     def key(self, record: dict[str, Any]) -> str:
