@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rescoldo.base.chat_templates import supply
 from rescoldo.base.gguf_config import scalar
 from rescoldo.base.gguf_header import read_header
 from rescoldo.base.hub_id import REFETCH
@@ -27,24 +28,6 @@ from rescoldo.base.tokenizer_build import (
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, write_atomic, write_json
-
-_INST_BODY = (
-    "{{- bos_token }}"
-    "{%- if messages[0]['role'] == 'system' %}"
-    "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
-    "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
-    "{%- for message in turns %}"
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{- raise_exception('user and assistant must take turns, the user first') }}{%- endif %}"
-    "{%- if message['role'] == 'user' %}"
-    "{{- '[INST] ' + (system if loop.WHERE else '') + message['content'] + 'END' }}"
-    "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}"
-    "{%- endfor %}"
-)
-# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text, a system message goes before the first question.
-INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
-# From v0.3 on: [INST] is a control token, a system message goes before the last question.
-INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
 
@@ -105,12 +88,10 @@ class GgufTokenizer:
 def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> Any:
     """The base model's own tokenizer, a transformers fast tokenizer, with a chat template.
 
-    A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
-    (v0.3 on), or if it has a SentencePiece vocabulary without them and calls itself both "mistral" and "instruct".
+    A template that the model lacks is supplied by `chat_templates`.
 
     Raises:
-        RescoldoError: the tokenizer is missing, damaged, of an unknown kind, larger than the model's vocabulary, or
-            there is no chat template.
+        RescoldoError: the tokenizer is missing, damaged, of an unknown kind, or larger than the model's vocabulary.
     """
     (tokenizer, names), where = files.load(), str(files.path)
     if len(tokenizer) > config.vocab_size and max(tokenizer.get_vocab().values()) >= config.vocab_size:
@@ -122,25 +103,8 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        tokenizer.chat_template = _family_template(tokenizer, [config.architecture, spec, where, *names])
-    if not tokenizer.chat_template:
-        raise RescoldoError(
-            "the model has no chat template, so there is no way to ask it anything",
-            where=where,
-            fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
-        )
+        tokenizer.chat_template = supply(tokenizer, [config.architecture, spec, where, *names])
     return tokenizer
-
-
-def _family_template(tokenizer: Any, names: list[str]) -> str | None:
-    vocabulary = tokenizer.get_vocab()
-    added = set(tokenizer.added_tokens_encoder)
-    if {"[INST]", "[/INST]"} <= added:
-        return INST_AS_TOKEN
-    text = " ".join(names).lower()
-    if "mistral" in text and "instruct" in text and "▁[" in vocabulary and "<0x0A>" in vocabulary:
-        return INST_AS_TEXT
-    return None
 
 
 def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_positions: int) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.base import open_base
+from rescoldo.base.chat_templates import is_supplied
 from rescoldo.base.gguf_header import read_header
 from rescoldo.errors import RescoldoError
 from rescoldo.export import gguf_adapter, merged_gguf, merged_hf, ollama
@@ -22,6 +23,7 @@ from rescoldo.files import sha256, write_json, write_text
 from rescoldo.version import __version__
 
 KINDS = ("gguf-adapter", "ollama", "merged", "merged-gguf")
+TEMPLATE_FILE = "chat_template.jinja"
 Progress = Callable[[int, int], None]
 
 
@@ -89,6 +91,8 @@ def export_run(
             )
             write_gguf(directory / plan.file, metadata, plan.tensors, count)
             _check_gguf(source, directory / plan.file, plan, document)
+        if plan.adapter_only and is_supplied(source.tokenizer):
+            write_text(directory / TEMPLATE_FILE, source.tokenizer.chat_template)
         if kind == "ollama":
             write_text(directory / "Modelfile", ollama.modelfile(source, _ollama_files(source, plan), document))
         write_prompt(directory, document, _calls(source, kind, model, plan))
@@ -152,6 +156,8 @@ def _calls(source: Source, kind: str, name: str, plan: Plan) -> list[str]:
     if plan.adapter_only and source.base.kind == "hf":
         model = "BASE.gguf"
     lora = ["--lora", plan.file] if plan.adapter_only else []
+    if plan.adapter_only and is_supplied(source.tokenizer):
+        lora += ["--chat-template-file", TEMPLATE_FILE]  # the base's own file has none
     return [
         shlex.join(["llama-server", "-m", model, *lora, "--jinja", "--temp", "0", "-c", "8192"]),
         "jq '{temperature: 0, messages: .example.messages}' prompt.json \\\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rescoldo.base.chat_templates import is_supplied
 from rescoldo.base.gguf_header import read_header
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.rope import inverse_frequencies
@@ -36,6 +37,8 @@ def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
             for key, value in header.metadata.items()
             if not key.startswith(_NOT_CARRIED) and not _is_empty(value)
         }
+        if is_supplied(source.tokenizer):  # without it llama.cpp would write another prompt than the trained one
+            metadata["tokenizer.chat_template"] = Value(source.tokenizer.chat_template, _STRING)
     else:
         metadata = {**_model(source), **tokenizer_metadata(source)}
     metadata["general.file_type"] = Value(FILE_TYPES[dtype], _UINT32)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.files import read_json
@@ -49,6 +50,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
+    if note := plain_note(tokenizer):
+        reporter.say(f"  {note}")
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
