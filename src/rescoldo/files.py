@@ -157,6 +157,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is Git LFS's note about a file that has not been fetched."""
+    return head.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Stop at a Git LFS pointer in the place of the file at `path`; other files, and missing ones, pass.
+
+    Raises:
+        RescoldoError: it is one.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return
+    if is_lfs_pointer(head):
+        raise RescoldoError(
+            "is a Git LFS pointer: the file itself has not been fetched",
+            where=str(path),
+            fix=f"git -C {quote(path.parent)} lfs pull --include {quote(path.name)}",
+        )
+
+
 def load_json(path: Path, fix: str = "") -> dict[str, Any]:
     """The JSON object in the file at `path`, which is needed.
 
@@ -170,6 +194,7 @@ def load_json(path: Path, fix: str = "") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise RescoldoError("the file is too large to be what its name says", where=str(path), fix=fix)
+        refuse_pointer(path)
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise RescoldoError(f"cannot read the file: {error.strerror or error}", where=str(path), fix=fix) from None

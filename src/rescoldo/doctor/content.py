@@ -9,8 +9,8 @@ from typing import Any
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
-from rescoldo.data.audit import input_of
-from rescoldo.data.dataset import Dataset
+from rescoldo.data.audit import by_words, input_of
+from rescoldo.data.dataset import Dataset, longer
 from rescoldo.data.records import flag, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
@@ -76,8 +76,10 @@ def datasets(subject: Subject) -> Iterator[Check]:
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
-            longer = max(int(overrun.partition("(")[2].split()[0]) for overrun in data.overruns)
-            yield warning(f"{name} data", what, f"--max-length {longer}", **figures, overruns=len(data.overruns))
+            most = max(int(overrun.partition("(")[2].split()[0]) for overrun in data.overruns)
+            context = subject.base.config.max_positions if subject.base else most
+            remedy = longer(most, context, "lets all of them in")
+            yield warning(f"{name} data", what, remedy, **figures, overruns=len(data.overruns))
         elif len(data.examples) < few:
             yield warning(f"{name} data", f"{text}: few", "more examples; the result depends on chance", **figures)
         else:
@@ -104,8 +106,12 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     near: list[str] = []
     if len(before) + len(after) <= NEAR_LIMIT:
         texts = [text for _, _, text in [*before, *after]]
-        pairs = [(later, earlier) for later, earlier, _ in near_pairs(texts) if earlier < len(before) <= later]
-        near = [f"{val.path.name}:{after[i - len(before)][0]} ~ {train.path.name}:{before[j][0]}" for i, j in pairs]
+        pairs = near_pairs(texts, signs=not by_words(role))
+        nearest = {later: earlier for later, earlier, _ in pairs if earlier < len(before) <= later}
+        near = [
+            f"{val.path.name}:{after[i - len(before)][0]} ~ {train.path.name}:{before[j][0]}"
+            for i, j in nearest.items()
+        ]
     if near:
         what = f"{len(near)} validation {name}s are close to trained ones: {_some(near)}"
         yield warning("leakage", what, remedy, near=len(near))

@@ -13,7 +13,7 @@ from rescoldo.base import BaseModel
 from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
-from rescoldo.models.loaded import is_run, open_base_of, refuse_unfinished, run_info, verify_command
+from rescoldo.models.loaded import dated_tokenizer, is_run, open_base_of, refuse_unfinished, run_info, verify_command
 from rescoldo.role import Role, role_of_run
 from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
 
@@ -30,8 +30,8 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer with its chat template."""
-        return self.base.tokenizer()
+        """The base model's tokenizer with its chat template, which writes the date of the run if it writes any."""
+        return dated_tokenizer(self.base, self.info)
 
     @cached_property
     def adapter_sha256(self) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescoldo.data.tokenize import end_of_turn, prompt_ids
+from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids
 from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
@@ -130,6 +131,14 @@ def run_info(run: Path) -> dict[str, Any]:
     return load_json(path, verify_command(run)) if path.exists() else {}
 
 
+def dated_tokenizer(base: BaseModel, info: dict[str, Any]) -> Any:
+    """The base model's tokenizer. Where its chat template writes today's date, it is that of the run whose
+    training_info.json is `info`, or today's for as long as this process lives."""
+    tokenizer, day = base.tokenizer(), info.get("chat_date")
+    fix_date(tokenizer, date.fromisoformat(day) if isinstance(day, str) else date.today())
+    return tokenizer
+
+
 def load_for_inference(
     spec: str,
     quantization: str = "auto",
@@ -174,7 +183,7 @@ def load_for_inference(
     except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
         where = error.where or spec
         raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
-    tokenizer = base.tokenizer()
+    tokenizer = dated_tokenizer(base, info)
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None
     precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))

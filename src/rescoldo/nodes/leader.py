@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example
 from rescoldo.engine.weights import Tensors
 from rescoldo.invocation import program
-from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, send
+from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, leaders_date, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
 from rescoldo.role import Role
@@ -48,6 +49,7 @@ class Leader:
             self.own,
             read_dataset=self.read_dataset,
             preflight=self.preflight,
+            run_date=partial(leaders_date, group=self.group),
             gradient_step=self.gradient_step,
             optimizer=self.make_optimizer,
             evaluate_loss=self.evaluate_loss,

@@ -215,7 +215,7 @@ class _Sweep:
     def _score(self, trial: dict[str, Any], sampling: Sampling) -> None:
         run = self.config.output / trial["name"]
         began = time.monotonic()
-        loaded = self.shared.trained(run, self.shared.open_base(self.config.base_model).tokenizer())
+        loaded = self.shared.trained(run)
         document = evaluate_model(
             loaded,
             self.config.val,

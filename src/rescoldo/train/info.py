@@ -97,6 +97,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        "chat_date": prepared.identity.get("chat date"),
         "identity": prepared.identity,
     }
 

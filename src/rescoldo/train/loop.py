@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import asdict
 
+from rescoldo.base.damage import damaged_tensor
 from rescoldo.engine.auto import layers_to_keep
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -219,7 +220,7 @@ class Loop:
                 for offset, (nats, _) in enumerate(losses):
                     if not math.isfinite(nats):
                         name = self.prepared.val.names[begin + offset]
-                        raise RescoldoError(
+                        raise damaged_tensor(self.prepared.base) or RescoldoError(
                             f"the validation loss is {nats}", where=name, fix=self.remedy(), exit_code=EXIT_FAILURE
                         )
                 evaluated += losses
@@ -347,6 +348,9 @@ class Loop:
 
     def not_finite(self, what: str, guilty: list[int]) -> RescoldoError:
         """The error for a loss or gradient that is not a number."""
+        base = damaged_tensor(self.prepared.base)
+        if base:
+            return base
         names = ", ".join(self.prepared.train.names[i] for i in guilty)
         return RescoldoError(
             f"the {what} is not a finite number at optimizer step {self.position.step + 1}",

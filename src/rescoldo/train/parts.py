@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +63,7 @@ class Parts:
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
+    run_date: Callable[[date], date] = lambda day: day  # the date in the prompts that all machines use
     optimizer: Callable[[Tensors, float], AdamW] = AdamW  # adapter, weight decay
     resumable_steps: bool = True  # whether a step that is half done can be saved
     machines: int = 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
+from rescoldo.data.tokenize import fix_date
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
@@ -52,6 +54,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     tokenizer = base.tokenizer()
     if note := plain_note(tokenizer):
         reporter.say(f"  {note}")
+    day = parts.run_date(date_of_run(asked.output, restart=restart))
+    dated = fix_date(tokenizer, day)
+    if dated:
+        reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
@@ -83,7 +89,9 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
             reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
-    now = identity(config, role, base.fingerprint(), train, val)
+    for note in dict.fromkeys((*train.notes, *val.notes)):
+        reporter.warn(note)
+    now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
     return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
 
 
@@ -100,6 +108,16 @@ def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
     return config if isinstance(config, dict) else {}
+
+
+def date_of_run(output: Path, *, restart: bool = False) -> date:
+    """The date that the prompts of the run in `output` say where the chat template asks for one: that of its start."""
+    known = (read_json(output / RUN_FILE) or {}).get("identity")
+    kept = known.get("chat date") if isinstance(known, dict) and not restart else None
+    try:
+        return date.fromisoformat(kept) if isinstance(kept, str) else date.today()
+    except ValueError:
+        return date.today()
 
 
 def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tuple[RunConfig, str]:
