@@ -9,6 +9,7 @@ from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
+from rescoldo.base.sample import SAMPLES
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.tokenize import fix_date
 from rescoldo.files import read_json
@@ -98,7 +99,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 def model_name(spec: str) -> str:
     """The base model as a person calls it: the last part of its path or id."""
     if spec.startswith("sample:"):
-        return {"sample:smollm2": "SmolLM2-135M-Instruct"}.get(spec, spec.removeprefix("sample:"))
+        name = spec.removeprefix("sample:")
+        return SAMPLES[name].title if name in SAMPLES else name
     if spec.startswith("ollama:"):
         return spec.removeprefix("ollama:")
     return Path(spec).absolute().name
