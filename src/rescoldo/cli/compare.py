@@ -30,6 +30,9 @@ def compare(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="A further model, as NAME=MODEL; may be given more than once.")
     ] = None,
+    constrained: Annotated[
+        bool, typer.Option(help="The baseline once more, with its answers held to the role's schema: form for nothing.")
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON to write; Markdown and HTML reports go beside it.")
     ] = None,
@@ -104,6 +107,7 @@ def compare(
             quantization=quantization,
             server=ServerOptions(concurrency, timeout),
             allow_pickle=allow_pickle,
+            constrained=constrained,
             reuse=reuse or [],
             console=TerminalConsole(quiet=json_),
         )

@@ -29,6 +29,9 @@ def eval_(
         Path | None, typer.Option(help="Training set, to detect copied passages. (default the run's)")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the run's base model, without its adapter.")] = False,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
@@ -68,6 +71,7 @@ def eval_(
             sampling=replace(role_for(model, role).sampling, **changes),
             limit=limit,
             base=base,
+            constrained=constrained,
             quantization=quantization,
             console=console,
         )

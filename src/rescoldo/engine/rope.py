@@ -113,18 +113,3 @@ class RopeTables:
         """The rotations of rows at `positions` (T,) int64, by kind of layer; layers that do not rotate have none."""
         self._grow(int(positions.max()) + 1)
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + head_dim/2), Hugging Face's layout.
-
-    Args:
-        x: (T, heads, head_dim).
-        cos: (T, head_dim/2) float32. `sin` likewise; with its sign changed this is the inverse rotation.
-
-    Returns:
-        As x, in x's dtype; computed in float32.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

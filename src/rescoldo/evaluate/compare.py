@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_a
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import Predictor
 from rescoldo.role import Role
+from rescoldo.role.grammar import role_grammar
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.open import Opener
@@ -48,6 +49,7 @@ def compare(
     quantization: str = "auto",
     server: ServerOptions | None = None,
     allow_pickle: bool = False,
+    constrained: bool = False,
     reuse: Sequence[Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def compare(
         repeats: answers to each input, with seeds that follow each other.
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
+        constrained: the baseline once more, with its answers held to the role's schema: what the form is worth without
+            any training. Left out, with a line that says so, where role or baseline cannot be constrained.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
 
     Returns:
@@ -85,6 +89,9 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    asked_for = set(models)
+    if constrained:
+        models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
     info = run_info(Path(spec)) if is_run(spec) else {}
@@ -93,7 +100,34 @@ def compare(
         predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+        optional=models.keys() - asked_for,
     )  # fmt: skip
+
+
+def _with_constrained(
+    models: Mapping[str, str], baseline: str, role: Role, console: Console | None
+) -> Mapping[str, str]:
+    """The models, and behind the baseline the same with constrained answers, where that can be."""
+    from rescoldo.evaluate.open import CONSTRAINED
+    from rescoldo.programs.program import find_program
+
+    name, reason = f"{baseline}_constrained", ""
+    try:
+        role_grammar(role)
+        if find_program(models[baseline]) is not None:
+            reason = "it is a program"
+        elif name in models or models[baseline].startswith(CONSTRAINED):
+            reason = "it is there already"
+    except RescoldoError as error:
+        reason = error.what
+    if reason:
+        if console:
+            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        return models
+    added: dict[str, str] = {}
+    for known, spec in models.items():
+        added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
+    return added
 
 
 def compare_run(
@@ -158,8 +192,10 @@ def _compare(
     limit: int | None,
     console: Console | None,
     opener: Opener | None = None,
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
+    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
+    `optional`: models that may fail, as on a server that does not constrain answers."""
     started = time.time()
     training, training_file = training_answers(train, info, role)
     learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
@@ -167,10 +203,16 @@ def _compare(
     on_training: dict[str, Any] | None = None
     with partial_cache(target, reuse) as cache:
         for place, predictor in enumerate(predictors):
-            models[predictor.name] = evaluate(
-                predictor, records, role, sampling,
-                repeats=repeats, cache=cache, training=training, console=console,
-            )  # fmt: skip
+            try:
+                models[predictor.name] = evaluate(
+                    predictor, records, role, sampling,
+                    repeats=repeats, cache=cache, training=training, console=console,
+                )  # fmt: skip
+            except RescoldoError as error:
+                if predictor.name not in optional:
+                    raise
+                if console:
+                    console.say(f"{predictor.name} is left out: {error.what}")
             if learned and predictor.name == parts.finetuned:
                 if console:
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")

@@ -129,6 +129,7 @@ def evaluate_model(
     sampling: Sampling | None = None,
     limit: int | None = None,
     base: bool = False,
+    constrained: bool = False,
     quantization: str = "auto",
     name: str = "",
     console: Console | None = None,
@@ -145,6 +146,7 @@ def evaluate_model(
         sampling: the role's, where not given.
         limit: only the first so many records.
         base: for a run directory: its base model alone.
+        constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
 
     Returns:
@@ -156,6 +158,7 @@ def evaluate_model(
     from rescoldo.base.chat_templates import plain_note
     from rescoldo.models.engine_chat import EnginePredictor
     from rescoldo.models.loaded import load_for_inference
+    from rescoldo.role.grammar import role_grammar
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
@@ -178,7 +181,8 @@ def evaluate_model(
     if base and loaded.run is None:
         raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
     training, training_file = training_answers(train, loaded.info, the_role)
-    predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name)
+    grammar = role_grammar(the_role) if constrained else None
+    predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
         document = {
