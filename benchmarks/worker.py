@@ -49,7 +49,7 @@ class Ours:
         clip(gradients, CLIP)
         self.optimizer.update(gradients, RATE, number + 1)
         self.model.sync()
-        return loss / run.n_targets
+        return loss / run.total
 
 
 class Peft:
