@@ -3,11 +3,11 @@
 python -m benchmarks.kernels --output benchmarks/out/kernels.json
 python -m benchmarks.kernels --sets amx,avx2 --against ../before --busy --output benchmarks/out/kernels-before.json
 
-Each side is a process of its own and runs one step a round; what counts is the median, over the rounds, of a side's
-time divided by the first side's in the same round: wall-clock, and CPU time of all its threads, which other load on the
-machine disturbs less. --against adds another checkout of this project with what it chooses for itself. With --busy each
-round has a second step of each side beside a process that keeps one core busy; its time is divided by that of the
-side's own step before it. Nothing is set in the environment but RESCOLDO_KERNELS.
+One process takes the instruction sets in turns, a step each in every round; what counts is the median, over the
+rounds, of a side's time divided by the first side's in the same round: wall-clock, and CPU time of all threads, which
+other load on the machine disturbs less. --against adds a process of another checkout of this project, with the kernels
+that it chooses for itself. With --busy each round has a second step of each side beside a process that keeps one core
+busy; its time is divided by that of the side's own step before it. No setting of threads is taken from the environment.
 """
 
 from __future__ import annotations
@@ -42,19 +42,25 @@ _THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MKL_NUM_TH
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured: a checkout (None: this one) with the kernels of an instruction set (None: its own choice)."""
+    """What is measured: a worker, with the kernels of an instruction set ("": its own choice)."""
 
-    name: str
-    kernels: str | None
-    tree: Path | None = None
+    worker: Worker
+    kernels: str
 
-    def start(self, arguments: list[str]) -> Worker:
-        """Its process."""
-        environment = {name: value for name, value in os.environ.items() if name not in (*_THREADING, VARIABLE)}
-        environment["PYTHONPATH"] = str((self.tree or Path.cwd()) / "src")
-        if self.kernels:
-            environment[VARIABLE] = self.kernels
-        return Worker(*arguments, environment=environment, tree=self.tree)
+    def step(self, number: int) -> dict[str, float]:
+        """Run it: seconds of wall-clock and of CPU time, its loss, and the machine's load average then."""
+        process = psutil.Process(self.worker.process.pid)
+        before = process.cpu_times()
+        found, after = self.worker.step(number, self.kernels), process.cpu_times()
+        spent = after.user - before.user + after.system - before.system
+        return {"seconds": found["seconds"], "cpu_seconds": spent, "loss": found["loss"], "load": os.getloadavg()[0]}
+
+
+def start(arguments: list[str], tree: Path | None = None) -> Worker:
+    """A process of the checkout `tree`, of this one where left out."""
+    environment = {name: value for name, value in os.environ.items() if name not in (*_THREADING, VARIABLE)}
+    environment["PYTHONPATH"] = str((tree or Path.cwd()) / "src")
+    return Worker(*arguments, environment=environment, tree=tree)
 
 
 @contextlib.contextmanager
@@ -66,15 +72,6 @@ def busy() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-def step(worker: Worker, number: int) -> dict[str, float]:
-    """Run it: seconds of wall-clock and of CPU time, its loss, and the machine's load average then."""
-    process = psutil.Process(worker.process.pid)
-    before = process.cpu_times()
-    found, after = worker.step(number), process.cpu_times()
-    spent = after.user - before.user + after.system - before.system
-    return {"seconds": found["seconds"], "cpu_seconds": spent, "loss": found["loss"], "load": os.getloadavg()[0]}
 
 
 def summary(runs: list[dict[str, Any]], names: list[str]) -> dict[str, dict[str, float]]:
@@ -132,31 +129,31 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     writable(args.output)
-    sides = [Side(name, name) for name in args.sets]
-    if args.against:
-        sides.append(Side("the other checkout", None, args.against))
-    if not sides:
+    if not args.sets:
         raise SystemExit("error: there are no kernels for this CPU's instruction sets")
-    threads, names = available_threads(), [side.name for side in sides]
+    threads = available_threads()
     arguments = ["rescoldo", "--workload", "smollm2", "--base-model", "sample:smollm2", "--precision", args.precision]
     arguments += ["--examples", str(args.examples), "--threads", str(threads)]
     runs: list[dict[str, Any]] = []
-    workers: dict[str, Worker] = {}
-    try:
-        for side in sides:
-            workers[side.name] = side.start(arguments)
-            workers[side.name].step(args.rounds)  # not counted: allocators, the kernels' self-test
+    with contextlib.ExitStack() as stack:
+        own = start(arguments)
+        stack.callback(own.close)
+        sides = {name: Side(own, name) for name in args.sets}
+        if args.against:
+            other = start(arguments, args.against)
+            stack.callback(other.close)
+            sides["the other checkout"] = Side(other, "")
+        for side in sides.values():
+            side.step(args.rounds)  # not counted: allocators, threads, the library's first use
         for number in range(args.rounds):
-            run: dict[str, Any] = {name: step(worker, number) for name, worker in workers.items()}
+            run: dict[str, Any] = {name: side.step(number) for name, side in sides.items()}
             if args.busy:
                 run["busy"] = {}
-                for name, worker in workers.items():
+                for name, side in sides.items():
                     with busy():
-                        run["busy"][name] = step(worker, number)
+                        run["busy"][name] = side.step(number)
             runs.append(run)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    names = list(sides)
     rows = summary(runs, names)
     loads = sorted(run[name]["load"] for run in runs for name in names)
     write_json(

@@ -62,10 +62,10 @@ class Worker:
                 return dict(json.loads(line))
         raise RuntimeError(f"worker ended with {self.process.wait()}")
 
-    def step(self, number: int) -> dict[str, Any]:
-        """Run one optimizer step."""
+    def step(self, number: int, kernels: str = "") -> dict[str, Any]:
+        """Run one optimizer step, with the kernels of an instruction set where one is named."""
         assert self.process.stdin
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{number} {kernels}".strip() + "\n")
         self.process.stdin.flush()
         return self.read()
 
