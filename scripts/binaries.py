@@ -60,7 +60,9 @@ def _elf(data: bytes) -> Binary:
         if kind == 11:  # SHT_DYNSYM
             for at in range(offset + 24, offset + length, 24):
                 name, info, other, section = struct.unpack_from("<IBBH", data, at)
-                if section != 0 and info >> 4 in (1, 2) and other & 3 == 0:  # defined, global or weak, default visibility
+                if (
+                    section != 0 and info >> 4 in (1, 2) and other & 3 == 0
+                ):  # defined, global or weak, default visibility
                     exported.add(_string(data, names + name))
         elif kind == 6:  # SHT_DYNAMIC
             for at in range(offset, offset + length, 16):

@@ -26,8 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 sys.path.insert(0, str(ROOT))
 
-from rescoldo.engine.kernels.build import INSTRUCTION_SETS, PACKAGED, InstructionSet, build  # noqa: E402
 from scripts.binaries import Binary, read  # noqa: E402
+
+from rescoldo.engine.kernels.build import INSTRUCTION_SETS, PACKAGED, InstructionSet, build  # noqa: E402
 
 HEADER = ROOT / "src/rescoldo/engine/kernels/c/kernels.h"
 GLIBC = (2, 28)
@@ -94,7 +95,9 @@ def faults(found: Binary, platform: Platform) -> list[str]:
     if (found.kind, found.machine) != (kind, platform.machine):
         wrong.append(f"is {found.kind} for {found.machine}, not {kind} for {platform.machine}")
     if found.exported != declared():
-        wrong.append(f"exports {sorted(found.exported - declared())} too many, lacks {sorted(declared() - found.exported)}")
+        wrong.append(
+            f"exports {sorted(found.exported - declared())} too many, lacks {sorted(declared() - found.exported)}"
+        )
     if stray := found.needed - platform.needs:
         wrong.append(f"needs {sorted(stray)}")
     if newer := sorted(version for version in found.glibc if version > GLIBC):

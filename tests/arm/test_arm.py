@@ -13,9 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from scripts.build_wheels import PLATFORMS
 
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS, build
-from scripts.build_wheels import PLATFORMS
 from tests.run.common import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]

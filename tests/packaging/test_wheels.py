@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scripts.binaries import Binary, read
+from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make
 
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS, usable
 from rescoldo.system import cpu
-from scripts.binaries import Binary, read
-from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make
 from tests.run.common import tiny_run
 
 LINUX = PLATFORMS[0]
@@ -59,7 +59,7 @@ def test_what_is_read_from_a_library_is_what_binutils_read(tmp_path):
     (tmp_path / "a.c").write_text(
         "#include <math.h>\n#include <stdlib.h>\nstatic int own(void) { return 1; }\n"
         '__attribute__((visibility("hidden"))) int hidden(void) { return own(); }\n'
-        "double visible(double x) { return exp(x) + hidden() + atoi(getenv(\"A\")); }\nint other = 3;\n"
+        'double visible(double x) { return exp(x) + hidden() + atoi(getenv("A")); }\nint other = 3;\n'
     )
     library = tmp_path / "a.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "a.c", "-lm"], check=True)
