@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scripts.binaries import Binary, read
+from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make
 
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS, usable
 from rescoldo.system import cpu
-from scripts.binaries import Binary, read
-from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make
 from tests.run.common import tiny_run
 
 LINUX = PLATFORMS[0]
