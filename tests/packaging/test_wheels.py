@@ -124,7 +124,8 @@ def test_a_wheel_trains_without_a_compiler(tmp_path):
         "choice = choose.choice(); print(rescoldo.__file__, choice.kernels.name, choice.passed_over)"
     )
     said = subprocess.run(
-        [environment / "bin" / "python", "-c", asked], env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True
+        [environment / "bin" / "python", "-c", asked], env=surroundings, cwd=tmp_path, capture_output=True, text=True,
+        check=True,
     ).stdout.split(maxsplit=2)  # fmt: skip
     assert Path(said[0]).is_relative_to(site)
     fastest = usable(cpu.instructions())
