@@ -94,6 +94,26 @@ def test_adapter_and_merged_file_of_a_tiny_gguf(tmp_path: Path, architecture: st
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
+def test_a_base_without_a_chat_template(tmp_path: Path) -> None:
+    """The plain template goes along: in the merged file, and beside the adapter, where the base's own file has none."""
+    base = tiny_gguf(tmp_path / "base.gguf", template=None, **TINY)
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    tokenizer = load_for_inference(str(run), lazy=True).tokenizer
+    messages = [*ROLE.messages({"concept": CONCEPTS[1]}), {"role": "assistant", "content": "Sí."}]
+    messages.append({"role": "user", "content": "¿Y?"})
+    export_run(run, "merged-gguf", dtype="F32")
+    export_run(run, "gguf-adapter")
+    adapter = run / "export/gguf-adapter"
+    assert "--chat-template-file chat_template.jinja" in (adapter / "PROMPT.md").read_text()
+    template = (adapter / "chat_template.jinja").read_text()
+    merged = LlamaCpp(run / "export/merged-gguf/model-F32.gguf", context=4096)
+    on_top = LlamaCpp(base, lora=adapter / "adapter-F32.gguf", context=4096, chat_template=template)
+    for llama_cpp in (merged, on_top):
+        rendered = llama_cpp.chat(messages)
+        assert llama_cpp.tokenize(rendered, add_special=False) == prompt_ids(messages, tokenizer)
+    assert "a plain chat template" in (adapter / "PROMPT.md").read_text()
+
+
 GEMMA = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32}
 HF: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope": "llama3", "tie_word_embeddings": True}),
