@@ -193,8 +193,12 @@ def test_dataset_faults_overruns_and_leakage(copy):
     (found,) = named(checks(copy), "training data")
     assert found.level == "failure"
     assert "train.jsonl:7" in found.what
-    write_records(copy / "train.jsonl", ["parking spaces", "a" * 5000, "bicycles"])
-    found_all = checks(copy)
+    write_records(copy / "train.jsonl", ["parking spaces", "a" * 5000, "bicycles"])  # beyond what the model reads
+    (found,) = named(checks(copy), "training data")
+    assert found.figures["overruns"] == 1
+    assert "a longer context: this one's has 4096 tokens" in found.remedy
+    write_records(copy / "train.jsonl", ["parking spaces", "a" * 200, "bicycles"])
+    found_all = checks(copy, max_length="2048")
     (found,) = named(found_all, "training data")
     assert found.figures["overruns"] == 1
     assert found.remedy.startswith("--max-length ")
