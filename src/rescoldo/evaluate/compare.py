@@ -16,6 +16,7 @@ from rescoldo.evaluate.document import checked_output, metadata, partial_cache, 
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import Predictor
+from rescoldo.preference.people import take_votes_in
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
@@ -190,5 +191,6 @@ def _compare(
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
         if target:
+            take_votes_in(document, target)
             write_document(document, target)
     return document

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rescoldo.evaluate.marks import mark_lines
 from rescoldo.evaluate.report import TEST_HEAD, component_rows, diagnostic_rows, score_rows, test_rows
@@ -22,30 +22,35 @@ def page(document: Mapping[str, Any]) -> str:
     models, comparison = document["models"], document.get("comparison")
     names = list(models)
     places = {row["model"]: row for row in comparison["ranking"]} if comparison else {}
-    return _template().render(
-        title="Comparison" if comparison else "Evaluation",
-        meta=document.get("metadata", {}),
-        decision=comparison and comparison["decision"],
-        models=[
-            {
-                "name": name,
-                "spec": answers_by(part),
-                "scores": part["scores"],
-                "warnings": part.get("warnings", []),
-                "place": places.get(name),
-                "bins": distribution([row["score"] for row in part["predictions"]]),
-            }
-            for name, part in models.items()
-        ],
-        names=names,
-        scores=score_rows(models),
-        diagnostics=diagnostic_rows(models),
-        components=[
-            (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True))) for row in component_rows(models)
-        ],
-        test_head=TEST_HEAD,
-        tests=test_rows(comparison) if comparison else [],
-        concepts=concepts(models),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title="Comparison" if comparison else "Evaluation",
+            meta=document.get("metadata", {}),
+            decision=comparison and comparison["decision"],
+            models=[
+                {
+                    "name": name,
+                    "spec": answers_by(part),
+                    "scores": part["scores"],
+                    "warnings": part.get("warnings", []),
+                    "place": places.get(name),
+                    "bins": distribution([row["score"] for row in part["predictions"]]),
+                }
+                for name, part in models.items()
+            ],
+            names=names,
+            scores=score_rows(models),
+            diagnostics=diagnostic_rows(models),
+            components=[
+                (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
+                for row in component_rows(models)
+            ],
+            test_head=TEST_HEAD,
+            tests=test_rows(comparison) if comparison else [],
+            concepts=concepts(models),
+        )
     )
 
 
@@ -102,12 +107,12 @@ def _values(models: Mapping[str, Any], component: str) -> list[float]:
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+def environment(*folders: Path) -> Environment:
+    """Templates of pages: this folder's (answer.html.j2 and style.css.j2 are for answers), and other folders'."""
+    return Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")
