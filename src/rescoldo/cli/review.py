@@ -172,7 +172,13 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
     take_votes_in(document, file)
     found = document.get("people")
     if found != before:
-        write_document(document, file)
+        try:
+            write_document(document, file)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # what was read is not ours alone
+            raise RescoldoError(
+                f"the reports cannot be made of this comparison ({type(error).__name__}: {error}); the votes are kept",
+                where=str(file), fix="write the comparison anew with compare: it takes the votes in",
+            ) from None  # fmt: skip
     if json_:
         print(json.dumps(found or {}, ensure_ascii=False))
     if quiet:

@@ -37,7 +37,8 @@ class Ballot:
     def order(self, seed: int, who: str) -> tuple[str, str]:
         """(left, right): names in the order in which `who` sees the answers, drawn by the seed."""
         first = _draw("order", seed, who, self)[0] % 2 == 0
-        return (self.a, self.b) if first else (self.b, self.a)
+        one, other = sorted((self.a, self.b))
+        return (one, other) if first else (other, one)
 
     def place(self, seed: int, who: str) -> bytes:
         """What ballots are sorted by for `who`."""

@@ -12,16 +12,18 @@ from rescoldo.preference.votes import Vote, VoteFile, ballot_key, votes_beside
 
 
 def counted(document: Mapping[str, Any], votes: Iterable[Vote], where: str = "") -> list[tuple[Ballot, Vote]]:
-    """The votes that are about the document's own answers, each with its ballot; the withdrawn left out."""
+    """The votes that are about the document's own answers, each with its ballot; the withdrawn left out.
+
+    Whichever way a vote names its pair, `a` is the model that comes later in the document, where the simplest is first.
+    """
     models = document.get("models")
     known = models if isinstance(models, dict) else {}
     kept = [vote for vote in votes if vote.vote is not None and all(name in known for name in vote.pair)]
-    pairs: dict[tuple[str, ...], tuple[str, str]] = {}
-    for vote in kept:  # (a, b) and (b, a) are one pair, as it was named first
-        pairs.setdefault(tuple(sorted(vote.pair)), vote.pair)
+    order = list(known)
+    pairs = dict.fromkeys((max(vote.pair, key=order.index), min(vote.pair, key=order.index)) for vote in kept)
     if not pairs:
         return []
-    there = {ballot_key(ballot, ""): ballot for ballot in ballots(document, list(pairs.values()), where).items}
+    there = {ballot_key(ballot, ""): ballot for ballot in ballots(document, list(pairs), where).items}
     found = []
     for vote in kept:
         ballot = there.get((*vote.key[:-1], ""))

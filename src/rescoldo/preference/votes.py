@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -154,7 +155,8 @@ class VoteFile:
                         file.flush()
                         os.fsync(file.fileno())
                     except OSError:
-                        file.truncate(size)  # what was half-written is no vote
+                        with contextlib.suppress(OSError):
+                            file.truncate(size)  # what was half-written is no vote
                         raise
                 if is_new:
                     sync_directory(self.path.parent)
