@@ -14,8 +14,9 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
+from rescoldo.evaluate.judge import TOKENS, Judge, judge_document, pairs_to_judge
 from rescoldo.models.loaded import is_run, run_info
-from rescoldo.models.predictor import Predictor
+from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
 from rescoldo.role import Role
 
@@ -50,6 +51,8 @@ def compare(
     server: ServerOptions | None = None,
     allow_pickle: bool = False,
     reuse: Sequence[Path] = (),
+    judges: Sequence[str] = (),
+    judge_tokens: int = TOKENS,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answer a dataset with each model, score the answers and compare.
@@ -64,6 +67,8 @@ def compare(
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
+        judges: specs of models that are examined and then judge the answers (see rescoldo.evaluate.judge).
+        judge_tokens: that a judge may write.
 
     Returns:
         The comparison document (contract, section 8).
@@ -88,12 +93,19 @@ def compare(
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
+    panel = [ChatPredictor(opener.chat(spec), the_role, spec) for spec in dict.fromkeys(judges)]
+    if panel and sum(the_role.answer_of(record) is not None for record in records) < 2:
+        raise RescoldoError(
+            "a judge is examined with the data set's own answers, and fewer than two records have one",
+            where="--judge", fix="compare on a --dataset with answers, or leave --judge out",
+        )  # fmt: skip
     info = run_info(Path(spec)) if is_run(spec) else {}
     known = [*reuse, *([target] if target and target.exists() else [])]
     return _compare(
         predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+        panel=panel, judge_tokens=judge_tokens,
     )  # fmt: skip
 
 
@@ -159,6 +171,8 @@ def _compare(
     limit: int | None,
     console: Console | None,
     opener: Opener | None = None,
+    panel: Sequence[ChatPredictor] = (),
+    judge_tokens: int = TOKENS,
 ) -> dict[str, Any]:
     """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
     started = time.time()
@@ -177,7 +191,7 @@ def _compare(
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")
                 on_training = evaluate(predictor, learned, role, sampling, cache=cache, console=console)
             if opener:
-                opener.release(predictor, predictors[place + 1 :])
+                opener.release(predictor, [*predictors[place + 1 :], *panel])
         train_score = on_training["scores"]["mean"] if on_training else None
         facts = metadata(role.name, dataset, len(records), limit, training_file, started)
         document = build_comparison(
@@ -190,6 +204,16 @@ def _compare(
         )
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+        if panel:
+            document["judges"] = []
+            selves = {predictor.fingerprint(): predictor.name for predictor in predictors}
+            pairs = pairs_to_judge([predictor.name for predictor in predictors], parts.finetuned, parts.baseline)
+            for place, member in enumerate(panel):
+                judge = Judge(member.name, member.chat, role, tokens=judge_tokens, cache=cache, console=console)
+                own = selves.get(member.fingerprint(), "")
+                document["judges"].append(judge_document(judge, document, records, pairs, own=own, seed=sampling.seed))
+                if opener:
+                    opener.release(member, panel[place + 1 :])
         if target:
             take_votes_in(document, target)
             write_document(document, target)

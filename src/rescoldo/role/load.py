@@ -25,7 +25,14 @@ BUILTIN = Path(__file__).with_name("builtin")
 FILE = "role.yaml"
 DEFAULT = "ba"
 OF_RUN = "role"  # the folder in a run's output that keeps the role it was trained with
-NOT_TAUGHT = ("description", "heading", "same", "samples", "sampling")  # what may change without the role being another
+NOT_TAUGHT = (
+    "description",
+    "heading",
+    "same",
+    "samples",
+    "sampling",
+    "rubric",
+)  # what may change without the role being another
 
 
 def role_names() -> list[str]:
