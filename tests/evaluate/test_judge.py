@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,17 @@ def test_refusals_are_counted_and_are_no_votes() -> None:
     (pair,) = one["pairs"]
     assert (pair["wins"], pair["losses"], pair["ties"], pair["refused"]) == (15, 0, 0, 1)
     assert one["replies"]["refused"] == 2
+
+
+def test_a_server_that_fails_is_no_fault_of_the_judge() -> None:
+    class Shaky(Simulated):
+        def complete(self, *arguments: Any, **more: Any) -> Any:
+            for index, reply in super().complete(*arguments, **more):
+                yield index, replace(reply, text="", error="HTTP 500") if index % 10 == 0 else reply
+
+    one = verdict(Shaky(knows))
+    assert (one["exam"]["n"], one["exam"]["failed"], one["exam"]["accuracy"], one["exam"]["refused"]) == (32, 8, 1.0, 0)
+    assert (one["pairs"][0]["wins"], one["pairs"][0]["refused"], one["replies"]["failed"]) == (12, 4, 12)
 
 
 def test_ties_and_identical_answers() -> None:

@@ -92,6 +92,7 @@ class _Replies:
 
     straight: int | None
     turned: int | None
+    failed: bool = False  # the model was not reached, which is no fault of its own
 
     @property
     def outcome(self) -> float | None:
@@ -121,7 +122,7 @@ class Judge:
         self.spec, self.chat, self.role, self.cache, self.console = spec, chat, role, cache, console
         self.sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=tokens, seed=0)
         self.answers: dict[str, dict[str, Any]] = {}
-        self.refused = self.asked = 0
+        self.asked = self.refused = self.failed = 0
 
     def compare(self, what: str, pairs: Sequence[_Asked]) -> list[_Replies]:
         """The choices on pairs.
@@ -136,8 +137,12 @@ class Judge:
         found = self._complete(what, conversations)
         choices = [None if reply.error else choice_of(reply.text) for reply in found]
         self.asked += len(choices)
-        self.refused += sum(choice is None for choice in choices)
-        return [_Replies(*choices[i : i + 2]) for i in range(0, len(choices), 2)]
+        self.failed += sum(bool(reply.error) for reply in found)
+        self.refused += sum(choice is None and not reply.error for choice, reply in zip(choices, found, strict=True))
+        return [
+            _Replies(choices[i], choices[i + 1], bool(found[i].error or found[i + 1].error))
+            for i in range(0, len(choices), 2)
+        ]
 
     def _complete(self, what: str, conversations: Sequence[Messages]) -> list[Prediction]:
         fingerprint = self.chat.fingerprint()
@@ -195,11 +200,12 @@ def judge_document(
         seed: of the exam.
 
     Returns:
-        model; exam {accuracy, interval (Wilson), n, passed, bar, refused, by_damage: kind → accuracy, interval, n};
+        model; exam {accuracy, interval (Wilson), n, passed, bar, refused (no choice in the reply: counts as
+        wrong), failed (no reply: not counted), by_damage: kind → accuracy, interval, n};
         position_bias {rate (of the pairs on which each order has chosen an answer: how often it was the one in the same
         place both times), interval, n, first (how often the first place was chosen)}; self_preference, see
         _self_preference, or None; pairs (see preference.summarise, and `refused`), none where the exam was not passed;
-        replies {asked, refused}; answers (for the cache).
+        replies {asked, refused, failed}; answers (for the cache).
 
     Raises:
         RescoldoError: there are no answers to make an exam of; the judge cannot answer.
@@ -215,15 +221,17 @@ def judge_document(
     replies = judge.compare("exam", asked)
     right: dict[str, list[bool]] = {}
     for question, reply in zip(questions, replies, strict=True):
-        right.setdefault(question.damage, []).append(reply.outcome == WIN)
+        if not reply.failed:
+            right.setdefault(question.damage, []).append(reply.outcome == WIN)
     exam: dict[str, Any] = _share_of([is_right for found in right.values() for is_right in found])
     exam["passed"] = exam["interval"][0] > BAR
     exam["bar"] = BAR
-    exam["refused"] = sum(reply.outcome is None for reply in replies)
+    exam["refused"] = sum(reply.outcome is None and not reply.failed for reply in replies)
+    exam["failed"] = sum(reply.failed for reply in replies)
     exam["by_damage"] = {kind: _share_of(found) for kind, found in right.items()}
     self_preference = None
     if own:
-        others = [r.outcome for q, r in zip(questions, replies, strict=True) if q.damage == "another"]
+        others = [r.outcome for q, r in zip(questions, replies, strict=True) if q.damage == "another" and not r.failed]
         self_preference = _self_preference(judge, document, own, texts, records, others)
     found_pairs = []
     if exam["passed"]:
@@ -237,7 +245,7 @@ def judge_document(
         "position_bias": _position_bias(replies),
         "self_preference": self_preference,
         "pairs": found_pairs,
-        "replies": {"asked": judge.asked, "refused": judge.refused},
+        "replies": {"asked": judge.asked, "refused": judge.refused, "failed": judge.failed},
         "answers": list(judge.answers.values()),
     }
 
@@ -258,7 +266,8 @@ def _judged(
 
 
 def _share_of(right: Sequence[bool]) -> dict[str, Any]:
-    return {"accuracy": sum(right) / len(right), "interval": list(wilson(sum(right), len(right))), "n": len(right)}
+    n = len(right)
+    return {"accuracy": sum(right) / n if n else 0.0, "interval": list(wilson(sum(right), n)), "n": n}
 
 
 def _position_bias(replies: Sequence[_Replies]) -> dict[str, Any]:
@@ -299,16 +308,18 @@ def _self_preference(
             asked.append(_Asked(texts[example], judge.role.target(records[example]), written[other]))
     if not asked or not others:
         return None
-    mine = sum(reply.outcome != WIN for reply in judge.compare("its own answers", asked))
-    theirs = sum(outcome != WIN for outcome in others)
-    low, high = difference_interval(mine, len(asked), theirs, len(others))
+    replies = [reply for reply in judge.compare("its own answers", asked) if not reply.failed]
+    if not replies:
+        return None
+    n, m = len(replies), len(others)
+    mine, theirs = sum(reply.outcome != WIN for reply in replies), sum(outcome != WIN for outcome in others)
     return {
         "model": own,
-        "own": mine / len(asked),
-        "other": theirs / len(others),
-        "difference": mine / len(asked) - theirs / len(others),
-        "interval": [low, high],
-        "n": len(asked),
+        "own": mine / n,
+        "other": theirs / m,
+        "difference": mine / n - theirs / m,
+        "interval": list(difference_interval(mine, n, theirs, m)),
+        "n": n,
     }
 
 

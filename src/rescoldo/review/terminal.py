@@ -12,9 +12,13 @@ from rescoldo.words import printable
 _WIDE = 110  # columns from which on the answers stand side by side
 
 
-def vote_in_terminal(session: Session, *, lang: str = "en", ask: Callable[[str], str] = input) -> None:
-    """Ask for votes until all are given, the reviewer quits, or the input ends. Each is on the disk at once."""
-    words = LANGUAGES[lang]
+def vote_in_terminal(session: Session, *, lang: str = "en", ask: Callable[[str], str] | None = None) -> None:
+    """Ask for votes until all are given, the reviewer quits, or the input ends. Each is on the disk at once.
+
+    Args:
+        ask: shows a prompt and returns the line typed; raises EOFError where there is none.
+    """
+    words, ask = LANGUAGES[lang], ask or input
     number, note = session.next_open(), ""
     while number is not None:
         shown = session.show(number)
