@@ -22,7 +22,7 @@ from benchmarks.plot import bars
 from benchmarks.training import Worker
 from benchmarks.workloads import add_arguments, base_model
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL, add_arguments, base_model
 from rescoldo.files import write_json
 from rescoldo.run.layout import read_timings
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 STEPS = 2
 

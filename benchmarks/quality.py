@@ -33,7 +33,7 @@ from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0, targets=LINEARS)
 

@@ -21,7 +21,7 @@ from benchmarks.llama_cpp import server
 from benchmarks.workloads import VAL
 from rescoldo.base import open_base
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 CONTEXT = 3072  # prompt and answer
 

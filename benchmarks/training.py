@@ -32,7 +32,7 @@ from rescoldo.engine.auto import measure_products, product_of
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 
 JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
 

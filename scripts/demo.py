@@ -34,12 +34,16 @@ def main(
     ] = False,
 ) -> None:
     """Fine-tune SmolLM2-135M-Instruct on 98 examples, score it and its base on 22 others, compare."""
-    document = None if restart else read_finished()
-    if document is None:
-        document = evaluate(train(restart))
-    else:
-        print(f"The demo finished on {when(document['metadata']['date'])}; its result:")
-    show(document)
+    from rescoldo.run.layout import LOG_FILE
+    from rescoldo.run.streams import unfailing
+
+    with unfailing(RUN / LOG_FILE):  # a terminal that is closed meanwhile does not end it
+        document = None if restart else read_finished()
+        if document is None:
+            document = evaluate(train(restart))
+        else:
+            print(f"The demo finished on {when(document['metadata']['date'])}; its result:")
+        show(document)
 
 
 def read_finished() -> dict[str, Any] | None:

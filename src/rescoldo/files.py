@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import shlex
+import shutil
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +21,86 @@ from rescoldo.errors import RescoldoError
 MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
 
 
-def cache_root() -> Path:
-    """Where caches lie that only save time: $XDG_CACHE_HOME/rescoldo, else ~/.cache/rescoldo."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "rescoldo"
+_beside: Path | None = None  # what the user has named as a place to write to
+
+
+def home() -> Path | None:
+    """The user's home directory; None for a user id without an entry in the system's list and without $HOME."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def write_beside(output: Path) -> None:
+    """Let caches lie beside `output` where the user's own cache directory cannot be written."""
+    global _beside
+    _beside = Path(os.path.abspath(output)).parent
+
+
+def cache_root(*, loadable: bool = False) -> Path:
+    """The folder of caches, which only save time; see `choose_cache`."""
+    return choose_cache(loadable=loadable)[0]
+
+
+def choose_cache(*, loadable: bool = False) -> tuple[Path, str]:
+    """Where caches lie: the first folder that can be written of $XDG_CACHE_HOME/rescoldo, ~/.cache/rescoldo,
+    .rescoldo-cache beside the output directory (see `write_beside`), and a private folder below the temporary one.
+
+    Args:
+        loadable: whether programs have to be loaded from there: file systems mounted noexec are passed over.
+
+    Returns:
+        The folder, which need not exist yet, and why it is not the first one, "" if it is.
+    """
+    chosen, own = os.environ.get("XDG_CACHE_HOME"), home()
+    folders = [Path(chosen) / "rescoldo"] if chosen else []
+    folders += [own / ".cache" / "rescoldo"] if own is not None else []
+    folders += [_beside / ".rescoldo-cache"] if _beside is not None else []
+    reasons = [] if own is not None or chosen else ["this user has no home directory"]
+    for folder in folders:
+        why = _unfit(folder, loadable)
+        if not why:
+            return folder, "; ".join(reasons)
+        reasons.append(why)
+    return private_folder(), "; ".join(reasons)
+
+
+def _unfit(folder: Path, loadable: bool) -> str:
+    """Why a folder that may not exist yet cannot hold a cache, "" if it can."""
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is not a directory"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written"
+    try:
+        if loadable and os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0):
+            return f"{folder} is on a file system from which no programs may be loaded (noexec)"
+    except OSError as error:
+        return f"{place}: {error.strerror}"
+    return ""
+
+
+def private_folder() -> Path:
+    """A folder below the temporary one that nobody else can write: the same for all processes of this user, unless
+    somebody else has taken its name."""
+    folder = Path(tempfile.gettempdir()) / f"rescoldo-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):
+        found = os.lstat(folder)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    return _own_temporary_folder()
+
+
+@functools.cache
+def _own_temporary_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="rescoldo-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def quote(path: Path | str) -> str:
@@ -75,6 +157,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is Git LFS's note about a file that has not been fetched."""
+    return head.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Stop at a Git LFS pointer in the place of the file at `path`; other files, and missing ones, pass.
+
+    Raises:
+        RescoldoError: it is one.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError:
+        return
+    if is_lfs_pointer(head):
+        raise RescoldoError(
+            "is a Git LFS pointer: the file itself has not been fetched",
+            where=str(path),
+            fix=f"git -C {quote(path.parent)} lfs pull --include {quote(path.name)}",
+        )
+
+
 def load_json(path: Path, fix: str = "") -> dict[str, Any]:
     """The JSON object in the file at `path`, which is needed.
 
@@ -88,6 +194,7 @@ def load_json(path: Path, fix: str = "") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise RescoldoError("the file is too large to be what its name says", where=str(path), fix=fix)
+        refuse_pointer(path)
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise RescoldoError(f"cannot read the file: {error.strerror or error}", where=str(path), fix=fix) from None

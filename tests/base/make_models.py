@@ -26,7 +26,11 @@ ROPE: dict[str, dict[str, Any]] = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
-    "kinds": {  # one for each kind of layer
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+ROPE_BY_KIND: dict[str, dict[str, Any]] = {  # one for each kind of layer
+    "kinds": {
         "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
@@ -39,7 +43,6 @@ ROPE: dict[str, dict[str, Any]] = {
         },
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
 
 
@@ -88,8 +91,8 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-    wanted = ROPE.get(overrides.pop("rope", "default"), {})
-    rope = wanted if "full_attention" in wanted else rope | wanted
+    wanted = overrides.pop("rope", "default")
+    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | ROPE.get(wanted, {})
     values: dict[str, Any] = {
         "vocab_size": 288,
         "hidden_size": 64,

@@ -226,7 +226,7 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"general.architecture": "gemma3"}, "twice|not supported"),
+        ({"general.architecture": "mamba"}, "twice|not supported"),
         ({"llama.block_count": 0}, "block_count is 0"),
         ({"llama.block_count": 4_000_000_000}, "block_count"),
         ({"llama.block_count": 3}, "model.layers.2.* is missing"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rescoldo.base import open_base
 from rescoldo.errors import RescoldoError
@@ -89,7 +90,7 @@ def _edit(directory: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "gemma2"}, "'gemma2' is not supported(.|\n)*llama, mistral, qwen2, qwen3"),
+        ({"model_type": "mamba"}, "'mamba' is not supported(.|\n)*llama, mistral, qwen2, qwen3"),
         ({"model_type": "mixtral"}, "'mixtral' is not supported"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": None}, "no model_type"),
@@ -222,3 +223,35 @@ def test_config_never_runs_code(tmp_path: Path) -> None:
     base = open_base(str(tmp_path))
     assert base.config.architecture == "llama"
     assert base.tokenizer().eos_token == "<|im_end|>"
+
+
+def test_rotations_by_kind_of_layer_where_there_is_one_kind(tmp_path: Path) -> None:
+    """transformers ignores them there; a model that is read another way than it was trained answers nonsense."""
+    path = tiny_hf(tmp_path, "llama", tokenizer=False)
+    config = json.loads((path / "config.json").read_text())
+    one = {"rope_type": "default", "rope_theta": 10000.0}
+    config["rope_parameters"] = {"full_attention": one, "sliding_attention": one}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RescoldoError, match="one kind"):
+        open_base(str(path))
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_a_decoder_wrapped_together_with_a_vision_tower(tmp_path: Path, prefix: str) -> None:
+    plain = open_base(str(tiny_hf(tmp_path / "plain", "gemma3_text", rope="kinds", tokenizer=False)))
+    wrapped = tmp_path / "wrapped"
+    wrapped.mkdir()
+    state = load_file(tmp_path / "plain" / "model.safetensors")
+    head = "language_model.lm_head.weight" if prefix.startswith("language") else "lm_head.weight"
+    state = {head if name == "lm_head.weight" else prefix + name.removeprefix("model."): t for name, t in state.items()}
+    save_file({**state, "vision_tower.patch.weight": torch.zeros(3)}, wrapped / "model.safetensors")
+    text = json.loads((tmp_path / "plain" / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": {}}
+    (wrapped / "config.json").write_text(json.dumps(config))
+    base = open_base(str(wrapped))
+    assert base.config == plain.config
+    assert sorted(base.tensors.names()) == sorted(plain.tensors.names())
+    assert all(torch.equal(base.tensors.get(name), plain.tensors.get(name)) for name in plain.tensors.names())
+    save_file({**state, "audio_tower.weight": torch.zeros(3)}, wrapped / "model.safetensors")
+    with pytest.raises(RescoldoError, match="audio_tower"):
+        open_base(str(wrapped))

@@ -190,10 +190,10 @@ def _fetched(hub: Hub) -> list[str]:
 
 
 def test_refused_before_the_weights_are_fetched(tmp_path: Path, hub: Hub) -> None:
-    (hub.folder / "config.json").write_text('{"model_type": "gemma2"}')
+    (hub.folder / "config.json").write_text('{"model_type": "mamba"}')
     out, error = _fetch(tmp_path, f"http://127.0.0.1:{hub.server_port}")
     assert not out
-    assert "'gemma2' is not supported" in error
+    assert "'mamba' is not supported" in error
     assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
 
 

@@ -16,6 +16,7 @@ from rescoldo.base.gguf_header import read_header
 from rescoldo.base.sample import find_sample
 from rescoldo.base.tokenizer import INST_AS_TEXT, INST_AS_TOKEN, save_tokenizer
 from rescoldo.base.tokenizer_build import PRES
+from rescoldo.data.tokenize import end_of_turn, stop_ids
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import CHATML, tiny_gguf, tiny_hf, tiny_tokenizer
 
@@ -220,12 +221,25 @@ def test_directory_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_stop_ids(tmp_path: Path) -> None:
-    base = open_base("sample:smollm2")
-    assert base.stop_ids(base.tokenizer()) == {2}
-    base = open_base(str(tiny_hf(tmp_path / "hf", "llama", eos_token_id=[0, 2, 99999])))
-    assert base.stop_ids(base.tokenizer()) == {0, 2}
-    base = open_base(str(tiny_gguf(tmp_path / "m.gguf", metadata={"tokenizer.ggml.eot_token_id": 0})))
-    assert base.stop_ids(base.tokenizer()) == {0, 2}
+    """One rule: what the template, generation_config.json, config.json and GGUF's metadata name."""
+    assert stop_ids(open_base("sample:smollm2").tokenizer()) == {2}
+    directory = tiny_hf(tmp_path / "hf", "llama", eos_token_id=[0, 2, 99999])
+    assert stop_ids(open_base(str(directory)).tokenizer()) == {0, 2}
+    (directory / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    assert stop_ids(open_base(str(directory)).tokenizer()) == {0, 2, 5}
+    metadata = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 7}
+    gguf = tiny_gguf(tmp_path / "m.gguf", metadata=metadata)
+    assert stop_ids(open_base(str(gguf)).tokenizer()) == {0, 2, 7}
+
+
+def test_the_end_that_is_learned(tmp_path: Path) -> None:
+    """The template's own; without one there, EOS unless the model's files name others only."""
+    directory = tiny_hf(tmp_path / "hf", "llama", eos_token_id=0)
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 2, "the template writes <|im_end|>"
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 0
+    (directory / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert end_of_turn(open_base(str(directory)).tokenizer()) == 2
 
 
 @pytest.mark.parametrize("spec", ["sample:smollm2", "tiny", "mistral"])
@@ -277,7 +291,7 @@ def _no_eos(directory: Path) -> None:
     [
         (_break_json, "cannot load the tokenizer"),
         (_no_template, "no chat template"),
-        (_no_files, "neither tokenizer.json nor tokenizer.model"),
+        (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
 )
@@ -293,6 +307,48 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
     base = open_base(str(tiny_hf(tmp_path, "llama", vocab_size=260)))
     with pytest.raises(RescoldoError, match="275 tokens, the model only 260"):
         base.tokenizer()
+
+
+def test_a_pad_token_beyond_the_table(tmp_path: Path) -> None:
+    """[PAD], added by other trainers: the model has no row for it, so it is ordinary text."""
+    path = tiny_hf(tmp_path, "llama", vocab_size=275)
+    other = tiny_tokenizer()
+    other.add_special_tokens({"pad_token": "[PAD]"})
+    other.save_pretrained(path)
+    tokenizer = open_base(str(path)).tokenizer()
+    assert max(tokenizer.get_vocab().values()) == 274
+    for text in (*TEXTS, "x [PAD] y"):
+        ids = tokenizer.encode(text)
+        assert ids == tiny_tokenizer().encode(text)
+        assert tokenizer.decode(ids) == text
+    assert (tokenizer.eos_token, tokenizer.chat_template) == ("<|im_end|>", CHATML)
+
+
+def test_vocab_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
+    """As transformers itself makes a tokenizer of them: the class that the directory names decides."""
+    from transformers import AutoTokenizer
+
+    path = tiny_hf(tmp_path, "qwen2")
+    content = json.loads((path / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"])
+    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (path / "tokenizer.json").unlink()
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, theirs = open_base(str(path)).tokenizer(), AutoTokenizer.from_pretrained(path)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == theirs.encode(text)
+    assert tokenizer.encode("the end") == tiny_tokenizer().encode("the end")
+    assert tokenizer.chat_template == CHATML
+
+
+def test_a_pointer_in_the_place_of_the_tokenizer(tmp_path: Path) -> None:
+    path = tiny_hf(tmp_path, "llama")
+    (path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(RescoldoError, match=r"tokenizer.json: is a Git LFS pointer"):
+        open_base(str(path)).tokenizer()
 
 
 @pytest.mark.parametrize(

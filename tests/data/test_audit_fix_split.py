@@ -323,7 +323,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for command in ("audit", "fix", "split"):
         code, out, _ = run(monkeypatch, capsys, "data", command, "--help")
         assert code == 0
-        assert "Example: rescoldo data" in out
+        assert f"rescoldo data {command}" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(
@@ -376,3 +376,53 @@ def test_split_properties(concepts: list[str], share: float, seed: int, order: A
     if len(set(concepts)) == len(concepts):
         assert {concepts[i] for i in split.val} == {shuffled[i] for i in again.val}
         assert len(split.val) == min(max(1, round(share * len(concepts))), len(concepts) - 1)
+
+
+def test_what_cannot_be_mended_is_dropped_by_name(tmp_path: Path) -> None:
+    generic = get_role("generic")
+    user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+    path = write(
+        tmp_path / "d.jsonl",
+        {"messages": [user, assistant]},
+        {"messages": [user, user, assistant]},
+        {"messages": [user, assistant, user]},
+        "{broken",
+        {"messages": [assistant, user, assistant]},
+    )
+    kept = fix.fix_file(path, generic)
+    assert [fault.line for fault in kept.left] == [4, 2, 3] or [fault.line for fault in kept.left] == [2, 3, 4]
+    assert len(kept.content.splitlines()) == 4, "the last line is the first again, once mended"
+    dropped = fix.fix_file(path, generic, drop=True)
+    assert [fault.line for fault in dropped.dropped] == [2, 3, 4]
+    assert dropped.left == []
+    assert [json.loads(line) for line in dropped.content.splitlines()] == [{"messages": [user, assistant]}]
+    assert audit([write(tmp_path / "e.jsonl", dropped.content.rstrip())], generic).ok
+    nothing = write(tmp_path / "n.jsonl", {"messages": [user]}, "[")
+    with pytest.raises(RescoldoError, match="no line is left: all 2"):
+        fix.fix_file(nothing, generic, drop=True)
+
+
+def test_split_goes_by_what_the_role_calls_the_same(tmp_path: Path) -> None:
+    generic = get_role("generic")
+    question = {"role": "user", "content": "Where is the Prado?"}
+    systems = [
+        {
+            "messages": [
+                {"role": "system", "content": f"Answer in {language}."},
+                question,
+                {"role": "assistant", "content": "x"},
+            ]
+        }
+        for language in ("French", "German", "Spanish", "Italian")
+    ]
+    sums = [{"prompt": f"3{sign}2", "completion": "x"} for sign in "+-*/"]
+    long = [{"prompt": f"What is the sum of the numbers {i} and {i + 1}?", "completion": "x"} for i in range(8)]
+    for name, lines in (("systems", systems), ("sums", sums), ("long", long)):
+        path = write(tmp_path / f"{name}.jsonl", *lines)
+        done = split_files([path], 0.25, 1, tmp_path / f"{name}_t.jsonl", tmp_path / f"{name}_v.jsonl", generic)
+        assert len(done.val) == len(lines) // 4
+        assert done.grouped == 0
+    assert audit([tmp_path / "sums.jsonl"], generic).faults == [], "3+2 and 3-2 are not near each other"
+    twice = write(tmp_path / "same.jsonl", *systems[:1] * 3)
+    with pytest.raises(RescoldoError, match="1 different"):
+        split_files([twice], 0.25, 1, tmp_path / "st.jsonl", tmp_path / "sv.jsonl", generic)

@@ -51,8 +51,8 @@ BAD_FILES = {
     "blank": (lambda p: p.write_bytes(b"\n \n\n"), "holds no records"),
     "bom alone": (lambda p: p.write_bytes(b"\xef\xbb\xbf"), "holds no records"),
     "binary": (lambda p: p.write_bytes(b"\x7fELF\0\0\0" * 99), "is not a text file"),
-    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08" + b"x" * 50), "is not a text file"),
-    "utf-16": (lambda p: p.write_text("{}", encoding="utf-16"), "is not a text file"),
+    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b\x08" + b"x" * 50), "compressed .gzip"),
+    "utf-16": (lambda p: p.write_text("{}", encoding="utf-16"), "UTF-16, not in UTF-8"),
 }
 
 

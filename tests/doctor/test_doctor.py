@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -16,14 +17,17 @@ import pytest
 
 from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
-from rescoldo.data.dataset import Dataset
+from rescoldo.data.dataset import Dataset, inputs_of
+from rescoldo.data.records import read_records
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
-from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import LoraConfig
+from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
@@ -210,10 +214,11 @@ def test_only_the_whole_conversation_is_a_leak(tmp_path):
             for question in questions
         ]  # fmt: skip
         (tmp_path / "a b").mkdir(exist_ok=True)
-        return Dataset(write(tmp_path / "a b" / name, *lines), [], [], [], "", "")
+        path = write(tmp_path / "a b" / name, *lines)
+        return Dataset(path, [], [], [], "", "", inputs=inputs_of(read_records(path, generic), generic))
 
-    train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
     generic = get_role("generic")
+    train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
     (check,) = leaks(train, data("v.jsonl", "Does the Ebro reach the sea?"), generic)
     assert (check.level, check.what) == ("ok", "training and validation share no prompt")
     (check,) = leaks(train, data("w.jsonl", "Is Porto in Portugal?"), generic)
@@ -330,7 +335,41 @@ def test_a_real_cpu_quota():
     said = within("cpu", limits, "machine.threads")
     assert said.startswith("warning: ")
     assert "a quota of 0.5" in said
-    assert "raise the container" in said
+    assert "one thread is all it is worth" in said
+    assert "raise the CPU quota" in said
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_threads_follow_the_tightest_real_quota_on_the_path():
+    """A group worth two cores in one worth one: one thread, for libraries too, and as many wanted are refused."""
+    old = Path("/sys/fs/cgroup/cpu")
+    outer = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"rescoldo-test-{os.getpid()}"
+    inner = outer / "inner"
+    try:
+        inner.mkdir(parents=True)
+        for group, quota in ((outer, "100000"), (inner, "200000")):
+            for name, value in (("cpu.cfs_quota_us", quota), ("cpu.max", f"{quota} 100000")):
+                if (group / name).exists():
+                    with contextlib.suppress(OSError):  # version 1 refuses an inner quota above the outer one
+                        (group / name).write_text(value, encoding="ascii")
+        if not any((outer / name).exists() for name in ("cpu.cfs_quota_us", "cpu.max")):
+            pytest.skip("no quota can be set here")
+        code = (
+            "import os; from rescoldo.system.cgroup import *; hold_libraries_to_quota(); "
+            "print(cpu_quota(), available_threads(), os.environ.get('OMP_NUM_THREADS'))"
+        )
+        command = f'echo $$ > {inner}/cgroup.procs && exec {sys.executable} -c "{code}"'
+        clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        done = subprocess.run(
+            ["sh", "-c", command], capture_output=True, encoding="utf-8", check=True, timeout=60, env=clean
+        )
+        assert done.stdout.split() == ["1.0", "1", "1"]
+    except OSError:
+        pytest.skip("no control group can be made here")
+    finally:
+        for group in (inner, outer):
+            with contextlib.suppress(OSError):
+                group.rmdir()
 
 
 def test_memory_too_small(subject, monkeypatch):
@@ -370,7 +409,7 @@ def test_output_in_use_by_a_second_process(folder, tmp_path, subject):
         (found,) = room.output(Subject(config))
         assert found.level == "failure"
         assert f"process {process.pid} on " in found.what
-        assert found.remedy.startswith("rescoldo stop ")
+        assert found.remedy.startswith(f"{program()} stop ")
     finally:
         process.kill()
         process.wait()
@@ -486,3 +525,28 @@ def test_quick_enough(folder, tmp_path):
         list(check(subject))
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+def test_each_dataset_is_parsed_once_before_the_first_step(folder, tmp_path, monkeypatch):
+    """By the first look at the data, the tokenization and the checks together; and by doctor alone."""
+    from rescoldo.data import records
+    from rescoldo.train.prepare import prepare
+    from tests.train.fake import Silent
+
+    opened: list[str] = []
+    whole = records.read_lines
+
+    def counted(path):
+        opened.append(path.name)
+        return whole(path)
+
+    for module in ("records", "audit", "fix", "split"):
+        monkeypatch.setattr(f"rescoldo.data.{module}.read_lines", counted)
+    monkeypatch.setattr("rescoldo.doctor.content.read_lines", counted, raising=False)
+    config = make_config(given(folder, output=str(tmp_path / "out")))
+    parts = real_parts()
+    parts.preflight(prepare(config, parts, Silent(), restart=False), Silent(), True)
+    assert sorted(opened) == ["train.jsonl", "val.jsonl"]
+    opened.clear()
+    checks(folder)
+    assert sorted(opened) == ["train.jsonl", "val.jsonl"]

@@ -17,7 +17,7 @@ from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.run.layout import read_timings
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads
 from tests.engine.common import example, tiny_base
 from tests.run.common import rescoldo, tiny_run
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
 
+from rescoldo.base.hf import read_config
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.generate import generate
 from rescoldo.engine.model import LoraModel, evaluate_loss
@@ -41,6 +44,7 @@ GRANITE = {
     "logits_scaling": 2.5,
 }
 WINDOWS = {"sliding_window": 8}
+CAPS = {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 9}
 # each family that is more than llama with switches, and each of its own switches
 FAMILY_VARIANTS: list[Variant] = [
     ("granite", GRANITE),
@@ -51,6 +55,8 @@ FAMILY_VARIANTS: list[Variant] = [
     ("olmo3", {"rope": "yarn-full", **WINDOWS, "num_hidden_layers": 4}),
     ("smollm3", {"num_hidden_layers": 5}),
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("gemma2", {**WINDOWS, **CAPS, "tie_word_embeddings": True, "num_hidden_layers": 3}),
+    ("gemma2", {**CAPS, "attn_logit_softcapping": None}),
     ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 6}),
     ("gemma3_text", {"rope": "kinds", "query_pre_attn_scalar": 9, "num_attention_heads": 2, "head_dim": 64}),
 ]
@@ -216,3 +222,58 @@ def test_an_objective_of_ones_own() -> None:
     assert ours == pytest.approx(float(expected_loss.detach()), rel=1e-5)
     expected = {name: p.grad for name, p in peft_parameters(theirs).items() if p.grad is not None}
     assert distance(step.finish(), expected) < 1e-4
+
+
+def test_what_identifies_a_model_does_not_change_with_new_fields() -> None:
+    """Fingerprints hash the described config: those of models that need no newer field stay as they were."""
+    described = tiny_base("llama").config.described()
+    assert list(described)[-1] == "tied_embeddings"
+    assert "norm_placement" not in described
+    granite = tiny_base("granite", **GRANITE).config
+    assert {k: v for k, v in granite.described().items() if k not in described} == {
+        "attention_scale": 0.13,
+        "embedding_scale": 3.0,
+        "residual_scale": 0.4,
+        "logits_divisor": 2.5,
+    }
+
+
+OLD_GEMMA3 = {  # as the models' own config.json, written before transformers 5
+    "model_type": "gemma3_text",
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window_pattern": 6,
+    "sliding_window": 512,
+    "query_pre_attn_scalar": 16,
+}
+OLD_OLMO3 = {
+    "model_type": "olmo3",
+    "rope_theta": 500000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+    "sliding_window": 512,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 2,
+}
+
+
+@pytest.mark.parametrize(("config", "every"), [(OLD_GEMMA3, 6), (OLD_OLMO3, 4)], ids=["gemma3", "olmo3"])
+def test_a_config_in_the_old_style(tmp_path: Path, config: dict[str, Any], every: int) -> None:
+    shape = {
+        "vocab_size": 288,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**shape, **config}))
+    found = read_config(tmp_path)
+    assert [found.rope(i) for i in range(8)] == ["main" if (i + 1) % every == 0 else "local" for i in range(8)]
+    assert [found.window(i) for i in range(8)] == [None if (i + 1) % every == 0 else 512 for i in range(8)]
+    assert found.rope_theta == config["rope_theta"]
+    assert found.local_rope_theta == config.get("rope_local_base_freq", 500000.0)
+    assert found.rope_scaling is not None
+    assert found.rope_scaling["factor"] == 8.0

@@ -93,6 +93,7 @@ def test_adapter_and_merged_file_of_a_tiny_gguf(tmp_path: Path, architecture: st
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
+GEMMA = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32}
 HF: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope": "llama3", "tie_word_embeddings": True}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -103,6 +104,11 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"tie_word_embeddings": True}),
     ("granite", GRANITE),
     ("olmo2", {}),
+    ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
+    ("smollm3", {"num_hidden_layers": 5}),
+    ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("gemma3_text", {**GEMMA, "rope": "kinds", "sliding_window": 64, "num_hidden_layers": 7}),
+    ("gemma2", {**GEMMA, "sliding_window": 64, "num_hidden_layers": 3}),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rescoldo.base import open_base
 from rescoldo.data.tokenize import prompt_ids
@@ -43,6 +44,11 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("qwen3", {"rope": "yarn"}),
         ("granite", GRANITE),
         ("olmo2", {}),
+        ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
+        ("smollm3", {"num_hidden_layers": 5}),
+        ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+        ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
+        ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
@@ -66,6 +72,23 @@ def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: di
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == tokens
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), str(run))
     assert adapted is not None, "the merged model is a base that PEFT takes"
+
+
+def test_of_a_decoder_wrapped_together_with_a_vision_tower(tmp_path: Path) -> None:
+    """The merged directory is the decoder alone, which transformers loads as such."""
+    base = tiny_hf(tmp_path / "base", "gemma3_text", **SIZES, rope="kinds", tie_word_embeddings=True)
+    state = load_file(base / "model.safetensors")
+    wrapped = {f"model.language_model.{name.removeprefix('model.')}": tensor for name, tensor in state.items()}
+    save_file({**wrapped, "model.vision_tower.patch": torch.zeros(3)}, base / "model.safetensors")
+    text = json.loads((base / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text, "architectures": ["Gemma3ForConditionalGeneration"]}
+    (base / "config.json").write_text(json.dumps(config))
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    export_run(run, "merged")
+    mine = load_for_inference(str(run))
+    tokens = _prompt(mine.tokenizer)
+    theirs = _theirs(run / "export/merged", tokens)
+    torch.testing.assert_close(theirs, mine.model.logits(torch.tensor(tokens)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

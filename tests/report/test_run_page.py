@@ -200,10 +200,10 @@ def test_watch_on_80_columns(finished, tmp_path):
     console.print(picture(finished, read_status(finished), 80, "utf-8"))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("finished", "loss by step", "●", "step 1"):
+    for part in ("finished", "loss by step", "●", "step 0"):
         assert part in text
     done = rescoldo(tmp_path, "watch", str(finished), "--once")
     assert done.returncode == 0
     assert "loss by step" in done.stdout
     found = json.loads(rescoldo(tmp_path, "watch", str(finished), "--json").stdout)
-    assert len(found["curves"]["val_loss"]) == 2
+    assert len(found["curves"]["val_loss"]) == 3  # the first before the training

@@ -50,7 +50,7 @@ GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["user", "assistant", "user"],
         "Paris",
     ),
-    "sharegpt": ({"id": "x_0", "conversations": [human("Hi"), gpt(" Hello! ")]}, ["user"], "Hello!"),
+    "sharegpt": ({"id": "x_0", "conversations": [human("Hi"), gpt(" Hello! ")]}, ["user"], " Hello! "),
     "sharegpt with system": (
         {"conversations": [{"from": "system", "value": "Be brief."}, human("Hi"), gpt("Hello")]},
         ["system", "user"],
@@ -84,11 +84,54 @@ GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         "Short.",
     ),
     "a prompt beside messages": (
-        {"prompt": "Where?", "prompt_id": "1", "messages": [USER, ASSISTANT]},
+        {"prompt": "Where is the Prado?", "prompt_id": "1", "messages": [USER, ASSISTANT]},
         ["user"],
         "In Madrid.",
     ),
-    "prompt": ({"prompt": "Say yes.", "completion": " yes"}, ["user"], "yes"),
+    "prompt": ({"prompt": "Say yes.", "completion": " yes"}, ["user"], " yes"),
+    "indentation": (
+        {"prompt": "if x:\n", "completion": "    return 1\nelse:\n    return 2\n"},
+        ["user"],
+        "    return 1\nelse:\n    return 2\n",
+    ),
+    "trl's prompt and completion": (
+        {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]},
+        ["system", "user"],
+        "In Madrid.",
+    ),
+    "messages and a text": ({"prompt": [USER], "completion": "In Madrid."}, ["user"], "In Madrid."),
+    "an empty system message": (
+        {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]},
+        ["system", "user"],
+        "In Madrid.",
+    ),
+    "pygmalion": (
+        {"conversations": [{"role": "human", "value": "Hi"}, {"role": "gpt", "value": "Hello"}]},
+        ["user"],
+        "Hello",
+    ),
+    "weights that change nothing": (
+        {
+            "messages": [
+                {**USER, "weight": 0},
+                {**ASSISTANT, "weight": 0, "train": False},
+                USER,
+                {**ASSISTANT, "weight": 1, "train": True, "name": "", "tool_calls": None, "reasoning_content": ""},
+            ],
+            "weight": 1,
+            "label": True,
+            "images": [],
+            "tools": "[]",
+            "metadata": {"anything": 1},
+        },
+        ["user", "assistant", "user"],
+        "In Madrid.",
+    ),
+    "alpaca's rendered text": (
+        {"instruction": "Add.", "input": "", "output": "3", "text": "### Instruction:\nAdd.\n### Response:\n3"},
+        ["user"],
+        "3",
+    ),
     "prompt and response": ({"prompt": "Say yes.", "response": "yes", "system": "Obey."}, ["system", "user"], "yes"),
 }
 
@@ -101,7 +144,7 @@ def test_good_lines(tmp_path: Path, name: str) -> None:
     messages = GENERIC.messages(record)
     assert [message["role"] for message in messages] == speakers
     assert GENERIC.target(record) == answer
-    assert GENERIC.key(record) == messages[-1]["content"]
+    assert GENERIC.key(record) == messages[-1]["content"].strip()
     assert GENERIC.score(answer, record).total == 1.0
     assert GENERIC.messages(line) == messages  # as it stands in the file, too
     assert audit([path], GENERIC).ok
@@ -115,7 +158,7 @@ def test_alpaca_joins_instruction_and_input() -> None:
 
 
 def test_what_stands_beside_the_turns_is_in_the_prompt() -> None:
-    assert GENERIC.messages(GOOD["sharegpt's own system"][0])[0] == SYSTEM
+    assert GENERIC.messages(GOOD["sharegpt's own system"][0])[0] == {**SYSTEM, "content": " Be brief. "}
     texts = [message["content"] for message in GENERIC.messages(GOOD["alpaca with history"][0])]
     assert texts == ["Count.", "One.", "On.", "Two.", "And then?"]
 
@@ -134,7 +177,89 @@ def test_an_answer_before_the_first_question_is_cut(tmp_path: Path, first: list[
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
-    "no format": ({"text": "hello"}, "", "no format that is known"),
+    "no format": ({"hello": "text"}, "", "no format that is known"),
+    "plain text": ({"text": "hello"}, "", "is plain text without a question"),
+    "trl's preferences": (
+        {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]},
+        "",
+        "preference pair",
+    ),
+    "axolotl's segments": ({"segments": [{"label": True, "text": "x"}]}, "", "segments"),
+    "weight 0 on the answer": (
+        {"messages": [USER, {**ASSISTANT, "weight": 0}]},
+        "messages[1]",
+        "not to be learned .its weight is 0",
+    ),
+    "train false on the answer": (
+        {"conversations": [human("x"), {**gpt("y"), "train": False}]},
+        "conversations[1]",
+        "not to be learned",
+    ),
+    "llama factory's loss_weight": (
+        {"messages": [USER, {**ASSISTANT, "loss_weight": 0.0}]},
+        "messages[1]",
+        "not to be",
+    ),
+    "weight 1 on the user": ({"messages": [{**USER, "weight": 1}, ASSISTANT]}, "messages[0]", "is the user's"),
+    "half a weight": ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "messages[1].weight", "is 0.5, 0 or 1"),
+    "a weight as text": ({"messages": [USER, {**ASSISTANT, "weight": "0"}]}, "messages[1].weight", "is '0', 0 or 1"),
+    "contrary weights": (
+        {"messages": [USER, {**ASSISTANT, "weight": 1, "train": False}]},
+        "messages[1].train",
+        "the contrary",
+    ),
+    "train_detail": (
+        {"conversations": [human("x"), {**gpt("y"), "train_detail": [{"begin_offset": 0}]}]},
+        "conversations[1].train_detail",
+        "parts of an answer",
+    ),
+    "thoughts beside": (
+        {"messages": [USER, {**ASSISTANT, "reasoning_content": "Hm."}]},
+        "messages[1].reasoning_content",
+        "thinking that stands beside",
+    ),
+    "a speaker's name": ({"messages": [{**USER, "name": "Ana"}, ASSISTANT]}, "messages[0].name", "names of speakers"),
+    "an unknown key of a message": (
+        {"messages": [USER, {**ASSISTANT, "mask_from": 3}]},
+        "messages[1].mask_from",
+        "is not known here",
+    ),
+    "tools that are not called": ({"tools": [{"type": "function"}], "messages": [USER, ASSISTANT]}, "tools", "tools"),
+    "sharegpt's tools": ({"tools": "[{}]", "conversations": [human("x"), gpt("y")]}, "tools", "tools cannot"),
+    "OpenAI's functions": ({"functions": [{"name": "f"}], "messages": [USER, ASSISTANT]}, "functions", "tools cannot"),
+    "kto": ({"messages": [USER, ASSISTANT], "label": False}, "label", "is false, which marks a bad answer"),
+    "trl's kto": ({"prompt": "x", "completion": "y", "label": False}, "label", "a bad answer"),
+    "images": ({"messages": [USER, ASSISTANT], "images": ["a.jpg"]}, "images", "only text"),
+    "videos": ({"messages": [USER, ASSISTANT], "videos": ["a.mp4"]}, "videos", "only text"),
+    "audios": ({"messages": [USER, ASSISTANT], "audios": ["a.flac"]}, "audios", "only text"),
+    "llama factory's dpo": (
+        {"conversations": [human("x")], "chosen": gpt("y"), "rejected": gpt("z")},
+        "chosen",
+        "preferences",
+    ),
+    "trl's dpo": ({"prompt": "x", "chosen": "y", "rejected": "z"}, "chosen", "preferences"),
+    "trl's stepwise": ({"prompt": "x", "completions": ["a"], "labels": [True]}, "completions", "graded"),
+    "axolotl's reflection": (
+        {"instruction": "x", "output": "y", "reflection": "z", "corrected": "w"},
+        "reflection",
+        "is not known here",
+    ),
+    "history beside messages": ({"messages": [USER, ASSISTANT], "history": [["a", "b"]]}, "history", "not known"),
+    "context beside a prompt": ({"prompt": "x", "context": "long", "completion": "y"}, "context", "not known"),
+    "input beside a prompt": ({"prompt": "x", "input": "long", "completion": "y"}, "", "both prompt and input"),
+    "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of a line"),
+    "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "not known here"),
+    "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "not known here"),
+    "trl's completion of several": (
+        {"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]},
+        "completion",
+        "not one message of the assistant's",
+    ),
+    "tools in a completion": (
+        {"prompt": [USER], "completion": [{"role": "tool", "content": "x"}]},
+        "completion[0]",
+        "tools cannot",
+    ),
     "messages no list": ({"messages": "x"}, "messages", "is text, a list"),
     "messages empty": ({"messages": []}, "messages", "is empty"),
     "message no object": ({"messages": ["x"]}, "messages[0]", "is text, an object"),
@@ -162,7 +287,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "alpaca empty": ({"instruction": "", "output": "x"}, "instruction", "is empty"),
     "alpaca input": ({"instruction": "x", "input": ["y"], "output": "x"}, "input", "is a list, text"),
     "alpaca no output": ({"instruction": "x", "input": ""}, "output", "is missing"),
-    "prompt list": ({"prompt": ["x"], "completion": "y"}, "prompt", "is a list"),
+    "prompt list": ({"prompt": ["x"], "completion": "y"}, "prompt[0]", "is text, an object"),
     "no completion": ({"prompt": "x"}, "completion", "is missing"),
     "empty completion": ({"prompt": "x", "completion": ""}, "completion", "is empty"),
     "system number": ({"prompt": "x", "completion": "y", "system": 5}, "system", "is a number"),
@@ -174,7 +299,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "messages and prompt": (
         {"prompt": "a", "completion": "b", "messages": [USER, ASSISTANT]},
         "",
-        "both messages and prompt/completion",
+        "both messages and prompt",
     ),
     "messages and conversations": (
         {"messages": [USER, ASSISTANT], "conversations": [human("x"), gpt("y")]},
@@ -200,7 +325,8 @@ def test_bad_lines(tmp_path: Path, name: str) -> None:
     assert caught.value.where == f"{path}:2" + (f", {field}" if field else "")
     assert caught.value.fix.endswith("--role generic")
     errors = [fault for fault in audit([path], GENERIC).faults if fault.level == "error"]
-    assert [(fault.line, fault.field) for fault in errors] == [(2, field)]
+    assert (errors[0].line, errors[0].field) == (2, field)
+    assert {fault.line for fault in errors} == {2}
 
 
 def test_only_the_last_answer_is_learned() -> None:

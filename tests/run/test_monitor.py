@@ -83,7 +83,7 @@ def test_a_slow_step_is_named_with_its_cause(watcher, monkeypatch):
     assert "step 6 took 10.0 s, 10.0 times as long as it should" in said
     for cause in ("other processes use 1.0 of", "quota held this process back", "read back from the disk", "1500 MHz"):
         assert cause in said
-    assert "→ end them" in said
+    assert "→ raise the quota" in said
     assert "step 6" in read_state(watcher.file.path.parent).troubles[0]["what"]
 
 
@@ -250,6 +250,7 @@ def test_the_inhibitor_ends_with_a_killed_run(tmp_path):
 # memory
 
 
+@pytest.mark.alone
 def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch):
     watcher = Monitor(tmp_path, Ears())
     model = tiny_lora("llama", num_hidden_layers=4)
@@ -285,7 +286,7 @@ def test_the_guard_takes_no_more_than_fits(monkeypatch):
     guard = MemoryGuard(cap=3)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 3
-    monkeypatch.setattr("rescoldo.engine.auto.memory_available", lambda: 0)
+    monkeypatch.setattr("rescoldo.engine.memory.memory_available", lambda: 0)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 0
     assert [cap_after_kill(None, 30), cap_after_kill(15, 30), cap_after_kill(1, 30)] == [15, 7, 0]

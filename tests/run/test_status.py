@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from rescoldo.invocation import program
 from rescoldo.report.run_page import render
 from rescoldo.run import death, registry
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, RUN_FILE, STATE_FILE
@@ -327,6 +328,42 @@ def test_printed_commands_can_be_pasted(tmp_path, dead):
     with RunLock(output):
         assert f"rescoldo status &#39;{output}&#39;" in render(output)
     (output / EXIT_FILE).write_text(json.dumps({"pid": dead[0], "start": dead[1], "returncode": 2, "time": 1}))
-    assert read_status(output).next == f"rescoldo logs '{output}'"
+    assert read_status(output).next == f"{program()} logs '{output}'"
     (output / INFO_FILE).write_text(json.dumps({"identity": {}}))
-    assert read_status(output).next == f"rescoldo verify '{output}'"
+    assert read_status(output).next == f"{program()} verify '{output}'"
+
+
+def test_a_stopped_process_is_paused_and_can_be_ended(tmp_path, output):
+    code = (
+        "import signal, sys, time, pathlib\nfrom rescoldo.run.lock import RunLock\n"
+        "with RunLock(pathlib.Path(sys.argv[1])):\n"
+        "  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n  print('ready', flush=True)\n  time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(output)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        found = read_status(output)
+        assert (found.status, found.alive) == ("paused", True)
+        assert f"kill -CONT {process.pid}" in found.next
+        assert send_to(output, signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_page_that_shows_a_dead_run_as_running_is_written_anew(tmp_path, output, dead):
+    from rescoldo.cli.status import renew_report
+
+    page = output / "report.html"
+    leave(output, *dead)
+    page.write_text('<span class="state running">running</span>', encoding="utf-8")
+    assert read_status(output).status == "died"
+    renew_report(read_status(output))
+    assert 'class="state died"' in page.read_text(encoding="utf-8")
+    written = page.stat().st_mtime_ns
+    renew_report(read_status(output))
+    assert page.stat().st_mtime_ns == written

@@ -86,7 +86,7 @@ def test_a_conversation_remembers_until_it_is_reset(
     )
     third = expected(loaded, [begin[0], *ROLE.messages({"concept": "A tool library"})])
     first, second, third = map(printable, (first, second, third))
-    places = [out.find(first), out.find(second), out.rfind(first), out.find(third), out.find("/reset begins")]
+    places = [out.find(first), out.find(second), out.rfind(first), out.find(third), out.find("/reset starts")]
     assert all(place >= 0 for place in places)
     assert places == sorted(places)
     assert out.count(" tokens/s") == 4
@@ -148,7 +148,7 @@ def test_side_by_side_on_a_terminal(loaded: Loaded) -> None:
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     models = {"base": False, "finetuned": True}
-    replies = _answer(console, loaded, models, [{"role": "user", "content": "hi"}], Sampling(max_new_tokens=5))
+    replies = _answer(console, loaded, None, models, [{"role": "user", "content": "hi"}], Sampling(max_new_tokens=5))
     assert list(replies) == ["base", "finetuned"]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "finetuned" in shown
@@ -158,9 +158,9 @@ def test_side_by_side_on_a_terminal(loaded: Loaded) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json"], "--json: a conversation is no JSON document"),
+        (["--json"], "--json: needs a single question"),
         (["--concept", " "], "--concept: is empty"),
-        (["--top-p", "0"], "--top-p: 0.0 is out of range"),
+        (["--top-p", "0"], "--top-p 0 is not allowed: use a number above 0"),
         (["--compare", "--base"], "shows the base model already"),
     ],
 )

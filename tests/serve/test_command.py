@@ -18,7 +18,7 @@ import pytest
 from openai import APIError, OpenAI
 
 from rescoldo.cli.main import app, run_app
-from rescoldo.serve.server import is_loopback
+from rescoldo.serve.access import is_loopback
 from tests.serve.common import SHORT, tiny_run
 
 
@@ -109,7 +109,7 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "cannot listen on 127.0.0.1" in err
     assert "Traceback" not in err
     code, out, _ = command(monkeypatch, capsys, "--help")
-    assert (code, "Example: rescoldo serve" in " ".join(out.split())) == (0, True)
+    assert (code, "rescoldo serve artifacts/mistral" in " ".join(out.split())) == (0, True)
 
 
 def test_loopback() -> None:

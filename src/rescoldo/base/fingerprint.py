@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rescoldo import files
@@ -49,7 +48,7 @@ def fingerprint(weight_files: Sequence[Path], config: DecoderConfig) -> str:
     digest = hashlib.sha256()
     for path in weight_files:
         digest.update(file_hash(path, cache, new).encode())
-    digest.update(json.dumps(asdict(config), sort_keys=True).encode())
+    digest.update(json.dumps(config.described(), sort_keys=True).encode())
     if new:
         _store(new)
     return digest.hexdigest()

@@ -108,7 +108,7 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     eps = config.rms_norm_eps
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
-    theta, scaling, local_theta = _rope(config, fail)
+    theta, scaling, local_theta = _rope(family, config, fail)
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -141,17 +141,21 @@ def _field(value: Any, name: str, key: str, fail: Any) -> Any:
         if not isinstance(value, bool):
             raise fail(f"{key} is {value!r:.40}: expected true or false")
         return value
+    if value is None and default is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise fail(f"{key} is {value!r:.40}: expected a positive number")
     return float(value)
 
 
-def _rope(config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
+def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
     """(theta, scaling or None, theta of the layers with a window where it is another rotation) from rope_parameters,
     where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
     if "full_attention" not in parameters:
         return *_one_rope(parameters, fail), None
+    if family.windows != "layer_types":
+        raise fail(f"rope_parameters by kind of layer: a {family.name} model has one kind")
     main = _one_rope(parameters["full_attention"] or {}, fail)
     local = _one_rope(parameters.get("sliding_attention") or parameters["full_attention"] or {}, fail)
     if local == main:

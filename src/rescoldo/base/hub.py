@@ -6,16 +6,25 @@ and begins the one it was at again (huggingface_hub keeps no parts of files from
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rescoldo.base.hf import decoder_config
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import load_json
+from rescoldo.files import cache_root, home, load_json
 
 _WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
 _PATIENCE = 10.0  # seconds for the Hub's first answer
 _UNWANTED = ["consolidated*", "*/*"]  # Mistral's second copy of the weights; other formats' folders
+
+
+def hub_cache() -> str | None:
+    """The folder for the Hub's files where its client's own choice would be none: this user has no home directory, and
+    no variable names another place. None: the client's own."""
+    if home() is not None or any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
+        return None
+    return str(cache_root() / "hub")
 
 
 def fetch(model_id: str) -> Path:
@@ -28,6 +37,7 @@ def fetch(model_id: str) -> Path:
     """
     from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 
+    place = hub_cache()
     try:
         HfApi().model_info(model_id, timeout=_PATIENCE)  # asked once; the client's downloads retry for long
     except errors.RepositoryNotFoundError as error:
@@ -35,14 +45,16 @@ def fetch(model_id: str) -> Path:
     except Exception as error:  # the Hub's client lets those of its HTTP library through, too
         try:
             return Path(
-                snapshot_download(model_id, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+                snapshot_download(
+                    model_id, local_files_only=True, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, cache_dir=place
+                )
             )
         except Exception:
             raise _explain(model_id, error) from None
     try:
-        config = hf_hub_download(model_id, "config.json")
+        config = hf_hub_download(model_id, "config.json", cache_dir=place)
         decoder_config(load_json(Path(config), REFETCH), model_id)
-        return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        return Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, cache_dir=place))
     except RescoldoError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.base.fingerprint import fingerprint
-from rescoldo.base.tokenizer import TokenizerFiles, load_tokenizer, stop_ids
+from rescoldo.base.tokenizer import TokenizerFiles, load_tokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS
 from rescoldo.engine.weights import TensorSource
@@ -47,11 +47,6 @@ class BaseModel:
     def tokenizer(self) -> Any:
         """The model's own tokenizer (a transformers fast tokenizer) with its chat template."""
         return load_tokenizer(self.tokenizer_files, self.config, self.spec)
-
-    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
-        """The tokens that end an answer: end of sequence and, where the model has one, end of turn. `tokenizer` is what
-        the method of that name returned."""
-        return stop_ids(self.tokenizer_files, self.config, tokenizer)
 
     def stored_bytes(self) -> int | None:
         """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""

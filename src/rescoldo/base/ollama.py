@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
+from rescoldo.files import home
 
 _MODEL, _TEMPLATE = "application/vnd.ollama.image.model", "application/vnd.ollama.image.template"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")  # a path's part; no slash, does not begin with a dot
@@ -32,8 +33,10 @@ def stores() -> list[Path]:
     """Where Ollama may keep its models, in the order in which they are looked at."""
     chosen = os.environ.get("OLLAMA_MODELS")
     if chosen:
-        return [Path(chosen).expanduser()]
-    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+        return [Path(os.path.expanduser(chosen))]
+    own = home()
+    mine = [own / ".ollama" / "models"] if own is not None else []
+    return [*mine, Path("/usr/share/ollama/.ollama/models")]
 
 
 def _manifest_path(name: str) -> Path:

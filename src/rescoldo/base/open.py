@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_base(spec: str) -> BaseModel:
         return open_gguf(find_ollama(name).path, spec)
     if not spec.strip() or "\0" in spec:
         raise RescoldoError("no base model is named", fix=f"name {_FORMS}")
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     try:
         if path.is_dir():
             return _open_directory(path, spec)

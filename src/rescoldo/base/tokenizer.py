@@ -26,7 +26,7 @@ from rescoldo.base.tokenizer_build import (
 )
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
-from rescoldo.files import load_json, write_atomic, write_json
+from rescoldo.files import load_json, refuse_pointer, write_atomic, write_json
 
 _INST_BODY = (
     "{{- bos_token }}"
@@ -45,8 +45,6 @@ _INST_BODY = (
 INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
 # From v0.3 on: [INST] is a control token, a system message goes before the last question.
 INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
-
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|eom_id|>")
 
 
 class TokenizerFiles(Protocol):
@@ -77,7 +75,7 @@ class DirectoryTokenizer:
     def end_ids(self) -> list[Any]:
         """See TokenizerFiles."""
         found: list[Any] = []
-        for name in ("config.json", "generation_config.json"):
+        for name in ("generation_config.json", "config.json"):
             if (self.path / name).is_file():
                 value = load_json(self.path / name, REFETCH).get("eos_token_id")
                 found += value if isinstance(value, list) else [value]
@@ -103,7 +101,9 @@ class GgufTokenizer:
 
 
 def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> Any:
-    """The base model's own tokenizer, a transformers fast tokenizer, with a chat template.
+    """The base model's own tokenizer, a transformers fast tokenizer, with a chat template. Its `declared_stop_ids` are
+    the ends of an answer that the model's files name (see data.tokenize.stop_ids), its `model_max_length` is at most
+    the model's context.
 
     A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
     (v0.3 on), or if it has a SentencePiece vocabulary without them and calls itself both "mistral" and "instruct".
@@ -113,6 +113,7 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
             there is no chat template.
     """
     (tokenizer, names), where = files.load(), str(files.path)
+    tokenizer = _without_what_is_beyond(tokenizer, config.vocab_size)
     if len(tokenizer) > config.vocab_size and max(tokenizer.get_vocab().values()) >= config.vocab_size:
         raise RescoldoError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}", where=where
@@ -129,6 +130,8 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
             where=where,
             fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
         )
+    tokenizer.declared_stop_ids = _declared_stops(files, config)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_positions)
     return tokenizer
 
 
@@ -157,20 +160,63 @@ def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_
 
 
 def _from_directory(directory: Path, max_positions: int) -> Any:
-    if (directory / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
-
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        refuse_pointer(directory / name)
+    whole = (directory / "tokenizer.json").is_file()
+    if whole or all((directory / name).is_file() for name in ("vocab.json", "merges.txt")):
         try:
-            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+            return _pretrained(directory, whole)
         except Exception as error:  # tokenizers raises plain Exceptions
             reason = " ".join(str(error).split())
             raise RescoldoError(f"cannot load the tokenizer: {reason:.200}", where=str(directory)) from None
     if (directory / "tokenizer.model").is_file():
         return _from_sentencepiece(directory / "tokenizer.model", max_positions)
     raise RescoldoError(
-        "there is no tokenizer: neither tokenizer.json nor tokenizer.model",
+        "there is no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json with merges.txt",
         where=str(directory),
         fix="fetch the model's tokenizer files into this directory",
+    )
+
+
+def _pretrained(directory: Path, whole: bool) -> Any:
+    """What transformers makes of a directory: of tokenizer.json (`whole`), or of vocab.json and merges.txt in the way
+    of the class that tokenizer_config.json names (Qwen2, GPT-2 …). No code of the directory is run.
+
+    Raises:
+        Exception: of many kinds.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if whole:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError("vocab.json and merges.txt are not those of a byte-level BPE; tokenizer.json is needed")
+    return tokenizer
+
+
+def _without_what_is_beyond(tokenizer: Any, vocab_size: int) -> Any:
+    """The tokenizer without added tokens that the model has no row for ([PAD], as other trainers add it): no text may
+    become one. They are left in place where one is used as BOS or EOS, or if other tokens lie beyond the table too."""
+    beyond = {index: token for index, token in tokenizer.added_tokens_decoder.items() if index >= vocab_size}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    others = max((i for i in tokenizer.get_vocab().values() if i not in beyond), default=0)
+    if not beyond or needed & set(beyond) or others >= vocab_size:
+        return tokenizer
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+    names = {str(token) for token in beyond.values()}
+    settings = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        **{name: token for name, token in settings.items() if token not in names},
     )
 
 
@@ -300,13 +346,12 @@ def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | N
     return value
 
 
-def stop_ids(files: TokenizerFiles, config: DecoderConfig, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: end of sequence as tokenizer, model and generation config say, and the end of turn
-    that the chat template writes."""
-    found = {tokenizer.eos_token_id, *(value for value in files.end_ids() if isinstance(value, int))}
-    added = tokenizer.added_tokens_encoder
-    found.update(added[token] for token in _TURN_ENDS if token in added and token in tokenizer.chat_template)
-    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < config.vocab_size)
+def _declared_stops(files: TokenizerFiles, config: DecoderConfig) -> tuple[int, ...]:
+    """The tokens that the model's own files name as ends of an answer, in their order."""
+    known = (
+        i for i in files.end_ids() if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < config.vocab_size
+    )
+    return tuple(dict.fromkeys(known))
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

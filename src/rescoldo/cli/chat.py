@@ -17,34 +17,41 @@ from rescoldo.words import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rescoldo.constrain import Grammar
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.serve.talk import Reply
 
 EXAMPLE = 'chat artifacts/demo/run --concept "A tool library" --compare'
 _HELP = (
-    "/concept TEXT asks through the role's prompt, /reset begins anew, /exit (or Ctrl-D) leaves; Ctrl-C ends an answer"
+    "/concept TEXT asks through the role's prompt, /reset starts a new conversation, /exit (or Ctrl-D) quits; "
+    "Ctrl-C stops an answer"
 )
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
     concept: Annotated[
-        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, end.")
+        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, exit.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="The base model's answer beside the run's.")] = False,
-    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the run's.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the run's base model without its adapter.")] = False,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+    ] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy. (default the role's)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="An answer ends here. (default the role's)")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer. (default the role's)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="With --concept: one JSON document, nothing else.")] = False,
 ) -> None:
-    """Talk to a model: type, and the answer comes as it is written.
+    """Talk to a model: type a message, and the answer is printed as it is generated.
 
     A run was trained on its role's prompt: ask with --concept, or /concept in the conversation, to see what it learned.
     """
@@ -54,11 +61,14 @@ def chat(
 
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import is_run, load_for_inference
+    from rescoldo.role.grammar import role_grammar
     from rescoldo.train.progress import Reporter
 
     check_number("--top-p", top_p, gt=0, le=1)
     if json_ and concept is None:
-        raise RescoldoError("a conversation is no JSON document", where="--json", fix="add --concept TEXT")
+        raise RescoldoError(
+            "needs a single question: a conversation is not one JSON document", where="--json", fix="add --concept TEXT"
+        )
     if concept is not None and not concept.strip():
         raise RescoldoError("is empty", where="--concept", fix='--concept "A tool library"')
     if (compare or base) and not is_run(model):
@@ -67,6 +77,7 @@ def chat(
         raise RescoldoError("shows the base model already", where="--compare", fix="leave out --base")
     console = Console(highlight=False, stderr=json_)
     role = role_for(model, None)
+    grammar = role_grammar(role) if constrained else None
     with Reporter(Console(highlight=False, stderr=True)).bar("Loading:", 100) as bar:
         loaded = load_for_inference(
             model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
@@ -82,9 +93,11 @@ def chat(
     )
     before = [{"role": "system", "content": system}] if system else []
     if concept is None:
-        _talk(console, loaded, models, before, sampling, lambda text: role.messages({role.input: text}))
+        _talk(console, loaded, grammar, models, before, sampling, lambda text: role.messages({role.input: text}))
         return
-    replies = _answer(console, loaded, models, before + role.messages({role.input: concept}), sampling, quiet=json_)
+    replies = _answer(
+        console, loaded, grammar, models, before + role.messages({role.input: concept}), sampling, quiet=json_
+    )
     if json_:
         answers = {name: asdict(one) for name, one in replies.items()}
         print(json.dumps({"concept": concept, "model": model, "answers": answers}, ensure_ascii=False))
@@ -93,12 +106,13 @@ def chat(
 def _talk(
     console: Console,
     loaded: Loaded,
+    grammar: Grammar | None,
     models: dict[str, bool],
     before: list[dict[str, str]],
     sampling: Sampling,
     ask: Any,
 ) -> None:
-    """Lines from standard input, answers to standard output, until it ends. What is remembered is the last model's."""
+    """Read lines from standard input and print answers until it ends. The last model's answers make the history."""
     if sys.stdin.isatty():
         console.print(_HELP, style="dim")
     messages = list(before)
@@ -116,18 +130,18 @@ def _talk(
         if command == "/reset":
             messages = list(before)
         elif command == "/concept" and text.strip():
-            _safely(console, lambda text=text: _answer(console, loaded, models, before + ask(text), sampling))
+            _safely(console, lambda text=text: _answer(console, loaded, grammar, models, before + ask(text), sampling))
         elif line.startswith("/"):
             console.print(_HELP, style="dim")
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
-            replies = _safely(console, lambda asked=asked: _answer(console, loaded, models, asked, sampling))
+            replies = _safely(console, lambda asked=asked: _answer(console, loaded, grammar, models, asked, sampling))
             if replies:
                 messages = [*asked, {"role": "assistant", "content": list(replies.values())[-1].text}]
 
 
 def _safely(console: Console, answer: Any) -> dict[str, Reply] | None:
-    """A conversation goes on after an error."""
+    """Answer; an error is printed and does not end the conversation."""
     try:
         replies: dict[str, Reply] = answer()
     except RescoldoError as error:
@@ -139,6 +153,7 @@ def _safely(console: Console, answer: Any) -> dict[str, Reply] | None:
 def _answer(
     console: Console,
     loaded: Loaded,
+    grammar: Grammar | None,
     models: dict[str, bool],
     messages: list[dict[str, str]],
     sampling: Sampling,
@@ -149,9 +164,9 @@ def _answer(
     from rescoldo.serve.talk import reply
 
     if quiet:
-        return {name: reply(loaded, messages, sampling, adapter=on) for name, on in models.items()}
+        return {name: reply(loaded, messages, sampling, grammar=grammar, adapter=on) for name, on in models.items()}
     if len(models) > 1 and console.is_terminal and console.width >= 80:
-        return _side_by_side(console, loaded, models, messages, sampling)
+        return _side_by_side(console, loaded, grammar, models, messages, sampling)
     replies = {}
     for name, adapter in models.items():
         if len(models) > 1:
@@ -161,14 +176,19 @@ def _answer(
             console.file.write(printable(piece))
             console.file.flush()
 
-        replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+        replies[name] = reply(loaded, messages, sampling, grammar=grammar, adapter=adapter, on_piece=show)
         console.print()
         console.print(_figures(replies[name]), style="dim")
     return replies
 
 
 def _side_by_side(
-    console: Console, loaded: Loaded, models: dict[str, bool], messages: list[dict[str, str]], sampling: Sampling
+    console: Console,
+    loaded: Loaded,
+    grammar: Grammar | None,
+    models: dict[str, bool],
+    messages: list[dict[str, str]],
+    sampling: Sampling,
 ) -> dict[str, Reply]:
     from rich.live import Live
     from rich.table import Table
@@ -196,7 +216,7 @@ def _side_by_side(
                 if "\n" in piece or len(texts[name]) % 8 == 0:
                     screen.update(table(), refresh=True)
 
-            replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+            replies[name] = reply(loaded, messages, sampling, grammar=grammar, adapter=adapter, on_piece=show)
             figures[name] = _figures(replies[name])
             screen.update(table(), refresh=True)
     return replies

@@ -30,27 +30,31 @@ def compare(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="A further model, as NAME=MODEL; may be given more than once.")
     ] = None,
+    constrained: Annotated[
+        bool, typer.Option(help="The baseline once more, with its answers held to the role's schema: form for nothing.")
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON to write; Markdown and HTML reports go beside it.")
     ] = None,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="The most probable answer; the same as --temperature 0.")
-    ] = False,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding; the same as --temperature 0.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     repeats: Annotated[int, typer.Option(help="Answers to each record, averaged; the seed counts up.")] = 1,
     train_set: Annotated[
-        Path | None, typer.Option(help="Score the fine-tuned model on this training set, too: a check for overfitting.")
+        Path | None, typer.Option(help="Score the fine-tuned model on its training set too, to detect overfitting.")
     ] = None,
-    train_set_limit: Annotated[int | None, typer.Option(help="Only its first so many examples.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    train_set_limit: Annotated[int | None, typer.Option(help="Use only its first N examples.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
     quantization: Annotated[
-        str, typer.Option(help="Of models in our engine: auto (a run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str,
+        typer.Option(
+            help="Precision of models in this program's engine: auto (a run's), int8, nf4 (or bnb4), bf16, fp32."
+        ),
     ] = "auto",
-    concurrency: Annotated[int, typer.Option(help="Requests that a server gets at a time.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds that a server has for one answer.")] = 1800.0,
+    concurrency: Annotated[int, typer.Option(help="Concurrent requests to a server.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer from a server.")] = 1800.0,
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Take answers from this earlier evaluation or comparison where they fit.")
     ] = None,
@@ -72,8 +76,8 @@ def compare(
 ) -> None:
     """Compare two models or more on the same dataset and decide whether to adopt the fine-tuned one.
 
-    All answer the same records with the same sampling and seeds. Stopped half-way, the same command goes on where it
-    was; given again, it asks nothing again (both with --output).
+    All answer the same records with the same sampling and seeds. Interrupted, the same command resumes where it
+    stopped; once finished, it asks no model again (both with --output).
     """
     temperature = 0.0 if greedy else temperature
     check_sampling(temperature, top_p, max_new_tokens)
@@ -88,7 +92,11 @@ def compare(
     for name, value in counts.items():
         check_number(f"--{name}", value, whole=True, ge=1, le=1_000_000)
     if repeats > 1 and temperature == 0:
-        raise RescoldoError("greedy answers are the same every time", where="--repeats", fix="leave it out, or sample")
+        raise RescoldoError(
+            "greedy answers are the same every time",
+            where="--repeats",
+            fix="leave it out, or sample with --temperature",
+        )
     check_number("--timeout", timeout, gt=0, le=1e6)
     if train_set is not None and not finetuned:
         raise RescoldoError("there is no fine-tuned model to score on it", where="--train-set", fix="add --finetuned")
@@ -113,6 +121,7 @@ def compare(
             quantization=quantization,
             server=ServerOptions(concurrency, timeout),
             allow_pickle=allow_pickle,
+            constrained=constrained,
             reuse=reuse or [],
             judges=judge or [],
             judge_tokens=judge_tokens,

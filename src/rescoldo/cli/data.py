@@ -28,7 +28,10 @@ def audit(
     """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
     from rescoldo.data.audit import audit as check
     from rescoldo.data.records import fix_command
+    from rescoldo.files import quote
+    from rescoldo.invocation import program
     from rescoldo.role import get_role
+    from rescoldo.role.role import FOREIGN
 
     the_role = get_role(role)
     found = check(files, the_role)
@@ -52,6 +55,10 @@ def audit(
             print(f"→ {fix_command(Path(fixable.file), the_role)}")
         elif found.ok:
             print("✅ no errors")
+        if generic := next((fault for fault in found.faults if fault.code == FOREIGN), None):
+            print(f"→ {program()} data audit {quote(generic.file)} --role generic")
+        elif unusable := next((f for f in found.faults if f.level == "error" and not f.fixable and f.line), None):
+            print(f"→ {fix_command(Path(unusable.file), the_role, drop=True)} leaves such lines out, and names them")
     if not found.ok:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -63,6 +70,7 @@ def fix(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the file; the old one is kept as .bak.")
     ] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Leave out lines that cannot be mended; each is named.")] = False,
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
@@ -70,16 +78,18 @@ def fix(
 
     With ba: IDs, priorities' spelling, YAML-string lists. In a conversation: an answer before the first question.
 
-    Lines that only a person can mend stay as they are. Exit code 1 if there are any.
+    Lines that only a person can mend stay as they are (exit code 1 if there are any), or are left out with --drop.
     """
     from rescoldo.data.fix import fix_file, refuse_existing, write_fixed
+    from rescoldo.data.records import fix_command
     from rescoldo.role import get_role
 
     if (output is None) != in_place:
         raise RescoldoError("say where to write", where="--output", fix="either -o NEW_FILE, or --in-place")
     if output is not None:
         refuse_existing(output)
-    fixed = fix_file(file, get_role(role))
+    the_role = get_role(role)
+    fixed = fix_file(file, the_role, drop=drop)
     written = write_fixed(fixed, file, output, in_place=in_place)
     if json_:
         _print_json(
@@ -89,14 +99,21 @@ def fix(
                 "records": fixed.records,
                 "changes": [asdict(change) for change in fixed.changes],
                 "left": [asdict(fault) for fault in fixed.left],
+                "dropped": [asdict(fault) for fault in fixed.dropped],
             }
         )
     else:
         _print_some(
             [f"🔧 {file}:{c.line}{', ' + c.field if c.field else ''}: {c.what}" for c in fixed.changes]
+            + [f"✂️  {fault.where}: line left out: {fault.what}" for fault in fixed.dropped]
             + [f"❌ {fault.where}: {fault.what}" for fault in fixed.left]
         )
-        print(f"{written}: {fixed.records} records, {len(fixed.changes)} changes, {len(fixed.left)} errors left")
+        left_out = f", {len(fixed.dropped)} lines left out" if drop else ""
+        print(
+            f"{written}: {fixed.records} records, {len(fixed.changes)} changes{left_out}, {len(fixed.left)} errors left"
+        )
+        if fixed.left:
+            print(f"→ {fix_command(file, the_role, drop=True)} leaves those lines out")
     if fixed.left:
         raise typer.Exit(EXIT_FAILURE)
 

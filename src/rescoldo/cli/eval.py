@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.allowed import check_number
-from rescoldo.errors import EXIT_INTERRUPTED
+from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.units import clock
 
 EXAMPLE = "eval artifacts/demo/run --dataset artifacts/synthetic/ba_val_v2_fixed.jsonl -o eval.json"
 
@@ -25,18 +26,21 @@ def eval_(
         Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report goes beside it.")
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="Training set, to find what is copied from it. (default: the run's own)")
+        Path | None, typer.Option(help="Training set, to detect copied passages. (default the run's)")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="The run's base model alone, without its adapter.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Score the run's base model, without its adapter.")] = False,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="An answer is cut off here. (default the role's, 2048 for ba)")
+        int | None, typer.Option(help="Most tokens of an answer. (default the role's, 2048 for ba)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 42,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     role: Annotated[
         str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
@@ -45,7 +49,7 @@ def eval_(
 ) -> None:
     """Score a model on a dataset: the metric, its components, and signs of reciting.
 
-    Stopped half-way, the same command goes on where it was (with --output).
+    Interrupted, the same command resumes where it stopped (with --output).
     """
     check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
@@ -67,6 +71,7 @@ def eval_(
             sampling=replace(role_for(model, role).sampling, **changes),
             limit=limit,
             base=base,
+            constrained=constrained,
             quantization=quantization,
             console=console,
         )
@@ -84,11 +89,26 @@ def eval_(
 
 @contextmanager
 def going_on(kept: str) -> Iterator[None]:
-    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not)."""
+    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not). A terminal or pipe
+    that goes away meanwhile does not end it.
+
+    Raises:
+        RescoldoError: standard output is gone, and the result was to be printed there and nowhere else.
+    """
+    from rescoldo.run.streams import lost, unfailing
+
     try:
-        yield
+        with unfailing(None):
+            yield
+        if lost(1) and not kept:
+            what = f"the result cannot be printed ({lost(1)})"
+            raise RescoldoError(what, fix="give --output: the result is written there", exit_code=EXIT_FAILURE)
     except KeyboardInterrupt:
-        how = f"the answers so far are in {kept}; the same command goes on" if kept else "with --output it could go on"
+        how = (
+            f"the answers so far are in {kept}; the same command resumes"
+            if kept
+            else "with --output it could be resumed"
+        )
         print(f"interrupted: {how}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -115,15 +135,16 @@ class TerminalConsole:
         self._reporter.say(text)
 
     @contextmanager
-    def answering(self, name: str, total: int, done: int) -> Iterator[_Rows]:
-        """A bar over rows that shows tokens per second."""
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> Iterator[_Rows]:
+        """A bar over rows of at most `most_tokens` tokens each that shows tokens per second and the time left."""
         with self._reporter.bar(f"Answering ({name}):", total, done) as bar:
-            yield _Rows(bar, done)
+            yield _Rows(bar, done, most_tokens)
 
 
 class _Rows:
-    def __init__(self, bar: Any, done: int) -> None:
+    def __init__(self, bar: Any, done: int, most_tokens: int) -> None:
         self._bar, self._done, self._tokens, self._started = bar, done, 0, time.monotonic()
+        self._before, self._most = done, most_tokens
 
     def tokens(self, count: int) -> None:
         self._tokens = count
@@ -136,4 +157,17 @@ class _Rows:
 
     def _detail(self) -> str:
         seconds = time.monotonic() - self._started
-        return f"{self._tokens:,} tokens, {self._tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
+        if seconds <= 0 or not self._tokens:
+            return ""
+        rate = self._tokens / seconds
+        return f"{self._tokens:,} tokens, {rate:.0f} tokens/s{self._left(rate, seconds)}"
+
+    def _left(self, rate: float, seconds: float) -> str:
+        """The time left: what it takes if all rows become as long as they may, or less as rows end earlier."""
+        done, rows = self._done - self._before, self._bar.total - self._before
+        if done >= rows:
+            return ""
+        longest = max(0.0, rows * self._most - self._tokens) / rate
+        if not done:
+            return f", at most {clock(longest)} left"
+        return f", about {clock(min(longest, seconds * (rows - done) / done))} left"

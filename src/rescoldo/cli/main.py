@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -39,6 +41,8 @@ from rescoldo.cli.verify import verify
 from rescoldo.cli.watch import EXAMPLE as WATCH_EXAMPLE
 from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.run.streams import fill_absent
+from rescoldo.system.cgroup import hold_libraries_to_quota
 from rescoldo.version import __version__
 
 app = typer.Typer(
@@ -88,15 +92,32 @@ prepare(app)
 def run_app(application: typer.Typer) -> int:
     """Run a typer application; users see one message instead of a traceback. Returns the exit code."""
     prepare(application)
+    fill_absent()
+    hold_libraries_to_quota()
+    code = _run(application)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # nobody reads any more: no second message when the interpreter ends
+        code = code or EXIT_FAILURE
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.close(null)
+    return code
+
+
+def _run(application: typer.Typer) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
     try:
-        code = application(standalone_mode=True)
+        with _memory_errors():
+            code = application(standalone_mode=True)
     except RescoldoError as error:
         return _refused(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE
@@ -108,13 +129,26 @@ def run_app(application: typer.Typer) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """memory_errors_in_words, imported when it is needed: it takes psutil, and `--help` does not."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        from rescoldo.system.memory import memory_errors_in_words
+
+        with memory_errors_in_words():
+            raise error
+
+
 def _refused(error: RescoldoError) -> int:
     """Say what is wrong; with --json on standard output too, where a program reads. Returns the exit code."""
     if "--json" in sys.argv:
         document = {"status": "failed", "error": str(error), "what": error.what, "where": error.where, "fix": error.fix}
         with contextlib.suppress(OSError):  # it may be that very output that cannot be written
             print(json.dumps(document, ensure_ascii=False), flush=True)
-    print(f"error: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that is gone: the exit code says it still
+        print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -24,7 +24,7 @@ def optimize(
         str, typer.Option(help="The model under the program: base model, run directory, ollama:NAME, openai:MODEL@URL.")
     ],
     train: Annotated[
-        Path, typer.Option(help="Training examples: to be shown, and a part of them to score prompts on.")
+        Path, typer.Option(help="Training examples: shown in prompts, and a part of them held out to score prompts.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the program, as artifacts/dspy/NAME.")],
     method: Annotated[
@@ -33,28 +33,28 @@ def optimize(
             help="labeled (LabeledFewShot), bootstrap (BootstrapFewShot) or mipro (MIPROv2: instructions, too)."
         ),
     ] = "mipro",
-    shots: Annotated[int, typer.Option(help="Examples that the prompt shows at most.")] = 3,
-    trials: Annotated[int, typer.Option(help="Prompts that MIPROv2 tries.")] = 10,
-    dev: Annotated[float, typer.Option(help="Share of the training set that prompts are scored on.")] = 0.2,
+    shots: Annotated[int, typer.Option(help="Most examples in the prompt.")] = 3,
+    trials: Annotated[int, typer.Option(help="Number of prompts that MIPROv2 tries.")] = 10,
+    dev: Annotated[float, typer.Option(help="Fraction of the training set that prompts are scored on.")] = 0.2,
     threshold: Annotated[
         float, typer.Option(help="Score from which on the model's own answer may be an example.")
     ] = 0.8,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many training examples.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(help="An answer is cut off here.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of split, sampling and search.")] = 42,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of split, sampling and search.")] = 42,
     quantization: Annotated[
-        str, typer.Option(help="Of models in our engine: auto, int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of models in this program's engine: auto, int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
-    concurrency: Annotated[int, typer.Option(help="Requests that a server gets at a time.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds that a server has for one answer.")] = 1800.0,
+    concurrency: Annotated[int, typer.Option(help="Concurrent requests to a server.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer from a server.")] = 1800.0,
     role: Annotated[str, typer.Option(help="Whose prompt and metric.")] = "ba",
-    restart: Annotated[bool, typer.Option("--restart", help="Make the program anew.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start again.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")] = False,
 ) -> None:
     """Optimize the prompt instead of the weights (M2), by the role's metric, on the training set alone.
 
-    The same command again goes on where it was stopped. Needs the extra [dspy]; without it, the command
+    The same command resumes where it stopped. Needs the extra [dspy]; without it, the command
     that installs it is printed.
     """
     check_sampling(temperature, 1.0, max_new_tokens)

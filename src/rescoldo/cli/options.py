@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "train": Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)],
     "val": Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)],
     "output": Annotated[
-        str | None, typer.Option(help="Directory that the run writes; a run in it is resumed.", rich_help_panel=BASICS)
+        str | None, typer.Option(help="Output directory; a run in it is resumed.", rich_help_panel=BASICS)
     ],
     "base_model": Annotated[
         str | None,
@@ -37,9 +37,11 @@ OPTIONS: dict[str, Any] = {
     "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
     "epochs": Annotated[int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)],
     "lr": Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)],
-    "batch_size": Annotated[int | None, typer.Option(help="Examples a micro-batch. (default 1)", rich_help_panel=LORA)],
+    "batch_size": Annotated[
+        int | None, typer.Option(help="Examples per micro-batch. (default 1)", rich_help_panel=LORA)
+    ],
     "grad_accum": Annotated[
-        int | None, typer.Option(help="Micro-batches an optimizer step. (default 8)", rich_help_panel=LORA)
+        int | None, typer.Option(help="Micro-batches per optimizer step. (default 8)", rich_help_panel=LORA)
     ],
     "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)],
     "lora_alpha": Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)],
@@ -55,31 +57,37 @@ OPTIONS: dict[str, Any] = {
     "max_length": Annotated[
         int | None,
         typer.Option(
-            help="Longest example in tokens; longer ones are left out and named. (default 2048)", rich_help_panel=LORA
+            help="Longest example in tokens; longer ones are skipped and listed. (default 2048)", rich_help_panel=LORA
         ),
     ],
     "seed": Annotated[
-        int | None, typer.Option(help="Decides order, first weights and dropout. (default 42)", rich_help_panel=LORA)
+        int | None, typer.Option(help="Seed of order, initial weights and dropout. (default 42)", rich_help_panel=LORA)
     ],
     "quantization": Annotated[
         str | None,
         typer.Option(
-            help="The frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. (default auto)", rich_help_panel=LORA
+            help="Precision of the frozen weights: auto, int8, nf4 (or bnb4), bf16, fp32. (default auto)",
+            rich_help_panel=LORA,
         ),
     ],
     "warmup": Annotated[
         float | None,
-        typer.Option(help="Warm-up: a share of all steps, or from 1 on steps. (default 0.05)", rich_help_panel=LORA),
+        typer.Option(
+            help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.05)",
+            rich_help_panel=LORA,
+        ),
     ],
     "weight_decay": Annotated[
         float | None, typer.Option(help="AdamW's weight decay. (default 0.01)", rich_help_panel=LORA)
     ],
     "max_grad_norm": Annotated[
-        float | None, typer.Option(help="The gradient's norm is clipped to this. (default 1.0)", rich_help_panel=LORA)
+        float | None, typer.Option(help="Gradient clipping: largest norm. (default 1.0)", rich_help_panel=LORA)
     ],
     "shuffle": Annotated[
         bool | None,
-        typer.Option("--shuffle/--no-shuffle", help="New order each epoch. (default shuffle)", rich_help_panel=LORA),
+        typer.Option(
+            "--shuffle/--no-shuffle", help="Shuffle the examples in each epoch. (default shuffle)", rich_help_panel=LORA
+        ),
     ],
     "early_stopping": Annotated[
         int | None,
@@ -100,7 +108,7 @@ OPTIONS: dict[str, Any] = {
     "memory_gb": Annotated[
         float | None,
         typer.Option(
-            help="The most memory to take, in GB: less is kept, more computed again. (default what is free)",
+            help="Memory limit in GB: the lower, the more activations are recomputed. (default what is free)",
             rich_help_panel=RUN,
         ),
     ],
@@ -142,6 +150,9 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     Raises:
         RescoldoError: a value is missing, unknown or out of range.
     """
+    from rescoldo.files import write_beside
     from rescoldo.train.config import make_config
 
-    return make_config(given, config)
+    made = make_config(given, config)
+    write_beside(made.output)
+    return made

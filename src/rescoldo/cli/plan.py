@@ -21,9 +21,7 @@ EXAMPLE = "plan --train train.jsonl --val val.jsonl --output artifacts/mine --ba
 def plan(
     given: dict[str, Any],
     config: ConfigFile = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="Measure the run's own precision alone, not the others too.")
-    ] = False,
+    only: Annotated[bool, typer.Option("--only", help="Measure only the run's own precision.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
     """Time, memory, disk and energy of a run, from a measurement of about a minute on this machine. Trains nothing.

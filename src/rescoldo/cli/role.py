@@ -1,4 +1,4 @@
-"""`rescoldo role`: list, check and begin roles."""
+"""`rescoldo role`: list, check and create roles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rescoldo.errors import EXIT_FAILURE
 from rescoldo.files import quote
 from rescoldo.invocation import program
 
-role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and begin roles.")
+role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and create roles.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from rescoldo.errors import RescoldoError
 from rescoldo.extras import missing
 from rescoldo.units import count
 
@@ -24,18 +23,26 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     api_key: Annotated[
         str | None,
-        typer.Option(help="What requests must bring as a bearer token.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+        typer.Option(help="Bearer token that requests must send.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="One more host name that it answers to, behind a proxy or in a network; may be repeated."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web origin whose pages may read answers, as http://localhost:3000; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
     quantization: Annotated[
-        str, typer.Option(help="Of the base: auto (the run's own), int8, nf4 (or bnb4), bf16, fp32.")
+        str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=256, help="Requests decoded together.")] = 8,
     waiting: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; more get 429.")] = 64,
-    context: Annotated[int, typer.Option(min=16, help="Tokens of prompt and answer together, at most.")] = 8192,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 4096,
+    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer together.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 4096,
     timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds for a request, waiting included.")] = 600,
-    max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Bytes of a request, at most.")] = 1 << 20,
+    max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Largest request body in bytes.")] = 1 << 20,
     grace: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for running requests when stopped.")] = 30,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON line with url and models once it listens.")] = (
         False
@@ -43,7 +50,7 @@ def serve(
 ) -> None:
     """Serve a run for programs that speak OpenAI's chat completions: the fine-tuned model and its base, by name.
 
-    SIGTERM or Ctrl-C: nothing new is taken, what runs is finished.
+    SIGTERM or Ctrl-C: new requests are refused, running ones are finished.
     """
     from rich.console import Console
 
@@ -53,16 +60,13 @@ def serve(
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise missing("serve", f"serving needs the package {package}")
-    from rescoldo.serve.server import bind, is_loopback, run_server
+    from rescoldo.serve.access import access
+    from rescoldo.serve.server import bind, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter
     from rescoldo.units import gigabytes
 
-    if not is_loopback(host) and not api_key:
-        raise RescoldoError(
-            "other machines could use the model without being asked who they are", where=f"--host {host}",
-            fix="set RESCOLDO_API_KEY (or --api-key) to something secret; clients send it as their API key",
-        )  # fmt: skip
+    who = access(host, api_key=api_key or "", allowed_hosts=allowed_host or (), cors_origins=cors_origin or ())
     listener = bind(host, port)
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     role = role_for(model, None)
@@ -82,5 +86,5 @@ def serve(
         reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
         reporter.say(f"  {count(rows, 'request')} at a time, KV cache up to {gigabytes(size)}; Ctrl-C stops")
 
-    run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
+    run_server(service, listener, host=host, access=who, grace=grace, on_ready=ready)
     reporter.say("Stopped")

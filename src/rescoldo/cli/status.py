@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +17,22 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 
+if TYPE_CHECKING:
+    from rescoldo.run.status import Status
+
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
-MARKS = {"running": "▶", "starting": "▶", "finished": "✅", "stopped": "⏸", "failed": "❌", "died": "❌"}
+MARKS = {
+    "running": "▶",
+    "starting": "▶",
+    "paused": "⏸",
+    "finished": "✅",
+    "stopped": "⏸",
+    "failed": "❌",
+    "died": "❌",
+}
+SILENT_SECONDS = 60.0  # without a sign of life of a run that lives: it gives one every second
 TAIL_BYTES = 1 << 20
 
 
@@ -41,13 +53,14 @@ def chosen(output: Path | None) -> Path:
 
 
 def status(output: Output = None, json_: AsJson = False) -> None:
-    """Where a run stands: state, step, loss, speed, time left, memory, last checkpoint; and why, if it died.
+    """Show a run: state, step, loss, speed, time left, memory, last checkpoint; and why, if it died.
 
     Exit code 0: it runs, is finished, or was stopped and saved. 1: it failed or died. 2: there is no run.
     """
     from rescoldo.run.status import require_run
 
     found = require_run(chosen(output))
+    renew_report(found)
     if json_:
         print(json.dumps(found.as_json(), ensure_ascii=False))
     else:
@@ -57,13 +70,29 @@ def status(output: Output = None, json_: AsJson = False) -> None:
         raise typer.Exit(EXIT_FAILURE)
 
 
+def renew_report(found: Status) -> None:
+    """Write report.html anew where it still shows a run as running that has ended without being able to say so (a run
+    in the foreground has nobody who would note that it was killed)."""
+    from rescoldo.run.layout import REPORT_FILE
+
+    if found.status not in ("stopped", "failed", "died"):
+        return
+    where = Path(found.trial or found.output)
+    with contextlib.suppress(OSError):
+        text = (where / REPORT_FILE).read_text(encoding="utf-8", errors="replace")
+        if f'class="state {found.status}"' not in text:
+            from rescoldo.report.run_page import write_report
+
+            write_report(where, lambda text: None)
+
+
 def describe(found: dict[str, Any]) -> Iterator[str]:
     """The lines of `status` for the document that `--json` prints."""
     from rescoldo.units import clock, gigabytes, when
 
     state, kind = found["state"], found["status"]
     phase = f", {state['phase']}" if kind == "running" and state else ""
-    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting") else ""
+    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting", "paused") else ""
     yield f"{MARKS.get(kind, '·')} {kind}{phase}{pid}: {found['output']}"
     if found["sweep"]:
         yield f"  sweep        {found['sweep']}"
@@ -74,11 +103,24 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
     if state.get("steps"):
         loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
         loss += "" if state["val_loss"] is None else f", validation {state['val_loss']:.4f}"
+        before = state.get("val_loss_before")
+        loss += (
+            ""
+            if before is None
+            else f" ({before:.4f} before training)"
+            if state["val_loss"] is not None
+            else (f", validation {before:.4f} before training")
+        )
         yield f"  epoch        {state['epoch']} of {state['epochs']}, step {state['step']} of {state['steps']}{loss}"
-    if kind == "running" and state.get("tokens_per_second"):
-        left = state["seconds_left"]
-        until = "" if left is None else f", {clock(left)} left, finished at about {when(time.time() + left)}"
-        yield f"  speed        {state['tokens_per_second']:.0f} tokens/s{until}"
+    if kind in ("running", "paused") and state.get("tokens_per_second"):
+        yield f"  speed        {state['tokens_per_second']:.0f} tokens/s"
+    left = state.get("seconds_left")
+    if kind == "running" and left is not None:
+        guess = "" if state.get("tokens_per_second") else " (estimated: no training step is done yet)"
+        yield f"  time left    {clock(left)}, finished at about {when(time.time() + left)}{guess}"
+    if kind == "running" and state and time.time() - state["updated"] > SILENT_SECONDS:
+        yield f"  ⚠️  it has given no sign of life for {clock(time.time() - state['updated'])}"
+        yield "      → its container may be frozen, the machine overloaded, or a disk may not answer"
     if kind == "running" and state.get("memory_bytes"):
         yield (
             f"  memory       {gigabytes(state['memory_bytes'])}, at most {gigabytes(state['peak_memory_bytes'])}, "
@@ -90,7 +132,7 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
         yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
     for trouble in state.get("troubles", [])[-3:]:
         yield f"  ⚠️  {when(trouble.get('time', 0))}: {trouble.get('what')}"
-        if kind in ("running", "starting"):  # afterwards there is nothing left to mend
+        if kind in ("running", "starting"):  # afterwards nothing can be done about it
             yield f"      → {trouble.get('remedy')}"
     if found["log"]:
         yield f"  log          {found['log']}"
@@ -100,11 +142,11 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
 
 def logs(
     output: Output = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the run ends.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines.")] = 40,
     json_: AsJson = False,
 ) -> None:
-    """What a detached run says. Ctrl-C ends the looking, not the run."""
+    """Print the log of a detached run. Ctrl-C stops printing, not the run."""
     from rescoldo.run.status import read_status, require_run
 
     where = chosen(output)
@@ -141,7 +183,7 @@ def tail(path: Path, count: int) -> tuple[list[str], int]:
 
 
 def _print_from(path: Path, at: int) -> int:
-    """Print what was added behind position `at`; a file that is shorter than that was begun anew."""
+    """Print what was added behind position `at`; a file that is shorter than that was truncated."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         file.seek(at if at <= end else 0)
@@ -154,12 +196,14 @@ def _print_from(path: Path, at: int) -> int:
 
 def stop(
     output: Output = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for it to save and end; 0: do not.")] = 3600.0,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait until it has stopped; 0: do not wait.")
+    ] = 3600.0,
     json_: AsJson = False,
 ) -> None:
-    """Let a run save a checkpoint and end, and wait for that. The same train command goes on later.
+    """Make a run save a checkpoint and exit, and wait for that. The same train command resumes it later.
 
-    It ends behind the micro-batch that it is at. Exit code 0: it does not run any more. 1: it still does.
+    It stops after the current micro-batch. Exit code 0: it has stopped. 1: it is still running.
     """
     from rescoldo.run.signals import send_to
     from rescoldo.run.status import read_status, require_run
@@ -185,7 +229,7 @@ def stop(
 
 
 def list_(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Folders to look through too.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Further folders to search.")] = None,
     json_: AsJson = False,
 ) -> None:
     """The runs that were started on this machine, the latest first, and those below the given folders."""
@@ -194,10 +238,11 @@ def list_(
 
     for folder in folders or []:
         if not folder.is_dir():
-            raise RescoldoError("there is no such folder", where=str(folder), fix="name a folder that runs are below")
+            raise RescoldoError("there is no such folder", where=str(folder), fix="name a folder that contains runs")
     seen: dict[str, Any] = {}
     for path in [*known_runs(), *find_runs(folders or [])]:
         found = read_status(path)
+        renew_report(found)
         if found.status != "never":
             seen.setdefault(str(path.resolve()), found)
     if json_:

@@ -28,7 +28,7 @@ def sweep(
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="Let Optuna choose so many. (default the whole grid)", min=1, rich_help_panel=RUN),
+        typer.Option(help="Number of trials that Optuna chooses. (default the whole grid)", min=1, rich_help_panel=RUN),
     ] = None,
     limit: Annotated[
         int | None,
@@ -36,7 +36,7 @@ def sweep(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="A scored answer is cut off here. (default the role's)", min=1, rich_help_panel=RUN),
+        typer.Option(help="Most tokens of a scored answer. (default the role's)", min=1, rich_help_panel=RUN),
     ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try again the trials that failed.", rich_help_panel=RUN)
@@ -54,8 +54,8 @@ def sweep(
 ) -> None:
     """Train with different settings on one base in memory; which is best by the role's metric, and at what cost.
 
-    A grid of all values of --over, or --trials of Optuna's choice. The same command again resumes; more values or
-    trials go on with what is there. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and, where
+    A grid of all values of --over, or --trials of Optuna's choice. The same command resumes; more values or
+    trials extend it. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and, where
     matplotlib is installed, .png.
 
     Exit code 0: finished, even if single trials failed. 1: all failed. 2: wrong input, nothing done. 3: another process
@@ -68,7 +68,9 @@ def sweep(
     space = read_space(over or [])
     both = [name for name in space if given.get(name) is not None]
     if both:
-        raise RescoldoError(f"{both[0]} is given and gone over", where=f"--over {both[0]}", fix="leave one of them out")
+        raise RescoldoError(
+            f"{both[0]} is both fixed and swept", where=f"--over {both[0]}", fix="leave one of them out"
+        )
     run_config = read_config(given, config)
 
     from rich.console import Console

@@ -31,7 +31,7 @@ def train(
     given: dict[str, Any],
     config: ConfigFile = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start anew; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
+        bool, typer.Option("--restart", help="Start again; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
     ] = False,
     adapter_bin: Annotated[
         bool, typer.Option("--adapter-bin", help="Write adapter_model.bin too.", rich_help_panel=RUN)
@@ -64,8 +64,8 @@ def train(
     nodes: Annotated[
         str,
         typer.Option(
-            help="How many machines: 4 (going on with those that are left) or 2:4 (at least two). "
-            "Without --rendezvous: says what to type on each.",
+            help="Number of machines: 4 (the run continues with those that are left) or 2:4 (at least two). "
+            "Without --rendezvous: prints what to type on each.",
             rich_help_panel=NODES,
         ),
     ] = "",
@@ -81,24 +81,24 @@ def train(
         typer.Option(
             min=0.01,
             max=100,
-            help="How fast this machine is against the others' 1. (default measured)",
+            help="Speed of this machine relative to the others. (default measured)",
             rich_help_panel=NODES,
         ),
     ] = None,
     join_seconds: Annotated[
         int,
         typer.Option(
-            min=1, max=3600, help="Wait so long for more machines, once enough are there.", rich_help_panel=NODES
+            min=1, max=3600, help="Seconds to wait for further machines when enough have joined.", rich_help_panel=NODES
         ),
     ] = 30,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Restarts after lost machines, then give up.", rich_help_panel=NODES)
+        int, typer.Option(min=0, help="Restarts after machines were lost, before giving up.", rich_help_panel=NODES)
     ] = 100,
 ) -> None:
-    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts anew.
+    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts again.
 
-    Exit code 0: finished (with --detach: started). 1: failed. 2: something asked for cannot be. 3: another process
-    works in OUTPUT. 128 + N: stopped by signal N and saved.
+    Exit code 0: finished (with --detach: started). 1: failed. 2: invalid input. 3: another process
+    is using OUTPUT. 128 + N: stopped by signal N and saved.
     """
     switches: dict[str, Any] = {"restart": restart, "adapter_bin": adapter_bin, "force": force}
     group: dict[str, Any] = {"nodes": nodes, "rendezvous": rendezvous, "share": share}
@@ -227,9 +227,11 @@ def _on_several(
     config: RunConfig, nodes: Nodes, restart: bool, adapter_bin: bool, force: bool, on_exit: str, as_json: bool
 ) -> None:
     from rescoldo.nodes.launch import Launcher
+    from rescoldo.run.layout import LOG_FILE
+    from rescoldo.run.streams import unfailing
 
     launcher = Launcher(config, nodes, adapter_bin=adapter_bin, force=force, quiet=as_json)
-    with _telling(on_exit, config.output, launcher.say):
+    with unfailing(config.output / LOG_FILE), _telling(on_exit, config.output, launcher.say):
         outcome = launcher.run(restart=restart)
     if as_json:
         failed = {"status": "failed", "output": str(config.output), "error": outcome.get("error", "")}

@@ -16,7 +16,7 @@ def verify(
     output: Annotated[Path, typer.Argument(help="The --output directory of a run.")],
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Check what a run left: files, hashes, shapes against the base model, numbers. Exit code 0 or 1."""
+    """Check a run's files: hashes, shapes against the base model, finite values. Exit code 0 or 1."""
     from rescoldo.doctor.verify import verify as checks
     from rescoldo.run.sweep import refuse_sweep
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rescoldo.cli.status import Output, chosen, describe, tail
+from rescoldo.cli.status import Output, chosen, describe, renew_report, tail
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,11 +28,11 @@ EXAMPLE = "watch artifacts/mine"
 
 def watch(
     output: Output = None,
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print what there is to see, and leave.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One look as a JSON document: status and curves.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between updates.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print status and curves once, as one JSON document.")] = False,
 ) -> None:
-    """Progress, loss curves, speed, memory and the last log lines, live. q or Ctrl-C ends the looking, not the run."""
+    """Progress, loss curves, speed, memory and the last log lines, live. q or Ctrl-C closes the view, not the run."""
     from rich.console import Console
     from rich.live import Live
 
@@ -46,7 +46,7 @@ def watch(
     console = Console(highlight=False)
     if not once and console.is_terminal:
         with contextlib.suppress(KeyboardInterrupt), keys() as quits:
-            # a screen of its own: what was there before comes back, and a terminal that is resized is drawn anew
+            # a screen of its own: the terminal's content is restored, and a resized terminal is redrawn
             with Live(console=console, auto_refresh=False, screen=True) as live:
                 while found.alive:
                     width, height = console.size
@@ -54,13 +54,14 @@ def watch(
                     if quits(every):
                         break
                     found = read_status(where)
+    renew_report(found)
     console.print(picture(where, found, console.width, sys.stdout.encoding or ""))
 
 
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], bool]]:
-    """Inside, keys count as they are pressed. What is yielded waits so many seconds and tells whether q was among
-    them."""
+    """Within the block, keys are read unbuffered. The yielded function waits the given seconds and returns whether q
+    was pressed."""
     try:
         import termios
         import tty

@@ -100,7 +100,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
         file.faults.sort(key=lambda fault: fault.line)
         result.files.append(file)
         entries.append(own)
-    result.across = _across(entries, role.input)
+    result.across = _across(entries, role)
     return result
 
 
@@ -110,8 +110,11 @@ def input_of(role: Role, record: dict[str, Any]) -> str:
     A role may say that the words of its input decide. Else a sign (3+2, 3-2), a capital, the system message or an
     earlier turn can make another question, so that the prompts must be the same.
     """
-    if role.check(record, "", 0, answers=False):
-        return ""
+    return "" if role.check(record, "", 0, answers=False) else key_of(role, record)
+
+
+def key_of(role: Role, record: dict[str, Any]) -> str:
+    """The same for a record that is known to have no faults."""
     return same(role.key(record)) if by_words(role) else json.dumps(role.messages(record), ensure_ascii=False)
 
 
@@ -154,7 +157,10 @@ def _among(entries: list[_Entry], role: Role) -> list[Fault]:
         else:
             what = f"the same {name} as line {earlier.line}, with another answer"
             faults.append(Fault(entry.file, entry.line, entry.field, "duplicate-concept", what, level=level))
-    nearest = {later: (before, overlap) for later, before, overlap in near_pairs([entry.asked for entry in different])}
+    nearest = {
+        later: (before, overlap)
+        for later, before, overlap in near_pairs([entry.asked for entry in different], signs=not by_words(role))
+    }
     for later, (before, overlap) in nearest.items():
         what = f"{overlap:.0%} of its phrases stand in line {different[before].line}'s {name} too"
         entry = different[later]
@@ -171,8 +177,9 @@ def _among(entries: list[_Entry], role: Role) -> list[Fault]:
     return faults
 
 
-def _across(files: list[list[_Entry]], name: str) -> list[Fault]:
-    """Inputs, called `name`, of one file that stand in an earlier one, or are near to one there."""
+def _across(files: list[list[_Entry]], role: Role) -> list[Fault]:
+    """Inputs of one file that stand in an earlier one, or are near to one there."""
+    name, signs = role.input, not by_words(role)
     faults: list[Fault] = []
     for index, own in enumerate(files):
         for other in files[:index]:
@@ -186,7 +193,7 @@ def _across(files: list[list[_Entry]], name: str) -> list[Fault]:
                 what = f"the {name} stands in {leaked.file}:{leaked.line} too: a score on it means nothing"
                 faults.append(Fault(entry.file, entry.line, entry.field, "leak", what))
             both = [*other, *fresh]
-            pairs = near_pairs([entry.asked for entry in both])
+            pairs = near_pairs([entry.asked for entry in both], signs=signs)
             nearest = {later: (before, share) for later, before, share in pairs if before < len(other) <= later}
             for later, (before, share) in nearest.items():
                 entry, source = both[later], both[before]

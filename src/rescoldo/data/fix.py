@@ -11,6 +11,7 @@ from rescoldo.data.audit import answer_of, input_of
 from rescoldo.data.records import read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_atomic
+from rescoldo.invocation import program
 from rescoldo.role import Fault, Role, get_role
 
 
@@ -30,25 +31,33 @@ class Fixed:
     Attributes:
         content: its bytes; lines that needed nothing, or cannot be mended, stand as they were.
         left: errors that need a person.
+        dropped: what was wrong in each line that was left out for it (with drop=True).
     """
 
     content: bytes
     records: int = 0
     changes: list[Change] = field(default_factory=list)
     left: list[Fault] = field(default_factory=list)
+    dropped: list[Fault] = field(default_factory=list)
 
 
-def fix_file(path: Path, role: Role | None = None) -> Fixed:
+def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fixed:
     """Mend a dataset file in memory; `role` is ba where it is not given.
 
+    Args:
+        drop: leave out the lines that cannot be mended, instead of keeping them as they are.
+
     Raises:
-        RescoldoError: the file cannot be read at all.
+        RescoldoError: the file cannot be read at all; or `drop` would leave nothing of it.
     """
     role = role or get_role()
     fixed = Fixed(b"")
     lines: list[bytes] = []
     first: dict[tuple[str, str], int] = {}
     for line in read_lines(path):
+        if drop and line.faults:
+            fixed.dropped.append(line.faults[0])
+            continue
         if any(fault.code == "line-length" for fault in line.faults):
             raise RescoldoError(line.faults[0].what, where=f"{path}:{line.number}", fix="split or remove that line")
         fixed.left += line.faults
@@ -57,14 +66,25 @@ def fix_file(path: Path, role: Role | None = None) -> Fixed:
             continue
         record, mended = role.mend(line.value, f"{path}:{line.number}")
         changes = [Change(line.number, *change) for change in mended]
+        wrong = [fault for fault in role.check(record, str(path), line.number) if fault.level == "error"]
+        if drop and wrong:
+            fixed.dropped.append(wrong[0])
+            continue
         key = (input_of(role, record), answer_of(role, record))
         if all(key) and first.setdefault(key, line.number) != line.number:
             fixed.changes.append(Change(line.number, "", f"left out: the same example as line {first[key]}"))
             continue
         fixed.records += 1
         fixed.changes += changes
-        fixed.left += [f for f in role.check(record, str(path), line.number) if f.level == "error"]
+        fixed.left += wrong
         lines.append(json.dumps(record, ensure_ascii=False).encode() if changes else line.raw)
+    if fixed.dropped and not lines:
+        first_fault = fixed.dropped[0]
+        raise RescoldoError(
+            f"no line is left: all {len(fixed.dropped)} have faults ({first_fault.what})",
+            where=first_fault.where,
+            fix=f"{program()} data audit {quote(path)} names them; is it another role's file (--role)?",
+        )
     fixed.content = b"".join(line + b"\n" for line in lines)
     return fixed
 

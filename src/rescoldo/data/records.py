@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from rescoldo.data.foreign import refuse_foreign, whole_object, wrapped, wrapper
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
+from rescoldo.role.role import FOREIGN
 
 MAX_LINE_BYTES = 4 << 20
 MAX_ARRAY_BYTES = 1 << 30
@@ -69,6 +71,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                 "is a directory, not a JSON Lines file", where=str(path), fix="name the .jsonl file in it"
             )
         with open(path, "rb") as file:
+            refuse_foreign(path, file.peek(4096))
             if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
                 yield from _elements(path, file)
                 return
@@ -77,21 +80,19 @@ def read_lines(path: Path) -> Iterator[Line]:
                 number += 1
                 too_long = len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n")
                 if number == 1:
-                    if b"\0" in raw[:4096] or raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-                        raise RescoldoError("is not a text file", where=str(path), fix="pass JSON Lines in UTF-8")
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if too_long:
                     while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
                         pass
                     yield _too_long(path, number, raw)
                 elif raw.strip() == b"{":
-                    raise RescoldoError(
-                        "an object goes on over several lines: in JSON Lines each stands on one",
-                        where=f"{path}:{number}",
-                        fix=f"jq -c . {quote(path)} > lines.jsonl",
-                    )
+                    raise whole_object(path, number)
                 elif raw.strip():
-                    yield _parse(path, number, raw.rstrip(b"\r\n"))
+                    line = _parse(path, number, raw.rstrip(b"\r\n"))
+                    key = wrapper(line.value) if number == 1 and line.value else ""
+                    if key and line.value and not file.peek(1):  # the only line
+                        raise wrapped(path, key, len(line.value[key]))
+                    yield line
     except FileNotFoundError:
         raise RescoldoError("there is no such file", where=str(path), fix="check the path") from None
     except OSError as error:
@@ -243,10 +244,11 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     return records
 
 
-def fix_command(path: Path, role: Role) -> str:
-    """The command that mends a file."""
+def fix_command(path: Path, role: Role, *, drop: bool = False) -> str:
+    """The command that mends a file; with `drop` it leaves out what cannot be mended."""
     suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
-    return f"{program()} data fix {quote(path)} -o {quote(path.with_name(path.stem + '_fixed' + suffix))}{flag(role)}"
+    output = quote(path.with_name(path.stem + "_fixed" + suffix))
+    return f"{program()} data fix {quote(path)} -o {output}{' --drop' if drop else ''}{flag(role)}"
 
 
 def flag(role: Role) -> str:
@@ -265,4 +267,6 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
     fixable = any(fault.fixable for fault in faults)
     fix = fix_command(path, role) if fixable else f"{program()} data audit {quote(path)}{flag(role)}"
+    if first.code == FOREIGN:
+        fix = "the same command with --role generic"
     return RescoldoError(what, where=first.where, fix=fix)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rescoldo.data.audit import by_words, input_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
 from rescoldo.data.records import read_lines, read_records
 from rescoldo.data.similar import near_pairs
@@ -24,14 +25,21 @@ class Split:
     grouped: int
 
 
-def split_indices(concepts: list[str], share: float, seed: int) -> Split:
+def split_indices(
+    concepts: list[str], share: float, seed: int, keys: list[str] | None = None, *, signs: bool = False
+) -> Split:
     """Divide records by their concepts.
 
     The same and nearly the same concepts (data.similar) stay together. Groups are ordered by a hash of seed and
     concept, so the division does not depend on the file's order and changes little when records are added.
 
     Args:
+        concepts: what each record asks, as text.
         share: of the records that go into validation, 0..1 exclusive.
+        keys: equal where two records ask the same; by default the concepts' words. With them, concepts that are equal
+            under different keys (the same question under another system message) are no reason to stay together; and if
+            everything is near to everything, only the same stays together.
+        signs: see similar.near_pairs.
 
     Raises:
         RescoldoError: `share` out of range, or fewer than two different concepts.
@@ -40,30 +48,19 @@ def split_indices(concepts: list[str], share: float, seed: int) -> Split:
         raise RescoldoError(
             f"{share} is not between 0 and 1", where="--val", fix="--val 0.2 keeps a fifth for validation"
         )
-    parent = list(range(len(concepts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[str, int] = {}
-    for i, concept in enumerate(concepts):
-        parent[root(i)] = root(first.setdefault(same(concept), i))
-    for later, earlier, _ in near_pairs(concepts):
-        parent[root(later)] = root(earlier)
-    groups: dict[int, list[int]] = {}
-    for i in range(len(concepts)):
-        groups.setdefault(root(i), []).append(i)
+    names = keys or [same(concept) for concept in concepts]
+    near = [(i, j) for i, j, _ in near_pairs(concepts, signs=signs) if keys is None or concepts[i] != concepts[j]]
+    groups = _groups(names, near)
+    if len(groups) < 2 and keys is not None:
+        groups = _groups(names, [])
     if len(groups) < 2:
         raise RescoldoError(f"{len(groups)} different concept: nothing to split", fix="add examples first")
 
     def order(members: list[int]) -> str:
-        return min(hashlib.sha256(f"{seed}\n{same(concepts[i])}".encode()).hexdigest() for i in members)
+        return min(hashlib.sha256(f"{seed}\n{names[i]}".encode()).hexdigest() for i in members)
 
     wanted = min(max(1, round(share * len(concepts))), len(concepts) - 1)
-    ordered = sorted(groups.values(), key=order)
+    ordered = sorted(groups, key=order)
     val: list[int] = []
     for members in ordered:
         if len(val) + len(members) <= wanted:
@@ -72,7 +69,28 @@ def split_indices(concepts: list[str], share: float, seed: int) -> Split:
         val = min(ordered, key=len)
     chosen = set(val)
     train = [i for i in range(len(concepts)) if i not in chosen]
-    return Split(train, sorted(val), sum(len(members) for members in groups.values() if len(members) > 1))
+    return Split(train, sorted(val), sum(len(members) for members in groups if len(members) > 1))
+
+
+def _groups(names: list[str], near: list[tuple[int, int]]) -> list[list[int]]:
+    """Indices that have to stay together: those of equal names, and near pairs."""
+    parent = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        parent[root(i)] = root(first.setdefault(name, i))
+    for later, earlier in near:
+        parent[root(later)] = root(earlier)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(names)):
+        groups.setdefault(root(i), []).append(i)
+    return list(groups.values())
 
 
 def split_files(
@@ -98,7 +116,9 @@ def split_files(
     records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
         refuse_existing(output)
-    split = split_indices([role.question(record) for record in records], share, seed)
+    keys = None if by_words(role) else [input_of(role, record) for record in records]
+    questions = [role.question(record) for record in records]
+    split = split_indices(questions, share, seed, keys, signs=not by_words(role))
     raw = [line.raw for path in paths for line in read_lines(path)]
     for output, indices in ((train_out, split.train), (val_out, split.val)):
         try:

@@ -1,7 +1,9 @@
 """Records as token ids: prompt through the model's own chat template, then the answer and the end of the turn.
 
-The prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, then the
-token with which the template closes the assistant's turn, so that the model learns to stop.
+The prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, as the
+tokenizer writes them behind that prompt, then the token with which the template closes the assistant's turn, so that
+the model learns to stop. `template_check` compares the result with what the template itself makes of the whole
+conversation.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
 
+Messages = list[dict[str, str]]  # role and content
 SHOWN = 5  # lines that an error names beside the first
 _SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _CUT = "\ufdd0"  # stands where a text is cut before it is tokenized; Unicode keeps it for a program's own use
 
 
@@ -55,14 +60,13 @@ def tokenize_records(records: Sequence[dict[str, Any]], role: Role, tokenizer: A
     Raises:
         RescoldoError: the tokenizer's template cannot render the prompt.
     """
-    end = end_of_turn(tokenizer)
+    end, lead = end_of_turn(tokenizer), _answer_lead(tokenizer)
     examples: list[Example] = []
     kept: list[int] = []
     overruns: list[tuple[int, int]] = []
     for index, record in enumerate(records):
-        prompt = prompt_ids(role.messages(record), tokenizer)
-        answer = tokenizer(role.target(record), add_special_tokens=False)["input_ids"]
-        tokens = (*prompt, *answer, end)
+        prompt, text = _prompt(role.messages(record), tokenizer)
+        tokens = (*prompt, *_answer_ids(prompt, text, role.target(record), lead, tokenizer), end)
         if len(tokens) > max_length:
             overruns.append((getattr(record, "line", 0) or index + 1, len(tokens)))
             continue
@@ -110,34 +114,48 @@ def _marks_pattern(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(_turn_marks(tokenizer), key=len, reverse=True))))
 
 
-def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
+def prompt_text(messages: Messages, tokenizer: Any) -> str | None:
     """The conversation as the model's chat template writes it, up to where the answer begins; None without template.
 
-    Where the template knows no system message (Mistral's), it becomes the beginning of the user's first.
+    Where the template has no place for a system message (it refuses one, or leaves it out), the system message becomes
+    the beginning of the user's first.
 
     Raises:
         RescoldoError: the template refuses the messages or is damaged.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
+    return accepted(messages, tokenizer)[1] if getattr(tokenizer, "chat_template", None) else None
+
+
+def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
+    """The messages in the form in which the model's chat template takes them, and what it writes for them, up to where
+    the answer begins: see prompt_text. The tokenizer has a template.
+
+    Raises:
+        RescoldoError: the template refuses the messages or is damaged.
+    """
+    system = messages[0]["content"].strip() if len(messages) > 1 and messages[0]["role"] == "system" else None
     try:
-        try:
-            return str(_render(tokenizer, messages, add_generation_prompt=True))
-        except Exception:
-            if len(messages) < 2 or messages[0]["role"] != "system":
-                raise
-            question = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-            merged = [{**messages[1], "content": question}, *messages[2:]]
-            return str(_render(tokenizer, merged, add_generation_prompt=True))
+        text = render(tokenizer, messages, add_generation_prompt=True)
+        refused = None
     except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
+        text, refused = "", error
+    if system is not None and (refused or system not in text):
+        question = f"{messages[0]['content']}\n\n{messages[1]['content']}" if system else messages[1]["content"]
+        messages = [{**messages[1], "content": question}, *messages[2:]]
+        try:
+            return messages, render(tokenizer, messages, add_generation_prompt=True)
+        except Exception as error:
+            refused = error
+    if refused:
         raise RescoldoError(
-            f"the model's chat template cannot write the prompt: {error}",
+            f"the model's chat template cannot write the prompt: {refused}",
             where=str(getattr(tokenizer, "name_or_path", "") or "chat template"),
             fix="use an instruct model, or mend chat_template in its tokenizer_config.json",
         ) from None
+    return messages, text
 
 
-def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
+def prompt_ids(messages: Messages, tokenizer: Any) -> list[int]:
     """The prompt's token ids: what the template wrote with no special token added to it (the template writes its own
     beginning of sequence). A model without a template gets the bare text and its tokenizer's own special tokens.
 
@@ -146,19 +164,50 @@ def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     Raises:
         RescoldoError: see prompt_text; or a message is no text.
     """
+    return _prompt(messages, tokenizer)[0]
+
+
+def _prompt(messages: Messages, tokenizer: Any) -> tuple[list[int], str]:
+    """prompt_ids, and the text that they are made of (with cuts, see _disarmed)."""
     messages = _disarmed(messages, tokenizer)
     text = prompt_text(messages, tokenizer)
     if text is not None:
-        return _text_ids(text, tokenizer)
+        return _text_ids(text, tokenizer), text
     text = "\n\n".join(message["content"] for message in messages) + "\n\n"
     first, *others = text.split(_CUT)
     ids = list(tokenizer(first)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # some tokenizers close every text
-    return ids + _text_ids(_CUT.join(others), tokenizer)
+    return (ids + _text_ids(_CUT.join(others), tokenizer) if others else ids), text
 
 
-def _disarmed(messages: list[dict[str, str]], tokenizer: Any) -> list[dict[str, str]]:
+def _answer_ids(prompt: list[int], text: str, answer: str, lead: str, tokenizer: Any) -> list[int]:
+    """The answer's token ids as they follow the prompt, which is `text` and its token ids `prompt`.
+
+    Tokenized by itself, a text gets a space mark from SentencePiece that it does not have behind a line end. So it is
+    tokenized together with the prompt; where a token would reach across the border, which generation never sees, behind
+    a neutral character instead. `lead`: white space that the template writes in front of an answer. It is learned where
+    it disappears in decoding (SentencePiece: it is the answer's space mark), else not.
+    """
+    for before in dict.fromkeys((lead, "")):
+        together = _text_ids(text + before + answer, tokenizer)
+        ids = together[len(prompt) :]
+        if together[: len(prompt)] == prompt and (not before or _decoded(ids, tokenizer) == answer):
+            return ids
+    for anchor in ("", "\n", "x"):
+        start = _text_ids(anchor, tokenizer)
+        ids = _text_ids(anchor + answer, tokenizer)[len(start) :]
+        word = _text_ids("x", tokenizer)
+        if _decoded([*word, *ids], tokenizer) == _decoded(word, tokenizer) + answer:
+            return ids
+    return _text_ids(answer, tokenizer)  # a tokenizer that changes texts (NFC): no way to compare
+
+
+def _decoded(ids: list[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _disarmed(messages: Messages, tokenizer: Any) -> Messages:
     """The messages with a cut behind the first letter of each turn mark: tokenized in pieces it is none any more."""
     texts = [message["content"] for message in messages]
     try:
@@ -183,39 +232,90 @@ def _text_ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The token that closes the assistant's turn in the chat template (<|im_end|>, </s>, <|eot_id|>…), else EOS.
+    """The token that ends an answer, which is learned behind each target: the one that closes the assistant's turn in
+    the chat template (<|im_end|>, </s>, <|eot_id|>…); where the template writes none, the tokenizer's EOS, or the first
+    that the model's files name if EOS is none of those.
 
     Raises:
-        RescoldoError: the tokenizer has neither.
+        RescoldoError: there is none at all.
     """
+    ending = _answer_frame(tokenizer)[1]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    for token in tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else ():
+        if token in special:
+            return int(token)
+    declared = declared_stop_ids(tokenizer)
     eos = getattr(tokenizer, "eos_token_id", None)
-    if getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SENTINEL}]
-        try:
-            tail = str(_render(tokenizer, messages, add_generation_prompt=False)).rpartition(_SENTINEL)[2]
-        except Exception:  # a template that cannot write an answer: EOS it is
-            tail = ""
-        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-        for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else ():
-            if token in special:
-                return int(token)
-    if eos is None:
-        raise RescoldoError(
-            "the tokenizer has no end-of-sequence token, so that the model could never stop",
-            where=str(getattr(tokenizer, "name_or_path", "") or "tokenizer"),
-            fix="set eos_token in the model's tokenizer_config.json",
-        )
-    return int(eos)
+    if eos is not None and (eos in declared or not declared):
+        return int(eos)
+    if declared:
+        return declared[0]
+    raise RescoldoError(
+        "the tokenizer has no end-of-sequence token, so that the model could never stop",
+        where=str(getattr(tokenizer, "name_or_path", "") or "tokenizer"),
+        fix="set eos_token in the model's tokenizer_config.json",
+    )
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: the template's end of turn and the tokenizer's end of sequence."""
+    """The tokens that end an answer, the one rule for training, evaluation, chat, serving and export: the token that is
+    learned (end_of_turn), the tokenizer's EOS, and those that the model's files name (generation_config.json's and
+    config.json's eos_token_id; GGUF's eos, eot and eom)."""
     eos = getattr(tokenizer, "eos_token_id", None)
-    return frozenset({end_of_turn(tokenizer)} | ({int(eos)} if eos is not None else set()))
+    own = [] if eos is None else [int(eos)]
+    return frozenset((end_of_turn(tokenizer), *declared_stop_ids(tokenizer), *own))
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> Any:
+def declared_stop_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that the base model's files name as ends of an answer, as BaseModel.tokenizer() has noted them."""
+    return tuple(getattr(tokenizer, "declared_stop_ids", ()))
+
+
+def fix_date(tokenizer: Any, day: date) -> bool:
+    """Let the chat template write `day` wherever it asks for today's date (Llama 3's do), so that a run's prompts are
+    the same on each day. Returns whether the template asks.
+
+    strftime_now takes a strftime format; the call is replaced by what it would return.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return False
+    fixed = _CLOCK.sub(lambda call: repr(day.strftime(call[2])), template)
+    if fixed == template:
+        return False
+    tokenizer.chat_template = fixed
+    return True
+
+
+def _answer_frame(tokenizer: Any) -> tuple[str, str]:
+    """What the template writes between a prompt and its answer, and behind an answer; ("", "") if it cannot say."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "", ""
+    question = [{"role": "user", "content": "?"}]
+    try:
+        asked = render(tokenizer, question, add_generation_prompt=True)
+        whole = render(tokenizer, [*question, {"role": "assistant", "content": _SENTINEL}], add_generation_prompt=False)
+    except Exception:  # a template that cannot write an answer
+        return "", ""
+    before, _, ending = whole.rpartition(_SENTINEL)
+    return (before[len(asked) :] if before.startswith(asked) else ""), ending
+
+
+def _answer_lead(tokenizer: Any) -> str:
+    """The white space that the template writes between a prompt and its answer."""
+    lead = _answer_frame(tokenizer)[0]
+    return "" if lead.strip() else lead
+
+
+def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) -> str:
+    """What the chat template writes.
+
+    Raises:
+        Exception: of many kinds, as the template comes with the model.
+    """
     # enable_thinking: qwen3's template then leaves no room for a train of thought; others ignore it
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+        )
     )

@@ -28,7 +28,7 @@ def unreadable() -> str:
     if not counters:
         return f"not readable here: this system has no counters (RAPL) in {POWERCAP}"
     try:
-        counters[0].read_text()
+        counters[0].read_text(encoding="ascii")
     except PermissionError:
         return f"not readable here: only root may read {counters[0]} → sudo chmod a+r {POWERCAP}/intel-rapl:*/energy_uj"
     except OSError as error:
@@ -46,8 +46,8 @@ def _read() -> dict[str, tuple[int, int]]:
     found = {}
     for folder in _packages():
         with contextlib.suppress(OSError, ValueError):
-            most = int((folder / "max_energy_range_uj").read_text())
-            found[folder.name] = (int((folder / "energy_uj").read_text()), most)
+            most = int((folder / "max_energy_range_uj").read_text(encoding="ascii"))
+            found[folder.name] = (int((folder / "energy_uj").read_text(encoding="ascii")), most)
     return found
 
 

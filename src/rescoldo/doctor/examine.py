@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from rescoldo.base.hub_id import is_hub_id
+from rescoldo.data.tokenize import fix_date
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
@@ -15,7 +16,7 @@ from rescoldo.role import get_role
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import identity
 from rescoldo.train.parts import Parts
-from rescoldo.train.prepare import Prepared, settle
+from rescoldo.train.prepare import Prepared, date_of_run, settle
 from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
 
@@ -51,7 +52,9 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
             yield refused("base model", error)
     if subject.base is not None:
         try:
-            subject = replace(subject, tokenizer=subject.base.tokenizer())
+            tokenizer, day = subject.base.tokenizer(), date_of_run(config.output)
+            dated = fix_date(tokenizer, day)
+            subject = replace(subject, tokenizer=tokenizer, day=day if dated else None)
         except RescoldoError as error:
             yield refused("tokenizer", error)
     if subject.tokenizer is not None:
@@ -80,7 +83,7 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
     except RescoldoError as error:
         yield refused("validation data", error)
     if subject.base is not None and subject.train is not None and subject.val is not None:
-        known = identity(config, role, subject.base.fingerprint(), subject.train, subject.val)
+        known = identity(config, role, subject.base.fingerprint(), subject.train, subject.val, subject.day)
         subject = replace(subject, identity=known)
     return subject
 
@@ -91,7 +94,9 @@ def not_fetched(spec: str) -> Check | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(spec, "config.json"), str):
+    from rescoldo.base.hub import hub_cache
+
+    if isinstance(try_to_load_from_cache(spec, "config.json", cache_dir=hub_cache()), str):
         return None
     return warning(
         "base model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rescoldo.doctor.measure import Pieces, distinct_rows
-from rescoldo.doctor.needs import memory_need
+from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.train.loop import EVALUATION_CHUNK
 from rescoldo.train.parts import lora_config
@@ -18,7 +18,8 @@ class Forecast:
     """One precision's run. Seconds and bytes.
 
     Attributes:
-        seconds: of the whole run; loading, step (a full one, on average), epoch, evaluation, saving: its parts.
+        seconds: of the whole run; loading, step (a full one, on average), epoch, saving: its parts; evaluation: one of
+            them (there is one before the training and one after each epoch).
         peak_memory: the process's own; mapped pages of the base model do not count.
         kept_layers: how many layers' activations fit into what is free now.
         fits: whether the least it needs fits.
@@ -65,7 +66,7 @@ def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, f
     loading = before + pieces.load.at(n) + pieces.calibrate_row * n * calibrated
     minutes = max(config.checkpoint_minutes, 0.05)
     checkpoints = plan.epochs + training / (60 * minutes)
-    seconds = loading + training + plan.epochs * evaluation + (checkpoints + 1) * saving
+    seconds = loading + training + (plan.epochs + 1) * evaluation + (checkpoints + 1) * saving
     activations = kept * need.layer_activations * (1 if pieces.rows else 0)
     measured = pieces.memory.at(n) - n * need.layer_activations * pieces.rows / max(1, largest)
     tokens = sum(len(example.tokens) for group in groups for example in group)

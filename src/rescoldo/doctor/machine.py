@@ -13,13 +13,12 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.errors import RescoldoError
 from rescoldo.extras import pip_install
-from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
-from rescoldo.system.cgroup import cpu_quota
-from rescoldo.train.preset import available_threads
+from rescoldo.system.cgroup import available_threads, cpu_quota
 from rescoldo.units import count
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
@@ -42,14 +41,30 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.kernels.build import BuildError
-    from rescoldo.engine.kernels.native import NativeKernels
+    yield from _kernels()
+    yield from _precision(subject)
+
+
+def _kernels() -> Iterator[Check]:
+    """Which kernels run, and what would be faster."""
+    from rescoldo.engine.kernels.choose import VARIABLE, choice
 
     try:
-        yield ok("kernels", f"native kernels for this CPU ({NativeKernels().name})")
-    except BuildError as error:
-        yield warning("kernels", f"slower kernels will be used: {error}", "apt install gcc")
-    yield from _precision(subject)
+        chosen = choice()
+    except RescoldoError as error:
+        yield failure("kernels", f"{error.where}: {error.what}", f"unset {VARIABLE}")
+        return
+    name = chosen.kernels.name
+    if "native" in chosen.passed_over:
+        yield warning("kernels", f"slower kernels will be used: {chosen.passed_over['native']}", chosen.remedy)
+    elif chosen.passed_over:
+        why = "; ".join(f"{faster}: {reason}" for faster, reason in chosen.passed_over.items())
+        what = f"{name} kernels are used, and faster ones are not: {why}"
+        yield warning("kernels", what, chosen.remedy)
+    elif name == "pytorch":
+        yield warning("kernels", f"{VARIABLE}=torch: slower kernels will be used", f"unset {VARIABLE}")
+    else:
+        yield ok("kernels", f"{name} kernels", kernels=name)
 
 
 def _precision(subject: Subject) -> Iterator[Check]:
@@ -79,9 +94,11 @@ def threads(subject: Subject) -> Iterator[Check]:
     cores = count(os.cpu_count() or 1, "core")
     text = f"{count(wanted, 'thread')} on {cores}, {available} available to this process{within}"
     if wanted > available:
-        yield warning("threads", f"{text}: they would wait for each other", f"--threads {available}")
+        why = "the quota holds them back" if quota is not None and quota < wanted else "they would wait for each other"
+        yield warning("threads", f"{text}: {why}", f"--threads {available}")
     elif quota is not None and quota < 1:
-        yield warning("threads", text, "raise the container's CPU quota (docker run --cpus N)")
+        what = f"{text}: one thread is all it is worth, and that one waits {1 - quota:.0%} of the time"
+        yield warning("threads", what, "raise the CPU quota (docker run --cpus N, systemd's CPUQuota=)")
     else:
         yield ok("threads", text, threads=wanted, available=available)
     for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -104,10 +121,7 @@ def load(subject: Subject) -> Iterator[Check]:
     cores = os.cpu_count() or 1
     text = f"other processes use {others:.1f} of {cores} cores"
     if others > max(OTHERS_CORES, 0.1 * cores):
-        remedy = (
-            f"end them or wait for them; or start with: OMP_WAIT_POLICY=passive {program()} train …, which loses less"
-        )
-        yield warning("load", f"{text}{busiest()}", remedy, cores=others)
+        yield warning("load", f"{text}{busiest()}", "end them or wait for them", cores=others)
     else:
         yield ok("load", text, cores=others)
 
@@ -115,7 +129,7 @@ def load(subject: Subject) -> Iterator[Check]:
 def power(subject: Subject) -> Iterator[Check]:
     """Clock governor and battery, where the system tells."""
     try:
-        governor = GOVERNOR.read_text().strip()
+        governor = GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
         governor = ""
     if governor == "powersave":

@@ -16,12 +16,13 @@ from rescoldo.doctor.changes import changes
 from rescoldo.doctor.energy import unreadable
 from rescoldo.doctor.forecast import Forecast, forecast
 from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, measure
-from rescoldo.doctor.needs import adapter_parameters, disk_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_of, product_rates
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.types import Example
 from rescoldo.system.memory import memory_available
 from rescoldo.train.config import RunConfig
@@ -143,8 +144,9 @@ def shortened(example: Example, rows: int) -> Example:
 
 def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:
     """(seconds from the start, what begins or is done then)."""
-    rows = [(0.0, "start: libraries, tokenizer, datasets, weights"), (one.loading, "training begins")]
-    at = one.loading
+    rows = [(0.0, "start: libraries, tokenizer, datasets, weights"), (one.loading, "validation loss before training")]
+    at = one.loading + one.evaluation
+    rows.append((at, "training begins"))
     for epoch in range(1, plan.epochs + 1):
         at += one.epoch
         rows.append((at, f"epoch {epoch} of {plan.epochs} trained, evaluation begins"))

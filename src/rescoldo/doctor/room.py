@@ -12,10 +12,11 @@ import psutil
 
 from rescoldo.base.model import BaseModel
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
-from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.memory import memory_need
 from rescoldo.errors import RescoldoError
-from rescoldo.files import cache_root, quote, read_json
+from rescoldo.files import choose_cache, quote, read_json
 from rescoldo.invocation import program
 from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.run.lock import read_holder
@@ -61,7 +62,11 @@ def disk(subject: Subject) -> Iterator[Check]:
             yield failure(
                 "disk", f"{place} can hold only {count(inodes.f_favail, 'more file')}", f"df -i {quote(place)}"
             )
-    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache_root()))):
+    cache, why = choose_cache()
+    if why:
+        remedy = "export XDG_CACHE_HOME=/a/folder/that/can/be/written, to have them elsewhere"
+        yield warning("caches", f"they are kept in {cache}: {why}", remedy, path=str(cache))
+    for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache))):
         free = shutil.disk_usage(folder).free
         text = f"{name} lie in {folder}: {size(free)} are free"
         if free < SCRATCH:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -21,6 +22,7 @@ class Subject:
     Attributes:
         config: in force as far as it is known; `auto` is settled where there is a base model.
         identity: what a run in the output directory is compared with, None where base model or data are missing.
+        day: the date in the prompts, where the chat template writes one.
         ours: whether this process holds the output directory itself.
     """
 
@@ -31,6 +33,7 @@ class Subject:
     train: Dataset | None = None
     val: Dataset | None = None
     identity: dict[str, Any] | None = None
+    day: date | None = None
     ours: bool = False
 
     @property

@@ -1,9 +1,10 @@
-"""The gated MLP's activations, forward and backward: act(gate) · up."""
+"""What a decoder does with single numbers: the gated MLP's activations, forward and backward, and soft caps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,21 +21,9 @@ class Activation:
     plain: Callable[[torch.Tensor], torch.Tensor]
 
 
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """GELU (arXiv 1606.08415) by the approximation with tanh."""
-    return torch.nn.functional.gelu(x, approximate="tanh")
-
-
-def _gelu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return (_gelu_tanh(gate) * up).to(gate_up.dtype)
-
-
-def _gelu_mul_backward_(gate_up: torch.Tensor, da: torch.Tensor) -> None:
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    da = da.float()
-    dgate = torch.ops.aten.gelu_backward(da * up, gate, approximate="tanh")
-    gate_up.copy_(torch.cat((dgate, da * _gelu_tanh(gate)), dim=-1))
+def soft_cap(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Values kept within ±cap: cap · tanh(x / cap) (Gemma 2, arXiv 2408.00118); None: as they are."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 ACTIVATIONS = {
@@ -43,5 +32,9 @@ ACTIVATIONS = {
         lambda gate_up, da: kernels().silu_mul_backward_(gate_up, da),
         torch.nn.functional.silu,
     ),
-    "gelu_tanh": Activation(_gelu_mul, _gelu_mul_backward_, _gelu_tanh),
+    "gelu_tanh": Activation(
+        lambda gate_up: kernels().gelu_mul(gate_up),
+        lambda gate_up, da: kernels().gelu_mul_backward_(gate_up, da),
+        partial(torch.nn.functional.gelu, approximate="tanh"),
+    ),
 }

@@ -26,6 +26,19 @@ class PrefixGrad:
     v: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Span:
+    """Which keys a layer's queries see, and how the scores are kept within bounds.
+
+    Attributes:
+        window: the sliding window in tokens, None: all keys before.
+        soft_cap: cap · tanh(score / cap), None: scores as they are.
+    """
+
+    window: int | None = None
+    soft_cap: float | None = None
+
+
 class Attend(Protocol):
     """What a layer's attention asks of the pass that it is part of."""
 
@@ -36,7 +49,7 @@ class Attend(Protocol):
         """Take note of a layer's keys and values (T, K, d), rotated."""
 
     def forward(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """q (T, H, d), k and v (T, K, d) → (T, H, d), and what the backward pass needs besides."""
 
@@ -49,7 +62,7 @@ class Attend(Protocol):
         v: torch.Tensor,
         mixed: torch.Tensor,
         state: torch.Tensor,
-        window: int | None,
+        span: Span,
     ) -> Gradients:
         """(dq, dk, dv) like (q, k, v) for dmixed (T, H, d); None: nothing comes from attention's output."""
 
@@ -75,10 +88,10 @@ class PackedAttention:
         pass
 
     def forward(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
         pk, pv = self.prefix[layer] if self.prefix else (None, None)
-        return kernels().attend(q, k, v, pk, pv, self.layout, window)
+        return kernels().attend(q, k, v, pk, pv, self.layout, span.window, soft_cap=span.soft_cap)
 
     def backward(
         self,
@@ -89,13 +102,15 @@ class PackedAttention:
         v: torch.Tensor,
         mixed: torch.Tensor,
         state: torch.Tensor,
-        window: int | None,
+        span: Span,
     ) -> Gradients:
         assert dmixed is not None
         pk, pv = self.prefix[layer] if self.prefix else (None, None)
         grad = self.prefix_grad
         dk, dv = (grad.k[layer], grad.v[layer]) if grad else (None, None)
-        return kernels().attend_backward(dmixed, q, k, v, pk, pv, mixed, state, self.layout, window, dk, dv)
+        return kernels().attend_backward(
+            dmixed, q, k, v, pk, pv, mixed, state, self.layout, span.window, dk, dv, soft_cap=span.soft_cap
+        )
 
 
 class PrefixAttention(PackedAttention):
@@ -128,12 +143,12 @@ class PrefixAttention(PackedAttention):
         v: torch.Tensor,
         mixed: torch.Tensor,
         state: torch.Tensor,
-        window: int | None,
+        span: Span,
     ) -> Gradients:
         if dmixed is None:
             dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         else:
-            dq, dk, dv = super().backward(layer, dmixed, q, k, v, mixed, state, window)
+            dq, dk, dv = super().backward(layer, dmixed, q, k, v, mixed, state, span)
         if self.received is not None:
             dk = (dk.float() + self.received.k[layer]).to(q.dtype)
             dv = (dv.float() + self.received.v[layer]).to(q.dtype)

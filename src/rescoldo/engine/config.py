@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import dropwhile
 from typing import Any
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -45,6 +46,7 @@ class DecoderConfig:
         attention_scale: factor on the scores; None: 1 / √head_dim.
         embedding_scale, residual_scale: factors on the embeddings and on what a sublayer adds to the residual stream.
         logits_divisor: what the logits are divided by.
+        attention_cap, logits_cap: the soft caps (`activation.soft_cap`) of scores and logits; None: none.
         fused: the groups ("qkv", "gate_up") that the model has as one linear.
     """
 
@@ -76,7 +78,16 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+    attention_cap: float | None = None
+    logits_cap: float | None = None
     fused: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what
+        identifies a base model stays the same when a new family brings a new field."""
+        later = dropwhile(lambda one: one.name != "tied_embeddings", fields(self))
+        usual = {one.name for one in list(later)[1:] if getattr(self, one.name) == one.default}
+        return {name: value for name, value in asdict(self).items() if name not in usual}
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, None where attention is full."""

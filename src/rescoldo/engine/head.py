@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from rescoldo.engine.activation import soft_cap
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.linear import FrozenLinear
 
-_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
+HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
 
 
 class Head:
@@ -27,7 +28,9 @@ class Head:
     def logits(self, h: torch.Tensor) -> torch.Tensor:
         """The last layer's output (n, D) float32 → logits (n, V) in the activations' dtype."""
         x, _, _ = kernels().rms_norm(h, self.final_norm, self.config.norm_eps)
-        return self.products.forward(x, None)[0]
+        logits, _ = self.products.forward(x, None)
+        cap = self.config.logits_cap
+        return logits if cap is None else soft_cap(logits.float(), cap).to(logits.dtype)
 
     def loss(
         self,
@@ -50,15 +53,21 @@ class Head:
         chosen = h.index_select(0, at)
         x, normed, rstd = op.rms_norm(chosen, self.final_norm, self.config.norm_eps)
         total, dchosen = 0.0, torch.zeros_like(chosen)
-        for start in range(0, len(at), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(at), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
             logits, z = self.products.forward(x[rows], None)
+            cap, capped = self.config.logits_cap, None
+            if cap is not None:
+                capped = soft_cap(logits.float(), cap)
+                logits = capped.to(logits.dtype, copy=True)  # the kernel may overwrite it
             if weights is None:
                 loss, dlogits = op.cross_entropy(logits, targets[rows], scale or 0.0)
             else:
                 loss, dlogits = _weighted(logits, targets[rows], weights[rows], scale or 0.0)
             total += loss
             if scale is not None:
+                if cap is not None and capped is not None:
+                    dlogits = (dlogits * (1 - (capped / cap).square())).to(dlogits.dtype)
                 dx, _ = self.products.backward(dlogits, x[rows], z, None, True)
                 assert dx is not None
                 op.rms_norm_backward(dx, normed[rows], rstd[rows], self.final_norm, dchosen[rows])
@@ -71,8 +80,8 @@ class Head:
     def log_probabilities(self, h: torch.Tensor, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The log-probability (n,) float32, in nats, of each of `targets` (n,) at the rows `at` (n,) of h (T, D)."""
         found = []
-        for start in range(0, len(at), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(at), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
             scores = self.logits(h.index_select(0, at[rows])).float()
             found.append(-torch.nn.functional.cross_entropy(scores, targets[rows], reduction="none"))
         return torch.cat(found)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from rescoldo.engine.activation import ACTIVATIONS
-from rescoldo.engine.attend import Attend
+from rescoldo.engine.attend import Attend, Span
 from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout, mix_key
@@ -97,7 +97,7 @@ class Attention:
         self.groups: Mapping[str, LoraGroup] = {site: groups[site] for site in ("qkv", "o")}
         self.qkv, self.o = groups["qkv"], groups["o"]
         self.q_norm, self.k_norm = norms.get("self_attn.q_norm"), norms.get("self_attn.k_norm")
-        self.window, self.rope = config.window(index), config.rope(index)
+        self.span, self.rope = Span(config.window(index), config.attention_cap), config.rope(index)
         self.rotary_dim = config.rotary_dim or config.head_dim
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -115,7 +115,7 @@ class Attention:
         attend.keys_values(self.index, k, v)
         if attend.stops_at_keys(self.index):
             return None, AttentionSaved(qkv, heads, None, None, (z1, None))
-        mixed, state = attend.forward(self.index, q, k, v, self.window)
+        mixed, state = attend.forward(self.index, q, k, v, self.span)
         mixed = mixed.flatten(1)
         y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"))
         return y, AttentionSaved(qkv, heads, mixed, state, (z1, z2))
@@ -142,7 +142,7 @@ class Attention:
             dmixed, mixed, state = dmixed.view(q.shape), saved.mixed.view(q.shape), saved.state
         if not want_input and not self.qkv.adapted:
             return None
-        dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.window)
+        dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.span)
         self._rotate(dq, dk, rows.rope[self.rope], -1.0)
         dq, dk = self._norm_backward(dq, dk, saved.heads)
         dqkv = _side_by_side(dq, dk, dv)

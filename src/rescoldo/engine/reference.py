@@ -8,9 +8,10 @@ import math
 import torch
 from torch.nn.functional import cross_entropy, embedding
 
-from rescoldo.engine.activation import ACTIVATIONS
+from rescoldo.engine.activation import ACTIVATIONS, soft_cap
 from rescoldo.engine.config import NORMS, DecoderConfig
-from rescoldo.engine.rope import rope_tables, rotate
+from rescoldo.engine.kernels.ops import rotate
+from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource
 
@@ -63,7 +64,7 @@ class ReferenceDecoder:
             h = h + c.residual_scale * (self.norm(y, f"{layer}.{post2}") if post2 else y)
         h = self.norm(h, "model.norm")
         logits = h @ self.weight("model.embed_tokens.weight" if c.tied_embeddings else "lm_head.weight").T
-        return logits / c.logits_divisor
+        return soft_cap(logits / c.logits_divisor, c.logits_cap)
 
     def attention(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """Causal attention of layer i: x (T, D) → (T, D)."""
@@ -85,7 +86,7 @@ class ReferenceDecoder:
         group = c.n_heads // c.n_kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         scale = 1 / math.sqrt(c.head_dim) if c.attention_scale is None else c.attention_scale
-        scores = torch.einsum("thd,shd->hts", q, k) * scale
+        scores = soft_cap(torch.einsum("thd,shd->hts", q, k) * scale, c.attention_cap)
         at = torch.arange(n)
         hidden = at[None, :] > at[:, None]  # keys after the query
         window = c.window(i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
 from rescoldo.role import Role
+from rescoldo.role.grammar import role_grammar
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.open import Opener
@@ -50,6 +51,7 @@ def compare(
     quantization: str = "auto",
     server: ServerOptions | None = None,
     allow_pickle: bool = False,
+    constrained: bool = False,
     reuse: Sequence[Path] = (),
     judges: Sequence[str] = (),
     judge_tokens: int = TOKENS,
@@ -66,6 +68,8 @@ def compare(
         repeats: answers to each input, with seeds that follow each other.
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
+        constrained: the baseline once more, with its answers held to the role's schema: what the form is worth without
+            any training. Left out, with a line that says so, where role or baseline cannot be constrained.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
         judges: specs of models that are examined and then judge the answers (see rescoldo.evaluate.judge).
         judge_tokens: that a judge may write.
@@ -91,6 +95,9 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    asked_for = set(models)
+    if constrained:
+        models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
     panel = [ChatPredictor(opener.chat(spec), the_role, spec) for spec in dict.fromkeys(judges)]
@@ -106,7 +113,34 @@ def compare(
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
         panel=panel, judge_tokens=judge_tokens,
+        optional=models.keys() - asked_for,
     )  # fmt: skip
+
+
+def _with_constrained(
+    models: Mapping[str, str], baseline: str, role: Role, console: Console | None
+) -> Mapping[str, str]:
+    """The models, and behind the baseline the same with constrained answers, where that can be."""
+    from rescoldo.evaluate.open import CONSTRAINED
+    from rescoldo.programs.program import find_program
+
+    name, reason = f"{baseline}_constrained", ""
+    try:
+        role_grammar(role)
+        if find_program(models[baseline]) is not None:
+            reason = "it is a program"
+        elif name in models or models[baseline].startswith(CONSTRAINED):
+            reason = "it is there already"
+    except RescoldoError as error:
+        reason = error.what
+    if reason:
+        if console:
+            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        return models
+    added: dict[str, str] = {}
+    for known, spec in models.items():
+        added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
+    return added
 
 
 def compare_run(
@@ -173,8 +207,10 @@ def _compare(
     opener: Opener | None = None,
     panel: Sequence[ChatPredictor] = (),
     judge_tokens: int = TOKENS,
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
+    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
+    `optional`: models that may fail, as on a server that does not constrain answers."""
     started = time.time()
     training, training_file = training_answers(train, info, role)
     learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
@@ -182,10 +218,16 @@ def _compare(
     on_training: dict[str, Any] | None = None
     with partial_cache(target, reuse) as cache:
         for place, predictor in enumerate(predictors):
-            models[predictor.name] = evaluate(
-                predictor, records, role, sampling,
-                repeats=repeats, cache=cache, training=training, console=console,
-            )  # fmt: skip
+            try:
+                models[predictor.name] = evaluate(
+                    predictor, records, role, sampling,
+                    repeats=repeats, cache=cache, training=training, console=console,
+                )  # fmt: skip
+            except RescoldoError as error:
+                if predictor.name not in optional:
+                    raise
+                if console:
+                    console.say(f"{predictor.name} is left out: {error.what}")
             if learned and predictor.name == parts.finetuned:
                 if console:
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")
@@ -206,8 +248,8 @@ def _compare(
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
         if panel:
             document["judges"] = []
-            selves = {predictor.fingerprint(): predictor.name for predictor in predictors}
-            pairs = pairs_to_judge([predictor.name for predictor in predictors], parts.finetuned, parts.baseline)
+            selves = {predictor.fingerprint(): predictor.name for predictor in predictors if predictor.name in models}
+            pairs = pairs_to_judge(list(models), parts.finetuned, parts.baseline)
             for place, member in enumerate(panel):
                 judge = Judge(member.name, member.chat, role, tokens=judge_tokens, cache=cache, console=console)
                 own = selves.get(member.fingerprint(), "")

@@ -41,8 +41,8 @@ class Console(Protocol):
     def say(self, text: str) -> None:
         """One line."""
 
-    def answering(self, name: str, total: int, done: int) -> AbstractContextManager[Progress]:
-        """A bar over rows."""
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> AbstractContextManager[Progress]:
+        """A bar over rows of at most so many tokens each."""
 
 
 def evaluate(
@@ -81,7 +81,11 @@ def evaluate(
         if found and console:
             console.say(f"{predictor.name}: {len(found)} of {len(keys)} answers are there already")
     if len(found) < len(keys):
-        bar = console.answering(predictor.name, len(keys), len(found)) if console else nullcontext()
+        bar = (
+            console.answering(predictor.name, len(keys), len(found), sampling.max_new_tokens)
+            if console
+            else nullcontext()
+        )
         with bar as progress:
             for repeat, drawn in enumerate(samplings):
                 open_ = [i for i in range(repeat * len(records), (repeat + 1) * len(records)) if i not in found]
@@ -125,6 +129,7 @@ def evaluate_model(
     sampling: Sampling | None = None,
     limit: int | None = None,
     base: bool = False,
+    constrained: bool = False,
     quantization: str = "auto",
     name: str = "",
     console: Console | None = None,
@@ -141,6 +146,7 @@ def evaluate_model(
         sampling: the role's, where not given.
         limit: only the first so many records.
         base: for a run directory: its base model alone.
+        constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
 
     Returns:
@@ -151,6 +157,7 @@ def evaluate_model(
     """
     from rescoldo.models.engine_chat import EnginePredictor
     from rescoldo.models.loaded import load_for_inference
+    from rescoldo.role.grammar import role_grammar
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
@@ -171,7 +178,8 @@ def evaluate_model(
     if base and loaded.run is None:
         raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
     training, training_file = training_answers(train, loaded.info, the_role)
-    predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name)
+    grammar = role_grammar(the_role) if constrained else None
+    predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
         document = {

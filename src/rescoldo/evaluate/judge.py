@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rescoldo.constrain import choices
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.damage import exam_questions
@@ -119,7 +120,9 @@ class Judge:
         self, spec: str, chat: ChatModel, role: Role, *, tokens: int = TOKENS,
         cache: PredictionCache | None = None, console: Console | None = None,
     ) -> None:  # fmt: skip
-        self.spec, self.chat, self.role, self.cache, self.console = spec, chat, role, cache, console
+        # Our engine is held to the three choices; servers differ in what they take, so that their replies are parsed.
+        self.chat = chat.constrained(choices(("1", "2", "0"))) if chat.batches else chat
+        self.spec, self.role, self.cache, self.console = spec, role, cache, console
         self.sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=tokens, seed=0)
         self.answers: dict[str, dict[str, Any]] = {}
         self.asked = self.refused = self.failed = 0
@@ -135,13 +138,13 @@ class Judge:
             for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
                 conversations.append(judge_messages(self.role.rubric, pair.question, first, second))
         found = self._complete(what, conversations)
-        choices = [None if reply.error else choice_of(reply.text) for reply in found]
-        self.asked += len(choices)
+        chosen = [None if reply.error else choice_of(reply.text) for reply in found]
+        self.asked += len(chosen)
         self.failed += sum(bool(reply.error) for reply in found)
-        self.refused += sum(choice is None and not reply.error for choice, reply in zip(choices, found, strict=True))
+        self.refused += sum(choice is None and not reply.error for choice, reply in zip(chosen, found, strict=True))
         return [
-            _Replies(choices[i], choices[i + 1], bool(found[i].error or found[i + 1].error))
-            for i in range(0, len(choices), 2)
+            _Replies(chosen[i], chosen[i + 1], bool(found[i].error or found[i + 1].error))
+            for i in range(0, len(chosen), 2)
         ]
 
     def _complete(self, what: str, conversations: Sequence[Messages]) -> list[Prediction]:
@@ -153,7 +156,11 @@ class Judge:
         open_ = [i for i in range(len(keys)) if i not in found]
         if open_:
             label = f"judge {self.spec}, {what}"
-            bar = self.console.answering(label, len(keys), len(found)) if self.console else nullcontext()
+            bar = (
+                self.console.answering(label, len(keys), len(found), self.sampling.max_new_tokens)
+                if self.console
+                else nullcontext()
+            )
             size = _TOGETHER if self.chat.batches else len(open_)
             with bar as progress:
                 for start in range(0, len(open_), size):

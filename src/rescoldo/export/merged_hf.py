@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.hf import HfTensors, open_hf, read_config
+from rescoldo.base.hf import HfTensors, decoder_config, open_hf, read_config
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import check_tensors
 from rescoldo.base.tokenizer import save_tokenizer
@@ -46,9 +46,12 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
     config, tokenizer = source.base.config, source.tokenizer
     generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
     if source.base.kind == "hf":
-        content = {
-            key: v for key, v in load_json(source.base.path / "config.json", REFETCH).items() if key != "torch_dtype"
-        }
+        path = source.base.path / "config.json"
+        whole = load_json(path, REFETCH)
+        family, decoder = decoder_config(whole, str(path))
+        content = {key: v for key, v in decoder.items() if key != "torch_dtype"}
+        if decoder != whole:  # what is merged is the decoder, without what wrapped it
+            content["architectures"] = [family.hf_class]
         own = source.base.path / "generation_config.json"
         generation = load_json(own, REFETCH) if own.is_file() else generation
     else:

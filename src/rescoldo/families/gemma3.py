@@ -40,6 +40,8 @@ FAMILY = Family(
         "qkv_bias": Key("attention_bias"),
         "o_bias": Key("attention_bias"),
         "local_rope_theta": Key(gguf="rope.freq_base_swa"),
+        "attention_cap": Key("attn_logit_softcapping", "attn_logit_softcapping"),
+        "logits_cap": Key("final_logit_softcapping", "final_logit_softcapping"),
     },
     windows="layer_types",
     gguf_windows=6,

@@ -6,13 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from rescoldo.engine.weights import Tensors
-from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, UPDATE, Command, Group, agree, receive
+from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, UPDATE, Command, Group, agree, leaders_date, receive
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.run.signals import SIGNALS
 from rescoldo.train.config import RunConfig
@@ -57,6 +59,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
     Raises:
         RescoldoError: this machine has other data or settings than the leader, or lost it.
     """
+    parts = replace(parts, run_date=partial(leaders_date, group=group))
     prepared = prepare(config, parts, reporter, restart=False)
     agree(prepared.identity, group)
     reporter.say(f"  this machine computes; {group.name(group.leader)} leads and writes ({group.size} machines)")

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import torch
@@ -225,6 +225,13 @@ def unflatten(vector: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None
             count = tensors[name].numel()
             tensors[name].copy_(vector[start : start + count].view_as(tensors[name]))
             start += count
+
+
+def leaders_date(day: date, group: Group) -> date:
+    """The leader's `day`, on all machines: its output directory knows when the run began."""
+    number = torch.tensor([day.toordinal()])
+    dist.broadcast(number, group.leader)
+    return date.fromordinal(int(number))
 
 
 def agree(identity: Mapping[str, Any], group: Group) -> None:

@@ -210,7 +210,8 @@ def _end(agent: subprocess.Popen[bytes], place: Place) -> None:
 def _last_line(path: Path) -> str:
     """The last line of torchrun's own words that says what went wrong."""
     with contextlib.suppress(OSError):
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if "Error" in line]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if "Error" in line]
         if lines:
             return lines[-1][:300]
     return "it said nothing"

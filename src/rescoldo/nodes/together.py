@@ -6,6 +6,8 @@ from rescoldo.nodes.follower import follow
 from rescoldo.nodes.group import current_group, joined
 from rescoldo.nodes.leader import Leader
 from rescoldo.nodes.place import current_place
+from rescoldo.run.layout import LOG_FILE
+from rescoldo.run.streams import unfailing
 from rescoldo.train.config import RunConfig
 from rescoldo.train.parts import Parts
 from rescoldo.train.progress import Reporter
@@ -21,8 +23,8 @@ def train_here(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes; the
-    others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
+    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes;
+    the others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
 
     Args:
         config, parts, restart, adapter_bin, force, reporter: as `train` takes them.
@@ -34,7 +36,7 @@ def train_here(
     group = current_group()
     if group is None:
         return train(config, parts, restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
-    with joined(group) as group:
+    with unfailing(config.output / LOG_FILE), joined(group) as group:
         if not group.leads:
             left = follow(config, parts, group, reporter)
             return RunResult("interrupted" if left else "followed", config.output, signal=left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def find_program(spec: str) -> tuple[Path, str] | None:
     """The program and the model ("" where none is named) in PROGRAM or PROGRAM@MODEL; None if `spec` is no program."""
     place = len(spec)
     while place >= 0:
-        path = Path(spec[:place]).expanduser()
+        path = Path(os.path.expanduser(spec[:place]))
         if spec[:place] and _is_program(path):
             return path, spec[place + 1 :]
         place = spec.rfind("@", 0, place)

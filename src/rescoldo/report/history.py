@@ -52,7 +52,7 @@ def read_history(output: Path) -> History:
     epochs = [line for line in metrics if _has(line, "step", "train_loss", "val_loss", "epoch")]
     return History(
         train_loss=_points(metrics, "loss"),
-        val_loss=_points(epochs, "val_loss"),
+        val_loss=_points(metrics, "val_loss"),
         learning_rate=_points(metrics, "lr"),
         gradient_norm=_points(metrics, "grad_norm"),
         tokens_per_second=sorted(dict(_points(timings, "tokens_per_second")).items()),

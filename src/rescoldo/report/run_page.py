@@ -96,6 +96,12 @@ def _facts(status: Status, history: History) -> Any:
     if status.alive and state.get("seconds_left") is not None:
         yield "time left", clock(state["seconds_left"])
         yield "finished at about", when(time.time() + state["seconds_left"])
+    before = state.get("val_loss_before")
+    if before is not None and history.epochs:
+        best = min(epoch["val_loss"] for epoch in history.epochs)
+        yield "validation loss", f"{before:.4f} before training, {best:.4f} at best"
+    elif before is not None:
+        yield "validation loss", f"{before:.4f} before training"
     yield "time worked", clock(history.worked)
     if state.get("peak_memory_bytes"):
         yield "peak memory", gigabytes(state["peak_memory_bytes"])

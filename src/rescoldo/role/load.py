@@ -26,6 +26,7 @@ FILE = "role.yaml"
 DEFAULT = "ba"
 OF_RUN = "role"  # the folder in a run's output that keeps the role it was trained with
 NOT_TAUGHT = (
+    "annotations",
     "description",
     "heading",
     "same",

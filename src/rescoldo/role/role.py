@@ -12,7 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.role.conversation import convert, mend
+from rescoldo.role.conversation import convert, mend, recognized
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Note, Score, from_function
@@ -26,6 +26,9 @@ RUBRIC = """\
 The better answer is the one that serves this input better: it is about this input and not about another one; it is
 right, with no figure, name or fact that the input does not support; it is specific and complete; it says nothing twice
 and contradicts itself nowhere."""
+
+
+FOREIGN = "foreign"  # the code of a record that another role would read
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Role:
         """The text the model is to learn to answer with: the record's answer, written as the role says."""
         value = self.answer_of(record)
         if self.spec.serialization == "text":
-            return str(value).strip()
+            return str(value)
         return dump_json(value) if self.spec.serialization == "json" else dump_yaml(value)
 
     def answer_of(self, record: dict[str, Any]) -> Any:
@@ -158,7 +161,7 @@ class Role:
         that stood as YAML texts become what they say.
         """
         if self.spec.format == "conversation":
-            return convert(record, answers)[0]
+            return convert(record, answers, self._known_keys)[0]
         if not answers or self.schema is None or not isinstance(record.get(self.spec.answer), dict | list | str):
             return record
         return {**record, self.spec.answer: self.schema.conform(record[self.spec.answer])}
@@ -170,7 +173,7 @@ class Role:
             RescoldoError: the role's own check fails, or returns what it may not.
         """
         findings = self._input_findings(record, answers)
-        if answers:
+        if answers and not any(finding.code == FOREIGN for finding in findings):
             findings += self._answer_findings(record, f"{file}:{line}")
         return [Fault(file, line, *finding) for finding in findings]
 
@@ -214,7 +217,7 @@ class Role:
 
     def reads(self, text: str) -> bool:
         """Whether a model's text is a document in the role's serialization; False where answers are free text."""
-        return self.schema is not None and not self._parse(text)[1]
+        return self.schema is not None and not self.parse(text)[1]
 
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
@@ -270,11 +273,26 @@ class Role:
         used = set[str]().union(*(fields_used(template) for _, template in self.spec.templates()))
         return sorted(used - {self.spec.input})
 
+    @cached_property
+    def _known_keys(self) -> frozenset[str]:
+        """The keys beside a conversation that this role uses, or knows as annotations."""
+        return frozenset([*self._other_fields, *self.spec.annotations])
+
+    def _foreign(self, record: dict[str, Any]) -> list[Finding]:
+        """What a record seems to be that has neither this role's input nor its answer; [] if like nothing known."""
+        if self.spec.input in record or self.spec.answer in record:
+            return []
+        shape = recognized(record)
+        if shape:
+            what = f"has no `{self.spec.input}`, which the role {self.name} asks about; it is {shape}: --role generic"
+            return [Finding("", FOREIGN, what)]
+        return []
+
     def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
         if self.spec.format == "conversation":
-            record, findings = convert(record, answers)
+            record, findings = convert(record, answers, self._known_keys)
         else:
-            findings = text_findings(record, self.spec.input)
+            findings = self._foreign(record) or text_findings(record, self.spec.input)
         if findings or self.spec.prompt is None:
             return findings
         try:
@@ -292,7 +310,7 @@ class Role:
                 raise self._failed("check", self.spec.check, error, where) from None
         name = self.spec.answer
         if self.spec.format == "conversation":
-            record, faults = convert(record, True)
+            record, faults = convert(record, True, self._known_keys)
             if faults:
                 return []  # named already
         if self.schema is None:
@@ -321,10 +339,10 @@ class Role:
             except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
                 text = ""
             return Answer(text, value, "", wanted_text, wanted, self.schema)
-        value, fault = self._parse(prediction)
+        value, fault = self.parse(prediction)
         return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
 
-    def _parse(self, text: str) -> tuple[Any, str]:
+    def parse(self, text: str) -> tuple[Any, str]:
         """(value, "") of a model's text, or (None, why it cannot be read)."""
         if self.schema is None:
             return text.strip(), ""

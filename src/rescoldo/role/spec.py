@@ -58,6 +58,7 @@ class RoleSpec(_Strict):
     check: str | None = None
     mend: str | None = None
     same: Literal["prompt", "words"] = "prompt"
+    annotations: list[str] = Field(default_factory=list, max_length=100)
     heading: str = "Fine-Tuning LoRA"
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     samples: _Samples | None = None

@@ -98,16 +98,13 @@ def _refused(output: Path, log: Path, at: int, code: int) -> RescoldoError:
 
 
 def follow_move(old: Path, new: Path) -> None:
-    """After `old` was renamed to `new` and made anew: if our standard output is the log that moved along, write to a
-    fresh one in `old` from now on."""
-    try:
-        ours, there = os.fstat(1), os.stat(new / LOG_FILE)
-        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
-            return
-        sys.stdout.flush()
-        fd = os.open(old / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        return
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+    """After `old` was renamed to `new` and made anew: where our standard output or standard error is the log that moved
+    along, write to a fresh one in `old` from now on."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(OSError):
+            if not os.path.samestat(os.fstat(number), os.stat(new / LOG_FILE)):
+                continue
+            stream.flush()
+            fd = os.open(old / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(fd, number)
+            os.close(fd)

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import StateFile
+from rescoldo.run.streams import lost
 from rescoldo.system.causes import Snapshot, causes, snapshot
 from rescoldo.system.clock import WorkClock
 from rescoldo.system.memory import low_mark, memory_available, own_memory
@@ -83,6 +85,7 @@ class Monitor:
     ) -> None:
         self._end.set()
         self._thread.join()
+        self.streams_are_lost()
         if isinstance(error, EndedBySignal):
             self.file.update(now=True, phase="stopped", signal=int(error.signal))
         elif error is not None:
@@ -105,6 +108,7 @@ class Monitor:
             suspended_seconds=round(self.clock.suspended, 1),
             stopped_seconds=round(self.clock.stopped, 1),
         )
+        self.streams_are_lost()
         if self.clock.suspended > self._suspended:
             slept, self._suspended = self.clock.suspended - self._suspended, self.clock.suspended
             self._event("suspended", seconds=round(slept, 1))
@@ -117,6 +121,13 @@ class Monitor:
             self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
         if free < self._low:
             self.memory_is_low(free)
+
+    def streams_are_lost(self) -> None:
+        """Note, once, that the terminal or pipe this run was started on is gone."""
+        what = lost()
+        if what and "streams" not in self._said:
+            where = quote(self.file.path.parent)
+            self.say("streams", f"the run goes on without its terminal ({what})", f"{program()} logs -f {where}")
 
     def memory_is_low(self, free: int) -> None:
         """Take less for activations from the next pass on, and say so."""

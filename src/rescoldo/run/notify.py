@@ -17,7 +17,7 @@ def run_on_exit(command: str, output: Path) -> str:
     """
     document = json.dumps(read_status(output).as_json(), ensure_ascii=False) + "\n"
     try:
-        done = subprocess.run(command, shell=True, input=document, text=True, check=False)
+        done = subprocess.run(command, shell=True, input=document.encode(errors="replace"), check=False)
     except OSError as error:
         return f"--on-exit {command!r} could not be run: {error.strerror or error}"
     return f"--on-exit {command!r} ended with exit code {done.returncode}" if done.returncode else ""

@@ -8,16 +8,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rescoldo.files import read_json, write_json
+from rescoldo.files import home, private_folder, read_json, write_json
 from rescoldo.run.layout import RUN_FILE
 
 MAX_DEPTH = 3  # folders that `find_runs` goes down
 
 
 def registry_folder() -> Path:
-    """$XDG_STATE_HOME/rescoldo/runs, else ~/.local/state/rescoldo/runs."""
-    root = os.environ.get("XDG_STATE_HOME")
-    return (Path(root) if root else Path.home() / ".local" / "state") / "rescoldo" / "runs"
+    """$XDG_STATE_HOME/rescoldo/runs, else ~/.local/state/rescoldo/runs; where that cannot be written
+    and does not exist, a private folder below the temporary one."""
+    root, own = os.environ.get("XDG_STATE_HOME"), home()
+    state = Path(root) if root else own / ".local" / "state" if own is not None else None
+    if state is None:
+        return private_folder() / "runs"
+    folder = state / "rescoldo" / "runs"
+    if folder.exists() or root:
+        return folder
+    place = next((parent for parent in folder.parents if parent.exists()), state)
+    return folder if os.access(place, os.W_OK) else private_folder() / "runs"
 
 
 def register(output: Path) -> None:

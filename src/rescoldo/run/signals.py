@@ -91,7 +91,8 @@ def _write(text: str) -> None:
 
 
 def send_to(output: Path, number: signal.Signals) -> bool:
-    """Send a signal to the process that holds `output`; never to another that got its pid meanwhile.
+    """Send a signal to the process that holds `output`; never to another that got its pid meanwhile. One that stands
+    still (Ctrl-Z) is made to go on, so that it can answer.
 
     Returns:
         False if no process of this machine holds it.
@@ -102,6 +103,7 @@ def send_to(output: Path, number: signal.Signals) -> bool:
     if not hasattr(os, "pidfd_open"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(holder.pid, number)
+            os.kill(holder.pid, signal.SIGCONT)
             return True
         return False
     try:
@@ -112,6 +114,7 @@ def send_to(output: Path, number: signal.Signals) -> bool:
         if process_start(holder.pid) != holder.start:  # looked at with the handle in hand: it cannot change any more
             return False
         signal.pidfd_send_signal(fd, number)
+        signal.pidfd_send_signal(fd, signal.SIGCONT)
     except ProcessLookupError:
         return False
     finally:

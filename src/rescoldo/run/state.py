@@ -30,8 +30,9 @@ class State:
     phase: loading, training, evaluating, saving; or, at the end, finished, stopped (saved by a signal), failed.
     began: when this process began (seconds since 1970); updated: when this was written.
     epoch: from 1; epochs, step, steps; share: of the whole run that is done, 0..1.
-    loss: of the last optimizer step; val_loss: of the last evaluated epoch.
-    tokens_per_second, seconds_left: over the last pieces of work; 0 and None before the first.
+    loss: of the last optimizer step; val_loss: of the last evaluated epoch; val_loss_before: before the training.
+    tokens_per_second: of training, over the last pieces of work, 0 before the first.
+    seconds_left: by the speed of training, of evaluating or of a plan, whichever is known; None before.
     memory_bytes, peak_memory_bytes: the process's own, mapped files left out; free_bytes: what it could take.
     keep_layers: layers whose activations may be kept at most, None without a bound.
     oom_kills: the kernel's count of kills for memory when this was written.
@@ -54,6 +55,7 @@ class State:
     share: float = 0.0
     loss: float | None = None
     val_loss: float | None = None
+    val_loss_before: float | None = None
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     memory_bytes: int = 0

@@ -14,11 +14,11 @@ from rescoldo.files import quote, read_json
 from rescoldo.invocation import program
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
-from rescoldo.run.lock import Holder, process_start, read_holder
+from rescoldo.run.lock import Holder, is_stopped, process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
 
-ALIVE = ("starting", "running")
+ALIVE = ("starting", "running", "paused")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Status:
     """A run as seen from outside.
 
     Attributes:
-        status: "starting", "running", "finished", "stopped" (saved after a signal), "failed" (an error), "died"
-            (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another host), "never" (no run here).
-        why: for stopped, failed and died: the reason in words.
+        status: "starting", "running", "paused" (Ctrl-Z, SIGSTOP), "finished", "stopped" (saved after a signal),
+            "failed" (an error), "died" (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another
+            host), "never" (no run here).
+        why: for paused, stopped, failed and died: the reason in words.
         next: a command to type next, "" if there is nothing to do.
         killed_for_memory: whether the last process was.
         pid: of the process that works there, or last did; None if not known.
@@ -89,6 +90,8 @@ def read_status(output: Path) -> Status:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
         if fresh and state is not None and state.phase == "finished":  # about to leave
             return Status(str(output), "finished", next=_decide(output, config), pid=holder.pid, **known)
+        if is_stopped(holder.pid):
+            return Status(str(output), "paused", *_paused(holder.pid), pid=holder.pid, **known)
         return Status(str(output), "running" if fresh else "starting", pid=holder.pid, **known)
     if info is not None and "identity" in info:
         return Status(str(output), "finished", next=_decide(output, config), pid=state.pid if state else None, **known)
@@ -121,15 +124,26 @@ def _elsewhere(holder: Holder) -> str:
     return f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
 
 
+def _paused(pid: int) -> tuple[str, str]:
+    """Why, and what to do."""
+    return "it stands still by Ctrl-Z or SIGSTOP", f"fg in its terminal, or kill -CONT {pid}"
+
+
 def _sweep_status(output: Path, sweep: SweepState) -> Status:
     """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
     trial, holder = output / sweep.trial, read_holder(output)
     inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
-    shown = replace(inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False)
+    log = str(output / LOG_FILE) if os.path.isfile(output / LOG_FILE) else inner.log
+    shown = replace(
+        inner, output=str(output), sweep=sweep.words, trial=str(trial), why="", killed_for_memory=False, log=log
+    )
     again = "the same sweep command again resumes it"
     if holder is not None and holder.alive is None:
         return replace(shown, status="unknown", why=_elsewhere(holder), next="", pid=holder.pid)
     if holder is not None and holder.alive:
+        if is_stopped(holder.pid):
+            why, next_ = _paused(holder.pid)
+            return replace(shown, status="paused", why=why, next=next_, pid=holder.pid)
         return replace(shown, status="running", next="", pid=holder.pid)
     if sweep.finished:
         return replace(shown, status="finished", next=f"{program()} verify {quote(trial)}", pid=None)

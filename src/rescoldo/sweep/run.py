@@ -19,9 +19,10 @@ from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate_model
 from rescoldo.files import read_json, sha256, write_json
 from rescoldo.role import Role, get_role
-from rescoldo.run.layout import read_timings
+from rescoldo.run.layout import LOG_FILE, read_timings
 from rescoldo.run.lock import RunLock
 from rescoldo.run.signals import EndAtOnce, EndedBySignal
+from rescoldo.run.streams import unfailing
 from rescoldo.run.sweep import FILE
 from rescoldo.sweep.report import best_trials, write_report
 from rescoldo.sweep.search import Tried, next_params, require_optuna
@@ -105,6 +106,7 @@ def sweep(
         check_against_base(_run_config(config, params), base, frozenset(params))
     now = _identity(config, space, role, base.fingerprint(), settings)
     with ExitStack() as stack:
+        stack.enter_context(unfailing(config.output / LOG_FILE))
         stack.enter_context(RunLock(config.output))
         document = _open(config, now, settings, space, trials)
         if retry:
@@ -213,7 +215,7 @@ class _Sweep:
     def _score(self, trial: dict[str, Any], sampling: Sampling) -> None:
         run = self.config.output / trial["name"]
         began = time.monotonic()
-        loaded = self.shared.trained(run, self.shared.open_base(self.config.base_model).tokenizer())
+        loaded = self.shared.trained(run)
         document = evaluate_model(
             loaded,
             self.config.val,

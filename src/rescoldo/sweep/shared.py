@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rescoldo.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import read_json, sha256
-from rescoldo.models.loaded import Loaded, put_in
+from rescoldo.models.loaded import Loaded, dated_tokenizer, load_for_inference
 from rescoldo.role import Role
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.train.parts import Parts
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Shared:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._bases: dict[str, BaseModel] = {}
-        self._datasets: dict[tuple[str, str, int, int | None], Dataset] = {}
+        self._datasets: dict[tuple[object, ...], Dataset] = {}
         self._model: LoraModel | None = None
         self._checked = False
         self.loads = 0  # how often frozen weights were read
@@ -52,29 +52,31 @@ class Shared:
             self._bases[spec] = self._parts.open_base(spec)
         return self._bases[spec]
 
-    def trained(self, run: Path, tokenizer: Any) -> Loaded:
+    def trained(self, run: Path) -> Loaded:
         """A finished run's adapter on the frozen weights in memory (which are loaded if no run of this process was)."""
         info = read_json(run / INFO_FILE) or {}
         adapter = read_adapter(run)
         base = self.open_base(str(info["base_model"]))
         precision = str(info["quantization"])
         if self._model is None:
-            from rescoldo.models.loaded import load_for_inference
-
             self._model = load_for_inference(str(run)).model
             self.loads += 1
         model = with_adapter(self._model, adapter.lora, 0)
-        put_in(adapter, model, run, base.spec)
+        adapter.put_into(model, base.spec)
+        tokenizer = dated_tokenizer(base, info)
         return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
 
-    def _check_dataset(self, path: Path, role: Role) -> None:
+    def _check_dataset(self, path: Path, role: Role) -> Any:
         if not self._datasets:  # later trials have what the first has read
-            self._parts.check_dataset(path, role)
+            return self._parts.check_dataset(path, role)
+        return None
 
-    def _read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
-        key = (str(path), role.digest, max_length, limit)
+    def _read_dataset(
+        self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+    ) -> Dataset:
+        key = (str(path), role.digest, max_length, limit, getattr(tokenizer, "chat_template", None))
         if key not in self._datasets:
-            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit)
+            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit, records)
         return self._datasets[key]
 
     def _load_model(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from rescoldo.invocation import program
-from rescoldo.system.cgroup import throttled_seconds
+from rescoldo.system.cgroup import available_threads, cpu_quota, throttled_seconds
 
 OTHERS_CORES = 0.25  # cores' worth of other processes that are worth naming
 STEAL_SHARE = 0.05
@@ -77,7 +77,14 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
     cores = psutil.cpu_count() or 1
     others = (after.busy - before.busy - (after.own - before.own)) / seconds
     found = []
-    if others > OTHERS_CORES:
+    throttled, quota = (after.throttled - before.throttled) / seconds, cpu_quota()
+    if throttled > THROTTLED_SHARE:
+        worth = "" if quota is None else f" of {quota:g} cores"
+        what = f"the CPU quota{worth} held this process back ({throttled:.0%} of the time)"
+        remedy = f"raise the quota; with the one there is, --threads {available_threads()} is quickest"
+        found.append(Cause("quota", what, remedy))
+    spare = 0.0 if quota is None else max(0.0, cores - quota)  # cores that are not for this process anyway
+    if others > spare + OTHERS_CORES:
         found.append(
             Cause(
                 "other processes",
@@ -89,10 +96,6 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
         share = (after.steal - before.steal) / seconds / cores
         what = f"the hypervisor gave {share:.0%} of the CPU to other virtual machines"
         found.append(Cause("steal", what, "move to a machine whose cores are your own"))
-    throttled = (after.throttled - before.throttled) / seconds
-    if throttled > THROTTLED_SHARE:
-        what = f"the container's CPU quota held this process back ({throttled:.0%} of the time)"
-        found.append(Cause("quota", what, "raise the quota, or set --threads to the cores it is worth"))
     if (after.swapped - before.swapped) / seconds > SWAP_BYTES_A_SECOND or (
         after.major_faults - before.major_faults
     ) / seconds > MAJOR_FAULTS_A_SECOND:

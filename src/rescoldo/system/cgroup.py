@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")  # the groups of this process
 UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2⁶³
 
 
@@ -46,15 +48,30 @@ def throttled_seconds() -> float:
     return max(seconds)
 
 
+def available_threads() -> int:
+    """Threads that can run at the same time in this process: CPU affinity and the tightest CPU quota counted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def hold_libraries_to_quota() -> None:
+    """Let OpenMP and BLAS start as many threads as a CPU quota is worth, where there is one and the user has not said
+    how many. More of them would use up the quota early in each period and then all wait. Before torch is imported."""
+    if cpu_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_threads()))
+
+
 def cpu_quota() -> float | None:
-    """Cores that the group's quota is worth, None without a quota."""
+    """Cores that the tightest quota of this process's group and those around it is worth, None without a quota."""
     quotas = []
     for folder, name in _files("cpu.max", "cpu.cfs_quota_us"):
         try:
             if name == "cpu.max":
-                quota, period = (folder / name).read_text().split()
+                quota, period = (folder / name).read_text(encoding="ascii").split()
             else:
-                quota, period = (folder / name).read_text(), (folder / "cpu.cfs_period_us").read_text()
+                quota = (folder / name).read_text(encoding="ascii")
+                period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
             if quota.strip() not in ("max", "-1"):
                 quotas.append(int(quota) / int(period))
         except (OSError, ValueError, ZeroDivisionError):
@@ -67,7 +84,7 @@ def _files(new: str, old: str) -> Iterator[tuple[Path, str]]:
     name, `old` version 1's."""
     kind = "cpu" if old.startswith("cpu") else "memory"
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = OWN.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -91,7 +108,7 @@ def _files(new: str, old: str) -> Iterator[tuple[Path, str]]:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # "max" too
         return None
 
@@ -100,7 +117,7 @@ def _field(path: Path, *names: str) -> int:
     """The value of the last of `names` in a file of "name value" lines, 0 if it is not there."""
     value = 0
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, number = line.partition(" ")
             if name in names:
                 value = int(number)

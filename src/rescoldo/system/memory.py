@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 import psutil
 
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.system.cgroup import memory_left, memory_limit
+from rescoldo.units import gigabytes
 
 LOW_SHARE = 0.04  # of the memory there is: below this the kernel may kill at any moment
 LOW_BYTES = 200_000_000
@@ -48,3 +54,52 @@ def own_memory() -> int:
         return 1024 * sum(int(lines[name].split()[0]) for name in (b"RssAnon", b"RssShmem"))
     except (OSError, KeyError, ValueError, IndexError):
         return int(psutil.Process().memory_info().rss)
+
+
+# what PyTorch's allocator, C++, the dynamic loader and the thread library say
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that there was no memory left, whoever has raised it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(
+        text in str(error) for text in _OUT_OF_MEMORY
+    )
+
+
+@contextlib.contextmanager
+def memory_errors_in_words() -> Iterator[None]:
+    """Inside, running out of memory is a RescoldoError that says what holds the memory back."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        bound, remedy = _address_space(), "end other programs"
+        what = "there is no memory left"
+        if bound is not None:
+            what, remedy = f"{what} within the {gigabytes(bound)} of `ulimit -v`", "ulimit -v unlimited"
+        elif memory_limit() is not None:
+            what = f"{what} within the container's limit of {gigabytes(memory_limit() or 0)}"
+        remedy += ", or need less: --quantization int8 or nf4, a smaller --max-length, --batch-size or base model"
+        raise RescoldoError(what, where="memory", fix=remedy, exit_code=EXIT_FAILURE) from error
+
+
+def _address_space() -> int | None:
+    """The bytes of address space that this process may map, None without a limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

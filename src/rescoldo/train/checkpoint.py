@@ -3,6 +3,7 @@
 A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It appears under its name
 only when all of it is on the disk. Names sort by position:
 
+    checkpoint-0-eval-4       nothing trained, 4 validation examples evaluated
     checkpoint-57-rolling     after 57 micro-batches, in the middle of an epoch
     checkpoint-98-eval-4      epoch trained, 4 validation examples evaluated
     checkpoint-98             epoch trained and evaluated; these stay
@@ -57,6 +58,8 @@ class Position:
         micro: micro-batches done within the unfinished optimizer step.
         step_nats: loss summed over those.
         epoch_nats, epoch_targets: summed loss and the targets' summed weight of this epoch so far.
+        baseline: summed loss and the targets' summed weight of each validation example evaluated before the training so
+            far; stays empty in runs that an older version has begun.
         evaluated: summed loss and target tokens of each validation example evaluated in this epoch so far.
         tokens, targets: processed in training so far, prompts included / loss tokens alone.
         losses: of each finished epoch.
@@ -71,12 +74,19 @@ class Position:
     step_nats: float = 0.0
     epoch_nats: float = 0.0
     epoch_targets: float = 0
+    baseline: list[tuple[float, float]] = field(default_factory=list)
     evaluated: list[tuple[float, float]] = field(default_factory=list)
     tokens: int = 0
     targets: int = 0
     losses: list[EpochLosses] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
+
+    @property
+    def loss_before(self) -> float | None:
+        """Mean validation loss per target token before the training, None where it was not measured."""
+        targets = sum(n for _, n in self.baseline)
+        return sum(nats for nats, _ in self.baseline) / targets if targets else None
 
 
 @dataclass
@@ -96,8 +106,9 @@ class Checkpoint:
         """The directory's name."""
         if epoch_end:
             return f"checkpoint-{self.position.batches}"
-        if self.position.evaluated:
-            return f"checkpoint-{self.position.batches}-eval-{len(self.position.evaluated)}"
+        evaluated = self.position.evaluated if self.position.batches else self.position.baseline
+        if evaluated:
+            return f"checkpoint-{self.position.batches}-eval-{len(evaluated)}"
         return f"checkpoint-{self.position.batches}-rolling"
 
 
@@ -162,6 +173,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _pairs(raw: list[list[float]]) -> list[tuple[float, float]]:
+    return [(float(nats), n if isinstance(n, int) else float(n)) for nats, n in raw]
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
@@ -184,7 +199,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         position = Position(
             **{
                 **raw,
-                "evaluated": [(float(nats), n if isinstance(n, int) else float(n)) for nats, n in raw["evaluated"]],
+                **{k: _pairs(raw.get(k, [])) for k in ("baseline", "evaluated")},
                 "losses": [EpochLosses(**losses) for losses in raw["losses"]],
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ FREE = frozenset(
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
-def identity(config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset) -> dict[str, Any]:
-    """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left."""
+def identity(
+    config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset, day: date | None = None
+) -> dict[str, Any]:
+    """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left.
+    `day`: the date in the prompts, where the chat template writes one."""
     fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
     return {
         "checkpoint format": FORMAT,
@@ -45,6 +49,7 @@ def identity(config: RunConfig, role: Role, base_fingerprint: str, train: Datase
         "base model": base_fingerprint[:16],
         "training examples": f"{len(train.examples)}, {train.digest[:16]}",
         "validation examples": f"{len(val.examples)}, {val.digest[:16]}",
+        **({"chat date": day.isoformat()} if day else {}),
         **fields,
         "surroundings": surroundings(),
     }

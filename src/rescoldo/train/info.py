@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
+from rescoldo.adapter import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin, write_calibration
 from rescoldo.engine.weights import Tensors
 from rescoldo.files import sha256, write_json
 from rescoldo.run.layout import INFO_FILE, METRICS
 from rescoldo.system import cpu
-from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin
 from rescoldo.train.checkpoint import Position
 from rescoldo.train.identity import versions
 from rescoldo.train.metrics import resumptions, wall_seconds
@@ -25,9 +25,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def write_results(
-    prepared: Prepared, position: Position, best: Tensors, parts: Parts, adapter_bin: bool
+    prepared: Prepared, position: Position, best: Tensors, calibration: Tensors, parts: Parts, adapter_bin: bool
 ) -> dict[str, Any]:
     """Write everything of the contract's section 4 that is not there yet. Returns training_info.json's content.
+
+    Args:
+        best: the best epoch's adapter.
+        calibration: LoraModel.frozen_state(), kept beside the adapter so that it is scored on the same base weights.
 
     Raises:
         OSError: as the system says; training_info.json is then not there, so the run does not count as finished.
@@ -39,6 +43,8 @@ def write_results(
     names = [CONFIG_FILE, WEIGHTS_FILE, METRICS, *(name for name in TOKENIZER_FILES if (output / name).exists())]
     if adapter_bin:
         write_bin(output)
+    if write_calibration(output, calibration):
+        names.append(CALIBRATION_FILE)
     info = training_info(prepared, position, best)
     info["files"] = {name: sha256(output / name) for name in sorted(names)}
     write_json(output / INFO_FILE, info)
@@ -81,6 +87,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "tokens": position.tokens,
         "target_tokens": position.targets,
         "losses": [asdict(losses) for losses in position.losses],
+        "val_loss_before": position.loss_before,
         "best_epoch": position.best_epoch,
         "adapter_of_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,
@@ -96,6 +103,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        "chat_date": prepared.identity.get("chat date"),
         "identity": prepared.identity,
     }
 

@@ -13,7 +13,8 @@ import math
 import time
 from dataclasses import asdict
 
-from rescoldo.engine.auto import layers_to_keep
+from rescoldo.base.damage import damaged_tensor
+from rescoldo.engine.memory import layers_to_keep
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.run.guard import MemoryGuard
@@ -30,6 +31,7 @@ from rescoldo.train.progress import Bar, Reporter, Speed
 from rescoldo.units import clock
 
 EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
+EVALUATED_SHARE = 0.4  # an evaluated token costs about so much of a trained one
 WAIT_SECONDS = 2.0  # between tries when only the disk is waited for
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
 
@@ -67,17 +69,22 @@ class Loop:
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
         self.board = TensorBoard(config.output, self.position.step, reporter.warn)
         self.interruption = Interruption()
-        self.speed = Speed()
+        self.speed, self.evaluation_speed = Speed(), Speed()
+        self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured
         self.saved_at = time.monotonic()
         self.unsaved = False  # did the last checkpoint fail to be written?
 
     def fit(self) -> bool:
         """Train until done; False if a signal came first (the run is saved then)."""
         at, config = self.position, self.config
+        if not at.batches and not at.losses and not self.evaluate_before():
+            return False
+        self.monitor.update(val_loss_before=at.loss_before, val_loss=at.losses[-1].val_loss if at.losses else None)
+        self.progress()
         while at.epoch < self.plan.epochs and not at.stopped_early:
             if not at.evaluated and not self.train_epoch():
                 return False
-            if not self.evaluate():
+            if not self.evaluate(at.evaluated, "Evaluating:"):
                 return False
 
             val_loss = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
@@ -187,25 +194,42 @@ class Loop:
         self.speed.add(tokens, now - since)
         return now
 
-    def evaluate(self) -> bool:
-        """Fill `position.evaluated` for all validation examples; False if a signal came first."""
-        at, examples = self.position, self.prepared.val.examples
+    def evaluate_before(self) -> bool:
+        """Measure the validation loss before the training, which shows whether the training made it better; False if a
+        signal came first."""
+        at = self.position
+        self.monitor.update(now=True, epochs=self.plan.epochs, steps=self.plan.total_steps)
+        if not self.evaluate(at.baseline, "Validation loss before training:"):
+            return False
+        loss = at.loss_before
+        if not self.metrics.text:  # a checkpoint within the first step would have the line already
+            self.metrics.append({"epoch": 0, "step": 0, "val_loss": loss})
+        if loss is not None:
+            self.board.add(0, loss__validation=loss)
+        return True
+
+    def evaluate(self, evaluated: list[tuple[float, float]], description: str) -> bool:
+        """Fill `evaluated` (summed loss, target tokens) for all validation examples; False if a signal came first."""
+        examples = self.prepared.val.examples
         self.monitor.update(now=True, phase="evaluating")
-        with self.reporter.bar("Evaluating:", len(examples), len(at.evaluated)) as bar:
-            while len(at.evaluated) < len(examples):
-                begin = len(at.evaluated)
+        with self.reporter.bar(description, len(examples), len(evaluated)) as bar:
+            while len(evaluated) < len(examples):
+                begin, mark = len(evaluated), self.monitor.clock.now()
                 chunk = examples[begin : begin + EVALUATION_CHUNK * self.parts.machines]
                 losses = self.parts.evaluate_loss(self.model, chunk)
                 for offset, (nats, _) in enumerate(losses):
                     if not math.isfinite(nats):
                         name = self.prepared.val.names[begin + offset]
-                        raise RescoldoError(
+                        raise damaged_tensor(self.prepared.base) or RescoldoError(
                             f"the validation loss is {nats}", where=name, fix=self.remedy(), exit_code=EXIT_FAILURE
                         )
-                at.evaluated += losses
-                mean = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
-                bar.advance(len(losses), f"loss {mean:.4f}")
-                if len(at.evaluated) < len(examples) and self.should_save():
+                evaluated += losses
+                tokens = sum(len(example.tokens) for example in chunk)
+                self.evaluation_speed.add(tokens, self.monitor.clock.now() - mark)
+                mean = sum(nats for nats, _ in evaluated) / sum(n for _, n in evaluated)
+                left = self.progress()
+                bar.advance(len(losses), f"loss {mean:.4f} | {'?' if left is None else clock(left)} left in all")
+                if len(evaluated) < len(examples) and self.should_save():
                     self.save()
                     if self.interruption.received:
                         return self.stopped()
@@ -281,19 +305,32 @@ class Loop:
 
     def show(self, bar: Bar, loss: float, milestone: bool = True) -> None:
         """Move the bar on by a micro-batch."""
-        at, data = self.position, self.prepared
-        share = self.plan.total_steps / self.plan.steps_per_epoch  # epochs in the whole run
-        # an evaluated token costs about 0.4 of a trained one
-        whole = share * data.train.tokens + 0.4 * data.val.tokens * self.plan.epochs
-        done = at.tokens + 0.4 * data.val.tokens * at.epoch
-        left = self.speed.seconds_left(max(0.0, whole - done))
+        at = self.position
+        left = self.progress()
         detail = (
             f"step {at.step}/{self.plan.total_steps} | loss {loss:.4f} | {self.speed.tokens_per_second:.0f} tokens/s"
             f" | {'?' if left is None else clock(left)} left"
         )
-        rate = round(self.speed.tokens_per_second, 2)
-        self.monitor.update(tokens_per_second=rate, seconds_left=left, share=round(min(1.0, done / whole), 4))
+        self.monitor.update(tokens_per_second=round(self.speed.tokens_per_second, 2))
         bar.advance(at.batches - at.epoch * self.plan.batches_per_epoch - bar.done, detail, milestone)
+
+    def progress(self) -> float | None:
+        """Note in state.json how much of the run is done. Returns the seconds left, None before anything is known about
+        the speed."""
+        at, train, val = self.position, self.prepared.train, self.prepared.val
+        epochs = self.plan.total_steps / self.plan.steps_per_epoch  # of the whole run, the last perhaps in part
+        evaluations = self.plan.epochs + (1 if at.baseline or not at.batches else 0)
+        done = at.epoch + (len(at.baseline) + len(at.evaluated)) / len(val.examples)
+        to_train = max(0.0, epochs * train.tokens - at.tokens)
+        to_evaluate = max(0.0, evaluations - done) * val.tokens
+        rate, evaluation_rate = self.speed.tokens_per_second, self.evaluation_speed.tokens_per_second
+        rate = rate or EVALUATED_SHARE * evaluation_rate or self.expected_rate or 0.0
+        evaluation_rate = evaluation_rate or rate / EVALUATED_SHARE
+        left = to_train / rate + to_evaluate / evaluation_rate if rate else None
+        whole = epochs * train.tokens + EVALUATED_SHARE * evaluations * val.tokens
+        share = 1.0 - (to_train + EVALUATED_SHARE * to_evaluate) / whole
+        self.monitor.update(seconds_left=left, share=round(min(1.0, max(0.0, share)), 4))
+        return left
 
     def culprits(self, group: list[int]) -> list[int]:
         """Which examples of a step have a gradient that is not finite, each tried alone; all if none has alone."""
@@ -311,6 +348,9 @@ class Loop:
 
     def not_finite(self, what: str, guilty: list[int]) -> RescoldoError:
         """The error for a loss or gradient that is not a number."""
+        base = damaged_tensor(self.prepared.base)
+        if base:
+            return base
         names = ", ".join(self.prepared.train.names[i] for i in guilty)
         return RescoldoError(
             f"the {what} is not a finite number at optimizer step {self.position.step + 1}",

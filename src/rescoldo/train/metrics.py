@@ -15,6 +15,21 @@ from rescoldo.extras import install_command
 from rescoldo.files import write_text
 from rescoldo.run.layout import METRICS, TIMINGS, read_timings
 
+WORSE = 1.001  # times the loss before: what lies within is chance
+
+
+def worsened(before: Any, after: Any) -> str:
+    """In words, that the validation loss is higher after the training than before it; "" if it is not or is not known.
+
+    Args:
+        before: mean validation loss before the training, in nats a target token; None where it was not measured.
+        after: of the best epoch.
+    """
+    known = all(isinstance(value, int | float) for value in (before, after))
+    if not known or after <= WORSE * before:
+        return ""
+    return f"the model got worse: the validation loss is {after:.4f}, before the training it was {before:.4f}"
+
 
 class MetricsLog:
     """metrics.jsonl, one JSON object a line. The whole text is kept in memory too: a checkpoint takes it along, and a

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
+from rescoldo.data.tokenize import fix_date
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
+from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.train.config import RunConfig, check_paths
 from rescoldo.train.identity import identity
 from rescoldo.train.parts import Parts
-from rescoldo.train.preset import apply_preset, available_threads, check_against_base
+from rescoldo.train.preset import apply_preset, check_against_base
 from rescoldo.train.progress import Reporter
 from rescoldo.units import count
 
@@ -42,12 +45,16 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     """
     check_paths(asked)
     role = get_role(asked.role).ready()
-    for path in (asked.train, asked.val):
-        parts.check_dataset(path, role)  # a fault in them is told before anything is loaded
+    # a fault in them is told before anything is loaded
+    in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
+    day = parts.run_date(date_of_run(asked.output, restart=restart))
+    dated = fix_date(tokenizer, day)
+    if dated:
+        reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
@@ -71,15 +78,17 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit)
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit)
+    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
+    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
             reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
-    now = identity(config, role, base.fingerprint(), train, val)
+    for note in dict.fromkeys((*train.notes, *val.notes)):
+        reporter.warn(note)
+    now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
     return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
 
 
@@ -96,6 +105,16 @@ def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
     return config if isinstance(config, dict) else {}
+
+
+def date_of_run(output: Path, *, restart: bool = False) -> date:
+    """The date that the prompts of the run in `output` say where the chat template asks for one: that of its start."""
+    known = (read_json(output / RUN_FILE) or {}).get("identity")
+    kept = known.get("chat date") if isinstance(known, dict) and not restart else None
+    try:
+        return date.fromisoformat(kept) if isinstance(kept, str) else date.today()
+    except ValueError:
+        return date.today()
 
 
 def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tuple[RunConfig, str]:

@@ -1,8 +1,7 @@
-"""Hyper-parameters that suit a base model where the user gives none, and the choice of threads."""
+"""Hyper-parameters that suit a base model where the user gives none."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -70,22 +69,3 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
             )
         return config.model_copy(update={"max_length": decoder.max_positions})
     return config
-
-
-def available_threads() -> int:
-    """Cores this process may use: CPU affinity and the container's quota (cgroup v2 and v1) counted."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        try:
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
-                quota = file.read().strip()
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
-                period = file.read().strip()
-        except (OSError, ValueError):
-            return cores
-    if quota in ("max", "-1"):
-        return cores
-    return max(1, min(cores, int(quota) // int(period)))

@@ -14,6 +14,13 @@ LINE_SECONDS = 10.0  # plain lines come at optimizer steps, but not more often t
 SILENCE_SECONDS = 60.0  # … and between them when a step takes longer than this
 
 
+@contextlib.contextmanager
+def tolerant() -> Iterator[None]:
+    """Around writing to a console that may be gone. rich answers a pipe without reader with SystemExit."""
+    with contextlib.suppress(OSError, ValueError, SystemExit):
+        yield
+
+
 class Reporter:
     """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run.
 
@@ -26,7 +33,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line, as it is."""
-        with contextlib.suppress(OSError):
+        with tolerant():
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
@@ -45,9 +52,15 @@ class Reporter:
             TaskProgressColumn(),
             TextColumn("{task.fields[detail]}"),
         )
-        with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            progress.add_task(description, total=total, completed=done, detail="")
+        progress = Progress(*columns, console=self.console, refresh_per_second=4)
+        progress.add_task(description, total=total, completed=done, detail="")
+        with tolerant():
+            progress.start()
+        try:
             yield Bar(self, description, total, done, progress)
+        finally:
+            with tolerant():
+                progress.stop()
 
 
 class Bar:
@@ -61,8 +74,8 @@ class Bar:
     def advance(self, n: int, detail: str, milestone: bool = True) -> None:
         """Count `n` more; `detail` is shown behind, `milestone` says that this is a good place for a plain line."""
         self.done += n
-        if self._progress is not None:
-            with contextlib.suppress(OSError):
+        if self._progress is not None and self._reporter.console.is_terminal:  # it may have gone away meanwhile
+            with tolerant():
                 self._progress.update(self._progress.task_ids[0], completed=self.done, detail=detail)
             return
         waited = time.monotonic() - self._last
@@ -88,8 +101,3 @@ class Speed:
         """0 before the first micro-batch."""
         seconds = sum(seconds for _, seconds in self._recent)
         return sum(tokens for tokens, _ in self._recent) / seconds if seconds > 0 else 0.0
-
-    def seconds_left(self, tokens: float) -> float | None:
-        """The time that `tokens` more will take; None before the first micro-batch."""
-        rate = self.tokens_per_second
-        return tokens / rate if rate else None

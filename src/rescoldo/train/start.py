@@ -10,19 +10,23 @@ from typing import Any
 
 import torch
 
+from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import read_json
+from rescoldo.files import read_json, write_beside
+from rescoldo.invocation import program
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.guard import cap_after_kill
 from rescoldo.run.layout import INFO_FILE, LOG_FILE, RUN_FILE, list_checkpoints
-from rescoldo.run.lock import LOCK_FILE, RunLock
+from rescoldo.run.lock import LOCK_FILE, RunLock, representative
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import EndAtOnce, EndedBySignal, Interruption
+from rescoldo.run.state import read_state
 from rescoldo.run.status import Status, read_status
+from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
-from rescoldo.train.adapter import BIN_FILE, write_bin
+from rescoldo.system.memory import memory_errors_in_words
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import (
@@ -34,11 +38,13 @@ from rescoldo.train.identity import (
 )
 from rescoldo.train.info import write_results
 from rescoldo.train.loop import Loop
-from rescoldo.train.metrics import Timings
+from rescoldo.train.metrics import Timings, worsened
 from rescoldo.train.parts import Parts, lora_config
 from rescoldo.train.prepare import Prepared, prepare
 from rescoldo.train.progress import Reporter
 from rescoldo.units import clock, count
+
+COMPLETED = "✅ Fine-tuning completed!"
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,16 @@ def train(
     Raises:
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
-    reporter, output = reporter or Reporter(), config.output
+    reporter = reporter or Reporter()
+    write_beside(config.output)
+    with unfailing(config.output / LOG_FILE):
+        return _train(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
+
+
+def _train(
+    config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
+) -> RunResult:
+    output = config.output
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -112,6 +127,12 @@ def train(
             fix="mend that and give the same command again: it goes on from the last checkpoint",
             exit_code=EXIT_FAILURE,
         ) from error
+    finally:
+        state = read_state(output)
+        if (
+            state is not None and (state.pid, state.start) == representative() and state.phase in ("stopped", "failed")
+        ):  # with the lock free the page can say so, too
+            parts.write_report(output, reporter.warn)
 
 
 def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool, before: Status) -> RunResult:
@@ -153,7 +174,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         )
         if not stack.enter_context(parts.stay_awake()) and can_suspend():
             reporter.say("  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)")
-        return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
+        with memory_errors_in_words():
+            return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
 
 def _work(
@@ -186,6 +208,7 @@ def _work(
         reporter.say(
             f"Resuming from {found[1].name}: epoch {at.epoch + 1}, step {at.step} of {loop.plan.total_steps} done"
         )
+    loop.progress()
     loop.timings.event("resume" if found else "start", checkpoint=found[1].name if found else None)
 
     with Interruption() as interruption:
@@ -209,7 +232,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     loop.board.close()
     try:
         loop.metrics.finish()
-        info = write_results(data, at, loop.best, loop.parts, adapter_bin)
+        info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
     except OSError as error:
         newest = next(iter(list_checkpoints(config.output)), None)
         raise RescoldoError(
@@ -219,12 +242,24 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
+    best = at.losses[at.best_epoch - 1]
+    if worsened(at.loss_before, best.val_loss):
+        loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
-    best = at.losses[at.best_epoch - 1]
+    before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
         f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
-    reporter.say("✅ Fine-tuning completed!")
+    worse = worsened(at.loss_before, best.val_loss)
+    reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
     return RunResult("finished", config.output, info)
+
+
+def worsened_remedy(config: RunConfig) -> str:
+    """What to do about a training that made the model worse."""
+    return (
+        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
+        "and report.html show the curve"
+    )
