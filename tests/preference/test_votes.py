@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from rescoldo.errors import RescoldoError
-from rescoldo.preference.ballots import ballots, default_pair
+from rescoldo.preference.ballots import ballots, default_pairs
 from rescoldo.preference.export import preference_pairs, write_pairs
 from rescoldo.preference.people import people, take_votes_in
 from rescoldo.preference.votes import VoteFile, read_vote, votes_beside
@@ -161,13 +162,29 @@ def test_merge(tmp_path: Path) -> None:
     assert found["agreement"]["alpha"] < 0.1
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="no full disk to try it on")
-def test_a_vote_that_cannot_be_written_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "v.jsonl").symlink_to("/dev/full")
+def test_a_vote_that_cannot_be_written_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = session(comparison(2), tmp_path / "v.jsonl")
-    with pytest.raises(RescoldoError, match="cannot be written"):
-        one.cast(0, 1)
-    assert one.done == 0
+    one.cast(0, 1)
+    before = (tmp_path / "v.jsonl").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RescoldoError, match="cannot be written: No space left"):
+            one.cast(1, 1)
+    assert ((tmp_path / "v.jsonl").read_bytes(), one.done) == (before, 1)
+    one.cast(1, 1)
+    assert one.done == 2
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "w.jsonl")
+    for name in ("v.jsonl", "w.jsonl"):
+        with pytest.raises(RescoldoError, match="not a regular file"):
+            VoteFile(tmp_path / name)
 
 
 def test_identical_and_failed_answers_are_not_put_to_the_vote() -> None:
@@ -197,14 +214,20 @@ def test_documents_that_are_none_are_refused(damage: Any) -> None:
 
 def test_which_pair() -> None:
     document = comparison()
-    assert default_pair(document) == PAIR
+    assert default_pairs(document) == [PAIR]
     document["comparison"]["decision"] = {"winner": "baseline"}
-    assert default_pair(document) == PAIR, "what would be adopted is looked at, also where it has lost"
+    assert default_pairs(document) == [PAIR], "what would be adopted is looked at, also where it has lost"
     document["comparison"]["decision"] = None
-    assert default_pair(document) == PAIR
+    assert default_pairs(document) == [PAIR]
+    document["comparison"]["decision"] = {
+        "finetuned": "finetuned",
+        "winner": "baseline",
+        "content": {"rivals": ["x", "y"]},
+    }
+    assert default_pairs(document) == [("finetuned", "x"), ("finetuned", "y")], "those that the verdict needs"
     for broken in ({}, {"models": {}}, {"comparison": {"ranking": [{"model": "x"}]}}, {"comparison": []}):
         with pytest.raises(RescoldoError, match="no comparison"):
-            default_pair(broken)
+            default_pairs(broken)
 
 
 def test_votes_come_into_the_document(tmp_path: Path) -> None:
@@ -225,7 +248,6 @@ def test_preference_pairs(tmp_path: Path) -> None:
     prefer(one, "finetuned", range(2))
     one.cast(2, 0)
     prefer(one, "baseline", range(3, 4))
-    prefer(session(document, path, "bea"), "baseline", range(0))
     pairs = preference_pairs(document, VoteFile(path).votes.values(), role)
     assert len(pairs) == 3
     chosen = {pair["chosen"][0]["content"][0] for pair in pairs}

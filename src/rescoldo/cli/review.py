@@ -28,7 +28,7 @@ def review(
     reviewer: Annotated[str, typer.Option(help="Whose votes these are. (default the login name)")] = "",
     pair: Annotated[
         list[str] | None,
-        typer.Option(help="A:B, which models; may be given more than once. (default the winner and the baseline)"),
+        typer.Option(help="A:B, two models; may be given more than once. (default the winner and the baseline)"),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="In the terminal instead of on a page.")] = False,
     merge: Annotated[
@@ -56,7 +56,7 @@ def review(
     """
     check_number("--port", port, whole=True, ge=0, le=65535)
     from rescoldo.evaluate.document import read_document
-    from rescoldo.preference.ballots import ballots, default_pair
+    from rescoldo.preference.ballots import ballots, default_pairs
     from rescoldo.preference.votes import VoteFile, votes_beside
     from rescoldo.review.wording import LANGUAGES
 
@@ -68,7 +68,7 @@ def review(
     votes = VoteFile(votes_beside(file))
     for other in merge or []:
         _merge(votes, other, quiet=json_)
-    pairs = [_pair(text) for text in pair or []] or [default_pair(document, str(file))]
+    pairs = [_pair(text) for text in pair or []] or default_pairs(document, str(file))
     put = ballots(document, pairs, str(file))
     if export_pairs is not None:
         _export(document, votes, file, export_pairs, role, json_)

@@ -165,7 +165,8 @@ class Judge:
             with bar as progress:
                 for start in range(0, len(open_), size):
                     part = open_[start : start + size]
-                    for place, reply in self.chat.complete([conversations[i] for i in part], self.sampling):
+                    told = progress.tokens if progress else None
+                    for place, reply in self.chat.complete([conversations[i] for i in part], self.sampling, told):
                         found[part[place]] = reply
                         if self.cache and not reply.error:
                             self.cache.put(keys[part[place]], reply)

@@ -125,29 +125,35 @@ def _rows(models: Mapping[str, Any], name: str, where: str) -> dict[tuple[int, i
     return found
 
 
-def default_pair(document: Mapping[str, Any], where: str = "") -> tuple[str, str]:
-    """The pair that the comparison is about: its winner against the baseline; where the baseline has won, the
-    fine-tuned model or else the best of the others against it.
+def default_pairs(document: Mapping[str, Any], where: str = "") -> list[tuple[str, str]]:
+    """The pairs that the comparison's verdict waits for.
+
+    That is its winner against the baseline; where the baseline has won, the fine-tuned model or else the best of the
+    others against it. If the decision names the models whose content the fine-tuned one has to surpass, it is that one
+    against each of them.
 
     Raises:
         RescoldoError: the document is no comparison of two models.
     """
     comparison = document.get("comparison")
-    ranking = comparison.get("ranking") if isinstance(comparison, dict) else None
     try:
-        assert isinstance(comparison, dict)
-        names = [str(row["model"]) for row in ranking or ()]
-        # the first of those that do not differ from the baseline; the document has the baseline as its first model
-        level = [str(row["model"]) for row in ranking or () if row["difference_to_baseline"] == 0]
         models = list(document["models"])
-        decision = comparison.get("decision") or {}
+        ranking = comparison["ranking"]  # type: ignore[index]
+        names = [str(row["model"]) for row in ranking]
+        # the document has the baseline as its first model; the others that do not differ from it come later
+        level = [str(row["model"]) for row in ranking if row["difference_to_baseline"] == 0]
+        decision = comparison.get("decision") or {}  # type: ignore[union-attr]
+        content = decision.get("content") or {}
+        rivals = [(str(decision["finetuned"]), str(name)) for name in content.get("rivals") or ()]
         winner = str(decision.get("winner") or names[0])
-    except (AssertionError, IndexError, KeyError, TypeError, AttributeError):
+    except (IndexError, KeyError, TypeError, AttributeError):
         names = []
     if len(names) < 2:
         raise RescoldoError("is no comparison of two models", where=where, fix="name the --output of a comparison")
+    if rivals:
+        return rivals
     baseline = next((name for name in models if name in level), models[0])
     others = [name for name in names if name != baseline]
     if winner in others:
-        return winner, baseline
-    return ("finetuned" if "finetuned" in others else others[0]), baseline
+        return [(winner, baseline)]
+    return [("finetuned" if "finetuned" in others else others[0], baseline)]

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,14 +99,16 @@ class VoteFile:
         """Take in what others have appended."""
         with self._lock:
             try:
+                facts = os.stat(self.path)
+                size = facts.st_size
+                if not stat.S_ISREG(facts.st_mode) or size > MAX_VOTES:  # a device could be read for ever
+                    what = "the file is too large to hold votes" if size > MAX_VOTES else "not a regular file"
+                    raise RescoldoError(what, where=str(self.path), fix="move it away")
                 with open(self.path, "rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    if size > MAX_VOTES:
-                        raise RescoldoError("the file is too large to hold votes", where=str(self.path))
                     if size < self._read:  # it was replaced
                         self.votes, self.latest, self.damaged, self._read = {}, [], 0, 0
                     file.seek(self._read)
-                    data = file.read()
+                    data = file.read(MAX_VOTES)
             except FileNotFoundError:
                 return
             except OSError as error:
