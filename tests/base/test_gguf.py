@@ -237,7 +237,7 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
         ({"llama.attention.head_count": 3}, "do not fit together"),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "not a positive number"),
         ({"llama.rope.freq_base": -1.0}, "not a positive number"),
-        ({"llama.rope.dimension_count": 8}, "part of the head"),
+        ({"llama.rope.dimension_count": 8}, "RoPE over 8 of a head's 16"),
         ({"llama.attention.value_length": 8}, "different sizes"),
         ({"llama.expert_count": 8}, "mixtures of experts"),
         ({"split.count": 3}, "one part of a split"),

@@ -17,7 +17,7 @@ from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.engine.test_families import GRANITE
-from tests.export.common import CONCEPTS, make_run
+from tests.export.common import CONCEPTS, PHI_LONG, make_run
 
 SIZES: dict[str, Any] = {"max_position_embeddings": 4096, "intermediate_size": 96}
 
@@ -46,13 +46,15 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("olmo2", {}),
         ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
         ("smollm3", {"num_hidden_layers": 5}),
+        ("phi3", {}),
+        ("phi3", {**PHI_LONG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
         ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
         ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
         ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
-    base = tiny_hf(tmp_path / "base", architecture, **SIZES, **overrides)
+    base = tiny_hf(tmp_path / "base", architecture, **{**SIZES, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.3)
     export_run(run, "merged")
     merged = run / "export/merged"
@@ -104,7 +106,7 @@ def test_of_a_gguf_base(tmp_path: Path, architecture: str, quantization: str, ov
     """The config is made from the file's metadata, the weights decoded: transformers sees the model that we see."""
     if "metadata" in overrides:
         overrides["metadata"]["llama.rope.scaling.factor"] = 2.0
-    base = tiny_gguf(tmp_path / "base.gguf", architecture, quantization=quantization, **SIZES, **overrides)
+    base = tiny_gguf(tmp_path / "base.gguf", architecture, quantization=quantization, **{**SIZES, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.3)
     document = export_run(run, "merged", dtype="fp32")
     assert document["dtype"] == "F32"

@@ -20,7 +20,8 @@ from rescoldo.families import FAMILIES, WRAPPERS, Family
 from rescoldo.files import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_FACTORS = ("short_factor", "long_factor")  # of longrope
 _BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -109,6 +110,11 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
     theta, scaling, local_theta = _rope(family, config, fail)
+    rotary_dim = _rotary_dim(family, config, head_dim, fail)
+    max_positions = config.max_position_embeddings
+    if scaling and scaling["rope_type"] == "longrope":
+        scaling = _longrope(scaling, max_positions, rotary_dim or head_dim, fail)
+        max_positions = scaling["original_max_position_embeddings"]
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -120,9 +126,10 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
         "head_dim": head_dim,
         "norm_eps": float(eps),
         "rope_theta": theta,
-        "max_positions": config.max_position_embeddings,
+        "max_positions": max_positions,
         "rope_scaling": scaling,
         "local_rope_theta": local_theta,
+        "rotary_dim": rotary_dim,
         "windows": _windows(family, config, fail),
         "activation": activation,
         "tied_embeddings": bool(config.tie_word_embeddings),
@@ -169,18 +176,20 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_TYPES:
         raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")
-    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise fail("RoPE over a part of the head only (partial_rotary_factor) is not supported")
-    numbers = {key: value for key, value in parameters.items() if key not in ("rope_type", "type", "truncate")}
+    factors = {key: parameters.get(key) for key in _FACTORS} if kind == "longrope" else {}
+    apart = ("rope_type", "type", "truncate", "partial_rotary_factor", *factors)
+    numbers = {key: value for key, value in parameters.items() if key not in apart}
     for key, value in numbers.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if value is not None and not _positive(value):
             raise fail(f"RoPE parameter {key} is {value!r:.80}, not a positive number")
+    for key, value in factors.items():
+        if not isinstance(value, list | tuple) or not all(map(_positive, value)):
+            raise fail(f"RoPE parameter {key} is {value!r:.80}, not a list of positive numbers")
     needed = {
         "linear": ["factor"],
         "dynamic": ["factor"],
         "yarn": ["factor"],
+        "longrope": ["original_max_position_embeddings"],
         "llama3": ["factor", "low_freq_factor", "high_freq_factor"],
     }
     for key in ["rope_theta", *needed.get(kind, [])]:
@@ -191,10 +200,49 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     theta = float(numbers.pop("rope_theta"))
     if kind == "default":
         return theta, None
-    scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}}
+    scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}, **factors}
     if isinstance(parameters.get("truncate"), bool):
         scaling["truncate"] = parameters["truncate"]
     return theta, scaling
+
+
+def _positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | None:
+    """How much of a head is rotated, None: all of it."""
+    parameters = config.rope_parameters or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    shares = {kind.get("partial_rotary_factor") or 1.0 for kind in kinds}
+    if shares == {1.0}:
+        return None
+    share = shares.pop()
+    if not family.partial_rope or shares or not _positive(share) or share > 1:
+        raise fail("RoPE over this part of the head only (partial_rotary_factor) is not supported")
+    rotary_dim = int(head_dim * share)
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise fail(f"partial_rotary_factor {share} of a head of {head_dim} is not an even number of elements")
+    return rotary_dim
+
+
+def _longrope(scaling: dict[str, Any], whole: int, rotary_dim: int, fail: Any) -> dict[str, Any]:
+    """The scaling with everything said: the factor on cos and sin, and the `whole` context."""
+    for key in _FACTORS:
+        if len(scaling[key]) != rotary_dim // 2:
+            raise fail(f"RoPE parameter {key} has {len(scaling[key])} numbers, not {rotary_dim // 2}")
+    original = scaling["original_max_position_embeddings"]
+    if not isinstance(original, int) or original < 2:
+        raise fail(f"RoPE parameter original_max_position_embeddings is {original!r:.80}, not a whole number above 1")
+    factor = scaling.get("factor", whole / original)
+    attention = scaling.get("attention_factor", math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original)))
+    return {
+        "rope_type": "longrope",
+        **{key: [float(value) for value in scaling[key]] for key in _FACTORS},
+        "attention_factor": float(attention),
+        "original_max_position_embeddings": min(original, whole),
+        "max_position_embeddings": whole,
+    }
 
 
 def _windows(family: Family, config: Any, fail: Any) -> tuple[int | None, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rescoldo.engine.auto import kept_bytes, weight_bytes
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 
 PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and what they load, before any weight
@@ -67,7 +67,7 @@ def memory_need(
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
     """
     wide = 4 if precision == "fp32" else 2
-    largest = max(out * into for out, into in map(decoder.linear_shape, LINEARS))
+    largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
     converted = 2 * largest if precision in CALIBRATED else 0
     inputs = decoder.n_layers * rows * decoder.hidden_size * 2  # float32, of every second layer
     work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)

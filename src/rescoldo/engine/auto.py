@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.int8 import group_size
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.types import CALIBRATED
@@ -47,7 +47,7 @@ def stays_stored(config: DecoderConfig, precision: str) -> bool:
 
 def linear_weights(config: DecoderConfig) -> int:
     """How many weights all layers' linears have."""
-    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in LINEARS)
+    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in config.linears)
 
 
 def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
@@ -175,7 +175,7 @@ def choose_precision(
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_available() if free is None else free
-    allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
+    allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in config.linears)]
     allowed = [p for p in allowed if calibrated or p not in CALIBRATED]
     seconds = {p: _OVERHEAD[p] / rates[product_of(p)] for p in allowed}
     need = {p: memory_needed(config, p, stored) for p in allowed}

@@ -12,10 +12,11 @@ from rescoldo.errors import RescoldoError
 
 
 def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
-    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN).
+    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN and longrope).
 
     Raises:
-        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic or GGUF's factor list.
+        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic, longrope or GGUF's
+            factor list.
     """
     dim = config.rotary_dim or config.head_dim
     half = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
@@ -32,10 +33,12 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
         return _llama3(speeds, scaling), 1.0
     if kind == "yarn":
         return _yarn(config, scaling)
+    if kind == "longrope":  # arXiv 2402.13753; max_positions ends where the long factors would begin
+        return speeds / torch.tensor(scaling["short_factor"], dtype=torch.float32), float(scaling["attention_factor"])
     raise RescoldoError(
         f"rope scaling of type {kind!r} is not supported",
         where="config.json, rope_scaling",
-        fix="models with no scaling, linear, llama3, yarn or dynamic work",
+        fix="models with no scaling, linear, llama3, yarn, longrope or dynamic work",
     )
 
 

@@ -152,8 +152,9 @@ def _calls(source: Source, kind: str, name: str, plan: Plan) -> list[str]:
     if plan.adapter_only and source.base.kind == "hf":
         model = "BASE.gguf"
     lora = ["--lora", plan.file] if plan.adapter_only else []
+    context = str(min(8192, source.base.config.max_positions))
     return [
-        shlex.join(["llama-server", "-m", model, *lora, "--jinja", "--temp", "0", "-c", "8192"]),
+        shlex.join(["llama-server", "-m", model, *lora, "--jinja", "--temp", "0", "-c", context]),
         "jq '{temperature: 0, messages: .example.messages}' prompt.json \\\n"
         "  | curl -s http://localhost:8080/v1/chat/completions -d @-",
     ]

@@ -86,6 +86,8 @@ def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
 def _config(config: DecoderConfig) -> dict[str, Any]:
     family = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    if config.rotary_dim is not None:
+        rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
     if config.local_rope_theta is not None:
         local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
         rope = {"full_attention": rope, "sliding_attention": local}
@@ -101,7 +103,7 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         family.activation_key: _ACTIVATIONS[config.activation],
         "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.whole_context,
         "tie_word_embeddings": config.tied_embeddings,
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,  # transformers 4 reads these two
@@ -109,6 +111,10 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
     }
     content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
     content |= family.write_hf(config)
+    if "partial_rotary_factor" in rope:
+        content["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope["rope_type"] == "longrope":
+        content["original_max_position_embeddings"] = config.max_positions
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None
     if family.windows == "layer_types":

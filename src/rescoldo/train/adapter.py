@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from rescoldo.engine.config import LINEARS
+from rescoldo.engine.config import ALL_LINEARS
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
@@ -152,8 +152,8 @@ def lora_of(config: dict[str, Any], where: Path) -> LoraConfig:
         raise RescoldoError("is not a plain LoRA adapter", where=str(where), fix="peft_type LORA with bias none works")
     targets = config.get("target_modules")
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
-    if not isinstance(targets, list) or not targets or not set(targets) <= set(LINEARS):
-        raise RescoldoError(f"target_modules must be some of {', '.join(LINEARS)}", where=str(where))
+    if not isinstance(targets, list) or not targets or not set(targets) <= set(ALL_LINEARS):
+        raise RescoldoError(f"target_modules must be some of {', '.join(ALL_LINEARS)}", where=str(where))
     if (
         not isinstance(rank, int)
         or rank < 1
@@ -161,4 +161,4 @@ def lora_of(config: dict[str, Any], where: Path) -> LoraConfig:
         or not isinstance(dropout, int | float)
     ):
         raise RescoldoError("r, lora_alpha or lora_dropout is no number in range", where=str(where))
-    return LoraConfig(rank, float(alpha), float(dropout), tuple(name for name in LINEARS if name in targets))
+    return LoraConfig(rank, float(alpha), float(dropout), tuple(name for name in ALL_LINEARS if name in targets))
