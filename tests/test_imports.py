@@ -17,12 +17,6 @@ GROUND = {
     "rescoldo.units",
 }  # all that system/ may know of the rest
 
-# Left to mend: which kernels to use is chosen by a module that they need.
-KNOWN = [
-    {"rescoldo.engine.kernels.blocks", "rescoldo.engine.kernels.choose", "rescoldo.engine.kernels.native"},
-    {"rescoldo.engine", "rescoldo.engine.kernels"},
-]
-
 Graph = Mapping[str, set[str]]
 
 
@@ -111,10 +105,6 @@ def folders(edges: Graph) -> dict[str, set[str]]:
     return {name: others - {name} for name, others in found.items()}
 
 
-def unknown(found: list[list[str]]) -> list[list[str]]:
-    return [component for component in found if not any(set(component) <= known for known in KNOWN)]
-
-
 def explained(edges: Graph, component: list[str]) -> Iterator[str]:
     for name in component:
         for other in sorted(edges[name] & set(component)):
@@ -123,12 +113,12 @@ def explained(edges: Graph, component: list[str]) -> Iterator[str]:
 
 def test_no_circles_between_modules() -> None:
     edges = graph()
-    assert [list(explained(edges, component)) for component in unknown(circles(edges))] == []
+    assert [list(explained(edges, component)) for component in circles(edges)] == []
 
 
 def test_no_circles_between_folders() -> None:
     edges = folders(graph())
-    assert [list(explained(edges, component)) for component in unknown(circles(edges))] == []
+    assert [list(explained(edges, component)) for component in circles(edges)] == []
 
 
 def test_the_ground_floor_knows_nothing_of_the_rest() -> None:

@@ -17,13 +17,15 @@ import pytest
 
 from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
-from rescoldo.data.dataset import Dataset
+from rescoldo.data.dataset import Dataset, inputs_of
+from rescoldo.data.records import read_records
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
-from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import LoraConfig
 from rescoldo.invocation import program
 from rescoldo.role import get_role
@@ -212,10 +214,11 @@ def test_only_the_whole_conversation_is_a_leak(tmp_path):
             for question in questions
         ]  # fmt: skip
         (tmp_path / "a b").mkdir(exist_ok=True)
-        return Dataset(write(tmp_path / "a b" / name, *lines), [], [], [], "", "")
+        path = write(tmp_path / "a b" / name, *lines)
+        return Dataset(path, [], [], [], "", "", inputs=inputs_of(read_records(path, generic), generic))
 
-    train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
     generic = get_role("generic")
+    train = data("t.jsonl", "Is Madrid in Spain?", "Is Porto in Portugal?")
     (check,) = leaks(train, data("v.jsonl", "Does the Ebro reach the sea?"), generic)
     assert (check.level, check.what) == ("ok", "training and validation share no prompt")
     (check,) = leaks(train, data("w.jsonl", "Is Porto in Portugal?"), generic)
@@ -522,3 +525,28 @@ def test_quick_enough(folder, tmp_path):
         list(check(subject))
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+def test_each_dataset_is_parsed_once_before_the_first_step(folder, tmp_path, monkeypatch):
+    """By the first look at the data, the tokenization and the checks together; and by doctor alone."""
+    from rescoldo.data import records
+    from rescoldo.train.prepare import prepare
+    from tests.train.fake import Silent
+
+    opened: list[str] = []
+    whole = records.read_lines
+
+    def counted(path):
+        opened.append(path.name)
+        return whole(path)
+
+    for module in ("records", "audit", "fix", "split"):
+        monkeypatch.setattr(f"rescoldo.data.{module}.read_lines", counted)
+    monkeypatch.setattr("rescoldo.doctor.content.read_lines", counted, raising=False)
+    config = make_config(given(folder, output=str(tmp_path / "out")))
+    parts = real_parts()
+    parts.preflight(prepare(config, parts, Silent(), restart=False), Silent(), True)
+    assert sorted(opened) == ["train.jsonl", "val.jsonl"]
+    opened.clear()
+    checks(folder)
+    assert sorted(opened) == ["train.jsonl", "val.jsonl"]

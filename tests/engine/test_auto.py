@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from rescoldo.engine import auto
+from rescoldo.engine import auto, memory
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.types import LoraConfig
 
 MISTRAL = DecoderConfig("mistral", 32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 32768)
 FAST_INT8 = {"fp32": 150e9, "bf16": 400e9, "int8": 750e9}
@@ -54,19 +55,31 @@ def test_rates_are_cached_and_a_damaged_cache_is_measured_again(monkeypatch, tmp
     assert all(rate > 0 for rate in auto.product_rates(64, 64).values())
 
 
+def needed(precision: str, stored: int | None = None) -> int:
+    return memory.memory_need(MISTRAL, precision, LoraConfig(), 1024, stored).full
+
+
 def test_memory_needed_of_7b() -> None:
     """7B in int8: 7 GB of weights, 0.5 GB of embeddings, activations of one example, the process."""
-    assert 8 * GB < auto.memory_needed(MISTRAL, "int8") < 13 * GB
-    assert 5 * GB < auto.memory_needed(MISTRAL, "nf4") < 9 * GB
-    stored = auto.memory_needed(MISTRAL, "int8", int(4.1e9))
-    assert auto.memory_needed(MISTRAL, "nf4") < stored < auto.memory_needed(MISTRAL, "int8") - 2 * GB
+    assert 8 * GB < needed("int8") < 13 * GB
+    assert 5 * GB < needed("nf4") < 9 * GB
+    stored = needed("int8", int(4.1e9))
+    assert needed("nf4") < stored < needed("int8") - 2 * GB
+
+
+def test_the_choice_is_made_by_the_same_model_as_the_checks() -> None:
+    """A precision is chosen from that free memory on with which `doctor` says that all of it fits."""
+    rates = {"fp32": 9e9, "bf16": 1e9, "int8": 2e9}
+    enough = int(needed("fp32") / memory.HEADROOM)
+    assert auto.choose_precision(MISTRAL, rates, enough + 2).precision == "fp32"
+    assert auto.choose_precision(MISTRAL, rates, enough - 2).precision == "int8"
 
 
 def test_layers_are_kept_as_far_as_they_fit() -> None:
-    per_layer = auto.kept_bytes(MISTRAL, 2, 700)
-    assert auto.layers_to_keep(MISTRAL, 2, 700, 100 * GB) == 32
-    assert auto.layers_to_keep(MISTRAL, 2, 700, 100_000) == 0
-    some = auto.layers_to_keep(MISTRAL, 2, 700, 14 * per_layer + 500_000_000)
+    per_layer = memory.kept_bytes(MISTRAL, 2, 700)
+    assert memory.layers_to_keep(MISTRAL, 2, 700, 100 * GB) == 32
+    assert memory.layers_to_keep(MISTRAL, 2, 700, 100_000) == 0
+    some = memory.layers_to_keep(MISTRAL, 2, 700, 14 * per_layer + 500_000_000)
     assert 0 < some < 32
 
 

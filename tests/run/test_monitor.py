@@ -250,6 +250,7 @@ def test_the_inhibitor_ends_with_a_killed_run(tmp_path):
 # memory
 
 
+@pytest.mark.alone
 def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch):
     watcher = Monitor(tmp_path, Ears())
     model = tiny_lora("llama", num_hidden_layers=4)
@@ -285,7 +286,7 @@ def test_the_guard_takes_no_more_than_fits(monkeypatch):
     guard = MemoryGuard(cap=3)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 3
-    monkeypatch.setattr("rescoldo.engine.auto.memory_available", lambda: 0)
+    monkeypatch.setattr("rescoldo.engine.memory.memory_available", lambda: 0)
     bound_memory(guard, model, 40)
     assert model.keep_layers == 0
     assert [cap_after_kill(None, 30), cap_after_kill(15, 30), cap_after_kill(1, 30)] == [15, 7, 0]

@@ -88,6 +88,7 @@ def run(tmp_path):
     process.wait()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("leave", [b"q", b"\x03", signal.SIGHUP])
 def test_on_a_terminal(run, tmp_path, leave):
     terminal = Terminal(tmp_path, "watch", str(run), "--every=0.2")

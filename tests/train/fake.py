@@ -157,7 +157,9 @@ def evaluate_loss(model: FakeModel, examples: list[Example]) -> list[tuple[float
         return [(model.loss(example, None).item(), example.n_targets) for example in examples]
 
 
-def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+def read_dataset(
+    path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+) -> Dataset:
     """One example a line: token numbers separated by blanks, the first a prompt of one token."""
     lines = path.read_text().split("\n")[:limit]
     examples = [Example(tuple(map(int, line.split())), 1) for line in lines if line]

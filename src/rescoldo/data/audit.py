@@ -110,8 +110,11 @@ def input_of(role: Role, record: dict[str, Any]) -> str:
     A role may say that the words of its input decide. Else a sign (3+2, 3-2), a capital, the system message or an
     earlier turn can make another question, so that the prompts must be the same.
     """
-    if role.check(record, "", 0, answers=False):
-        return ""
+    return "" if role.check(record, "", 0, answers=False) else key_of(role, record)
+
+
+def key_of(role: Role, record: dict[str, Any]) -> str:
+    """The same for a record that is known to have no faults."""
     return same(role.key(record)) if by_words(role) else json.dumps(role.messages(record), ensure_ascii=False)
 
 

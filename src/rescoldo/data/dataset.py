@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.records import read_records
+from rescoldo.data.audit import key_of
+from rescoldo.data.records import Record, read_records
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 from rescoldo.engine.types import Example
@@ -26,6 +28,7 @@ class Dataset:
         digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
         file_digest: SHA-256 of the file.
         notes: habits of the model's chat template that these conversations meet, in words.
+        inputs: of each record, left-out ones included: its line; a digest, equal where the same is asked; the question.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class Dataset:
     digest: str
     file_digest: str
     notes: tuple[str, ...] = ()
+    inputs: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -52,13 +56,20 @@ def digest(examples: list[Example]) -> str:
     return content.hexdigest()
 
 
-def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
-    """Read and tokenize a dataset file.
+def read_dataset(
+    path: Path,
+    role: Role,
+    tokenizer: Any,
+    max_length: int,
+    limit: int | None,
+    records: Sequence[Record] | None = None,
+) -> Dataset:
+    """Tokenize a dataset file; read it, unless its `records` are given.
 
     Raises:
         RescoldoError: faults in the file, or nothing left to use.
     """
-    records = read_records(path, role)[:limit]
+    records = (read_records(path, role) if records is None else records)[:limit]
     refuse_control_tokens(path, records, role, tokenizer)
     notes = tuple(check_template(path, records, role, tokenizer))
     tokenized = tokenize_records(records, role, tokenizer, max_length)
@@ -71,7 +82,24 @@ def read_dataset(path: Path, role: Role, tokenizer: Any, max_length: int, limit:
         )
     names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
     overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
-    return Dataset(path, tokenized.examples, names, overruns, digest(tokenized.examples), sha256(path), notes)
+    return Dataset(
+        path,
+        tokenized.examples,
+        names,
+        overruns,
+        digest(tokenized.examples),
+        sha256(path),
+        notes,
+        inputs=inputs_of(records, role),
+    )
+
+
+def inputs_of(records: Sequence[Record], role: Role) -> tuple[tuple[int, str, str], ...]:
+    """See Dataset.inputs."""
+    return tuple(
+        (record.line, hashlib.sha256(key_of(role, record).encode()).hexdigest(), role.question(record))
+        for record in records
+    )
 
 
 def longer(tokens: int, context: int, effect: str) -> str:

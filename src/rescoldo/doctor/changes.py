@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rescoldo.doctor.forecast import Forecast
-from rescoldo.doctor.needs import adapter_parameters
+from rescoldo.engine.memory import adapter_parameters
 from rescoldo.nodes.scaling import speedup
 from rescoldo.nodes.share import load_of
 from rescoldo.train.parts import lora_config

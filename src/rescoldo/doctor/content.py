@@ -8,13 +8,12 @@ from typing import Any
 
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
-from rescoldo.data.audit import by_words, input_of
+from rescoldo.data.audit import by_words
 from rescoldo.data.dataset import Dataset, longer
-from rescoldo.data.records import flag, read_lines
+from rescoldo.data.records import flag
 from rescoldo.data.similar import near_pairs
-from rescoldo.doctor.check import Check, failure, ok, refused, warning
+from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
-from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
@@ -88,11 +87,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
 
 def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     """Inputs that stand in both files, or nearly."""
-    try:
-        before, after = (_inputs(data.path, role) for data in (train, val))
-    except RescoldoError as error:
-        yield refused("leakage", error)
-        return
+    before, after = train.inputs, val.inputs
     name = role.input
     known = {key: line for line, key, _ in before}
     shared = [f"{val.path.name}:{line} = {train.path.name}:{known[key]}" for line, key, _ in after if key in known]
@@ -122,12 +117,6 @@ def _divide_anew(train: Path, val: Path, role: Role) -> str:
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
     return f"{program()} data split {files}{flag(role)}"
-
-
-def _inputs(path: Path, role: Role) -> list[tuple[int, str, str]]:
-    """(line, what is equal where the same is asked, what is asked) of each record that asks something."""
-    lines = ((line.number, line.value, input_of(role, line.value)) for line in read_lines(path) if line.value)
-    return [(number, key, role.question(record)) for number, record, key in lines if key]
 
 
 def _some(items: list[str]) -> str:

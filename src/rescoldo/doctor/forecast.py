@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rescoldo.doctor.measure import Pieces, distinct_rows
-from rescoldo.doctor.needs import memory_need
+from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.train.loop import EVALUATION_CHUNK
 from rescoldo.train.parts import lora_config

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.errors import RescoldoError
 from rescoldo.extras import pip_install
-from rescoldo.invocation import program
 from rescoldo.system import cpu as processor
 from rescoldo.system.awake import awake, can_suspend
 from rescoldo.system.causes import OTHERS_CORES, busiest, snapshot
@@ -41,14 +41,30 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    from rescoldo.engine.kernels.build import BuildError
-    from rescoldo.engine.kernels.native import NativeKernels
+    yield from _kernels()
+    yield from _precision(subject)
+
+
+def _kernels() -> Iterator[Check]:
+    """Which kernels run, and what would be faster."""
+    from rescoldo.engine.kernels.choose import VARIABLE, choice
 
     try:
-        yield ok("kernels", f"native kernels for this CPU ({NativeKernels().name})")
-    except BuildError as error:
-        yield warning("kernels", f"slower kernels will be used: {error}", error.remedy)
-    yield from _precision(subject)
+        chosen = choice()
+    except RescoldoError as error:
+        yield failure("kernels", f"{error.where}: {error.what}", f"unset {VARIABLE}")
+        return
+    name = chosen.kernels.name
+    if "native" in chosen.passed_over:
+        yield warning("kernels", f"slower kernels will be used: {chosen.passed_over['native']}", chosen.remedy)
+    elif chosen.passed_over:
+        why = "; ".join(f"{faster}: {reason}" for faster, reason in chosen.passed_over.items())
+        what = f"{name} kernels are used, and faster ones are not: {why}"
+        yield warning("kernels", what, chosen.remedy)
+    elif name == "pytorch":
+        yield warning("kernels", f"{VARIABLE}=torch: slower kernels will be used", f"unset {VARIABLE}")
+    else:
+        yield ok("kernels", f"{name} kernels", kernels=name)
 
 
 def _precision(subject: Subject) -> Iterator[Check]:
@@ -105,10 +121,7 @@ def load(subject: Subject) -> Iterator[Check]:
     cores = os.cpu_count() or 1
     text = f"other processes use {others:.1f} of {cores} cores"
     if others > max(OTHERS_CORES, 0.1 * cores):
-        remedy = (
-            f"end them or wait for them; or start with: OMP_WAIT_POLICY=passive {program()} train …, which loses less"
-        )
-        yield warning("load", f"{text}{busiest()}", remedy, cores=others)
+        yield warning("load", f"{text}{busiest()}", "end them or wait for them", cores=others)
     else:
         yield ok("load", text, cores=others)
 

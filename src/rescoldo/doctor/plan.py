@@ -16,11 +16,12 @@ from rescoldo.doctor.changes import changes
 from rescoldo.doctor.energy import unreadable
 from rescoldo.doctor.forecast import Forecast, forecast
 from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, measure
-from rescoldo.doctor.needs import adapter_parameters, disk_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_of, product_rates
 from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.types import Example
 from rescoldo.system.memory import memory_available
 from rescoldo.train.config import RunConfig

@@ -12,8 +12,9 @@ import psutil
 
 from rescoldo.base.model import BaseModel
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
-from rescoldo.doctor.needs import disk_need, memory_need
+from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.memory import memory_need
 from rescoldo.errors import RescoldoError
 from rescoldo.files import choose_cache, quote, read_json
 from rescoldo.invocation import program

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import torch
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.int8 import group_size
 from rescoldo.engine.kernels.choose import kernels
-from rescoldo.engine.types import CALIBRATED
+from rescoldo.engine.memory import HEADROOM, memory_need
+from rescoldo.engine.types import CALIBRATED, PRECISIONS, LoraConfig
 from rescoldo.files import cache_root, write_json
 from rescoldo.system import cpu
 from rescoldo.system.memory import memory_available
@@ -23,13 +23,9 @@ from rescoldo.units import gigabytes
 
 _ROWS = 512  # tokens in a measured product
 _SECONDS = 0.2  # spent on each precision
-_TOKENS = 1024  # tokens whose activations a training pass holds
-_PROCESS = 600_000_000  # bytes: Python, torch and what they load
-_HEADROOM = 0.9  # of the free memory
+_TOKENS = 1024  # tokens of a training pass, for what it takes of memory
 # What a step takes beside its products, estimated: quantizing and scaling for int8, and unpacking for nf4.
 _OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.15}
-SMALL = 1 << 30  # weights of linears; blocks of smaller models are unpacked to int8 once
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
 
 
 @dataclass(frozen=True)
@@ -38,57 +34,6 @@ class Choice:
 
     precision: str
     reason: str
-
-
-def stays_stored(config: DecoderConfig, precision: str) -> bool:
-    """Whether linears that the file has in blocks are kept so in this precision."""
-    return precision == "nf4" or (precision == "int8" and linear_weights(config) > SMALL)
-
-
-def linear_weights(config: DecoderConfig) -> int:
-    """How many weights all layers' linears have."""
-    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in config.linears)
-
-
-def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
-    """Bytes of the frozen model in this precision, embeddings included.
-
-    `stored`: bytes of the linears' blocks in the file, if it has such.
-    """
-    linears = linear_weights(config) * _BYTES[precision]
-    if stored is not None and stays_stored(config, precision):
-        linears = stored
-    wide = 4 if precision == "fp32" else 2
-    return int(linears + config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2))
-
-
-def memory_needed(config: DecoderConfig, precision: str, stored: int | None = None) -> float:
-    """Bytes that training in this precision takes at its peak, roughly: weights, one example's activations, process.
-    `stored` as weight_bytes takes it."""
-    layer = 2 * linear_weights(config) / config.n_layers if precision in CALIBRATED else 0.0  # that is being converted
-    activations = config.n_layers * kept_bytes(config, 4 if precision == "fp32" else 2, _TOKENS)
-    return weight_bytes(config, precision, stored) + activations + layer + _PROCESS
-
-
-def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up."""
-    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    return tokens * element * (kept + 2 * config.n_kv_heads * config.head_dim)
-
-
-def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
-    """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
-
-    Args:
-        config: the model's shapes.
-        element: bytes of an activation's element.
-        tokens: rows of the pass.
-        free: bytes to fit into; memory_available() where left out.
-    """
-    free = memory_available() if free is None else free
-    layer = kept_bytes(config, element, tokens)
-    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is recomputed
-    return max(0, min(config.n_layers, int((_HEADROOM * free - inputs - 5 * layer) // layer)))
 
 
 def product_of(precision: str) -> str:
@@ -175,11 +120,11 @@ def choose_precision(
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_available() if free is None else free
-    allowed = [p for p in _BYTES if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in config.linears)]
+    allowed = [p for p in PRECISIONS if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in config.linears)]
     allowed = [p for p in allowed if calibrated or p not in CALIBRATED]
     seconds = {p: _OVERHEAD[p] / rates[product_of(p)] for p in allowed}
-    need = {p: memory_needed(config, p, stored) for p in allowed}
-    fitting = [p for p in allowed if need[p] <= _HEADROOM * free]
+    need = {p: memory_need(config, p, LoraConfig(), _TOKENS, stored).full for p in allowed}
+    fitting = [p for p in allowed if need[p] <= HEADROOM * free]
     measured = ", ".join(f"{p} {rates[p] / 1e9:.0f}" for p in ("fp32", "bf16", "int8"))
     measured = f"products here: {measured} G operations/s"
     if not fitting:

@@ -9,7 +9,7 @@ from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.linear import FrozenLinear
 
-_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
+HEAD_ROWS = 512  # rows of logits at a time: 512 x 49,152 in bfloat16 are 50 MB
 
 
 class Head:
@@ -53,8 +53,8 @@ class Head:
         chosen = h.index_select(0, at)
         x, normed, rstd = op.rms_norm(chosen, self.final_norm, self.config.norm_eps)
         total, dchosen = 0.0, torch.zeros_like(chosen)
-        for start in range(0, len(at), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(at), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
             logits, z = self.products.forward(x[rows], None)
             cap, capped = self.config.logits_cap, None
             if cap is not None:
@@ -80,8 +80,8 @@ class Head:
     def log_probabilities(self, h: torch.Tensor, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The log-probability (n,) float32, in nats, of each of `targets` (n,) at the rows `at` (n,) of h (T, D)."""
         found = []
-        for start in range(0, len(at), _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, len(at), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
             scores = self.logits(h.index_select(0, at[rows])).float()
             found.append(-torch.nn.functional.cross_entropy(scores, targets[rows], reduction="none"))
         return torch.cat(found)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from rescoldo.engine.attend import Attend, KeysValues, PackedAttention, PrefixAttention
-from rescoldo.engine.auto import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.head import Head, folded_norm
@@ -18,6 +17,7 @@ from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_adapter
+from rescoldo.engine.memory import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
 from rescoldo.engine.objective import targets_of
 from rescoldo.engine.precision import Converter, Weights, embed
 from rescoldo.engine.rope import RopeTables

@@ -9,7 +9,6 @@ from typing import cast
 import torch
 
 from rescoldo.engine.attend import PackedAttention
-from rescoldo.engine.auto import stays_stored
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing
@@ -20,6 +19,7 @@ from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.memory import stays_stored
 from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.types import CALIBRATED, Example
 from rescoldo.errors import RescoldoError

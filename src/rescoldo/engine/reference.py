@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, embedding
 
 from rescoldo.engine.activation import ACTIVATIONS, soft_cap
 from rescoldo.engine.config import NORMS, DecoderConfig
-from rescoldo.engine.rope import rope_tables, rotate
+from rescoldo.engine.kernels.ops import rotate
+from rescoldo.engine.rope import rope_tables
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource
 

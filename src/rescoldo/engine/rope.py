@@ -146,18 +146,3 @@ class RopeTables:
             queries = keys if q_cos is cos else (q_cos[positions], q_sin[positions])
             found[kind] = Rotation(*keys, *queries, self.q_factor)
         return found
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + head_dim/2), Hugging Face's layout.
-
-    Args:
-        x: (T, heads, head_dim).
-        cos: (T, head_dim/2) float32. `sin` likewise; with its sign changed this is the inverse rotation.
-
-    Returns:
-        As x, in x's dtype; computed in float32.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

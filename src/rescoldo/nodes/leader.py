@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from rescoldo.invocation import program
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, leaders_date, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
-from rescoldo.role import Role
 from rescoldo.train.optimizer import AdamW
 from rescoldo.train.parts import Model, Parts, Step
 from rescoldo.units import count
@@ -57,9 +55,9 @@ class Leader:
             machines=self.group.size,
         )
 
-    def read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+    def read_dataset(self, *arguments: Any) -> Dataset:
         """As Parts.read_dataset, noting where each example stands."""
-        data = self.own.read_dataset(path, role, tokenizer, max_length, limit)
+        data = self.own.read_dataset(*arguments)
         self._places.update({id(example): place for place, example in enumerate(data.examples)})
         return data
 

@@ -23,8 +23,8 @@ def train_here(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes; the
-    others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
+    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes;
+    the others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
 
     Args:
         config, parts, restart, adapter_bin, force, reporter: as `train` takes them.

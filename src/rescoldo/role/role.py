@@ -208,7 +208,7 @@ class Role:
 
     def reads(self, text: str) -> bool:
         """Whether a model's text is a document in the role's serialization; False where answers are free text."""
-        return self.schema is not None and not self._parse(text)[1]
+        return self.schema is not None and not self.parse(text)[1]
 
     def ready(self) -> Role:
         """Load what Python the role names, so that it fails now and not after hours. Returns the role.
@@ -330,10 +330,10 @@ class Role:
             except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
                 text = ""
             return Answer(text, value, "", wanted_text, wanted, self.schema)
-        value, fault = self._parse(prediction)
+        value, fault = self.parse(prediction)
         return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
 
-    def _parse(self, text: str) -> tuple[Any, str]:
+    def parse(self, text: str) -> tuple[Any, str]:
         """(value, "") of a model's text, or (None, why it cannot be read)."""
         if self.schema is None:
             return text.strip(), ""

@@ -66,14 +66,17 @@ class Shared:
         tokenizer = dated_tokenizer(base, info)
         return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
 
-    def _check_dataset(self, path: Path, role: Role) -> None:
+    def _check_dataset(self, path: Path, role: Role) -> Any:
         if not self._datasets:  # later trials have what the first has read
-            self._parts.check_dataset(path, role)
+            return self._parts.check_dataset(path, role)
+        return None
 
-    def _read_dataset(self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None) -> Dataset:
+    def _read_dataset(
+        self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+    ) -> Dataset:
         key = (str(path), role.digest, max_length, limit, getattr(tokenizer, "chat_template", None))
         if key not in self._datasets:
-            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit)
+            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit, records)
         return self._datasets[key]
 
     def _load_model(

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 
 from rescoldo.base.damage import damaged_tensor
-from rescoldo.engine.auto import layers_to_keep
+from rescoldo.engine.memory import layers_to_keep
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.run.guard import MemoryGuard

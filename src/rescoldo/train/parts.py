@@ -54,12 +54,12 @@ class Parts:
     """The seam between the loop and the rest."""
 
     open_base: Callable[[str], BaseModel]
-    read_dataset: Callable[[Path, Role, Any, int, int | None], Dataset]  # path, role, tokenizer, max_length, limit
+    read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset; `records` as check_dataset gave them
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
     save_tokenizer: Callable[[Any, Path], object]
-    check_dataset: Callable[[Path, Role], object] = lambda path, role: None  # as data.read_records
+    check_dataset: Callable[[Path, Role], Any] = lambda path, role: None  # as data.read_records
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate

@@ -45,8 +45,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     """
     check_paths(asked)
     role = get_role(asked.role).ready()
-    for path in (asked.train, asked.val):
-        parts.check_dataset(path, role)  # a fault in them is told before anything is loaded
+    # a fault in them is told before anything is loaded
+    in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
@@ -78,8 +78,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit)
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit)
+    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
+    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
         if data.overruns:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 C = Path(__file__).with_name("c")
+PACKAGED = Path(__file__).with_name("lib")  # a wheel brings NAME.so of each of its platform's instruction sets
 SOURCES = ("attention.c", "blocks.c", "elementwise.c", "int8.c", "layout.c", "threads.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 # a decoded weight is the same number everywhere: no product and sum in one rounding
@@ -57,6 +58,8 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx
 _NEEDS_AVX2 = frozenset({"avx2", "fma", "f16c"})
 _NEEDS_AVX512 = _NEEDS_AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 
+_NEEDS_NEON = frozenset({"asimd", "asimddp"})
+
 # the fastest first
 INSTRUCTION_SETS = (
     InstructionSet(
@@ -69,6 +72,10 @@ INSTRUCTION_SETS = (
     InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),
     InstructionSet("avxvnni", "avxvnni.h", "x86_64", (*_AVX2, "-mavxvnni"), _NEEDS_AVX2 | {"avx_vnni"}),
     InstructionSet("avx2", "avx2.h", "x86_64", _AVX2, _NEEDS_AVX2),
+    InstructionSet(
+        "neoni8mm", "neoni8mm.h", "aarch64", ("-mcpu=generic+dotprod+i8mm+bf16",), _NEEDS_NEON | {"i8mm", "bf16"}
+    ),
+    InstructionSet("neon", "neon.h", "aarch64", ("-mcpu=generic+dotprod",), _NEEDS_NEON),
 )  # fmt: skip
 
 
@@ -123,12 +130,15 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
         raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
 
 
-def cached(isa: InstructionSet, folder: Path) -> Path:
-    """The library for `isa`, built by this machine's compiler if `folder` does not have it yet.
+def library(isa: InstructionSet, folder: Path) -> Path:
+    """The library for `isa`: the package's, else built by this machine's compiler, once, in `folder`.
 
     Raises:
         BuildError: no compiler, or it failed.
     """
+    packaged = PACKAGED / f"{isa.name}.so"
+    if packaged.exists():
+        return packaged
     command = compiler()
     try:
         version = subprocess.run(
@@ -138,10 +148,10 @@ def cached(isa: InstructionSet, folder: Path) -> Path:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
     identity = "\n".join([version, *_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts])
-    library = folder / f"{isa.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        build(None, isa, library)
-    return library
+    built = folder / f"{isa.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    if not built.exists():
+        build(None, isa, built)
+    return built
 
 
 def _run(command: Sequence[str]) -> None:

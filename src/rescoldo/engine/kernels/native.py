@@ -12,20 +12,11 @@ import torch
 
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
-from rescoldo.engine.kernels.build import (
-    ELSEWHERE,
-    INSTRUCTION_SETS,
-    BuildError,
-    InstructionSet,
-    cached,
-    instruction_set,
-    usable,
-)
+from rescoldo.engine.kernels.build import ELSEWHERE, BuildError, InstructionSet, instruction_set, library
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.kernels.ops_int8 import LowRankTerm, Outliers, Quantized, Segment, level_type, padded
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.files import cache_root
-from rescoldo.system import cpu
 
 _FLOATS, _HALVES = torch.float32, torch.bfloat16
 
@@ -143,45 +134,29 @@ def _layout() -> list[int]:
 
 def _loaded(isa: InstructionSet) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(cached(isa, cache_root(loadable=True) / "kernels")))
+        c = ctypes.CDLL(str(library(isa, cache_root(loadable=True) / "kernels")))
     except OSError as error:
         raise BuildError(f"the built kernels do not load: {error}", ELSEWHERE) from error
     count = ctypes.c_int64()
-    library.kernels_layout.restype = ctypes.POINTER(ctypes.c_int64)
-    theirs = library.kernels_layout(ctypes.byref(count))[: count.value]
-    if theirs != _layout():
+    c.kernels_layout.restype = ctypes.POINTER(ctypes.c_int64)
+    if c.kernels_layout(ctypes.byref(count))[: count.value] != _layout():
         raise BuildError(f"the {isa.name} kernels were built from another kernels.h than this program expects")
-    if library.kernels_start():
+    if c.kernels_start():
         raise BuildError(f"the system does not allow this program what the {isa.name} kernels need")
-    return library
+    c.kernels_set_threads.argtypes = [ctypes.c_int64]
+    return c
 
 
 class NativeKernels(TorchKernels):
     """The same operations in C for bfloat16; float32 tensors go to PyTorch's."""
 
-    def __init__(self, name: str | None = None) -> None:
-        """The kernels for the instruction set of that name, the best that this CPU has where left out.
+    def __init__(self, name: str) -> None:
+        """The kernels for the instruction set of that name, whatever this CPU has.
 
         Raises:
-            BuildError: unknown name, no compiler, or a CPU without the instructions.
+            BuildError: no compiler, or the library does not load.
         """
-        features = cpu.instructions()
-        if name is None:
-            rows = usable(features)
-            if not rows:
-                raise BuildError("there are none for this CPU's instruction sets")
-            isa = rows[0]
-        else:
-            try:
-                isa = instruction_set(name)
-            except KeyError:
-                known = ", ".join(row.name for row in INSTRUCTION_SETS)
-                raise BuildError(f"unknown instruction set {name!r}: expected torch, {known}") from None
-            if isa not in usable(features):
-                raise BuildError(f"this CPU does not have what the {name} kernels need")
-        self._library = _loaded(isa)
-        self._library.kernels_set_threads.argtypes = [ctypes.c_int64]
-        self.name = isa.name
+        self._library, self.name = _loaded(instruction_set(name)), name
         self.qmax = int(self._library.kernels_qmax())
 
     @property

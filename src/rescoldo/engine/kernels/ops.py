@@ -83,3 +83,18 @@ NF4_LEVELS = torch.tensor(  # the quantiles of a normal distribution (QLoRA, arX
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ]
 )  # fmt: skip
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + head_dim/2), Hugging Face's layout.
+
+    Args:
+        x: (T, heads, head_dim).
+        cos: (T, head_dim/2) float32. `sin` likewise; with its sign changed this is the inverse rotation.
+
+    Returns:
+        As x, in x's dtype; computed in float32.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rescoldo.engine import rope
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import LazyInt8, QuantizedMatrix
-from rescoldo.engine.kernels.ops import NF4_BLOCK, NF4_LEVELS, Dropout
+from rescoldo.engine.kernels.ops import NF4_BLOCK, NF4_LEVELS, Dropout, rotate
 from rescoldo.engine.kernels.ops_int8 import (
     LowRankTerm,
     Outliers,
@@ -92,8 +91,8 @@ class TorchKernels:
         gate_up.copy_(torch.cat((dgate, da * gate * sigmoid), dim=-1))
 
     def rotate_(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float = 1.0) -> None:
-        """rope.rotate in place; sign -1: its inverse."""
-        x.copy_(rope.rotate(x, cos, sign * sin))
+        """ops.rotate in place; sign -1: its inverse."""
+        x.copy_(rotate(x, cos, sign * sin))
 
     # --- dropout, loss ------------------------------------------------------------------------------------------------
 

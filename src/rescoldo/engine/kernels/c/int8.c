@@ -244,11 +244,11 @@ static const uint8_t *panels_at(const Int8Product *p, i64 n0, i64 n1, i64 k0, i6
     }
     return room;
   }
-#ifdef WIDE_WEIGHTS
+#ifdef PREPARES_PANELS
   for (i64 n = n0; n < n1; n += 16) {
     const uint8_t *from = p->lazy ? spare : p->w + n * p->K + k0 * 16;
     if (p->lazy) unpack_panel(p->lazy, n, k0, k1, spare);
-    widen_panel(from, k1 - k0, (int16_t *)(room + (n - n0) / 16 * *apart));
+    prepare_panel(from, k1 - k0, room + (n - n0) / 16 * *apart);
   }
 #else
   if (!p->lazy) {
@@ -309,7 +309,11 @@ int int8_product(const Int8Product *p) {
   all.chunks = threads * rounds < all.pairs ? threads * rounds : all.pairs;
   all.widest = (all.pairs + all.chunks - 1) / all.chunks;
   all.several = p->K > deep;
-  int made = WEIGHT_BYTES == 2 || p->backward || p->lazy;
+#ifdef PREPARES_PANELS
+  int made = 1;
+#else
+  int made = p->backward || p->lazy;
+#endif
   all.room = made ? (size_t)PAD(all.widest * bytes, 64) : 0;
   all.spare = p->lazy ? 16 * (size_t)PAD(all.widest * 32 > deep ? all.widest * 32 : deep, 64) : 0;
   i64 sums = all.several ? PAD(ROWS_AT_ONCE, PRODUCT_ROWS) * all.widest * 32 : PRODUCT_ROWS * TILE_OUTPUTS;

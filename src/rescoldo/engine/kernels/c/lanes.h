@@ -11,7 +11,8 @@
 // and the product of int8.c:
 //
 //   level, QMAX, store_levels, load_levels   what inputs are quantized to
-//   WEIGHT_BYTES     of a weight in a product: 1; 2 where WIDE_WEIGHTS is defined, and widen_panel makes int16 of bytes
+//   WEIGHT_BYTES     of a weight in a product. Where PREPARES_PANELS is defined, prepare_panel makes what it takes of n
+//                    inputs of a panel, and transpose_panel gives the same
 //   CHUNK_BYTES      of weights that stay in cache while the rows go by
 //   PRODUCT_ROWS     of a tile, and product_tile, which computes one: groups g0..g1-1 of rows t..t+m-1 into C (m, 16
 //                    PANELS) f32, added if g0 > 0; b and the panel `apart` bytes behind it stand at group g0. Between

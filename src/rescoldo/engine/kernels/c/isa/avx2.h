@@ -7,7 +7,7 @@
 #include "lanes256.h"
 
 typedef int16_t level;
-#define WIDE_WEIGHTS
+#define PREPARES_PANELS
 enum { QMAX = 8191, WEIGHT_BYTES = 2, CHUNK_BYTES = 1 << 18, PRODUCT_ROWS = MR };  // 127 · 8191 · 2048 fits into 31 bits
 ALWAYS void store_levels(level *q, vi n) { w_store(q, to_words(n)); }
 ALWAYS int isa_start(void) { return 0; }
@@ -96,7 +96,8 @@ ALWAYS __m256i widened(__m256i bytes, __m256i order) {
 }
 
 // panel (n/4, 16, 4) of bytes -> (n/2, 16, 2) int16
-ALWAYS void widen_panel(const uint8_t *from, i64 n, int16_t *to) {
+ALWAYS void prepare_panel(const uint8_t *from, i64 n, void *panel) {
+  int16_t *to = panel;
   const __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13));
   const __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
   for (i64 i = 0; i < n / 4; i++)

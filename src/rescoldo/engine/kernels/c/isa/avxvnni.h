@@ -18,8 +18,8 @@ ALWAYS vi load_levels(const level *q) { return i_signed_bytes(b_load(q)); }
 ALWAYS void i_add_dot(vi *sum, vi w, const void *pair) {
   __m256i x;
   __asm__("vpbroadcastd %3, %2\n\t"
-          "{vex} vpdpwssd %2, %4, %0\n\t"
-          "{vex} vpdpwssd %2, %5, %1"
+          "%{vex%} vpdpwssd %2, %4, %0\n\t"
+          "%{vex%} vpdpwssd %2, %5, %1"
           : "+x"(sum->a), "+x"(sum->b), "=&x"(x)
           : "m"(*(const int16_t(*)[2])pair), "x"(w.a), "x"(w.b));
 }
@@ -28,8 +28,8 @@ ALWAYS void i_add_dot(vi *sum, vi w, const void *pair) {
 ALWAYS void dot4(vi *sum, vi w, const void *four) {
   __m256i x;
   __asm__("vpbroadcastd %3, %2\n\t"
-          "{vex} vpdpbusd %2, %4, %0\n\t"
-          "{vex} vpdpbusd %2, %5, %1"
+          "%{vex%} vpdpbusd %2, %4, %0\n\t"
+          "%{vex%} vpdpbusd %2, %5, %1"
           : "+x"(sum->a), "+x"(sum->b), "=&x"(x)
           : "m"(*(const char(*)[4])four), "x"(w.a), "x"(w.b));
 }

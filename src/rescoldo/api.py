@@ -1,0 +1,376 @@
+"""Fine-tuning from Python in four functions, all of them in `rescoldo` itself: `train`, `load`, `evaluate`, `compare`.
+
+They take what the commands of the same names take, and do the same. torch and its friends are imported when one of them
+is called, so that `import rescoldo` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+if TYPE_CHECKING:
+    from rescoldo.engine.types import Sampling
+    from rescoldo.models.loaded import Loaded
+    from rescoldo.role import Role
+    from rescoldo.train.config import Quantization
+    from rescoldo.train.start import RunResult
+
+
+class TrainSettings(TypedDict, total=False):
+    """The settings of a run that have a default: the fields of `train.config.RunConfig`, which says what each means
+    and which values it takes (`rescoldo train --help` lists them, too)."""
+
+    base_model: str
+    role: str
+    epochs: int
+    lr: float
+    batch_size: int
+    grad_accum: int
+    lora_r: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+    max_length: int
+    seed: int
+    quantization: Quantization
+    train_limit: int | None
+    val_limit: int | None
+    max_steps: int | None
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    early_stopping: int | None
+    shuffle: bool
+    checkpoint_minutes: float
+    keep_checkpoints: int
+    threads: int | None
+    memory_gb: float | None
+
+
+class SamplingSettings(TypedDict, total=False):
+    """How a model decodes its answers; what is not given is as the role says (greedy, unless it says otherwise).
+
+    temperature: 0 is greedy. top_p: above 0, up to 1. max_new_tokens: an answer ends here. seed: of the sampling.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one input.
+
+    Attributes:
+        text: as the model wrote it.
+        value: what the text says, as the role's serialization reads it (for YAML and JSON: dicts and lists); None where
+            `fault` says why it cannot be read.
+        fault: "" where it can.
+        ended: whether the model ended the answer itself; False: it was cut off at `max_new_tokens` or at the end of the
+            context.
+        tokens: generated tokens, the end-of-turn token not counted.
+        seconds: from the start of the batch to the end of this answer.
+    """
+
+    text: str
+    value: Any
+    fault: str
+    ended: bool
+    tokens: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's scores on a dataset.
+
+    Attributes:
+        score: the mean over all examples, 0..1.
+        components: component of the role's metric → its mean, 0..1.
+        document: all of it, predictions included, as `rescoldo eval --json` prints it (docs/evaluation.md).
+    """
+
+    score: float
+    components: dict[str, float]
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same dataset, and the decision between them.
+
+    Attributes:
+        scores: model ("baseline", "finetuned" …) → mean score, 0..1.
+        adopt: whether the fine-tuned model should be used.
+        sentence: the decision in words.
+        document: all of it, tests and predictions included, as `rescoldo compare --json` prints it.
+    """
+
+    scores: dict[str, float]
+    adopt: bool
+    sentence: str
+    document: dict[str, Any]
+
+
+class Model:
+    """A model in memory: a base model, or a run's base with its adapter. `load` makes one.
+
+    Attributes:
+        role: what it is asked as: prompt, serialization, sampling.
+    """
+
+    def __init__(self, loaded: Loaded, role: Role, role_name: str | None) -> None:
+        self.role, self._loaded, self._role_name = role, loaded, role_name
+
+    @property
+    def spec(self) -> str:
+        """What was named: a run's directory or a base model."""
+        return self._loaded.spec
+
+    @property
+    def precision(self) -> str:
+        """Of the frozen weights: "fp32", "bf16", "int8" or "nf4"."""
+        return self._loaded.precision
+
+    def ask(
+        self, record: Mapping[str, Any] | str, *, base: bool = False, **sampling: Unpack[SamplingSettings]
+    ) -> Answer:
+        """Answer one input, with the role's prompt.
+
+        Args:
+            record: the role's input fields, as a line of a dataset has them ({"concept": "A library"}); or the text
+                of the role's input field alone.
+            base: ask the base model, without the adapter.
+            sampling: see SamplingSettings.
+
+        Raises:
+            RescoldoError: a field is missing or is not what the role expects, a sampling value is out of range, or the
+                prompt is longer than the model's context.
+        """
+        (answer,) = self.ask_all([record], base=base, **sampling)
+        return answer
+
+    def ask_all(
+        self,
+        records: Iterable[Mapping[str, Any] | str],
+        *,
+        base: bool = False,
+        **sampling: Unpack[SamplingSettings],
+    ) -> list[Answer]:
+        """Answer several inputs in one batch, which takes much less time than one after the other. See ask."""
+        from rescoldo.errors import RescoldoError
+        from rescoldo.models.engine_chat import EngineChat
+
+        if base and self._loaded.run is None:
+            raise RescoldoError("is a base model already", where=self.spec, fix="leave out base=True")
+        read = [self._read(record, place) for place, record in enumerate(records, 1)]
+        chat = EngineChat(self._loaded, adapter=not base)
+        drawn = _sampling(self.role.sampling, sampling)
+        answers: dict[int, Answer] = {}
+        for place, given in chat.complete([self.role.messages(record) for record in read], drawn):
+            if given.error:
+                raise RescoldoError(given.error, where=f"input {place + 1}", fix="shorten the input")
+            value, fault = self.role.parse(given.text)
+            answers[place] = Answer(given.text, value, fault, given.ended, given.tokens, given.seconds)
+        return [answers[place] for place in range(len(read))]
+
+    def _read(self, record: Mapping[str, Any] | str, place: int) -> dict[str, Any]:
+        """A record as the role reads it.
+
+        Raises:
+            RescoldoError: naming the field that is wrong.
+        """
+        from rescoldo.errors import RescoldoError
+
+        raw = {self.role.input: record} if isinstance(record, str) else dict(record)
+        faults = [f for f in self.role.check(raw, "input", place, answers=False) if f.level == "error"]
+        if faults:
+            raise RescoldoError(
+                "; ".join(fault.what for fault in faults[:3]),
+                where=faults[0].where,
+                fix=f"the role {self.role.name} is asked with the field {self.role.input!r}",
+            )
+        return self.role.read(raw, answers=False)
+
+
+def train(
+    *,
+    train: Path | str,
+    val: Path | str,
+    output: Path | str,
+    restart: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    **settings: Unpack[TrainSettings],
+) -> RunResult:
+    """Fine-tune, or resume or recognise as finished the run in `output`, as `rescoldo train` does.
+
+    Args:
+        train, val: training and validation examples (JSON Lines).
+        output: directory that the run writes. The same call again resumes a run that was interrupted.
+        restart: move what is in `output` aside and start anew.
+        force: start although the checks of `rescoldo doctor` fail.
+        quiet: print nothing. Otherwise progress goes to standard output.
+        settings: see TrainSettings.
+
+    Returns:
+        How it ended: `status` ("finished", "already finished" or "interrupted"), `output`, and `info`, the content of
+        training_info.json.
+
+    Raises:
+        RescoldoError: a setting, a path, the data or the base model is not as it must be; nothing was lost.
+    """
+    from rich.console import Console
+
+    from rescoldo.assemble import real_parts
+    from rescoldo.nodes.together import train_here
+    from rescoldo.train.config import make_config
+    from rescoldo.train.progress import Reporter
+
+    config = make_config({"train": train, "val": val, "output": output, **settings})
+    reporter = Reporter(Console(quiet=True)) if quiet else Reporter()
+    return train_here(config, real_parts(), restart=restart, force=force, reporter=reporter)
+
+
+def load(model: Path | str, *, role: str | None = None, quantization: str = "auto") -> Model:
+    """Load a model to ask.
+
+    Args:
+        model: a run's directory, or a base model: a directory, a GGUF file, a Hub id, ollama:NAME or sample:smollm2.
+        role: name or path; by default the run's own, for a base model ba.
+        quantization: of the frozen weights; "auto" is the run's own, for a base model the one that suits this machine.
+
+    Raises:
+        RescoldoError: there is no such model, it is damaged, or the adapter does not fit its base.
+    """
+    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.models.loaded import load_for_inference
+
+    spec = str(model)
+    the_role = role_for(spec, role)
+    return Model(load_for_inference(spec, quantization), the_role, role)
+
+
+def evaluate(
+    model: Model | Path | str,
+    dataset: Path | str,
+    *,
+    role: str | None = None,
+    output: Path | str | None = None,
+    limit: int | None = None,
+    base: bool = False,
+    quantization: str = "auto",
+    **sampling: Unpack[SamplingSettings],
+) -> Evaluation:
+    """Answer a dataset with a model and score the answers with the role's metric, as `rescoldo eval` does.
+
+    Args:
+        model: what `load` returned, or what it takes.
+        dataset: JSON Lines; answers are needed only where the role's metric compares with them.
+        role: name or path; by default the model's own, for a base model ba.
+        output: JSON file to write, with a report beside it; the same call again goes on where a first was stopped.
+        limit: only the first so many records.
+        base: for a run: its base model alone.
+        quantization: where `model` is still to be loaded; see load.
+        sampling: see SamplingSettings.
+
+    Raises:
+        RescoldoError: model, dataset or output is not as it must be.
+    """
+    from rescoldo.evaluate.evaluation import evaluate_model, role_for
+
+    spec = str(model) if isinstance(model, str | Path) else model._loaded
+    if role is None and isinstance(model, Model):
+        role = model._role_name
+    drawn = _sampling(role_for(spec, role).sampling, sampling)
+    document = evaluate_model(
+        spec, dataset, role=role, output=output, limit=limit, base=base, quantization=quantization, sampling=drawn
+    )
+    (part,) = document["models"].values()
+    return Evaluation(float(part["scores"]["mean"]), dict(part["component_scores"]), document)
+
+
+def compare(
+    run: Path | str,
+    dataset: Path | str,
+    *,
+    baseline: str | None = None,
+    role: str | None = None,
+    output: Path | str | None = None,
+    limit: int | None = None,
+    quantization: str = "auto",
+    **sampling: Unpack[SamplingSettings],
+) -> Comparison:
+    """Compare a fine-tuned run with a baseline on a dataset, and decide whether to use it, as `rescoldo compare` does.
+
+    Args:
+        run: a run's directory.
+        dataset: JSON Lines.
+        baseline: the model to compare with: what `load` takes, or a server (openai:MODEL@URL); by default the run's own
+            base model, with one copy of the weights in memory.
+        role, output, limit, quantization, sampling: as `evaluate` takes them.
+
+    Raises:
+        RescoldoError: a model, the dataset or the output is not as it must be.
+    """
+    from rescoldo.evaluate.compare import Parts, compare_run
+    from rescoldo.evaluate.compare import compare as compare_models
+    from rescoldo.evaluate.evaluation import role_for
+
+    drawn = _sampling(role_for(str(run), role).sampling, sampling)
+    if baseline is None:
+        document = compare_run(
+            str(run), dataset, role=role, output=output, limit=limit, quantization=quantization, sampling=drawn
+        )
+    else:
+        document = compare_models(
+            {"baseline": baseline, "finetuned": str(run)},
+            dataset,
+            Parts("baseline", finetuned="finetuned"),
+            role=role,
+            output=output,
+            limit=limit,
+            quantization=quantization,
+            sampling=drawn,
+        )
+    decision = document["comparison"]["decision"]
+    scores = {name: float(part["scores"]["mean"]) for name, part in document["models"].items()}
+    return Comparison(scores, bool(decision["adopt"]), str(decision["sentence"]), document)
+
+
+def _sampling(of_role: Sampling, given: SamplingSettings) -> Sampling:
+    """The role's sampling with what was given.
+
+    Raises:
+        RescoldoError: a value is unknown or out of range.
+    """
+    from rescoldo.errors import RescoldoError
+
+    for name, value in given.items():
+        allowed = _SAMPLING.get(name)
+        if allowed is None:
+            raise RescoldoError("unknown setting", where=name, fix=f"expected one of {', '.join(_SAMPLING)}")
+        low, high, kind = allowed
+        is_number = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:  # type: ignore[operator]
+            text = "a whole number" if kind is int else "a number"
+            raise RescoldoError(f"invalid value {value!r}", where=name, fix=f"{text} from {low:g} to {high:g}")
+    if given.get("top_p") == 0:
+        raise RescoldoError("invalid value 0", where="top_p", fix="a number above 0, up to 1")
+    return replace(of_role, **given)
+
+
+_SAMPLING: dict[str, tuple[float, float, type]] = {
+    "temperature": (0, 100, float),
+    "top_p": (0, 1, float),
+    "max_new_tokens": (1, 1_000_000, int),
+    "seed": (0, (1 << 32) - 1, int),
+}

@@ -1,0 +1,124 @@
+"""What training takes of memory: one model of it for the choice of a precision, for `doctor` and for the passes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.head import HEAD_ROWS
+from rescoldo.engine.types import CALIBRATED, LoraConfig
+from rescoldo.system.memory import memory_available
+
+PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and what they load, before any weight
+ADAPTERS_IN_MEMORY = 7  # weights, gradients, two moments, best epoch; and a checkpoint's copies while it is written
+HEADROOM = 0.9  # of the free memory
+SMALL = 1 << 30  # weights of linears; blocks of smaller models are unpacked to int8 once
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of resident memory at the peak.
+
+    Attributes:
+        weights: the frozen model in its precision, embeddings included.
+        adapter: the adapter, its gradients and optimizer.
+        layer_activations: what one layer keeps for its way back.
+        other: the process itself, logits, one layer's work.
+        n_layers: layers whose activations would be kept at best.
+    """
+
+    weights: int
+    adapter: int
+    layer_activations: int
+    other: int
+    n_layers: int
+
+    @property
+    def least(self) -> int:
+        """With no layer's activations kept: slower by about a third, never killed for them."""
+        return self.weights + self.adapter + self.other
+
+    @property
+    def full(self) -> int:
+        """With all layers' activations kept."""
+        return self.least + self.n_layers * self.layer_activations
+
+    def peak(self, free: int) -> int:
+        """What it will come to where `free` bytes are free: as many layers as fit are kept."""
+        return max(self.least, min(self.full, int(HEADROOM * free)))
+
+
+def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
+    """Trained parameters."""
+    return decoder.n_layers * lora.rank * sum(sum(decoder.linear_shape(name)) for name in lora.targets)
+
+
+def memory_need(
+    decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: int, stored: int | None = None
+) -> MemoryNeed:
+    """What training takes at its peak.
+
+    Args:
+        decoder: the model's shapes.
+        precision: of the frozen weights.
+        lora: the adapter.
+        rows: tokens of the largest micro-batch.
+        stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
+    """
+    wide = 4 if precision == "fp32" else 2
+    largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
+    converted = 2 * largest if precision in CALIBRATED else 0
+    inputs = decoder.n_layers * rows * decoder.hidden_size * 2  # float32, of every second layer
+    work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
+    return MemoryNeed(
+        weights=weight_bytes(decoder, precision, stored),
+        adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
+        layer_activations=kept_bytes(decoder, wide, rows),
+        other=PROCESS + converted + work + inputs,
+        n_layers=decoder.n_layers,
+    )
+
+
+def stays_stored(config: DecoderConfig, precision: str) -> bool:
+    """Whether linears that the file has in blocks are kept so in this precision."""
+    return precision == "nf4" or (precision == "int8" and linear_weights(config) > SMALL)
+
+
+def linear_weights(config: DecoderConfig) -> int:
+    """How many weights all layers' linears have."""
+    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in config.linears)
+
+
+def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
+    """Bytes of the frozen model in this precision, embeddings included.
+
+    `stored`: bytes of the linears' blocks in the file, if it has such.
+    """
+    linears = linear_weights(config) * _BYTES[precision]
+    if stored is not None and stays_stored(config, precision):
+        linears = stored
+    wide = 4 if precision == "fp32" else 2
+    return int(linears + config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2))
+
+
+def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
+    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up."""
+    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
+    return tokens * element * (kept + 2 * config.n_kv_heads * config.head_dim)
+
+
+def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
+    """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
+
+    Args:
+        config: the model's shapes.
+        element: bytes of an activation's element.
+        tokens: rows of the pass.
+        free: bytes to fit into; memory_available() where left out.
+    """
+    free = memory_available() if free is None else free
+    layer = kept_bytes(config, element, tokens)
+    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is recomputed
+    return max(0, min(config.n_layers, int((HEADROOM * free - inputs - 5 * layer) // layer)))
