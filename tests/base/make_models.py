@@ -29,7 +29,7 @@ ROPE: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
 
-ROPE_OF_PHI: dict[str, dict[str, Any]] = {
+ROPE_OF_FAMILIES: dict[str, dict[str, Any]] = {
     "part": {"partial_rotary_factor": 0.5},
     "longrope": {
         "rope_type": "longrope",
@@ -41,6 +41,15 @@ ROPE_OF_PHI: dict[str, dict[str, Any]] = {
         "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.8, 2.0, 2.2, 2.5, 2.8, 3.0],
         "long_factor": [1.0, 2.0, 4.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 30.0, 40.0],
         "partial_rotary_factor": 0.75,
+    },
+    "ministral": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 24,
+        "max_position_embeddings": 256,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.5,
     },
 }
 ROPE_BY_KIND: dict[str, dict[str, Any]] = {  # one for each kind of layer
@@ -106,7 +115,7 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     wanted = overrides.pop("rope", "default")
-    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | {**ROPE, **ROPE_OF_PHI}.get(wanted, {})
+    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | {**ROPE, **ROPE_OF_FAMILIES}.get(wanted, {})
     values: dict[str, Any] = {
         "vocab_size": 288,
         "hidden_size": 64,

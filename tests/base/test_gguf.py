@@ -248,7 +248,7 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
     if "general.architecture" in metadata:
         path = tiny_gguf(tmp_path / "m.gguf", "llama")
         path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0falco", 1))
-        message = "'falco' is not supported(.|\n)*llama, mistral, qwen2, qwen3"
+        message = "'falco' is not supported(.|\n)*llama, mistral, ministral3, qwen2"
     else:
         path = tiny_gguf(tmp_path / "m.gguf", "llama", metadata=metadata)
     with pytest.raises(RescoldoError, match=message):

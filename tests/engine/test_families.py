@@ -58,6 +58,8 @@ FAMILY_VARIANTS: list[Variant] = [
     ("phi3", {"rope": "longrope", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 3}),
     ("phi3", {"rope": "longrope-part", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
     ("phi3", {"rope": "part", "num_key_value_heads": 4, "intermediate_size": 160}),
+    ("ministral3", {"rope": "ministral"}),
+    ("ministral3", {"rope": "ministral", "tie_word_embeddings": True, "num_key_value_heads": 1, "head_dim": 32}),
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("gemma2", {**WINDOWS, **CAPS, "tie_word_embeddings": True, "num_hidden_layers": 3}),
     ("gemma2", {**CAPS, "attn_logit_softcapping": None}),

@@ -108,6 +108,7 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("smollm3", {"num_hidden_layers": 5}),
     ("phi3", {}),
     ("phi3", {**PHI_LONG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+    ("ministral3", {"rope": "ministral"}),
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("gemma3_text", {**GEMMA, "rope": "kinds", "sliding_window": 64, "num_hidden_layers": 7}),
     ("gemma2", {**GEMMA, "sliding_window": 64, "num_hidden_layers": 3}),
@@ -129,7 +130,7 @@ def test_merged_file_of_a_hugging_face_base(tmp_path: Path, architecture: str, o
         assert llama_cpp.tokenize(rendered, add_special=False) == prompt_ids(messages, mine.tokenizer)
 
 
-@pytest.mark.parametrize(("architecture", "overrides"), [one for one in HF if one[0] in ("phi3",)])
+@pytest.mark.parametrize(("architecture", "overrides"), [one for one in HF if one[0] in ("phi3", "ministral3")])
 def test_a_gguf_base_of_the_family(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
     """A merged file is a base itself: its adapter in llama.cpp, its merged directory in transformers."""
     first = make_run(tmp_path / "first", str(tiny_hf(tmp_path / "hf", architecture, **{**TINY, **overrides})), size=0.1)

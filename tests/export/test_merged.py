@@ -48,6 +48,7 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("smollm3", {"num_hidden_layers": 5}),
         ("phi3", {}),
         ("phi3", {**PHI_LONG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+        ("ministral3", {"rope": "ministral"}),
         ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
         ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
         ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),

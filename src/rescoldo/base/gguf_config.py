@@ -14,6 +14,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, Family, family_of_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
+_LOG = "rope.scaling.yarn_log_multiplier"
 LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
@@ -91,9 +92,11 @@ def _rope_scaling(reader: _Reader, header: GgufHeader, rotary_dim: int, max_posi
             "beta_fast": reader.number("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": reader.number("rope.scaling.yarn_beta_slow", 1.0),
         }
-        if reader.get("rope.scaling.attn_factor") is not None:
-            attention = reader.number("rope.scaling.attn_factor")
-            scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+        attention = reader.number("rope.scaling.attn_factor", 1.0)
+        weight = reader.number(_LOG) if reader.get(_LOG) not in (None, 0) else 0.0
+        if attention != 1.0 or weight:
+            grown = math.log(max(factor, 1.0))
+            scaling["attention_factor"] = attention * (0.1 * grown + 1.0) / (0.1 * weight * grown + 1.0)
     elif kind not in (None, "none"):
         raise reader.fail(f"RoPE scaling {kind!r:.80} is not supported; none, linear and yarn are")
     if ROPE_FACTORS not in header.tensors:
@@ -203,4 +206,9 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     }
     biases = {name: fields[name] for name in ("qkv_bias", "o_bias", "mlp_bias")}
     found = {**fields, **family.fixed, **biases}
-    return DecoderConfig(**{**found, **family.derive_gguf(found), **said})
+    beta = "attention.temperature_scale"
+    temperature = reader.number(beta) if reader.get(beta) not in (None, 0) else None
+    derived = family.derive_gguf({**found, "attention_temperature": temperature})
+    if temperature and "query_growth" not in derived:
+        raise reader.fail(f"metadata key {reader.prefix}.{beta} is not supported for this architecture")
+    return DecoderConfig(**{**found, **derived, **said})

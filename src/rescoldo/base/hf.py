@@ -22,6 +22,10 @@ from rescoldo.files import load_json
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _FACTORS = ("short_factor", "long_factor")  # of longrope
+_ROPE_KEYS = {
+    *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
+}
 _BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -43,7 +47,8 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
         RescoldoError: the family does not work, or the weights are quantized in a way that cannot be read.
     """
     architecture = config.get("model_type")
-    family = FAMILIES.get(str(architecture)) or WRAPPERS.get(str(architecture))
+    wrapped = WRAPPERS.get(str(architecture), ())
+    family = FAMILIES.get(str(architecture)) or next(iter(wrapped), None)
     if family is None:
         raise RescoldoError(
             f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
@@ -51,10 +56,15 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
             fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
     decoder = config
-    if architecture in WRAPPERS:
+    if wrapped:
         decoder = config.get("text_config") or {}
-        if not isinstance(decoder, dict) or decoder.get("model_type") != family.name:
-            raise RescoldoError(f"text_config does not describe a {family.name} decoder", where=where)
+        kind = decoder.get("model_type", family.name) if isinstance(decoder, dict) else None
+        if kind not in [one.name for one in wrapped]:
+            names = " or ".join(one.name for one in wrapped)
+            raise RescoldoError(f"text_config does not describe a {names} decoder", where=where)
+        family = FAMILIES[kind]
+        said = "tie_word_embeddings"
+        decoder = {**({said: config[said]} if said in config else {}), **decoder, "model_type": kind}
     for one in (config, decoder):
         quantization = one.get("quantization_config")
         if quantization:
@@ -160,7 +170,7 @@ def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any]
     where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
     if "full_attention" not in parameters:
-        return *_one_rope(parameters, fail), None
+        return *_one_rope({key: v for key, v in parameters.items() if key not in family.rope_keys}, fail), None
     if family.windows != "layer_types":
         raise fail(f"rope_parameters by kind of layer: a {family.name} model has one kind")
     main = _one_rope(parameters["full_attention"] or {}, fail)
@@ -180,6 +190,8 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     apart = ("rope_type", "type", "truncate", "partial_rotary_factor", *factors)
     numbers = {key: value for key, value in parameters.items() if key not in apart}
     for key, value in numbers.items():
+        if key not in _ROPE_KEYS and value is not None:
+            raise fail(f"RoPE parameter {key!r:.80} is not known and may change the rotation")
         if value is not None and not _positive(value):
             raise fail(f"RoPE parameter {key} is {value!r:.80}, not a positive number")
     for key, value in factors.items():
@@ -374,13 +386,27 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
     family, _ = decoder_config(raw, str(path))
     config = read_config(directory)
 
+    wrapped = raw.get("model_type") in WRAPPERS
+    architectures = raw.get("architectures") if wrapped else None
+
     def name(stored: str) -> str | None:
-        found = family.decoder_name(stored, wrapped=raw.get("model_type") in WRAPPERS)
+        found = family.decoder_name(stored, wrapped=wrapped)
         return None if found == "lm_head.weight" and config.tied_embeddings else found
 
     files = weight_files(directory)
     tensors = HfTensors(files, name, family.norm_offset)
     check_tensors(tensors, config, directory)
+    tokenizer = DirectoryTokenizer(directory, config.max_positions)
     return BaseModel(
-        spec, directory, "hf", config, tensors, tuple(files), DirectoryTokenizer(directory, config.max_positions)
+        spec,
+        directory,
+        "hf",
+        config,
+        tensors,
+        tuple(files),
+        tokenizer,
+        wrapper=(str(architectures[0]) if isinstance(architectures, list) and architectures else raw["model_type"])
+        if wrapped
+        else "",
+        left_alone=tuple(name for name in tensors.left_alone if not name.endswith((".inv_freq", "lm_head.weight"))),
     )

@@ -39,7 +39,9 @@ def base_model(subject: Subject) -> Iterator[Check]:
     if wrong:
         yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", REFETCH)
     else:
-        yield ok("base model", text, bytes=size, parameters=base.config.total_params)
+        yield ok(
+            "base model", "; ".join(filter(None, (text, base.note()))), bytes=size, parameters=base.config.total_params
+        )
     if subject.tokenizer is None:
         return
     yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, with a chat template")  # without one it is refused

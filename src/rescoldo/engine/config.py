@@ -44,6 +44,8 @@ class DecoderConfig:
             for full attention; empty: full attention everywhere.
         local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: as all others.
         rotary_dim: how many of a head's first elements are rotated; None: all.
+        query_growth: (β, n): behind the rotation the query at position p is multiplied by 1 + β·ln(1 + ⌊p / n⌋); None:
+            it is not.
         no_rope: the layers whose queries and keys are not rotated.
         qk_norm: whether queries and keys are normalized, by head or, with `qk_norm_full`, over their full width.
         norm_placement: "pre" (before a sublayer), "post" (behind it), "sandwich" (both).
@@ -86,6 +88,7 @@ class DecoderConfig:
     attention_cap: float | None = None
     logits_cap: float | None = None
     fused: tuple[str, ...] = ()
+    query_growth: tuple[float, int] | None = None
 
     def described(self) -> dict[str, Any]:
         """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what

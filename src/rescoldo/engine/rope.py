@@ -112,6 +112,14 @@ class Rotation:
     q_factor: float
 
 
+def query_factors(config: DecoderConfig, length: int) -> torch.Tensor:
+    """What queries at positions 0..length-1 are multiplied by, (length,) float32: DecoderConfig.query_growth."""
+    if config.query_growth is None:
+        return torch.ones(length)
+    beta, context = config.query_growth
+    return 1 + beta * torch.log(1 + torch.floor(torch.arange(length, dtype=torch.float32) / context))
+
+
 class RopeTables:
     """cos and sin of all kinds of layers of a decoder; they grow with the positions asked for."""
 
@@ -120,6 +128,8 @@ class RopeTables:
         self.kinds = sorted({config.rope(i) for i in range(config.n_layers)})
         scale = config.attention_scale
         self.q_factor = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
+        if config.query_growth and ("none" in self.kinds or config.rotary_dim):
+            raise ValueError("query_growth goes into the rotation of whole heads")
         self._length = 0
         self._tables: dict[str, tuple[torch.Tensor, ...]] = {}
 
@@ -130,7 +140,8 @@ class RopeTables:
         for kind in self.kinds:
             if kind != "none":
                 keys = rope_tables(self.config, self._length, kind)
-                queries = keys if self.q_factor == 1.0 else (keys[0] * self.q_factor, keys[1] * self.q_factor)
+                factors = self.q_factor * query_factors(self.config, self._length)[:, None]
+                queries = keys if bool((factors == 1.0).all()) else (keys[0] * factors, keys[1] * factors)
                 self._tables[kind] = (*keys, *queries)
 
     def at(self, positions: torch.Tensor) -> dict[str, Rotation]:

@@ -79,7 +79,10 @@ def _model(source: Source) -> dict[str, Value]:
     numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
     said = {field: key.gguf for field, key in family.keys.items() if key.gguf and getattr(config, field) is not None}
     numbers |= {key: getattr(config, field) for field, key in said.items()}
-    for field, value in family.derive_gguf(asdict(config)).items():
+    temperature = config.query_growth[0] if config.query_growth else None
+    if temperature:
+        numbers["attention.temperature_scale"] = temperature
+    for field, value in family.derive_gguf({**asdict(config), "attention_temperature": temperature}).items():
         if field not in said and getattr(config, field) != value:
             raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}

@@ -71,7 +71,7 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
 def _family(config: DecoderConfig) -> Family:
     """The family of the class in transformers: GGUF calls Mistral a llama; only Mistral's class has sliding windows."""
     family = FAMILIES[config.architecture]
-    return FAMILIES[family.with_windows] if family.with_windows and config.windows else family
+    return FAMILIES[family.hf_family(config) or family.name]
 
 
 def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
@@ -110,7 +110,8 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(config),
     }
     content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
-    content |= family.write_hf(config)
+    for key, value in family.write_hf(config).items():
+        content[key] = {**(content[key] or {}), **value} if isinstance(value, dict) else value
     if "partial_rotary_factor" in rope:
         content["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if rope["rope_type"] == "longrope":
@@ -131,6 +132,8 @@ def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
         RescoldoError: it is another one.
     """
     scaling = config.rope_scaling
+    if scaling and scaling.get("rope_type") == "longrope":  # the whole context is said beside it
+        return {key: value for key, value in scaling.items() if key != "max_position_embeddings"}
     if scaling is None or scaling.get("rope_type") != "factors":
         return scaling
     for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2

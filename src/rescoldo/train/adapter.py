@@ -29,6 +29,9 @@ UNSUPPORTED = (  # fields of PEFT's config that change what the weights mean
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
+_PLAIN, _WRAPPED = "model.layers.", "model.language_model.layers."
+# the decoder's linears alone: a vision tower may have some of the same names
+_WRAPPED_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\."
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class Adapter:
     base_model: str
 
 
-def peft_config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
+def peft_config(lora: LoraConfig, base_model: str, *, wrapped: bool = False) -> dict[str, Any]:
     """adapter_config.json's content: what peft.LoraConfig would write, without the fields that are at their default
-    there (PEFT fills them, whatever its version). PEFT itself is not needed to train."""
+    there (PEFT fills them, whatever its version). PEFT itself is not needed to train. `wrapped`: for the class that
+    holds the decoder together with a vision tower."""
     return {
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -54,33 +58,38 @@ def peft_config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.rank,
-        "target_modules": list(lora.targets),
+        "target_modules": f"{_WRAPPED_TARGETS}({'|'.join(lora.targets)})" if wrapped else list(lora.targets),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
     }
 
 
-def to_peft(parameters: Tensors) -> Tensors:
-    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32."""
+def to_peft(parameters: Tensors, *, wrapped: bool = False) -> Tensors:
+    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32; `wrapped`:
+    base_model.model.model.language_model.layers.0.…."""
+    layers = _PREFIX + (_WRAPPED if wrapped else _PLAIN)
     return {
-        f"{_PREFIX}{key}.weight": tensor.detach().to(torch.float32).contiguous() for key, tensor in parameters.items()
+        f"{layers}{key.removeprefix(_PLAIN)}.weight": tensor.detach().to(torch.float32).contiguous()
+        for key, tensor in parameters.items()
     }
 
 
-def write_adapter(output: Path, parameters: Tensors, lora: LoraConfig, base_model: str) -> None:
+def write_adapter(
+    output: Path, parameters: Tensors, lora: LoraConfig, base_model: str, *, wrapped: bool = False
+) -> None:
     """Write adapter_model.safetensors and adapter_config.json, each atomically.
 
     Raises:
         OSError: as the system says.
     """
-    data = safetensors.torch.save(to_peft(parameters), metadata={"format": "pt"})
+    data = safetensors.torch.save(to_peft(parameters, wrapped=wrapped), metadata={"format": "pt"})
 
     def write(path: Path) -> None:
         path.write_bytes(data)
 
     write_atomic(output / WEIGHTS_FILE, write)
-    write_json(output / CONFIG_FILE, peft_config(lora, base_model))
+    write_json(output / CONFIG_FILE, peft_config(lora, base_model, wrapped=wrapped))
 
 
 def write_bin(output: Path) -> None:
@@ -112,6 +121,8 @@ def read_adapter(directory: Path) -> Adapter:
     parameters: Tensors = {}
     for name, tensor in tensors.items():
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
+        if key.startswith(_WRAPPED):
+            key = _PLAIN + key.removeprefix(_WRAPPED)
         match = _KEY.fullmatch(key)
         if not match or match[1] not in lora.targets:
             raise RescoldoError(f"holds a tensor that is no LoRA weight of its targets: {name}", where=str(path))
@@ -151,6 +162,8 @@ def lora_of(config: dict[str, Any], where: Path) -> LoraConfig:
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise RescoldoError("is not a plain LoRA adapter", where=str(where), fix="peft_type LORA with bias none works")
     targets = config.get("target_modules")
+    if isinstance(targets, str) and targets.startswith(_WRAPPED_TARGETS):
+        targets = targets.removeprefix(_WRAPPED_TARGETS).removeprefix("(").removesuffix(")").split("|")
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
     if not isinstance(targets, list) or not targets or not set(targets) <= set(ALL_LINEARS):
         raise RescoldoError(f"target_modules must be some of {', '.join(ALL_LINEARS)}", where=str(where))
