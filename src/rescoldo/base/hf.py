@@ -12,6 +12,7 @@ import torch
 
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel, check_tensors
+from rescoldo.base.quantized import Quantization, Quantized, read_quantization
 from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.weights import TensorSource
@@ -65,16 +66,19 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
         family = FAMILIES[kind]
         said = "tie_word_embeddings"
         decoder = {**({said: config[said]} if said in config else {}), **decoder, "model_type": kind}
-    for one in (config, decoder):
-        quantization = one.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-            raise RescoldoError(
-                f"the weights are quantized ({method!s:.40}), which cannot be read from this format",
-                where=where,
-                fix="use the model's unquantized safetensors, or a GGUF file of it",
-            )
-    return family, dict(decoder)
+    quantization_of(config, where)
+    return family, {key: value for key, value in decoder.items() if key != "quantization_config"}
+
+
+def quantization_of(config: dict[str, Any], where: str) -> Quantization | None:
+    """How the weights are quantized, as config.json or a wrapper's text_config says.
+
+    Raises:
+        RescoldoError: in a way that is not read.
+    """
+    inner = config.get("text_config")
+    found = [read_quantization(one, where) for one in (config, inner) if isinstance(one, dict)]
+    return next((one for one in found if one is not None), None)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -278,10 +282,15 @@ class HfTensors(TensorSource):
         files: in order.
         decoder_name: the name by which each is known, None: it is left alone (`left_alone` has its name in the file).
         norm_offset: what is added to the weights of norms.
+        quantization: how matrices are stored that are decoded when they are asked for.
     """
 
     def __init__(
-        self, files: list[Path], decoder_name: Callable[[str], str | None] = str, norm_offset: float = 0.0
+        self,
+        files: list[Path],
+        decoder_name: Callable[[str], str | None] = str,
+        norm_offset: float = 0.0,
+        quantization: Quantization | None = None,
     ) -> None:
         from safetensors import SafetensorError, safe_open
 
@@ -290,6 +299,8 @@ class HfTensors(TensorSource):
         self._norm_offset = norm_offset
         self.left_alone: list[str] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._quantized = Quantized(quantization, self._stored, str(files[0].parent) if files else "")
+        dtypes: dict[str, str] = {}
         for path in files:
             try:
                 handle: Any = safe_open(path, framework="pt")
@@ -302,14 +313,10 @@ class HfTensors(TensorSource):
                     if name in self._files:
                         raise RescoldoError(f"tensor {stored} is in two files", where=str(path), fix=REFETCH)
                     part = handle.get_slice(stored)
-                    if part.get_dtype() not in _DTYPES:
-                        raise RescoldoError(
-                            f"tensor {name} is stored as {part.get_dtype()}; {', '.join(_DTYPES)} can be read",
-                            where=str(path),
-                            fix="use the model's unquantized safetensors, or a GGUF file of it",
-                        )
                     self._files[name] = path, stored
-                    self._shapes[name] = tuple(part.get_shape())
+                    if not self._quantized.take(name):
+                        self._shapes[name] = tuple(part.get_shape())
+                        dtypes[name] = part.get_dtype()
             except (SafetensorError, OSError, ValueError) as error:
                 raise RescoldoError(
                     f"the weight file is damaged or cut short ({' '.join(str(error).split()):.200})",
@@ -317,13 +324,33 @@ class HfTensors(TensorSource):
                     fix=REFETCH,
                 ) from None
 
+        for name, dtype in dtypes.items():
+            if self._quantized.decodes(name):
+                self._shapes[name] = self._quantized.shape(name, self._shapes[name])
+            elif dtype not in _DTYPES:
+                raise RescoldoError(
+                    f"tensor {name} is stored as {dtype}; {', '.join(_DTYPES)} can be read",
+                    where=str(self._files[name][0]),
+                    fix="use the model's unquantized safetensors, or a GGUF file of it",
+                )
+
     def names(self) -> list[str]:
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
+    def decoded(self, name: str) -> bool:
+        return self._quantized.decodes(name)
+
     def get(self, name: str) -> torch.Tensor:
+        tensor = self._stored(name)
+        if self._quantized.decodes(name):
+            return self._quantized.decode(name, tensor)
+        is_norm = self._norm_offset and name.endswith("norm.weight")
+        return tensor.float() + self._norm_offset if is_norm else tensor
+
+    def _stored(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
         if name not in self._files:
@@ -332,8 +359,7 @@ class HfTensors(TensorSource):
         if path not in self._handles:
             self._handles[path] = safe_open(path, framework="pt")
         tensor: torch.Tensor = self._handles[path].get_tensor(stored)
-        is_norm = self._norm_offset and name.endswith("norm.weight")
-        return tensor.float() + self._norm_offset if is_norm else tensor
+        return tensor
 
     def release(self) -> None:
         self._handles.clear()
@@ -394,7 +420,7 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
         return None if found == "lm_head.weight" and config.tied_embeddings else found
 
     files = weight_files(directory)
-    tensors = HfTensors(files, name, family.norm_offset)
+    tensors = HfTensors(files, name, family.norm_offset, quantization_of(raw, str(path)))
     check_tensors(tensors, config, directory)
     tokenizer = DirectoryTokenizer(directory, config.max_positions)
     return BaseModel(
