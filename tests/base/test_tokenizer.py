@@ -291,7 +291,7 @@ def _no_eos(directory: Path) -> None:
     [
         (_break_json, "cannot load the tokenizer"),
         (_no_template, "no chat template"),
-        (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
+        (_no_files, "neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
 )
