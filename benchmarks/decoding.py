@@ -1,8 +1,9 @@
-"""Decoding the 22 validation prompts together: this engine, transformers' batched generate, llama.cpp's parallel slots.
+"""Decoding the 22 validation prompts together: this engine (free, and constrained to the role's grammar), transformers'
+batched generate, llama.cpp's parallel slots.
 
 python -m benchmarks.decoding --workload smollm2 --output benchmarks/out/decoding-smollm2.json
 
-The three take turns. All decode greedily, `--tokens` new tokens a prompt, whether or not an end comes; the time is that
+They take turns. All decode greedily, `--tokens` new tokens a prompt, whether or not an end comes; the time is that
 of everything, prompts included. llama.cpp takes the file as it is (Q4_1), transformers --peer-dtype.
 """
 
@@ -24,31 +25,40 @@ from rich.table import Table
 
 from benchmarks.llama_cpp import server
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import VAL, examples
 from rescoldo.base import open_base
+from rescoldo.constrain import Compiler
 from rescoldo.data import read_records
-from rescoldo.data.tokenize import prompt_ids
+from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Sampling
 from rescoldo.files import write_json
 from rescoldo.role import get_role
+from rescoldo.role.grammar import role_grammar
 from rescoldo.system.cgroup import available_threads
 
 Prompts = list[list[int]]
 
 
-def rescoldo(precision: str, tokens: int) -> Callable[[Prompts], int]:
-    """This engine; the returned function decodes and says how many tokens."""
+def rescoldo(precision: str, tokens: int) -> tuple[Callable[[Prompts], int], Callable[[Prompts], int]]:
+    """This engine, free and constrained; the returned functions decode and say how many tokens."""
     base = open_base("sample:smollm2")
     model = LoraModel.load(base, precision, None, seed=0, calibration=examples(base.spec, 4))
+    tokenizer, grammar = base.tokenizer(), role_grammar(get_role("ba"))
+    compiler = Compiler(tokenizer, base.config.vocab_size, stop_ids(tokenizer))
+    sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
 
-    def run(prompts: Prompts) -> int:
-        sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
+    def free(prompts: Prompts) -> int:
         return sum(len(row.tokens) for row in generate(model, prompts, sampling, frozenset()))
 
-    return run
+    def constrained(prompts: Prompts) -> int:
+        rows = generate(model, prompts, sampling, frozenset(), None, lambda: compiler.start(grammar))
+        return sum(len(row.tokens) for row in rows)
+
+    return free, constrained
 
 
 def transformers(dtype: torch.dtype, tokens: int) -> Callable[[Prompts], int]:
@@ -99,6 +109,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib", "xllamacpp")
+    writable(args.output)
     threads = available_threads()
     torch.set_num_threads(threads)
     tokenizer, role = open_base("sample:smollm2").tokenizer(), get_role("ba")
@@ -106,12 +118,14 @@ def main() -> None:
     longest = max(map(len, prompts)) + args.tokens + 8
     rates: dict[str, list[float]] = {}
     with server(open_base("sample:smollm2").path, slots=len(prompts), context=longest, threads=threads) as url:
+        free, constrained = rescoldo(args.precision, args.tokens)
         sides: dict[str, Callable[[Prompts], int]] = {
-            "rescoldo": rescoldo(args.precision, args.tokens),
+            "rescoldo": free,
+            "rescoldo, constrained": constrained,
             "transformers": transformers(getattr(torch, args.peer_dtype), args.tokens),
             "llama.cpp": llama_cpp(url, args.tokens),
         }
-        sides["rescoldo"](prompts)  # not counted: the kernels' first use
+        free(prompts), constrained(prompts)  # not counted: the kernels' and the lexer's first use
         for _ in range(args.rounds):
             for name, run in sides.items():
                 began = time.perf_counter()
@@ -127,6 +141,9 @@ def main() -> None:
                   "max": ratios["transformers"][-1]},
         "ratio_llama_cpp": {"min": ratios["llama.cpp"][0], "median": statistics.median(ratios["llama.cpp"]),
                             "max": ratios["llama.cpp"][-1]},
+        "ratio_constrained": {"min": ratios["rescoldo, constrained"][0],
+                              "median": statistics.median(ratios["rescoldo, constrained"]),
+                              "max": ratios["rescoldo, constrained"][-1]},
     }  # fmt: skip
     write_json(args.output, document)
     middle = {name: statistics.median(values) for name, values in rates.items()}

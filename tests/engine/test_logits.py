@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rescoldo.adapter import write_adapter
 from rescoldo.base import open_base
 from rescoldo.base.sample import find_sample
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import LoraConfig
-from rescoldo.train.adapter import write_adapter
 from tests.base.make_models import tiny_hf, tiny_model
 from tests.engine.common import (
     VARIANTS,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rescoldo.adapter import write_adapter
 from rescoldo.engine.types import LoraConfig
-from rescoldo.train.adapter import write_adapter
 from tests.base.make_models import tiny_hf
 from tests.data.examples import record, write
 

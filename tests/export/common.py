@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from rescoldo.adapter import write_adapter
 from rescoldo.base import open_base
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.model import new_parameters
 from rescoldo.engine.types import LoraConfig
-from rescoldo.train.adapter import write_adapter
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=LINEARS)
 CONCEPTS = ["A tool library", "Una app para reservar canchas de pádel", "漢字を学ぶアプリ", "Ein Café, 24 h geöffnet"]

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from rescoldo.base.gguf_header import read_header
+from rescoldo.base.tokenizer import INST_AS_TEXT
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.export import KINDS, export_run, gguf_file
 from rescoldo.files import sha256
 from rescoldo.models.loaded import load_for_inference
 from tests.base.make_models import tiny_gguf
+from tests.base.test_tokenizer import _mistral_gguf
 from tests.export.common import CONCEPTS, make_run
 
 
@@ -233,3 +235,34 @@ def test_numbers_that_do_not_fit(tmp_path: Path) -> None:
     merged = read_header(run / "export/merged-gguf/model-BF16.gguf")
     assert merged.tensors["blk.0.attn_q.weight"].type_name == "BF16"
     assert torch.bfloat16.itemsize * 64 * 64 == merged.tensors["blk.0.attn_q.weight"].n_bytes
+
+
+def test_the_merged_file_has_the_runs_name_and_names_its_base(tmp_path: Path) -> None:
+    """What the base file says of itself goes to general.base_model.0; what is no longer true is left out."""
+    about = {
+        "general.name": "Tiny Instruct", "general.author": "Someone", "general.url": "https://example.org/tiny",
+        "general.license": "apache-2.0", "general.quantized_by": "another", "general.basename": "Tiny",
+        "general.base_model.count": 1, "general.base_model.0.name": "Tiny",
+    }  # fmt: skip
+    base = tiny_gguf(tmp_path / "tiny.gguf", max_position_embeddings=4096, metadata=about)
+    run = make_run(tmp_path / "my-run", str(base))
+    export_run(run, "merged-gguf")
+    found = read_header(run / "export/merged-gguf/model-F16.gguf").metadata
+    general = {key: value for key, value in found.items() if key.startswith("general.")}
+    assert general == {
+        "general.architecture": "llama", "general.name": "my-run", "general.license": "apache-2.0",
+        "general.basename": "Tiny", "general.base_model.count": 1, "general.base_model.0.name": "Tiny Instruct",
+        "general.base_model.0.author": "Someone", "general.base_model.0.url": "https://example.org/tiny",
+        "general.file_type": 1, "general.quantization_version": 2,
+    }  # fmt: skip
+    export_run(run, "gguf-adapter")
+    adapter = read_header(run / "export/gguf-adapter/adapter-F32.gguf").metadata
+    assert (adapter["general.name"], adapter["general.base_model.0.name"]) == ("my-run", "tiny")
+
+
+def test_a_template_known_by_the_bases_name_goes_into_the_merged_file(tmp_path: Path) -> None:
+    base = _mistral_gguf(tmp_path / "base.gguf", "v1", **{"llama.context_length": 4096})
+    run = make_run(tmp_path / "run", str(base))
+    export_run(run, "merged-gguf")
+    (merged,) = (run / "export/merged-gguf").glob("*.gguf")
+    assert read_header(merged).metadata["tokenizer.chat_template"] == INST_AS_TEXT

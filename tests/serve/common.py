@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
+from rescoldo.serve.access import access
 from rescoldo.serve.server import bind, make_server
 from rescoldo.serve.service import Limits, Service
 from tests.base.make_models import tiny_hf
@@ -51,13 +52,15 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(run: Path, limits: Limits | None = None, *, api_key: str = "", endless: bool = False) -> Iterator[Live]:
-    """A server for `run`, stopped at the end; `endless`: no token ends an answer."""
+def live(
+    run: Path, limits: Limits | None = None, *, api_key: str = "", endless: bool = False, **given: Any
+) -> Iterator[Live]:
+    """A server for `run`, stopped at the end; `endless`: no token ends an answer; `given`: see access."""
     service = Service(load_for_inference(str(run)), get_role("ba"), limits or Limits())
     if endless:
         service.scheduler._stop_ids = frozenset()
     listener = bind("127.0.0.1", 0)
-    server = make_server(service, "127.0.0.1", api_key=api_key, grace=2)
+    server = make_server(service, access("127.0.0.1", api_key=api_key, **given), grace=2)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

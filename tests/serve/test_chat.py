@@ -148,7 +148,7 @@ def test_side_by_side_on_a_terminal(loaded: Loaded) -> None:
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     models = {"base": False, "finetuned": True}
-    replies = _answer(console, loaded, models, [{"role": "user", "content": "hi"}], Sampling(max_new_tokens=5))
+    replies = _answer(console, loaded, None, models, [{"role": "user", "content": "hi"}], Sampling(max_new_tokens=5))
     assert list(replies) == ["base", "finetuned"]
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "finetuned" in shown

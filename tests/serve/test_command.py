@@ -18,7 +18,7 @@ import pytest
 from openai import APIError, OpenAI
 
 from rescoldo.cli.main import app, run_app
-from rescoldo.serve.server import is_loopback
+from rescoldo.serve.access import is_loopback
 from tests.serve.common import SHORT, tiny_run
 
 

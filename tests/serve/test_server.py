@@ -11,16 +11,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import jsonschema
 import openai
+import pydantic
 import pytest
 
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
 from rescoldo.engine.types import Sampling
+from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
+from rescoldo.serve.access import Access, access
 from rescoldo.serve.service import Limits
 from tests.export.common import CONCEPTS
 from tests.serve.common import SHORT, Live, live, tiny_run
@@ -118,6 +122,72 @@ def test_sampling_and_seed(server: Live) -> None:
     assert text(temperature=1.5, top_p=0.0) == text() == text(temperature=0)
 
 
+CARD = {
+    "type": "object", "required": ["kind", "tags"], "additionalProperties": False,
+    "properties": {
+        "kind": {"enum": ["red", "green"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 2},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_held_to_a_schema(server: Live, run: Path, stream: bool) -> None:
+    """As OpenAI's client asks for it, with both models; strict or not, in a batch with free answers."""
+
+    def one(seed: int) -> Any:
+        wanted = {"name": "card", "schema": CARD, "strict": seed % 2 == 0}
+        model = "run" if seed % 3 else str(run.parent / "base")
+        shape: Any = {"type": "json_schema", "json_schema": wanted} if seed % 4 != 3 else {"type": "text"}
+        answer = ask(server, model=model, n=1400, temperature=1.0, seed=seed, stream=stream, response_format=shape)
+        if not stream:
+            return answer.choices[0].finish_reason, answer.choices[0].message.content
+        chunks = [chunk for chunk in answer if chunk.choices]
+        return chunks[-1].choices[0].finish_reason, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(one, range(8)))
+    for seed, (reason, text) in enumerate(answers):
+        if seed % 4 == 3:
+            continue
+        assert reason == "stop"
+        jsonschema.validate(json.loads(text), CARD)
+
+
+def test_pydantic_models_as_the_client_sends_them(server: Live) -> None:
+    class Card(pydantic.BaseModel):
+        kind: Literal["red", "green"]
+        points: Literal[1, 2, 3]
+
+    answer = server.client().chat.completions.parse(
+        model="run", messages=SHORT, max_tokens=1400, temperature=1.0, seed=3, response_format=Card
+    )
+    assert isinstance(answer.choices[0].message.parsed, Card)
+
+
+def test_any_object(server: Live) -> None:
+    answer = ask(server, n=40, temperature=1.0, seed=1, response_format={"type": "json_object"}).choices[0]
+    text = str(answer.message.content)
+    assert text.lstrip().startswith("{")
+    assert answer.finish_reason == "length" or isinstance(json.loads(text), dict)
+
+
+def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescoldo.constrain.matcher import Constraint
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Constraint, "mask_", lambda *_: "stuck")
+        with ThreadPoolExecutor(2) as pool:
+            free = pool.submit(ask, server, n=20)
+            with pytest.raises(openai.BadRequestError, match="cannot go on in the form") as error:
+                ask(server, response_format={"type": "json_object"})
+        assert error.value.param == "response_format"
+        assert free.result().choices[0].message.content == expected(server, SHORT, 20)
+    server.wait_until((0, 0))
+
+
 def test_stop_strings(server: Live) -> None:
     whole = str(ask(server, n=40).choices[0].message.content)
     stop = whole[5:7]
@@ -142,7 +212,7 @@ def post(server: Live, body: bytes | str, headers: dict[str, str] | None = None,
 
 
 def body(**fields: Any) -> str:
-    return json.dumps({"model": "run", "messages": SHORT, "max_tokens": 2, **fields})
+    return json.dumps({"model": "run", "messages": SHORT, "max_tokens": 2} | fields)
 
 
 MALFORMED: list[tuple[bytes | str, int, str]] = [
@@ -151,14 +221,45 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (b"\xff\xfe", 400, "not JSON"),
     ("[" * 100_000, 400, "not JSON"),
     ("[1]", 400, "not an object"),
-    ("{}", 400, "model: Field required"),
-    (body(model=5), 400, "model: "),
+    ("{}", 400, "model: is missing"),
+    (body(model=5), 400, "model: expected a string, got a number"),
     (body(model="other"), 404, "there is no model 'other'"),
     (body(messages=[]), 400, "messages: "),
-    (body(messages="hi"), 400, "messages: "),
-    (body(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role"),
-    (body(messages=[{"role": "user"}]), 400, "messages.0.content"),
-    (body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), 400, "messages.0.content"),
+    (body(messages="hi"), 400, "messages: expected a list, got a string"),
+    (body(messages=[{"role": "tool", "content": "x"}]), 400, "messages.0.role: expected 'system', 'developer', 'user'"),
+    (body(messages=["hi"]), 400, "messages.0: expected an object, got a string"),
+    (
+        body(messages=[{"role": "user", "content": 5}]),
+        400,
+        "messages.0.content: expected a string or a list of text parts, got a number",
+    ),
+    (
+        body(messages=[{"role": "user", "content": {}}]),
+        400,
+        "messages.0.content: expected a string or a list of text parts, got an object",
+    ),
+    (
+        body(messages=[{"role": "user", "content": ["x"]}]),
+        400,
+        "messages.0.content.0: expected an object, got a string",
+    ),
+    (body(messages=[{"role": "user", "content": [{"type": "text"}]}]), 400, "messages.0.content.0.text: is missing"),
+    (
+        body(messages=[{"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}]),
+        400,
+        "messages.0.content.0.more: is not supported",
+    ),
+    (
+        body(messages=[{"role": "assistant", "content": "x", "reasoning_content": "so"}, *SHORT]),
+        400,
+        "messages.0.reasoning_content: is not supported",
+    ),
+    (body(messages=[{"role": "user"}]), 400, "messages.0.content: is missing"),
+    (
+        body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        400,
+        "messages.0.content.0.type: expected 'text'",
+    ),
     ('{"model": "run", "messages": [{"role": "user", "content": "\\ud800"}]}', 400, "half of a character"),
     (body(temperature=3), 400, "temperature"),
     (body(temperature="1"), 400, "temperature"),
@@ -166,8 +267,9 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (body(temperature=True), 400, "temperature"),
     (body(top_p=1.1), 400, "top_p"),
     (body(max_tokens=0), 400, "max_tokens"),
-    (body(max_tokens=1501), 400, "at most 1500 tokens"),
-    (body(max_tokens=2.5), 400, "max_tokens"),
+    (body(max_tokens=2.5), 400, "max_tokens: expected a whole number, got a number"),
+    (body(stop=5), 400, "stop: expected a string or a list, got a number"),
+    (body(stop=["a", 5]), 400, "stop.1: expected a string, got a number"),
     (body(stop=[""]), 400, "stop"),
     (body(stop=["x"] * 17), 400, "stop"),
     (body(seed=1 << 70), 400, "seed"),
@@ -175,7 +277,51 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
     (body(n=True), 400, "n is not supported"),
     (body(logprobs=True), 400, "logprobs is not supported"),
     (body(tools=[{"type": "function"}]), 400, "tools is not supported"),
-    (body(response_format={"type": "json_object"}), 400, "response_format is not supported"),
+    (body(tool_choice="required", parallel_tool_calls=1, tools=[{"type": "function"}]), 400, "tools is not supported"),
+    (body(tool_choice="required"), 400, "tool_choice is not supported"),
+    (body(top_k=40), 400, "top_k is not supported"),
+    (
+        body(response_format={"type": "xml"}),
+        400,
+        "response_format.type: expected 'text', 'json_object' or 'json_schema'",
+    ),
+    (body(response_format="json_object"), 400, "response_format: expected an object, got a string"),
+    (body(response_format={"type": "json_schema"}), 400, "response_format: json_schema goes with"),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
+        400,
+        "response_format.json_schema.schema: is missing",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+        400,
+        "response_format.json_schema.name",
+    ),
+    (
+        body(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "objekt"}}}),
+        400,
+        "this schema cannot be used: ",
+    ),
+    (
+        body(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "schema": {"uniqueItems": True}},
+            }
+        ),
+        400,
+        "uniqueItems",
+    ),
+    (
+        body(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "schema": {"maxLenght": 3}},
+            }
+        ),
+        400,
+        "'maxLenght' is not a keyword of JSON Schema, did you mean maxLength?",
+    ),
     (body(frequency_penalty=0.5), 400, "frequency_penalty is not supported"),
     (body(surprise=1), 400, "surprise: is not supported"),
     (body(messages=[{"role": "user", "content": "long " * 3000}]), 400, "prompt and answer may have 2048"),
@@ -200,6 +346,29 @@ def test_what_changes_nothing_is_taken(server: Live) -> None:
     neutral = {"n": 1, "tools": [], "logprobs": False, "presence_penalty": 0, "user": "me", "stop": None, "seed": None}
     code, answer = post(server, body(messages=parts, **neutral))
     assert code == 200
+    same = [{"role": "system", "content": "Be terse."}, *SHORT]
+    assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
+
+
+def test_more_tokens_than_there_may_be_are_as_many_as_there_may_be(run: Path) -> None:
+    """Clients send 32000 whatever the model; the context is a limit in the same way."""
+    with live(run, Limits(rows=1, max_tokens=7), endless=True) as server:
+        for name in ("max_tokens", "max_completion_tokens"):
+            code, answer = post(server, body(**{"max_tokens": None, name: 32000}))
+            assert (code, answer["usage"]["completion_tokens"]) == (200, 7)
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_fields_that_say_nothing_are_ignored(server: Live) -> None:
+    """Empty ones, null, and clients' notes, on messages and on parts."""
+    note = {"cache_control": {"type": "ephemeral"}, "id": "msg_1"}
+    empty = {"reasoning_content": "", "reasoning": None, "tool_calls": [], "audio": {}, "prefix": False}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be terse.", "citations": [], **note}], **note},
+        {**SHORT[0], **note, **empty},
+    ]
+    code, answer = post(server, body(messages=messages, top_k=-1, min_p=0.0, repetition_penalty=1.0))
+    assert code == 200, answer
     same = [{"role": "system", "content": "Be terse."}, *SHORT]
     assert answer["choices"][0]["message"]["content"] == expected(server, same, 2)
 
@@ -229,7 +398,12 @@ def test_routes_types_and_hosts(server: Live) -> None:
     assert (code, answer["error"]["message"]) == (404, "there is no POST /v1/completions")
     assert post(server, body(), path="/v1/models")[0] == 405
     assert post(server, body(), {"Content-Type": "text/plain"})[0] == 415
-    assert post(server, body(), {"Host": "evil.example"})[0] == 400
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.2", "", "[::1", "a@localhost"):
+        code, answer = post(server, body(), {"Host": host})
+        assert (code, answer["error"]["type"]) == (400, "invalid_request_error")
+        assert "--allowed-host" in answer["error"]["message"]
+    for host in ("LOCALHOST", "[::1]:80", "localhost."):
+        assert post(server, body(), {"Host": host})[0] == 200
     assert post(server, body(), {"Host": "localhost:99"})[0] == 200
 
 
@@ -237,11 +411,67 @@ def test_api_key(run: Path) -> None:
     with live(run, api_key="sësame") as server:
         address = {"Authorization": "Bearer sësame".encode().decode("latin-1")}
         assert post(server, body(), address)[0] == 200
-        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sesame"}):
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            assert post(server, body(), {"Authorization": address["Authorization"].replace("Bearer", scheme)})[0] == 200
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sesame"}, {"Authorization": "bearer"}):
             code, answer = post(server, body(), headers)
             assert (code, answer["error"]["code"]) == (401, "invalid_api_key")
         with pytest.raises(openai.AuthenticationError):
             server.client(api_key="wrong").models.list()
+
+
+def test_other_names_and_web_pages_if_asked_for(run: Path) -> None:
+    origin, foreign = "http://localhost:3000", "https://evil.example"
+
+    def preflight(server: Live, asked: str) -> http.client.HTTPResponse:
+        address = urlsplit(server.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        wanted = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type,x-stainless-os",
+        }
+        connection.request("OPTIONS", "/v1/chat/completions", headers={"Origin": asked, **wanted})
+        return connection.getresponse()
+
+    with live(run, allowed_hosts=["Models.example.org", "*.lan"], cors_origins=[origin]) as server:
+        for host in ("models.example.org", "models.example.org:443", "box.lan", "localhost"):
+            assert post(server, body(), {"Host": host})[0] == 200
+        for host in ("example.org", "lan", "evil-lan"):
+            assert post(server, body(), {"Host": host})[0] == 400
+        assert preflight(server, origin).getheader("Access-Control-Allow-Origin") == origin
+        assert preflight(server, origin).status == 200
+        assert preflight(server, foreign).status == 400
+        assert preflight(server, foreign).getheader("Access-Control-Allow-Origin") is None
+    with live(run) as server:
+        assert preflight(server, origin).getheader("Access-Control-Allow-Origin") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "message"),
+    [
+        ("0.0.0.0", {}, "without a key"),
+        ("127.0.0.1", {"cors_origins": ["*"]}, "every web page"),
+        ("127.0.0.1", {"allowed_hosts": ["*"]}, "every web page"),
+        ("127.0.0.1", {"cors_origins": ["localhost:3000"]}, "is not a web origin"),
+        ("127.0.0.1", {"cors_origins": ["http://localhost:3000/app"]}, "is not a web origin"),
+        ("127.0.0.1", {"cors_origins": ["http://a@localhost"]}, "is not a web origin"),
+        ("127.0.0.1", {"allowed_hosts": ["http://name"]}, "is not a host name"),
+        ("127.0.0.1", {"allowed_hosts": ["name:80"]}, "is not a host name"),
+        ("127.0.0.1", {"allowed_hosts": [""]}, "is not a host name"),
+    ],
+)
+def test_access_that_is_refused(host: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RescoldoError, match=message):
+        access(host, **given)
+
+
+def test_access_of_a_server_that_others_reach() -> None:
+    assert access("0.0.0.0", api_key="k").hosts == ()
+    assert access("0.0.0.0", api_key="k", allowed_hosts=["models.lan", "[fe80::1]"]).hosts[-2:] == (
+        "models.lan",
+        "fe80::1",
+    )
+    assert access("127.0.0.1", api_key="k", allowed_hosts=["*"], cors_origins=["*"]) == Access("k", (), ("*",))
 
 
 LONG: dict[str, Any] = {"n": 1900, "stream": True}

@@ -114,7 +114,7 @@ FLAGS: list[tuple[dict[str, str | None], list[str]]] = [
     ({"--warmup": "1.5"}, ["--warmup", "whole"]),
     ({"--weight-decay": "2"}, ["--weight-decay", "0 to 1"]),
     ({"--max-grad-norm": "0"}, ["--max-grad-norm", "above 0"]),
-    ({"--early-stopping": "0"}, ["--early-stopping", "of at least 1"]),
+    ({"--early-stopping": "0"}, ["--early-stopping", "a whole number from 1 to 10000"]),
     ({"--checkpoint-minutes": "-1"}, ["--checkpoint-minutes", "0 to 1440"]),
     ({"--keep-checkpoints": "0"}, ["--keep-checkpoints", "1 to 1000"]),
     ({"--threads": "0"}, ["--threads", "1 to 1024"]),
@@ -148,11 +148,11 @@ def test_bad_flags(place, monkeypatch, capsys, flags, said):
 
 FILES: list[tuple[bytes, list[str]]] = [
     (b"epochs: 0\n", ["run.yaml:1, epochs", "1 to 10000"]),
-    (b"# c\n\nlr: fast\n", ["run.yaml:3, lr", "'fast'"]),
+    (b"# c\n\nlr: fast\n", ["run.yaml:3, lr", "fast is not allowed", "a number above 0 and at most 1"]),
     (b"lora_rank: 8\n", ["run.yaml:1, lora_rank", "no such field"]),
     (b"epoch: 8\n", ["did you mean epochs?"]),
     (b"lr: .nan\n", ["run.yaml:1, lr"]),
-    (b"epochs: true\n", ["epochs", "True", "1 to 10000"]),
+    (b"epochs: true\n", ["epochs", "true is not allowed (a boolean)", "1 to 10000"]),
     (b"shuffle: maybe\n", ["shuffle", "true or false"]),
     (b"lora_targets: []\n", ["lora_targets", "nothing would be trained"]),
     (b"lora_targets: [1, 2]\n", ["lora_targets", "list of names"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 import torch
 import transformers
 
+from rescoldo.adapter import peft_config, read_adapter
 from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
+from rescoldo.engine.types import CALIBRATED
+from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
-from rescoldo.train.adapter import peft_config, read_adapter
+from rescoldo.run.layout import list_checkpoints
+from rescoldo.train.checkpoint import read_checkpoint
 from rescoldo.train.config import RunConfig
 from rescoldo.train.metrics import TensorBoard
 from rescoldo.train.start import train
@@ -93,6 +98,21 @@ def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
             kills += 1
     assert kills > 1
     assert results(tmp_path / "stormy") == results(tmp_path / "calm")
+    if quantization in CALIBRATED:
+        deleting_checkpoints_changes_nothing(tmp_path / "calm")
+
+
+def deleting_checkpoints_changes_nothing(run: Path) -> None:
+    """The calibration lies beside the adapter, so that a run is scored in the precision that it was trained in."""
+    before = read_checkpoint(list_checkpoints(run)[0]).frozen
+    for path in list_checkpoints(run):
+        shutil.rmtree(path)
+    loaded = load_for_inference(str(run))
+    assert loaded.precision == json.loads((run / "training_info.json").read_text())["quantization"]
+    after = loaded.model.frozen_state()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert next(check for check in verify(run) if check.name == "hashes").ok
 
 
 @pytest.fixture(scope="module")

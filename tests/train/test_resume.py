@@ -357,7 +357,7 @@ def test_gradient_not_finite_finds_the_example(tmp_path):
 
 def test_best_epoch_is_the_adapter(tmp_path):
     """Validation losses 3.5, then 3, 1, 2: the second epoch's weights are saved; with patience 1 the run stops."""
-    from rescoldo.train.adapter import read_adapter
+    from rescoldo.adapter import read_adapter
 
     seen: list[dict[str, torch.Tensor]] = []
 

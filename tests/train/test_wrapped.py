@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from rescoldo.adapter import CONFIG_FILE, read_adapter, write_adapter
 from rescoldo.base import open_base
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import LoraConfig
-from rescoldo.train.adapter import CONFIG_FILE, read_adapter, write_adapter
 from tests.base.make_models import tiny_config
 from tests.engine.common import randomize
 

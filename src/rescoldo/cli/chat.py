@@ -17,6 +17,7 @@ from rescoldo.units import count
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rescoldo.constrain import Grammar
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.serve.talk import Reply
@@ -36,6 +37,9 @@ def chat(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the run's.")] = False,
     base: Annotated[bool, typer.Option("--base", help="Use the run's base model without its adapter.")] = False,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+    ] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy. (default the role's)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
@@ -56,8 +60,10 @@ def chat(
 
     from rich.console import Console
 
+    from rescoldo.base.chat_templates import plain_note
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import is_run, load_for_inference
+    from rescoldo.role.grammar import role_grammar
     from rescoldo.train.progress import Reporter
 
     check_number("--top-p", top_p, gt=0, le=1)
@@ -73,10 +79,14 @@ def chat(
         raise RescoldoError("shows the base model already", where="--compare", fix="leave out --base")
     console = Console(highlight=False, stderr=json_)
     role = role_for(model, None)
-    with Reporter(Console(highlight=False, stderr=True)).bar("Loading:", 100) as bar:
+    grammar = role_grammar(role) if constrained else None
+    reporter = Reporter(Console(highlight=False, stderr=True))
+    with reporter.bar("Loading:", 100) as bar:
         loaded = load_for_inference(
             model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
         )
+    if note := plain_note(loaded.tokenizer):
+        reporter.say(note)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     sampling = replace(role.sampling, **{name: value for name, value in given.items() if value is not None})
     models = (
@@ -88,9 +98,11 @@ def chat(
     )
     before = [{"role": "system", "content": system}] if system else []
     if concept is None:
-        _talk(console, loaded, models, before, sampling, lambda text: role.messages({role.input: text}))
+        _talk(console, loaded, grammar, models, before, sampling, lambda text: role.messages({role.input: text}))
         return
-    replies = _answer(console, loaded, models, before + role.messages({role.input: concept}), sampling, quiet=json_)
+    replies = _answer(
+        console, loaded, grammar, models, before + role.messages({role.input: concept}), sampling, quiet=json_
+    )
     if json_:
         answers = {name: asdict(one) for name, one in replies.items()}
         print(json.dumps({"concept": concept, "model": model, "answers": answers}, ensure_ascii=False))
@@ -99,6 +111,7 @@ def chat(
 def _talk(
     console: Console,
     loaded: Loaded,
+    grammar: Grammar | None,
     models: dict[str, bool],
     before: list[dict[str, str]],
     sampling: Sampling,
@@ -122,12 +135,12 @@ def _talk(
         if command == "/reset":
             messages = list(before)
         elif command == "/concept" and text.strip():
-            _safely(console, lambda text=text: _answer(console, loaded, models, before + ask(text), sampling))
+            _safely(console, lambda text=text: _answer(console, loaded, grammar, models, before + ask(text), sampling))
         elif line.startswith("/"):
             console.print(_HELP, style="dim")
         elif line:
             asked = [*messages, {"role": "user", "content": line}]
-            replies = _safely(console, lambda asked=asked: _answer(console, loaded, models, asked, sampling))
+            replies = _safely(console, lambda asked=asked: _answer(console, loaded, grammar, models, asked, sampling))
             if replies:
                 messages = [*asked, {"role": "assistant", "content": list(replies.values())[-1].text}]
 
@@ -145,6 +158,7 @@ def _safely(console: Console, answer: Any) -> dict[str, Reply] | None:
 def _answer(
     console: Console,
     loaded: Loaded,
+    grammar: Grammar | None,
     models: dict[str, bool],
     messages: list[dict[str, str]],
     sampling: Sampling,
@@ -155,9 +169,9 @@ def _answer(
     from rescoldo.serve.talk import reply
 
     if quiet:
-        return {name: reply(loaded, messages, sampling, adapter=on) for name, on in models.items()}
+        return {name: reply(loaded, messages, sampling, grammar=grammar, adapter=on) for name, on in models.items()}
     if len(models) > 1 and console.is_terminal and console.width >= 80:
-        return _side_by_side(console, loaded, models, messages, sampling)
+        return _side_by_side(console, loaded, grammar, models, messages, sampling)
     replies = {}
     for name, adapter in models.items():
         if len(models) > 1:
@@ -167,14 +181,19 @@ def _answer(
             console.file.write(printable(piece))
             console.file.flush()
 
-        replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+        replies[name] = reply(loaded, messages, sampling, grammar=grammar, adapter=adapter, on_piece=show)
         console.print()
         console.print(_figures(replies[name]), style="dim")
     return replies
 
 
 def _side_by_side(
-    console: Console, loaded: Loaded, models: dict[str, bool], messages: list[dict[str, str]], sampling: Sampling
+    console: Console,
+    loaded: Loaded,
+    grammar: Grammar | None,
+    models: dict[str, bool],
+    messages: list[dict[str, str]],
+    sampling: Sampling,
 ) -> dict[str, Reply]:
     from rich.live import Live
     from rich.table import Table
@@ -202,7 +221,7 @@ def _side_by_side(
                 if "\n" in piece or len(texts[name]) % 8 == 0:
                     screen.update(table(), refresh=True)
 
-            replies[name] = reply(loaded, messages, sampling, adapter=adapter, on_piece=show)
+            replies[name] = reply(loaded, messages, sampling, grammar=grammar, adapter=adapter, on_piece=show)
             figures[name] = _figures(replies[name])
             screen.update(table(), refresh=True)
     return replies

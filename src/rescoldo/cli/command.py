@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from typing import Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from rescoldo.allowed import number, refused
@@ -23,9 +22,17 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 class Command(TyperCommand):
     """A command whose usage errors are RescoldoErrors, and whose help texts may hold brackets."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    escaped = False  # whether its help texts are rich's markup already
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with texts as they are written."""
         _escape_help(self)
+        super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What may come next, each with its help text as it is written."""
+        _escape_help(self)
+        return super().shell_complete(ctx, incomplete)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises RescoldoError where typer finds that the arguments are wrong."""
@@ -38,9 +45,17 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The same for a group of commands."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    escaped = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, with texts as they are written."""
         _escape_help(self)
+        super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What may come next, each with its help text as it is written."""
+        _escape_help(self)
+        return super().shell_complete(ctx, incomplete)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises RescoldoError where typer finds that the arguments are wrong."""
@@ -77,13 +92,22 @@ def example(words: str) -> str:
 
 
 def _escape_help(command: Any) -> None:
-    """typer reads help texts as rich's markup, in which [name] would vanish."""
-    command.help = escape(command.help) if command.help else command.help
-    command.epilog = escape(command.epilog) if command.epilog else command.epilog
-    for parameter in command.params:
-        text = getattr(parameter, "help", None)
-        if text:
-            parameter.help = escape(text)
+    """typer reads help texts as rich's markup, in which [name] would vanish: those of a command and its subcommands.
+
+    Only where they are shown, since rich takes longer to import than `status` takes for the rest of its work.
+    """
+    from rich.markup import escape
+
+    for one in (command, *getattr(command, "commands", {}).values()):
+        if one.escaped:
+            continue
+        one.escaped = True
+        one.help = escape(one.help) if one.help else one.help
+        one.epilog = escape(one.epilog) if one.epilog else one.epilog
+        for parameter in one.params:
+            text = getattr(parameter, "help", None)
+            if text:
+                parameter.help = escape(text)
 
 
 def _option_names(command: Any) -> list[str]:

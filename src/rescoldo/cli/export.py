@@ -40,10 +40,12 @@ def export(
     from rich.console import Console
 
     from rescoldo.export import export_run, ollama
+    from rescoldo.export.formats import get_format
     from rescoldo.train.progress import Reporter
     from rescoldo.units import gigabytes
 
-    if (create or name) and to != "ollama":
+    command = get_format(to).create
+    if (create or name) and command is None:
         raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
     model = name or run.resolve().name
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
@@ -54,16 +56,16 @@ def export(
 
         document = export_run(run, to, output=output, dtype=dtype, force=force, name=model, on_progress=progress)
     directory = Path(document["output"])
-    if to == "ollama":
-        command = ollama.create_command(model, directory / "Modelfile")
-        document["create"] = {"command": command, "done": create and ollama.run_create(command)}
+    if command is not None:
+        words = command(model, directory)
+        document["create"] = {"command": words, "done": create and ollama.run_create(words)}
     if json_:
         print(json.dumps(document, ensure_ascii=False))
         return
     size = sum(file["bytes"] for file in document["files"].values())
     reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), read back and checked")
-    if to == "ollama":
+    if command is not None:
         done = document["create"]["done"]
-        said = f"Ollama has it: ollama run {model}" if done else f"To give it to Ollama: {shlex.join(command)}"
+        said = f"Ollama has it: ollama run {model}" if done else f"To give it to Ollama: {shlex.join(words)}"
         reporter.say(f"Ollama is not installed here. {said}" if create and not done else said)
     reporter.say(f"How to call it with the prompt that it was trained on: {directory / 'PROMPT.md'}")

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from rescoldo.errors import RescoldoError
 from rescoldo.extras import missing
 from rescoldo.units import count
 
@@ -25,6 +24,14 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(help="Bearer token that requests must send.", envvar="RESCOLDO_API_KEY", show_envvar=True),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="One more host name that it answers to, behind a proxy or in a network; may be repeated."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Web origin whose pages may read answers, as http://localhost:3000; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
     quantization: Annotated[
@@ -47,22 +54,20 @@ def serve(
     """
     from rich.console import Console
 
+    from rescoldo.base.chat_templates import plain_note
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
 
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise missing("serve", f"serving needs the package {package}")
-    from rescoldo.serve.server import bind, is_loopback, run_server
+    from rescoldo.serve.access import access
+    from rescoldo.serve.server import bind, run_server
     from rescoldo.serve.service import Limits, Service
     from rescoldo.train.progress import Reporter
     from rescoldo.units import gigabytes
 
-    if not is_loopback(host) and not api_key:
-        raise RescoldoError(
-            "other machines could use the model without being asked who they are", where=f"--host {host}",
-            fix="set RESCOLDO_API_KEY (or --api-key) to something secret; clients send it as their API key",
-        )  # fmt: skip
+    who = access(host, api_key=api_key or "", allowed_hosts=allowed_host or (), cors_origins=cors_origin or ())
     listener = bind(host, port)
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     role = role_for(model, None)
@@ -70,6 +75,8 @@ def serve(
         loaded = load_for_inference(
             model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
         )
+    if note := plain_note(loaded.tokenizer):
+        reporter.say(note)
     service = Service(loaded, role, Limits(max_body, context, max_tokens, timeout, rows, waiting), name)
     c = loaded.model.config
     size = 2 * c.n_layers * c.n_kv_heads * c.head_dim * loaded.model.dtype.itemsize * service.limits.context * rows
@@ -82,5 +89,5 @@ def serve(
         reporter.say(f"Listening on {url}/v1 ({loaded.precision}); models: {service.title}")
         reporter.say(f"  {count(rows, 'request')} at a time, KV cache up to {gigabytes(size)}; Ctrl-C stops")
 
-    run_server(service, listener, host=host, api_key=api_key or "", grace=grace, on_ready=ready)
+    run_server(service, listener, host=host, access=who, grace=grace, on_ready=ready)
     reporter.say("Stopped")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescoldo.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, to_peft
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, read_adapter, to_peft
 from rescoldo.train.metrics import worsened
 from rescoldo.units import count
 
@@ -76,11 +76,11 @@ def verify(output: Path) -> Iterator[Check]:
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
     said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
     yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
-    yield _shapes(parameters, adapter.lora.rank, adapter.lora.targets, info)
+    yield _shapes(adapter, info)
     yield from _values(parameters, info)
     yield from _loss(info)
     if (output / BIN_FILE).exists():
-        yield _bin(output / BIN_FILE, parameters)
+        yield _bin(output / BIN_FILE, adapter)
 
 
 def _info(info: dict[str, Any] | None) -> Check:
@@ -108,7 +108,7 @@ def _hash(output: Path, name: str) -> str:
         return ""
 
 
-def _shapes(parameters: Tensors, rank: int, targets: tuple[str, ...], info: dict[str, Any]) -> Check:
+def _shapes(adapter: Adapter, info: dict[str, Any]) -> Check:
     """Each target of each layer has its A (rank, in) and B (out, rank), and nothing else is there."""
     from rescoldo.base import open_base
     from rescoldo.engine.config import DecoderConfig
@@ -125,13 +125,8 @@ def _shapes(parameters: Tensors, rank: int, targets: tuple[str, ...], info: dict
         except (KeyError, TypeError):
             return Check("shapes", False, f"base model {spec!r} not found, and {INFO_FILE} holds no shapes")
         whose = f"the shapes noted in {INFO_FILE} ({spec} itself is not here)"
-    expected = decoder.adapter_shapes(rank, targets)
-    found = {key: tuple(tensor.shape) for key, tensor in parameters.items()}
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    if wrong:
-        key = wrong[0]
-        return Check("shapes", False, f"{key} is {found.get(key)}, expected {expected.get(key)} ({len(wrong)} wrong)")
-    return Check("shapes", True, f"agree with {whose}")
+    fault = adapter.misfit(decoder)
+    return Check("shapes", not fault, fault or f"agree with {whose}")
 
 
 def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
@@ -155,14 +150,14 @@ def _loss(info: dict[str, Any]) -> Iterator[Check]:
         yield Check("loss", not worse, worse or f"validation loss {before:.4f} before the training, {after:.4f} after")
 
 
-def _bin(path: Path, parameters: Tensors) -> Check:
+def _bin(path: Path, adapter: Adapter) -> Check:
     import torch
 
     problem = ""
     load: Callable[..., Any] = torch.load
     try:
         state = load(path, weights_only=True, map_location="cpu")
-        expected = to_peft(parameters)
+        expected = to_peft(adapter.parameters, wrapped=adapter.wrapped)
         if state.keys() != expected.keys() or not all(torch.equal(state[key], expected[key]) for key in expected):
             problem = f"differs from {WEIGHTS_FILE}"
     except Exception as error:  # whatever a damaged file makes the loader raise

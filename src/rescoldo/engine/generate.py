@@ -15,7 +15,7 @@ from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.prefix import group_by_prefix
-from rescoldo.engine.types import Example, Generated, Sampling
+from rescoldo.engine.types import Constraint, Example, Generated, Sampling
 
 _GROWTH = 128  # tokens by which a cache grows
 _SLOTS = 4  # rows by which it grows
@@ -105,7 +105,7 @@ class _Decode:
         c, b = self.cache, len(self.every)
         pk, pv = c.prefix_k[layer], c.prefix_v[layer]
         own = c.k[layer][:b], c.v[layer][:b]
-        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, soft_cap=span.soft_cap)
+        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, span.scale, span.soft_cap)
         return mixed, torch.empty(0)
 
     def backward(self, *_: object) -> NoReturn:
@@ -123,7 +123,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], positi
         ordered = torch.where(cumulative - ordered < sampling.top_p, ordered, 0.0)
         cumulative = ordered.cumsum(-1)
     uniform = torch.tensor([mix_key(key, position) / 2**32 for key in keys])
-    place = (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1).clamp_max(logits.shape[1] - 1)
+    place = (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1)
+    place = place.minimum((ordered > 0).sum(-1) - 1)  # float32 rounds the largest uniform numbers to 1
     return order.gather(1, place[:, None])[:, 0]
 
 
@@ -134,16 +135,20 @@ class _Row:
     key: int  # the caller's name of it
     sampling: Sampling
     random: int  # seeds its draws
+    constraint: Constraint | None = None
     position: int = 0  # tokens decoded
+    error: str = ""  # why its constraint cannot go on
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did to one row: `token` came, or (None) a stop token; `last`: the row has left."""
+    """What one step did to one row: `token` came, or (None) a stop token; `last`: the row has left, after an `error` of
+    its constraint without a token."""
 
     key: int
     token: int | None
     last: bool
+    error: str = ""
 
 
 def _swap_out(items: list[T], index: int) -> None:
@@ -179,8 +184,12 @@ class Decoder:
         self._cache.reserve(rows, length)
 
     @torch.inference_mode()
-    def admit(self, key: int, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Compute a prompt (token ids, at least one more than the prefix that it begins with) and add it as a row."""
+    def admit(self, key: int, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None) -> None:
+        """Compute a prompt (token ids, at least one more than the prefix that it begins with) and add it as a row.
+
+        Args:
+            constraint: which tokens may be chosen; the row's own.
+        """
         p, model, cache = len(self.prefix), self.model, self._cache
         assert len(prompt) > p
         assert tuple(prompt[:p]) == self.prefix
@@ -190,7 +199,7 @@ class Decoder:
         rows = model.rows(torch.arange(p, p + n))
         h = model.forward(tokens, rows, _Prefill(cache, row, n, self._prefix_kv))
         cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))
-        self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt)))
+        self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt), constraint))
         self._hidden.append(h[-1].clone())
 
     @torch.inference_mode()
@@ -202,9 +211,11 @@ class Decoder:
         steps: list[Step] = []
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             row.position += 1
-            ended = token in self.stop_ids
+            ended = token in self.stop_ids or bool(row.error)
             last = ended or row.position >= row.sampling.max_new_tokens
-            steps.append(Step(row.key, None if ended else token, last))
+            if row.constraint and not last:
+                row.constraint.accept(token)
+            steps.append(Step(row.key, None if ended else token, last, row.error))
         left = [index for index, step in enumerate(steps) if step.last]
         kept = self._drop(left, list(range(len(steps))))
         if kept:
@@ -235,7 +246,10 @@ class Decoder:
         return order
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits (B, V) → tokens (B,), rows with the same sampling and position together."""
+        """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together."""
+        for row, line in zip(self._rows, logits, strict=True):
+            if row.constraint:
+                row.error = row.constraint.mask_(line)
         alike: dict[tuple[float, float, int], list[int]] = {}
         for index, row in enumerate(self._rows):
             greedy = row.sampling.temperature <= 0
@@ -257,6 +271,7 @@ def generate(
     sampling: Sampling,
     stop_ids: frozenset[int],
     on_progress: Callable[[int], None] | None = None,
+    constrain: Callable[[], Constraint] | None = None,
 ) -> Iterator[Generated]:
     """Decode all prompts together and yield each as it ends (its `index` says which it is).
 
@@ -266,6 +281,7 @@ def generate(
         sampling: greedy or sampled, bounds and seed.
         stop_ids: tokens that end a row; they are not part of it.
         on_progress: called after each step with the number of tokens decoded so far.
+        constrain: makes the constraint of a new row.
     """
     started = time.monotonic()
     decoded = 0
@@ -273,7 +289,7 @@ def generate(
         decoder = Decoder(model, stop_ids, prompts[group.indices[0]][: group.length])
         decoder.reserve(len(group.indices), max(len(prompts[i]) for i in group.indices) - group.length)
         for i in group.indices:
-            decoder.admit(i, prompts[i], sampling)
+            decoder.admit(i, prompts[i], sampling, constrain() if constrain else None)
         written: dict[int, list[int]] = {i: [] for i in group.indices}
         while len(decoder):
             for step in decoder.step():
@@ -281,6 +297,7 @@ def generate(
                     written[step.key].append(step.token)
                     decoded += 1
                 if step.last:
-                    yield Generated(step.key, written.pop(step.key), step.token is None, time.monotonic() - started)
+                    ended, seconds = step.token is None and not step.error, time.monotonic() - started
+                    yield Generated(step.key, written.pop(step.key), ended, seconds, step.error)
             if on_progress:
                 on_progress(decoded)

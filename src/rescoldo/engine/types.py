@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 CALIBRATED = ("int8", "nf4")  # products in int8, by input ranges that are measured on examples
@@ -69,6 +73,17 @@ class Sampling:
     seed: int = 42
 
 
+class Constraint(Protocol):
+    """Which tokens may come next in one row; it goes along with the row."""
+
+    def mask_(self, logits: torch.Tensor) -> str:
+        """Set the logits (V,) of all tokens that may not come next to -inf, in place; a stop token may where the answer
+        may end. Returns why none may, "" as a rule."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token that was allowed and is no stop token."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """One finished row of a batch: `index` is the prompt's place, `tokens` the new ones without the stop token."""
@@ -77,3 +92,4 @@ class Generated:
     tokens: list[int]
     ended: bool  # stopped by itself (a stop token), not cut off
     seconds: float  # from the batch's start to this row's end
+    error: str = ""  # why its constraint could not go on

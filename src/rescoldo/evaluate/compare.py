@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,14 @@ from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
+from rescoldo.evaluate.content import measure_content
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
-from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
+from rescoldo.evaluate.evaluation import Console, evaluate, role_for, scale_of, training_answers
+from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.models.loaded import is_run, run_info
-from rescoldo.models.predictor import Predictor
+from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.role import Role
+from rescoldo.role.grammar import role_grammar
 
 if TYPE_CHECKING:
     from rescoldo.evaluate.open import Opener
@@ -48,7 +51,10 @@ def compare(
     quantization: str = "auto",
     server: ServerOptions | None = None,
     allow_pickle: bool = False,
+    constrained: bool = False,
     reuse: Sequence[Path] = (),
+    perplexity: bool = False,
+    lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answer a dataset with each model, score the answers and compare.
@@ -62,7 +68,11 @@ def compare(
         repeats: answers to each input, with seeds that follow each other.
         train_set: a training set: the fine-tuned model is scored on it, too (its first `train_limit` records), and
             all answers are searched for what is copied from it. By default only the latter, with the run's own.
+        constrained: the baseline once more, with its answers held to the role's schema: what the form is worth without
+            any training. Left out, with a line that says so, where role or baseline cannot be constrained.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
+        perplexity: measure all answers' perplexity under the first model of our engine, without its adapter.
+        lang: of the reports, "en" or "es".
 
     Returns:
         The comparison document (contract, section 8).
@@ -85,6 +95,9 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
+    asked_for = set(models)
+    if constrained:
+        models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
     info = run_info(Path(spec)) if is_run(spec) else {}
@@ -93,7 +106,35 @@ def compare(
         predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+        perplexity=perplexity, lang=lang,
+        optional=models.keys() - asked_for,
     )  # fmt: skip
+
+
+def _with_constrained(
+    models: Mapping[str, str], baseline: str, role: Role, console: Console | None
+) -> Mapping[str, str]:
+    """The models, and behind the baseline the same with constrained answers, where that can be."""
+    from rescoldo.evaluate.open import CONSTRAINED
+    from rescoldo.programs.program import find_program
+
+    name, reason = f"{baseline}_constrained", ""
+    try:
+        role_grammar(role)
+        if find_program(models[baseline]) is not None:
+            reason = "it is a program"
+        elif name in models or models[baseline].startswith(CONSTRAINED):
+            reason = "it is there already"
+    except RescoldoError as error:
+        reason = error.what
+    if reason:
+        if console:
+            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        return models
+    added: dict[str, str] = {}
+    for known, spec in models.items():
+        added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
+    return added
 
 
 def compare_run(
@@ -107,6 +148,8 @@ def compare_run(
     sampling: Sampling | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    perplexity: bool = False,
+    lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """A run's base model ("base") against the run ("finetuned"), with one model in memory. See compare.
@@ -115,6 +158,7 @@ def compare_run(
         run: a run's directory, or one that load_for_inference has loaded.
         train: training set, for what is copied from it; by default the run's own.
         train_limit: score the fine-tuned model on so many training examples too (0: none).
+        perplexity, lang: see compare.
 
     Raises:
         RescoldoError: run, dataset or output are not as they must be.
@@ -138,6 +182,7 @@ def compare_run(
         predictors, records, Parts("base", finetuned="finetuned"), dataset=Path(dataset), role=the_role, target=target,
         reuse=[target] if target and target.exists() else [], sampling=sampling or the_role.sampling, repeats=1,
         info=loaded.info, train=train, train_limit=train_limit, limit=limit, console=console,
+        perplexity=perplexity, lang=lang,
     )  # fmt: skip
 
 
@@ -158,27 +203,52 @@ def _compare(
     limit: int | None,
     console: Console | None,
     opener: Opener | None = None,
+    perplexity: bool = False,
+    lang: str = "en",
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all)."""
+    """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
+    `optional`: models that may fail, as on a server that does not constrain answers."""
     started = time.time()
+    scale = scale_of(predictors)
+    if perplexity and scale is None:
+        raise RescoldoError(
+            "no model here measures perplexity: a server does not tell it",
+            where="--perplexity",
+            fix="add a model of our engine, or leave it out",
+        )
+    measuring = [ChatPredictor(scale, role, "")] if perplexity and scale else []  # its weights are kept to the end
     training, training_file = training_answers(train, info, role)
     learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
     models: dict[str, Any] = {}
     on_training: dict[str, Any] | None = None
     with partial_cache(target, reuse) as cache:
         for place, predictor in enumerate(predictors):
-            models[predictor.name] = evaluate(
-                predictor, records, role, sampling,
-                repeats=repeats, cache=cache, training=training, console=console,
-            )  # fmt: skip
+            try:
+                models[predictor.name] = evaluate(
+                    predictor, records, role, sampling,
+                    repeats=repeats, cache=cache, training=training, console=console,
+                )  # fmt: skip
+            except RescoldoError as error:
+                if predictor.name not in optional:
+                    raise
+                if console:
+                    console.say(f"{predictor.name} is left out: {error.what}")
             if learned and predictor.name == parts.finetuned:
                 if console:
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")
                 on_training = evaluate(predictor, learned, role, sampling, cache=cache, console=console)
             if opener:
-                opener.release(predictor, predictors[place + 1 :])
+                later = predictors[place + 1 :]
+                opener.release(predictor, [*later, *measuring])
+        models, reference = measure_content(
+            models, role, records, training=training, scale=scale, perplexity=perplexity,
+            training_records=lambda: read_records(training_file, role) if training_file is not None else (),
+        )  # fmt: skip
+        if opener and measuring:
+            opener.release(measuring[0], [])
         train_score = on_training["scores"]["mean"] if on_training else None
-        facts = metadata(role.name, dataset, len(records), limit, training_file, started)
+        facts = metadata(role, dataset, len(records), limit, training_file, started, output=target, lang=lang)
         document = build_comparison(
             models,
             baseline=parts.baseline,
@@ -186,9 +256,11 @@ def _compare(
             finetuned=parts.finetuned or None,
             train_score=train_score,
             metadata={**facts, "train_score": train_score, "train_score_examples": len(learned)},
+            reference=reference,
         )
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+        document = with_verdict(document)
         if target:
             write_document(document, target)
     return document

@@ -14,9 +14,11 @@ from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
 from rescoldo.models.predictor import ChatModel, ChatPredictor, Predictor
 from rescoldo.models.server import ServerOptions, open_server
 from rescoldo.role import Role
+from rescoldo.role.grammar import role_grammar
 from rescoldo.run.sweep import refuse_sweep
 
 FORMS = "a run directory, a base model, ollama:NAME, openai:MODEL@URL, engine:BASE or a DSPy program (PROGRAM@MODEL)"
+CONSTRAINED = "constrained:"
 
 
 class Opener:
@@ -67,11 +69,13 @@ class Opener:
         return ProgramPredictor(spec, program, self.chat(lm), self.role, name, workers=self.server.concurrency)
 
     def chat(self, spec: str) -> ChatModel:
-        """The language model that `spec` names.
+        """The language model that `spec` names. "constrained:SPEC": with its answers held to the role's schema.
 
         Raises:
-            RescoldoError: see predictor.
+            RescoldoError: see predictor; the role has no schema.
         """
+        if spec.startswith(CONSTRAINED):
+            return self.chat(spec.removeprefix(CONSTRAINED)).constrained(role_grammar(self.role))
         if spec.startswith(("openai:", "ollama:")):
             return open_server(spec, self.server)
         spec = spec.removeprefix("engine:")

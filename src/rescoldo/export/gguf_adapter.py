@@ -26,7 +26,7 @@ def adapter_metadata(source: Source) -> dict[str, Value]:
         "general.type": Value("adapter", text),
         "general.name": Value(source.run.resolve().name, text),
         "general.base_model.count": Value(1, int(Kind.UINT32)),
-        "general.base_model.0.name": Value(source.base.spec, text),
+        "general.base_model.0.name": Value(source.base_name, text),
         "adapter.type": Value("lora", text),
         "adapter.lora.alpha": Value(float(np.float32(source.adapter.lora.alpha)), int(Kind.FLOAT32)),
     }

@@ -19,7 +19,11 @@ from rescoldo.export.source import Source
 from rescoldo.families import Family
 
 _STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
-_NOT_CARRIED = ("general.file_type", "general.quantization_version", "split.", "quantize.")
+_NOT_CARRIED = (
+    "general.file_type", "general.quantization_version", "split.", "quantize.",
+    "general.quantized_by", "general.source.", "general.base_model.",
+)  # fmt: skip
+_OF_THE_BASE = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama.cpp's general.file_type
 _QUANTIZATION_VERSION = 2
 
@@ -37,11 +41,27 @@ def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
             for key, value in header.metadata.items()
             if not key.startswith(_NOT_CARRIED) and not _is_empty(value)
         }
+        if not metadata.get("tokenizer.chat_template"):  # one that this program knew by the base's name
+            metadata["tokenizer.chat_template"] = Value(source.tokenizer.chat_template, _STRING)
+        metadata |= _named(source, metadata)
+        for key in _OF_THE_BASE[1:]:
+            metadata.pop(f"general.{key}", None)
     else:
         metadata = {**_model(source), **tokenizer_metadata(source)}
     metadata["general.file_type"] = Value(FILE_TYPES[dtype], _UINT32)
     metadata["general.quantization_version"] = Value(_QUANTIZATION_VERSION, _UINT32)
     return metadata
+
+
+def _named(source: Source, base: dict[str, Value]) -> dict[str, Value]:
+    """The run's name as the model's, and what the base's own metadata say of the base under general.base_model.0."""
+    found = {f"general.base_model.0.{key}": base[f"general.{key}"] for key in _OF_THE_BASE if f"general.{key}" in base}
+    return {
+        "general.name": Value(source.run.resolve().name, _STRING),
+        "general.base_model.count": Value(1, _UINT32),
+        "general.base_model.0.name": Value(source.base_name, _STRING),
+        **found,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -59,9 +79,7 @@ def _model(source: Source) -> dict[str, Value]:
     metadata = {
         "general.architecture": Value(name, _STRING),
         "general.type": Value("model", _STRING),
-        "general.name": Value(source.run.resolve().name, _STRING),
-        "general.base_model.count": Value(1, _UINT32),
-        "general.base_model.0.name": Value(source.base.spec, _STRING),
+        **_named(source, {}),
     }
     integers = {
         "block_count": config.n_layers,

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
+from rescoldo.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from rescoldo.base import BaseModel
-from rescoldo.engine.model import parameter_shapes
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
-from rescoldo.models.loaded import dated_tokenizer, is_run, open_base_of, refuse_unfinished, run_info, verify_command
+from rescoldo.models.loaded import dated_tokenizer, is_run, open_base_of, refuse_unfinished, run_info
 from rescoldo.role import Role, role_of_run
-from rescoldo.train.adapter import WEIGHTS_FILE, Adapter, read_adapter
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,14 @@ class Source:
     def tokenizer(self) -> Any:
         """The base model's tokenizer with its chat template, which writes the date of the run if it writes any."""
         return dated_tokenizer(self.base, self.info)
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name: what the user named, of a path the last part (paths are of this machine)."""
+        if not Path(self.base.spec).exists():
+            return self.base.spec
+        path = self.base.path.resolve()
+        return path.stem if path.is_file() else path.name
 
     @cached_property
     def adapter_sha256(self) -> str:
@@ -63,13 +70,5 @@ def open_source(run: Path) -> Source:
         raise RescoldoError("is no run directory", where=str(run), fix="pass the --output of a finished run")
     info, adapter = run_info(run), read_adapter(run)
     base = open_base_of(run, info, adapter)
-    expected = parameter_shapes(base.config, adapter.lora)
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
-    where, fix = str(run / WEIGHTS_FILE), verify_command(run)
-    if expected != found:
-        odd = min(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise RescoldoError(f"does not fit its base model {base.spec}: {odd} has another shape", where=where, fix=fix)
-    for name, tensor in adapter.parameters.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise RescoldoError(f"{name} holds values that are no numbers", where=where, fix="train again")
+    adapter.fits(base.config, base.spec)
     return Source(run, info, adapter, base, role_of_run(run, info))

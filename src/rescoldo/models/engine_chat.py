@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import prompt_ids, prompt_text, stop_ids
-from rescoldo.engine.types import Sampling
+from rescoldo.engine.types import Constraint, Sampling
 from rescoldo.models.loaded import Loaded
 from rescoldo.models.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
+    from rescoldo.constrain import Grammar
     from rescoldo.engine.model import LoraModel
 
 
@@ -40,8 +41,13 @@ def complete_with_engine(
     conversations: Sequence[Messages],
     sampling: Sampling,
     on_progress: Callable[[int], None] | None = None,
+    constrain: Callable[[], Constraint] | None = None,
 ) -> Iterator[tuple[int, Prediction]]:
-    """Answer all conversations in one batch; yields (index, prediction) as each ends."""
+    """Answer all conversations in one batch; yields (index, prediction) as each ends.
+
+    Args:
+        constrain: makes the constraint of an answer.
+    """
     from rescoldo.engine.generate import generate
 
     context = model.config.max_positions
@@ -55,24 +61,33 @@ def complete_with_engine(
             continue
         prompts.append(prompt)
         asked.append(index)
-    for row in generate(model, prompts, sampling, stop_ids(tokenizer), on_progress) if prompts else ():
+    for row in generate(model, prompts, sampling, stop_ids(tokenizer), on_progress, constrain) if prompts else ():
         text = tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield asked[row.index], Prediction(text, row.ended, len(row.tokens), row.seconds)
+        yield asked[row.index], Prediction(text, row.ended, len(row.tokens), row.seconds, row.error)
 
 
 class EngineChat:
-    """A model of our engine, with the run's adapter or (adapter=False) the base model alone. See ChatModel."""
+    """A model of our engine, with the run's adapter or (adapter=False) the base model alone. See ChatModel.
+
+    Args:
+        grammar: what its answers are held to.
+    """
 
     batches = True
 
-    def __init__(self, loaded: Loaded, *, adapter: bool = True) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: Loaded, *, adapter: bool = True, grammar: Grammar | None = None) -> None:
+        self.loaded, self.grammar = loaded, grammar
         self.adapter = adapter and loaded.run is not None
 
+    def constrained(self, grammar: Grammar) -> EngineChat:
+        """The same model with its answers held to a grammar."""
+        return EngineChat(self.loaded, adapter=self.adapter, grammar=grammar)
+
     def fingerprint(self) -> str:
-        """Base weights, precision and adapter."""
+        """Base weights, precision, adapter and grammar."""
         adapter = self.loaded.adapter_sha256 if self.adapter else "no adapter"
-        return f"engine {self.loaded.base.fingerprint()} {self.loaded.precision} {adapter}"
+        held = f" constrained {self.grammar.digest}" if self.grammar else ""
+        return f"engine {self.loaded.base.fingerprint()} {self.loaded.precision} {adapter}{held}"
 
     def render(self, messages: Messages) -> str:
         """The chat as the model's template writes it."""
@@ -86,6 +101,7 @@ class EngineChat:
             "adapter": self.adapter,
             "base_model": self.loaded.base.spec,
             "quantization": self.loaded.precision,
+            **(self.grammar.describe() if self.grammar else {}),
         }
 
     def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -94,6 +110,17 @@ class EngineChat:
 
         with self._as_asked():
             return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)
+
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text; needs the tokenizer alone."""
+        return len(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_perplexity(self, role: Role, answers: Sequence[tuple[dict[str, Any], str]]) -> list[float | None]:
+        """Of texts as answers to records: see models.perplexity."""
+        from rescoldo.models.perplexity import answer_perplexity
+
+        with self._as_asked():
+            return answer_perplexity(self.loaded.model, self.loaded.tokenizer, role, answers)
 
     def _as_asked(self) -> contextlib.AbstractContextManager[None]:
         """The model with or without its adapter."""
@@ -108,14 +135,19 @@ class EngineChat:
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
         """All conversations in one batch; yields (index, prediction) as each ends."""
-        model = self.loaded.model
+        model, grammar = self.loaded.model, self.grammar
+        constrain = (lambda: self.loaded.constraint(grammar)) if grammar else None
         with self._as_asked():
-            yield from complete_with_engine(model, self.loaded.tokenizer, conversations, sampling, on_progress)
+            yield from complete_with_engine(
+                model, self.loaded.tokenizer, conversations, sampling, on_progress, constrain
+            )
 
 
 class EnginePredictor(ChatPredictor):
     """A role's answers by a loaded model: "finetuned" with its adapter, "base" without."""
 
-    def __init__(self, loaded: Loaded, role: Role, *, adapter: bool = True, name: str = "") -> None:
-        chat = EngineChat(loaded, adapter=adapter)
+    def __init__(
+        self, loaded: Loaded, role: Role, *, adapter: bool = True, name: str = "", grammar: Grammar | None = None
+    ) -> None:
+        chat = EngineChat(loaded, adapter=adapter, grammar=grammar)
         super().__init__(chat, role, name or ("finetuned" if chat.adapter else "base"))

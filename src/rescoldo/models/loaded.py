@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids
+from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids, stop_ids
 from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
@@ -17,9 +18,11 @@ from rescoldo.invocation import program
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
+    from rescoldo.adapter import Adapter
     from rescoldo.base import BaseModel
+    from rescoldo.constrain import Compiler, Grammar
     from rescoldo.engine.model import LoraModel
-    from rescoldo.train.adapter import Adapter
+    from rescoldo.engine.types import Constraint
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Loaded:
     adapter_sha256: str
     load: Callable[[], LoraModel]
     _model: LoraModel | None = field(default=None, repr=False)
+    _compiler: Compiler | None = field(default=None, repr=False)
+    _compiling: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def model(self) -> LoraModel:
@@ -58,6 +63,22 @@ class Loaded:
     def release(self) -> None:
         """Give the memory back; the next use loads again."""
         self._model = None
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The state of a new row in a grammar. The first call prepares the tokenizer, which takes a second or two.
+
+        Raises:
+            RescoldoError: this tokenizer or this grammar cannot be used.
+        """
+        from rescoldo.constrain import Compiler, GrammarError
+
+        try:
+            with self._compiling:
+                if self._compiler is None:
+                    self._compiler = Compiler(self.tokenizer, self.base.config.vocab_size, stop_ids(self.tokenizer))
+            return self._compiler.start(grammar)
+        except GrammarError as error:
+            raise RescoldoError(f"answers cannot be constrained: {error}", where=self.spec) from None
 
 
 def is_run(spec: str) -> bool:
@@ -160,10 +181,10 @@ def load_for_inference(
     Raises:
         RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
     """
+    from rescoldo.adapter import WEIGHTS_FILE, read_adapter
     from rescoldo.base import open_base
     from rescoldo.base.open import NoSuchModelError
     from rescoldo.engine.model import LoraModel
-    from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 
     if not spec:
         raise RescoldoError(
@@ -183,6 +204,8 @@ def load_for_inference(
     except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
         where = error.where or spec
         raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
+    if adapter:
+        adapter.fits(base.config, base.spec)  # before minutes of loading
     tokenizer = dated_tokenizer(base, info)
     measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
     frozen = _frozen_state(run) if run and measured else None
@@ -204,8 +227,8 @@ def load_for_inference(
             on_progress=on_progress,
             keep_converted=True,
         )
-        if adapter and run:
-            put_in(adapter, model, run, base.spec)
+        if adapter:
+            adapter.put_into(model, base.spec)
         return model
 
     sha = sha256(run / WEIGHTS_FILE) if adapter and run else ""
@@ -213,36 +236,6 @@ def load_for_inference(
     if not lazy:
         _ = loaded.model
     return loaded
-
-
-def put_in(adapter: Adapter, model: LoraModel, run: Path, base_spec: str) -> None:
-    """Copy an adapter's weights into the model.
-
-    Raises:
-        RescoldoError: it is not for this base, or holds values that are no numbers.
-    """
-    import torch
-
-    from rescoldo.train.adapter import WEIGHTS_FILE
-
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in adapter.parameters.items()}
-    if shapes != found:
-        odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
-        raise RescoldoError(
-            f"does not fit its base model {base_spec}: {odd[0]} is {found.get(odd[0], 'missing')}, "
-            f"not {shapes.get(odd[0], 'known there')}",
-            where=str(run / WEIGHTS_FILE),
-            fix=verify_command(run),
-        )
-    with torch.no_grad():
-        for name, tensor in adapter.parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise RescoldoError(
-                    f"{name} holds values that are no numbers", where=str(run / WEIGHTS_FILE), fix="train again"
-                )
-            model.parameters[name].copy_(tensor)
-    model.sync()
 
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
@@ -258,10 +251,15 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
-    """The calibration as the run's newest good checkpoint keeps it."""
+    """The calibration beside the adapter; of a run that an earlier version made, as its newest good checkpoint keeps
+    it."""
+    from rescoldo.adapter import read_calibration
     from rescoldo.run.layout import list_checkpoints
     from rescoldo.train.checkpoint import read_checkpoint
 
+    beside = read_calibration(run)
+    if beside is not None:
+        return beside
     for path in list_checkpoints(run):
         try:
             return read_checkpoint(path).frozen or None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rescoldo.engine.types import Sampling
 from rescoldo.role import Role
+
+if TYPE_CHECKING:
+    from rescoldo.constrain import Grammar
 
 Messages = list[dict[str, str]]  # a conversation: role and content of each message
 
@@ -70,6 +73,13 @@ class ChatModel(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What a document says about the model itself: "spec" and what else is known."""
+
+    def constrained(self, grammar: Grammar) -> ChatModel:
+        """The same model with its answers held to a grammar.
+
+        Raises:
+            RescoldoError: it cannot take one of that kind.
+        """
 
     def complete(
         self,

@@ -31,6 +31,8 @@ from rescoldo.models.predictor import Messages, Prediction
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from rescoldo.constrain import Grammar
+
 _IDENTITY = ("id", "owned_by", "root", "meta", "digest")  # of what a server says about a model, what does not change
 
 
@@ -89,13 +91,34 @@ class ServerChat:
 
     batches = False
 
-    def __init__(self, spec: str, model: str, url: str, options: ServerOptions, entry: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        spec: str,
+        model: str,
+        url: str,
+        options: ServerOptions,
+        entry: dict[str, Any],
+        grammar: Grammar | None = None,
+    ) -> None:
         self.spec, self.model, self.url, self.options, self.entry = spec, model, url, options, entry
+        self.grammar = grammar
+
+    def constrained(self, grammar: Grammar) -> ServerChat:
+        """The same model with its answers held to a JSON schema, which is what servers take. For a role that answers in
+        YAML the answers are JSON, which YAML readers read.
+
+        Raises:
+            RescoldoError: the grammar has no schema.
+        """
+        if grammar.schema is None:
+            raise RescoldoError("servers take a JSON schema alone to constrain answers", where=self.spec)
+        return ServerChat(self.spec, self.model, self.url, self.options, self.entry, grammar)
 
     def fingerprint(self) -> str:
         """Address, name, and what the server says about the model."""
         known = {name: self.entry[name] for name in _IDENTITY if name in self.entry}
-        text = json.dumps([self.url, self.model, known], sort_keys=True)
+        held = [self.grammar.schema] if self.grammar else []
+        text = json.dumps([self.url, self.model, known, *held], sort_keys=True)
         return "server " + hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, messages: Messages) -> str:
@@ -104,7 +127,8 @@ class ServerChat:
 
     def describe(self) -> dict[str, Any]:
         """What a document says about the model itself."""
-        return {"spec": self.spec, "server": self.url, "model": self.model}
+        held = {"constrained": "json", "constraint_unchecked": []} if self.grammar else {}
+        return {"spec": self.spec, "server": self.url, "model": self.model, **held}
 
     def complete(
         self,
@@ -214,8 +238,12 @@ class ServerChat:
             return index, Prediction(text, ended, tokens, time.monotonic() - started)
 
     def _extra(self) -> dict[str, Any]:
-        """llama.cpp narrows the choice by settings of its own unless told not to; the API has no word for them."""
-        return {"top_k": 0, "min_p": 0.0} if self.entry.get("owned_by") == "llamacpp" else {}
+        """What the client has no word for: llama.cpp narrows the choice by settings of its own unless told not to."""
+        extra: dict[str, Any] = {"top_k": 0, "min_p": 0.0} if self.entry.get("owned_by") == "llamacpp" else {}
+        if self.grammar:  # Ollama's own `format` is set by this, too
+            schema = {"name": "answer", "schema": self.grammar.schema, "strict": True}
+            extra["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return extra
 
     def _answers(self) -> bool:
         try:

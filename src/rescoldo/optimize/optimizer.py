@@ -16,7 +16,7 @@ from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluate.evaluation import Console, evaluate
-from rescoldo.evaluate.open import Opener
+from rescoldo.evaluate.open import CONSTRAINED, Opener
 from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
@@ -100,6 +100,12 @@ def optimize(
     with RunLock(folder):
         if not restart and (finished := _finished(folder, identity)):
             return finished
+        if config.model.startswith(CONSTRAINED) and config.method not in ("labeled", "bootstrap"):
+            raise RescoldoError(
+                f"{config.method} lets the model write instructions, too, which are not of the role's form",
+                where=f"--model {config.model}",
+                fix="--method labeled or bootstrap, or leave out constrained:",
+            )
         chat = Opener(role, records=records, quantization=config.quantization, server=server).chat(config.model)
         started = time.time()
         cache = PredictionCache(folder / "answers.partial.jsonl")

@@ -31,8 +31,7 @@ def process_start(pid: int) -> str | None:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = _proc_stat(pid)
         if fields[0] in "ZX":  # a zombie holds nothing any more
             return None
         return f"{boot}:{fields[19]}"
@@ -46,8 +45,18 @@ def process_start(pid: int) -> str | None:
         return None
 
 
+def _proc_stat(pid: int) -> list[str]:
+    """What Linux says of a process in /proc/PID/stat, from its state on."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def is_stopped(pid: int) -> bool:
     """Whether the process stands still by Ctrl-Z or SIGSTOP, as far as the system tells."""
+    try:
+        return _proc_stat(pid)[0] == "T"
+    except (OSError, IndexError):
+        pass
     import psutil
 
     try:

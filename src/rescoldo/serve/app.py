@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import time
 import uuid
@@ -13,33 +12,24 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from rescoldo.serve.access import Access
 from rescoldo.serve.schema import ChatRequest, RequestError, parse_request
 from rescoldo.serve.service import Running, Service
 
 _BODY_SECONDS = 30.0
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
-def make_app(service: Service, *, api_key: str = "", hosts: tuple[str, ...] = ()) -> Starlette:
-    """The application.
-
-    Args:
-        api_key: what requests must bring as "Authorization: Bearer …"; "" asks for nothing.
-        hosts: names by which it may be called (a web page cannot rebind its own name to it); (): any.
-    """
+def make_app(service: Service, access: Access) -> Starlette:
+    """The application. Whatever `access` does not let in is refused before it reaches the service."""
 
     def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode("latin-1")
-            if api_key and not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
-                raise RequestError(401, "a valid API key is needed", code="invalid_api_key")
+            access.check_key(request)
             return await handler(request)
 
         return handle
@@ -55,7 +45,8 @@ def make_app(service: Service, *, api_key: str = "", hosts: tuple[str, ...] = ()
 
     async def chat(request: Request) -> Response:
         asked = parse_request(await _body(request, service.limits.body_bytes))
-        running = service.start(asked)
+        constraint = await asyncio.to_thread(service.constrain, asked) if asked.response_format else None
+        running = service.start(asked, constraint)
         if asked.stream:
             return _EventStream(running, _events(service, asked, running))
         return await _whole(service, asked, running, request)
@@ -71,7 +62,7 @@ def make_app(service: Service, *, api_key: str = "", hosts: tuple[str, ...] = ()
             Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
             Route("/health", health),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))] if hosts else [],
+        middleware=access.middleware(),
         exception_handlers={RequestError: _refused, HTTPException: _no_such_route, Exception: _failed},
     )
 
@@ -83,7 +74,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
-    return JSONResponse(error.document(), error.status, headers=headers)
+    return JSONResponse(error.document(), error.status, headers={**headers, **error.headers})
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rescoldo.engine.generate import Decoder
-from rescoldo.engine.types import Sampling
+from rescoldo.engine.types import Constraint, Sampling
 
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel
 
 _LOG = logging.getLogger("uvicorn.error")
-Reason = Literal["stop", "length", "timeout", "error", "stopping"]
+Reason = Literal["stop", "length", "timeout", "error", "stopping", "constraint"]
 
 
 class BusyError(Exception):
@@ -39,6 +39,7 @@ class Job:
         adapter: with the adapter, or the base model alone.
         prompt: token ids.
         deadline: time.monotonic() at which it ends, done or not.
+        constraint: which tokens may be chosen.
         emit: told each token id, then the reason why there are no more. Called from the scheduler's thread; never again
             after a cancel.
     """
@@ -49,6 +50,7 @@ class Job:
     sampling: Sampling
     deadline: float
     emit: Callable[[int | Reason], None]
+    constraint: Constraint | None = None
 
 
 @dataclass
@@ -198,7 +200,7 @@ class Scheduler:
             self._use(adapter)
             try:
                 lane = self._lane(job)
-                lane.decoder.admit(job.key, job.prompt, job.sampling)
+                lane.decoder.admit(job.key, job.prompt, job.sampling, job.constraint)
                 lane.jobs[job.key] = job
             except Exception as error:  # mostly no memory left; whatever it is, the thread must go on
                 _LOG.error("The engine could not take a request: %r", error)
@@ -230,4 +232,4 @@ class Scheduler:
             if step.token is not None:
                 job.emit(step.token)
             if step.last:
-                job.emit("length" if step.token is not None else "stop")
+                job.emit("constraint" if step.error else "length" if step.token is not None else "stop")

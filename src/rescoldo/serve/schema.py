@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+if TYPE_CHECKING:
+    from rescoldo.constrain import Grammar
+
 _MAX_MESSAGES, _MAX_STOPS = 1000, 16
-_NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing is asked for
+_NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing is asked for; the cause comes first
+    "tools": ([],),
+    "functions": ([],),
     "n": (1,),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "repeat_penalty": (1, 1.0),
+    "top_k": (0, -1),
+    "min_p": (0, 0.0),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
-_EMPTY_IN_MESSAGES = ("tool_calls", "annotations")  # an answer's fields that say nothing when they are empty
-_IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+_ANNOTATIONS = ("cache_control", "id")  # clients' notes on a message or a part: they do not belong to its text
+_IGNORED = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+)  # fmt: skip
 
 
 class RequestError(Exception):
     """A request that is answered with an error, in OpenAI's form."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
 
     def document(self) -> dict[str, Any]:
         """The body of the answer."""
@@ -45,16 +62,34 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def _without_notes(value: Any, fields: Collection[str]) -> Any:
+    """An object without what says nothing: fields that are null, known annotations, and fields outside `fields` that
+    are empty or false (clients send an answer back as it came, with refusal, reasoning_content and the like)."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: content
+        for name, content in value.items()
+        if content is not None
+        and name not in _ANNOTATIONS
+        and (name in fields or not (content is False or content in ("", [], {})))
+    }
+
+
 class Part(_Strict):
     """A piece of a message's content; only text."""
 
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, value: Any) -> Any:
+        return _without_notes(value, cls.model_fields)
+
 
 class Message(_Strict):
-    """One turn of the conversation. A field that is null counts as not given: clients send an answer back as it came,
-    with refusal and the like."""
+    """One turn of the conversation. A field that says nothing counts as not given."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
@@ -63,9 +98,7 @@ class Message(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {k: v for k, v in value.items() if v is not None and not (v == [] and k in _EMPTY_IN_MESSAGES)}
+        return _without_notes(value, cls.model_fields)
 
     @field_validator("content")
     @classmethod
@@ -82,6 +115,49 @@ class Message(_Strict):
         """As chat templates take it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
+
+
+class JsonSchema(_Strict):
+    """response_format.json_schema. `strict` refuses what the grammar cannot hold an answer to."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """What an answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema goes with the type json_schema, and that type with it")
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """What the answer is held to; None for free text.
+
+        Raises:
+            RequestError: the schema cannot be used.
+        """
+        from rescoldo.constrain import GrammarError, json_object, json_schema
+        from rescoldo.role.schema import unknown_keywords
+
+        if self.json_schema is None:
+            return json_object() if self.type == "json_object" else None
+        try:
+            odd = unknown_keywords(self.json_schema.schema_) if self.json_schema.strict else []
+            if odd:
+                meant = f", did you mean {odd[0][1]}?" if odd[0][1] else ""
+                raise GrammarError(f"{odd[0][0][:60]!r} is not a keyword of JSON Schema{meant}")
+            return json_schema(self.json_schema.schema_, strict=bool(self.json_schema.strict))
+        except (GrammarError, RecursionError) as error:
+            what = f"this schema cannot be used: {error}"[:500]
+            raise RequestError(400, what, code="invalid_schema", param="response_format.json_schema.schema") from None
 
 
 class StreamOptions(_Strict):
@@ -104,6 +180,7 @@ class ChatRequest(_Strict):
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @field_validator("stop")
     @classmethod
@@ -137,18 +214,53 @@ def parse_request(body: bytes) -> ChatRequest:
     if not isinstance(value, dict):
         raise RequestError(400, "the body is JSON, but not an object", code="invalid_json")
     fields = {}
-    for name, content in value.items():
-        if content is None or name in _IGNORED:
-            continue
-        if name not in _NEUTRAL:
-            fields[name] = content
-        elif not any(type(content) is type(neutral) and content == neutral for neutral in _NEUTRAL[name]):
+    for name, neutral in _NEUTRAL.items():
+        content = value.get(name)
+        if content is not None and not any(type(content) is type(one) and content == one for one in neutral):
             raise RequestError(400, f"{name} is not supported", code="unsupported_parameter", param=name)
+    for name, content in value.items():
+        if content is not None and name not in _IGNORED and name not in _NEUTRAL:
+            fields[name] = content
     try:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"])[:200]
-        code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        said = "is not supported" if first["type"] == "extra_forbidden" else first["msg"]
+        param, said, code = _fault(error)
         raise RequestError(400, f"{param}: {said}"[:500], code=code, param=param) from None
+
+
+_EXPECTED = {  # pydantic's names of what it wanted, and its labels of a union's branches
+    "string_type": "a string", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
+    "list_type": "a list", "model_type": "an object", "dict_type": "an object",
+}  # fmt: skip
+_JSON_TYPES = ((bool, "a boolean"), (str, "a string"), (int | float, "a number"), (list, "a list"), (dict, "an object"))
+
+
+def _fault(error: ValidationError) -> tuple[str, str, str]:
+    """(field, what is wrong with it, code) of the first fault. Of a union the branch counts that came furthest; where
+    none took the value's type, all that would have been taken are named."""
+    faults = error.errors(include_url=False)
+    path = _field(faults[0]["loc"])
+    same = [one for one in faults if _field(one["loc"])[: len(path)] == path]
+    first = max(same, key=lambda one: len(_field(one["loc"])))
+    param = ".".join(str(part) for part in _field(first["loc"]))[:200]
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return param, "is not supported", "unsupported_parameter"
+    if kind == "missing":
+        return param, "is missing", "invalid_value"
+    if kind in _EXPECTED:
+        wanted = dict.fromkeys(
+            "a list of text parts" if one["loc"][-1] == "list[Part]" else _EXPECTED.get(one["type"], one["msg"])
+            for one in same
+            if _field(one["loc"]) == _field(first["loc"])
+        )
+        found = next((words for kind, words in _JSON_TYPES if isinstance(first["input"], kind)), "null")
+        return param, f"expected {' or '.join(wanted)}, got {found}", "invalid_value"
+    if kind == "literal_error":
+        return param, f"expected {first['ctx']['expected']}", "invalid_value"
+    return param, first["msg"].removeprefix("Value error, "), "invalid_value"
+
+
+def _field(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The place in the request, without pydantic's labels of a union's branches (str, list[Part], …)."""
+    return tuple(part for part in location if isinstance(part, int) or (part != "str" and "[" not in part))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import socket
 import threading
@@ -14,7 +13,8 @@ from types import FrameType
 import uvicorn
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.serve.app import LOOPBACK, make_app
+from rescoldo.serve.access import Access
+from rescoldo.serve.app import make_app
 from rescoldo.serve.service import Service
 
 _BACKLOG = 128
@@ -68,14 +68,6 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
@@ -102,12 +94,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(service: Service, host: str, *, api_key: str, grace: float) -> uvicorn.Server:
-    """uvicorn with the application, ready to `run(sockets=…)`. Bound to this machine, it answers to its names only."""
-    hosts = (*LOOPBACK, host) if is_loopback(host) else ()
-    app = make_app(service, api_key=api_key, hosts=hosts)
+def make_server(service: Service, access: Access, *, grace: float) -> uvicorn.Server:
+    """uvicorn with the application, ready to `run(sockets=…)`."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_keep_alive=30,
+        make_app(service, access),
+        log_level="warning", access_log=False, lifespan="off", server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(grace) + _FAREWELL, ws="none",
     )  # fmt: skip
     return _Server(config, grace, service.scheduler.give_up)
@@ -118,7 +109,7 @@ def run_server(
     listener: socket.socket,
     *,
     host: str,
-    api_key: str,
+    access: Access,
     grace: float,
     on_ready: Callable[[str], None],
 ) -> None:
@@ -128,7 +119,7 @@ def run_server(
         on_ready: told the server's address (http://host:port) once it listens.
     """
     port = listener.getsockname()[1]
-    server = make_server(service, host, api_key=api_key, grace=grace)
+    server = make_server(service, access, grace=grace)
     on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         server.run(sockets=[listener])

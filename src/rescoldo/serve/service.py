@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from rescoldo.data.tokenize import prompt_ids, stop_ids
-from rescoldo.engine.types import Sampling
+from rescoldo.engine.types import Constraint, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.models.loaded import Loaded
 from rescoldo.role import Role
@@ -98,9 +98,6 @@ class Service:
                 code="context_length_exceeded",
                 param="messages",
             )
-        if request.limit and request.limit > self.limits.max_tokens:
-            what = f"an answer has at most {self.limits.max_tokens} tokens here"
-            raise RequestError(400, what, code="invalid_value", param="max_tokens")
         default = self.role.sampling
         temperature = default.temperature if request.temperature is None else request.temperature
         top_p = default.top_p if request.top_p is None else request.top_p
@@ -111,7 +108,19 @@ class Service:
             seed=secrets.randbits(32) if request.seed is None else request.seed % (1 << 64),
         )
 
-    def start(self, request: ChatRequest) -> Running:
+    def constrain(self, request: ChatRequest) -> Constraint | None:
+        """What the request's response_format holds its answer to. It may take a second: not for the event loop.
+
+        Raises:
+            RequestError: the schema cannot be used.
+        """
+        grammar = request.response_format.grammar() if request.response_format else None
+        try:
+            return self.loaded.constraint(grammar) if grammar else None
+        except RescoldoError as error:
+            raise RequestError(400, error.what[:500], code="invalid_schema", param="response_format") from None
+
+    def start(self, request: ChatRequest, constraint: Constraint | None = None) -> Running:
         """Hand a request to the engine.
 
         Raises:
@@ -126,7 +135,7 @@ class Service:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         deadline = time.monotonic() + self.limits.seconds
-        job = Job(next(self._keys), self.models[request.model], prompt, sampling, deadline, emit)
+        job = Job(next(self._keys), self.models[request.model], prompt, sampling, deadline, emit, constraint)
         try:
             self.scheduler.submit(job)
         except BusyError:
@@ -174,6 +183,9 @@ class Running:
                 raise RequestError(504, f"no answer within {self._service.limits.seconds:g} s", code="timeout")
             elif event == "stopping":
                 raise _stopping()
+            elif event == "constraint":
+                what = "the answer cannot go on in the form that response_format asks for"
+                raise RequestError(400, what, code="constraint_failed", param="response_format")
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")
             else:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import Decoder
@@ -13,6 +14,9 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.models.loaded import Loaded
 from rescoldo.serve.text import TextStream
+
+if TYPE_CHECKING:
+    from rescoldo.constrain import Grammar
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ def reply(
     sampling: Sampling,
     *,
     adapter: bool = True,
+    grammar: Grammar | None = None,
     on_piece: Callable[[str], None] = lambda _: None,
 ) -> Reply:
     """Answer a conversation.
 
     Args:
         adapter: with the run's adapter; False: the base model alone.
+        grammar: what the answer is held to.
         on_piece: told the text as it comes. KeyboardInterrupt in it, or between two tokens, ends the answer there.
 
     Raises:
@@ -52,16 +58,19 @@ def reply(
     limited = Sampling(sampling.temperature, sampling.top_p, min(sampling.max_new_tokens, room), sampling.seed)
     stream, text, count, ended = TextStream(loaded.tokenizer), "", 0, False
     started = time.monotonic()
+    constraint = loaded.constraint(grammar) if grammar else None
     alone = contextlib.nullcontext() if adapter or loaded.run is None else loaded.model.without_adapter()
     with alone, contextlib.suppress(KeyboardInterrupt):
         decoder = Decoder(loaded.model, stop_ids(loaded.tokenizer))
-        decoder.admit(0, prompt, limited)
+        decoder.admit(0, prompt, limited, constraint)
         while len(decoder):
             (step,) = decoder.step()
+            if step.error:
+                raise RescoldoError(f"the answer ends here: {step.error}", fix="ask without --constrained")
             ended = step.token is None
             piece = "" if step.token is None else stream.push(step.token)
             piece += stream.finish() if step.last else ""
-            count += not ended
+            count += step.token is not None
             text += piece
             if piece:
                 on_piece(piece)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rescoldo.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import read_json, sha256
-from rescoldo.models.loaded import Loaded, dated_tokenizer, load_for_inference, put_in
+from rescoldo.models.loaded import Loaded, dated_tokenizer, load_for_inference
 from rescoldo.role import Role
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.train.parts import Parts
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Shared:
             self._model = load_for_inference(str(run)).model
             self.loads += 1
         model = with_adapter(self._model, adapter.lora, 0)
-        put_in(adapter, model, run, base.spec)
+        adapter.put_into(model, base.spec)
         tokenizer = dated_tokenizer(base, info)
         return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
+from rescoldo.adapter import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin, write_calibration
 from rescoldo.engine.weights import Tensors
 from rescoldo.files import sha256, write_json
 from rescoldo.run.layout import INFO_FILE, METRICS
 from rescoldo.system import cpu
-from rescoldo.train.adapter import CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin
 from rescoldo.train.checkpoint import Position
 from rescoldo.train.identity import versions
 from rescoldo.train.metrics import resumptions, wall_seconds
@@ -25,9 +25,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def write_results(
-    prepared: Prepared, position: Position, best: Tensors, parts: Parts, adapter_bin: bool
+    prepared: Prepared, position: Position, best: Tensors, calibration: Tensors, parts: Parts, adapter_bin: bool
 ) -> dict[str, Any]:
     """Write everything of the contract's section 4 that is not there yet. Returns training_info.json's content.
+
+    Args:
+        best: the best epoch's adapter.
+        calibration: LoraModel.frozen_state(), kept beside the adapter so that it is scored on the same base weights.
 
     Raises:
         OSError: as the system says; training_info.json is then not there, so the run does not count as finished.
@@ -39,6 +43,8 @@ def write_results(
     names = [CONFIG_FILE, WEIGHTS_FILE, METRICS, *(name for name in TOKENIZER_FILES if (output / name).exists())]
     if adapter_bin:
         write_bin(output)
+    if write_calibration(output, calibration):
+        names.append(CALIBRATION_FILE)
     info = training_info(prepared, position, best)
     info["files"] = {name: sha256(output / name) for name in sorted(names)}
     write_json(output / INFO_FILE, info)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import read_json, write_beside
+from rescoldo.invocation import program
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
 from rescoldo.run.guard import cap_after_kill
@@ -25,7 +27,6 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.train.adapter import BIN_FILE, write_bin
 from rescoldo.train.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.train.config import RunConfig
 from rescoldo.train.identity import (
@@ -231,7 +232,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     loop.board.close()
     try:
         loop.metrics.finish()
-        info = write_results(data, at, loop.best, loop.parts, adapter_bin)
+        info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
     except OSError as error:
         newest = next(iter(list_checkpoints(config.output)), None)
         raise RescoldoError(
@@ -259,6 +260,6 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
 def worsened_remedy(config: RunConfig) -> str:
     """What to do about a training that made the model worse."""
     return (
-        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `rescoldo watch` and "
-        "report.html show the curve"
+        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
+        "and report.html show the curve"
     )

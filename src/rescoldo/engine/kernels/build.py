@@ -155,4 +155,4 @@ def library(isa: InstructionSet, folder: Path) -> Path:
 
 
 def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS, check=True)

@@ -7,6 +7,7 @@ and not the run. Takes milliseconds, once: the result is kept for this library o
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import os
 import select
@@ -50,6 +51,7 @@ def failure(make: Callable[[], TorchKernels]) -> str | None:
     child = os.fork()
     if child == 0:
         try:
+            faulthandler.disable()  # a crash is an answer, not a report
             torch.set_num_threads(1)  # torch's own threads are the parent's
             os.write(writing, (disagreement(make()) or "").encode())
         except BaseException as error:

@@ -535,8 +535,9 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
     for (i64 r = 0; r < mp; r++) {
       float dot = 0;
       if (r < m) {
+        const bf16 *dy_row = dy + r * a->H * d, *y_row = y + r * a->H * d;
 #pragma omp simd reduction(+ : dot)
-        for (i64 j = 0; j < d; j++) dot += bf16_to_f32(dy[r * a->H * d + j]) * bf16_to_f32(y[r * a->H * d + j]);
+        for (i64 j = 0; j < d; j++) dot += bf16_to_f32(dy_row[j]) * bf16_to_f32(y_row[j]);
       }
       delta[r] = dot;
       norm[r] = r < m ? p->lse[h * a->T + start + b + r] : INFINITY;

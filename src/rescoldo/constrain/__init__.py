@@ -1,0 +1,15 @@
+"""Answers that keep to a form: grammars (JSON schema, regular expression, choices) and the tokens that they allow."""
+
+from rescoldo.constrain.grammar import Grammar, GrammarError, choices, json_object, json_schema, lark, regex
+from rescoldo.constrain.matcher import Compiler
+
+__all__ = [
+    "Compiler",
+    "Grammar",
+    "GrammarError",
+    "choices",
+    "json_object",
+    "json_schema",
+    "lark",
+    "regex",
+]

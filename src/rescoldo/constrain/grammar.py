@@ -1,0 +1,143 @@
+"""What an answer may look like: a grammar in llguidance's form, made from a JSON schema, a regular expression, choices.
+
+llguidance has abi3 wheels for Linux (x86-64, aarch64) and macOS (both), needs no other package, computes a mask of a
+vocabulary of 49,000 tokens in some 20 microseconds, and has JSON Schema, regular expressions and Lark grammars in one
+parser. (xgrammar's wheels are one for each Python version, and it brings triton and tvm-ffi along.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_CHARACTERS = 256 * 1024
+MAX_CHOICES = 10_000
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a run of blanks ends: small models would go on with them for ever
+
+
+class GrammarError(ValueError):
+    """Not a grammar that can be used; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A form that answers have to have.
+
+    Attributes:
+        kind: "json", "yaml", "regex", "choices" or "lark": what it was made from.
+        text: as llguidance takes it.
+        schema: the JSON schema of the answer, where there is one: servers take that.
+        unchecked: keywords of the schema that the grammar does not hold answers to.
+    """
+
+    kind: str
+    text: str
+    schema: dict[str, Any] | None = None
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides about tokens, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a document says about it."""
+        return {"constrained": self.kind, "constraint_unchecked": list(self.unchecked)}
+
+
+def json_object() -> Grammar:
+    """Any JSON object."""
+    return json_schema({"type": "object"})
+
+
+def json_schema(schema: dict[str, Any] | bool, *, strict: bool = True) -> Grammar:
+    """JSON that is valid for a schema; blanks and line breaks are free, properties come in the schema's order.
+
+    Args:
+        strict: refuse keywords that a grammar cannot hold answers to (uniqueItems, not, if, …); else they are left out
+            and listed in `unchecked`.
+
+    Raises:
+        GrammarError: not a schema, or one that cannot be used.
+    """
+    from llguidance import LLMatcher
+
+    if isinstance(schema, bool):
+        schema = {} if schema else {"enum": []}
+    options: Any = {"whitespace_pattern": _WHITESPACE, "lenient": not strict}
+    try:
+        text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(_line(str(error))) from None
+    notes = _validated(text)
+    return Grammar("json", text, schema, tuple(name for note in notes for name in re.findall(r'"([^"]+)"', note)))
+
+
+def regex(pattern: str) -> Grammar:
+    """Text that matches a regular expression as a whole (Rust's syntax: no look-around, no back-references).
+
+    Raises:
+        GrammarError: not such an expression.
+    """
+    from llguidance import LLMatcher
+
+    text = LLMatcher.grammar_from_regex(_bounded(pattern, "the regular expression"))
+    _validated(text)
+    return Grammar("regex", text)
+
+
+def choices(texts: Sequence[str]) -> Grammar:
+    """One of several texts.
+
+    Raises:
+        GrammarError: there are none, or an empty one.
+    """
+    if not texts or len(texts) > MAX_CHOICES or not all(texts):
+        raise GrammarError(f"expected 1 to {MAX_CHOICES} texts, none of them empty")
+    rules = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts))
+    return Grammar("choices", lark(f"start: {rules}").text)
+
+
+def lark(source: str, kind: str = "lark") -> Grammar:
+    """A grammar in llguidance's dialect of Lark; it begins at `start`.
+
+    Raises:
+        GrammarError: not such a grammar.
+    """
+    from llguidance import LLMatcher
+
+    text = LLMatcher.grammar_from_lark(_bounded(source, "the grammar"))
+    _validated(text)
+    return Grammar(kind, text)
+
+
+def _bounded(text: str, what: str) -> str:
+    if len(text) > MAX_CHARACTERS:
+        raise GrammarError(f"{what} has more than {MAX_CHARACTERS} characters")
+    return text
+
+
+def _validated(text: str) -> list[str]:
+    """Warnings about a grammar.
+
+    Raises:
+        GrammarError: llguidance cannot use it.
+    """
+    from llguidance import LLMatcher
+
+    _bounded(text, "the schema")
+    wrong, notes = LLMatcher.validate_grammar_with_warnings(text)
+    if wrong:
+        raise GrammarError(_line(notes[0]))
+    return list(notes)
+
+
+def _line(text: str) -> str:
+    """The line that says what is wrong: the one marked as an error, else the first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it cannot be used"]
+    marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (marked or lines)[0][:300]

@@ -1,0 +1,176 @@
+"""The export formats. One is a row of FORMATS: how its files are planned and written, and how they are called.
+
+A plan is made from headers alone; its `write` puts the weights, and what belongs to them, into an empty directory and
+reads them again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rescoldo.base import open_base
+from rescoldo.base.chat_templates import is_supplied
+from rescoldo.base.gguf_header import read_header
+from rescoldo.errors import RescoldoError
+from rescoldo.export import gguf_adapter, merged_gguf, merged_hf, ollama
+from rescoldo.export.dtypes import parse_dtype
+from rescoldo.export.gguf_file import Planned, write_gguf
+from rescoldo.export.gguf_metadata import merged_metadata
+from rescoldo.export.source import Source
+from rescoldo.files import write_text
+
+_TEMPLATE_FILE = "chat_template.jinja"
+Count = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written.
+
+    Attributes:
+        dtype: the number format.
+        n_bytes: of the weights.
+        n_tensors: how many times `write` will count.
+        write: fills an empty directory; `document` is prompt.json's content; the function is told each tensor written.
+        calls: commands that use the result, to be given in its directory.
+    """
+
+    dtype: str
+    n_bytes: int
+    n_tensors: int
+    write: Callable[[Path, dict[str, Any], Count], None]
+    calls: list[str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """An export format.
+
+    Attributes:
+        plan: of a source, a dtype (None: the format's default) and the model's name where it is served by one.
+        check_name: the name by which the result will be served, if it is one; raises where it cannot be.
+        create: the command that gives the result in a directory to its server; None where there is no such step.
+    """
+
+    plan: Callable[[Source, str | None, str], Plan]
+    check_name: Callable[[str], str] = str
+    create: Callable[[str, Path], list[str]] | None = None
+
+
+def get_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        RescoldoError: there is none.
+    """
+    if name not in FORMATS:
+        raise RescoldoError(f"there is no export {name!r}", where="--to", fix=f"one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
+    chosen = parse_dtype(dtype or "F32", gguf_adapter.DTYPES)
+    tensors, file = list(gguf_adapter.adapter_tensors(source, chosen)), _adapter_file(chosen)
+
+    def write(directory: Path, document: dict[str, Any], count: Count) -> None:
+        write_gguf(directory / file, gguf_adapter.adapter_metadata(source), tensors, count)
+        read_header(directory / file)
+        if template:
+            write_text(directory / _TEMPLATE_FILE, source.tokenizer.chat_template)
+
+    template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # the base has none
+    base = str(source.base.path.resolve()) if source.base.kind == "gguf" else "BASE.gguf"
+    return _planned(
+        chosen, tensors, write, _llama_server(base, source.base.config.max_positions, "--lora", file, *template)
+    )
+
+
+def _merged_gguf(source: Source, dtype: str | None, _: str) -> Plan:
+    chosen = parse_dtype(dtype or merged_gguf.default_dtype(source), merged_gguf.DTYPES)
+    tensors, file = list(merged_gguf.merged_tensors(source, chosen)), _model_file(chosen)
+
+    def write(directory: Path, document: dict[str, Any], count: Count) -> None:
+        write_gguf(directory / file, merged_metadata(source, chosen), tensors, count)
+        _same_prompt(source, directory / file, document)
+
+    return _planned(chosen, tensors, write, _llama_server(file, source.base.config.max_positions))
+
+
+def _adapter_file(dtype: str) -> str:
+    return f"adapter-{dtype}.gguf"
+
+
+def _model_file(dtype: str) -> str:
+    return f"model-{dtype}.gguf"
+
+
+def _planned(
+    dtype: str, tensors: list[Planned], write: Callable[[Path, dict[str, Any], Count], None], calls: list[str]
+) -> Plan:
+    return Plan(dtype, sum(tensor.n_bytes for tensor in tensors), len(tensors), write, calls)
+
+
+def _same_prompt(source: Source, path: Path, document: dict[str, Any]) -> None:
+    """A merged file opens as a base model of the same shapes and makes the same prompt."""
+    tokens = open_base(str(path)).tokenizer()(document["example"]["rendered"], add_special_tokens=False)["input_ids"]
+    if tokens != document["example"]["tokens"]:
+        raise RescoldoError(
+            "the tokenizer in the GGUF file makes other tokens of the prompt", where=source.base.spec,
+            fix="--to merged, and llama.cpp's own convert_hf_to_gguf.py",
+        )  # fmt: skip
+
+
+def _llama_server(model: str, context: int, *adapter: str) -> list[str]:
+    return [
+        shlex.join(["llama-server", "-m", model, *adapter, "--jinja", "--temp", "0", "-c", str(min(8192, context))]),
+        "jq '{temperature: 0, messages: .example.messages}' prompt.json \\\n"
+        "  | curl -s http://localhost:8080/v1/chat/completions -d @-",
+    ]
+
+
+def _merged(source: Source, dtype: str | None, _: str) -> Plan:
+    chosen = parse_dtype(dtype or merged_hf.default_dtype(source), merged_hf.DTYPES)
+
+    def write(directory: Path, document: dict[str, Any], count: Count) -> None:
+        merged_hf.write_merged(source, directory, chosen, count)
+
+    n_tensors = sum(map(len, merged_hf.plan_shards(source, chosen)))
+    call = (
+        "python -c \"import json, transformers as t; p = json.load(open('prompt.json'))\n"
+        "print(t.pipeline('text-generation', '.', max_new_tokens=2048)(p['example']['messages'])[0])\""
+    )
+    return Plan(chosen, merged_hf.total_bytes(source, chosen), n_tensors, write, [call])
+
+
+def _ollama(source: Source, dtype: str | None, name: str) -> Plan:
+    """The adapter on Ollama's own file where the base is a GGUF file, else the merged model; and a Modelfile."""
+    weights = (_gguf_adapter if source.base.kind == "gguf" else _merged_gguf)(source, dtype, name)
+    if source.base.kind == "gguf":
+        known = source.base.spec.removeprefix("ollama:")
+        model = known if known != source.base.spec else str(source.base.path.resolve())
+        files = {"model": model, "adapter": f"./{_adapter_file(weights.dtype)}"}
+    else:
+        files = {"model": f"./{_model_file(weights.dtype)}"}
+
+    def write(directory: Path, document: dict[str, Any], count: Count) -> None:
+        weights.write(directory, document, count)
+        write_text(directory / "Modelfile", ollama.modelfile(source, files, document))
+
+    calls = [
+        shlex.join(ollama.create_command(name, Path())),
+        f"jq '{{model: \"{name}\", stream: false, messages: .example.messages}}' prompt.json \\\n"
+        "  | curl -s http://localhost:11434/api/chat -d @-",
+    ]
+    return replace(weights, write=write, calls=calls)
+
+
+FORMATS: dict[str, Format] = {
+    "gguf-adapter": Format(_gguf_adapter),
+    "ollama": Format(_ollama, ollama.check_name, ollama.create_command),
+    "merged": Format(_merged),
+    "merged-gguf": Format(_merged_gguf),
+}
