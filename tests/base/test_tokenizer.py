@@ -311,7 +311,7 @@ def _no_eos(directory: Path) -> None:
     ("damage", "message"),
     [
         (_break_json, "cannot load the tokenizer"),
-        (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
+        (_no_files, "neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
 )
