@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ARM = Path(os.environ.get("RESCOLDO_ARM_ROOT") or ROOT / ".venv" / "arm")
 TARGET = next(row.target for row in PLATFORMS if row.name == "linux-aarch64")
 NAMES = [row.name for row in INSTRUCTION_SETS if row.machine == "aarch64"]
-SECONDS = 900
+SECONDS = 2400  # of a machine that is busy with other tests
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("arm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def _run(*arguments: str | Path, **environment: str) -> str:
