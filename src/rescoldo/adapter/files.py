@@ -16,6 +16,7 @@ from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, write_atomic, write_json
+from rescoldo.invocation import program
 
 if TYPE_CHECKING:
     from rescoldo.engine.config import DecoderConfig
@@ -79,7 +80,7 @@ class Adapter:
         Raises:
             RescoldoError: it does not fit, or holds NaN or Inf.
         """
-        where, fix = str(self.directory / WEIGHTS_FILE), f"rescoldo verify {quote(self.directory)}"
+        where, fix = str(self.directory / WEIGHTS_FILE), f"{program()} verify {quote(self.directory)}"
         fault = self.misfit(base)
         if fault:
             raise RescoldoError(f"does not fit its base model {name}: {fault}", where=where, fix=fix)

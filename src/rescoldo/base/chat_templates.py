@@ -76,7 +76,7 @@ def is_supplied(tokenizer: Any) -> bool:
 
 def plain_note(tokenizer: Any) -> str:
     """What a user has to be told of a model with the plain template, in one line; "" for all other models."""
-    if tokenizer.chat_template not in (PLAIN, PLAIN_WITH_BOS):
+    if getattr(tokenizer, "chat_template", None) not in (PLAIN, PLAIN_WITH_BOS):
         return ""
     return (
         f"the model has no chat template, as base models have none: the plain one is used, answers end with "
