@@ -136,6 +136,7 @@ def test_a_good_judge_is_counted() -> None:
     assert set(one["exam"]["by_damage"]) == set(DAMAGES)
     (pair,) = one["pairs"]
     assert (pair["a"], pair["wins"], pair["losses"], pair["settled"], pair["refused"]) == ("finetuned", 16, 0, True, 0)
+    assert pair["outcomes"] == [[example, 0, 1.0] for example in range(16)]
     assert one["position_bias"]["rate"] == 0.0
     turned = judge_document(Judge("sim", Simulated(knows), ROLE), document(), RECORDS, [PAIR[0][::-1]])
     assert turned["pairs"][0]["losses"] == 16
