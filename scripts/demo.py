@@ -47,11 +47,12 @@ def main(
 
 
 def read_finished() -> dict[str, Any] | None:
-    """The comparison on the disk, if it belongs to the adapter and the datasets that are there now."""
+    """The comparison on the disk, if it has a verdict and belongs to the adapter and datasets that are there now."""
     try:
         document = json.loads(COMPARISON.read_bytes())
         known = document["metadata"]["sha256"]
-        return document if all(known[str(path)] == sha256(path) for path in inputs()) else None
+        current = all(known[str(path)] == sha256(path) for path in inputs())
+        return document if current and document["comparison"]["decision"]["verdict"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -96,19 +97,21 @@ def evaluate(train_seconds: float) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print scores, comparison, where things lie and what to do next."""
+    """Print scores, comparison and verdict, where things lie and what to do next."""
     from rich.console import Console
 
     from rescoldo.evaluate.report import print_comparison
 
     print_comparison(document, Console())
-    means = {name: part["scores"]["mean"] for name, part in document["models"].items()}
+    models = document["models"]
+    means = {name: part["scores"]["mean"] for name, part in models.items()}
+    content = models["finetuned"]["content"]
     megabytes = (RUN / "adapter_model.safetensors").stat().st_size / 1e6
     meta = document["metadata"]
     print()
-    print(
-        f"Base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {count(meta['examples'], 'example')}"
-    )
+    examples = count(meta["examples"], "example")
+    print(f"Form: base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {examples}")
+    print(f"Content: {content['doubtful']} of {content['answers']} fine-tuned answers are unlike the dataset's own")
     print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['wall_seconds']:.0f} s")
     print(f"The adapter: {RUN} (adapter_model.safetensors, {megabytes:.1f} MB, PEFT's format)")
     print(next_steps())
@@ -121,6 +124,7 @@ def next_steps() -> str:
     return f"""
 What to do next
   read the answers side by side   {COMPARISON.with_suffix(".html")} (in a browser; all data: {COMPARISON})
+  vote on them, blind             {called} review {COMPARISON}
   check the run's files           {called} verify {RUN}
   ask it something                {called} chat {RUN} --concept "A tool library" --compare
   see the loss curves             {RUN / "report.html"}, or {near(tensorboard)} --logdir {RUN / "logs"}

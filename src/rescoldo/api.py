@@ -109,8 +109,8 @@ class Comparison:
 
     Attributes:
         scores: model ("baseline", "finetuned" …) → mean score, 0..1.
-        adopt: whether the fine-tuned model should be used.
-        sentence: the decision in words.
+        adopt: whether the fine-tuned model should be used: its form by the rule, its content by those who judged it.
+        sentence: the verdict in words, with what would tell more.
         document: all of it, tests and predictions included, as `rescoldo compare --json` prints it.
     """
 
@@ -343,7 +343,7 @@ def compare(
         )
     decision = document["comparison"]["decision"]
     scores = {name: float(part["scores"]["mean"]) for name, part in document["models"].items()}
-    return Comparison(scores, bool(decision["adopt"]), str(decision["sentence"]), document)
+    return Comparison(scores, decision["verdict_code"] == "adopt", str(decision["verdict"]), document)
 
 
 def _sampling(of_role: Sampling, given: SamplingSettings) -> Sampling:

@@ -74,7 +74,7 @@ def test_in_a_browser(width: int, dark: bool, tmp_path: Path) -> None:
 
     found = open_page(path, width=width, dark=dark, act=open_all, screenshot=tmp_path / "page.png")
     assert (found.console, found.requests, found.overflow) == ([], [], 0)
-    assert found.text.split("\n\n")[1].startswith("Adopt finetuned: it scores 100.0%")
+    assert found.text.split("\n\n")[1].startswith("Keep optimized for now: finetuned has learned the form (100.0%")
     assert "rank 1, +40.0 points against the baseline" in found.text
     assert "HTTP 500: out of order" in found.text
     assert EVIL in found.text, "it is shown as the text that it is"

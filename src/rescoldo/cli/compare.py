@@ -72,9 +72,13 @@ def compare(
     role: Annotated[
         str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
     ] = None,
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
+    ] = False,
+    lang: Annotated[str, typer.Option(help="Of the reports: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
-    """Compare two models or more on the same dataset and decide whether to adopt the fine-tuned one.
+    """Compare two models or more on the same dataset; say whether the fine-tuned one is worth adopting, and why.
 
     All answer the same records with the same sampling and seeds. Interrupted, the same command resumes where it
     stopped; once finished, it asks no model again (both with --output).
@@ -104,8 +108,10 @@ def compare(
     from rescoldo.evaluate.compare import Parts
     from rescoldo.evaluate.compare import compare as run_comparison
     from rescoldo.evaluate.document import reports_beside
+    from rescoldo.evaluate.language import language
     from rescoldo.models.server import ServerOptions
 
+    language(lang)
     with going_on(f"{output}.partial.jsonl" if output else ""):
         document = run_comparison(
             models,
@@ -123,6 +129,8 @@ def compare(
             allow_pickle=allow_pickle,
             constrained=constrained,
             reuse=reuse or [],
+            perplexity=perplexity,
+            lang=lang,
             judges=judge or [],
             judge_tokens=judge_tokens,
             console=TerminalConsole(quiet=json_),

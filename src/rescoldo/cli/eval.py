@@ -45,6 +45,10 @@ def eval_(
     role: Annotated[
         str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
     ] = None,
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
+    ] = False,
+    lang: Annotated[str, typer.Option(help="Of the reports: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
     """Score a model on a dataset: the metric, its components, and signs of reciting.
@@ -56,10 +60,12 @@ def eval_(
 
     from rescoldo.evaluate.document import reports_beside
     from rescoldo.evaluate.evaluation import evaluate_model, role_for
+    from rescoldo.evaluate.language import language
 
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
+    language(lang)
     console = TerminalConsole(quiet=json_)
     with going_on(f"{output}.partial.jsonl" if output else ""):
         document = evaluate_model(
@@ -73,6 +79,8 @@ def eval_(
             base=base,
             constrained=constrained,
             quantization=quantization,
+            perplexity=perplexity,
+            lang=lang,
             console=console,
         )
     if json_:

@@ -12,9 +12,11 @@ from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.comparison import build_comparison
+from rescoldo.evaluate.content import measure_content
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
-from rescoldo.evaluate.evaluation import Console, evaluate, role_for, training_answers
+from rescoldo.evaluate.evaluation import Console, evaluate, role_for, scale_of, training_answers
 from rescoldo.evaluate.judge import TOKENS, Judge, judge_document, pairs_to_judge
+from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
@@ -53,6 +55,8 @@ def compare(
     allow_pickle: bool = False,
     constrained: bool = False,
     reuse: Sequence[Path] = (),
+    perplexity: bool = False,
+    lang: str = "en",
     judges: Sequence[str] = (),
     judge_tokens: int = TOKENS,
     console: Console | None = None,
@@ -71,6 +75,8 @@ def compare(
         constrained: the baseline once more, with its answers held to the role's schema: what the form is worth without
             any training. Left out, with a line that says so, where role or baseline cannot be constrained.
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
+        perplexity: measure all answers' perplexity under the first model of our engine, without its adapter.
+        lang: of the reports, "en" or "es".
         judges: specs of models that are examined and then judge the answers (see rescoldo.evaluate.judge).
         judge_tokens: that a judge may write.
 
@@ -112,6 +118,7 @@ def compare(
         predictors, records, parts, dataset=Path(dataset), role=the_role, target=target, reuse=known,
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
+        perplexity=perplexity, lang=lang,
         panel=panel, judge_tokens=judge_tokens,
         optional=models.keys() - asked_for,
     )  # fmt: skip
@@ -154,6 +161,8 @@ def compare_run(
     sampling: Sampling | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    perplexity: bool = False,
+    lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """A run's base model ("base") against the run ("finetuned"), with one model in memory. See compare.
@@ -162,6 +171,7 @@ def compare_run(
         run: a run's directory, or one that load_for_inference has loaded.
         train: training set, for what is copied from it; by default the run's own.
         train_limit: score the fine-tuned model on so many training examples too (0: none).
+        perplexity, lang: see compare.
 
     Raises:
         RescoldoError: run, dataset or output are not as they must be.
@@ -185,6 +195,7 @@ def compare_run(
         predictors, records, Parts("base", finetuned="finetuned"), dataset=Path(dataset), role=the_role, target=target,
         reuse=[target] if target and target.exists() else [], sampling=sampling or the_role.sampling, repeats=1,
         info=loaded.info, train=train, train_limit=train_limit, limit=limit, console=console,
+        perplexity=perplexity, lang=lang,
     )  # fmt: skip
 
 
@@ -205,6 +216,8 @@ def _compare(
     limit: int | None,
     console: Console | None,
     opener: Opener | None = None,
+    perplexity: bool = False,
+    lang: str = "en",
     panel: Sequence[ChatPredictor] = (),
     judge_tokens: int = TOKENS,
     optional: Collection[str] = (),
@@ -212,6 +225,14 @@ def _compare(
     """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
     `optional`: models that may fail, as on a server that does not constrain answers."""
     started = time.time()
+    scale = scale_of(predictors)
+    if perplexity and scale is None:
+        raise RescoldoError(
+            "no model here measures perplexity: a server does not tell it",
+            where="--perplexity",
+            fix="add a model of our engine, or leave it out",
+        )
+    measuring = [ChatPredictor(scale, role, "")] if perplexity and scale else []  # its weights are kept to the end
     training, training_file = training_answers(train, info, role)
     learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
     models: dict[str, Any] = {}
@@ -233,9 +254,16 @@ def _compare(
                     console.say(f"{predictor.name}: now on {len(learned)} training examples")
                 on_training = evaluate(predictor, learned, role, sampling, cache=cache, console=console)
             if opener:
-                opener.release(predictor, [*predictors[place + 1 :], *panel])
+                later = predictors[place + 1 :]
+                opener.release(predictor, [*later, *panel, *measuring])
+        models, reference = measure_content(
+            models, role, records, training=training, scale=scale, perplexity=perplexity,
+            training_records=lambda: read_records(training_file, role) if training_file is not None else (),
+        )  # fmt: skip
+        if opener and measuring:
+            opener.release(measuring[0], panel)
         train_score = on_training["scores"]["mean"] if on_training else None
-        facts = metadata(role.name, dataset, len(records), limit, training_file, started)
+        facts = metadata(role, dataset, len(records), limit, training_file, started, output=target, lang=lang)
         document = build_comparison(
             models,
             baseline=parts.baseline,
@@ -243,6 +271,7 @@ def _compare(
             finetuned=parts.finetuned or None,
             train_score=train_score,
             metadata={**facts, "train_score": train_score, "train_score_examples": len(learned)},
+            reference=reference,
         )
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
@@ -258,5 +287,7 @@ def _compare(
                     opener.release(member, panel[place + 1 :])
         if target:
             take_votes_in(document, target)
+        document = with_verdict(document)
+        if target:
             write_document(document, target)
     return document

@@ -13,6 +13,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluate.decision import decide
 from rescoldo.evaluate.score import document_score_of, doubts
 from rescoldo.evaluate.statistics import paired
+from rescoldo.evaluate.verdict import with_verdict
 
 
 def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -111,6 +112,9 @@ def build_comparison(
     optimized: str | None = None,
     train_score: float | None = None,
     metadata: Mapping[str, Any] | None = None,
+    reference: Mapping[str, Any] | None = None,
+    people: Mapping[str, Any] | None = None,
+    judges: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The comparison document (contract, section 8).
 
@@ -120,11 +124,12 @@ def build_comparison(
         finetuned: the model to decide on (M3); None: no decision.
         optimized: the model with the better prompt (M2), if there is one; the decision is against it, else against M1.
         train_score: the fine-tuned model's mean on its training set.
-        metadata: put into the document as it is.
+        metadata, people, judges: put into the document as they are; the latter two where there are any.
+        reference: the dataset's own answers, as `measure_content` returns them.
 
     Returns:
-        {"metadata", "models", "comparison": {"ranking", "statistical_tests", "effect_sizes", "decision"}}; the tests
-        stand under "B - A", difference = B - A.
+        {"metadata", "reference", "models", "comparison": {"ranking", "statistical_tests", "effect_sizes", "decision"}};
+        the tests stand under "B - A", difference = B - A; the decision has its verdict (see verdict.with_verdict).
 
     Raises:
         RescoldoError: fewer than two models, an unknown name, different inputs, a score that is NaN or infinite.
@@ -180,8 +185,9 @@ def build_comparison(
         ]
         for name in (finetuned, optimized or baseline):
             decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
-    return {
+    document: dict[str, Any] = {
         "metadata": dict(metadata or {}),
+        "reference": dict(reference) if reference else None,
         "models": {name: dict(models[name]) for name in models},
         "comparison": {
             "ranking": [
@@ -198,3 +204,8 @@ def build_comparison(
             "decision": decision,
         },
     }
+    if people:
+        document["people"] = dict(people)
+    if judges:
+        document["judges"] = [dict(judge) for judge in judges]
+    return with_verdict(document)

@@ -30,10 +30,11 @@ def decide(
         train_score: the fine-tuned model's mean on its training set, if known.
 
     Returns:
+        finetuned, reference, baseline as given; means {model: score}; difference of the first two;
         adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95
         (see statistics.mean_interval) and interval_method, settled (the interval excludes the threshold),
-        examples_needed (more examples that would settle it, or None), warnings (empty: for what the scores do not
-        show). Where it is not settled, the sentence says so.
+        examples_needed (more examples that would settle it, or None), caveat (why it is not settled, or ""), warnings
+        (empty: for what the scores do not show). Where it is not settled, the sentence says so.
     """
     old, new = list(scores[reference]), list(scores[finetuned])
     test = paired(old, new)
@@ -78,11 +79,16 @@ def decide(
     doubt = _uncertainty(test, old, new, f"{finetuned} - {reference}")
     reasons.append(doubt.pop("reason"))
     return {
+        "finetuned": finetuned,
+        "reference": reference,
+        "baseline": baseline or reference,
+        "means": {name: _mean(list(values)) for name, values in scores.items()},
+        "difference": difference,
         "adopt": rule == "adopt",
         "winner": finetuned if rule == "adopt" else reference,
         "rule": rule,
         "sentence": sentence + (f" But {doubt['caveat']}." if doubt["caveat"] else ""),
-        **{name: value for name, value in doubt.items() if name != "caveat"},
+        **doubt,
         "reasons": reasons,
         "warnings": [],
     }

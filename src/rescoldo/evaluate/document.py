@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.files import sha256, write_json, write_text
 from rescoldo.models.cache import PredictionCache
+from rescoldo.role import Role
 from rescoldo.version import __version__
 
 
@@ -51,7 +53,8 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def write_document(document: dict[str, Any], output: Path) -> list[Path]:
-    """Write an evaluation or comparison as JSON and, beside it, its reports. Returns the reports' paths.
+    """Write an evaluation or comparison as JSON and, beside it, its reports, in the language that its metadata name.
+    The verdict is made anew, from the votes and judgements that are in it now. Returns the reports' paths.
 
     Raises:
         RescoldoError: it cannot be written.
@@ -59,6 +62,7 @@ def write_document(document: dict[str, Any], output: Path) -> list[Path]:
     from rescoldo.evaluate.page import page
     from rescoldo.evaluate.report import markdown
 
+    document = with_verdict(document)
     reports = reports_beside(output)
     try:
         write_json(output, document)  # first: reports without it would be taken for somebody else's
@@ -79,17 +83,28 @@ def reports_beside(output: Path) -> list[Path]:
 
 
 def metadata(
-    role: str, dataset: Path, examples: int, limit: int | None, training_set: str | None, started: float
+    role: Role,
+    dataset: Path,
+    examples: int,
+    limit: int | None,
+    training_set: str | None,
+    started: float,
+    *,
+    output: Path | None,
+    lang: str,
 ) -> dict[str, Any]:
-    """The document's `metadata`; `started` in seconds since the epoch."""
+    """The document's `metadata`; `started` in seconds since the epoch, `lang` of its reports."""
     return {
         "rescoldo": __version__,
-        "role": role,
+        "role": role.name,
+        "role_option": role.option,
         "dataset": str(dataset),
         "dataset_sha256": sha256(dataset),
         "examples": examples,
         "limit": limit,
         "training_set": training_set,
+        "output": str(output) if output else None,
+        "lang": lang,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
         "wall_seconds": round(time.time() - started, 1),
     }

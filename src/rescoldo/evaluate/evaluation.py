@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluate.content import measure_content
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.score import answers_use_input, common, score_row, summarise
@@ -22,6 +23,7 @@ from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, P
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
+    from rescoldo.models.engine_chat import EngineChat
     from rescoldo.models.loaded import Loaded
 
 
@@ -132,6 +134,8 @@ def evaluate_model(
     constrained: bool = False,
     quantization: str = "auto",
     name: str = "",
+    perplexity: bool = False,
+    lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run directory or a base model.
@@ -148,9 +152,11 @@ def evaluate_model(
         base: for a run directory: its base model alone.
         constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
+        perplexity: measure the answers' perplexity under the base model.
+        lang: of the reports, "en" or "es".
 
     Returns:
-        {"metadata", "models": {name: {"scores", "component_scores", "predictions", …}}}
+        {"metadata", "reference", "models": {name: {"scores", "component_scores", "content", "predictions", …}}}
 
     Raises:
         RescoldoError: dataset, model or output are not as they must be.
@@ -182,10 +188,13 @@ def evaluate_model(
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
-        document = {
-            "metadata": metadata(the_role.name, Path(dataset), len(records), limit, training_file, started),
-            "models": {predictor.name: part},
-        }
+        models, reference = measure_content(
+            {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
+            perplexity=perplexity,
+            training_records=lambda: read_records(training_file, the_role) if training_file is not None else (),
+        )  # fmt: skip
+        facts = metadata(the_role, Path(dataset), len(records), limit, training_file, started, output=target, lang=lang)
+        document = {"metadata": facts, "reference": reference, "models": models}
         if target:
             write_document(document, target)
     return document
@@ -204,6 +213,17 @@ def _check_engine(model: str, dataset: Path | str) -> None:
             where=model,
             fix=f"{program()} compare {shlex.join(others)}",
         )
+
+
+def scale_of(predictors: Sequence[Predictor]) -> EngineChat | None:
+    """What all answers are measured by: the first model of our engine, without its adapter; None if all are servers."""
+    from rescoldo.models.engine_chat import EngineChat
+
+    for predictor in predictors:
+        chat = getattr(predictor, "chat", None)
+        if isinstance(chat, EngineChat):
+            return EngineChat(chat.loaded, adapter=False)
+    return None
 
 
 def role_for(model: str | Loaded, given: str | None) -> Role:

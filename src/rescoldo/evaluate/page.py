@@ -9,9 +9,21 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rescoldo.evaluate.language import ENGLISH, Language
 from rescoldo.evaluate.marks import mark_lines
-from rescoldo.evaluate.report import TEST_HEAD, component_rows, diagnostic_rows, score_rows, test_rows
+from rescoldo.evaluate.report import (
+    FACTS,
+    component_rows,
+    diagnostic_rows,
+    judged,
+    language_of,
+    paired_head,
+    paired_rows,
+    score_rows,
+    verdict_lines,
+)
 from rescoldo.evaluate.score import doubts
+from rescoldo.evaluate.wording import content_head, content_rows, why_outside
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 BINS = 10  # of the scores' distribution
@@ -19,37 +31,48 @@ BINS = 10  # of the scores' distribution
 
 def page(document: Mapping[str, Any]) -> str:
     """The page of an evaluation or comparison document."""
-    models, comparison = document["models"], document.get("comparison")
-    names = list(models)
+    models, comparison, reference = document["models"], document.get("comparison"), document.get("reference")
+    say, decision = language_of(document), judged(document)
+    sentence, warnings, evidence = verdict_lines(document, say) if decision else ("", [], [])
     places = {row["model"]: row for row in comparison["ranking"]} if comparison else {}
     return (
         environment()
         .get_template("page.html.j2")
         .render(
-            title="Comparison" if comparison else "Evaluation",
-            meta=document.get("metadata", {}),
-            decision=comparison and comparison["decision"],
+            say=say,
+            title=say("Comparison") if comparison else say("Evaluation"),
+            facts=[
+                f"{say(key.replace('_', ' '))}: {value}"
+                for key in FACTS
+                if (value := document.get("metadata", {}).get(key)) is not None
+            ],
+            verdict=decision and decision["verdict_code"],
+            sentence=sentence,
+            decision_warnings=warnings,
+            evidence=evidence,
+            content_head=content_head(names := list(models), say),
+            content=content_rows(models, reference, say),
             models=[
                 {
                     "name": name,
                     "spec": answers_by(part),
                     "scores": part["scores"],
-                    "warnings": part.get("warnings", []),
+                    "warnings": [say.message(text) for text in part.get("warnings", [])],
                     "place": places.get(name),
-                    "bins": distribution([row["score"] for row in part["predictions"]]),
+                    "bins": distribution([row["score"] for row in part["predictions"]], say),
                 }
                 for name, part in models.items()
             ],
             names=names,
-            scores=score_rows(models),
-            diagnostics=diagnostic_rows(models),
+            scores=score_rows(models, say),
+            diagnostics=diagnostic_rows(models, say),
             components=[
                 (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
-                for row in component_rows(models)
+                for row in component_rows(models, say)
             ],
-            test_head=TEST_HEAD,
-            tests=test_rows(comparison) if comparison else [],
-            concepts=concepts(models),
+            test_head=paired_head(say),
+            tests=paired_rows(comparison, say) if comparison else [],
+            concepts=concepts(models, reference, say),
         )
     )
 
@@ -69,24 +92,31 @@ def rendered(text: str) -> dict[str, Any] | list[Any] | None:
     return value if isinstance(value, dict | list) else None
 
 
-def distribution(scores: Sequence[float]) -> list[dict[str, Any]]:
+def distribution(scores: Sequence[float], say: Language = ENGLISH) -> list[dict[str, Any]]:
     """How many scores lie in each tenth; the last one is 90 % to 100 %, both included."""
     counts = [0] * BINS
     for score in scores:
         counts[min(BINS - 1, int(score * BINS + 1e-9))] += 1
     most = max(counts)
     return [
-        {"label": f"{10 * i} to {10 * i + 10} %", "count": count, "share": 100 * count / most}
+        {
+            "label": say("{low} to {high}", low=str(10 * i), high=f"{10 * i + 10} %"),
+            "count": count,
+            "share": 100 * count / most,
+        }
         for i, count in enumerate(counts)
     ]
 
 
-def concepts(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+def concepts(
+    models: Mapping[str, Any], reference: Mapping[str, Any] | None = None, say: Language = ENGLISH
+) -> list[dict[str, Any]]:
     """Each concept with all its answers: in the order of the models, repeats behind each other."""
     found: dict[int, dict[str, Any]] = {}
     for number, (name, part) in enumerate(models.items()):
         for row in part["predictions"]:
-            lines, rest = mark_lines(row["text"], row["notes"], row.get("places", ()))
+            notes = [say.message(note) for note in row["notes"]]
+            lines, rest = mark_lines(row["text"], notes, row.get("places", ()))
             entry = found.setdefault(row["example"], {"concept": row["concept"], "answers": []})
             entry["answers"].append(
                 {
@@ -96,7 +126,8 @@ def concepts(models: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "document": rendered(row["text"]),
                     "lines": lines,
                     "rest": rest,
-                    "doubts": doubts(row),
+                    "notes": notes,
+                    "doubts": [*map(say, doubts(row)), *why_outside(row, reference, say)],
                 }
             )
     return [found[example] for example in sorted(found)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -172,3 +173,29 @@ def examples_to_settle(differences: Sequence[float], threshold: float) -> int | 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, of which `successes` of `n` were seen (a mean of shares times n is allowed).
+
+    Raises:
+        ValueError: n is not positive, or there are more successes than tries, or fewer than none.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no share")
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return (0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
+
+
+def fisher_greater(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Fisher's exact test, one-sided: how probable so many successes of the first are, if its share is the second's.
+
+    Args:
+        first, second: (successes, tries).
+    """
+    (a, n), (b, m) = first, second
+    total = math.comb(n + m, a + b)
+    return sum(math.comb(n, k) * math.comb(m, a + b - k) for k in range(a, min(n, a + b) + 1)) / total

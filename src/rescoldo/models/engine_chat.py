@@ -111,6 +111,17 @@ class EngineChat:
         with self._as_asked():
             return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)
 
+    def count_tokens(self, text: str) -> int:
+        """The tokens of a text; needs the tokenizer alone."""
+        return len(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_perplexity(self, role: Role, answers: Sequence[tuple[dict[str, Any], str]]) -> list[float | None]:
+        """Of texts as answers to records: see models.perplexity."""
+        from rescoldo.models.perplexity import answer_perplexity
+
+        with self._as_asked():
+            return answer_perplexity(self.loaded.model, self.loaded.tokenizer, role, answers)
+
     def _as_asked(self) -> contextlib.AbstractContextManager[None]:
         """The model with or without its adapter."""
         if self.adapter or not self.loaded.run:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rescoldo.data.tokenize import tokenize_records
+from rescoldo.data.tokenize import end_of_turn, prompt_ids, tokenize_records
+from rescoldo.engine.types import Example
 from rescoldo.role import Role
 
 if TYPE_CHECKING:
@@ -32,3 +33,30 @@ def perplexity(model: LoraModel, tokenizer: Any, role: Role, records: Sequence[d
         "target_tokens": tokens,
         "left_out": len(tokenized.overruns),
     }
+
+
+def answer_perplexity(
+    model: LoraModel, tokenizer: Any, role: Role, answers: Sequence[tuple[dict[str, Any], str]]
+) -> list[float | None]:
+    """The perplexity of each text as the answer to its record, given the prompt, as `perplexity` defines it.
+
+    Args:
+        answers: (record, text).
+
+    Returns:
+        One for each; None where prompt and text do not fit into the model's context.
+    """
+    from rescoldo.engine.model import evaluate_loss
+
+    end = end_of_turn(tokenizer)
+    fitting: dict[int, Example] = {}
+    for place, (record, text) in enumerate(answers):
+        prompt = prompt_ids(role.messages(record), tokenizer)
+        tokens = (*prompt, *tokenizer(text, add_special_tokens=False)["input_ids"], end)
+        if len(tokens) <= model.config.max_positions:
+            fitting[place] = Example(tokens, len(prompt))
+    losses = dict(zip(fitting, evaluate_loss(model, list(fitting.values())), strict=True))
+    return [
+        math.exp(min(losses[place][0] / losses[place][1], 700.0)) if place in losses else None
+        for place in range(len(answers))
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +137,14 @@ class Role:
         if self.schema is None:
             return [(False, value)] if isinstance(value, str) else []
         return list(self.schema.prose(self.schema.conform(value)))
+
+    def prose_of(self, text: str) -> list[tuple[bool, str]] | None:
+        """(stands in a list, text) for each text for a reader in a model's answer; None where it cannot be read.
+
+        Unlike `prose` it has what stands under keys that the schema does not know, too: a model may write any.
+        """
+        value, fault = self.parse(text)
+        return None if fault else list(_prose(value, self.form.formal))
 
     def key(self, record: dict[str, Any]) -> str:
         """The input as a person would name it (for BA: the concept)."""
@@ -361,6 +369,19 @@ class Role:
         if not isinstance(value, dict | list):
             return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
         return self.schema.conform(value), ""
+
+
+def _prose(value: Any, formal: frozenset[str], listed: bool = False) -> Iterator[tuple[bool, str]]:
+    """(stands in a list, text) for each text in a parsed answer that does not stand under a formal key."""
+    if isinstance(value, str):
+        yield listed, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _prose(item, formal, True)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name not in formal:
+                yield from _prose(item, formal, listed)
 
 
 def _as_text(value: Any) -> str:

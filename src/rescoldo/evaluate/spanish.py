@@ -1,0 +1,292 @@
+"""The reports' texts in Spanish: English template → Spanish template, with the same names in braces."""
+
+from __future__ import annotations
+
+# What reports themselves say.
+TEXTS = {
+    # headings and labels
+    "Comparison": "Comparación",
+    "Evaluation": "Evaluación",
+    "Warning": "Aviso",
+    "Scores": "Puntuaciones",
+    "Components": "Componentes",
+    "Beside the score": "Junto a la puntuación",
+    "Ranking": "Clasificación",
+    "Paired tests": "Pruebas por pares",
+    "In figures": "En cifras",
+    "Answers": "Respuestas",
+    "The content beside the dataset": "El contenido, junto al del conjunto de datos",
+    "Normal is the range of the dataset's own answers, half an interquartile range wider on both sides. An answer "
+    "outside of any of these ranges is unlike them.": "Normal es el rango de las respuestas del propio conjunto de "
+    "datos, ampliado por ambos lados con medio rango intercuartílico. Una respuesta fuera de alguno de estos rangos "
+    "no se parece a ellas.",
+    "What is wrong with the answers of {model}": "Qué falla en las respuestas de {model}",
+    "Nothing.": "Nada.",
+    "… and {n} more": "… y {n} más",
+    "dataset": "conjunto de datos",
+    "examples": "ejemplos",
+    "role": "rol",
+    "training set": "conjunto de entrenamiento",
+    "date": "fecha",
+    "rank": "puesto",
+    "model": "modelo",
+    "mean": "media",
+    "median": "mediana",
+    "standard deviation": "desviación típica",
+    "min": "mínimo",
+    "max": "máximo",
+    "share ≥ 0.8": "proporción ≥ 0,8",
+    "share ≥ 0.9": "proporción ≥ 0,9",
+    "share = 1.0": "proporción = 1,0",
+    "perplexity": "perplejidad",
+    "points against the baseline": "puntos frente al modelo de partida",
+    "difference": "diferencia",
+    "95 % interval": "intervalo del 95 %",
+    "Wilcoxon p": "p de Wilcoxon",
+    "Cohen's d": "d de Cohen",
+    "wins / ties / losses": "victorias / empates / derrotas",
+    "no difference": "sin diferencia",
+    "negligible": "despreciable",
+    "small": "pequeño",
+    "medium": "mediano",
+    "large": "grande",
+    "not defined: one input only": "no definida: una sola entrada",
+    "not defined: all differences equal": "no definida: todas las diferencias son iguales",
+    "ended by itself": "terminó por sí sola",
+    "tokens an answer": "tokens por respuesta",
+    "input's words used": "palabras de la entrada usadas",
+    "longest run copied (words)": "tramo más largo copiado (palabras)",
+    "valid document, but text around it": "documento válido, pero con texto alrededor",
+    "descriptions repeated": "descripciones repetidas",
+    "How many answers have which score": "Cuántas respuestas tienen cada puntuación",
+    "score": "puntuación",
+    "repeat": "repetición",
+    "tokens": "tokens",
+    "words": "palabras",
+    "empty": "vacío",
+    "text as written": "texto tal como se escribió",
+    "no answer": "sin respuesta",
+    "cut off": "cortada",
+    "copied from a training answer": "copiada de una respuesta de entrenamiento",
+    "ignoring the input": "no trata de la entrada",
+    # the diagnostics
+    "repeated items": "elementos repetidos",
+    "items in other answers, too": "elementos también en otras",
+    "distinct trigrams": "trigramas distintos",
+    "figures not in the input": "cifras ajenas a la entrada",
+    "names not in the input": "nombres ajenos a la entrada",
+    "words copied from the input": "palabras copiadas de la entrada",
+    "words copied from training": "palabras copiadas del entrenamiento",
+    "length ({unit})": "longitud ({unit})",
+    "perplexity (base model)": "perplejidad (modelo base)",
+    "≤ {high}": "≤ {high}",
+    "≥ {low}": "≥ {low}",
+    "{low} to {high}": "de {low} a {high}",
+    "{measure}: {value} (normal: {range})": "{measure}: {value} (normal: {range})",
+    "unlike the dataset's own": "distintas de las del conjunto",
+    "95 % interval of that share": "intervalo del 95 % de esa parte",
+    "normal": "normal",
+    # the verdict
+    "{first} and {last}": "{first} y {last}",
+    "{model} has learned the form ({score}, {points} points against {reference})": "{model} ha aprendido la forma "
+    "({score}, {points} puntos frente a {reference})",
+    "Adopt {model}: {form}, and {because}.": "Adoptar {model}: {form}, y {because}.",
+    "Keep {reference}: {form}, but {because}.": "Mantener {reference}: {form}, pero {because}.",
+    "Keep {reference} for now: {form}, but {because}.": "Mantener {reference} por ahora: {form}, pero {because}.",
+    "On the form: {caveat}.": "Sobre la forma: {caveat}.",
+    "its content is doubtful: {k} of {n} answers are unlike the dataset's own, most often: {reasons}": "su "
+    "contenido es dudoso: {k} de {n} respuestas no se parecen a las del conjunto de datos; lo más frecuente: {reasons}",
+    "items that repeat each other": "elementos que se repiten",
+    "items that stand in other answers, too": "elementos que también están en otras respuestas",
+    "the same phrases again and again": "las mismas frases una y otra vez",
+    "few of the input's words": "pocas palabras de la entrada",
+    "fewer figures": "menos cifras",
+    "more figures that the input does not have": "más cifras que la entrada no tiene",
+    "fewer names": "menos nombres",
+    "more names that the input does not have": "más nombres que la entrada no tiene",
+    "long runs copied from the input": "largos tramos copiados de la entrada",
+    "long runs copied from training answers": "largos tramos copiados de respuestas de entrenamiento",
+    "less text": "menos texto",
+    "more text": "más texto",
+    "more predictable to the base model": "más previsibles para el modelo base",
+    "less predictable to the base model": "menos previsibles para el modelo base",
+    "nobody has judged its content yet": "nadie ha juzgado todavía su contenido",
+    "whether its content is better is not settled": "no está claro que su contenido sea mejor",
+    "people": "las personas",
+    "the judge {model}": "el juez {model}",
+    "{who} preferred its content to that of {others}": "{who}: su contenido es preferible al de {others}",
+    "{who} preferred the content of {others}": "{who}: es preferible el contenido de {others}",
+    "`{command}` (about {votes} votes)": "`{command}` (unos {votes} votos)",
+    "the comparison with `--judge MODEL`": "la comparación con `--judge MODELO`",
+    " or ": " o ",
+    "To know more: {ways}.": "Para saber más: {ways}.",
+    # what it rests on
+    "form: {form} ({reasons})": "forma: {form} ({reasons})",
+    "content: {text}": "contenido: {text}",
+    "learned": "aprendida",
+    "not enough": "no basta",
+    "{votes} votes of {n} reviewers": "votos: {votes}; revisores: {n}",
+    "agreement (Krippendorff's alpha) {alpha}": "acuerdo (alfa de Krippendorff) {alpha}",
+    "the judge {model} told {share} of {n} damaged answers from the dataset's own (95 % interval {low} to "
+    "{high})": "el juez {model} distinguió el {share} de {n} respuestas dañadas de las del conjunto (intervalo del "
+    "95 %: de {low} a {high})",
+    "{known}: unfit, not counted": "{known}: no apto, no cuenta",
+    "{who}: {a} against {b} {wins} won, {ties} equal, {losses} lost, win rate {rate} (95 % interval {low} to "
+    "{high})": "{who}: {a} frente a {b}: ganadas {wins}, iguales {ties}, perdidas {losses}; preferencia {rate} "
+    "(intervalo del 95 %: de {low} a {high})",
+    "about {n} more would settle it": "unos {n} votos más lo aclararían",
+    "not settled": "sin aclarar",
+    "{k} of {n} answers are unlike the dataset's own (share {share}, 95 % interval {low} to {high}; among the "
+    "dataset's own answers {own})": "{k} de {n} respuestas no se parecen a las del conjunto de datos (proporción "
+    "{share}, intervalo del 95 %: de {low} a {high}; entre las del propio conjunto, {own})",
+    "no sign against it, and no proof for it": "ni un indicio en contra ni una prueba a favor",
+    "missing: votes of people: {command}": "faltan votos de personas: {command}",
+    "missing: a judge that has passed its exam: {command}": "falta un juez que haya aprobado su examen: {command}",
+    "missing: answers of the dataset's own, to hold these against": "faltan respuestas del propio conjunto de datos "
+    "con las que comparar estas",
+    "missing: another model whose answers can be read: those of {others} mostly cannot": "falta otro modelo cuyas "
+    "respuestas se puedan leer: las de {others}, en su mayoría, no se pueden",
+}
+
+# What stands in a document in English: reasons, warnings, notes. A name that begins with n_ stands for a number.
+MESSAGES = {
+    # the rule
+    "Adopt {model}: it scores {n_mean}, {n_points} points against {reference}.": "Adoptar {model}: obtiene {n_mean}, "
+    "{n_points} puntos frente a {reference}.",
+    "Keep {reference}: {model} is only {n_points} points ahead, and {reference} is the simpler one.": "Mantener "
+    "{reference}: {model} solo está {n_points} puntos por delante, y {reference} es más simple.",
+    "Keep {reference}: {model} is at {n_points} points; overfitting is suspected.": "Mantener {reference}: {model} "
+    "está a {n_points} puntos; se sospecha sobreajuste.",
+    "Keep {reference}: {model} is better ({n_points} points), but at {n_mean} below {n_limit}.": "Mantener "
+    "{reference}: {model} es mejor ({n_points} puntos), pero con {n_mean} no llega al {n_limit}.",
+    "{sentence} But {caveat}.": "{sentence} Pero {caveat}.",
+    "{model} {n_mean}, at least {n_limit}": "{model} {n_mean}, como mínimo {n_limit}",
+    "{model} {n_mean}, below {n_limit}": "{model} {n_mean}, por debajo del {n_limit}",
+    "{model} - {reference}: {n_points} points, at least {n_least} points": "{model} - {reference}: {n_points} puntos, "
+    "como mínimo {n_least} puntos",
+    "{model} - {reference}: {n_points} points, less than {n_least} points": "{model} - {reference}: {n_points} puntos, "
+    "menos de {n_least} puntos",
+    "overfitting is suspected: its score on the training set would show it (--train-set)": "se sospecha sobreajuste: "
+    "lo mostraría su puntuación en el conjunto de entrenamiento (--train-set)",
+    "overfitting is suspected: {model} scores {n_mean} on its training set": "se sospecha sobreajuste: {model} obtiene "
+    "{n_mean} en su conjunto de entrenamiento",
+    "overfitting is suspected: {model} scores {n_mean} on its training set, hardly more than here, which speaks "
+    "against it": "se sospecha sobreajuste: {model} obtiene {n_mean} en su conjunto de entrenamiento, apenas más que "
+    "aquí, lo que habla en contra",
+    "{model} scores {n_mean} on its training set": "{model} obtiene {n_mean} en su conjunto de entrenamiento",
+    "what to try next: more or better examples, more epochs, a higher rank, all linears as targets": "qué probar "
+    "ahora: más ejemplos o mejores, más épocas, un rango mayor, todas las capas lineales",
+    "{model} {n_mean}": "{model} {n_mean}",
+    "{model}, the untouched model, is better than both: look at the answers before deciding": "{model}, el modelo sin "
+    "cambios, es mejor que ambos: mire las respuestas antes de decidir",
+    "the 95 % interval of {name} is {n_low} to {n_high} points": "el intervalo del 95 % de {name} va de {n_low} a "
+    "{n_high} puntos",
+    "one example settles nothing: validate on more": "un ejemplo no aclara nada: valide con más",
+    "the 95 % interval, {n_low} to {n_high} points, includes the threshold of {n_limit}: {how}": "el intervalo del "
+    "95 %, de {n_low} a {n_high} puntos, incluye el umbral de {n_limit}: {how}",
+    "about {n_more} more validation examples would settle it": "unos {n_more} ejemplos de validación más lo aclararían",
+    "about {n_more} more validation example would settle it": "{n_more} ejemplo de validación más lo aclararía",
+    "the difference is so close to it that no practicable number of examples would settle it": "la diferencia está tan "
+    "cerca que ningún número razonable de ejemplos lo aclararía",
+    "{n_few} examples are too few: with fewer than {n_least} no result could settle it; {caveat}": "{n_few} ejemplos "
+    "son demasiado pocos: con menos de {n_least} ningún resultado puede aclararlo; {caveat}",
+    # what would change it
+    "with doubtful answers counted as 0 ({counts}) {other}: read those answers before you rely on the score": "con "
+    "las respuestas dudosas contadas como 0 ({counts}) {other}: lea esas respuestas antes de fiarse de la puntuación",
+    "with the text around valid documents taken off ({counts}) {other}: taking it off needs no training": "sin el "
+    "texto que rodea documentos válidos ({counts}) {other}: quitarlo no exige entrenar",
+    "without the inputs that a model failed to answer ({n_failed}) {other}: give the same command again, those answers "
+    "are asked for anew": "sin las entradas que un modelo no respondió ({n_failed}) {other}: repita la misma orden, "
+    "que vuelve a pedir esas respuestas",
+    "there is no input that both {reference} and {model} have answered: the decision is worth nothing": "no hay "
+    "ninguna entrada que hayan respondido {reference} y {model}: la decisión no vale nada",
+    "the means would be {means}, and the decision would be to {verdict}": "las medias serían {means}, y la decisión "
+    "sería {verdict}",
+    "adopt {model}": "adoptar {model}",
+    "keep {model}": "mantener {model}",
+    "{n_k} of {n_n} cut off": "{n_k} de {n_n} cortadas",
+    "{n_k} of {n_n} copied from a training answer": "{n_k} de {n_n} copiadas de una respuesta de entrenamiento",
+    "{n_k} of {n_n} ignoring the input": "{n_k} de {n_n} no tratan de la entrada",
+    "{n_k} of {n_n}": "{n_k} de {n_n}",
+    # a model's warnings
+    "the metric `{name}` failed on {n_k} of {n_n} answers ({why}); it counts as 0 there": "la métrica `{name}` falló "
+    "en {n_k} de {n_n} respuestas ({why}); allí cuenta como 0",
+    "most often {why}": "lo más frecuente: {why}",
+    "{n_k} of {n_n} answers failed and count as 0 ({why})": "{n_k} de {n_n} respuestas fallaron y cuentan como 0 "
+    "({why})",
+    "{n_k} of {n_n} answers were cut off at the limit of new tokens": "{n_k} de {n_n} respuestas se cortaron en el "
+    "límite de tokens nuevos",
+    "{n_k} of {n_n} answers hold a valid document with text around it, which scores less than the document alone: "
+    "without the text the mean would be {n_mean}": "{n_k} de {n_n} respuestas contienen un documento válido rodeado de "
+    "texto, que puntúa menos que el documento solo: sin el texto la media sería {n_mean}",
+    "{n_k} of {n_n} answers copy {n_words} words in a row from a training answer (longest: {n_longest})": "{n_k} de "
+    "{n_n} respuestas copian {n_words} palabras seguidas de una respuesta de entrenamiento (máximo: {n_longest})",
+    "{n_k} of {n_n} answers use less than {n_share} of their input's words": "{n_k} de {n_n} respuestas usan menos del "
+    "{n_share} de las palabras de su entrada",
+    "{n_k} descriptions repeat an earlier one of the same answer": "{n_k} descripciones repiten una anterior de la "
+    "misma respuesta",
+    # notes on an answer
+    "answer: none: {why}": "respuesta: ninguna: {why}",
+    "cut off after {n_tokens} tokens": "cortada tras {n_tokens} tokens",
+    "answer: not a YAML mapping: {why}": "respuesta: no es un mapa YAML: {why}",
+    "answer: not YAML: {why}": "respuesta: no es YAML: {why}",
+    "answer: not JSON: {why}": "respuesta: no es JSON: {why}",
+    "answer: not an object": "respuesta: no es un objeto",
+    "answer: {why}": "respuesta: {why}",
+    "it is nothing": "está vacía",
+    "it is a list": "es una lista",
+    "it is plain text": "es texto corrido",
+    "nested too deeply": "anidamiento demasiado profundo",
+    "nested deeper than {n_depth}": "anidada a más de {n_depth} niveles",
+    "longer than {n_characters} characters": "más de {n_characters} caracteres",
+    "more than {n_count} values": "más de {n_count} valores",
+    "more than {n_count} aliases": "más de {n_count} alias",
+    "more than one YAML document": "más de un documento YAML",
+    "{what} (line {n_line})": "{what} (línea {n_line})",
+    "mapping values are not allowed here": "aquí no puede ir un valor de un mapa",
+    "mapping values are not allowed in this context": "aquí no puede ir un valor de un mapa",
+    "could not find expected ':'": "falta un «:»",
+    "did not find expected key": "falta una clave",
+    "did not find expected '-' indicator": "falta un «-»",
+    "did not find expected alphabetic or numeric character": "falta una letra o una cifra",
+    "found unexpected end of stream": "el texto termina antes de tiempo",
+    "found character that cannot start any token": "un carácter que no puede estar ahí",
+    "completeness: {name} is missing": "completeness: falta {name}",
+    "completeness: {name} is empty": "completeness: {name} está vacío",
+    "{name}: {n_length} characters, {n_least} to {n_most} wanted": "{name}: {n_length} caracteres, se esperaban de "
+    "{n_least} a {n_most}",
+    "{name}: {n_length} characters, at least {n_least} wanted": "{name}: {n_length} caracteres, se esperaban al menos "
+    "{n_least}",
+    "{name}: {n_length} characters, at most {n_most} wanted": "{name}: {n_length} caracteres, se esperaban como mucho "
+    "{n_most}",
+    "{name}: not a list": "{name}: no es una lista",
+    "{name}: {n_length} items, at least {n_least} wanted": "{name}: {n_length} elementos, se esperaban al menos "
+    "{n_least}",
+    "{name}: {n_length} item, at least {n_least} wanted": "{name}: {n_length} elemento, se esperaban al menos "
+    "{n_least}",
+    "{name}: {n_length} items, at most {n_most} wanted": "{name}: {n_length} elementos, se esperaban como mucho "
+    "{n_most}",
+    "{name}: not a mapping of id, description and priority": "{name}: no es un mapa de id, description y priority",
+    "{name}: no id": "{name}: sin id",
+    "{name}: no description": "{name}: sin description",
+    "{name}: no priority, one of High, Medium or Low": "{name}: sin priority (High, Medium o Low)",
+    "{name}: priority {value} is not High, Medium or Low": "{name}: la priority {value} no es High, Medium ni Low",
+    "id_format: {id} in {place} is not {prefix} and three digits": "id_format: {id} en {place} no es {prefix} y tres "
+    "cifras",
+    "id_format: {id} occurs {n_times} times in {place}": "id_format: {id} aparece {n_times} veces en {place}",
+    "id_format: no IDs": "id_format: sin ID",
+    "exact_match: not the record's answer": "exact_match: no es la respuesta del registro",
+    "valid: not the structure of the record's answer": "valid: no tiene la estructura de la respuesta del registro",
+    "rouge_l: {n_value}": "rouge_l: {n_value}",
+    "{name} is missing": "{name} falta",
+    "{name} is {kind}, {wanted} is wanted": "{name} es {kind}, se esperaba {wanted}",
+    "{name} is {value}, one of {choices} is wanted": "{name} es {value}, se esperaba uno de {choices}",
+    "{name} is {value}, which does not match {pattern}": "{name} es {value}, que no encaja en {pattern}",
+    "a list": "una lista",
+    "a text": "un texto",
+    "an object": "un objeto",
+    "a number": "un número",
+    "nothing": "nada",
+}
+
+SPANISH = TEXTS | MESSAGES
