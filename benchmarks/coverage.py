@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from benchmarks.needs import writable
 from rescoldo.evaluate.statistics import CONFIDENCE, mean_interval
 from rescoldo.files import write_json
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 data sets of 3 and 10 examples, 99 resamples")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    writable(args.output)
     sizes = (3, 10) if args.quick else SIZES
     rows, resamples = (20, 99) if args.quick else (args.rows, args.resamples)
     runs = measure(sizes, rows, resamples, args.seed)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from benchmarks.llama_cpp import server
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import VAL, examples
 from rescoldo.base import open_base
@@ -108,6 +109,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib", "xllamacpp")
+    writable(args.output)
     threads = available_threads()
     torch.set_num_threads(threads)
     tokenizer, role = open_base("sample:smollm2").tokenizer(), get_role("ba")

@@ -12,7 +12,7 @@ from rescoldo.system import cpu
 
 def describe(threads: int) -> dict[str, Any]:
     """CPU, cores, memory and versions."""
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm")
     return {
         "cpu": cpu.model(),
         "instructions": [name for name in wanted if name in cpu.instructions()],

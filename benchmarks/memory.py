@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.training import Worker
 from benchmarks.workloads import add_arguments, base_model
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="without the peer")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib", *([] if args.no_peer else ["peft"]))
+    writable(args.output)
     model, threads = base_model(args), available_threads()
     shared = ["--workload", args.workload, "--base-model", model, "--longest"]
     shared += ["--examples", str(args.examples), "--threads", str(threads)]

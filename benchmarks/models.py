@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from benchmarks.needs import require
+
 SIZES = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
@@ -96,7 +98,12 @@ def gguf_kind(name: str, layers: int, kind: str) -> str:
 
 
 def tokenizer_file() -> Path:
-    """Mistral's v1 SentencePiece model, from the package mistral-common."""
+    """Mistral's v1 SentencePiece model, from the package mistral-common.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    require("mistral_common")
     import mistral_common
 
     return Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
@@ -106,6 +113,7 @@ def write_hf(directory: Path, layers: int) -> None:
     """A Hugging Face directory in bfloat16, a shard for each layer."""
     from safetensors.torch import save_file
 
+    tokenizer = tokenizer_file()  # before 14 GB are written
     directory.mkdir(parents=True, exist_ok=True)
     weights, names = Weights(), list(shapes(layers))
     shards: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
@@ -125,7 +133,7 @@ def write_hf(directory: Path, layers: int) -> None:
         "tie_word_embeddings": False, "torch_dtype": "bfloat16", **SIZES,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    shutil.copy(tokenizer_file(), directory / "tokenizer.model")
+    shutil.copy(tokenizer, directory / "tokenizer.model")
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
     )
@@ -138,8 +146,8 @@ def write_gguf(path: Path, layers: int, kind: str) -> None:
 
     from rescoldo.base.gguf import gguf_name
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     model, weights, sizes = SentencePieceProcessor(model_file=str(tokenizer_file())), Weights(), SIZES
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, "llama")
     writer.add_name("mistralai_Mistral-7B-Instruct")
     writer.add_context_length(int(sizes["max_position_embeddings"]))

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL, add_arguments, base_model
 from rescoldo.files import write_json
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4, help="examples in an optimizer step")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib")
+    writable(args.output)
     threads = available_threads()
     flags = [
         f"--train={TRAIN}", f"--val={VAL}", f"--train-limit={STEPS * args.examples}", "--val-limit=2",

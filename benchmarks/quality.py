@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import TRAIN, VAL
 from benchmarks.workloads import examples as read_examples
@@ -74,7 +75,7 @@ def gradient(
             parameter.normal_(0.0, 0.02, generator=generator)
     model.sync()
     step = GradientStep(model, examples, step=0, seed=0)
-    loss = sum(step.micro_batch([i]) for i in range(len(examples))) / step.n_targets
+    loss = sum(step.micro_batch([i]) for i in range(len(examples))) / step.total
     return loss, torch.cat([g.flatten() for _, g in sorted(step.finish().items())]).double()
 
 
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0, help="also train for so many, in each precision")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib")
+    writable(args.output)
     threads = available_threads()
     torch.set_num_threads(threads)
     base, data = open_base("sample:smollm2"), read_examples("sample:smollm2")

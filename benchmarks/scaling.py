@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.needs import writable
 from rescoldo.base import open_base
 from rescoldo.data.dataset import read_dataset
 from rescoldo.engine.config import LINEARS
@@ -335,6 +336,7 @@ def main() -> None:
         return
     if not args.output:
         parser.error("--output is required")
+    writable(args.output)
     console, document = Console(), read_json(args.output) or {}
     may = os.geteuid() == 0 and shutil.which("ip") and shutil.which("tc")
     links: dict[str, str | None] = {"loopback": None, **(RATES if may else {})}
@@ -364,7 +366,6 @@ def main() -> None:
         else:
             document[part] = measured(args, 1 if part == "one" else 2, RATES.get(part))
         document[part] |= {"machine": machine, "examples": args.examples, "precision": args.precision}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, document)
     show(console, document)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.llama_cpp import server
+from benchmarks.needs import require, writable
 from benchmarks.workloads import VAL
 from rescoldo.base import open_base
 from rescoldo.files import write_json
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=22, help="validation concepts")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("xllamacpp")
+    writable(args.output)
     threads = available_threads()
     base = open_base(json.loads((args.run / "training_info.json").read_text())["base_model"])
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
+from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import add_arguments, base_model, examples
 from rescoldo.base import open_base
@@ -40,10 +42,11 @@ JOB = (98, 22, 3)  # the original job: training examples, validation examples, e
 class Worker:
     """A running benchmarks.worker."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, tree: Path | None = None) -> None:
+        """Start it, in the checkout `tree` instead of this one where given; its standard error goes to this one's."""
         command = [sys.executable, "-m", "benchmarks.worker", *arguments]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=tree
         )
         self.load_seconds = float(self.read()["load_seconds"])
 
@@ -59,10 +62,10 @@ class Worker:
                 return dict(json.loads(line))
         raise RuntimeError(f"worker ended with {self.process.wait()}")
 
-    def step(self, number: int) -> dict[str, Any]:
-        """Run one optimizer step."""
+    def step(self, number: int, kernels: str = "") -> dict[str, Any]:
+        """Run one optimizer step, with the kernels of an instruction set where one is named."""
         assert self.process.stdin
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{number} {kernels}".strip() + "\n")
         self.process.stdin.flush()
         return self.read()
 
@@ -105,6 +108,8 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, help="the most that this project's side may take")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
+    require("matplotlib", *([] if args.no_peer else ["peft"]))
+    writable(args.output)
     model, threads = base_model(args), available_threads()
     shared = ["--workload", args.workload, "--base-model", model]
     shared += ["--examples", str(args.examples), "--threads", str(threads)]

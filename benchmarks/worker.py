@@ -1,5 +1,6 @@
 """One side of a benchmark, in a process of its own: reads a line with a step's number, runs that optimizer step, prints
-how long it took. Two workers take turns, so that both see the same machine; each one's peak memory is its own."""
+how long it took; the name of an instruction set behind the number chooses the kernels. Two workers take turns, so that
+both see the same machine; each one's peak memory is its own."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +18,15 @@ import torch
 from benchmarks.workloads import LORA
 from benchmarks.workloads import examples as read_examples
 from rescoldo.base import open_base
+from rescoldo.engine.kernels import choose
+from rescoldo.engine.kernels.native import NativeKernels
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.system.memory import limit_process
 
 RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
+
+
+native = cache(NativeKernels)
 
 
 class Side(Protocol):
@@ -49,7 +56,7 @@ class Ours:
         clip(gradients, CLIP)
         self.optimizer.update(gradients, RATE, number + 1)
         self.model.sync()
-        return loss / run.n_targets
+        return loss / run.total
 
 
 class Peft:
@@ -121,7 +128,10 @@ def main() -> None:
         side = Peft(args.base_model, args.precision, LORA[args.workload], args.checkpointing)
     print(json.dumps({"load_seconds": time.perf_counter() - loading}), flush=True)
     for asked in sys.stdin:
-        number = int(asked)
+        first, _, name = asked.strip().partition(" ")
+        number = int(first)
+        if name:
+            choose.use(native(name))
         start = number * args.examples % (len(data) - args.examples + 1)
         examples = data[start : start + args.examples][: args.run]
         began = time.perf_counter()

@@ -11,12 +11,14 @@ from typing import Any
 class LlamaCpp:
     """A server for one GGUF file, with a LoRA adapter on it if one is given."""
 
-    def __init__(self, path: Path, *, lora: Path | None = None, context: int = 256) -> None:
+    def __init__(self, path: Path, *, lora: Path | None = None, context: int = 256, chat_template: str = "") -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, -1
+        if chat_template:
+            params.chat_template, params.use_jinja = chat_template, True
         if lora is not None:
             params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         params.cpuparams.n_threads = 1

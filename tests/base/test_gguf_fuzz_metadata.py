@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rescoldo.base import open_base
 from rescoldo.base.gguf_header import GgufHeader, read_header
-from rescoldo.data.tokenize import prompt_ids
+from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import CHATML, tiny_gguf
 
@@ -75,7 +75,7 @@ def _use(path: Path) -> None:
             base.tensors.get(name)
         tokenizer = base.tokenizer()
         tokenizer.decode(prompt_ids([{"role": "user", "content": "a the 12 ñ 漢"}], tokenizer))
-        base.stop_ids(tokenizer)
+        stop_ids(tokenizer)
     except RescoldoError as error:
         message = error.what
     assert len(message) < 2000

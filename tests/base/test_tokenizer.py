@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from rescoldo.base import open_base
+from rescoldo.base.chat_templates import INST_AS_TEXT, INST_AS_TOKEN, PLAIN, PLAIN_WITH_BOS, plain_note
 from rescoldo.base.gguf_header import read_header
 from rescoldo.base.sample import find_sample
-from rescoldo.base.tokenizer import INST_AS_TEXT, INST_AS_TOKEN, save_tokenizer
+from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.base.tokenizer_build import PRES
-from rescoldo.data.tokenize import end_of_turn, stop_ids
+from rescoldo.data.tokenize import end_of_turn, prompt_text, stop_ids
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import CHATML, tiny_gguf, tiny_hf, tiny_tokenizer
 
@@ -122,11 +123,11 @@ def test_smollm2_is_its_published_pre_tokenizer() -> None:
         assert ours.encode(text).ids == theirs.encode(text).ids, text
 
 
-def _llama_cpp(path: Path) -> Any:
+def _llama_cpp(path: Path, **options: Any) -> Any:
     pytest.importorskip("xllamacpp")
     from tests.base.llama_cpp import LlamaCpp
 
-    return LlamaCpp(path)
+    return LlamaCpp(path, **options)
 
 
 @pytest.mark.parametrize("pre", sorted(PRES))
@@ -194,10 +195,34 @@ def test_supplied_mistral_template_is_mistral_commons(tmp_path: Path, version: s
         assert ours == expected
 
 
-def test_template_is_supplied_only_to_mistral_instruct(tmp_path: Path) -> None:
+def test_all_others_without_a_template_get_the_plain_one(tmp_path: Path) -> None:
     path = _mistral_gguf(tmp_path / "m.gguf", "v1", **{"general.name": "Llama 2 7B"})
-    with pytest.raises(RescoldoError, match="no chat template"):
-        open_base(str(path)).tokenizer()
+    tokenizer = open_base(str(path)).tokenizer()
+    assert tokenizer.chat_template == PLAIN_WITH_BOS
+    assert "no chat template" in plain_note(tokenizer)
+    assert "\n" not in plain_note(tokenizer)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    text = "<s>Be brief.\n\nUser: One?\n\nAssistant:\nTwo.</s>\n\nUser: Three?\n\nAssistant:\n"
+    assert prompt_text(messages, tokenizer) == text
+    assert _llama_cpp(path, chat_template=tokenizer.chat_template).chat(messages) == text.removeprefix("<s>")
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == "</s>"
+    assert stop_ids(tokenizer) == {tokenizer.eos_token_id}
+    with pytest.raises(RescoldoError, match="a system message comes first"):
+        prompt_text(messages[::-1], tokenizer)
+
+
+def test_a_tokenizer_that_begins_no_text_has_a_plain_template_without_a_beginning(tmp_path: Path) -> None:
+    tokenizer = open_base(str(tiny_gguf(tmp_path / "m.gguf", template=None))).tokenizer()
+    assert tokenizer.chat_template == PLAIN
+    assert plain_note(open_base("sample:smollm2").tokenizer()) == ""
+    question = [{"role": "user", "content": "One?"}]
+    assert prompt_text(question, tokenizer) == "User: One?\n\nAssistant:\n"
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == "<|im_end|>"
 
 
 def test_sentencepiece_model_in_a_directory(tmp_path: Path) -> None:
@@ -271,10 +296,6 @@ def _break_json(directory: Path) -> None:
     (directory / "tokenizer.json").write_text('{"version": "1.0"}')
 
 
-def _no_template(directory: Path) -> None:
-    (directory / "chat_template.jinja").unlink()
-
-
 def _no_files(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
@@ -290,7 +311,6 @@ def _no_eos(directory: Path) -> None:
     ("damage", "message"),
     [
         (_break_json, "cannot load the tokenizer"),
-        (_no_template, "no chat template"),
         (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
@@ -361,7 +381,6 @@ def test_a_pointer_in_the_place_of_the_tokenizer(tmp_path: Path) -> None:
         ({"vocabulary": {"merges": ["qq zz"]}}, "do not fit"),
         ({"vocabulary": {"model": "llama"}}, "scores is missing"),
         ({"metadata": {"tokenizer.ggml.eot_token_id": 5}, "vocabulary": {"tokens": ["a"] * 288}}, "'a' twice"),
-        ({"template": None}, "no chat template"),
     ],
 )
 def test_bad_gguf_tokenizer(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

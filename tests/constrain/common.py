@@ -28,7 +28,7 @@ def ids(text: str) -> list[int]:
 
 
 def answer(
-    grammar: Grammar | None, *, seed: int = 0, temperature: float = 1.0, n: int = 1500, prompt: str = "Say it"
+    grammar: Grammar | None, *, seed: int = 0, temperature: float = 1.0, n: int = 3500, prompt: str = "Say it"
 ) -> tuple[str, Generated]:
     """(text, row) of one answer."""
     loaded = tiny()

@@ -118,7 +118,7 @@ DOCUMENTS = st.builds(_object, st.dictionaries(KEYS, PARTS, min_size=1, max_size
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DOCUMENTS, st.integers(0, 1000))
 def test_yaml_of_any_schema_is_read_back_as_a_valid_value(document: dict[str, Any], seed: int) -> None:
-    text, row = answer(yaml_grammar(document), seed=seed, n=1000)
+    text, row = answer(yaml_grammar(document), seed=seed, n=3000)
     assert row.ended, text
     schema = Schema(document)
     value = schema.conform(parse_yaml(text))

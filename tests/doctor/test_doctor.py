@@ -179,7 +179,7 @@ def test_tokenizer_and_template(copy):
     document.pop("chat_template", None)
     path.write_text(json.dumps(document))
     (found,) = named(checks(copy), "tokenizer")
-    assert (found.level, "no chat template" in found.what) == ("failure", True)
+    assert (found.level, "no chat template" in found.what) == ("ok", True)
     (copy / "model" / "tokenizer.json").write_text("{")
     assert named(checks(copy), "tokenizer")[0].level == "failure"
 
@@ -193,8 +193,12 @@ def test_dataset_faults_overruns_and_leakage(copy):
     (found,) = named(checks(copy), "training data")
     assert found.level == "failure"
     assert "train.jsonl:7" in found.what
-    write_records(copy / "train.jsonl", ["parking spaces", "a" * 5000, "bicycles"])
-    found_all = checks(copy)
+    write_records(copy / "train.jsonl", ["parking spaces", "a" * 5000, "bicycles"])  # beyond what the model reads
+    (found,) = named(checks(copy), "training data")
+    assert found.figures["overruns"] == 1
+    assert "a longer context: this one's has 4096 tokens" in found.remedy
+    write_records(copy / "train.jsonl", ["parking spaces", "a" * 200, "bicycles"])
+    found_all = checks(copy, max_length="2048")
     (found,) = named(found_all, "training data")
     assert found.figures["overruns"] == 1
     assert found.remedy.startswith("--max-length ")

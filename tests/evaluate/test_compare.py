@@ -332,7 +332,7 @@ def test_ctrl_c_leaves_at_once_and_loses_nothing(kind: str, val: Path, tmp_path:
     assert "Traceback" not in err
     (partial,) = [*tmp_path.glob("out.partial.jsonl"), *tmp_path.glob("out/*.partial.jsonl")]
     assert len(partial.read_text().splitlines()) >= 2
-    assert f"interrupted: the answers so far are in {partial}; the same command goes on" in err
+    assert f"interrupted: the answers so far are in {partial}; the same command resumes" in err
 
 
 @pytest.mark.parametrize(

@@ -160,13 +160,13 @@ def test_command(
     assert texts(json.loads(out)) == texts(first)
     assert len(out.splitlines()) == 1
     code, out, _ = command(monkeypatch, capsys, "--help")
-    assert "Example: rescoldo eval" in " ".join(out.split())
+    assert " eval artifacts/demo/run" in " ".join(out.split()).partition("Example: ")[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--temperature", "-1"], "--temperature: -1.0 is out of range"),
+        (["--temperature", "-1"], "--temperature -1 is not allowed: use a number from 0 to 100"),
         (["--temperature", "nan"], "--temperature"),
         (["--top-p", "0"], "--top-p"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),

@@ -19,6 +19,7 @@ from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids
 from rescoldo.engine.model import LoraModel
 from rescoldo.export import export_run
+from rescoldo.families import FAMILIES
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
@@ -125,6 +126,30 @@ def test_merged_file_of_a_hugging_face_base(tmp_path: Path, architecture: str, o
         messages = ROLE.messages({"concept": concept})
         rendered = llama_cpp.chat(messages)
         assert llama_cpp.tokenize(rendered, add_special=False) == prompt_ids(messages, mine.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"), [one for i, one in enumerate(HF) if one[0] not in {name for name, _ in HF[:i]}]
+)
+def test_adapter_on_a_quantized_file_of_each_family(
+    tmp_path: Path, architecture: str, overrides: dict[str, Any]
+) -> None:
+    """A Q8_0 file, made by merging an adapter of zeros, read as a base again: its own answers, and those with an
+    adapter on top of it."""
+    nothing = make_run(tmp_path / "nothing", str(tiny_hf(tmp_path / "hf", architecture, **TINY, **overrides)), size=0.0)
+    export_run(nothing, "merged-gguf", dtype="Q8_0")
+    base = nothing / "export/merged-gguf/model-Q8_0.gguf"
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    mine = load_for_inference(str(run))
+    assert mine.base.family.gguf == FAMILIES[architecture].gguf
+    asked = prompts(mine.tokenizer, CONCEPTS[:2])
+    with mine.model.without_adapter():
+        check(follow(mine.model, LlamaCpp(base, context=4096), asked, 12), "Q8_0")
+    export_run(run, "gguf-adapter")
+    on_top = LlamaCpp(base, lora=run / "export/gguf-adapter/adapter-F32.gguf", context=4096)
+    check(follow(mine.model, on_top, asked, 12), "Q8_0")
+    with mine.model.without_adapter():
+        assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rescoldo.base import open_base
-from rescoldo.base.tokenizer import INST_AS_TEXT, INST_AS_TOKEN
+from rescoldo.base.chat_templates import INST_AS_TEXT, INST_AS_TOKEN, PLAIN, PLAIN_WITH_BOS
 from rescoldo.data.tokenize import prompt_text
 from rescoldo.errors import RescoldoError
 from rescoldo.export import export_run
@@ -54,7 +54,9 @@ def _data(conversation: list[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, LLAMA3, INST_AS_TEXT, INST_AS_TOKEN, BRACES])
+@pytest.mark.parametrize(
+    "template", [CHATML, DEFAULT_SYSTEM, LLAMA3, INST_AS_TEXT, INST_AS_TOKEN, PLAIN, PLAIN_WITH_BOS, BRACES]
+)
 def test_the_template_writes_what_the_chat_template_writes(template: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template

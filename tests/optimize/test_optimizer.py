@@ -138,14 +138,14 @@ def test_command(
         assert code == 0
         assert json.loads(out)["demos"] == 1
     code, out, _ = run(monkeypatch, capsys, "--help")
-    assert "Example: rescoldo optimize" in " ".join(out.split())
+    assert " optimize --model" in " ".join(out.split()).partition("Example: ")[2]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--method", "magic"], "no method 'magic'"),
-        (["--shots", "0"], "--shots: 0 is out of range"),
+        (["--shots", "0"], "--shots 0 is not allowed: use a whole number from 1 to 64"),
         (["--dev", "1"], "--dev"),
         (["--trials", "0"], "--trials"),
         (["--limit", "1"], "--limit"),

@@ -101,8 +101,8 @@ def _windows(family: Family, reader: _Reader, n_layers: int, max_positions: int)
     if reader.get("attention.sliding_window") in (None, 0):
         return ()
     window = reader.integer("attention.sliding_window", 1, 1 << 31)
-    if window >= max_positions:
-        return ()
+    if window >= max_positions and not isinstance(family.gguf_windows, int):
+        return ()  # nothing is beyond it; in the other families the layers with a window have a rotation of their own
     pattern = reader.metadata.get(f"{reader.prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.shape == (n_layers,):
         return tuple(window if here else None for here in pattern.tolist())

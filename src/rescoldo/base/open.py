@@ -32,7 +32,7 @@ class NoSuchModelError(RescoldoError):
 
 
 def open_base(spec: str) -> BaseModel:
-    """Open the base model that `spec` names: sample:smollm2, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
+    """Open the base model that `spec` names: sample:NAME, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
     or a Hub id, which is fetched. Reads headers only; the weights are mapped when they are asked for.
 
     Raises:
@@ -101,7 +101,9 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
         siblings = []
     close = get_close_matches(path.name, siblings, n=1, cutoff=0.6)
     fix = f"did you mean {path.parent / close[0]}?" if close else ""
-    known = get_close_matches(spec, ["sample:smollm2"], n=1, cutoff=0.6)
+    from rescoldo.base.sample import SAMPLES
+
+    known = get_close_matches(spec, [f"sample:{name}" for name in SAMPLES], n=1, cutoff=0.6)
     if known:
         fix = f"did you mean {known[0]}?"
     elif not close and _in_ollama(spec):

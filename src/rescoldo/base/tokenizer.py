@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rescoldo.base.chat_templates import supply
 from rescoldo.base.gguf_config import scalar
 from rescoldo.base.gguf_header import read_header
 from rescoldo.base.hub_id import REFETCH
@@ -27,24 +28,6 @@ from rescoldo.base.tokenizer_build import (
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, refuse_pointer, write_atomic, write_json
-
-_INST_BODY = (
-    "{{- bos_token }}"
-    "{%- if messages[0]['role'] == 'system' %}"
-    "{%- set system = messages[0]['content'] + '\n\n' %}{%- set turns = messages[1:] %}"
-    "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
-    "{%- for message in turns %}"
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{- raise_exception('user and assistant must take turns, the user first') }}{%- endif %}"
-    "{%- if message['role'] == 'user' %}"
-    "{{- '[INST] ' + (system if loop.WHERE else '') + message['content'] + 'END' }}"
-    "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}"
-    "{%- endfor %}"
-)
-# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text, a system message goes before the first question.
-INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
-# From v0.3 on: [INST] is a control token, a system message goes before the last question.
-INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
 
 class TokenizerFiles(Protocol):
@@ -105,12 +88,10 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
     the ends of an answer that the model's files name (see data.tokenize.stop_ids), its `model_max_length` is at most
     the model's context.
 
-    A template that the model lacks is supplied in one case, Mistral Instruct: if [INST] and [/INST] are control tokens
-    (v0.3 on), or if it has a SentencePiece vocabulary without them and calls itself both "mistral" and "instruct".
+    A template that the model lacks is supplied by `chat_templates`.
 
     Raises:
-        RescoldoError: the tokenizer is missing, damaged, of an unknown kind, larger than the model's vocabulary, or
-            there is no chat template.
+        RescoldoError: the tokenizer is missing, damaged, of an unknown kind, or larger than the model's vocabulary.
     """
     (tokenizer, names), where = files.load(), str(files.path)
     tokenizer = _without_what_is_beyond(tokenizer, config.vocab_size)
@@ -123,27 +104,10 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        tokenizer.chat_template = _family_template(tokenizer, [config.architecture, spec, where, *names])
-    if not tokenizer.chat_template:
-        raise RescoldoError(
-            "the model has no chat template, so there is no way to ask it anything",
-            where=where,
-            fix="use the model's instruction-tuned variant (its name often ends in Instruct or Chat)",
-        )
+        tokenizer.chat_template = supply(tokenizer, [config.architecture, spec, where, *names])
     tokenizer.declared_stop_ids = _declared_stops(files, config)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_positions)
     return tokenizer
-
-
-def _family_template(tokenizer: Any, names: list[str]) -> str | None:
-    vocabulary = tokenizer.get_vocab()
-    added = set(tokenizer.added_tokens_encoder)
-    if {"[INST]", "[/INST]"} <= added:
-        return INST_AS_TOKEN
-    text = " ".join(names).lower()
-    if "mistral" in text and "instruct" in text and "▁[" in vocabulary and "<0x0A>" in vocabulary:
-        return INST_AS_TEXT
-    return None
 
 
 def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_positions: int) -> Any:

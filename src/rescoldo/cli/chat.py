@@ -59,6 +59,7 @@ def chat(
 
     from rich.console import Console
 
+    from rescoldo.base.chat_templates import plain_note
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import is_run, load_for_inference
     from rescoldo.role.grammar import role_grammar
@@ -78,10 +79,13 @@ def chat(
     console = Console(highlight=False, stderr=json_)
     role = role_for(model, None)
     grammar = role_grammar(role) if constrained else None
-    with Reporter(Console(highlight=False, stderr=True)).bar("Loading:", 100) as bar:
+    reporter = Reporter(Console(highlight=False, stderr=True))
+    with reporter.bar("Loading:", 100) as bar:
         loaded = load_for_inference(
             model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
         )
+    if note := plain_note(loaded.tokenizer):
+        reporter.say(note)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     sampling = replace(role.sampling, **{name: value for name, value in given.items() if value is not None})
     models = (

@@ -54,6 +54,7 @@ def serve(
     """
     from rich.console import Console
 
+    from rescoldo.base.chat_templates import plain_note
     from rescoldo.evaluate.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
 
@@ -74,6 +75,8 @@ def serve(
         loaded = load_for_inference(
             model, quantization, on_progress=lambda share: bar.advance(int(100 * share) - bar.done, "")
         )
+    if note := plain_note(loaded.tokenizer):
+        reporter.say(note)
     service = Service(loaded, role, Limits(max_body, context, max_tokens, timeout, rows, waiting), name)
     c = loaded.model.config
     size = 2 * c.n_layers * c.n_kv_heads * c.head_dim * loaded.model.dtype.itemsize * service.limits.context * rows

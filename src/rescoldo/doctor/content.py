@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import by_words
@@ -42,7 +43,8 @@ def base_model(subject: Subject) -> Iterator[Check]:
         yield ok("base model", text, bytes=size, parameters=base.config.total_params)
     if subject.tokenizer is None:
         return
-    yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, with a chat template")  # without one it is refused
+    template = plain_note(subject.tokenizer) or "with a chat template"
+    yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, {template}")
 
 
 def index_faults(base: BaseModel) -> Iterator[str]:

@@ -28,14 +28,16 @@ class PrefixGrad:
 
 @dataclass(frozen=True)
 class Span:
-    """Which keys a layer's queries see, and how the scores are kept within bounds.
+    """Which keys a layer's queries see, and how the scores are computed.
 
     Attributes:
         window: the sliding window in tokens, None: all keys before.
+        scale: factor on the scores, None: 1 / √head_dim.
         soft_cap: cap · tanh(score / cap), None: scores as they are.
     """
 
     window: int | None = None
+    scale: float | None = None
     soft_cap: float | None = None
 
 
@@ -91,7 +93,7 @@ class PackedAttention:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
         pk, pv = self.prefix[layer] if self.prefix else (None, None)
-        return kernels().attend(q, k, v, pk, pv, self.layout, span.window, soft_cap=span.soft_cap)
+        return kernels().attend(q, k, v, pk, pv, self.layout, span.window, span.scale, span.soft_cap)
 
     def backward(
         self,
@@ -109,7 +111,7 @@ class PackedAttention:
         grad = self.prefix_grad
         dk, dv = (grad.k[layer], grad.v[layer]) if grad else (None, None)
         return kernels().attend_backward(
-            dmixed, q, k, v, pk, pv, mixed, state, self.layout, span.window, dk, dv, soft_cap=span.soft_cap
+            dmixed, q, k, v, pk, pv, mixed, state, self.layout, span.window, dk, dv, span.scale, span.soft_cap
         )
 
 

@@ -105,7 +105,7 @@ class _Decode:
         c, b = self.cache, len(self.every)
         pk, pv = c.prefix_k[layer], c.prefix_v[layer]
         own = c.k[layer][:b], c.v[layer][:b]
-        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, soft_cap=span.soft_cap)
+        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, span.scale, span.soft_cap)
         return mixed, torch.empty(0)
 
     def backward(self, *_: object) -> NoReturn:

@@ -97,7 +97,8 @@ class Attention:
         self.groups: Mapping[str, LoraGroup] = {site: groups[site] for site in ("qkv", "o")}
         self.qkv, self.o = groups["qkv"], groups["o"]
         self.q_norm, self.k_norm = norms.get("self_attn.q_norm"), norms.get("self_attn.k_norm")
-        self.span, self.rope = Span(config.window(index), config.attention_cap), config.rope(index)
+        self.span = Span(config.window(index), config.attention_scale, config.attention_cap)
+        self.rope = config.rope(index)
         self.rotary_dim = config.rotary_dim or config.head_dim
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,7 +112,7 @@ class Attention:
         qkv, z1 = self.qkv.forward(x, rows.mask(self.index, "qkv"))
         q, k, v = self.split(qkv)
         heads = self._norm(q, k)
-        self._rotate(q, k, rows.rope[self.rope], 1.0)
+        self._rotate(q, k, rows, 1.0)
         attend.keys_values(self.index, k, v)
         if attend.stops_at_keys(self.index):
             return None, AttentionSaved(qkv, heads, None, None, (z1, None))
@@ -143,22 +144,19 @@ class Attention:
         if not want_input and not self.qkv.adapted:
             return None
         dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.span)
-        self._rotate(dq, dk, rows.rope[self.rope], -1.0)
+        self._rotate(dq, dk, rows, -1.0)
         dq, dk = self._norm_backward(dq, dk, saved.heads)
         dqkv = _side_by_side(dq, dk, dv)
         return self.qkv.backward(dqkv, x(), saved.z[0], rows.mask(self.index, "qkv"), gradients, want_input)
 
-    def _rotate(self, q: torch.Tensor, k: torch.Tensor, how: Rotation, sign: float) -> None:
-        """Rotate q and k in place and scale q; sign -1: their gradients, by the transpose."""
-        r = self.rotary_dim
-        if how.cos is not None and how.sin is not None and how.q_cos is not None and how.q_sin is not None:
-            whole = r == self.config.head_dim
-            kernels().rotate_(q if whole else q[..., :r], how.q_cos, how.q_sin, sign)
-            kernels().rotate_(k if whole else k[..., :r], how.cos, how.sin, sign)
-            if not whole and how.q_factor != 1.0:
-                q[..., r:] *= how.q_factor
-        elif how.q_factor != 1.0:
-            q *= how.q_factor
+    def _rotate(self, q: torch.Tensor, k: torch.Tensor, rows: Rows, sign: float) -> None:
+        """Rotate q and k in place; sign -1: their gradients, by the transpose."""
+        if self.rope == "none":
+            return
+        cos, sin = rows.rope[self.rope]
+        for x in (q, k):
+            whole = self.rotary_dim == self.config.head_dim
+            kernels().rotate_(x if whole else x[..., : self.rotary_dim], cos, sin, sign)
 
     def _grouped(self, x: torch.Tensor) -> torch.Tensor:
         """(T, heads, d) → the rows that a q/k norm normalizes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -91,22 +91,7 @@ def rope_tables(config: DecoderConfig, length: int, kind: str = "main") -> tuple
     return angles.cos() * factor, angles.sin() * factor
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """How the queries and keys of some rows are rotated in one kind of layer.
-
-    Attributes:
-        cos, sin: (T, r/2) float32 for the keys, r the elements of a head that are rotated; None: none are.
-        q_cos, q_sin: the same for the queries, times `q_factor`.
-        q_factor: what queries are multiplied by: kernels divide the scores by √head_dim, and where a model scales them
-            in another way, the rest goes into the queries' rotation, which costs nothing.
-    """
-
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-    q_cos: torch.Tensor | None
-    q_sin: torch.Tensor | None
-    q_factor: float
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of some rows, (T, r/2) float32, r the elements rotated
 
 
 class RopeTables:
@@ -114,32 +99,17 @@ class RopeTables:
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
-        self.kinds = sorted({config.rope(i) for i in range(config.n_layers)})
-        scale = config.attention_scale
-        self.q_factor = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
+        self.kinds = sorted({config.rope(i) for i in range(config.n_layers)} - {"none"})
         self._length = 0
-        self._tables: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._tables: dict[str, Rotation] = {}
 
     def _grow(self, length: int) -> None:
         if length <= self._length:
             return
         self._length = max(length, 2 * self._length, 64)
-        for kind in self.kinds:
-            if kind != "none":
-                keys = rope_tables(self.config, self._length, kind)
-                queries = keys if self.q_factor == 1.0 else (keys[0] * self.q_factor, keys[1] * self.q_factor)
-                self._tables[kind] = (*keys, *queries)
+        self._tables = {kind: rope_tables(self.config, self._length, kind) for kind in self.kinds}
 
     def at(self, positions: torch.Tensor) -> dict[str, Rotation]:
-        """The rotations of rows at `positions` (T,) int64, by kind of layer."""
+        """The rotations of rows at `positions` (T,) int64, by kind of layer; layers that do not rotate have none."""
         self._grow(int(positions.max()) + 1)
-        found: dict[str, Rotation] = {}
-        for kind in self.kinds:
-            if kind == "none":
-                found[kind] = Rotation(None, None, None, None, self.q_factor)
-                continue
-            cos, sin, q_cos, q_sin = self._tables[kind]
-            keys = cos[positions], sin[positions]
-            queries = keys if q_cos is cos else (q_cos[positions], q_sin[positions])
-            found[kind] = Rotation(*keys, *queries, self.q_factor)
-        return found
+        return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}

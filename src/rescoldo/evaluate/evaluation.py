@@ -161,6 +161,7 @@ def evaluate_model(
     Raises:
         RescoldoError: dataset, model or output are not as they must be.
     """
+    from rescoldo.base.chat_templates import plain_note
     from rescoldo.models.engine_chat import EnginePredictor
     from rescoldo.models.loaded import load_for_inference
     from rescoldo.role.grammar import role_grammar
@@ -181,6 +182,8 @@ def evaluate_model(
         loaded = load_for_inference(model, quantization, role=the_role, records=records)
     else:
         loaded = model
+    if console and (note := plain_note(loaded.tokenizer)):
+        console.say(note)
     if base and loaded.run is None:
         raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
     training, training_file = training_answers(train, loaded.info, the_role)

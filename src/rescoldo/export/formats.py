@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.base import open_base
+from rescoldo.base.chat_templates import is_supplied
 from rescoldo.base.gguf_header import read_header
 from rescoldo.errors import RescoldoError
 from rescoldo.export import gguf_adapter, merged_gguf, merged_hf, ollama
@@ -22,6 +23,7 @@ from rescoldo.export.gguf_metadata import merged_metadata
 from rescoldo.export.source import Source
 from rescoldo.files import write_text
 
+_TEMPLATE_FILE = "chat_template.jinja"
 Count = Callable[[Any], None]
 
 
@@ -77,9 +79,12 @@ def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
     def write(directory: Path, document: dict[str, Any], count: Count) -> None:
         write_gguf(directory / file, gguf_adapter.adapter_metadata(source), tensors, count)
         read_header(directory / file)
+        if template:
+            write_text(directory / _TEMPLATE_FILE, source.tokenizer.chat_template)
 
+    template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # the base has none
     base = str(source.base.path.resolve()) if source.base.kind == "gguf" else "BASE.gguf"
-    return _planned(chosen, tensors, write, _llama_server(base, "--lora", file))
+    return _planned(chosen, tensors, write, _llama_server(base, "--lora", file, *template))
 
 
 def _merged_gguf(source: Source, dtype: str | None, _: str) -> Plan:

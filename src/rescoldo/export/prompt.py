@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rescoldo.base.chat_templates import plain_note
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids, prompt_text, stop_ids
 from rescoldo.errors import RescoldoError
@@ -13,6 +14,8 @@ from rescoldo.export.source import Source
 from rescoldo.files import write_json, write_text
 from rescoldo.role import Role
 
+_OWN = "the model's own chat template"
+_PLAIN = "a plain chat template, as the model has none of its own"
 _EXAMPLE = "A tool library where neighbours lend each other tools"
 
 
@@ -44,10 +47,11 @@ def prompt_document(source: Source) -> dict[str, Any]:
     """What prompt.json holds.
 
     Returns:
-        role; input: the placeholder in the messages; messages; sampling as the evaluation decodes; stop (the texts of
-        the tokens that end an answer) and stop_ids; example: input, messages, rendered (the text before the answer,
-        through the chat template) and tokens (its ids); begins_with_bos: whether the rendered text already has the
-        token that begins a sequence, so that nothing may add it a second time.
+        role; template: whose chat template it is, in words; input: the placeholder in the messages; messages; sampling
+        as the evaluation decodes; stop (the texts of the tokens that end an answer) and stop_ids; example: input,
+        messages, rendered (the text before the answer, through the chat template) and tokens (its ids);
+        begins_with_bos: whether the rendered text already has the token that begins a sequence, so that nothing may add
+        it a second time.
     """
     tokenizer, role = source.tokenizer, source.role
     asked, messages = example(source)
@@ -56,6 +60,7 @@ def prompt_document(source: Source) -> dict[str, Any]:
     return {
         "role": role.name,
         "base_model": source.base.spec,
+        "template": _PLAIN if plain_note(tokenizer) else _OWN,
         "input": placeholder(role),
         "messages": question(role, placeholder(role)),
         "sampling": asdict(role.sampling),
@@ -81,7 +86,7 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
         "# How to call this model",
         "",
         f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well when it sees",
-        "the prompt that it was trained on, through the model's own chat template. In this directory:",
+        f"the prompt that it was trained on, through {document['template']}. In this directory:",
         "",
         *[part for call in calls for part in ("```sh", call, "```", "")],
         f"- **Messages**: those below. Put what you ask about where `{document['input']}` stands; change nothing else.",

@@ -45,7 +45,8 @@ _QUOTED, _DOUBLE = f"[^'{_NONE}]", rf"[^\x22\\{_NONE}]"
 # A plain scalar: begins with no indicator, holds no ": " and no " #", does not end in ":" or a blank. As words.
 _FIRST = rf"([^{_INDICATORS} {_NONE}]|[\-?:]{_WORD})"
 _PLAIN = rf"({_FIRST}({_WORD}*[^ :{_NONE}])?)( +([^ #:{_NONE}]|[^ #{_NONE}]{_WORD}*[^ :{_NONE}]))*"
-_NULLS = "~/null|Null|NULL|~/"
+_NULL_WORDS = ("null", "Null", "NULL")
+_NULLS = f"~/{'|'.join(_NULL_WORDS)}|~/"
 
 
 def role_grammar(role: Role) -> Grammar:
@@ -209,7 +210,7 @@ class _YamlWriter:
         return f"{first} ({_literal(chr(10) + ' ' * indent + '- ')} {body}){{{more}}}"
 
     def _key(self, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_ -]{0,99}(?<! )", name) or name in ("null", "Null", "NULL"):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_ -]{0,99}(?<! )", name) or name in _NULL_WORDS:
             raise GrammarError(f"the property {name[:60]!r} cannot be a plain key")
         return name
 
@@ -242,7 +243,7 @@ class _YamlWriter:
             if isinstance(value, str):
                 texts["'" + value.replace("'", "''") + "'"] = None
                 texts[json.dumps(value, ensure_ascii=False)] = None
-                if re.fullmatch(r"[A-Za-z][A-Za-z0-9_' -]*(?<! )", value):
+                if re.fullmatch(r"[A-Za-z][A-Za-z0-9_' -]*(?<! )", value) and value not in _NULL_WORDS:
                     texts[value] = None
         return self._rule(" | ".join(map(_literal, texts)))
 

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
 
 @cache
 def _lines() -> list[str]:
-    """/proc/cpuinfo, [] where there is none."""
+    """/proc/cpuinfo, or what macOS says in its words; [] where the system does not tell."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
+        return _macos() if platform.system() == "Darwin" else []
+
+
+# Linux's name of a feature, macOS's: of Intel's CPUs and of Apple's
+_SYSCTL = {
+    "avx2": "hw.optional.avx2_0",
+    "fma": "hw.optional.fma",
+    "f16c": "hw.optional.f16c",
+    "avx512f": "hw.optional.avx512f",
+    "avx512bw": "hw.optional.avx512bw",
+    "avx512dq": "hw.optional.avx512dq",
+    "avx512vl": "hw.optional.avx512vl",
+    "i8mm": "hw.optional.arm.FEAT_I8MM",
+    "bf16": "hw.optional.arm.FEAT_BF16",
+}
+
+
+def _macos() -> list[str]:
+    """The model and the features that `sysctl` tells, as lines of /proc/cpuinfo."""
+    try:
+        said = subprocess.run(
+            [shutil.which("sysctl") or "/usr/sbin/sysctl", "machdep.cpu", "hw.optional"],
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
         return []
+    values = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
+    features = {name for name, key in _SYSCTL.items() if values.get(key, "").strip() == "1"}
+    if platform.machine() == "arm64":
+        features |= {"asimd", "asimddp"}  # every Mac with Apple's CPU; macOS 11 does not say so
+    elif "AVX512VNNI" in values.get("machdep.cpu.leaf7_features", "").split():
+        features.add("avx512_vnni")
+    return [f"model name\t: {values.get('machdep.cpu.brand_string', '')}", f"flags\t: {' '.join(sorted(features))}"]
 
 
 @cache
@@ -31,8 +66,19 @@ def model() -> str:
     return platform.processor() or platform.machine()
 
 
+# of <asm/hwcap.h>: word of the auxiliary vector, bit
+_HWCAP = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13), "bf16": (26, 14)}
+
+
 def instructions() -> frozenset[str]:
-    """The flags of the first core; empty where the system does not tell."""
+    """The CPU's features in /proc/cpuinfo's words; empty where the system does not tell.
+
+    On ARM Linux those of _HWCAP, as the kernel tells this process: under emulation /proc/cpuinfo is the host's.
+    """
+    if platform.system() == "Linux" and platform.machine() == "aarch64":
+        getauxval = ctypes.CDLL(None).getauxval
+        getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+        return frozenset(name for name, (word, bit) in _HWCAP.items() if getauxval(word) >> bit & 1)
     for line in _lines():
         if line.startswith(("flags", "Features")) and ":" in line:
             return frozenset(line.split(":", 1)[1].split())

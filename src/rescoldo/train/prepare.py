@@ -7,7 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
+from rescoldo.base.sample import SAMPLES
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.tokenize import fix_date
 from rescoldo.files import read_json
@@ -51,6 +53,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
+    if note := plain_note(tokenizer):
+        reporter.say(f"  {note}")
     day = parts.run_date(date_of_run(asked.output, restart=restart))
     dated = fix_date(tokenizer, day)
     if dated:
@@ -95,7 +99,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 def model_name(spec: str) -> str:
     """The base model as a person calls it: the last part of its path or id."""
     if spec.startswith("sample:"):
-        return {"sample:smollm2": "SmolLM2-135M-Instruct"}.get(spec, spec.removeprefix("sample:"))
+        name = spec.removeprefix("sample:")
+        return SAMPLES[name].title if name in SAMPLES else name
     if spec.startswith("ollama:"):
         return spec.removeprefix("ollama:")
     return Path(spec).absolute().name

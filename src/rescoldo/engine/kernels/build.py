@@ -16,19 +16,20 @@ from pathlib import Path
 C = Path(__file__).with_name("c")
 PACKAGED = Path(__file__).with_name("lib")  # a wheel brings NAME.so of each of its platform's instruction sets
 SOURCES = ("attention.c", "blocks.c", "elementwise.c", "int8.c", "layout.c", "threads.c")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
 # a decoded weight is the same number everywhere: no product and sum in one rounding
 _CONTRACT = {"blocks.c": "-ffp-contract=off"}
 _SECONDS = 300  # for one source
 
 
 ELSEWHERE = "export XDG_CACHE_HOME=/a/folder/that/can/be/written (on a file system that is not mounted noexec)"
+INSTALL = "xcode-select --install" if platform.system() == "Darwin" else "apt install gcc"
 
 
 class BuildError(Exception):
     """Why there are no native kernels here, and what to do about it."""
 
-    def __init__(self, why: str, remedy: str = "apt install gcc") -> None:
+    def __init__(self, why: str, remedy: str = INSTALL) -> None:
         self.remedy = remedy
         super().__init__(why)
 
@@ -91,6 +92,7 @@ def instruction_set(name: str) -> InstructionSet:
 def usable(features: frozenset[str], machine: str | None = None) -> list[InstructionSet]:
     """The rows that a CPU with these features can run, the fastest first."""
     machine = machine or platform.machine()
+    machine = "aarch64" if machine == "arm64" else machine  # macOS's word
     return [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
 
 
@@ -122,7 +124,8 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
             for source, made in zip(SOURCES, objects, strict=True):
                 contract = _CONTRACT.get(source, "-ffp-contract=fast")
                 _run([*command, contract, "-c", str(C / source), "-o", made])
-            _run([*compiler(target), "-shared", *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
+            bare = ["-s"] if target else []  # no symbols but the exported ones: a wheel is downloaded
+            _run([*compiler(target), "-shared", *bare, *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
             os.replace(f"{scratch}/library", out)
     except subprocess.CalledProcessError as error:
         raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error

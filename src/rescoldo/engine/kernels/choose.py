@@ -75,7 +75,7 @@ def choice() -> Choice:
 
 def _tested(isa: InstructionSet) -> NativeKernels:
     folder = cache_root(loadable=True) / "kernels"
-    wrong = remembered(library(isa, folder), lambda: NativeKernels(isa.name), folder)
+    wrong = remembered(library(isa, folder), lambda: NativeKernels(isa.name), folder, isa.name)
     if wrong:
         raise BuildError(f"they fail their self-test ({wrong})", "report it, with the output of: rescoldo doctor")
     return NativeKernels(isa.name)

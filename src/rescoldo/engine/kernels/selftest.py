@@ -10,8 +10,11 @@ import contextlib
 import faulthandler
 import hashlib
 import os
+import platform
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +30,16 @@ _SECONDS = 60.0  # of a machine that is busy with other things
 _PASSED = "passed"
 
 
-def remembered(library: Path, make: Callable[[], TorchKernels], folder: Path) -> str | None:
-    """What is wrong with the kernels in `library`, None if nothing: as noted in `folder`, else tried and noted."""
+def remembered(library: Path, make: Callable[[], TorchKernels], folder: Path, name: str | None = None) -> str | None:
+    """What is wrong with the kernels in `library`, None if nothing: as noted in `folder`, else tried and noted. `name`
+    is that of the instruction set."""
     identity = library.read_bytes() + cpu.identity().encode()
     note = folder / f"{library.stem}-{hashlib.sha256(identity).hexdigest()[:16]}.tested"
     with contextlib.suppress(OSError):
         said = note.read_text(encoding="utf-8")
         return None if said == _PASSED else said
-    wrong = failure(make)
+    # macOS's BLAS does not work in a fork of a process that has used it
+    wrong = failure(make) if name is None or platform.system() != "Darwin" else failure_apart(name)
     with contextlib.suppress(OSError):  # tried again the next time
         folder.mkdir(parents=True, exist_ok=True)
         scratch = note.with_suffix(f".{os.getpid()}")
@@ -70,6 +75,23 @@ def failure(make: Callable[[], TorchKernels]) -> str | None:
     if os.WIFSIGNALED(status):
         return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
     return said.decode(errors="replace") or None
+
+
+def failure_apart(name: str) -> str | None:
+    """What is wrong with the kernels of that name, None if nothing: tried in a new Python, which takes seconds."""
+    command = [sys.executable, "-m", "rescoldo.engine.kernels.selftest", name]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"
+    if done.returncode < 0:
+        return f"ended by {signal.Signals(-done.returncode).name}"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return done.stdout.strip() or None
 
 
 def disagreement(native: TorchKernels) -> str | None:
@@ -113,3 +135,10 @@ def disagreement(native: TorchKernels) -> str | None:
 def _values(rows: Quantized | None) -> torch.Tensor:
     assert rows is not None
     return rows.q.float() * rows.scale.repeat_interleave(rows.group, dim=1)[:, : rows.q.shape[1]]
+
+
+if __name__ == "__main__":
+    from rescoldo.engine.kernels.native import NativeKernels
+
+    torch.set_num_threads(1)
+    print(disagreement(NativeKernels(sys.argv[1])) or "")

@@ -79,6 +79,8 @@ typedef struct {
   float scale, cap;           // of scores: 0: 1/sqrt(d); cap · tanh(score / cap), 0: none
 } Attention;
 
+#pragma GCC visibility push(default)  // what follows is what the library exports, and nothing else
+
 // sizes and offsets of the structures above, in native.py's order; their number
 const i64 *kernels_layout(i64 *n);
 // to be called before all others; not 0: the system refuses what the instruction set needs
@@ -126,5 +128,7 @@ i64 attention_pieces(i64 H);
 int attend(const Attention *a, bf16 *out, float *lse);
 int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,
                     bf16 *dv, i64 dqs, i64 dks, float *dpk, float *dpv, float *scratch);
+
+#pragma GCC visibility pop
 
 #endif

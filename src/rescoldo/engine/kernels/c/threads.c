@@ -2,6 +2,7 @@
 // left, and wait for the next: a moment spinning, then parked. Whoever has a slow core, or loses it, claims fewer pieces.
 
 #include "threads.h"
+#include "kernels.h"
 
 #include <pthread.h>
 #include <signal.h>
