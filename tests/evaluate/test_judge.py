@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def test_a_good_judge_is_counted() -> None:
     assert set(one["exam"]["by_damage"]) == set(DAMAGES)
     (pair,) = one["pairs"]
     assert (pair["a"], pair["wins"], pair["losses"], pair["settled"], pair["refused"]) == ("finetuned", 16, 0, True, 0)
+    assert pair["outcomes"] == [[example, 0, 1.0] for example in range(16)]
     assert one["position_bias"]["rate"] == 0.0
     turned = judge_document(Judge("sim", Simulated(knows), ROLE), document(), RECORDS, [PAIR[0][::-1]])
     assert turned["pairs"][0]["losses"] == 16
@@ -271,6 +273,7 @@ def test_interrupted_and_repeated_the_judge_is_asked_nothing_twice(tmp_path: Pat
 
         with pytest.raises(RescoldoError):
             go()
+        time.sleep(1)  # one that was on its way when the first was refused may still arrive
         kept = len((tmp_path / "c.json.partial.jsonl").read_text().splitlines()) - 20
         assert kept > 20
         down, before = False, len(judge.requests)

@@ -1,4 +1,4 @@
-"""Real models as judges: the sample model in our engine and behind llama.cpp's server, unfit in both places."""
+"""A real model as a judge: the sample model in our engine is unfit, and said to be."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import pytest
 
 from rescoldo.engine.types import Sampling
 from rescoldo.evaluate import Parts, compare
-from rescoldo.evaluate.judge import Judge, judge_document
 from tests.data.examples import write
-from tests.evaluate.fake import ROLE
 from tests.evaluate.fake_server import fake_server, good
-from tests.evaluate.llama_server import llama_server
-from tests.evaluate.test_judge import PAIR, QUICK, asked, document, spec
+from tests.evaluate.test_judge import QUICK, asked, spec
 
 pytestmark = pytest.mark.slow
 FEW = [asked(i) for i in range(3)]
@@ -34,17 +31,3 @@ def test_the_sample_model_is_unfit(tmp_path: Path) -> None:
     assert not one["exam"]["passed"]
     assert one["pairs"] == [], "it is named and not counted"
     assert one["replies"]["asked"] == 24
-
-
-def test_llama_cpp_as_judge() -> None:
-    from rescoldo.models.server import ServerOptions, open_server
-
-    with llama_server(context=8192) as server:
-        chat = open_server(f"openai:smollm2@{server.url}", ServerOptions(2, 300, 1))
-        records = FEW[:2]
-        found = document(2)
-        one = judge_document(Judge(chat.spec, chat, ROLE), found, records, PAIR)
-    assert one["exam"]["n"] == 8
-    assert one["replies"]["asked"] == 16
-    assert not one["exam"]["passed"]
-    assert one["exam"]["accuracy"] < 0.9

@@ -259,3 +259,21 @@ def test_preference_pairs(tmp_path: Path) -> None:
         assert pair["prompt"] == role.messages({"concept": concept})
     write_pairs(pairs, tmp_path / "out.jsonl")
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == pairs
+
+
+def test_what_judges_prefer_is_data_where_nobody_has_voted(tmp_path: Path) -> None:
+    document, path, role = comparison(4), tmp_path / "v.jsonl", get_role("ba")
+    prefer(session(document, path), "finetuned")
+    votes = list(VoteFile(path).votes.values())
+    judged = {vote.example: vote for vote in votes if vote.example < 2}
+    pair = {"a": "baseline", "b": "finetuned", "outcomes": [[e, 0, 1.0] for e in range(3)] + [[3, 0, 0.5], [9, 0, 1.0]]}
+    document["judges"] = [
+        {"exam": {"passed": True}, "pairs": [pair]},
+        {"exam": {"passed": False}, "pairs": [{**pair, "outcomes": [[2, 0, 0.0], [3, 0, 0.0]]}]},
+    ]
+    assert len(preference_pairs(document, judged.values(), role)) == 2
+    found = preference_pairs(document, judged.values(), role, judged=True)
+    assert sorted(one["chosen"][0]["content"] for one in found) == ["b says 2", "f says 0", "f says 1"]
+    document["judges"][0]["pairs"][0]["outcomes"] = 7
+    with pytest.raises(RescoldoError, match="judges"):
+        preference_pairs(document, [], role, judged=True)

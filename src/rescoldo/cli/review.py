@@ -38,6 +38,10 @@ def review(
     export_pairs: Annotated[
         Path | None, typer.Option(help="Write what was preferred as prompt, chosen and rejected (JSON Lines).")
     ] = None,
+    judged: Annotated[
+        bool,
+        typer.Option("--judged", help="For --export-pairs: with what judges prefer, where no person has voted."),
+    ] = False,
     role: Annotated[
         str | None, typer.Option(help="For --export-pairs: whose prompt. (default the comparison's role)")
     ] = None,
@@ -60,6 +64,8 @@ def review(
     from rescoldo.preference.votes import VoteFile, votes_beside
     from rescoldo.review.wording import LANGUAGES
 
+    if judged and export_pairs is None:
+        raise RescoldoError("--judged says what --export-pairs writes", fix="add --export-pairs FILE")
     if lang not in LANGUAGES:
         raise RescoldoError(f"{lang!r} is no language of the page", where="--lang", fix=" or ".join(LANGUAGES))
     if terminal and json_ and not summary and export_pairs is None:
@@ -71,7 +77,7 @@ def review(
     pairs = [_pair(text) for text in pair or []] or default_pairs(document, str(file))
     put = ballots(document, pairs, str(file))
     if export_pairs is not None:
-        _export(document, votes, file, export_pairs, role, json_)
+        _export(document, votes, file, export_pairs, role, json_, judged=judged)
     if merge or summary or export_pairs is not None:
         _result(file, votes, put, json_ and export_pairs is None, quiet=json_)
         return
@@ -145,7 +151,9 @@ def _merge(votes: VoteFile, other: Path, *, quiet: bool) -> None:
         print(f"{other}: {count(len(theirs.votes), 'vote')}, {new} of them new here")
 
 
-def _export(document: dict[str, Any], votes: VoteFile, file: Path, output: Path, role: str | None, json_: bool) -> None:
+def _export(
+    document: dict[str, Any], votes: VoteFile, file: Path, output: Path, role: str | None, json_: bool, *, judged: bool
+) -> None:
     from rescoldo.preference.export import preference_pairs, write_pairs
     from rescoldo.role import get_role
 
@@ -153,7 +161,7 @@ def _export(document: dict[str, Any], votes: VoteFile, file: Path, output: Path,
         raise RescoldoError("would be overwritten", where=f"--export-pairs {output}", fix="choose another name")
     facts = document.get("metadata")
     named = role or (str(facts.get("role") or "") if isinstance(facts, dict) else "") or None
-    pairs = preference_pairs(document, votes.votes.values(), get_role(named), str(file))
+    pairs = preference_pairs(document, votes.votes.values(), get_role(named), str(file), judged=judged)
     write_pairs(pairs, output)
     if json_:
         print(json.dumps({"output": str(output), "pairs": len(pairs)}))

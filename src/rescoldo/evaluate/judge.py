@@ -212,7 +212,8 @@ def judge_document(
         wrong), failed (no reply: not counted), by_damage: kind → accuracy, interval, n};
         position_bias {rate (of the pairs on which each order has chosen an answer: how often it was the one in the same
         place both times), interval, n, first (how often the first place was chosen)}; self_preference, see
-        _self_preference, or None; pairs (see preference.summarise, and `refused`), none where the exam was not passed;
+        _self_preference, or None; pairs (see preference.summarise, `refused`, and
+        outcomes: example, repeat, 1, 1/2 or 0), none where the exam was not passed;
         replies {asked, refused, failed}; answers (for the cache).
 
     Raises:
@@ -244,8 +245,13 @@ def judge_document(
     found_pairs = []
     if exam["passed"]:
         for a, b in pairs:
-            outcomes, refused, more = _judged(judge, document, (a, b), texts)
-            found_pairs.append({**summarise(a, b, outcomes), "refused": refused})
+            judged, refused, more = _judged(judge, document, (a, b), texts)
+            outcomes: dict[int, list[float]] = {}
+            for example, _, outcome in judged:
+                outcomes.setdefault(example, []).append(outcome)
+            found_pairs.append(
+                {**summarise(a, b, outcomes), "refused": refused, "outcomes": [list(one) for one in judged]}
+            )
             replies += more
     return {
         "model": judge.spec,
@@ -260,16 +266,18 @@ def judge_document(
 
 def _judged(
     judge: Judge, document: Mapping[str, Any], pair: tuple[str, str], texts: Sequence[str]
-) -> tuple[dict[int, list[float]], int, list[_Replies]]:
-    """Input → outcomes, how many pairs of answers have none, and the replies. Identical answers are equal unasked."""
+) -> tuple[list[tuple[int, int, float]], int, list[_Replies]]:
+    """(example, repeat, outcome) of each pair of answers, how many pairs have none, and the replies. Identical answers
+    are not judged."""
     a, b = pair
     put = ballots(document, [pair])
     asked = [_Asked(texts[one.example], one.texts[a], one.texts[b]) for one in put.items]
     replies = judge.compare(f"{a} against {b}", asked) if asked else []
-    outcomes: dict[int, list[float]] = {}
-    for ballot, reply in zip(put.items, replies, strict=True):
-        if reply.outcome is not None:
-            outcomes.setdefault(ballot.example, []).append(reply.outcome)
+    outcomes = [
+        (ballot.example, ballot.repeat, reply.outcome)
+        for ballot, reply in zip(put.items, replies, strict=True)
+        if reply.outcome is not None
+    ]
     return outcomes, sum(reply.outcome is None for reply in replies), replies
 
 

@@ -11,15 +11,17 @@ from typing import Any
 from rescoldo.data import read_records
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import sha256, write_text
-from rescoldo.preference.ballots import Ballot
+from rescoldo.preference.ballots import Ballot, ballots
 from rescoldo.preference.people import counted
-from rescoldo.preference.statistics import TIE
+from rescoldo.preference.statistics import LOSS, TIE, WIN
 from rescoldo.preference.votes import Vote
 from rescoldo.role import Role
 
+Key = tuple[str, str, int, int]
+
 
 def preference_pairs(
-    document: Mapping[str, Any], votes: Iterable[Vote], role: Role, where: str = ""
+    document: Mapping[str, Any], votes: Iterable[Vote], role: Role, where: str = "", *, judged: bool = False
 ) -> list[dict[str, Any]]:
     """Preference pairs in the conversational format of TRL's preference data sets.
 
@@ -28,6 +30,7 @@ def preference_pairs(
     Args:
         role: makes the prompt's messages from the record.
         where: the comparison's file, for messages.
+        judged: take what judges that have passed their exam prefer, too, where no person has voted.
 
     Returns:
         {"prompt": [messages], "chosen": [message], "rejected": [message]} each.
@@ -35,12 +38,19 @@ def preference_pairs(
     Raises:
         RescoldoError: the prompt cannot be made: it uses fields of the data set, which is not there any more.
     """
-    outcomes: dict[tuple[str, str, int, int], list[float]] = {}
-    there: dict[tuple[str, str, int, int], Ballot] = {}
+    outcomes: dict[Key, list[float]] = {}
+    there: dict[Key, Ballot] = {}
     for ballot, vote in counted(document, votes, where):
         key = (ballot.a, ballot.b, ballot.example, ballot.repeat)
         there[key] = ballot
         outcomes.setdefault(key, []).append(vote.outcome(ballot.a) or 0.0)
+    if judged:
+        people = {(frozenset(key[:2]), *key[2:]) for key in there}
+        for ballot, outcome in _judgements(document, where):
+            key = (ballot.a, ballot.b, ballot.example, ballot.repeat)
+            if (frozenset(key[:2]), *key[2:]) not in people:
+                there[key] = ballot
+                outcomes.setdefault(key, []).append(outcome)
     records = _records(document, role)
     pairs = []
     for key, ballot in sorted(there.items()):
@@ -59,6 +69,25 @@ def preference_pairs(
             }
         )
     return pairs
+
+
+def _judgements(document: Mapping[str, Any], where: str) -> list[tuple[Ballot, float]]:
+    """What judges that have passed prefer.
+
+    Raises:
+        RescoldoError: the document's judges are not as the program writes them.
+    """
+    found = []
+    try:
+        for judge in document.get("judges") or ():
+            for pair in judge["pairs"] if judge["exam"]["passed"] is True else ():
+                there = {(b.example, b.repeat): b for b in ballots(document, [(pair["a"], pair["b"])], where).items}
+                for example, repeat, outcome in pair["outcomes"]:
+                    if (example, repeat) in there and outcome in (WIN, TIE, LOSS):
+                        found.append((there[example, repeat], float(outcome)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise RescoldoError("its judges are not as compare writes them", where=where, fix="compare again") from None
+    return found
 
 
 def _records(document: Mapping[str, Any], role: Role) -> dict[int, dict[str, Any]]:
