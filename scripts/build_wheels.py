@@ -4,8 +4,8 @@
     pip install -r requirements/wheels.txt
     scripts/build_wheels.py [--out dist] [--platform linux-x86_64 …]
 
-`python -m build` makes the sdist and the wheel for any platform (py3-none-any), which builds its kernels on first use. A
-platform's wheel is that wheel, with a library for each of the platform's instruction sets, cross-compiled by zig, and
+`python -m build` makes the sdist and the wheel for any platform (py3-none-any), which builds its kernels on first use.
+A platform's wheel is that wheel, with a library for each of the platform's instruction sets, cross-compiled by zig, and
 the platform's tag; pip prefers it. Each library is checked before it is packed: its format and CPU, its glibc symbols,
 what it needs, and that it exports what kernels.h declares.
 """

@@ -1,6 +1,6 @@
-"""Linux on aarch64, emulated: kernels of both NEON sets against their twins, gradients, a run, its resumption, an export.
+"""Linux on aarch64, emulated: both sets of NEON kernels against their twins, gradients, a run, its resumption, export.
 
-scripts/arm_root.sh fetches what that needs, 700 MB, into $RESCOLDO_ARM_ROOT or .venv/arm. Speed cannot be measured there.
+scripts/arm_root.sh fetches what that needs, 700 MB, to $RESCOLDO_ARM_ROOT or .venv/arm. Speed is not measured there.
 """
 
 from __future__ import annotations
