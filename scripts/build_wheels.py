@@ -158,7 +158,11 @@ def make(out: Path, names: Iterable[str], *, isolated: bool = True) -> list[Path
 
 def _run(module: str, *arguments: str | Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"error: python -m {module} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

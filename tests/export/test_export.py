@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from rescoldo.base.chat_templates import INST_AS_TEXT
 from rescoldo.base.gguf_header import read_header
-from rescoldo.base.tokenizer import INST_AS_TEXT
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.export import KINDS, export_run, gguf_file

@@ -230,7 +230,7 @@ def test_command(
     assert "Best by the metric" in out
     for args, message in (
         (["--over", "lr=1e-4..1e-2"], "a grid needs values"),
-        (["--over", "lr=1e-4", "--lr", 1e-3], "given and gone over"),
+        (["--over", "lr=1e-4", "--lr", 1e-3], "lr is both fixed and swept"),
         ([], "nothing to go over"),
     ):
         code, _, err = run(*args)

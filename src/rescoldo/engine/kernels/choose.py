@@ -16,6 +16,7 @@ from rescoldo.engine.kernels.selftest import remembered
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
 from rescoldo.errors import RescoldoError
 from rescoldo.files import cache_root
+from rescoldo.invocation import program
 from rescoldo.system import cpu
 
 VARIABLE = "RESCOLDO_KERNELS"
@@ -77,7 +78,7 @@ def _tested(isa: InstructionSet) -> NativeKernels:
     folder = cache_root(loadable=True) / "kernels"
     wrong = remembered(library(isa, folder), lambda: NativeKernels(isa.name), folder, isa.name)
     if wrong:
-        raise BuildError(f"they fail their self-test ({wrong})", "report it, with the output of: rescoldo doctor")
+        raise BuildError(f"they fail their self-test ({wrong})", f"report it, with the output of: {program()} doctor")
     return NativeKernels(isa.name)
 
 
