@@ -123,4 +123,4 @@ def test_train_doctor_and_status_run_without_what_only_linux_has(tmp_path):
     assert len((commands / "caffeinated").read_text().splitlines()) >= 2
     info = json.loads((tmp_path / "run" / "training_info.json").read_text())
     assert info["host"]["cpu"] == INTEL["machdep.cpu.brand_string"]
-    assert json.loads(rescoldo("status", str(tmp_path / "run"), "--json").stdout)["phase"] == "finished"
+    assert json.loads(rescoldo("status", str(tmp_path / "run"), "--json").stdout)["status"] == "finished"
