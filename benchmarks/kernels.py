@@ -115,6 +115,17 @@ def checkout(text: str) -> Path:
     return path
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,7 +136,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="also beside a process that keeps one core busy")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--examples", type=int, default=1, help="examples in an optimizer step")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     writable(args.output)
@@ -153,20 +164,17 @@ def main() -> None:
                     with busy():
                         run["busy"][name] = side.step(number)
             runs.append(run)
-    names = list(sides)
-    rows = summary(runs, names)
-    loads = sorted(run[name]["load"] for run in runs for name in names)
-    write_json(
-        args.output,
-        {
-            "workload": "smollm2", "machine": describe(threads), "precision": args.precision,
-            "examples_per_step": args.examples, "load": {"min": loads[0], "max": loads[-1]}, "runs": runs,
-            "sides": rows,
-        },
-    )  # fmt: skip
+            rows = summary(runs, list(sides))
+            loads = sorted(one[name]["load"] for one in runs for name in sides)
+            document = {
+                "workload": "smollm2", "machine": describe(threads), "precision": args.precision,
+                "examples_per_step": args.examples, "load": {"min": loads[0], "max": loads[-1]}, "runs": runs,
+                "sides": rows,
+            }  # fmt: skip
+            write_json(args.output, document)  # after each round: what was measured is kept when this is interrupted
     measured = f"{args.precision}, {threads} threads, load {loads[0]:.1f} to {loads[-1]:.1f}"
     table = Table(title=f"a step of {args.examples} in {measured}")
-    columns = ["seconds", f"times {names[0]}", "CPU time", *(["beside a busy process"] if args.busy else [])]
+    columns = ["seconds", f"times {args.sets[0]}", "CPU time", *(["beside a busy process"] if args.busy else [])]
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():

@@ -15,10 +15,11 @@ fail() { echo "[arm] error: $*" >&2; exit 1; }
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "this needs apt-get and dpkg-deb (Debian, Ubuntu)"
 
 # the wheels, while apt fetches its part
-packages="torch==2.9.1 $(grep -E '^(transformers|tokenizers|safetensors|huggingface_hub|gguf|sentencepiece|numpy|scipy|pydantic|pydantic_core|annotated-types|typing-inspection|typing_extensions|PyYAML|typer|rich|markdown-it-py|mdurl|Pygments|shellingham|click|annotated-doc|Jinja2|MarkupSafe|jsonschema|jsonschema-specifications|referencing|rpds-py|attrs|psutil|regex|requests|tqdm|packaging|filelock|fsspec|hf-xet|httpx|httpcore|h11|anyio|idna|certifi|sniffio|sympy|mpmath|networkx|urllib3|charset-normalizer|truststore|httpx2|httpcore2)==' requirements/base.txt)"
+# PyPI's torch for aarch64 is a build without CUDA up to this version
+packages="torch==2.9.1 $(grep -E '^[A-Za-z]' requirements/base.txt | grep -v '^torch==')"
 # shellcheck disable=SC2086
 "$python" -m pip install --disable-pip-version-check --no-input --quiet --no-deps --only-binary=:all: --no-compile \
-    --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
+    --platform manylinux_2_31_aarch64 --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
     --platform manylinux2014_aarch64 --python-version 311 --implementation cp --abi cp311 --abi abi3 --abi none \
     --upgrade --target "$root/packages" $packages >"$root/pip.log" 2>&1 &
 wheels=$!

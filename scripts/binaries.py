@@ -1,4 +1,4 @@
-"""What a shared library says of itself, read from the file: ELF (System V gABI) and Mach-O (mach-o/loader.h), 64 bits."""
+"""What a shared library of 64 bits says of itself, read from the file: ELF (gABI) and Mach-O (mach-o/loader.h)."""
 
 from __future__ import annotations
 

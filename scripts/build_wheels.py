@@ -4,10 +4,10 @@
     pip install -r requirements/wheels.txt
     scripts/build_wheels.py [--out dist] [--platform linux-x86_64 …]
 
-`python -m build` makes the sdist and the wheel for any platform (py3-none-any), which builds its kernels on first use. A platform's
-wheel is that wheel, with a library for each of the platform's instruction sets, cross-compiled by zig, and the platform's
-tag; pip prefers it. Each library is checked before it is packed: its format and CPU, its glibc symbols, what it needs,
-and that it exports what kernels.h declares.
+`python -m build` makes the sdist and the wheel for any platform (py3-none-any), which builds its kernels on first use.
+A platform's wheel is that wheel, with a library for each of the platform's instruction sets, cross-compiled by zig, and
+the platform's tag; pip prefers it. Each library is checked before it is packed: its format and CPU, its glibc symbols,
+what it needs, and that it exports what kernels.h declares.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ class Platform:
 # the dynamic loader's is for variables that each thread has of its own
 _GLIBC = frozenset({"libc.so.6", "libm.so.6", "libpthread.so.0"})
 _MACOS = frozenset({"/usr/lib/libSystem.B.dylib"})
+_LINKERS = frozenset({"__dso_handle", "_mh_dylib_header"})  # zig's linker adds them to a Mach-O file
 PLATFORMS = (
-    Platform("linux-x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "x86_64", _GLIBC | {"ld-linux-x86-64.so.2"}),
+    Platform(
+        "linux-x86_64", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", "x86_64", _GLIBC | {"ld-linux-x86-64.so.2"}
+    ),
     Platform(
         "linux-aarch64",
         "aarch64-linux-gnu.2.28",
@@ -75,9 +78,14 @@ PLATFORMS = (
     Platform("macos-arm64", "aarch64-macos.11.0", "macosx_11_0_arm64", "aarch64", _MACOS),
     # the last Macs with Intel's CPUs have AVX-512 at most; amx asks Linux for its registers
     Platform(
-        "macos-x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64", "x86_64", _MACOS, frozenset({"amx", "avx512bf16", "avxvnni"})
+        "macos-x86_64",
+        "x86_64-macos.11.0",
+        "macosx_11_0_x86_64",
+        "x86_64",
+        _MACOS,
+        frozenset({"amx", "avx512bf16", "avxvnni"}),
     ),
-)  # fmt: skip
+)
 
 
 def declared() -> frozenset[str]:
@@ -94,10 +102,9 @@ def faults(found: Binary, platform: Platform) -> list[str]:
     kind = "Mach-O" if "macos" in platform.target else "ELF"
     if (found.kind, found.machine) != (kind, platform.machine):
         wrong.append(f"is {found.kind} for {found.machine}, not {kind} for {platform.machine}")
-    if found.exported != declared():
-        wrong.append(
-            f"exports {sorted(found.exported - declared())} too many, lacks {sorted(declared() - found.exported)}"
-        )
+    exported = found.exported - _LINKERS
+    if exported != declared():
+        wrong.append(f"exports {sorted(exported - declared())} too many, lacks {sorted(declared() - exported)}")
     if stray := found.needed - platform.needs:
         wrong.append(f"needs {sorted(stray)}")
     if newer := sorted(version for version in found.glibc if version > GLIBC):

@@ -123,8 +123,8 @@ def test_compare(run: Path, dataset: Path, tmp_path: Path) -> None:
     found = rescoldo.compare(run, dataset, output=tmp_path / "c.json", **settings)
     assert set(found.scores) == {"base", "finetuned"}
     assert (found.adopt, found.sentence) == (
-        found.document["comparison"]["decision"]["adopt"],
-        found.document["comparison"]["decision"]["sentence"],
+        found.document["comparison"]["decision"]["verdict_code"] == "adopt",
+        found.document["comparison"]["decision"]["verdict"],
     )
     assert (tmp_path / "c.html").exists()
     with_other = rescoldo.compare(run, dataset, baseline=str(run.parent / "base"), **settings)

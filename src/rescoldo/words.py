@@ -1,9 +1,11 @@
-"""The words of a text, and when two texts are the same."""
+"""The words of a text, when two texts are the same, and what of a text a terminal may be given."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def words(text: str) -> list[str]:
@@ -18,3 +20,8 @@ def words(text: str) -> list[str]:
 def same(text: str) -> str:
     """Two texts are the same if this is equal: case, accents, punctuation and spacing do not count."""
     return " ".join(words(text))
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: control characters but newline and tab become U+FFFD."""
+    return _CONTROL.sub("\ufffd", text)

@@ -1,6 +1,6 @@
-"""Linux on aarch64, emulated: kernels of both NEON sets against their twins, gradients, a run, its resumption, an export.
+"""Linux on aarch64, emulated: both sets of NEON kernels against their twins, gradients, a run, its resumption, export.
 
-scripts/arm_root.sh fetches what that needs, 700 MB, into $RESCOLDO_ARM_ROOT or .venv/arm. Speed cannot be measured there.
+scripts/arm_root.sh fetches what that needs, 700 MB, to $RESCOLDO_ARM_ROOT or .venv/arm. Speed is not measured there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ARM = Path(os.environ.get("RESCOLDO_ARM_ROOT") or ROOT / ".venv" / "arm")
 TARGET = next(row.target for row in PLATFORMS if row.name == "linux-aarch64")
 NAMES = [row.name for row in INSTRUCTION_SETS if row.machine == "aarch64"]
-SECONDS = 900
+SECONDS = 2400  # of a machine that is busy with other tests
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("arm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def _run(*arguments: str | Path, **environment: str) -> str:

@@ -29,6 +29,29 @@ ROPE: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
 
+ROPE_OF_FAMILIES: dict[str, dict[str, Any]] = {
+    "part": {"partial_rotary_factor": 0.5},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.3, 1.5, 1.8, 2.0, 2.5, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 30.0, 40.0],
+    },
+    "longrope-part": {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.8, 2.0, 2.2, 2.5, 2.8, 3.0],
+        "long_factor": [1.0, 2.0, 4.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 30.0, 40.0],
+        "partial_rotary_factor": 0.75,
+    },
+    "ministral": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 24,
+        "max_position_embeddings": 256,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.5,
+    },
+}
 ROPE_BY_KIND: dict[str, dict[str, Any]] = {  # one for each kind of layer
     "kinds": {
         "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0},
@@ -85,14 +108,14 @@ def tiny_tokenizer() -> Any:
 def tiny_config(architecture: str, **overrides: Any) -> Any:
     """A transformers config: hidden 64, 2 layers, 4 heads, 2 KV heads, vocabulary 288; `overrides` win.
 
-    `rope="linear"|"dynamic"|"llama3"|"yarn"` (see ROPE) sets the RoPE scaling; anything else is the config's own field
+    `rope="linear"|"dynamic"|…` (see ROPE) sets the RoPE scaling; anything else is the config's own field
     (attention_bias, mlp_bias, tie_word_embeddings, sliding_window, use_sliding_window, max_window_layers, head_dim …).
     """
     from transformers import AutoConfig
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     wanted = overrides.pop("rope", "default")
-    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | ROPE.get(wanted, {})
+    rope = ROPE_BY_KIND[wanted] if wanted in ROPE_BY_KIND else rope | {**ROPE, **ROPE_OF_FAMILIES}.get(wanted, {})
     values: dict[str, Any] = {
         "vocab_size": 288,
         "hidden_size": 64,
@@ -111,6 +134,8 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
     }
     if architecture in ("mistral", "phi3"):
         values["sliding_window"] = None
+    if wanted.startswith("longrope"):  # the pretrained context is beside the rotation's parameters
+        values["original_max_position_embeddings"] = 128
     if architecture == "qwen2":
         del values["head_dim"]
     return AutoConfig.for_model(architecture, **{**values, **overrides})

@@ -237,7 +237,7 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
         ({"llama.attention.head_count": 3}, "do not fit together"),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "not a positive number"),
         ({"llama.rope.freq_base": -1.0}, "not a positive number"),
-        ({"llama.rope.dimension_count": 8}, "part of the head"),
+        ({"llama.rope.dimension_count": 8}, "RoPE over 8 of a head's 16"),
         ({"llama.attention.value_length": 8}, "different sizes"),
         ({"llama.expert_count": 8}, "mixtures of experts"),
         ({"split.count": 3}, "one part of a split"),
@@ -248,7 +248,7 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
     if "general.architecture" in metadata:
         path = tiny_gguf(tmp_path / "m.gguf", "llama")
         path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0falco", 1))
-        message = "'falco' is not supported(.|\n)*llama, mistral, qwen2, qwen3"
+        message = "'falco' is not supported(.|\n)*llama, mistral, ministral3, qwen2"
     else:
         path = tiny_gguf(tmp_path / "m.gguf", "llama", metadata=metadata)
     with pytest.raises(RescoldoError, match=message):

@@ -90,7 +90,7 @@ def _edit(directory: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba"}, "'mamba' is not supported(.|\n)*llama, mistral, qwen2, qwen3"),
+        ({"model_type": "mamba"}, "'mamba' is not supported(.|\n)*llama, mistral, ministral3, qwen2"),
         ({"model_type": "mixtral"}, "'mixtral' is not supported"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": None}, "no model_type"),

@@ -126,6 +126,13 @@ def test_dispatch(tmp_path: Path) -> None:
         open_base(str(folder))
 
 
+def test_an_adapters_directory_names_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/its-base"}')
+    with pytest.raises(RescoldoError, match="not supported") as caught:
+        open_base(str(tmp_path))
+    assert "org/its-base" in caught.value.fix
+
+
 def test_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     (tmp_path / "empty").mkdir()

@@ -212,8 +212,8 @@ def test_all_others_without_a_template_get_the_plain_one(tmp_path: Path) -> None
     assert _llama_cpp(path, chat_template=tokenizer.chat_template).chat(messages) == text.removeprefix("<s>")
     assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == "</s>"
     assert stop_ids(tokenizer) == {tokenizer.eos_token_id}
-    with pytest.raises(RescoldoError, match="a system message comes first"):
-        prompt_text(messages[::-1], tokenizer)
+    with pytest.raises(RescoldoError, match="the roles are system, user and assistant"):
+        prompt_text([*messages, {"role": "tool", "content": "4"}], tokenizer)
 
 
 def test_a_tokenizer_that_begins_no_text_has_a_plain_template_without_a_beginning(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def _no_eos(directory: Path) -> None:
     ("damage", "message"),
     [
         (_break_json, "cannot load the tokenizer"),
-        (_no_files, "neither tokenizer.json nor tokenizer.model nor vocab.json"),
+        (_no_files, "neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json"),
         (_no_eos, "no end-of-sequence token"),
     ],
 )

@@ -16,7 +16,7 @@ from scipy import stats
 
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
-from rescoldo.evaluate import build_comparison, evaluate
+from rescoldo.evaluate import build_comparison, evaluate, write_document
 from rescoldo.evaluate.content import MARGIN, measure_content, outside, ranges_of
 from rescoldo.evaluate.diagnostics import TrainingAnswers
 from rescoldo.evaluate.measures import MEASURES, content_of, figures, measure, names, repeats, shared_items
@@ -445,3 +445,27 @@ def test_long_texts_do_not_hang() -> None:
         alone(ROLE, "a b", text)
         shared_items([(i, content_of(ROLE, text).items) for i in range(3)])
     assert time.monotonic() - started < 20
+
+
+def test_the_engine_measures_answers_as_it_measures_a_dataset(run: Path) -> None:
+    """The base model alone, and the same perplexity as models.perplexity gives for one record's own answer."""
+    from rescoldo.models.engine_chat import EngineChat
+    from rescoldo.models.loaded import load_for_inference
+
+    loaded = load_for_inference(str(run), "fp32", role=ROLE, records=list(records("val")[:2]))
+    scale = EngineChat(loaded, adapter=False)
+    pairs = [(record, ROLE.target(record)) for record in records("val")[:2]]
+    found = scale.answer_perplexity(ROLE, [*pairs, (records("val")[0], "x " * 5000)])
+    own = [scale.perplexity(ROLE, [record])["perplexity"] for record, _ in pairs]
+    assert found == [pytest.approx(own[0], rel=1e-4), pytest.approx(own[1], rel=1e-4), None]
+    tuned = EngineChat(loaded).answer_perplexity(ROLE, pairs)
+    assert tuned != pytest.approx(own, rel=1e-4), "the adapter is off"
+    assert scale.count_tokens("a title") > 0
+
+
+def test_a_document_is_written_with_the_verdict_of_its_votes(tmp_path: Path) -> None:
+    document = {**compared(reference), "people": people(votes(28, 2))}
+    assert decision(document)["verdict_code"] == "content_unknown"
+    write_document(document, tmp_path / "c.json")
+    assert decision(json.loads((tmp_path / "c.json").read_text()))["verdict_code"] == "adopt"
+    assert "people preferred its content" in (tmp_path / "c.md").read_text()

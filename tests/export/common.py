@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from rescoldo.engine.types import LoraConfig
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=LINEARS)
 CONCEPTS = ["A tool library", "Una app para reservar canchas de pádel", "漢字を学ぶアプリ", "Ein Café, 24 h geöffnet"]
+# a longrope model whose pretrained context has room for the role's prompt
+PHI_LONG = {"rope": "longrope-part", "max_position_embeddings": 8192, "original_max_position_embeddings": 4096}
 
 
-def make_run(path: Path, base: str, *, lora: LoraConfig = LORA, size: float = 0.1, seed: int = 3) -> Path:
+def make_run(path: Path, base: str, *, lora: LoraConfig | None = None, size: float = 0.1, seed: int = 3) -> Path:
     """A run on `base` (as a user would name it); `size` is the spread of B. Returns `path`."""
     opened = open_base(base)
+    lora = lora or replace(LORA, targets=opened.config.linears)
     generator = torch.Generator().manual_seed(seed)
     parameters = new_parameters(opened.config, lora, seed)
     for name, tensor in parameters.items():

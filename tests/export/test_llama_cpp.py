@@ -24,7 +24,7 @@ from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.engine.test_families import GRANITE
-from tests.export.common import CONCEPTS, make_run
+from tests.export.common import CONCEPTS, PHI_LONG, make_run
 
 pytest.importorskip("xllamacpp")
 from tests.base.llama_cpp import LlamaCpp
@@ -94,6 +94,26 @@ def test_adapter_and_merged_file_of_a_tiny_gguf(tmp_path: Path, architecture: st
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
+def test_a_base_without_a_chat_template(tmp_path: Path) -> None:
+    """The plain template goes along: in the merged file, and beside the adapter, where the base's own file has none."""
+    base = tiny_gguf(tmp_path / "base.gguf", template=None, **TINY)
+    run = make_run(tmp_path / "run", str(base), size=0.3)
+    tokenizer = load_for_inference(str(run), lazy=True).tokenizer
+    messages = [*ROLE.messages({"concept": CONCEPTS[1]}), {"role": "assistant", "content": "Sí."}]
+    messages.append({"role": "user", "content": "¿Y?"})
+    export_run(run, "merged-gguf", dtype="F32")
+    export_run(run, "gguf-adapter")
+    adapter = run / "export/gguf-adapter"
+    assert "--chat-template-file chat_template.jinja" in (adapter / "PROMPT.md").read_text()
+    template = (adapter / "chat_template.jinja").read_text()
+    merged = LlamaCpp(run / "export/merged-gguf/model-F32.gguf", context=4096)
+    on_top = LlamaCpp(base, lora=adapter / "adapter-F32.gguf", context=4096, chat_template=template)
+    for llama_cpp in (merged, on_top):
+        rendered = llama_cpp.chat(messages)
+        assert llama_cpp.tokenize(rendered, add_special=False) == prompt_ids(messages, tokenizer)
+    assert "a plain chat template" in (adapter / "PROMPT.md").read_text()
+
+
 GEMMA = {"tie_word_embeddings": True, "head_dim": 32, "query_pre_attn_scalar": 32}
 HF: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope": "llama3", "tie_word_embeddings": True}),
@@ -107,6 +127,9 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("olmo2", {}),
     ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
     ("smollm3", {"num_hidden_layers": 5}),
+    ("phi3", {}),
+    ("phi3", {**PHI_LONG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+    ("ministral3", {"rope": "ministral"}),
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("gemma3_text", {**GEMMA, "rope": "kinds", "sliding_window": 64, "num_hidden_layers": 7}),
     ("gemma2", {**GEMMA, "sliding_window": 64, "num_hidden_layers": 3}),
@@ -115,7 +138,7 @@ HF: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("architecture", "overrides"), HF)
 def test_merged_file_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
-    base = tiny_hf(tmp_path / "base", architecture, **TINY, **overrides)
+    base = tiny_hf(tmp_path / "base", architecture, **{**TINY, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.3)
     mine = load_for_inference(str(run))
     asked = prompts(mine.tokenizer, CONCEPTS[2:])
@@ -136,7 +159,9 @@ def test_adapter_on_a_quantized_file_of_each_family(
 ) -> None:
     """A Q8_0 file, made by merging an adapter of zeros, read as a base again: its own answers, and those with an
     adapter on top of it."""
-    nothing = make_run(tmp_path / "nothing", str(tiny_hf(tmp_path / "hf", architecture, **TINY, **overrides)), size=0.0)
+    nothing = make_run(
+        tmp_path / "nothing", str(tiny_hf(tmp_path / "hf", architecture, **{**TINY, **overrides})), size=0.0
+    )
     export_run(nothing, "merged-gguf", dtype="Q8_0")
     base = nothing / "export/merged-gguf/model-Q8_0.gguf"
     run = make_run(tmp_path / "run", str(base), size=0.3)
@@ -150,6 +175,29 @@ def test_adapter_on_a_quantized_file_of_each_family(
     check(follow(mine.model, on_top, asked, 12), "Q8_0")
     with mine.model.without_adapter():
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
+
+
+@pytest.mark.parametrize(("architecture", "overrides"), [one for one in HF if one[0] in ("phi3", "ministral3")])
+def test_a_gguf_base_of_the_family(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
+    """A merged file is a base itself: its adapter in llama.cpp, its merged directory in transformers."""
+    first = make_run(tmp_path / "first", str(tiny_hf(tmp_path / "hf", architecture, **{**TINY, **overrides})), size=0.1)
+    export_run(first, "merged-gguf", dtype="F32")
+    base = first / "export/merged-gguf/model-F32.gguf"
+    run = make_run(tmp_path / "run", str(base), size=0.3, seed=9)
+    mine = load_for_inference(str(run))
+    asked = prompts(mine.tokenizer, CONCEPTS[:2])
+    export_run(run, "gguf-adapter")
+    on_top = LlamaCpp(base, lora=run / "export/gguf-adapter/adapter-F32.gguf", context=4096)
+    check(follow(mine.model, on_top, asked, 12), "F32")
+    with mine.model.without_adapter():
+        assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
+    from transformers import AutoModelForCausalLM
+
+    export_run(run, "merged", dtype="F32")
+    theirs = AutoModelForCausalLM.from_pretrained(run / "export/merged", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([asked[0]])).logits[0]
+    torch.testing.assert_close(mine.model.logits(torch.tensor(asked[0])), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

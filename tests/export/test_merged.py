@@ -16,8 +16,9 @@ from rescoldo.export import export_run, merged_hf
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
+from tests.base.test_quantized import fp8_model
 from tests.engine.test_families import GRANITE
-from tests.export.common import CONCEPTS, make_run
+from tests.export.common import CONCEPTS, PHI_LONG, make_run
 
 SIZES: dict[str, Any] = {"max_position_embeddings": 4096, "intermediate_size": 96}
 
@@ -46,13 +47,16 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("olmo2", {}),
         ("olmo3", {"rope": "yarn-full", "sliding_window": 4096, "num_hidden_layers": 4}),
         ("smollm3", {"num_hidden_layers": 5}),
+        ("phi3", {}),
+        ("phi3", {**PHI_LONG, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}),
+        ("ministral3", {"rope": "ministral"}),
         ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
         ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
         ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
-    base = tiny_hf(tmp_path / "base", architecture, **SIZES, **overrides)
+    base = tiny_hf(tmp_path / "base", architecture, **{**SIZES, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.3)
     export_run(run, "merged")
     merged = run / "export/merged"
@@ -72,6 +76,20 @@ def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: di
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == tokens
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), str(run))
     assert adapted is not None, "the merged model is a base that PEFT takes"
+
+
+def test_of_a_base_in_fp8(tmp_path: Path) -> None:
+    """What is merged is not quantized, and its config does not say that it is."""
+    fp8_model(tmp_path / "base", "one", "weight_scale_inv", max_position_embeddings=4096)
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    run = make_run(tmp_path / "run", str(tmp_path / "base"), size=0.3)
+    assert export_run(run, "merged")["dtype"] == "BF16"
+    export_run(run, "merged", dtype="F32", force=True)
+    mine = load_for_inference(str(run))
+    tokens = _prompt(mine.tokenizer)
+    theirs = _theirs(run / "export/merged", tokens)
+    torch.testing.assert_close(theirs, mine.model.logits(torch.tensor(tokens)), rtol=1e-3, atol=1e-3)
 
 
 def test_of_a_decoder_wrapped_together_with_a_vision_tower(tmp_path: Path) -> None:
@@ -104,7 +122,7 @@ def test_of_a_gguf_base(tmp_path: Path, architecture: str, quantization: str, ov
     """The config is made from the file's metadata, the weights decoded: transformers sees the model that we see."""
     if "metadata" in overrides:
         overrides["metadata"]["llama.rope.scaling.factor"] = 2.0
-    base = tiny_gguf(tmp_path / "base.gguf", architecture, quantization=quantization, **SIZES, **overrides)
+    base = tiny_gguf(tmp_path / "base.gguf", architecture, quantization=quantization, **{**SIZES, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.3)
     document = export_run(run, "merged", dtype="fp32")
     assert document["dtype"] == "F32"

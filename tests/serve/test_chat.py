@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from rescoldo.cli.chat import printable
 from rescoldo.cli.main import app, run_app
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
@@ -18,6 +17,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.models.loaded import Loaded, load_for_inference
 from rescoldo.role import get_role
 from rescoldo.serve.talk import reply
+from rescoldo.words import printable
 from tests.serve.common import tiny_run
 
 ROLE = get_role("ba")

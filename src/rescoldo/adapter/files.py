@@ -28,6 +28,7 @@ BIN_FILE = "adapter_model.bin"
 CALIBRATION_FILE = "calibration.safetensors"
 
 _PREFIX = "base_model.model."
+_PLAIN, _WRAPPED = "model.layers.", "model.language_model.layers."
 _KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
 
 
@@ -41,6 +42,7 @@ class Adapter:
         base_model: as the config names it, "" where it does not.
         directory: where it was read from.
         layers: those that it changes; None: all of the base model's.
+        wrapped: whether its files have the names of a class that holds the decoder together with a vision tower.
     """
 
     lora: LoraConfig
@@ -48,6 +50,7 @@ class Adapter:
     base_model: str
     directory: Path
     layers: tuple[int, ...] | None = None
+    wrapped: bool = False
 
     def misfit(self, base: DecoderConfig) -> str:
         """In what it does not fit a base model of these shapes: one sentence, "" where it fits."""
@@ -105,26 +108,31 @@ def _several(what: str, names: list[str]) -> str:
     return f"{names[0]} is {what}" + (f", and {len(names) - 1} more are" if len(names) > 1 else "")
 
 
-def to_peft(parameters: Tensors) -> Tensors:
-    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32."""
+def to_peft(parameters: Tensors, *, wrapped: bool = False) -> Tensors:
+    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32; `wrapped`:
+    base_model.model.model.language_model.layers.0.…."""
+    layers = _PREFIX + (_WRAPPED if wrapped else _PLAIN)
     return {
-        f"{_PREFIX}{key}.weight": tensor.detach().to(torch.float32).contiguous() for key, tensor in parameters.items()
+        f"{layers}{key.removeprefix(_PLAIN)}.weight": tensor.detach().to(torch.float32).contiguous()
+        for key, tensor in parameters.items()
     }
 
 
-def write_adapter(output: Path, parameters: Tensors, lora: LoraConfig, base_model: str) -> None:
+def write_adapter(
+    output: Path, parameters: Tensors, lora: LoraConfig, base_model: str, *, wrapped: bool = False
+) -> None:
     """Write adapter_model.safetensors and adapter_config.json, each atomically.
 
     Raises:
         OSError: as the system says.
     """
-    data = safetensors.torch.save(to_peft(parameters), metadata={"format": "pt"})
+    data = safetensors.torch.save(to_peft(parameters, wrapped=wrapped), metadata={"format": "pt"})
 
     def write(path: Path) -> None:
         path.write_bytes(data)
 
     write_atomic(output / WEIGHTS_FILE, write)
-    write_json(output / CONFIG_FILE, peft_config(lora, base_model))
+    write_json(output / CONFIG_FILE, peft_config(lora, base_model, wrapped=wrapped))
 
 
 def write_bin(output: Path) -> None:
@@ -147,14 +155,17 @@ def read_adapter(directory: Path) -> Adapter:
     config = read_config(directory / CONFIG_FILE)
     lora, layers = parse_config(config, str(directory / CONFIG_FILE))
     parameters: Tensors = {}
+    wrapped = False
     path = directory / WEIGHTS_FILE
     for name, tensor in _load(path, "train again, or copy it anew").items():
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
+        if key.startswith(_WRAPPED):
+            key, wrapped = _PLAIN + key.removeprefix(_WRAPPED), True
         match = _KEY.fullmatch(key)
         if not match or match[1] not in lora.targets or not tensor.is_floating_point():
             raise RescoldoError(f"{name} is not a LoRA weight of the config's target_modules", where=str(path))
         parameters[key] = tensor.to(torch.float32)
-    return Adapter(lora, parameters, str(config.get("base_model_name_or_path") or ""), directory, layers)
+    return Adapter(lora, parameters, str(config.get("base_model_name_or_path") or ""), directory, layers, wrapped)
 
 
 def _load(path: Path, fix: str) -> Tensors:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rescoldo.engine.config import LINEARS
+from rescoldo.engine.config import ALL_LINEARS
 from rescoldo.engine.types import LoraConfig
 from rescoldo.errors import RescoldoError
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 1 << 16
+# of a decoder inside a wrapper: its linears alone, as a vision tower may have some of the same names
+_WRAPPED_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\."
 
 Test = Callable[[Any], bool]
 
@@ -45,8 +47,18 @@ def _whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+def _names(value: Any) -> Any:
+    """target_modules as a list, also where `peft_config` wrote it as a pattern for a wrapper's class."""
+    if isinstance(value, str) and value.startswith(_WRAPPED_TARGETS):
+        return value.removeprefix(_WRAPPED_TARGETS).removeprefix("(").removesuffix(")").split("|")
+    return value
+
+
 def _linears(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name in LINEARS for name in value)
+    value = _names(value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(name, str) and name in ALL_LINEARS for name in value)
+    )
 
 
 def _layers(value: Any) -> bool:
@@ -69,7 +81,7 @@ _FIELDS: dict[str, _Field] = {
     "r": _Field(lambda value: _whole(value, 1, MAX_RANK), f"a whole number from 1 to {MAX_RANK}", required=True),
     "lora_alpha": _Field(_number, "a number", required=True),
     "lora_dropout": _Field(lambda value: _number(value) and 0 <= value < 1, "a number from 0 up to 1"),
-    "target_modules": _Field(_linears, f"a list of {', '.join(LINEARS)}", required=True),
+    "target_modules": _Field(_linears, f"a list of {', '.join(ALL_LINEARS)}", required=True),
     "layers_to_transform": _Field(_layers, "layer numbers"),
     "base_model_name_or_path": _Field(lambda value: value is None or isinstance(value, str), "a name"),
     # what has no effect on the trained weights' meaning
@@ -92,9 +104,10 @@ _FIELDS: dict[str, _Field] = {
 _NOT_USED = _Field(_off, "not set")
 
 
-def peft_config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
+def peft_config(lora: LoraConfig, base_model: str, *, wrapped: bool = False) -> dict[str, Any]:
     """adapter_config.json's content: what peft.LoraConfig would write, without the fields that are at their default
-    there (PEFT fills them, whatever its version). PEFT itself is not needed to train."""
+    there (PEFT fills them, whatever its version). PEFT itself is not needed to train. `wrapped`: for the class that
+    holds the decoder together with a vision tower."""
     return {
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -106,7 +119,7 @@ def peft_config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.rank,
-        "target_modules": list(lora.targets),
+        "target_modules": f"{_WRAPPED_TARGETS}({'|'.join(lora.targets)})" if wrapped else list(lora.targets),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
@@ -152,7 +165,7 @@ def parse_config(config: dict[str, Any], where: str) -> tuple[LoraConfig, tuple[
             where=where,
             fix="plain LoRA on the decoder's linears is supported; merge the adapter into its base model with PEFT",
         )
-    targets = tuple(name for name in LINEARS if name in config["target_modules"])
+    targets = tuple(name for name in ALL_LINEARS if name in _names(config["target_modules"]))
     lora = LoraConfig(config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), targets)
     layers = config.get("layers_to_transform")
     several = layers if isinstance(layers, list) else [layers]

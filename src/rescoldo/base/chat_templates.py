@@ -38,11 +38,10 @@ INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
 PLAIN = (
     "{%- for message in messages %}"
-    "{%- if message['role'] == 'system' and loop.first %}{{- message['content'] + '\n\n' }}"
+    "{%- if message['role'] == 'system' %}{{- message['content'] + '\n\n' }}"
     "{%- elif message['role'] == 'user' %}{{- 'User: ' + message['content'] + '\n\n' }}"
-    "{%- elif message['role'] == 'assistant' %}{{- 'Assistant:\n' + message['content'] + eos_token }}"
-    "{%- if not loop.last %}{{- '\n\n' }}{%- endif %}"
-    "{%- else %}{{- raise_exception('only user and assistant take turns, and a system message comes first') }}"
+    "{%- elif message['role'] == 'assistant' %}{{- 'Assistant:\n' + message['content'] + eos_token + '\n\n' }}"
+    "{%- else %}{{- raise_exception('the roles are system, user and assistant') }}"
     "{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:\n' }}{%- endif %}"
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.gguf_config import ROPE_FACTORS, read_config
+from rescoldo.base.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS, read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.tokenizer import GgufTokenizer
@@ -61,7 +61,7 @@ class GgufTensors(TensorSource):
             name = FAMILIES[config.architecture].from_gguf(info.name)
             if name is not None:
                 self._infos[name] = info
-            elif info.name != ROPE_FACTORS:
+            elif info.name not in (ROPE_FACTORS, *LONGROPE_FACTORS.values()):
                 self._infos[info.name] = info  # unknown: check_tensors refuses it by name
 
     @cached_property

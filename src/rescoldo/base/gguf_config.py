@@ -14,6 +14,8 @@ from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, Family, family_of_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
+_LOG = "rope.scaling.yarn_log_multiplier"
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
 def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
@@ -60,11 +62,22 @@ class _Reader:
         return scalar(self.metadata, f"{self.prefix}.{key}", str(self.path))
 
 
-def _rope_scaling(reader: _Reader, header: GgufHeader, head_dim: int, max_positions: int) -> dict[str, Any] | None:
+def _rope_scaling(reader: _Reader, header: GgufHeader, rotary_dim: int, max_positions: int) -> dict[str, Any] | None:
     """The RoPE scaling in Hugging Face's words, or {"rope_type": "factors", "factors": […]}: divisors of the
-    head_dim / 2 inverse frequencies."""
+    rotary_dim / 2 inverse frequencies."""
     kind = reader.get("rope.scaling.type")
     scaling: dict[str, Any] | None = None
+    if any(name in header.tensors for name in LONGROPE_FACTORS.values()):
+        if kind not in (None, "none", "longrope") or ROPE_FACTORS in header.tensors:
+            raise reader.fail(f"the file has longrope's factors and another RoPE scaling, {kind or ROPE_FACTORS!r:.80}")
+        original = reader.integer("rope.scaling.original_context_length", 1, 1 << 30, max_positions)
+        return {
+            "rope_type": "longrope",
+            **{key: _factors(reader, header, name, rotary_dim) for key, name in LONGROPE_FACTORS.items()},
+            "attention_factor": reader.number("rope.scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": min(original, max_positions),
+            "max_position_embeddings": max_positions,
+        }
     if kind == "linear" or (kind is None and reader.get("rope.scale_linear") is not None):
         factor = reader.number("rope.scaling.factor" if kind else "rope.scale_linear")
         scaling = {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
@@ -79,22 +92,32 @@ def _rope_scaling(reader: _Reader, header: GgufHeader, head_dim: int, max_positi
             "beta_fast": reader.number("rope.scaling.yarn_beta_fast", 32.0),
             "beta_slow": reader.number("rope.scaling.yarn_beta_slow", 1.0),
         }
-        if reader.get("rope.scaling.attn_factor") is not None:
-            attention = reader.number("rope.scaling.attn_factor")
-            scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+        attention = reader.number("rope.scaling.attn_factor", 1.0)
+        weight = reader.number(_LOG) if reader.get(_LOG) not in (None, 0) else 0.0
+        if attention != 1.0 or weight:
+            grown = math.log(max(factor, 1.0))
+            scaling["attention_factor"] = attention * (0.1 * grown + 1.0) / (0.1 * weight * grown + 1.0)
     elif kind not in (None, "none"):
         raise reader.fail(f"RoPE scaling {kind!r:.80} is not supported; none, linear and yarn are")
-    factors = header.tensors.get(ROPE_FACTORS)
-    if factors is None:
+    if ROPE_FACTORS not in header.tensors:
         return scaling
     if scaling is not None:
         raise reader.fail(f"the file has both {ROPE_FACTORS} and RoPE scaling {scaling['rope_type']}")
-    if factors.type_name != "F32" or factors.shape != (head_dim // 2,):
-        raise reader.fail(f"{ROPE_FACTORS} is {factors.type_name} {list(factors.shape)}, not F32 [{head_dim // 2}]")
-    values = np.fromfile(reader.path, "<f4", head_dim // 2, offset=factors.offset)
+    return {"rope_type": "factors", "factors": _factors(reader, header, ROPE_FACTORS, rotary_dim)}
+
+
+def _factors(reader: _Reader, header: GgufHeader, name: str, rotary_dim: int) -> list[float]:
+    """A tensor of divisors of the inverse frequencies."""
+    factors, n = header.tensors.get(name), rotary_dim // 2
+    if factors is None:
+        raise reader.fail(f"there is no tensor {name}")
+    if factors.type_name != "F32" or factors.shape != (n,):
+        raise reader.fail(f"{name} is {factors.type_name} {list(factors.shape)}, not F32 [{n}]")
+    values = np.fromfile(reader.path, "<f4", n, offset=factors.offset)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise reader.fail(f"{ROPE_FACTORS} holds a number that is not positive")
-    return {"rope_type": "factors", "factors": values.tolist()}
+        raise reader.fail(f"{name} holds a number that is not positive")
+    found: list[float] = values.tolist()
+    return found
 
 
 def _windows(family: Family, reader: _Reader, n_layers: int, max_positions: int) -> tuple[int | None, ...]:
@@ -149,9 +172,13 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         raise reader.fail(f"{n_heads} heads, {n_kv_heads} key-value heads and head size {head_dim} do not fit together")
     if reader.integer("attention.value_length", 2, 1 << 14, head_dim) != head_dim:
         raise reader.fail("keys and values of different sizes are not supported")
-    if reader.integer("rope.dimension_count", 1, 1 << 14, head_dim) != head_dim:
-        raise reader.fail("RoPE over a part of the head only is not supported")
+    rotary_dim = reader.integer("rope.dimension_count", 1, 1 << 14, head_dim)
+    if rotary_dim != head_dim and not (family.partial_rope and rotary_dim < head_dim and rotary_dim % 2 == 0):
+        raise reader.fail(f"RoPE over {rotary_dim} of a head's {head_dim} elements is not supported")
     max_positions = reader.integer("context_length", 1, 1 << 30)
+    scaling = _rope_scaling(reader, header, rotary_dim, max_positions)
+    if scaling and scaling["rope_type"] == "longrope":
+        max_positions = scaling["original_max_position_embeddings"]
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": embedding.shape[0],
@@ -164,7 +191,8 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         "norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": reader.number("rope.freq_base", 10000.0),
         "max_positions": max_positions,
-        "rope_scaling": _rope_scaling(reader, header, head_dim, max_positions),
+        "rope_scaling": scaling,
+        "rotary_dim": None if rotary_dim == head_dim else rotary_dim,
         "windows": _windows(family, reader, n_layers, max_positions),
         "qkv_bias": "blk.0.attn_q.bias" in header.tensors,
         "o_bias": "blk.0.attn_output.bias" in header.tensors,
@@ -178,4 +206,9 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     }
     biases = {name: fields[name] for name in ("qkv_bias", "o_bias", "mlp_bias")}
     found = {**fields, **family.fixed, **biases}
-    return DecoderConfig(**{**found, **family.derive_gguf(found), **said})
+    beta = "attention.temperature_scale"
+    temperature = reader.number(beta) if reader.get(beta) not in (None, 0) else None
+    derived = family.derive_gguf({**found, "attention_temperature": temperature})
+    if temperature and "query_growth" not in derived:
+        raise reader.fail(f"metadata key {reader.prefix}.{beta} is not supported for this architecture")
+    return DecoderConfig(**{**found, **derived, **said})

@@ -12,6 +12,7 @@ import torch
 
 from rescoldo.base.hub_id import REFETCH
 from rescoldo.base.model import BaseModel, check_tensors
+from rescoldo.base.quantized import Quantization, Quantized, read_quantization
 from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.weights import TensorSource
@@ -20,7 +21,12 @@ from rescoldo.families import FAMILIES, WRAPPERS, Family
 from rescoldo.files import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_FACTORS = ("short_factor", "long_factor")  # of longrope
+_ROPE_KEYS = {
+    *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
+}
 _BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -42,7 +48,8 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
         RescoldoError: the family does not work, or the weights are quantized in a way that cannot be read.
     """
     architecture = config.get("model_type")
-    family = FAMILIES.get(str(architecture)) or WRAPPERS.get(str(architecture))
+    wrapped = WRAPPERS.get(str(architecture), ())
+    family = FAMILIES.get(str(architecture)) or next(iter(wrapped), None)
     if family is None:
         raise RescoldoError(
             f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
@@ -50,20 +57,28 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
             fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
     decoder = config
-    if architecture in WRAPPERS:
+    if wrapped:
         decoder = config.get("text_config") or {}
-        if not isinstance(decoder, dict) or decoder.get("model_type") != family.name:
-            raise RescoldoError(f"text_config does not describe a {family.name} decoder", where=where)
-    for one in (config, decoder):
-        quantization = one.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-            raise RescoldoError(
-                f"the weights are quantized ({method!s:.40}), which cannot be read from this format",
-                where=where,
-                fix="use the model's unquantized safetensors, or a GGUF file of it",
-            )
-    return family, dict(decoder)
+        kind = decoder.get("model_type", family.name) if isinstance(decoder, dict) else None
+        if kind not in [one.name for one in wrapped]:
+            names = " or ".join(one.name for one in wrapped)
+            raise RescoldoError(f"text_config does not describe a {names} decoder", where=where)
+        family = FAMILIES[kind]
+        said = "tie_word_embeddings"
+        decoder = {**({said: config[said]} if said in config else {}), **decoder, "model_type": kind}
+    quantization_of(config, where)
+    return family, {key: value for key, value in decoder.items() if key != "quantization_config"}
+
+
+def quantization_of(config: dict[str, Any], where: str) -> Quantization | None:
+    """How the weights are quantized, as config.json or a wrapper's text_config says.
+
+    Raises:
+        RescoldoError: in a way that is not read.
+    """
+    inner = config.get("text_config")
+    found = [read_quantization(one, where) for one in (config, inner) if isinstance(one, dict)]
+    return next((one for one in found if one is not None), None)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -109,6 +124,11 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise fail(f"rms_norm_eps is {eps!r:.40}, not a number between 0 and 1")
     theta, scaling, local_theta = _rope(family, config, fail)
+    rotary_dim = _rotary_dim(family, config, head_dim, fail)
+    max_positions = config.max_position_embeddings
+    if scaling and scaling["rope_type"] == "longrope":
+        scaling = _longrope(scaling, max_positions, rotary_dim or head_dim, fail)
+        max_positions = scaling["original_max_position_embeddings"]
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -120,9 +140,10 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
         "head_dim": head_dim,
         "norm_eps": float(eps),
         "rope_theta": theta,
-        "max_positions": config.max_position_embeddings,
+        "max_positions": max_positions,
         "rope_scaling": scaling,
         "local_rope_theta": local_theta,
+        "rotary_dim": rotary_dim,
         "windows": _windows(family, config, fail),
         "activation": activation,
         "tied_embeddings": bool(config.tie_word_embeddings),
@@ -153,7 +174,7 @@ def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any]
     where transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
     if "full_attention" not in parameters:
-        return *_one_rope(parameters, fail), None
+        return *_one_rope({key: v for key, v in parameters.items() if key not in family.rope_keys}, fail), None
     if family.windows != "layer_types":
         raise fail(f"rope_parameters by kind of layer: a {family.name} model has one kind")
     main = _one_rope(parameters["full_attention"] or {}, fail)
@@ -169,18 +190,22 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_TYPES:
         raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")
-    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        raise fail("RoPE over a part of the head only (partial_rotary_factor) is not supported")
-    numbers = {key: value for key, value in parameters.items() if key not in ("rope_type", "type", "truncate")}
+    factors = {key: parameters.get(key) for key in _FACTORS} if kind == "longrope" else {}
+    apart = ("rope_type", "type", "truncate", "partial_rotary_factor", *factors)
+    numbers = {key: value for key, value in parameters.items() if key not in apart}
     for key, value in numbers.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if key not in _ROPE_KEYS and value is not None:
+            raise fail(f"RoPE parameter {key!r:.80} is not known and may change the rotation")
+        if value is not None and not _positive(value):
             raise fail(f"RoPE parameter {key} is {value!r:.80}, not a positive number")
+    for key, value in factors.items():
+        if not isinstance(value, list | tuple) or not all(map(_positive, value)):
+            raise fail(f"RoPE parameter {key} is {value!r:.80}, not a list of positive numbers")
     needed = {
         "linear": ["factor"],
         "dynamic": ["factor"],
         "yarn": ["factor"],
+        "longrope": ["original_max_position_embeddings"],
         "llama3": ["factor", "low_freq_factor", "high_freq_factor"],
     }
     for key in ["rope_theta", *needed.get(kind, [])]:
@@ -191,10 +216,49 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     theta = float(numbers.pop("rope_theta"))
     if kind == "default":
         return theta, None
-    scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}}
+    scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}, **factors}
     if isinstance(parameters.get("truncate"), bool):
         scaling["truncate"] = parameters["truncate"]
     return theta, scaling
+
+
+def _positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | None:
+    """How much of a head is rotated, None: all of it."""
+    parameters = config.rope_parameters or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    shares = {kind.get("partial_rotary_factor") or 1.0 for kind in kinds}
+    if shares == {1.0}:
+        return None
+    share = shares.pop()
+    if not family.partial_rope or shares or not _positive(share) or share > 1:
+        raise fail("RoPE over this part of the head only (partial_rotary_factor) is not supported")
+    rotary_dim = int(head_dim * share)
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise fail(f"partial_rotary_factor {share} of a head of {head_dim} is not an even number of elements")
+    return rotary_dim
+
+
+def _longrope(scaling: dict[str, Any], whole: int, rotary_dim: int, fail: Any) -> dict[str, Any]:
+    """The scaling with everything said: the factor on cos and sin, and the `whole` context."""
+    for key in _FACTORS:
+        if len(scaling[key]) != rotary_dim // 2:
+            raise fail(f"RoPE parameter {key} has {len(scaling[key])} numbers, not {rotary_dim // 2}")
+    original = scaling["original_max_position_embeddings"]
+    if not isinstance(original, int) or original < 2:
+        raise fail(f"RoPE parameter original_max_position_embeddings is {original!r:.80}, not a whole number above 1")
+    factor = scaling.get("factor", whole / original)
+    attention = scaling.get("attention_factor", math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original)))
+    return {
+        "rope_type": "longrope",
+        **{key: [float(value) for value in scaling[key]] for key in _FACTORS},
+        "attention_factor": float(attention),
+        "original_max_position_embeddings": min(original, whole),
+        "max_position_embeddings": whole,
+    }
 
 
 def _windows(family: Family, config: Any, fail: Any) -> tuple[int | None, ...]:
@@ -218,10 +282,15 @@ class HfTensors(TensorSource):
         files: in order.
         decoder_name: the name by which each is known, None: it is left alone (`left_alone` has its name in the file).
         norm_offset: what is added to the weights of norms.
+        quantization: how matrices are stored that are decoded when they are asked for.
     """
 
     def __init__(
-        self, files: list[Path], decoder_name: Callable[[str], str | None] = str, norm_offset: float = 0.0
+        self,
+        files: list[Path],
+        decoder_name: Callable[[str], str | None] = str,
+        norm_offset: float = 0.0,
+        quantization: Quantization | None = None,
     ) -> None:
         from safetensors import SafetensorError, safe_open
 
@@ -230,6 +299,8 @@ class HfTensors(TensorSource):
         self._norm_offset = norm_offset
         self.left_alone: list[str] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._quantized = Quantized(quantization, self._stored, str(files[0].parent) if files else "")
+        dtypes: dict[str, str] = {}
         for path in files:
             try:
                 handle: Any = safe_open(path, framework="pt")
@@ -242,14 +313,10 @@ class HfTensors(TensorSource):
                     if name in self._files:
                         raise RescoldoError(f"tensor {stored} is in two files", where=str(path), fix=REFETCH)
                     part = handle.get_slice(stored)
-                    if part.get_dtype() not in _DTYPES:
-                        raise RescoldoError(
-                            f"tensor {name} is stored as {part.get_dtype()}; {', '.join(_DTYPES)} can be read",
-                            where=str(path),
-                            fix="use the model's unquantized safetensors, or a GGUF file of it",
-                        )
                     self._files[name] = path, stored
-                    self._shapes[name] = tuple(part.get_shape())
+                    if not self._quantized.take(name):
+                        self._shapes[name] = tuple(part.get_shape())
+                        dtypes[name] = part.get_dtype()
             except (SafetensorError, OSError, ValueError) as error:
                 raise RescoldoError(
                     f"the weight file is damaged or cut short ({' '.join(str(error).split()):.200})",
@@ -257,13 +324,33 @@ class HfTensors(TensorSource):
                     fix=REFETCH,
                 ) from None
 
+        for name, dtype in dtypes.items():
+            if self._quantized.decodes(name):
+                self._shapes[name] = self._quantized.shape(name, self._shapes[name])
+            elif dtype not in _DTYPES:
+                raise RescoldoError(
+                    f"tensor {name} is stored as {dtype}; {', '.join(_DTYPES)} can be read",
+                    where=str(self._files[name][0]),
+                    fix="use the model's unquantized safetensors, or a GGUF file of it",
+                )
+
     def names(self) -> list[str]:
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
+    def decoded(self, name: str) -> bool:
+        return self._quantized.decodes(name)
+
     def get(self, name: str) -> torch.Tensor:
+        tensor = self._stored(name)
+        if self._quantized.decodes(name):
+            return self._quantized.decode(name, tensor)
+        is_norm = self._norm_offset and name.endswith("norm.weight")
+        return tensor.float() + self._norm_offset if is_norm else tensor
+
+    def _stored(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
 
         if name not in self._files:
@@ -272,8 +359,7 @@ class HfTensors(TensorSource):
         if path not in self._handles:
             self._handles[path] = safe_open(path, framework="pt")
         tensor: torch.Tensor = self._handles[path].get_tensor(stored)
-        is_norm = self._norm_offset and name.endswith("norm.weight")
-        return tensor.float() + self._norm_offset if is_norm else tensor
+        return tensor
 
     def release(self) -> None:
         self._handles.clear()
@@ -326,13 +412,27 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
     family, _ = decoder_config(raw, str(path))
     config = read_config(directory)
 
+    wrapped = raw.get("model_type") in WRAPPERS
+    architectures = raw.get("architectures") if wrapped else None
+
     def name(stored: str) -> str | None:
-        found = family.decoder_name(stored, wrapped=raw.get("model_type") in WRAPPERS)
+        found = family.decoder_name(stored, wrapped=wrapped)
         return None if found == "lm_head.weight" and config.tied_embeddings else found
 
     files = weight_files(directory)
-    tensors = HfTensors(files, name, family.norm_offset)
+    tensors = HfTensors(files, name, family.norm_offset, quantization_of(raw, str(path)))
     check_tensors(tensors, config, directory)
+    tokenizer = DirectoryTokenizer(directory, config.max_positions)
     return BaseModel(
-        spec, directory, "hf", config, tensors, tuple(files), DirectoryTokenizer(directory, config.max_positions)
+        spec,
+        directory,
+        "hf",
+        config,
+        tensors,
+        tuple(files),
+        tokenizer,
+        wrapper=(str(architectures[0]) if isinstance(architectures, list) and architectures else raw["model_type"])
+        if wrapped
+        else "",
+        left_alone=tuple(name for name in tensors.left_alone if not name.endswith((".inv_freq", "lm_head.weight"))),
     )

@@ -13,6 +13,7 @@ from rescoldo.engine.kernels.blocks import KINDS
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, Family
+from rescoldo.units import count
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class BaseModel:
         tensors: the weights.
         weight_files: the files that hold them, in order.
         tokenizer_files: what the tokenizer is made of.
+        wrapper: the class in transformers that holds the decoder together with a vision tower; empty: there is none.
+        left_alone: names of the file's tensors that are not the decoder's.
         preset: hyper-parameters that suit this model where the user gives none (only the sample has any).
     """
 
@@ -38,11 +41,21 @@ class BaseModel:
     weight_files: tuple[Path, ...]
     tokenizer_files: TokenizerFiles
     preset: str | None = None
+    wrapper: str = ""
+    left_alone: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
         """Its row in the table of families."""
         return FAMILIES[self.config.architecture]
+
+    def note(self) -> str:
+        """One line about what is not used of the model and what its adapter is named for; empty: nothing to say."""
+        parts = sorted({_part(name) for name in self.left_alone})
+        number = count(len(self.left_alone), "tensor")
+        alone = f"{number} of {', '.join(parts[:4])} left alone, only the text decoder is trained"
+        named = f"the adapter has the names of {self.wrapper}, on which PEFT loads it" if self.wrapper else ""
+        return "; ".join(said for said in (alone if parts else "", named) if said)
 
     def tokenizer(self) -> Any:
         """The model's own tokenizer (a transformers fast tokenizer) with its chat template."""
@@ -59,6 +72,10 @@ class BaseModel:
     def fingerprint(self) -> str:
         """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""
         return fingerprint(self.weight_files, self.config)
+
+
+def _part(name: str) -> str:
+    return name.removeprefix("model.").partition(".")[0]
 
 
 def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rescoldo.base.gguf import open_gguf
 from rescoldo.base.gguf_header import is_gguf
-from rescoldo.base.hub_id import is_hub_id
+from rescoldo.base.hub_id import REFETCH, is_hub_id
 from rescoldo.base.model import BaseModel
 from rescoldo.errors import RescoldoError
+from rescoldo.files import load_json
 
 _OLLAMA_TAG = re.compile(r"(?:[\w.-]+/)?[\w.-]+:[\w.-]+")  # [USER/]NAME:TAG
 _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/name) or sample:smollm2"
@@ -78,8 +79,12 @@ def _open_directory(path: Path, spec: str) -> BaseModel:
     if files:
         raise RescoldoError(f"the directory holds {len(files)} GGUF files", where=spec, fix=f"name one, as {files[0]}")
     if (path / "adapter_config.json").is_file():
+        made_for = load_json(path / "adapter_config.json", REFETCH).get("base_model_name_or_path")
+        named = f", {made_for:.200}" if isinstance(made_for, str) and made_for.isprintable() and made_for else ""
         raise RescoldoError(
-            "this directory holds an adapter, not a base model", where=spec, fix="name the model it was made for"
+            "this directory holds an adapter, not a base model, and to train an adapter further is not supported",
+            where=spec,
+            fix=f"name the model that it was made for{named}: that trains a new adapter",
         )
     raise RescoldoError(
         "the directory has no config.json, so it is no Hugging Face model", where=spec, fix=f"name {_FORMS}"

@@ -1,4 +1,5 @@
-"""The tokenizer of a base model, with its chat template: from tokenizer.json, a SentencePiece model or a GGUF file."""
+"""The tokenizer of a base model, with its chat template: from tokenizer.json, a SentencePiece model, a tekken.json or a
+GGUF file."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rescoldo.base.chat_templates import supply
 from rescoldo.base.gguf_config import scalar
 from rescoldo.base.gguf_header import read_header
 from rescoldo.base.hub_id import REFETCH
+from rescoldo.base.tekken import TEKKEN, from_tekken
 from rescoldo.base.tokenizer_build import (
     BYTE,
     CONTROL,
@@ -46,7 +48,8 @@ class TokenizerFiles(Protocol):
 
 @dataclass(frozen=True)
 class DirectoryTokenizer:
-    """The tokenizer of a Hugging Face directory: tokenizer.json as it is; else tokenizer.model, converted."""
+    """The tokenizer of a Hugging Face directory: tokenizer.json as it is; else tokenizer.model or
+    tekken.json, converted."""
 
     path: Path
     max_positions: int
@@ -124,7 +127,7 @@ def _wrap(backend: Any, vocabulary: Vocabulary, ids: dict[str, int | None], max_
 
 
 def _from_directory(directory: Path, max_positions: int) -> Any:
-    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", TEKKEN):
         refuse_pointer(directory / name)
     whole = (directory / "tokenizer.json").is_file()
     if whole or all((directory / name).is_file() for name in ("vocab.json", "merges.txt")):
@@ -135,8 +138,13 @@ def _from_directory(directory: Path, max_positions: int) -> Any:
             raise RescoldoError(f"cannot load the tokenizer: {reason:.200}", where=str(directory)) from None
     if (directory / "tokenizer.model").is_file():
         return _from_sentencepiece(directory / "tokenizer.model", max_positions)
+    if (directory / TEKKEN).is_file():
+        backend, vocabulary, ids, template = from_tekken(directory / TEKKEN)
+        tokenizer = _wrap(backend, vocabulary, ids, max_positions)
+        tokenizer.chat_template = _template_beside(directory) or template or None
+        return tokenizer
     raise RescoldoError(
-        "there is no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json with merges.txt",
+        "there is no tokenizer: neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json with merges.txt",
         where=str(directory),
         fix="fetch the model's tokenizer files into this directory",
     )
@@ -227,12 +235,17 @@ def _from_sentencepiece(path: Path, max_positions: int) -> Any:
         eos if settings.get("add_eos_token", False) else None,
     )
     tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, max_positions)
-    template = path.with_name("chat_template.jinja")
-    if template.is_file():
-        tokenizer.chat_template = template.read_text("utf-8")
-    elif isinstance(settings.get("chat_template"), str):
-        tokenizer.chat_template = settings["chat_template"]
+    tokenizer.chat_template = _template_beside(path.parent) or None
     return tokenizer
+
+
+def _template_beside(directory: Path) -> str:
+    """The chat template in chat_template.jinja or tokenizer_config.json; empty: there is none."""
+    template, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if template.is_file():
+        return template.read_text("utf-8")
+    said = load_json(config, REFETCH).get("chat_template") if config.is_file() else None
+    return said if isinstance(said, str) else ""
 
 
 def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:

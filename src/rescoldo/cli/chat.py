@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from rescoldo.allowed import check_number
 from rescoldo.errors import RescoldoError
 from rescoldo.units import count
+from rescoldo.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rescoldo.serve.talk import Reply
 
 EXAMPLE = 'chat artifacts/demo/run --concept "A tool library" --compare'
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = (
     "/concept TEXT asks through the role's prompt, /reset starts a new conversation, /exit (or Ctrl-D) quits; "
     "Ctrl-C stops an answer"
@@ -225,11 +224,6 @@ def _side_by_side(
             figures[name] = _figures(replies[name])
             screen.update(table(), refresh=True)
     return replies
-
-
-def printable(text: str) -> str:
-    """A model's text without terminal escape sequences: control characters but newline and tab become U+FFFD."""
-    return _CONTROL.sub("\ufffd", text)
 
 
 def _figures(one: Reply) -> str:

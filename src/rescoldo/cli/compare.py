@@ -58,6 +58,14 @@ def compare(
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Take answers from this earlier evaluation or comparison where they fit.")
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that judges the answers once it has passed an exam: openai:MODEL@URL, ollama:NAME, a base "
+            "model or a run; may be given more than once."
+        ),
+    ] = None,
+    judge_tokens: Annotated[int, typer.Option(help="Tokens that a judge may write; one that thinks needs more.")] = 16,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Load a pickled DSPy program: it can run any code on this machine.")
     ] = False,
@@ -78,7 +86,13 @@ def compare(
     temperature = 0.0 if greedy else temperature
     check_sampling(temperature, top_p, max_new_tokens)
     models = _models(baseline, model or [], optimized, finetuned)
-    counts = {"repeats": repeats, "concurrency": concurrency, "limit": limit, "train-set-limit": train_set_limit}
+    counts = {
+        "repeats": repeats,
+        "concurrency": concurrency,
+        "limit": limit,
+        "train-set-limit": train_set_limit,
+        "judge-tokens": judge_tokens,
+    }
     for name, value in counts.items():
         check_number(f"--{name}", value, whole=True, ge=1, le=1_000_000)
     if repeats > 1 and temperature == 0:
@@ -117,6 +131,8 @@ def compare(
             reuse=reuse or [],
             perplexity=perplexity,
             lang=lang,
+            judges=judge or [],
+            judge_tokens=judge_tokens,
             console=TerminalConsole(quiet=json_),
         )
     if json_:

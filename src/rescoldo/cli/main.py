@@ -27,6 +27,8 @@ from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
 from rescoldo.cli.plan import EXAMPLE as PLAN_EXAMPLE
 from rescoldo.cli.plan import plan
+from rescoldo.cli.review import EXAMPLE as REVIEW_EXAMPLE
+from rescoldo.cli.review import review
 from rescoldo.cli.role import role
 from rescoldo.cli.serve import EXAMPLE as SERVE_EXAMPLE
 from rescoldo.cli.serve import serve
@@ -82,6 +84,7 @@ app.command("export", epilog=example(EXPORT_EXAMPLE))(export)
 app.command("serve", epilog=example(SERVE_EXAMPLE))(serve)
 app.command("chat", epilog=example(CHAT_EXAMPLE))(chat)
 app.command(epilog=example(COMPARE_EXAMPLE))(compare)
+app.command(epilog=example(REVIEW_EXAMPLE))(review)
 app.command(epilog=example(OPTIMIZE_EXAMPLE))(optimize)
 prepare(app)
 

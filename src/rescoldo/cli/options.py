@@ -49,8 +49,8 @@ OPTIONS: dict[str, Any] = {
     "lora_targets": Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; "
-            "or attention, mlp, all. (default attention)",
+            help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj "
+            "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. (default attention)",
             rich_help_panel=LORA,
         ),
     ],

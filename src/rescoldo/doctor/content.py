@@ -40,7 +40,9 @@ def base_model(subject: Subject) -> Iterator[Check]:
     if wrong:
         yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", REFETCH)
     else:
-        yield ok("base model", text, bytes=size, parameters=base.config.total_params)
+        yield ok(
+            "base model", "; ".join(filter(None, (text, base.note()))), bytes=size, parameters=base.config.total_params
+        )
     if subject.tokenizer is None:
         return
     template = plain_note(subject.tokenizer) or "with a chat template"

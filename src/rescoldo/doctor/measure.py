@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from rescoldo.base.model import BaseModel
 from rescoldo.doctor.energy import energy
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.prefix import group_by_prefix
@@ -204,7 +204,7 @@ def scaled(one: Line, factor: float) -> Line:
 
 def guess_step_seconds(config: DecoderConfig, rate: float, rows: int, layers: int) -> float:
     """About how long a step over `rows` tokens takes on `layers` layers, from the rate of the machine's products."""
-    linears = sum(out * into for out, into in map(config.linear_shape, LINEARS))
+    linears = sum(out * into for out, into in map(config.linear_shape, config.linears))
     head = config.vocab_size * config.hidden_size
     return 4.0 * rows * (layers * linears + head) / (SHARE_OF_PRODUCTS * rate)
 

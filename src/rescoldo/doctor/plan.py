@@ -20,7 +20,6 @@ from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_of, product_rates
-from rescoldo.engine.config import LINEARS
 from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.types import Example
@@ -77,7 +76,7 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
     rates = product_rates(min(base.config.hidden_size, 4096), min(base.config.intermediate_size, 4096))
     forecasts = []
     possible = [name for name in PRECISIONS if name == config.quantization or all_precisions]
-    if any(base.config.linear_shape(name)[1] % NF4_BLOCK for name in LINEARS):
+    if any(base.config.linear_shape(name)[1] % NF4_BLOCK for name in base.config.linears):
         possible = [name for name in possible if name != "nf4"]
     for precision in sorted(possible, key=lambda name: name != config.quantization):
         say(f"measuring {precision} …")

@@ -80,7 +80,7 @@ def verify(output: Path) -> Iterator[Check]:
     yield from _values(parameters, info)
     yield from _loss(info)
     if (output / BIN_FILE).exists():
-        yield _bin(output / BIN_FILE, parameters)
+        yield _bin(output / BIN_FILE, adapter)
 
 
 def _info(info: dict[str, Any] | None) -> Check:
@@ -150,14 +150,14 @@ def _loss(info: dict[str, Any]) -> Iterator[Check]:
         yield Check("loss", not worse, worse or f"validation loss {before:.4f} before the training, {after:.4f} after")
 
 
-def _bin(path: Path, parameters: Tensors) -> Check:
+def _bin(path: Path, adapter: Adapter) -> Check:
     import torch
 
     problem = ""
     load: Callable[..., Any] = torch.load
     try:
         state = load(path, weights_only=True, map_location="cpu")
-        expected = to_peft(parameters)
+        expected = to_peft(adapter.parameters, wrapped=adapter.wrapped)
         if state.keys() != expected.keys() or not all(torch.equal(state[key], expected[key]) for key in expected):
             problem = f"differs from {WEIGHTS_FILE}"
     except Exception as error:  # whatever a damaged file makes the loader raise

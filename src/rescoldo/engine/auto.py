@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.int8 import group_size
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.memory import HEADROOM, memory_need
@@ -120,7 +120,7 @@ def choose_precision(
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_available() if free is None else free
-    allowed = [p for p in PRECISIONS if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in LINEARS)]
+    allowed = [p for p in PRECISIONS if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in config.linears)]
     allowed = [p for p in allowed if calibrated or p not in CALIBRATED]
     seconds = {p: _OVERHEAD[p] / rates[product_of(p)] for p in allowed}
     need = {p: memory_need(config, p, LoraConfig(), _TOKENS, stored).full for p in allowed}

@@ -9,6 +9,8 @@ from itertools import dropwhile
 from typing import Any
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED_LINEARS = {"qkv_proj": LINEARS[:3], "gate_up_proj": LINEARS[4:6]}  # what some families have as one linear
+ALL_LINEARS = (*LINEARS, *FUSED_LINEARS)  # of all families
 SITES = ("qkv", "o", "gate_up", "down")  # linears that share an input are one group
 _MEMBERS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -34,11 +36,16 @@ class DecoderConfig:
 
     Attributes:
         architecture: the family's name, a key of `families.FAMILIES`.
-        rope_scaling: the Hugging Face dictionary ({"rope_type": "llama3"|"linear"|"yarn"|"dynamic", …}) or None.
+        max_positions: the context in tokens. With longrope that of the short factors, which the engine computes with;
+            the whole is `rope_scaling`'s max_position_embeddings.
+        rope_scaling: the Hugging Face dictionary ({"rope_type": "llama3"|"linear"|"yarn"|"dynamic"|"longrope", …}) or
+            None.
         windows: by layer the sliding attention window in tokens (a token sees itself and the window-1 before it), None
             for full attention; empty: full attention everywhere.
         local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: as all others.
         rotary_dim: how many of a head's first elements are rotated; None: all.
+        query_growth: (β, n): behind the rotation the query at position p is multiplied by 1 + β·ln(1 + ⌊p / n⌋); None:
+            it is not.
         no_rope: the layers whose queries and keys are not rotated.
         qk_norm: whether queries and keys are normalized, by head or, with `qk_norm_full`, over their full width.
         norm_placement: "pre" (before a sublayer), "post" (behind it), "sandwich" (both).
@@ -81,6 +88,7 @@ class DecoderConfig:
     attention_cap: float | None = None
     logits_cap: float | None = None
     fused: tuple[str, ...] = ()
+    query_growth: tuple[float, int] | None = None
 
     def described(self) -> dict[str, Any]:
         """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what
@@ -88,6 +96,12 @@ class DecoderConfig:
         later = dropwhile(lambda one: one.name != "tied_embeddings", fields(self))
         usual = {one.name for one in list(later)[1:] if getattr(self, one.name) == one.default}
         return {name: value for name, value in asdict(self).items() if name not in usual}
+
+    @property
+    def whole_context(self) -> int:
+        """The context in tokens that the model itself has: more than `max_positions` with longrope."""
+        scaling = self.rope_scaling or {}
+        return int(scaling["max_position_embeddings"]) if scaling.get("rope_type") == "longrope" else self.max_positions
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, None where attention is full."""

@@ -153,8 +153,8 @@ class Attention:
         """Rotate q and k in place; sign -1: their gradients, by the transpose."""
         if self.rope == "none":
             return
-        cos, sin = rows.rope[self.rope]
-        for x in (q, k):
+        keys = rows.rope[self.rope]
+        for x, (cos, sin) in ((q, rows.rope.get(f"{self.rope} queries", keys)), (k, keys)):
             whole = self.rotary_dim == self.config.head_dim
             kernels().rotate_(x if whole else x[..., : self.rotary_dim], cos, sin, sign)
 

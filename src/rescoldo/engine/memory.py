@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescoldo.engine.config import LINEARS, DecoderConfig
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.system.memory import memory_available
@@ -68,7 +68,7 @@ def memory_need(
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
     """
     wide = 4 if precision == "fp32" else 2
-    largest = max(out * into for out, into in map(decoder.linear_shape, LINEARS))
+    largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
     converted = 2 * largest if precision in CALIBRATED else 0
     inputs = decoder.n_layers * rows * decoder.hidden_size * 2  # float32, of every second layer
     work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
@@ -88,7 +88,7 @@ def stays_stored(config: DecoderConfig, precision: str) -> bool:
 
 def linear_weights(config: DecoderConfig) -> int:
     """How many weights all layers' linears have."""
-    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in LINEARS)
+    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in config.linears)
 
 
 def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, embedding
 from rescoldo.engine.activation import ACTIVATIONS, soft_cap
 from rescoldo.engine.config import NORMS, DecoderConfig
 from rescoldo.engine.kernels.ops import rotate
-from rescoldo.engine.rope import rope_tables
+from rescoldo.engine.rope import query_factors, rope_tables
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource
 
@@ -83,6 +83,7 @@ class ReferenceDecoder:
             cos, sin = rope_tables(c, n, c.rope(i))
             r = c.rotary_dim or c.head_dim
             q, k = (torch.cat((rotate(t[..., :r], cos, sin), t[..., r:]), dim=-1) for t in (q, k))
+        q = q * query_factors(c, n)[:, None, None]
         group = c.n_heads // c.n_kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         scale = 1 / math.sqrt(c.head_dim) if c.attention_scale is None else c.attention_scale

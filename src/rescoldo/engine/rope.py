@@ -12,10 +12,11 @@ from rescoldo.errors import RescoldoError
 
 
 def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
-    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN).
+    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN and longrope).
 
     Raises:
-        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic or GGUF's factor list.
+        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic, longrope or GGUF's
+            factor list.
     """
     dim = config.rotary_dim or config.head_dim
     half = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
@@ -32,10 +33,12 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
         return _llama3(speeds, scaling), 1.0
     if kind == "yarn":
         return _yarn(config, scaling)
+    if kind == "longrope":  # arXiv 2402.13753; max_positions ends where the long factors would begin
+        return speeds / torch.tensor(scaling["short_factor"], dtype=torch.float32), float(scaling["attention_factor"])
     raise RescoldoError(
         f"rope scaling of type {kind!r} is not supported",
         where="config.json, rope_scaling",
-        fix="models with no scaling, linear, llama3, yarn or dynamic work",
+        fix="models with no scaling, linear, llama3, yarn, longrope or dynamic work",
     )
 
 
@@ -94,12 +97,22 @@ def rope_tables(config: DecoderConfig, length: int, kind: str = "main") -> tuple
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of some rows, (T, r/2) float32, r the elements rotated
 
 
+def query_factors(config: DecoderConfig, length: int) -> torch.Tensor:
+    """What queries at positions 0..length-1 are multiplied by, (length,) float32: DecoderConfig.query_growth."""
+    if config.query_growth is None:
+        return torch.ones(length)
+    beta, context = config.query_growth
+    return 1 + beta * torch.log(1 + torch.floor(torch.arange(length, dtype=torch.float32) / context))
+
+
 class RopeTables:
     """cos and sin of all kinds of layers of a decoder; they grow with the positions asked for."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
         self.kinds = sorted({config.rope(i) for i in range(config.n_layers)} - {"none"})
+        if config.query_growth is not None and (config.no_rope or config.rotary_dim):
+            raise ValueError("query_growth goes into the rotation of whole heads")
         self._length = 0
         self._tables: dict[str, Rotation] = {}
 
@@ -108,8 +121,14 @@ class RopeTables:
             return
         self._length = max(length, 2 * self._length, 64)
         self._tables = {kind: rope_tables(self.config, self._length, kind) for kind in self.kinds}
+        if self.config.query_growth is not None:
+            factors = query_factors(self.config, self._length)[:, None]
+            for kind in self.kinds:
+                cos, sin = self._tables[kind]
+                self._tables[f"{kind} queries"] = factors * cos, factors * sin
 
     def at(self, positions: torch.Tensor) -> dict[str, Rotation]:
-        """The rotations of rows at `positions` (T,) int64, by kind of layer; layers that do not rotate have none."""
+        """The rotations of rows at `positions` (T,) int64, by kind of layer; layers that do not rotate have none.
+        Where queries grow (DecoderConfig.query_growth), theirs are "KIND queries"."""
         self._grow(int(positions.max()) + 1)
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}

@@ -37,6 +37,10 @@ class TensorSource(ABC):
         """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
         return None
 
+    def decoded(self, name: str) -> bool:
+        """Whether `get` computes the tensor from a quantized form that is not `quantized`'s blocks."""
+        return False
+
     def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
         """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
         again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""

@@ -15,9 +15,11 @@ from rescoldo.evaluate.comparison import build_comparison
 from rescoldo.evaluate.content import measure_content
 from rescoldo.evaluate.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluate.evaluation import Console, evaluate, role_for, scale_of, training_answers
+from rescoldo.evaluate.judge import TOKENS, Judge, judge_document, pairs_to_judge
 from rescoldo.evaluate.verdict import with_verdict
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
+from rescoldo.preference.people import take_votes_in
 from rescoldo.role import Role
 from rescoldo.role.grammar import role_grammar
 
@@ -55,6 +57,8 @@ def compare(
     reuse: Sequence[Path] = (),
     perplexity: bool = False,
     lang: str = "en",
+    judges: Sequence[str] = (),
+    judge_tokens: int = TOKENS,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answer a dataset with each model, score the answers and compare.
@@ -73,6 +77,8 @@ def compare(
         reuse: documents of earlier evaluations and comparisons, whose answers need not be asked for.
         perplexity: measure all answers' perplexity under the first model of our engine, without its adapter.
         lang: of the reports, "en" or "es".
+        judges: specs of models that are examined and then judge the answers (see rescoldo.evaluate.judge).
+        judge_tokens: that a judge may write.
 
     Returns:
         The comparison document (contract, section 8).
@@ -100,6 +106,12 @@ def compare(
         models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
     predictors = [opener.predictor(spec, name) for name, spec in models.items()]
+    panel = [ChatPredictor(opener.chat(spec), the_role, spec) for spec in dict.fromkeys(judges)]
+    if panel and sum(the_role.answer_of(record) is not None for record in records) < 2:
+        raise RescoldoError(
+            "a judge is examined with the data set's own answers, and fewer than two records have one",
+            where="--judge", fix="compare on a --dataset with answers, or leave --judge out",
+        )  # fmt: skip
     info = run_info(Path(spec)) if is_run(spec) else {}
     known = [*reuse, *([target] if target and target.exists() else [])]
     return _compare(
@@ -107,6 +119,7 @@ def compare(
         sampling=sampling or the_role.sampling, repeats=repeats, info=info, train=train_set,
         train_limit=(train_limit or None) if train_set is not None else 0, limit=limit, console=console, opener=opener,
         perplexity=perplexity, lang=lang,
+        panel=panel, judge_tokens=judge_tokens,
         optional=models.keys() - asked_for,
     )  # fmt: skip
 
@@ -205,6 +218,8 @@ def _compare(
     opener: Opener | None = None,
     perplexity: bool = False,
     lang: str = "en",
+    panel: Sequence[ChatPredictor] = (),
+    judge_tokens: int = TOKENS,
     optional: Collection[str] = (),
 ) -> dict[str, Any]:
     """Evaluate and compare. `info`: the fine-tuned run's; `train_limit`: training examples to score on (None: all);
@@ -240,13 +255,13 @@ def _compare(
                 on_training = evaluate(predictor, learned, role, sampling, cache=cache, console=console)
             if opener:
                 later = predictors[place + 1 :]
-                opener.release(predictor, [*later, *measuring])
+                opener.release(predictor, [*later, *panel, *measuring])
         models, reference = measure_content(
             models, role, records, training=training, scale=scale, perplexity=perplexity,
             training_records=lambda: read_records(training_file, role) if training_file is not None else (),
         )  # fmt: skip
         if opener and measuring:
-            opener.release(measuring[0], [])
+            opener.release(measuring[0], panel)
         train_score = on_training["scores"]["mean"] if on_training else None
         facts = metadata(role, dataset, len(records), limit, training_file, started, output=target, lang=lang)
         document = build_comparison(
@@ -260,6 +275,18 @@ def _compare(
         )
         if on_training:
             document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+        if panel:
+            document["judges"] = []
+            selves = {predictor.fingerprint(): predictor.name for predictor in predictors if predictor.name in models}
+            pairs = pairs_to_judge(list(models), parts.finetuned, parts.baseline)
+            for place, member in enumerate(panel):
+                judge = Judge(member.name, member.chat, role, tokens=judge_tokens, cache=cache, console=console)
+                own = selves.get(member.fingerprint(), "")
+                document["judges"].append(judge_document(judge, document, records, pairs, own=own, seed=sampling.seed))
+                if opener:
+                    opener.release(member, panel[place + 1 :])
+        if target:
+            take_votes_in(document, target)
         document = with_verdict(document)
         if target:
             write_document(document, target)

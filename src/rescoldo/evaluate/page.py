@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rescoldo.evaluate.language import ENGLISH, Language
 from rescoldo.evaluate.marks import mark_lines
@@ -35,41 +35,45 @@ def page(document: Mapping[str, Any]) -> str:
     say, decision = language_of(document), judged(document)
     sentence, warnings, evidence = verdict_lines(document, say) if decision else ("", [], [])
     places = {row["model"]: row for row in comparison["ranking"]} if comparison else {}
-    return _template().render(
-        say=say,
-        title=say("Comparison") if comparison else say("Evaluation"),
-        facts=[
-            f"{say(key.replace('_', ' '))}: {value}"
-            for key in FACTS
-            if (value := document.get("metadata", {}).get(key)) is not None
-        ],
-        verdict=decision and decision["verdict_code"],
-        sentence=sentence,
-        decision_warnings=warnings,
-        evidence=evidence,
-        content_head=content_head(names := list(models), say),
-        content=content_rows(models, reference, say),
-        models=[
-            {
-                "name": name,
-                "spec": answers_by(part),
-                "scores": part["scores"],
-                "warnings": [say.message(text) for text in part.get("warnings", [])],
-                "place": places.get(name),
-                "bins": distribution([row["score"] for row in part["predictions"]], say),
-            }
-            for name, part in models.items()
-        ],
-        names=names,
-        scores=score_rows(models, say),
-        diagnostics=diagnostic_rows(models, say),
-        components=[
-            (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
-            for row in component_rows(models, say)
-        ],
-        test_head=paired_head(say),
-        tests=paired_rows(comparison, say) if comparison else [],
-        concepts=concepts(models, reference, say),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            say=say,
+            title=say("Comparison") if comparison else say("Evaluation"),
+            facts=[
+                f"{say(key.replace('_', ' '))}: {value}"
+                for key in FACTS
+                if (value := document.get("metadata", {}).get(key)) is not None
+            ],
+            verdict=decision and decision["verdict_code"],
+            sentence=sentence,
+            decision_warnings=warnings,
+            evidence=evidence,
+            content_head=content_head(names := list(models), say),
+            content=content_rows(models, reference, say),
+            models=[
+                {
+                    "name": name,
+                    "spec": answers_by(part),
+                    "scores": part["scores"],
+                    "warnings": [say.message(text) for text in part.get("warnings", [])],
+                    "place": places.get(name),
+                    "bins": distribution([row["score"] for row in part["predictions"]], say),
+                }
+                for name, part in models.items()
+            ],
+            names=names,
+            scores=score_rows(models, say),
+            diagnostics=diagnostic_rows(models, say),
+            components=[
+                (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
+                for row in component_rows(models, say)
+            ],
+            test_head=paired_head(say),
+            tests=paired_rows(comparison, say) if comparison else [],
+            concepts=concepts(models, reference, say),
+        )
     )
 
 
@@ -134,12 +138,12 @@ def _values(models: Mapping[str, Any], component: str) -> list[float]:
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+def environment(*folders: Path) -> Environment:
+    """Templates of pages: this folder's (answer.html.j2 and style.css.j2 are for answers), and other folders'."""
+    return Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2")

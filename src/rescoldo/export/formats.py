@@ -84,7 +84,9 @@ def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
 
     template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # the base has none
     base = str(source.base.path.resolve()) if source.base.kind == "gguf" else "BASE.gguf"
-    return _planned(chosen, tensors, write, _llama_server(base, "--lora", file, *template))
+    return _planned(
+        chosen, tensors, write, _llama_server(base, source.base.config.max_positions, "--lora", file, *template)
+    )
 
 
 def _merged_gguf(source: Source, dtype: str | None, _: str) -> Plan:
@@ -95,7 +97,7 @@ def _merged_gguf(source: Source, dtype: str | None, _: str) -> Plan:
         write_gguf(directory / file, merged_metadata(source, chosen), tensors, count)
         _same_prompt(source, directory / file, document)
 
-    return _planned(chosen, tensors, write, _llama_server(file))
+    return _planned(chosen, tensors, write, _llama_server(file, source.base.config.max_positions))
 
 
 def _adapter_file(dtype: str) -> str:
@@ -122,9 +124,9 @@ def _same_prompt(source: Source, path: Path, document: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _llama_server(model: str, *adapter: str) -> list[str]:
+def _llama_server(model: str, context: int, *adapter: str) -> list[str]:
     return [
-        shlex.join(["llama-server", "-m", model, *adapter, "--jinja", "--temp", "0", "-c", "8192"]),
+        shlex.join(["llama-server", "-m", model, *adapter, "--jinja", "--temp", "0", "-c", str(min(8192, context))]),
         "jq '{temperature: 0, messages: .example.messages}' prompt.json \\\n"
         "  | curl -s http://localhost:8080/v1/chat/completions -d @-",
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rescoldo.base.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS
 from rescoldo.base.gguf_header import read_header
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.rope import inverse_frequencies
@@ -82,7 +83,7 @@ def _model(source: Source) -> dict[str, Value]:
     }
     integers = {
         "block_count": config.n_layers,
-        "context_length": config.max_positions,
+        "context_length": config.whole_context,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.n_heads,
@@ -96,7 +97,10 @@ def _model(source: Source) -> dict[str, Value]:
     numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
     said = {field: key.gguf for field, key in family.keys.items() if key.gguf and getattr(config, field) is not None}
     numbers |= {key: getattr(config, field) for field, key in said.items()}
-    for field, value in family.derive_gguf(asdict(config)).items():
+    temperature = config.query_growth[0] if config.query_growth else None
+    if temperature:
+        numbers["attention.temperature_scale"] = temperature
+    for field, value in family.derive_gguf({**asdict(config), "attention_temperature": temperature}).items():
         if field not in said and getattr(config, field) != value:
             raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
@@ -128,6 +132,11 @@ def _windows(family: Family, config: DecoderConfig) -> dict[str, Value]:
 def _scaling(config: DecoderConfig) -> dict[str, Value]:
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type")
+    if kind == "longrope":  # its factors are tensors, by which llama.cpp knows it
+        return {
+            "rope.scaling.original_context_length": Value(config.max_positions, _UINT32),
+            "rope.scaling.attn_factor": _float(scaling["attention_factor"]),
+        }
     if kind not in ("linear", "yarn"):
         return {}  # llama3 is written as a tensor of factors; dynamic changes nothing within the context
     found = {"rope.scaling.type": Value(kind, _STRING), "rope.scaling.factor": _float(scaling["factor"])}
@@ -146,14 +155,17 @@ def _scaling(config: DecoderConfig) -> dict[str, Value]:
     return found
 
 
-def rope_factors(source: Source) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    """What the base's inverse frequencies are divided by, (head_dim / 2,), where GGUF keeps that as a tensor."""
+def rope_factors(source: Source) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """What the base's inverse frequencies are divided by, (rotary_dim / 2,), as the tensors that GGUF keeps of it."""
     config = source.base.config
-    kind = (config.rope_scaling or {}).get("rope_type")
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type")
     if kind == "factors":
-        return np.asarray((config.rope_scaling or {})["factors"], np.float32)
+        return {ROPE_FACTORS: np.asarray(scaling["factors"], np.float32)}
+    if kind == "longrope":
+        return {name: np.asarray(scaling[key], np.float32) for key, name in LONGROPE_FACTORS.items()}
     if kind != "llama3":
-        return None
+        return {}
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     factors = 1.0 / config.rope_theta**half / inverse_frequencies(config)[0].double().numpy()
-    return np.asarray(factors, np.float32)
+    return {ROPE_FACTORS: np.asarray(factors, np.float32)}

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from rescoldo.base.gguf import gguf_name, permuted_rows
-from rescoldo.base.gguf_config import ROPE_FACTORS
 from rescoldo.export.dtypes import PLAIN, QUANTIZED, encode
 from rescoldo.export.gguf_file import Planned
 from rescoldo.export.gguf_metadata import rope_factors
@@ -69,6 +68,5 @@ def merged_tensors(source: Source, dtype: str) -> Iterator[Planned]:
             return encode(weight if rows is None else weight[torch.from_numpy(rows)], wanted, name)
 
         yield Planned(gguf_name(config, name), shape, wanted, make)
-    factors = rope_factors(source)
-    if factors is not None:
-        yield Planned(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
+    for name, factors in rope_factors(source).items():
+        yield Planned(name, factors.shape, "F32", lambda factors=factors: factors)  # type: ignore[misc]

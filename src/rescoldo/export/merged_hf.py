@@ -31,9 +31,12 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def default_dtype(source: Source) -> str:
-    """The base's own, F16 where it is quantized: ggml's block scales are half precision."""
+    """The base's own, BF16 where it is decoded from FP8 or the like, F16 where it is in GGUF's blocks, whose scales are
+    half precision."""
     tensors = source.base.tensors
     name = f"model.layers.0.{source.base.config.members('qkv')[0]}.weight"
+    if tensors.decoded(name):
+        return "BF16"
     return "F16" if tensors.quantized(name) is not None else _NAMES[tensors.get(name).dtype]
 
 
@@ -71,7 +74,7 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
 def _family(config: DecoderConfig) -> Family:
     """The family of the class in transformers: GGUF calls Mistral a llama; only Mistral's class has sliding windows."""
     family = FAMILIES[config.architecture]
-    return FAMILIES[family.with_windows] if family.with_windows and config.windows else family
+    return FAMILIES[family.hf_family(config) or family.name]
 
 
 def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
@@ -86,6 +89,8 @@ def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
 def _config(config: DecoderConfig) -> dict[str, Any]:
     family = _family(config)
     rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    if config.rotary_dim is not None:
+        rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
     if config.local_rope_theta is not None:
         local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
         rope = {"full_attention": rope, "sliding_attention": local}
@@ -101,14 +106,19 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         family.activation_key: _ACTIVATIONS[config.activation],
         "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.whole_context,
         "tie_word_embeddings": config.tied_embeddings,
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,  # transformers 4 reads these two
         "rope_scaling": _rope_scaling(config),
     }
     content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
-    content |= family.write_hf(config)
+    for key, value in family.write_hf(config).items():
+        content[key] = {**(content[key] or {}), **value} if isinstance(value, dict) else value
+    if "partial_rotary_factor" in rope:
+        content["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope["rope_type"] == "longrope":
+        content["original_max_position_embeddings"] = config.max_positions
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None
     if family.windows == "layer_types":
@@ -125,6 +135,8 @@ def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
         RescoldoError: it is another one.
     """
     scaling = config.rope_scaling
+    if scaling and scaling.get("rope_type") == "longrope":  # the whole context is said beside it
+        return {key: value for key, value in scaling.items() if key != "max_position_embeddings"}
     if scaling is None or scaling.get("rope_type") != "factors":
         return scaling
     for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2

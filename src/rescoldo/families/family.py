@@ -52,7 +52,10 @@ class Family:
         keys: fields that a model's config says, beside those that all families have.
         windows: which layers have a sliding window: none, all, or those that `layer_types` says.
         gguf_windows: the same in GGUF: "all", "pattern" (the file must say it), or n: all but every n-th.
-        with_windows: the family that is the same but for sliding windows, where GGUF has one name for both.
+        hf_family: the name of the family whose class in transformers a model of GGUF's architecture belongs to, where
+            GGUF has one name for several; empty: this one.
+        rope_keys: what rope_parameters say that is not of the rotation; `derive_hf` reads it.
+        partial_rope: whether the models may rotate only the first part of a head (partial_rotary_factor).
         interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
         norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
         activation_key: where config.json says the activation.
@@ -72,7 +75,9 @@ class Family:
     keys: Mapping[str, Key] = field(default_factory=dict)
     windows: Literal["none", "all", "layer_types"] = "none"
     gguf_windows: Literal["all", "pattern"] | int = "all"
-    with_windows: str = ""
+    hf_family: Callable[[DecoderConfig], str] = lambda config: ""
+    rope_keys: tuple[str, ...] = ()
+    partial_rope: bool = False
     interleaved_rope: bool = False
     norm_offset: float = 0.0
     activation_key: str = "hidden_act"

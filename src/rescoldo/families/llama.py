@@ -7,6 +7,6 @@ FAMILY = Family(
     gguf="llama",
     hf_class="LlamaForCausalLM",
     keys={"qkv_bias": Key("attention_bias"), "o_bias": Key("attention_bias"), "mlp_bias": Key("mlp_bias")},
-    with_windows="mistral",
+    hf_family=lambda config: "mistral" if config.windows else "",
     interleaved_rope=True,
 )

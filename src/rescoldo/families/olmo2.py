@@ -20,6 +20,6 @@ FAMILY = Family(
     fixed=FIXED,
     keys=KEYS,
     gguf_windows=4,
-    with_windows="olmo3",
+    hf_family=lambda config: "olmo3" if config.windows else "",
     derive_gguf=_derive_gguf,
 )

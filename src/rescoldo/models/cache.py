@@ -100,8 +100,11 @@ def _read(line: bytes) -> tuple[str, Prediction] | None:
 def _answers(document: Any) -> Iterator[tuple[str, Prediction]]:
     """The answers in a document; what has not the form of one is not there."""
     models = document.get("models") if isinstance(document, dict) else None
-    for part in (*models.values(), document.get("training")) if isinstance(models, dict) else ():
-        rows = part.get("predictions") if isinstance(part, dict) else None
+    judges = document.get("judges") if isinstance(document, dict) else None
+    parts: list[Any] = [*models.values(), document.get("training")] if isinstance(models, dict) else []
+    parts += judges if isinstance(judges, list) else []
+    for part in parts:
+        rows = part.get("predictions", part.get("answers")) if isinstance(part, dict) else None
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict) and not row.get("error"):
                 found = _entry(row.get("key"), {name: row[name] for name in _FIELDS if name in row})

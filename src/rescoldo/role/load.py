@@ -32,6 +32,7 @@ NOT_TAUGHT = (
     "same",
     "samples",
     "sampling",
+    "rubric",
 )  # what may change without the role being another
 
 

@@ -22,6 +22,10 @@ from rescoldo.role.spec import RoleSpec
 from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, strip_fence
 
 __all__ = ["Role", "Score"]
+RUBRIC = """\
+The better answer is the one that serves this input better: it is about this input and not about another one; it is
+right, with no figure, name or fact that the input does not support; it is specific and complete; it says nothing twice
+and contradicts itself nowhere."""
 
 
 FOREIGN = "foreign"  # the code of a record that another role would read
@@ -66,6 +70,11 @@ class Role:
     def sampling(self) -> Sampling:
         """How answers are sampled where nothing else is said."""
         return Sampling(**self.spec.sampling.model_dump())
+
+    @property
+    def rubric(self) -> str:
+        """What a judge goes by who compares two answers."""
+        return self.spec.rubric or RUBRIC
 
     @property
     def perplexity(self) -> bool:

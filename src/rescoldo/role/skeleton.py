@@ -63,6 +63,10 @@ metric: fields
 # Of the answers, where no flag says otherwise.
 sampling: {temperature: 0, max_new_tokens: 512}
 
+# What a judge goes by who compares two answers (compare --judge).
+rubric: |-
+  The better notes name every change that users notice and no other, in words that users understand, and nothing twice.
+
 # A few records: the check scores their own answers, which must be perfect.
 samples: samples.jsonl
 """

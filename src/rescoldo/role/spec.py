@@ -62,6 +62,7 @@ class RoleSpec(_Strict):
     heading: str = "Fine-Tuning LoRA"
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
     samples: _Samples | None = None
+    rubric: str | None = Field(None, min_length=1, max_length=10_000)
 
     @field_validator("name")
     @classmethod

@@ -9,12 +9,14 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")  # Linux
+
 
 @cache
 def _lines() -> list[str]:
     """/proc/cpuinfo, or what macOS says in its words; [] where the system does not tell."""
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return _macos() if platform.system() == "Darwin" else []
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
-from rescoldo.engine.config import LINEARS
+from rescoldo.engine.config import ALL_LINEARS, LINEARS
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
@@ -55,7 +55,7 @@ class RunConfig(BaseModel):
     lora_alpha: float = _field(32.0, "LoRA alpha", gt=0, le=100_000)
     lora_dropout: float = _field(0.1, "dropout before A", ge=0, lt=1)
     lora_targets: tuple[str, ...] = _field(
-        ATTENTION, "linears that get an adapter", f"at least one of {', '.join(LINEARS)}; or attention, mlp, all"
+        ATTENTION, "linears that get an adapter", f"at least one of {', '.join(ALL_LINEARS)}; or attention, mlp, all"
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
@@ -99,12 +99,12 @@ class RunConfig(BaseModel):
             raise ValueError("expected a list of names")
         chosen: set[str] = set()
         for name in (name.strip() for name in names if name.strip()):
-            if name not in LINEARS and name not in TARGET_GROUPS:
-                raise ValueError(f"there is no linear {name!r}{nearest(name, [*LINEARS, *TARGET_GROUPS])}")
+            if name not in ALL_LINEARS and name not in TARGET_GROUPS:
+                raise ValueError(f"there is no linear {name!r}{nearest(name, [*ALL_LINEARS, *TARGET_GROUPS])}")
             chosen.update(TARGET_GROUPS.get(name, (name,)))
         if not chosen:
             raise ValueError("no target is left: nothing would be trained")
-        return tuple(name for name in LINEARS if name in chosen)
+        return tuple(name for name in ALL_LINEARS if name in chosen)
 
     @field_validator("warmup")
     @classmethod

@@ -70,6 +70,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     )
     if why:
         reporter.say(f"  {config.quantization} chosen ({why}); --quantization overrides it")
+    if base.note():
+        reporter.say(f"  {base.note()}")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
         reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")

@@ -37,7 +37,7 @@ ALWAYS void i_add_dot(vi *sum, vi w, const void *pair) {
           "vpaddd %3, %0, %0\n\t"                          \
           "vpaddd %2, %1, %1"                              \
           : "+x"(acc[ROW][0]), "+x"(acc[ROW][1]), "=&x"(x), "=&x"(y) \
-          : "x"(w0), "x"(w1), "r"(ROW < 3 ? upper : lower), "r"(stride), "m"(*(const char(*)[])upper))
+          : "x"(w0), "x"(w1), "r"(ROW < 3 ? upper : lower), "r"(stride), "m"(*(const char(*)[1 << 30])upper))
 
 // AT: bytes from the first level, as text and as a number
 #define ALL_ROWS(AT, TEXT)                                                     \

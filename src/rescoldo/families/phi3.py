@@ -1,0 +1,13 @@
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: q, k and v are one linear, gate and up another, and so named in adapters. Some
+sizes have sliding windows, longrope, or heads of which only the first part is rotated."""
+
+from rescoldo.families.family import Family
+
+FAMILY = Family(
+    "phi3",
+    gguf="phi3",
+    hf_class="Phi3ForCausalLM",
+    fixed={"fused": ("qkv", "gate_up")},
+    windows="all",
+    partial_rope=True,
+)

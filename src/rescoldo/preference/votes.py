@@ -1,0 +1,224 @@
+"""Votes on the disk: JSON Lines that are only ever appended to, so that nothing is lost and several may write."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import sync_directory
+from rescoldo.preference.ballots import Ballot
+from rescoldo.preference.statistics import LOSS, TIE, WIN
+
+LEFT, RIGHT, EQUAL = 1, 2, 0
+MAX_NOTE = 4000  # characters
+MAX_REVIEWER = 80
+MAX_VOTES = 64 << 20  # bytes of a file
+
+Key = tuple[str, str, int, int, str, str, str]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What somebody said about a ballot.
+
+    Attributes:
+        pair: (a, b) as in the ballot.
+        order: (left, right): the names as the answers were shown.
+        vote: 1 left, 2 right, 0 equal; None: an earlier vote is taken back.
+        time: UTC, ISO 8601, with microseconds.
+        answers: name → hash of input and answer.
+    """
+
+    pair: tuple[str, str]
+    example: int
+    repeat: int
+    order: tuple[str, str]
+    vote: int | None
+    reviewer: str
+    note: str
+    time: str
+    answers: dict[str, str]
+
+    @property
+    def key(self) -> Key:
+        """Of votes with the same key the last one counts: pair, input, both answers, reviewer."""
+        one, other = sorted(self.pair)
+        return one, other, self.example, self.repeat, self.answers[one], self.answers[other], self.reviewer
+
+    def outcome(self, a: str) -> float | None:
+        """1 if `a` is preferred, 0 if the other is, 1/2 if neither; None for a vote taken back."""
+        if self.vote is None:
+            return None
+        if self.vote == EQUAL:
+            return TIE
+        return WIN if self.order[self.vote - 1] == a else LOSS
+
+
+def ballot_key(ballot: Ballot, reviewer: str) -> Key:
+    """The key of a reviewer's votes on a ballot."""
+    one, other = sorted((ballot.a, ballot.b))
+    answers = ballot.answers
+    return one, other, ballot.example, ballot.repeat, answers[one], answers[other], reviewer
+
+
+def votes_beside(document: Path) -> Path:
+    """Where the votes on a comparison lie."""
+    return document.with_name(document.name + ".votes.jsonl")
+
+
+class VoteFile:
+    """Votes in a file. Several threads and several processes may use it at once.
+
+    Attributes:
+        votes: those that count: of each key the last, in the order of their first appearance, the withdrawn included.
+        damaged: lines that hold no vote (a last one that a crash has cut off, for example); they are left alone.
+
+    Raises:
+        RescoldoError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.votes: dict[Key, Vote] = {}
+        self.latest: list[Key] = []  # keys in the order in which they were last written
+        self.damaged = 0
+        self._read = 0  # bytes taken in, whole lines
+        self._lock = threading.RLock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what others have appended."""
+        with self._lock:
+            try:
+                facts = os.stat(self.path)
+                size = facts.st_size
+                if not stat.S_ISREG(facts.st_mode) or size > MAX_VOTES:  # a device could be read for ever
+                    what = "the file is too large to hold votes" if size > MAX_VOTES else "not a regular file"
+                    raise RescoldoError(what, where=str(self.path), fix="move it away")
+                with open(self.path, "rb") as file:
+                    if size < self._read:  # it was replaced
+                        self.votes, self.latest, self.damaged, self._read = {}, [], 0, 0
+                    file.seek(self._read)
+                    data = file.read(MAX_VOTES)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(self.path)) from None
+            whole, newline, _ = data.rpartition(b"\n")
+            for line in whole.split(b"\n"):
+                self._take(line)
+            self._read += len(whole) + len(newline)
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        vote = read_vote(line)
+        if vote is None:
+            self.damaged += 1
+            return
+        self.votes[vote.key] = vote
+        if vote.key in self.latest:
+            self.latest.remove(vote.key)
+        self.latest.append(vote.key)
+
+    def get(self, key: Key) -> Vote | None:
+        """The vote that counts, None where there is none or it was taken back."""
+        vote = self.votes.get(key)
+        return vote if vote is not None and vote.vote is not None else None
+
+    def append(self, *votes: Vote) -> None:
+        """Write votes; they are on the disk when this returns.
+
+        Raises:
+            RescoldoError: they cannot be written; then none of them counts.
+        """
+        texts = (json.dumps(_as_json(vote), ensure_ascii=False) for vote in votes)
+        lines = b"".join(text.encode("utf-8", "replace") + b"\n" for text in texts)
+        with self._lock:
+            try:
+                is_new = not self.path.exists()
+                with open(self.path, "a+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    size = file.seek(0, os.SEEK_END)
+                    if size:
+                        file.seek(size - 1)
+                        if file.read(1) != b"\n":  # a line that a crash has cut off
+                            lines = b"\n" + lines
+                    try:
+                        file.write(lines)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    except OSError:
+                        with contextlib.suppress(OSError):
+                            file.truncate(size)  # what was half-written is no vote
+                        raise
+                if is_new:
+                    sync_directory(self.path.parent)
+            except OSError as error:
+                raise RescoldoError(
+                    f"the vote cannot be written: {error.strerror or error}",
+                    where=str(self.path),
+                    fix="make room or change the permissions; earlier votes are kept",
+                    exit_code=EXIT_FAILURE,
+                ) from None
+            self.refresh()
+
+    def merge(self, others: Iterable[Vote]) -> int:
+        """Take over votes of other files where there is none yet, or an older one. Returns how many were new."""
+        self.refresh()
+        fresh: dict[Key, Vote] = {}
+        for vote in others:
+            known = fresh.get(vote.key) or self.votes.get(vote.key)
+            if known is None or known.time < vote.time:
+                fresh[vote.key] = vote
+        if fresh:
+            self.append(*fresh.values())
+        return len(fresh)
+
+
+def _as_json(vote: Vote) -> dict[str, Any]:
+    return {
+        "pair": list(vote.pair),
+        "example": vote.example,
+        "repeat": vote.repeat,
+        "order": list(vote.order),
+        "vote": vote.vote,
+        "reviewer": vote.reviewer,
+        "note": vote.note,
+        "time": vote.time,
+        "answers": vote.answers,
+    }
+
+
+def read_vote(line: bytes) -> Vote | None:
+    """The vote in a line; None where there is none that is whole."""
+    try:
+        value: Any = json.loads(line)
+        pair, order, answers = tuple(value["pair"]), tuple(value["order"]), value["answers"]
+        vote = Vote(
+            pair, value["example"], value["repeat"], order, value["vote"], value["reviewer"], value.get("note", ""),
+            value["time"], answers,
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    texts = [*pair, *order, vote.reviewer, vote.note, vote.time]
+    whole = (
+        len(pair) == 2
+        and all(isinstance(text, str) for text in texts)
+        and sorted(order) == sorted(pair)
+        and pair[0] != pair[1]
+        and isinstance(answers, dict)
+        and all(isinstance(answers.get(name), str) for name in pair)
+        and all(type(number) is int for number in (vote.example, vote.repeat))
+        and (vote.vote is None or (type(vote.vote) is int and vote.vote in (LEFT, RIGHT, EQUAL)))
+    )
+    return vote if whole else None

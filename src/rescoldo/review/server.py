@@ -1,0 +1,204 @@
+"""The page's server: for this machine and one reviewer, nothing but the standard library."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.review.page import ballot_page
+from rescoldo.review.session import Session
+
+HOST = "127.0.0.1"
+MAX_BODY = 32 << 10
+_SECONDS = 30  # that a client has to send its request
+_NOTICES = ("replaced", "undone", "nothing")
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, what: str) -> None:
+        super().__init__(what)
+        self.status = status
+
+
+class ReviewServer:
+    """Listens on the loopback, on an address that holds a random token.
+
+    Args:
+        port: 0 takes a free one.
+
+    Attributes:
+        url: what to open.
+
+    Raises:
+        RescoldoError: the port cannot be used.
+    """
+
+    def __init__(self, session: Session, *, lang: str = "en", port: int = 0) -> None:
+        token = secrets.token_urlsafe(24)
+        try:
+            self._http = _Server((HOST, port), _handler(session, token, lang, self.stop))
+        except (OSError, OverflowError) as error:
+            raise RescoldoError(
+                f"cannot listen on {HOST} port {port}: {getattr(error, 'strerror', None) or error}",
+                where="--port", fix="another --port (0 takes a free one)", exit_code=EXIT_FAILURE,
+            ) from None  # fmt: skip
+        self.url = f"http://{HOST}:{self._http.server_port}/{token}/"
+
+    def run(self) -> None:
+        """Serve until `stop`, or until an exception (Ctrl-C)."""
+        try:
+            self._http.serve_forever(poll_interval=0.1)
+        finally:
+            self._http.server_close()
+
+    def stop(self) -> None:
+        """End `run`; returns at once."""
+        threading.Thread(target=self._http.shutdown, daemon=True).start()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nobody's fault."""
+
+
+def _handler(session: Session, token: str, lang: str, stop: Callable[[], None]) -> type[BaseHTTPRequestHandler]:
+    finishing = threading.Event()  # somebody has asked for the end: it comes once the last page has been sent
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _SECONDS
+        protocol_version = "HTTP/1.1"
+        server_version, sys_version = "rescoldo", ""
+
+        def log_message(self, *args: Any) -> None:
+            """Nothing: the address holds the token."""
+
+        def do_GET(self) -> None:
+            self._answer(self._get)
+
+        def do_POST(self) -> None:
+            self._answer(self._post)
+
+        def _answer(self, work: Callable[[str], None]) -> None:
+            try:
+                work(self._path())
+            except _RefusedError as error:
+                self.close_connection = True  # a body may be left unread
+                self._json(error.status, {"error": str(error)})
+            except RescoldoError as error:
+                self._json(507, {"error": f"{error.what} {error.fix}".strip()})
+
+        def _path(self) -> str:
+            """The path behind the token."""
+            names = {f"{name}:{self.connection.getsockname()[1]}" for name in (HOST, "localhost")}
+            hosts = self.headers.get_all("Host") or []
+            if len(hosts) != 1 or hosts[0].lower() not in names:  # another name that was bound to this address
+                raise _RefusedError(421, "the server is not known under this name")
+            first, _, rest = urlsplit(self.path).path.removeprefix("/").partition("/")
+            if not hmac.compare_digest(first.encode("utf-8", "replace"), token.encode()):
+                raise _RefusedError(404, "there is no such page")
+            return rest
+
+        def _get(self, path: str) -> None:
+            if path:
+                raise _RefusedError(404, "there is no such page")
+            query = parse_qs(urlsplit(self.path).query)
+            notice = query.get("notice", [""])[0]
+            number = self._number(query.get("n", [""])[0])
+            finished = "finished" in query
+            nonce = secrets.token_urlsafe(16)
+            html = ballot_page(
+                session, number, lang=lang, nonce=nonce, notice=notice if notice in _NOTICES else "", finished=finished
+            )
+            policy = (
+                f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+                "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            )
+            self._send(200, "text/html; charset=utf-8", html.encode("utf-8", "replace"), policy)
+            if finished and finishing.is_set():
+                stop()
+
+        def _number(self, text: str) -> int | None:
+            """The ballot that is asked for; without one the first that has no vote."""
+            if text == "done":
+                return None
+            if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(session):
+                return int(text)
+            return session.next_open()
+
+        def _post(self, path: str) -> None:
+            origin, site = self.headers.get("Origin", ""), self.headers.get("Sec-Fetch-Site", "same-origin")
+            if origin.lower() != f"http://{self.headers['Host'].lower()}" or site != "same-origin":
+                raise _RefusedError(403, "only the page itself may do that")
+            body = self._body()
+            if path == "vote":
+                self._json(200, {"go": self._vote(body)})
+            elif path == "undo":
+                number = session.undo()
+                found = {"n": number, "notice": "undone"} if number is not None else {"notice": "nothing"}
+                self._json(200, {"go": found})
+            elif path == "finish":
+                finishing.set()
+                self._json(200, {"go": {"finished": 1}})
+            else:
+                raise _RefusedError(404, "there is no such page")
+
+        def _vote(self, body: dict[str, Any]) -> dict[str, Any]:
+            """Keep a vote. Returns where the page goes then."""
+            number, vote, note, seen = (body.get(name) for name in ("number", "vote", "note", "seen"))
+            if type(number) is not int or type(vote) is not int or not isinstance(note, str):
+                raise _RefusedError(400, "number, vote (1, 2 or 0) and note are wanted")
+            try:
+                before = session.cast(number, vote, note)
+            except (ValueError, IndexError):
+                raise _RefusedError(400, "there is no such vote, or the note is too long") from None
+            following = session.next_open(number)
+            found: dict[str, Any] = {"n": "done" if following is None else following}
+            if before is not None and before not in (seen, vote):
+                found["notice"] = "replaced"
+            return found
+
+        def _body(self) -> dict[str, Any]:
+            if self.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+                raise _RefusedError(415, "Content-Type must be application/json")
+            length = self.headers.get("Content-Length", "")
+            if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY:
+                raise _RefusedError(413, f"a body of at most {MAX_BODY} bytes is wanted")
+            try:
+                value = json.loads(self.rfile.read(int(length)))
+            except (ValueError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                raise _RefusedError(400, "a JSON object is wanted")
+            return value
+
+        def _json(self, status: int, value: dict[str, Any]) -> None:
+            self._send(status, "application/json", json.dumps(value).encode(), "default-src 'none'")
+
+        def _send(self, status: int, kind: str, body: bytes, policy: str) -> None:
+            self.send_response(status)
+            headers = {
+                "Content-Type": kind,
+                "Content-Length": str(len(body)),
+                "Content-Security-Policy": policy,
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+                "Cross-Origin-Opener-Policy": "same-origin",
+                "Cross-Origin-Resource-Policy": "same-origin",
+            }
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Handler
