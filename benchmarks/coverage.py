@@ -3,7 +3,7 @@
 python -m benchmarks.coverage --output benchmarks/out/coverage.json
 
 Differences of two scores, in [-1, 1], are drawn from distributions whose mean is known. `betting` is what rescoldo
-reports (rescoldo.evaluate.statistics.mean_interval); the others are what is in common use:
+reports (rescoldo.evaluation.statistics.mean_interval); the others are what is in common use:
 Student's t (scipy.stats.t), the percentile bootstrap (NumPy) and the BCa bootstrap (scipy.stats.bootstrap).
 """
 
@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy import stats
 
 from benchmarks.needs import writable
-from rescoldo.evaluate.statistics import CONFIDENCE, mean_interval
+from rescoldo.evaluation.statistics import CONFIDENCE, mean_interval
 from rescoldo.files import write_json
 
 SIZES = (2, 3, 5, 10, 22, 30)

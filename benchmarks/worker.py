@@ -41,14 +41,14 @@ class Ours:
 
     def __init__(self, spec: str, precision: str, lora: LoraConfig, calibration: list[Example]) -> None:
         from rescoldo.engine.model import LoraModel
-        from rescoldo.train.optimizer import AdamW
+        from rescoldo.training.optimizer import AdamW
 
         self.model = LoraModel.load(open_base(spec), precision, lora, seed=42, calibration=calibration)
         self.optimizer = AdamW(self.model.parameters, weight_decay=DECAY)
 
     def step(self, examples: list[Example], number: int) -> float:
         from rescoldo.engine.step import GradientStep
-        from rescoldo.train.optimizer import clip
+        from rescoldo.training.optimizer import clip
 
         run = GradientStep(self.model, examples, step=number, seed=42)
         loss = sum(run.micro_batch([i]) for i in range(len(examples)))

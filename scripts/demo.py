@@ -66,9 +66,9 @@ def train(restart: bool) -> float:
     """Train, or recognise that it has been done; leaves when a signal came. Returns the run's wall time in seconds."""
     from rescoldo.assemble import real_parts
     from rescoldo.run.registry import register
-    from rescoldo.train.checkpoint import UnresumableError
-    from rescoldo.train.config import RunConfig
-    from rescoldo.train.start import train
+    from rescoldo.training.checkpoint import UnresumableError
+    from rescoldo.training.config import RunConfig
+    from rescoldo.training.start import train
 
     config = RunConfig(train=TRAIN, val=VAL, output=RUN)
     register(RUN)
@@ -86,7 +86,7 @@ def evaluate(train_seconds: float) -> dict[str, Any]:
     """Score base and fine-tuned model on the validation examples and write the comparison."""
     from rescoldo.cli.eval import TerminalConsole
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate import compare_run, write_document
+    from rescoldo.evaluation import compare_run, write_document
 
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
     document = compare_run(RUN, VAL, output=COMPARISON, train=TRAIN, sampling=sampling, console=TerminalConsole())
@@ -100,7 +100,7 @@ def show(document: dict[str, Any]) -> None:
     """Print scores, comparison and verdict, where things lie and what to do next."""
     from rich.console import Console
 
-    from rescoldo.evaluate.report import print_comparison
+    from rescoldo.evaluation.report import print_comparison
 
     print_comparison(document, Console())
     models = document["models"]

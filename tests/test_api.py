@@ -42,7 +42,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 
 def test_the_settings_are_those_of_a_run() -> None:
-    from rescoldo.train.config import RunConfig
+    from rescoldo.training.config import RunConfig
 
     fields = {name for name, field in RunConfig.model_fields.items() if not field.is_required()}
     assert set(TrainSettings.__annotations__) == fields
@@ -104,7 +104,7 @@ def test_what_cannot_be_asked(model: rescoldo.Model, asked, sampling, named) -> 
 
 def test_evaluate(run: Path, model: rescoldo.Model, dataset: Path) -> None:
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate.evaluation import evaluate_model
+    from rescoldo.evaluation.evaluation import evaluate_model
 
     expected = evaluate_model(str(run), dataset, sampling=Sampling(max_new_tokens=8), quantization="fp32")
     found = rescoldo.evaluate(model, dataset, max_new_tokens=8)

@@ -15,7 +15,7 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.extras import EXTRAS, install_command
 from rescoldo.invocation import program
 from rescoldo.names import SYNONYMS, similar
-from rescoldo.train.config import RunConfig
+from rescoldo.training.config import RunConfig
 from rescoldo.units import count, when
 
 ROOT = Path(__file__).parent.parent

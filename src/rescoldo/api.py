@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.train.config import Quantization
-    from rescoldo.train.start import RunResult
+    from rescoldo.training.config import Quantization
+    from rescoldo.training.start import RunResult
 
 
 class TrainSettings(TypedDict, total=False):
-    """The settings of a run that have a default: the fields of `train.config.RunConfig`, which says what each means
+    """The settings of a run that have a default: the fields of `training.config.RunConfig`, which says what each means
     and which values it takes (`rescoldo train --help` lists them, too)."""
 
     base_model: str
@@ -232,8 +232,8 @@ def train(
 
     from rescoldo.assemble import real_parts
     from rescoldo.nodes.together import train_here
-    from rescoldo.train.config import make_config
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.config import make_config
+    from rescoldo.training.progress import Reporter
 
     config = make_config({"train": train, "val": val, "output": output, **settings})
     reporter = Reporter(Console(quiet=True)) if quiet else Reporter()
@@ -251,7 +251,7 @@ def load(model: Path | str, *, role: str | None = None, quantization: str = "aut
     Raises:
         RescoldoError: there is no such model, it is damaged, or the adapter does not fit its base.
     """
-    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluation.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
 
     spec = str(model)
@@ -285,7 +285,7 @@ def evaluate(
     Raises:
         RescoldoError: model, dataset or output is not as it must be.
     """
-    from rescoldo.evaluate.evaluation import evaluate_model, role_for
+    from rescoldo.evaluation.evaluation import evaluate_model, role_for
 
     spec = str(model) if isinstance(model, str | Path) else model._loaded
     if role is None and isinstance(model, Model):
@@ -321,9 +321,9 @@ def compare(
     Raises:
         RescoldoError: a model, the dataset or the output is not as it must be.
     """
-    from rescoldo.evaluate.compare import Parts, compare_run
-    from rescoldo.evaluate.compare import compare as compare_models
-    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluation.compare import Parts, compare_run
+    from rescoldo.evaluation.compare import compare as compare_models
+    from rescoldo.evaluation.evaluation import role_for
 
     drawn = _sampling(role_for(str(run), role).sampling, sampling)
     if baseline is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rescoldo.train.parts import Parts
+from rescoldo.training.parts import Parts
 
 
 def real_parts() -> Parts:

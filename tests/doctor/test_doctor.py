@@ -31,7 +31,7 @@ from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
 from rescoldo.system.cgroup import memory_left, memory_limit
-from rescoldo.train.config import make_config
+from rescoldo.training.config import make_config
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.data.examples import write
 from tests.run.common import rescoldo, tiny_run, write_records
@@ -298,7 +298,7 @@ import sys
 from rescoldo.doctor import machine, room
 from rescoldo.doctor.subject import Subject
 from rescoldo.base import open_base
-from rescoldo.train.config import RunConfig
+from rescoldo.training.config import RunConfig
 config = RunConfig(train="a", val="b", output="c", base_model=sys.argv[1], quantization="fp32")
 subject = Subject(config, open_base(sys.argv[1]))
 print(*[f"{check.level}: {check.what} -> {check.remedy}" for check in CHECK(subject)], sep=chr(10))
@@ -534,8 +534,8 @@ def test_quick_enough(folder, tmp_path):
 def test_each_dataset_is_parsed_once_before_the_first_step(folder, tmp_path, monkeypatch):
     """By the first look at the data, the tokenization and the checks together; and by doctor alone."""
     from rescoldo.data import records
-    from rescoldo.train.prepare import prepare
-    from tests.train.fake import Silent
+    from rescoldo.training.prepare import prepare
+    from tests.training.fake import Silent
 
     opened: list[str] = []
     whole = records.read_lines

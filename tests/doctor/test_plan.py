@@ -126,7 +126,7 @@ def test_the_command_and_what_a_run_takes_from_it(tmp_path, monkeypatch):
     changes = [change["what"] for change in found["changes"]]
     assert any(what.startswith("2 machines like this one") for what in changes)
     assert (found["energy"] == "") == (found["forecasts"][0]["kilowatt_hours"] is not None)
-    from rescoldo.train.config import make_config
+    from rescoldo.training.config import make_config
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     given = {flag.split("=")[0].strip("-").replace("-", "_"): flag.split("=")[1] for flag in flags}

@@ -10,7 +10,7 @@ import torch
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import Example, LoraConfig
-from rescoldo.train.optimizer import AdamW, clip
+from rescoldo.training.optimizer import AdamW, clip
 from tests.engine.common import (
     ARCHITECTURES,
     ATTENTION,

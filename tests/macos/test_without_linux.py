@@ -1,4 +1,4 @@
-"""The program where all that only Linux has is missing, and macOS's own commands are there: see sitecustomize.py.
+"""The program without everything that only Linux has, and with macOS's own commands: see sitecustomize.py.
 
 It has not been run on a Mac. What is left of Linux here: the C library, the loader, what psutil reads.
 """

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from tests.base.make_models import tiny_hf
-from tests.evaluate.llama_server import free_port
-from tests.train.test_real import write_records
+from tests.evaluation.llama_server import free_port
+from tests.training.test_real import write_records
 
 SETTINGS = [
     *("--epochs", "2", "--grad-accum", "3", "--lr", "1e-2", "--lora-r", "4"),

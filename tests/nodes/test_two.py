@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.nodes.common import command, curve, free_port, make_folder
-from tests.train.test_real import write_records
+from tests.training.test_real import write_records
 
 
 @pytest.fixture(scope="module")

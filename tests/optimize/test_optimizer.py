@@ -16,7 +16,7 @@ from rescoldo.optimize.watch import Watch
 from rescoldo.programs.program import read_program
 from rescoldo.role import get_role
 from tests.data.examples import record, write
-from tests.evaluate.fake_server import fake_server, good
+from tests.evaluation.fake_server import fake_server, good
 
 dspy = pytest.importorskip("dspy")
 ROLE = get_role("ba")

@@ -11,7 +11,7 @@ import pytest
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluate import evaluate
+from rescoldo.evaluation import evaluate
 from rescoldo.programs.predictor import ProgramPredictor
 from rescoldo.programs.program import Program, find_program, instruction, new_program, read_program
 from rescoldo.role import get_role

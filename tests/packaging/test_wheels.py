@@ -123,10 +123,11 @@ def test_a_wheel_trains_without_a_compiler(tmp_path):
         "import rescoldo; from rescoldo.engine.kernels import choose, build; "
         "choice = choose.choice(); print(rescoldo.__file__, choice.kernels.name, choice.passed_over)"
     )
-    said = subprocess.run(
-        [environment / "bin" / "python", "-c", asked], env=surroundings, cwd=tmp_path, capture_output=True, text=True,
-        check=True,
-    ).stdout.split(maxsplit=2)  # fmt: skip
+    python = environment / "bin" / "python"
+    answer = subprocess.run(
+        [python, "-c", asked], env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    said = answer.stdout.split(maxsplit=2)
     assert Path(said[0]).is_relative_to(site)
     fastest = usable(cpu.instructions())
     assert said[1] == (fastest[0].name if fastest else "pytorch")

@@ -49,8 +49,8 @@ def whole_comparison(n: int, **texts: Any) -> dict[str, Any]:
     from dataclasses import replace
 
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate import build_comparison, evaluate
-    from tests.evaluate.fake import ROLE, Fake
+    from rescoldo.evaluation import build_comparison, evaluate
+    from tests.evaluation.fake import ROLE, Fake
 
     models = {
         name: evaluate(Fake(lambda i, p, name=name: replace(p, text=texts[name](i))), [record(i) for i in range(n)],

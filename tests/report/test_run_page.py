@@ -13,16 +13,16 @@ from rescoldo.report.curve import MOST_POINTS, Series, bounds, svg_chart, text_c
 from rescoldo.report.history import read_history
 from rescoldo.report.run_page import render, write_report
 from rescoldo.run.status import read_status
-from rescoldo.train.start import train
+from rescoldo.training.start import train
 from tests.browser import open_page
 from tests.run.common import rescoldo
-from tests.train.fake import PARTS, Silent, config
-from tests.train.test_resume import Killed, counting_parts
+from tests.training.fake import PARTS, Silent, config
+from tests.training.test_resume import Killed, counting_parts
 
 
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
-    from rescoldo.train.metrics import TensorBoard
+    from rescoldo.training.metrics import TensorBoard
 
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
 

@@ -18,7 +18,7 @@ from rescoldo.files import write_json
 from rescoldo.preference.votes import VoteFile, votes_beside
 from tests.browser import ARGUMENTS, CHROMIUM
 from tests.data.examples import record
-from tests.evaluate.fake import ROLE
+from tests.evaluation.fake import ROLE
 from tests.preference.documents import whole_comparison
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from rescoldo.preference.votes import VoteFile
 from rescoldo.review.server import MAX_BODY, ReviewServer
 from rescoldo.review.session import Session
 from tests.data.examples import record
-from tests.evaluate.fake import ROLE
+from tests.evaluation.fake import ROLE
 from tests.preference.documents import comparison
 
 EVIL = '</div><script>document.title = "ran"</script><img src=x onerror="alert(1)">{{ 7*7 }}'

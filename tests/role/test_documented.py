@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rescoldo.cli.main import app, run_app
-from rescoldo.evaluate import evaluate_model
-from rescoldo.train.metrics import TensorBoard
+from rescoldo.evaluation import evaluate_model
+from rescoldo.training.metrics import TensorBoard
 from tests.base.make_models import tiny_hf
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import pytest
 from rescoldo.errors import RescoldoError
 from rescoldo.run.status import read_status
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.train.start import train
+from rescoldo.training.start import train
 from tests.run.common import environment, tiny_run
-from tests.train.fake import PARTS, FakeStep, Silent, config
+from tests.training.fake import PARTS, FakeStep, Silent, config
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"
 

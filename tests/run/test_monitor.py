@@ -27,12 +27,12 @@ from rescoldo.system.causes import causes, snapshot
 from rescoldo.system.cgroup import cpu_quota, memory_left, memory_limit, oom_kills, throttled_seconds
 from rescoldo.system.clock import WorkClock
 from rescoldo.system.memory import memory_available, memory_total, own_memory
-from rescoldo.train.loop import bound_memory
-from rescoldo.train.start import train
+from rescoldo.training.loop import bound_memory
+from rescoldo.training.start import train
 from tests.engine.common import example, tiny_lora
 from tests.run.test_status import leave
-from tests.train.fake import PARTS, Silent, config
-from tests.train.test_resume import counting_parts
+from tests.training.fake import PARTS, Silent, config
+from tests.training.test_resume import counting_parts
 
 
 class Ears:

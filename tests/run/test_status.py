@@ -24,9 +24,9 @@ from rescoldo.run.lock import LOCK_FILE, RunLock, process_start
 from rescoldo.run.signals import send_to
 from rescoldo.run.state import State, StateFile, read_state
 from rescoldo.run.status import read_status
-from rescoldo.train.start import train
+from rescoldo.training.start import train
 from tests.run.common import environment, rescoldo
-from tests.train.fake import PARTS, Silent, config
+from tests.training.fake import PARTS, Silent, config
 
 
 @pytest.fixture

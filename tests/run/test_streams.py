@@ -1,5 +1,5 @@
 """No output that fails may end a run: pipes whose reader leaves, terminals that are closed, full disks, no streams at
-all. Real processes and real pseudo-terminals; the engine is the stand-in of tests.train.fake."""
+all. Real processes and real pseudo-terminals; the engine is the stand-in of tests.training.fake."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_streams_without_a_descriptor_stay(capsys):
 
 
 def start(folder: Path, delay: float = 0.05, **how: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.train.fake", str(folder), str(folder / "out"), str(delay), "5"]
+    command = [sys.executable, "-m", "tests.training.fake", str(folder), str(folder / "out"), str(delay), "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, **how)  # type: ignore[call-overload,no-any-return]
 

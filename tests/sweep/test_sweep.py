@@ -18,13 +18,13 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.run.status import read_status
 from rescoldo.sweep import read_space, sweep
-from rescoldo.train.config import RunConfig
-from rescoldo.train.metrics import TensorBoard
-from rescoldo.train.parts import Parts
-from rescoldo.train.start import train
+from rescoldo.training.config import RunConfig
+from rescoldo.training.metrics import TensorBoard
+from rescoldo.training.parts import Parts
+from rescoldo.training.start import train
 from tests.base.make_models import tiny_hf
-from tests.train.fake import Silent
-from tests.train.test_real import write_records
+from tests.training.fake import Silent
+from tests.training.test_real import write_records
 
 SPACE = read_space(["lora_r=2,4", "lora_targets=q_proj+v_proj,all"])
 SHORT = Sampling(max_new_tokens=3)

@@ -205,4 +205,4 @@ def read_calibration(directory: Path) -> Tensors | None:
         RescoldoError: the file is damaged.
     """
     path = directory / CALIBRATION_FILE
-    return _load(path, f"rescoldo verify {quote(directory)}") if path.exists() else None
+    return _load(path, f"{program()} verify {quote(directory)}") if path.exists() else None

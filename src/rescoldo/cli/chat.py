@@ -60,10 +60,10 @@ def chat(
     from rich.console import Console
 
     from rescoldo.base.chat_templates import plain_note
-    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluation.evaluation import role_for
     from rescoldo.models.loaded import is_run, load_for_inference
     from rescoldo.role.grammar import role_grammar
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.progress import Reporter
 
     check_number("--top-p", top_p, gt=0, le=1)
     if json_ and concept is None:

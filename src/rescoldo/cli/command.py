@@ -149,7 +149,7 @@ def _allowed(parameter: Any) -> str:
     """The range of a numeric option, from its own bounds or from the run's setting of that name."""
     low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
     if low is None and high is None and parameter.name in OPTIONS:
-        from rescoldo.train.config import allowed_words
+        from rescoldo.training.config import allowed_words
 
         return allowed_words(parameter.name)
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)

@@ -105,10 +105,10 @@ def compare(
     if train_set is not None and not finetuned:
         raise RescoldoError("there is no fine-tuned model to score on it", where="--train-set", fix="add --finetuned")
     from rescoldo.engine.types import Sampling
-    from rescoldo.evaluate.compare import Parts
-    from rescoldo.evaluate.compare import compare as run_comparison
-    from rescoldo.evaluate.document import reports_beside
-    from rescoldo.evaluate.language import language
+    from rescoldo.evaluation.compare import Parts
+    from rescoldo.evaluation.compare import compare as run_comparison
+    from rescoldo.evaluation.document import reports_beside
+    from rescoldo.evaluation.language import language
     from rescoldo.models.server import ServerOptions
 
     language(lang)
@@ -140,7 +140,7 @@ def compare(
         return
     from rich.console import Console
 
-    from rescoldo.evaluate.report import print_comparison
+    from rescoldo.evaluation.report import print_comparison
 
     print_comparison(document, Console())
     if output is not None:

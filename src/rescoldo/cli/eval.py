@@ -58,9 +58,9 @@ def eval_(
     check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
 
-    from rescoldo.evaluate.document import reports_beside
-    from rescoldo.evaluate.evaluation import evaluate_model, role_for
-    from rescoldo.evaluate.language import language
+    from rescoldo.evaluation.document import reports_beside
+    from rescoldo.evaluation.evaluation import evaluate_model, role_for
+    from rescoldo.evaluation.language import language
 
     given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -88,7 +88,7 @@ def eval_(
         return
     from rich.console import Console as RichConsole
 
-    from rescoldo.evaluate.report import print_evaluation
+    from rescoldo.evaluation.report import print_evaluation
 
     print_evaluation(document, RichConsole())
     if output is not None:
@@ -134,7 +134,7 @@ class TerminalConsole:
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
-        from rescoldo.train.progress import Reporter
+        from rescoldo.training.progress import Reporter
 
         self._reporter = Reporter(Console(stderr=True, highlight=False) if quiet else None)
 

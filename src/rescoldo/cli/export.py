@@ -41,7 +41,7 @@ def export(
 
     from rescoldo.export import export_run, ollama
     from rescoldo.export.formats import get_format
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.progress import Reporter
     from rescoldo.units import gigabytes
 
     command = get_format(to).create

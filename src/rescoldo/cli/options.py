@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rescoldo.train.config import RunConfig
+    from rescoldo.training.config import RunConfig
 
 BASICS, LORA, RUN = "What", "How", "Run"
 
@@ -151,7 +151,7 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
         RescoldoError: a value is missing, unknown or out of range.
     """
     from rescoldo.files import write_beside
-    from rescoldo.train.config import make_config
+    from rescoldo.training.config import make_config
 
     made = make_config(given, config)
     write_beside(made.output)

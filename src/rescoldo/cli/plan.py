@@ -33,8 +33,8 @@ def plan(
 
     from rescoldo.assemble import real_parts
     from rescoldo.doctor.plan import make_plan
-    from rescoldo.train.prepare import prepare
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.prepare import prepare
+    from rescoldo.training.progress import Reporter
 
     quiet = Reporter(Console(stderr=True, highlight=False, quiet=json_))
     prepared = prepare(run_config, real_parts(), Reporter(Console(quiet=True)), restart=False)

@@ -59,7 +59,7 @@ def review(
     comparison and its reports take the votes in; so does compare when it writes the same file again.
     """
     check_number("--port", port, whole=True, ge=0, le=65535)
-    from rescoldo.evaluate.document import read_document
+    from rescoldo.evaluation.document import read_document
     from rescoldo.preference.ballots import ballots, default_pairs
     from rescoldo.preference.votes import VoteFile, votes_beside
     from rescoldo.review.wording import LANGUAGES
@@ -171,7 +171,7 @@ def _export(
 
 def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bool) -> None:
     """Take the votes into the comparison and its reports, and say what they say."""
-    from rescoldo.evaluate.document import read_document, write_document
+    from rescoldo.evaluation.document import read_document, write_document
     from rescoldo.preference.people import take_votes_in
     from rescoldo.review.summary import summary_lines
 

@@ -55,7 +55,7 @@ def serve(
     from rich.console import Console
 
     from rescoldo.base.chat_templates import plain_note
-    from rescoldo.evaluate.evaluation import role_for
+    from rescoldo.evaluation.evaluation import role_for
     from rescoldo.models.loaded import load_for_inference
 
     for package in ("starlette", "uvicorn"):
@@ -64,7 +64,7 @@ def serve(
     from rescoldo.serve.access import access
     from rescoldo.serve.server import bind, run_server
     from rescoldo.serve.service import Limits, Service
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.progress import Reporter
     from rescoldo.units import gigabytes
 
     who = access(host, api_key=api_key or "", allowed_hosts=allowed_host or (), cors_origins=cors_origin or ())

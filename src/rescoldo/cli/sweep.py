@@ -80,7 +80,7 @@ def sweep(
     from rescoldo.run.registry import register
     from rescoldo.sweep import sweep as start
     from rescoldo.sweep.report import print_sweep
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.progress import Reporter
 
     register(run_config.output)
     sampling = get_role(run_config.role).sampling

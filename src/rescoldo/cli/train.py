@@ -1,4 +1,4 @@
-"""`rescoldo train`: flags over config file over preset over defaults, then one call of rescoldo.train.train."""
+"""`rescoldo train`: flags over config file over preset over defaults, then one call of rescoldo.training.train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rescoldo.invocation import program
 
 if TYPE_CHECKING:
     from rescoldo.nodes.nodes import Nodes
-    from rescoldo.train.config import RunConfig
+    from rescoldo.training.config import RunConfig
 
 NODES = "Several machines"
 EXAMPLE = "train --train train.jsonl --val val.jsonl --output artifacts/mine --detach"
@@ -128,7 +128,7 @@ def run(
     """Train with the fields in `given` (None: not given) and leave with the exit code. `group`: the options about
     several machines."""
     from rescoldo.run.registry import register
-    from rescoldo.train.config import check_paths
+    from rescoldo.training.config import check_paths
 
     run_config = read_config(given, config)
     check_paths(run_config)  # before torch is imported, which takes seconds
@@ -169,7 +169,7 @@ def _say_what_to_type(given: dict[str, Any], config: Path | None, switches: dict
     from rescoldo.nodes.address import local_address
     from rescoldo.nodes.nodes import JOIN_SECONDS, MAX_RESTARTS, instructions
     from rescoldo.run.detach import train_command
-    from rescoldo.train.config import check_paths
+    from rescoldo.training.config import check_paths
 
     check_paths(read_config(given, config))
     usual = {"rendezvous": group["rendezvous"], "share": group["share"]}  # each machine's own, or said by the line
@@ -196,7 +196,7 @@ def _in_foreground(
 
     from rescoldo.assemble import real_parts
     from rescoldo.nodes.together import train_here
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.progress import Reporter
 
     reporter = Reporter(Console(stderr=as_json, highlight=False), heading_prefix=heading_prefix)
     with _telling(on_exit, config.output, reporter.warn):

@@ -37,8 +37,8 @@ def _work(place: Place, job: dict[str, object]) -> int:
     from rescoldo.assemble import real_parts
     from rescoldo.nodes.group import LostOthersError
     from rescoldo.nodes.together import train_here
-    from rescoldo.train.config import RunConfig
-    from rescoldo.train.progress import Reporter
+    from rescoldo.training.config import RunConfig
+    from rescoldo.training.progress import Reporter
 
     reporter = Reporter()
     config = RunConfig.model_validate(job["config"])

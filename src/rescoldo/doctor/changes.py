@@ -9,9 +9,9 @@ from rescoldo.doctor.forecast import Forecast
 from rescoldo.engine.memory import adapter_parameters
 from rescoldo.nodes.scaling import speedup
 from rescoldo.nodes.share import load_of
-from rescoldo.train.parts import lora_config
-from rescoldo.train.plan import Plan
-from rescoldo.train.prepare import Prepared
+from rescoldo.training.parts import lora_config
+from rescoldo.training.plan import Plan
+from rescoldo.training.prepare import Prepared
 from rescoldo.units import count
 
 MACHINES = (2, 4, 8)

@@ -13,12 +13,12 @@ from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.invocation import program
 from rescoldo.role import get_role
-from rescoldo.train.config import RunConfig
-from rescoldo.train.identity import identity
-from rescoldo.train.parts import Parts
-from rescoldo.train.prepare import Prepared, date_of_run, settle
-from rescoldo.train.preset import apply_preset, check_against_base
-from rescoldo.train.progress import Reporter
+from rescoldo.training.config import RunConfig
+from rescoldo.training.identity import identity
+from rescoldo.training.parts import Parts
+from rescoldo.training.prepare import Prepared, date_of_run, settle
+from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.progress import Reporter
 
 CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
     content.base_model,

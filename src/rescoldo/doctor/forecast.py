@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rescoldo.doctor.measure import Pieces, distinct_rows
 from rescoldo.engine.memory import memory_need
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
-from rescoldo.train.loop import EVALUATION_CHUNK
-from rescoldo.train.parts import lora_config
-from rescoldo.train.plan import Plan
-from rescoldo.train.prepare import Prepared
+from rescoldo.training.loop import EVALUATION_CHUNK
+from rescoldo.training.parts import lora_config
+from rescoldo.training.plan import Plan
+from rescoldo.training.prepare import Prepared
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 from rescoldo.system.memory import own_memory
-from rescoldo.train.optimizer import AdamW, clip
+from rescoldo.training.optimizer import AdamW, clip
 
 CALIBRATION_ROWS = 96  # tokens of the example that int8's calibration is timed with
 SHARE_OF_PRODUCTS = 0.25  # of the best product rate that a step reaches at least; for guessing before measuring

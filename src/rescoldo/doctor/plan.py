@@ -24,10 +24,10 @@ from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.types import Example
 from rescoldo.system.memory import memory_available
-from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import lora_config
-from rescoldo.train.plan import Plan
-from rescoldo.train.prepare import Prepared
+from rescoldo.training.config import RunConfig
+from rescoldo.training.parts import lora_config
+from rescoldo.training.plan import Plan
+from rescoldo.training.prepare import Prepared
 
 MAIN_SECONDS = 25.0  # for the precision of the run
 OTHER_SECONDS = 20.0  # for each of the others, on shorter examples if need be

@@ -8,7 +8,7 @@ from typing import Any
 
 from rescoldo.files import cache_root, read_json, write_json
 from rescoldo.system import cpu
-from rescoldo.train.config import RunConfig
+from rescoldo.training.config import RunConfig
 
 
 def _plans_file() -> Path:

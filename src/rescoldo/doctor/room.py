@@ -22,8 +22,8 @@ from rescoldo.run.layout import INFO_FILE, list_checkpoints
 from rescoldo.run.lock import read_holder
 from rescoldo.system.cgroup import memory_limit
 from rescoldo.system.memory import memory_available, memory_total
-from rescoldo.train.config import check_paths
-from rescoldo.train.identity import differences, refuse_if_foreign
+from rescoldo.training.config import check_paths
+from rescoldo.training.identity import differences, refuse_if_foreign
 from rescoldo.units import count, gigabytes, size
 
 SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches

@@ -10,9 +10,9 @@ from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import LoraConfig
 from rescoldo.role import Role
-from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import lora_config
-from rescoldo.train.prepare import Prepared
+from rescoldo.training.config import RunConfig
+from rescoldo.training.parts import lora_config
+from rescoldo.training.prepare import Prepared
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.metrics import worsened
+from rescoldo.training.metrics import worsened
 from rescoldo.units import count
 
 # every key of the original's training_info.json

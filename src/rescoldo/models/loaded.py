@@ -255,7 +255,7 @@ def _frozen_state(run: Path) -> dict[str, Any] | None:
     it."""
     from rescoldo.adapter import read_calibration
     from rescoldo.run.layout import list_checkpoints
-    from rescoldo.train.checkpoint import read_checkpoint
+    from rescoldo.training.checkpoint import read_checkpoint
 
     beside = read_calibration(run)
     if beside is not None:

@@ -99,7 +99,7 @@ class MeasuresLoss(Protocol):
     """A chat model that knows how probable a given answer is: our engine; a server does not."""
 
     def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Of the records' own answers: see evaluate.perplexity."""
+        """Of the records' own answers: see models.perplexity."""
 
 
 class ChatPredictor:

@@ -17,11 +17,11 @@ from rescoldo.engine.weights import Tensors
 from rescoldo.nodes.group import AGAIN, EVALUATE, STOP, UPDATE, Command, Group, agree, leaders_date, receive
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.run.signals import SIGNALS
-from rescoldo.train.config import RunConfig
-from rescoldo.train.optimizer import AdamW, clip
-from rescoldo.train.parts import Model, Parts, lora_config
-from rescoldo.train.prepare import Prepared, prepare
-from rescoldo.train.progress import Reporter
+from rescoldo.training.config import RunConfig
+from rescoldo.training.optimizer import AdamW, clip
+from rescoldo.training.parts import Model, Parts, lora_config
+from rescoldo.training.prepare import Prepared, prepare
+from rescoldo.training.progress import Reporter
 
 FAREWELL_SECONDS = 20.0  # how long torchrun may take to stop a worker that is to be started anew
 

@@ -27,8 +27,8 @@ from rescoldo.nodes.place import VARIABLE, Place
 from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.lock import HOLDER, RunLock, process_start
 from rescoldo.run.signals import Interruption
-from rescoldo.train.config import RunConfig
-from rescoldo.train.identity import move_aside
+from rescoldo.training.config import RunConfig
+from rescoldo.training.identity import move_aside
 
 POLL = 0.2
 PARTING_SECONDS = 20.0  # for torchrun to see that its worker is done

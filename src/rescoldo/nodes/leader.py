@@ -19,8 +19,8 @@ from rescoldo.invocation import program
 from rescoldo.nodes.group import AGAIN, EVALUATE, STEP, STOP, UPDATE, Command, Group, agree, leaders_date, send
 from rescoldo.nodes.reducer import Reducer
 from rescoldo.nodes.share import assign, load_of, measured, slow_ones
-from rescoldo.train.optimizer import AdamW
-from rescoldo.train.parts import Model, Parts, Step
+from rescoldo.training.optimizer import AdamW
+from rescoldo.training.parts import Model, Parts, Step
 from rescoldo.units import count
 
 REPEAT_SECONDS = 600.0  # a slow machine is named again after this

@@ -8,10 +8,10 @@ from rescoldo.nodes.leader import Leader
 from rescoldo.nodes.place import current_place
 from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.streams import unfailing
-from rescoldo.train.config import RunConfig
-from rescoldo.train.parts import Parts
-from rescoldo.train.progress import Reporter
-from rescoldo.train.start import RunResult, train
+from rescoldo.training.config import RunConfig
+from rescoldo.training.parts import Parts
+from rescoldo.training.progress import Reporter
+from rescoldo.training.start import RunResult, train
 
 
 def train_here(
@@ -23,7 +23,7 @@ def train_here(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """`train.start.train` for a process that may be one of several machines. The one that leads trains and writes;
+    """`training.start.train` for a process that may be one of several machines. The one that leads trains and writes;
     the others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
 
     Args:

@@ -15,8 +15,8 @@ from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.evaluate.evaluation import Console, evaluate
-from rescoldo.evaluate.open import CONSTRAINED, Opener
+from rescoldo.evaluation.evaluation import Console, evaluate
+from rescoldo.evaluation.open import CONSTRAINED, Opener
 from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache

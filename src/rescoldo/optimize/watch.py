@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rescoldo.evaluate.evaluation import Console
+from rescoldo.evaluation.evaluation import Console
 from rescoldo.role import Role
 
 SAY_SECONDS = 10.0

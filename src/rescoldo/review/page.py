@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rescoldo.evaluate.page import environment, rendered
+from rescoldo.evaluation.page import environment, rendered
 from rescoldo.preference.votes import MAX_NOTE
 from rescoldo.review.session import Session
 from rescoldo.review.wording import LANGUAGES

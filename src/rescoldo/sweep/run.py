@@ -16,7 +16,7 @@ from typing import Any
 from rescoldo.assemble import real_parts
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
-from rescoldo.evaluate.evaluation import Console, evaluate_model
+from rescoldo.evaluation.evaluation import Console, evaluate_model
 from rescoldo.files import read_json, sha256, write_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import LOG_FILE, read_timings
@@ -28,12 +28,12 @@ from rescoldo.sweep.report import best_trials, write_report
 from rescoldo.sweep.search import Tried, next_params, require_optuna
 from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, Value, extremes, grid, run_fields
-from rescoldo.train.config import RunConfig, check_paths
-from rescoldo.train.identity import FREE, differences
-from rescoldo.train.parts import Parts
-from rescoldo.train.preset import apply_preset, check_against_base
-from rescoldo.train.progress import Reporter
-from rescoldo.train.start import train
+from rescoldo.training.config import RunConfig, check_paths
+from rescoldo.training.identity import FREE, differences
+from rescoldo.training.parts import Parts
+from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.progress import Reporter
+from rescoldo.training.start import train
 
 KEPT = ("Epoch ", "Evaluating:", "Resuming from", "SIG")  # of a later trial's words
 FORMAT = 1

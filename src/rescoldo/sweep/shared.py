@@ -18,7 +18,7 @@ from rescoldo.files import read_json, sha256
 from rescoldo.models.loaded import Loaded, dated_tokenizer, load_for_inference
 from rescoldo.role import Role
 from rescoldo.run.layout import INFO_FILE
-from rescoldo.train.parts import Parts
+from rescoldo.training.parts import Parts
 
 if TYPE_CHECKING:
     from rescoldo.engine.model import LoraModel

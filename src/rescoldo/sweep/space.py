@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.train.config import nearest, refusal
+from rescoldo.training.config import nearest, refusal
 
 # field → whether its values are whole numbers; None: text
 FIELDS: dict[str, bool | None] = {

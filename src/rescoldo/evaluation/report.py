@@ -1,0 +1,249 @@
+"""An evaluation or comparison for people: Markdown, and tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rescoldo.evaluation.language import ENGLISH, Language, language
+from rescoldo.evaluation.wording import (
+    content_head,
+    content_rows,
+    evidence_lines,
+    missing_lines,
+    verdict_sentence,
+    why_outside,
+)
+from rescoldo.invocation import NAME, program
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SCORES = {
+    "mean": "mean",
+    "median": "median",
+    "std": "standard deviation",
+    "min": "min",
+    "max": "max",
+    "pass_rate_0.8": "share ≥ 0.8",
+    "pass_rate_0.9": "share ≥ 0.9",
+    "perfect_rate_1.0": "share = 1.0",
+}
+FACTS = ("dataset", "examples", "role", "training_set", "date")
+_NOTES = 8  # that a Markdown report shows of one answer
+
+
+def language_of(document: Mapping[str, Any]) -> Language:
+    """The language that a document's reports are written in."""
+    return language(str(document.get("metadata", {}).get("lang") or ENGLISH.code))
+
+
+def judged(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The decision of a comparison with its verdict; None where there is none to be told."""
+    decision = (document.get("comparison") or {}).get("decision")
+    return decision if decision and "verdict" in decision else None
+
+
+def verdict_lines(document: Mapping[str, Any], say: Language, called: str = NAME) -> tuple[str, list[str], list[str]]:
+    """The verdict in a sentence, the warnings, and what it rests on with what is missing."""
+    decision = judged(document)
+    assert decision is not None
+    warnings = [say.message(warning) for warning in decision["warnings"]]
+    lines = [*evidence_lines(decision, say), *missing_lines(decision, say, called)]
+    told = {f"{name}: {text}" for name, part in document["models"].items() for text in part.get("warnings", [])}
+    lines += [say.message(reason) for reason in decision["reasons"][2:] if reason not in told]
+    return verdict_sentence(decision, say, called), warnings, lines
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The Markdown report of an evaluation (one model) or comparison."""
+    say = language_of(document)
+    models, meta, reference = document["models"], document.get("metadata", {}), document.get("reference")
+    comparison = document.get("comparison")
+    lines = [f"# {say('Comparison') if comparison else say('Evaluation')}", ""]
+    if judged(document):
+        sentence, warnings, evidence = verdict_lines(document, say)
+        lines += [f"**{_md(sentence)}**", ""]
+        lines += [f"⚠️ {_md(warning)}\n" for warning in warnings]
+        lines += [*(f"- {_md(line)}" for line in evidence), ""]
+    facts = [f"{say(key.replace('_', ' '))}: `{value}`" for key in FACTS if (value := meta.get(key)) is not None]
+    lines += [" · ".join(facts), ""] if facts else []
+    names = list(models)
+    measured = content_rows(models, reference, say)
+    if measured:
+        lines += [f"## {say('The content beside the dataset')}", ""]
+        lines += [*_table(content_head(names, say), measured), ""]
+    lines += [f"## {say('Scores')}", "", *_table(["", *names], score_rows(models, say)), ""]
+    lines += [f"## {say('Components')}", "", *_table(["", *names], component_rows(models, say)), ""]
+    lines += [f"## {say('Beside the score')}", "", *_table(["", *names], diagnostic_rows(models, say)), ""]
+    warnings = [
+        f"- {_md(name)}: {_md(say.message(text))}" for name in names for text in models[name].get("warnings", [])
+    ]
+    lines += [*warnings, ""] if warnings else []
+    if comparison:
+        ranking = [
+            [str(row["rank"]), row["model"], say.percent(row["mean"], 1), say.points(row["difference_to_baseline"])]
+            for row in comparison["ranking"]
+        ]
+        head = [say("rank"), say("model"), say("mean"), say("points against the baseline")]
+        lines += [f"## {say('Ranking')}", "", *_table(head, ranking), ""]
+        lines += [f"## {say('Paired tests')}", "", *_table(paired_head(say), paired_rows(comparison, say)), ""]
+    for name in names:
+        lines += _answers(name, models[name]["predictions"], reference, say)
+    return "\n".join(lines)
+
+
+def _answers(
+    name: str, rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any] | None, say: Language
+) -> list[str]:
+    """What is to be said of a model's answers: doubts, and what cost points."""
+    lines = [f"## {say('What is wrong with the answers of {model}', model=_md(name))}", ""]
+    shown = []
+    for row in rows:
+        notes = [say.message(note) for note in row["notes"]]
+        more = [say("… and {n} more", n=say.number(len(notes) - _NOTES))] if len(notes) > _NOTES else []
+        why = [*why_outside(row, reference, say), *notes[:_NOTES], *more]
+        if why:
+            shown += [f"- **{say.number(row['score'], '.2f')}** {_md(_short(row['concept'], 100))}"]
+            shown += [f"  - {_md(line)}" for line in why]
+    return [*lines, *(shown or [say("Nothing.")]), ""]
+
+
+def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
+    """Scores, components and warnings of an evaluation as a table; the content beside the dataset's own answers."""
+    models, say = document["models"], ENGLISH
+    rows = [*score_rows(models, say), None, *component_rows(models, say), None, *diagnostic_rows(models, say)]
+    _print_table(console, ["", *models], rows)
+    measured = content_rows(models, document.get("reference"), say)
+    if measured:
+        _print_table(console, content_head(list(models), say), measured)
+    _print_warnings(models, console)
+
+
+def print_comparison(document: Mapping[str, Any], console: Console) -> None:
+    """A comparison as tables: scores side by side, paired tests; and, last, what it rests on and the verdict."""
+    print_evaluation(document, console)
+    _print_table(console, paired_head(ENGLISH), paired_rows(document["comparison"], ENGLISH))
+    if judged(document):
+        sentence, warnings, evidence = verdict_lines(document, ENGLISH, program())
+        for warning in warnings:
+            console.print(f"⚠️  {warning}", markup=False, highlight=False)
+        for line in evidence:
+            console.print(f"  · {line}", markup=False, highlight=False)
+        console.print(sentence, style="bold", markup=False, highlight=False)
+
+
+def paired_head(say: Language) -> list[str]:
+    """The head of the table of paired tests."""
+    names = ("difference", "mean", "95 % interval", "Wilcoxon p", "Cohen's d", "wins / ties / losses")
+    return [say(name) for name in names]
+
+
+def paired_rows(comparison: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a pair of models, columns as in the table of paired tests; differences in points of 100."""
+    rows = []
+    for name, test in comparison["statistical_tests"].items():
+        effect = comparison["effect_sizes"][name]
+        low, high = test["interval_95"]
+        size = say(effect["size"])
+        d = f"{say.number(effect['cohens_d'], '.2f')} ({size})" if effect["cohens_d"] is not None else size
+        p = say("no difference") if test["wilcoxon"]["note"] else _p(test["wilcoxon"]["p_value"], say)
+        rows.append(
+            [
+                name,
+                say.points(test["mean_difference"]),
+                f"{say.points(low)} … {say.points(high)}",
+                p,
+                d,
+                f"{test['wins']} / {test['ties']} / {test['losses']}",
+            ]
+        )
+    return rows
+
+
+def _p(value: float, say: Language) -> str:
+    return say.number(value, ".3f") if value >= 0.001 else f"{value:.1e}"
+
+
+def score_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a figure of the scores, one column a model, the label first."""
+    rows = [
+        [say(label), *(say.percent(part["scores"][name], 1) for part in models.values())]
+        for name, label in _SCORES.items()
+    ]
+    found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
+    if any(value is not None for value in found):
+        rows.append([say("perplexity"), *(_or_dash(value, ".3f", say) for value in found)])
+    return rows
+
+
+def component_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a component, one column a model, the label first."""
+    names = list(dict.fromkeys(name for part in models.values() for name in part["component_scores"]))
+    found = [part["component_scores"] for part in models.values()]
+    return [[name, *(say.percent(scores[name], 1) if name in scores else "–" for scores in found)] for name in names]
+
+
+def diagnostic_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a diagnostic, one column a model, the label first."""
+
+    def row(label: str, values: Iterable[str]) -> list[str]:
+        return [say(label), *values]
+
+    found = [part["diagnostics"] for part in models.values()]
+    counts = [len(part["predictions"]) for part in models.values()]
+    return [
+        row("ended by itself", (f"{d['ended']}/{n}" for d, n in zip(found, counts, strict=True))),
+        row("tokens an answer", (say.number(d["mean_tokens"], ".0f") for d in found)),
+        row("input's words used", (_share_or_dash(d["concept_words_used"], say) for d in found)),
+        row("longest run copied (words)", (_or_dash(d["longest_copied_run"], "d", say) for d in found)),
+        row("valid document, but text around it", (_or_dash(d.get("documents_within_text"), "d", say) for d in found)),
+        row("descriptions repeated", (say.number(d["duplicate_descriptions"]) for d in found)),
+    ]
+
+
+def _or_dash(value: float | None, spec: str, say: Language) -> str:
+    return "–" if value is None else say.number(value, spec)
+
+
+def _share_or_dash(value: float | None, say: Language) -> str:
+    return "–" if value is None else say.percent(value)
+
+
+def _print_table(console: Console, head: Sequence[str], rows: Sequence[list[str] | None]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for index, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if index else "left")
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _print_warnings(models: Mapping[str, Any], console: Console) -> None:
+    for name, part in models.items():
+        for text in part.get("warnings", []):
+            console.print(f"⚠️  {name}: {text}", markup=False, highlight=False)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(map(_md, head)) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return lines + ["| " + " | ".join(map(_md, row)) + " |" for row in rows]
+
+
+def _short(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _md(text: str) -> str:
+    """Text that stays text in Markdown."""
+    text = " ".join(text.split())
+    for mark in "\\`*_<>[]|":
+        text = text.replace(mark, "\\" + mark)
+    return text

@@ -1,0 +1,154 @@
+"""What makes two runs the same run: if any of this differs, a checkpoint must not be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rescoldo.data.dataset import Dataset
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.files import quote, write_json
+from rescoldo.role import Role
+from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE
+from rescoldo.system import cpu
+from rescoldo.training.checkpoint import FORMAT, UnresumableError
+from rescoldo.training.config import RunConfig
+
+# fields that may change between a start and its resumption without changing the result
+FREE = frozenset(
+    {
+        "train",
+        "val",
+        "output",
+        "base_model",
+        "role",
+        "train_limit",
+        "val_limit",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "memory_gb",
+    }
+)
+OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
+
+
+def identity(
+    config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset, day: date | None = None
+) -> dict[str, Any]:
+    """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left.
+    `day`: the date in the prompts, where the chat template writes one."""
+    fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
+    return {
+        "checkpoint format": FORMAT,
+        "role": role.identity,
+        "base model": base_fingerprint[:16],
+        "training examples": f"{len(train.examples)}, {train.digest[:16]}",
+        "validation examples": f"{len(val.examples)}, {val.digest[:16]}",
+        **({"chat date": day.isoformat()} if day else {}),
+        **fields,
+        "surroundings": surroundings(),
+    }
+
+
+def surroundings() -> dict[str, str]:
+    """What may change the last bits of a result, but is no reason to refuse a resumption."""
+    return {"cpu": cpu.model(), **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'field: was → is' for each field that differs, surroundings left out."""
+    names = [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
+    return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in names]
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The same for the surroundings."""
+    now = now.get("surroundings") or {}
+    before = {name: value for name, value in (was.get("surroundings") or {}).items() if name in now}
+    return differences(before, now)
+
+
+def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:
+    """Refuse to touch a run that is not the one asked for.
+
+    Raises:
+        UnresumableError: listing every difference.
+    """
+    found = differences(was, now)
+    if found:
+        listed = "".join(f"\n    {line}" for line in found)
+        raise UnresumableError(
+            f"{output} holds {what} with other settings (was → is):{listed}",
+            where="--output",
+            fix="give the settings it was started with to go on; or another --output; or --restart to start anew "
+            f"(the old run is kept as {free_name(output).name})",
+        )
+
+
+def refuse_if_foreign(output: Path) -> None:
+    """Refuse to overwrite what another program has left.
+
+    Raises:
+        RescoldoError: there is an adapter or the like and no run.json.
+    """
+    found = [name for name in OURS if (output / name).exists()]
+    if found and not (output / RUN_FILE).exists():
+        raise RescoldoError(
+            f"{output} holds {', '.join(found)} that this program did not start",
+            where="--output",
+            fix=f"pass another --output, or --restart to move the directory aside (to {free_name(output).name})",
+        )
+
+
+def write_run_file(output: Path, config: RunConfig, preset: dict[str, Any], now: dict[str, Any], started: str) -> None:
+    """Note what was started, for the resumption and for `status`."""
+    value = {"format": FORMAT, "started": started, "config": config.model_dump(mode="json")}
+    write_json(output / RUN_FILE, {**value, "from_preset": sorted(preset), "identity": now})
+
+
+def free_name(output: Path) -> Path:
+    """output.old-1, or the first such name that is free; beside the directory itself where output is a link to it."""
+    output = Path(os.path.realpath(output))
+    k = 1
+    while os.path.lexists(output.with_name(f"{output.name}.old-{k}")):
+        k += 1
+    return output.with_name(f"{output.name}.old-{k}")
+
+
+def move_aside(output: Path) -> Path:
+    """Rename the output directory to a free name, make it anew, and return that name. A link to it stays, so that the
+    new run lies on the same disk.
+
+    Raises:
+        RescoldoError: it cannot be renamed.
+    """
+    target = free_name(output)
+    real = Path(os.path.realpath(output))
+    if not output.is_absolute() and Path.cwd().is_relative_to(real):  # afterwards `output` would name another one
+        what = "--restart moves this directory aside, and you are in it"
+        raise RescoldoError(what, where=str(output), fix=f"cd {quote(real.parent)}, and give the paths from there")
+    try:
+        os.rename(real, target)
+        real.mkdir()
+    except OSError as error:
+        what = f"cannot be moved aside to {target}: {error.strerror}"
+        raise RescoldoError(what, where=str(output), fix="pass another --output", exit_code=EXIT_FAILURE) from None
+    return target

@@ -1,0 +1,373 @@
+"""The training loop, through any number of interruptions.
+
+Nothing here depends on the clock, on how often the run was interrupted or on where: the order of examples, dropout and
+initial weights are functions of the seed and the position, and a checkpoint holds everything else, the gradients of a
+half-done optimizer step included. So a run that was killed ends with the same bytes as one that was not.
+
+Not done here: full fine-tuning, packing of examples. Several machines: nodes/, through `parts`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+
+from rescoldo.base.damage import damaged_tensor
+from rescoldo.engine.memory import layers_to_keep
+from rescoldo.engine.weights import Tensors
+from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.run.guard import MemoryGuard
+from rescoldo.run.layout import list_checkpoints
+from rescoldo.run.monitor import Monitor
+from rescoldo.run.signals import Interruption
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, write_checkpoint
+from rescoldo.training.metrics import MetricsLog, TensorBoard, Timings
+from rescoldo.training.optimizer import clip, lr_factor, warmup_steps
+from rescoldo.training.parts import Model, Parts
+from rescoldo.training.plan import Plan
+from rescoldo.training.prepare import Prepared
+from rescoldo.training.progress import Bar, Reporter, Speed
+from rescoldo.units import clock
+
+EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
+EVALUATED_SHARE = 0.4  # an evaluated token costs about so much of a trained one
+WAIT_SECONDS = 2.0  # between tries when only the disk is waited for
+RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
+
+
+class Loop:
+    """The state of a run in memory: model, optimizer, position, logs."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        parts: Parts,
+        reporter: Reporter,
+        model: Model,
+        checkpoint: Checkpoint | None,
+        monitor: Monitor,
+        timings: Timings,
+    ) -> None:
+        self.prepared, self.parts, self.reporter, self.model = prepared, parts, reporter, model
+        self.monitor, self.timings = monitor, timings
+        self.config = config = prepared.config
+        self.examples = prepared.train.examples
+        self.plan = Plan(config, len(self.examples))
+        self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
+        self.optimizer = parts.optimizer(model.parameters, config.weight_decay)
+        self.position = checkpoint.position if checkpoint else Position()
+        self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
+        self.best: Tensors = checkpoint.best if checkpoint else {}
+        if checkpoint:
+            for key, parameter in model.parameters.items():
+                parameter.data.copy_(checkpoint.adapter[key])
+            model.sync()
+            self.optimizer.load_state(checkpoint.optimizer)
+        if self.position.micro and not parts.resumable_steps:
+            self.begin_step_anew()
+        self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
+        self.board = TensorBoard(config.output, self.position.step, reporter.warn)
+        self.interruption = Interruption()
+        self.speed, self.evaluation_speed = Speed(), Speed()
+        self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured
+        self.saved_at = time.monotonic()
+        self.unsaved = False  # did the last checkpoint fail to be written?
+
+    def fit(self) -> bool:
+        """Train until done; False if a signal came first (the run is saved then)."""
+        at, config = self.position, self.config
+        if not at.batches and not at.losses and not self.evaluate_before():
+            return False
+        self.monitor.update(val_loss_before=at.loss_before, val_loss=at.losses[-1].val_loss if at.losses else None)
+        self.progress()
+        while at.epoch < self.plan.epochs and not at.stopped_early:
+            if not at.evaluated and not self.train_epoch():
+                return False
+            if not self.evaluate(at.evaluated, "Evaluating:"):
+                return False
+
+            val_loss = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
+            at.losses.append(EpochLosses(at.epoch + 1, at.epoch_nats / at.epoch_targets, val_loss))
+            if not self.best or val_loss < at.losses[at.best_epoch - 1].val_loss:
+                at.best_epoch = at.epoch + 1
+                self.best = {key: tensor.detach().clone() for key, tensor in self.model.parameters.items()}
+            at.stopped_early = (
+                config.early_stopping is not None and at.epoch + 1 - at.best_epoch >= config.early_stopping
+            )
+            self.metrics.append(
+                {"epoch": at.epoch + 1, "step": at.step, **asdict(at.losses[-1]), "best_epoch": at.best_epoch}
+            )
+            self.monitor.update(val_loss=val_loss)
+            self.board.add(at.step, loss__validation=val_loss, loss__epoch=at.losses[-1].train_loss)
+
+            at.epoch, at.epoch_nats, at.epoch_targets, at.evaluated = at.epoch + 1, 0.0, 0, []
+            self.save(epoch_end=True)
+            if self.interruption.received and at.epoch < self.plan.epochs and not at.stopped_early:
+                return self.stopped()
+        if at.stopped_early:
+            self.reporter.say(f"Stopped early: no better validation loss since epoch {at.best_epoch}")
+        return self.wait_for_disk()
+
+    def train_epoch(self) -> bool:
+        """Train on what is left of the epoch; False if a signal came first."""
+        at, config, plan = self.position, self.config, self.plan
+        groups = plan.groups(at.epoch)
+        total = sum(len(plan.batches(group)) for group in groups)
+        before = at.epoch * plan.batches_per_epoch
+        self.monitor.update(now=True, phase="training", epoch=at.epoch + 1, epochs=plan.epochs, steps=plan.total_steps)
+        with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
+            for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
+                examples = [self.examples[i] for i in group]
+                targets = sum(example.total_weight for example in examples)
+                batches = plan.batches(group)
+                began = mark = self.monitor.clock.now()
+                step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
+                whole = not at.micro  # not begun by an earlier process
+                if at.micro:
+                    step.load_state(self.gradients)
+                self.gradients = {}
+
+                for batch in batches[at.micro :]:
+                    tokens = sum(len(examples[i].tokens) for i in batch)
+                    bound_memory(self.monitor.guard, self.model, tokens)
+                    nats = step.micro_batch(batch)
+                    if not math.isfinite(nats):
+                        raise self.not_finite("loss", [group[i] for i in batch])
+                    mark = self.timed(tokens, mark)
+                    at.micro, at.batches, at.step_nats = at.micro + 1, at.batches + 1, at.step_nats + nats
+                    at.tokens += tokens
+                    if self.parts.resumable_steps and self.should_save():
+                        self.gradients = step.state()
+                        self.save()
+                        if self.interruption.received:
+                            return self.stopped()
+                    if self.parts.resumable_steps and at.micro < len(batches):
+                        so_far = sum(example.total_weight for example in examples[: batch[-1] + 1])
+                        self.show(bar, at.step_nats / so_far, milestone=False)
+
+                gradients = step.finish()
+                at.step_nats += getattr(step, "nats_elsewhere", 0.0)  # of other machines
+                norm = clip(gradients, config.max_grad_norm)
+                if not math.isfinite(norm):
+                    raise self.not_finite("gradient", self.culprits(group))
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                self.optimizer.update(gradients, lr, at.step + 1)
+                self.model.sync()
+
+                loss = at.step_nats / targets
+                at.epoch_nats, at.epoch_targets = at.epoch_nats + at.step_nats, at.epoch_targets + targets
+                at.step, at.micro, at.step_nats = at.step + 1, 0, 0.0
+                at.targets += sum(example.n_targets for example in examples)
+                line = {"step": at.step, "epoch": at.epoch + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+                self.metrics.append({**line, "tokens": at.tokens})
+                seconds = self.timed(0, mark) - began
+                rate = self.speed.tokens_per_second
+                self.timings.event("step", step=at.step, seconds=round(seconds, 3), tokens_per_second=round(rate, 2))
+                if whole:
+                    self.monitor.step_done(at.step, sum(len(example.tokens) for example in examples), seconds)
+                self.monitor.update(step=at.step, loss=loss)
+                self.board.add(at.step, loss__train=loss, lr=lr, grad_norm=norm, tokens_per_second=rate)
+                self.show(bar, loss)
+                if (
+                    not self.parts.resumable_steps
+                    and self.should_save()
+                    and at.step < plan.steps_per_epoch * (at.epoch + 1)
+                ):
+                    self.save()
+                    if self.interruption.received:
+                        return self.stopped()
+        return True
+
+    def begin_step_anew(self) -> None:
+        """Forget what an earlier process had done of a step, where a half-done step cannot be taken over."""
+        at = self.position
+        group = self.plan.groups(at.epoch)[at.step - at.epoch * self.plan.steps_per_epoch]
+        done = [group[i] for batch in self.plan.batches(group)[: at.micro] for i in batch]
+        at.tokens -= sum(len(self.examples[i].tokens) for i in done)
+        at.batches -= at.micro
+        at.micro, at.step_nats, self.gradients = 0, 0.0, {}
+
+    def timed(self, tokens: int, since: float) -> float:
+        """Count work done since `since` on the monitor's clock; returns now."""
+        now = self.monitor.clock.now()
+        self.speed.add(tokens, now - since)
+        return now
+
+    def evaluate_before(self) -> bool:
+        """Measure the validation loss before the training, which shows whether the training made it better; False if a
+        signal came first."""
+        at = self.position
+        self.monitor.update(now=True, epochs=self.plan.epochs, steps=self.plan.total_steps)
+        if not self.evaluate(at.baseline, "Validation loss before training:"):
+            return False
+        loss = at.loss_before
+        if not self.metrics.text:  # a checkpoint within the first step would have the line already
+            self.metrics.append({"epoch": 0, "step": 0, "val_loss": loss})
+        if loss is not None:
+            self.board.add(0, loss__validation=loss)
+        return True
+
+    def evaluate(self, evaluated: list[tuple[float, float]], description: str) -> bool:
+        """Fill `evaluated` (summed loss, target tokens) for all validation examples; False if a signal came first."""
+        examples = self.prepared.val.examples
+        self.monitor.update(now=True, phase="evaluating")
+        with self.reporter.bar(description, len(examples), len(evaluated)) as bar:
+            while len(evaluated) < len(examples):
+                begin, mark = len(evaluated), self.monitor.clock.now()
+                chunk = examples[begin : begin + EVALUATION_CHUNK * self.parts.machines]
+                losses = self.parts.evaluate_loss(self.model, chunk)
+                for offset, (nats, _) in enumerate(losses):
+                    if not math.isfinite(nats):
+                        name = self.prepared.val.names[begin + offset]
+                        raise damaged_tensor(self.prepared.base) or RescoldoError(
+                            f"the validation loss is {nats}", where=name, fix=self.remedy(), exit_code=EXIT_FAILURE
+                        )
+                evaluated += losses
+                tokens = sum(len(example.tokens) for example in chunk)
+                self.evaluation_speed.add(tokens, self.monitor.clock.now() - mark)
+                mean = sum(nats for nats, _ in evaluated) / sum(n for _, n in evaluated)
+                left = self.progress()
+                bar.advance(len(losses), f"loss {mean:.4f} | {'?' if left is None else clock(left)} left in all")
+                if len(evaluated) < len(examples) and self.should_save():
+                    self.save()
+                    if self.interruption.received:
+                        return self.stopped()
+        return True
+
+    def should_save(self) -> bool:
+        """Has a signal come, or has the checkpoint interval passed?"""
+        return (
+            self.interruption.received is not None
+            or time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        )
+
+    def save(self, epoch_end: bool = False) -> None:
+        """Write a checkpoint. A full disk is reported and does not stop the run: the next try comes soon."""
+        self.board.flush()
+        checkpoint = Checkpoint(
+            self.position,
+            self.prepared.identity,
+            self.metrics.text,
+            adapter=self.model.parameters,
+            optimizer=self.optimizer.state(),
+            best=self.best,
+            gradients={} if epoch_end else self.gradients,
+            frozen=self.model.frozen_state(),
+        )
+        self.gradients = {}
+        self.saved_at = time.monotonic()
+        try:
+            path = write_checkpoint(
+                self.config.output, checkpoint, epoch_end=epoch_end, keep=self.config.keep_checkpoints
+            )
+        except OSError as error:
+            again, self.unsaved = self.unsaved, True
+            self.monitor.update(now=True, checkpoint_error=error.strerror or str(error))
+            retry = min(RETRY_SECONDS, 60 * self.config.checkpoint_minutes)
+            self.saved_at += retry - 60 * self.config.checkpoint_minutes
+            if not again:
+                self.reporter.warn(
+                    f"no checkpoint was written ({error.strerror}); the run goes on and tries again every {retry:.0f} s"
+                )
+        else:
+            if self.unsaved:
+                self.reporter.say(f"  {path.name} is written: there is room again")
+            self.unsaved = False
+            self.monitor.update(now=True, last_checkpoint=path.name, checkpoint_error="")
+            self.timings.event("checkpoint", step=self.position.step, batches=self.position.batches)
+            self.parts.write_report(self.config.output, self.reporter.warn)
+
+    def wait_for_disk(self) -> bool:
+        """With all computed and the last checkpoint not on the disk, hold on to it until it is; False if a signal came
+        first."""
+        if self.unsaved:
+            self.reporter.warn(
+                f"all is computed, and {self.config.output} has no room for it: waiting for room there "
+                "(Ctrl-C leaves, and loses what came after the last checkpoint)"
+            )
+        while self.unsaved:
+            if self.interruption.received:
+                return self.stopped()
+            time.sleep(WAIT_SECONDS)
+            self.save(epoch_end=True)
+        return True
+
+    def stopped(self) -> bool:
+        """Say how to go on. Always False."""
+        newest = next(iter(list_checkpoints(self.config.output)), None)
+        self.timings.event("stop")
+        self.monitor.update(now=True, phase="stopped", signal=int(self.interruption.received or 0))
+        signal = self.interruption.received.name if self.interruption.received else "stopped"
+        saved = f"saved as {newest.name}" if newest else "nothing could be saved"
+        self.reporter.say(f"{signal}: {saved} in {self.config.output}. The same command again resumes.")
+        return False
+
+    def show(self, bar: Bar, loss: float, milestone: bool = True) -> None:
+        """Move the bar on by a micro-batch."""
+        at = self.position
+        left = self.progress()
+        detail = (
+            f"step {at.step}/{self.plan.total_steps} | loss {loss:.4f} | {self.speed.tokens_per_second:.0f} tokens/s"
+            f" | {'?' if left is None else clock(left)} left"
+        )
+        self.monitor.update(tokens_per_second=round(self.speed.tokens_per_second, 2))
+        bar.advance(at.batches - at.epoch * self.plan.batches_per_epoch - bar.done, detail, milestone)
+
+    def progress(self) -> float | None:
+        """Note in state.json how much of the run is done. Returns the seconds left, None before anything is known about
+        the speed."""
+        at, train, val = self.position, self.prepared.train, self.prepared.val
+        epochs = self.plan.total_steps / self.plan.steps_per_epoch  # of the whole run, the last perhaps in part
+        evaluations = self.plan.epochs + (1 if at.baseline or not at.batches else 0)
+        done = at.epoch + (len(at.baseline) + len(at.evaluated)) / len(val.examples)
+        to_train = max(0.0, epochs * train.tokens - at.tokens)
+        to_evaluate = max(0.0, evaluations - done) * val.tokens
+        rate, evaluation_rate = self.speed.tokens_per_second, self.evaluation_speed.tokens_per_second
+        rate = rate or EVALUATED_SHARE * evaluation_rate or self.expected_rate or 0.0
+        evaluation_rate = evaluation_rate or rate / EVALUATED_SHARE
+        left = to_train / rate + to_evaluate / evaluation_rate if rate else None
+        whole = epochs * train.tokens + EVALUATED_SHARE * evaluations * val.tokens
+        share = 1.0 - (to_train + EVALUATED_SHARE * to_evaluate) / whole
+        self.monitor.update(seconds_left=left, share=round(min(1.0, max(0.0, share)), 4))
+        return left
+
+    def culprits(self, group: list[int]) -> list[int]:
+        """Which examples of a step have a gradient that is not finite, each tried alone; all if none has alone."""
+        guilty = []
+        for i in group:
+            step = self.parts.gradient_step(
+                self.model, [self.examples[i]], step=self.position.step, seed=self.config.seed
+            )
+            nats = step.micro_batch([0])
+            gradients = step.finish()  # whatever the loss: other machines wait for this one's part of the sum
+            nats += getattr(step, "nats_elsewhere", 0.0)
+            if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in gradients.values()):
+                guilty.append(i)
+        return guilty or group
+
+    def not_finite(self, what: str, guilty: list[int]) -> RescoldoError:
+        """The error for a loss or gradient that is not a number."""
+        base = damaged_tensor(self.prepared.base)
+        if base:
+            return base
+        names = ", ".join(self.prepared.train.names[i] for i in guilty)
+        return RescoldoError(
+            f"the {what} is not a finite number at optimizer step {self.position.step + 1}",
+            where=names,
+            fix=self.remedy(),
+            exit_code=EXIT_FAILURE,
+        )
+
+    def remedy(self) -> str:
+        """What to do about numbers that are not finite."""
+        newest = next(iter(list_checkpoints(self.config.output)), None)
+        kept = f"the last good checkpoint is {newest.name}; " if newest else ""
+        return f"{kept}look at that example; then start anew with --restart and a lower --lr, or --quantization fp32"
+
+
+def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
+    """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
+    config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
+    if config is not None and dtype is not None and hasattr(model, "keep_layers"):
+        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))

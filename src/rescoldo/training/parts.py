@@ -1,0 +1,75 @@
+"""What the loop asks of the rest of the program: base model, data and engine, behind a few functions.
+
+The loop knows these shapes only. Tests put a small deterministic engine in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+from rescoldo.base.model import BaseModel
+from rescoldo.data.dataset import Dataset
+from rescoldo.engine.types import Example, LoraConfig
+from rescoldo.engine.weights import Tensors
+from rescoldo.role import Role
+from rescoldo.training.config import RunConfig
+from rescoldo.training.optimizer import AdamW
+
+
+class Model(Protocol):
+    """What the loop uses of engine.model.LoraModel."""
+
+    parameters: Tensors
+
+    def frozen_state(self) -> Tensors:
+        """What a resume needs beside the base model."""
+
+    def sync(self) -> None:
+        """To be called after `parameters` were changed."""
+
+
+class Step(Protocol):
+    """What the loop uses of engine.step.GradientStep."""
+
+    def micro_batch(self, indices: list[int]) -> float:
+        """Add gradients of these examples of the step; return their summed loss in nats."""
+
+    def finish(self) -> Tensors:
+        """Gradients by parameter key."""
+
+    def state(self) -> Tensors:
+        """Gradients accumulated so far."""
+
+    def load_state(self, state: Tensors) -> None:
+        """Take them back."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The seam between the loop and the rest."""
+
+    open_base: Callable[[str], BaseModel]
+    read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset; `records` as check_dataset gave them
+    load_model: Callable[..., Model]  # as LoraModel.load
+    gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
+    save_tokenizer: Callable[[Any, Path], object]
+    check_dataset: Callable[[Path, Role], Any] = lambda path, role: None  # as data.read_records
+    preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
+    stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
+    expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
+    run_date: Callable[[date], date] = lambda day: day  # the date in the prompts that all machines use
+    optimizer: Callable[[Tensors, float], AdamW] = AdamW  # adapter, weight decay
+    resumable_steps: bool = True  # whether a step that is half done can be saved
+    machines: int = 1
+    write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
+
+
+def lora_config(config: RunConfig) -> LoraConfig:
+    """The engine's LoRA settings of this run."""
+    return LoraConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)

@@ -1,0 +1,105 @@
+"""Hyper-parameters that suit a base model where the user gives none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rescoldo.base.model import BaseModel
+from rescoldo.engine.config import FUSED_LINEARS, LINEARS, DecoderConfig
+from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.errors import RescoldoError
+from rescoldo.training.config import RunConfig, flag
+
+# preset → field → value. A 135M model needs a higher rate, more targets and less accumulation than a 7B.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "epochs": 2,
+        "lr": 1.5e-3,
+        "grad_accum": 4,
+        "lora_r": 16,
+        "lora_alpha": 64.0,
+        "lora_dropout": 0.1,
+        "lora_targets": LINEARS,
+        "warmup": 4.0,
+    },
+}
+
+
+def apply_preset(config: RunConfig, preset: str | None) -> tuple[RunConfig, dict[str, Any]]:
+    """Fill what the user did not give from the base model's preset.
+
+    Returns:
+        The config in force, and the fields that the preset set (empty without a preset).
+    """
+    values = {k: v for k, v in PRESETS.get(preset or "", {}).items() if k not in config.model_fields_set}
+    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+
+
+def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
+    """Check what depends on the base model's shapes; `given` are the fields that the user set.
+
+    Returns:
+        The config, its targets under the names that the family has (`attention` is qkv_proj and o_proj where q, k and v
+        are one linear), `max_length` lowered to the model's context when the user did not ask for more himself.
+
+    Raises:
+        RescoldoError: targets that the model does not have, rank above the hidden size, or more context than the model
+            has.
+    """
+    decoder = base.config
+    config = _targets_of(config, base)
+    smallest = min(min(decoder.linear_shape(name)) for name in config.lora_targets)
+    if config.lora_r > smallest:
+        raise RescoldoError(
+            f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
+            where=flag("lora_r"),
+            fix=f"allowed for {base.spec}: 1 to {smallest}",
+        )
+    inputs = {name: decoder.linear_shape(name)[1] for name in decoder.linears}
+    odd = [f"{name} ({size})" for name, size in inputs.items() if size % NF4_BLOCK]
+    if config.quantization == "nf4" and odd:
+        raise RescoldoError(
+            f"nf4 needs inputs in multiples of {NF4_BLOCK}, which this model does not have: {', '.join(odd)}",
+            where=flag("quantization"),
+            fix=f"allowed for {base.spec}: auto, int8, bf16, fp32",
+        )
+    if config.max_length > decoder.max_positions:
+        if "max_length" in given:
+            raise RescoldoError(
+                f"{config.max_length} tokens are more than the model's context of {decoder.max_positions}",
+                where=flag("max_length"),
+                fix=f"allowed for {base.spec}: 16 to {decoder.max_positions}{_why_less(decoder)}",
+            )
+        return config.model_copy(update={"max_length": decoder.max_positions})
+    return config
+
+
+def _targets_of(config: RunConfig, base: BaseModel) -> RunConfig:
+    """The config with the targets as the family names them: what it has as one linear is one target.
+
+    Raises:
+        RescoldoError: a target is a part of one of the model's linears, or several of them together.
+    """
+    have, chosen = base.config.linears, set(config.lora_targets)
+    for fused, parts in FUSED_LINEARS.items():
+        if fused in have and chosen.issuperset(parts):
+            chosen = chosen.difference(parts) | {fused}
+    for name in config.lora_targets:
+        if name in chosen and name not in have:
+            whole = next((fused for fused, parts in FUSED_LINEARS.items() if name in parts), "")
+            parts = FUSED_LINEARS.get(name, ())
+            reason = (
+                f"{', '.join(FUSED_LINEARS[whole])} are one there, {whole}" if whole else f"it has {', '.join(parts)}"
+            )
+            raise RescoldoError(
+                f"{base.spec} ({base.config.architecture}) has no linear {name}: {reason}",
+                where=flag("lora_targets"),
+                fix=f"some of {', '.join(have)}; or attention, mlp, all",
+            )
+    return config.model_copy(update={"lora_targets": tuple(name for name in have if name in chosen)})
+
+
+def _why_less(decoder: DecoderConfig) -> str:
+    whole = decoder.whole_context
+    longer = f" (from there to {whole} the model rotates by other factors, longrope, which are not supported)"
+    return longer if whole > decoder.max_positions else ""
