@@ -28,6 +28,6 @@ settings.load_profile("beside others")
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`: as many workers as cores that this container may use, if there is memory for so many."""
-    from rescoldo.training.preset import available_threads
+    from rescoldo.system.cgroup import available_threads
 
     return max(1, min(available_threads(), psutil.virtual_memory().available // WORKER_BYTES))
