@@ -144,7 +144,7 @@ def write_gguf(path: Path, layers: int, kind: str) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
     from sentencepiece import SentencePieceProcessor
 
-    from rescoldo.base.gguf import gguf_name
+    from rescoldo.families import FAMILIES
 
     model, weights, sizes = SentencePieceProcessor(model_file=str(tokenizer_file())), Weights(), SIZES
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,15 +170,15 @@ def write_gguf(path: Path, layers: int, kind: str) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(True)
-    names = list(shapes(layers))
+    names, to_gguf = list(shapes(layers)), FAMILIES["llama"].to_gguf
     for name, shape in names:
         if len(shape) == 1:
-            writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), 4 * shape[0])
+            writer.add_tensor_info(to_gguf(name), shape, np.dtype(np.float32), 4 * shape[0])
         else:
             stored = gguf_kind(name, layers, kind)
             row = shape[1] // _BLOCKS[stored][0] * _BLOCKS[stored][1]
             dtype = GGMLQuantizationType[stored]
-            writer.add_tensor_info(gguf_name(name), (shape[0], row), np.dtype(np.uint8), shape[0] * row, dtype)
+            writer.add_tensor_info(to_gguf(name), (shape[0], row), np.dtype(np.uint8), shape[0] * row, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

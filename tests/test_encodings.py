@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,4 +87,4 @@ def test_a_plain_locale_without_utf8_mode(tmp_path):
     )
     assert b"Traceback" not in done.stderr
     assert b"UnicodeDecodeError" not in done.stdout + done.stderr
-    assert b"the native kernels are built for this CPU" in done.stdout or b"no C compiler" in done.stdout
+    assert re.search(rb"kernels: \w+ kernels", done.stdout) or b"no C compiler" in done.stdout

@@ -35,7 +35,7 @@ def _run(*arguments: str | Path, **environment: str) -> str:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")

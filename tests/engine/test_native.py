@@ -941,7 +941,7 @@ def test_the_self_test_passes_and_is_remembered(native: NativeKernels, tmp_path:
 
 @pytest.mark.skipif(len(NAMES) < 2, reason="one instruction set")
 def test_kernels_that_fail_are_passed_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def remembered(library: Path, make: object, folder: Path) -> str | None:
+    def remembered(library: Path, make: object, folder: Path, name: str) -> str | None:
         return "ended by SIGILL" if library.name.startswith(NAMES[0] + "-") else None
 
     monkeypatch.setattr(choose, "remembered", remembered)

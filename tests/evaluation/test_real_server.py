@@ -38,7 +38,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     arguments = [
         "compare", "--baseline", f"openai:base@http://127.0.0.1:{port}/v1",
         "--finetuned", f"openai:tuned@http://127.0.0.1:{port}/v1",
-        "--dataset", val, "--output", output, "--max-new-tokens", 6, "--concurrency", 1, "--json",
+        "--dataset", val, "--output", output, "--max-new-tokens", 6, "--concurrency", 1, "--no-constrained", "--json",
     ]  # fmt: skip
     with llama_server(port) as server:
         first = start(*arguments)

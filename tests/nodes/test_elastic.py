@@ -168,7 +168,7 @@ def test_a_cable_is_cut(folder: Path, alone: list[float], tmp_path: Path) -> Non
     output = tmp_path / "out"
     with hosts(folder, output, 2, *LONG) as (group, wires):
         wait_for(lambda: step_of(output) > 6)
-        assert "2 machines work on this run" in group[0].text()
+        assert "2 machines in this run" in group[0].text()
         wires.cut()
         assert group[0].wait() == 0, group[0].text()
         assert "lost the others" in group[0].text()
@@ -184,7 +184,7 @@ def test_four_hosts(folder: Path, tmp_path: Path) -> None:
     with hosts(folder, output, 4, *short) as (group, _):
         for machine in group:
             assert machine.wait() == 0, machine.text()
-    assert "4 machines work on this run" in group[0].text()
+    assert "4 machines in this run" in group[0].text()
     assert curve(output) == pytest.approx(curve(one), rel=1e-5)
 
 
@@ -199,7 +199,7 @@ def test_the_machine_that_leads_is_detached(folder: Path, alone: list[float], tm
             line = command(folder, output, *at, *LONG, "--detach")
             started = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
             assert started.returncode == 0, started.stderr
-            assert "it goes on when this terminal is closed" in started.stdout
+            assert "it keeps running when this terminal is closed" in started.stdout
             follower = Machine(tmp_path / "follower.log", command(folder, output, *at, *LONG))
             if stop:
                 wait_for(lambda: step_of(output) > 6)
@@ -221,6 +221,6 @@ def test_the_machine_that_leads_is_detached(folder: Path, alone: list[float], tm
         if read_status(output).status == "running" and pid:
             os.kill(pid, signal.SIGKILL)
     log = (output / "run.log").read_text()
-    assert "2 machines work on this run" in log
+    assert "2 machines in this run" in log
     assert "Resuming from" in log
     assert curve(output) == pytest.approx(alone, rel=1e-5)

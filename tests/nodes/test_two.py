@@ -71,11 +71,11 @@ def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: st
     results = end(start(folder, tmp_path / "two", size, "--quantization", quantization))
     for code, text in results:
         assert code == 0, text
-    assert f"{size} machines work on this run" in results[0][1]
+    assert f"{size} machines in this run" in results[0][1]
     assert curve(tmp_path / "two") == pytest.approx(
         curve(tmp_path / "one"), rel=1e-5 if quantization == "fp32" else 1e-2
     )
-    assert len(curve(tmp_path / "two")) == 8
+    assert len(curve(tmp_path / "two")) == 9  # before training, six steps, two epochs
     info = json.loads((tmp_path / "two" / "training_info.json").read_text())
     assert info["tokens"] == json.loads((tmp_path / "one" / "training_info.json").read_text())["tokens"]
 

@@ -199,7 +199,7 @@ def test_a_full_disk_at_the_end_loses_nothing(tmp_path, monkeypatch):
 
     calm, real = undisturbed(tmp_path), info.write_adapter
 
-    def write_adapter(*_):
+    def write_adapter(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "adapter_model.safetensors")
 
     monkeypatch.setattr(info, "write_adapter", write_adapter)

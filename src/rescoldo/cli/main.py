@@ -135,8 +135,11 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        from rescoldo.system.memory import memory_errors_in_words
-
+        try:
+            from rescoldo.system.memory import memory_errors_in_words
+        except (MemoryError, ImportError, OSError):  # so little is left that not even that can be imported
+            fix = "end other programs, raise `ulimit -v`, or need less: a smaller --max-length or base model"
+            raise RescoldoError("there is no memory left", where="memory", fix=fix, exit_code=EXIT_FAILURE) from error
         with memory_errors_in_words():
             raise error
 
