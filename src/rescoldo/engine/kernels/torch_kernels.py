@@ -296,11 +296,12 @@ class TorchKernels:
             n = end - start
             queries = q[start:end].float().view(n, n_kv, -1, d).permute(1, 2, 0, 3)
             keys, values = _with_prefix(k[start:end], prefix_k), _with_prefix(v[start:end], prefix_v)
-            weights, slope = _weights(queries, keys, p, window, scale, soft_cap)
+            weights, slope, divisor = _weights(queries, keys, p, window, scale, soft_cap)
             dmixed = dout[start:end].float().view(n, n_kv, -1, d).permute(1, 2, 0, 3)
             dvalues = torch.einsum("hgsl,hgsd->lhd", weights, dmixed)
             dweights = torch.einsum("hgsd,hld->hgsl", dmixed, values)
-            dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) * slope
+            dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+            dscores = (dscores if slope is None else dscores * slope) / divisor
             dkeys = torch.einsum("hgsl,hgsd->lhd", dscores, queries)
             dq[start:end] = torch.einsum("hgsl,hld->shgd", dscores, keys).reshape(n, -1, d)
             if dprefix_k is not None and dprefix_v is not None:
@@ -359,18 +360,18 @@ def _capped(scores: torch.Tensor, soft_cap: float | None) -> torch.Tensor:
 
 def _weights(
     q: torch.Tensor, k: torch.Tensor, prefix: int, window: int | None, scale: float | None, soft_cap: float | None
-) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → weights (kv heads, group, S, P + S), and the
-    scores' derivative with respect to q · k."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = _capped(torch.einsum("hgsd,hld->hgsl", q, k) * scale, soft_cap)
-    slope = scale if soft_cap is None else scale * (1.0 - (scores / soft_cap) ** 2)
+) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+    """q (kv heads, group, S, d), k (kv heads, P + S, d), both float32 → weights (kv heads, group, S, P + S), the cap's
+    derivative (None without a cap), and what q · k is divided by."""
+    divisor = math.sqrt(q.shape[-1]) if scale is None else 1.0 / scale
+    scores = _capped(torch.einsum("hgsd,hld->hgsl", q, k) / divisor, soft_cap)
+    slope = None if soft_cap is None else 1.0 - (scores / soft_cap) ** 2
     at = torch.arange(q.shape[2])[:, None] + prefix
     keys = torch.arange(k.shape[1])[None, :]
     hidden = keys > at
     if window is not None:
         hidden |= at - keys >= window
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1), slope
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1), slope, divisor
 
 
 def _with_prefix(own: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
