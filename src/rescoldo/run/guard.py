@@ -6,7 +6,7 @@ import threading
 
 
 class MemoryGuard:
-    """Bounds for how many layers a training pass keeps activations; the others are computed again on the way back,
+    """Bounds for how many layers a training pass keeps activations; the others are recomputed in the backward pass,
     bit for bit the same. A pass takes what is free when it begins; this lowers it when that turned out to be too much.
 
     Attributes:
