@@ -30,8 +30,9 @@ from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import add_arguments, base_model, examples
 from rescoldo.base import open_base
-from rescoldo.engine.auto import measure_products, product_of
+from rescoldo.engine.auto import measure_products
 from rescoldo.engine.config import LINEARS
+from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
 from rescoldo.system.cgroup import available_threads
@@ -145,7 +146,7 @@ def main() -> None:
         if not args.no_peer:
             run["ratio"] = run["peft"]["seconds_per_example"] / run["rescoldo"]["seconds_per_example"]
     peak = measure_products(768, 4096, 4096, seconds=1.5)
-    key = product_of(args.precision)
+    key = PRECISIONS[args.precision].product
     memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in sides}
     a_step = statistics.median(run["rescoldo"]["seconds"] for run in runs)
     document: dict[str, Any] = {

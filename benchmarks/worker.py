@@ -69,7 +69,7 @@ class Peft:
 
         base = open_base(spec)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if base.kind == "gguf":
+        if base.gguf_file is not None:
             model = AutoModelForCausalLM.from_pretrained(base.path.parent, gguf_file=base.path.name, dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import Quantization
     from rescoldo.training.start import RunResult
 
 
@@ -35,7 +34,7 @@ class TrainSettings(TypedDict, total=False):
     lora_targets: tuple[str, ...]
     max_length: int
     seed: int
-    quantization: Quantization
+    quantization: str
     train_limit: int | None
     val_limit: int | None
     max_steps: int | None

@@ -60,7 +60,7 @@ class FakeBase(BaseModel):
 
 
 def open_base(spec: str, preset: str | None = None) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
+    return FakeBase(spec, Path("."), DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
 
 
 class FakeModel:

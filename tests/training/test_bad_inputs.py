@@ -106,7 +106,7 @@ FLAGS: list[tuple[dict[str, str | None], list[str]]] = [
     ({"--max-length": "16"}, ["longer than 16 tokens", "--max-length"]),
     ({"--seed": "-1"}, ["--seed", "0 to"]),
     ({"--quantization": "int3"}, ["--quantization", "auto, int8, nf4"]),
-    ({"--quantization": "nf4"}, ["nf4", "multiples of 64"]),
+    ({"--quantization": "nf4"}, ["nf4", "multiple of 64"]),
     ({"--train-limit": "0"}, ["--train-limit", "of at least 1"]),
     ({"--val-limit": "0"}, ["--val-limit", "of at least 1"]),
     ({"--max-steps": "0"}, ["--max-steps", "of at least 1"]),

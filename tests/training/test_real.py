@@ -17,7 +17,7 @@ from rescoldo.adapter import peft_config, read_adapter
 from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
-from rescoldo.engine.types import CALIBRATED
+from rescoldo.engine.precisions import is_calibrated
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from rescoldo.run.layout import list_checkpoints
@@ -98,7 +98,7 @@ def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
             kills += 1
     assert kills > 1
     assert results(tmp_path / "stormy") == results(tmp_path / "calm")
-    if quantization in CALIBRATED:
+    if is_calibrated(quantization):
         deleting_checkpoints_changes_nothing(tmp_path / "calm")
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.hub_id import REFETCH
-from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import by_words
 from rescoldo.data.dataset import Dataset, longer
 from rescoldo.data.records import flag
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
-from rescoldo.files import load_json, quote
+from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
 from rescoldo.units import count, gigabytes
@@ -23,7 +21,6 @@ from rescoldo.units import count, gigabytes
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
 SHOWN = 3
-INDEX = "model.safetensors.index.json"
 
 
 def base_model(subject: Subject) -> Iterator[Check]:
@@ -36,9 +33,9 @@ def base_model(subject: Subject) -> Iterator[Check]:
     size = sum(path.stat().st_size for path in files)
     shape = f"{base.config.architecture}, {base.config.total_params / 1e6:,.0f} M parameters"
     text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
-    wrong = list(index_faults(base)) if base.kind == "hf" else []
+    wrong = list(base.disagreements())
     if wrong:
-        yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", REFETCH)
+        yield failure("base model", "; ".join(wrong[:SHOWN]), REFETCH)
     else:
         yield ok(
             "base model", "; ".join(filter(None, (text, base.note()))), bytes=size, parameters=base.config.total_params
@@ -47,24 +44,6 @@ def base_model(subject: Subject) -> Iterator[Check]:
         return
     template = plain_note(subject.tokenizer) or "with a chat template"
     yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, {template}")
-
-
-def index_faults(base: BaseModel) -> Iterator[str]:
-    """Where the index of a model in several files does not agree with them."""
-    path = base.path / INDEX
-    if not path.is_file() or (base.path / "model.safetensors").is_file():
-        return
-    from safetensors import safe_open
-
-    weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
-    for file in base.weight_files:
-        with safe_open(file, framework="pt") as handle:
-            there = set(handle.keys())
-        named = {name for name, where in weight_map.items() if where == file.name}
-        for name in sorted(named - there):
-            yield f"{name} is said to be in {file.name} and is not"
-        for name in sorted(there - named):
-            yield f"{name} is in {file.name} and not in the index"
 
 
 def datasets(subject: Subject) -> Iterator[Check]:

@@ -15,6 +15,7 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.memory import memory_need
+from rescoldo.engine.precisions import fitting, is_calibrated
 from rescoldo.errors import RescoldoError
 from rescoldo.files import choose_cache, quote, read_json
 from rescoldo.invocation import program
@@ -101,7 +102,8 @@ def memory(subject: Subject) -> Iterator[Check]:
     }
     within = f" within the container's limit of {gigabytes(limit)}" if limit else ""
     have = f"{gigabytes(free)} are free{within}"
-    smaller = [name for name in ("int8", "nf4") if _fits(subject, subject.base, name, free)]
+    small = filter(is_calibrated, fitting(subject.base.config))
+    smaller = [name for name in small if _fits(subject, subject.base, name, free)]
     remedy = f"--quantization {smaller[0]}" if smaller and precision not in smaller else "a smaller base model"
     remedy += ", or a smaller --max-length or --batch-size; end other programs"
     if need.least > free:

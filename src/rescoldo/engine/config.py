@@ -160,6 +160,11 @@ class DecoderConfig:
                 shapes[f"self_attn.{name}"] = self.head_dim * (heads if self.qk_norm_full else 1)
         return shapes
 
+    @property
+    def linear_weights(self) -> int:
+        """How many weights all layers' linears have."""
+        return self.n_layers * sum(math.prod(self.linear_shape(name)) for name in self.linears)
+
     def has_bias(self, site: str) -> bool:
         """Whether the linears of one of SITES have biases."""
         return {"qkv": self.qkv_bias, "o": self.o_bias}.get(site, self.mlp_bias)

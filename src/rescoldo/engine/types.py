@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
-CALIBRATED = ("int8", "nf4")  # products in int8, by input ranges that are measured on examples
 CALIBRATION_EXAMPLES = 4  # the first ones of the training data
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rescoldo.base.open import SCHEMES
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -20,6 +21,7 @@ from rescoldo.evaluation.score import answers_use_input, common, score_row, summ
 from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
+from rescoldo.names import is_server
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
@@ -208,8 +210,9 @@ def _check_engine(model: str, dataset: Path | str) -> None:
     from rescoldo.programs.program import PROGRAM, find_program
 
     path, _ = find_program(model) or (None, "")
-    if model.startswith("openai:") or (path and (path.is_file() or (path / PROGRAM).is_file())):
-        what = "a server" if model.startswith("openai:") else "a DSPy program"
+    asked = is_server(model) and model.partition(":")[0] not in SCHEMES  # ollama:NAME is a file in its store here
+    if asked or (path and (path.is_file() or (path / PROGRAM).is_file())):
+        what = "a server" if asked else "a DSPy program"
         others = ["--baseline", "sample:smollm2", "--model", f"other={model}", "--dataset", str(dataset)]
         raise RescoldoError(
             f"this is {what}; eval asks our own engine alone",

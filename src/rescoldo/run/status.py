@@ -12,6 +12,7 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
 from rescoldo.invocation import program
+from rescoldo.names import is_server
 from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 from rescoldo.run.lock import Holder, is_stopped, process_start, read_holder
@@ -114,7 +115,7 @@ def _decide(output: Path, config: Any) -> str:
     base, val = config.get("base_model"), config.get("val")
     if not isinstance(base, str) or not isinstance(val, str):
         return f"{program()} verify {quote(output)}"
-    if base.startswith(("ollama:", "openai:")):
+    if is_server(base):
         base = f"engine:{base}"  # without the prefix, compare would ask a server for it
     models = f"--baseline {quote(base)} --finetuned {quote(output)}"
     return f"{program()} compare {models} --dataset {quote(val)} --output {quote(f'{output}.comparison.json')}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.assemble import real_parts
+from rescoldo.engine.precisions import AUTO
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluation.evaluation import Console, evaluate_model
@@ -113,7 +114,7 @@ def sweep(
             for trial in document["trials"]:
                 if trial["status"] == "failed":
                     trial["status"] = "running"
-        if config.quantization == "auto":
+        if config.quantization == AUTO:
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
         return sweeping.run(_ratio(config, space, base.preset), sampling or role.sampling)

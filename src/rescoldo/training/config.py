@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
+from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
@@ -20,8 +21,6 @@ from rescoldo.names import similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
-
-Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
 
 
 def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
@@ -59,9 +58,7 @@ class RunConfig(BaseModel):
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
-    quantization: Quantization = _field(
-        "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"
-    )
+    quantization: str = _field(AUTO, "precision of the frozen weights", ALLOWED)
     train_limit: int | None = _field(None, "use only the first N training examples", ge=1)
     val_limit: int | None = _field(None, "use only the first N validation examples", ge=1)
     max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
@@ -80,8 +77,11 @@ class RunConfig(BaseModel):
 
     @field_validator("quantization", mode="before")
     @classmethod
-    def _alias(cls, value: Any) -> Any:
-        return "nf4" if value == "bnb4" else value
+    def _precision(cls, value: Any) -> Any:
+        name = canonical(value) if isinstance(value, str) else value
+        if name not in (AUTO, *PRECISIONS):
+            raise ValueError  # the message says what is allowed
+        return name
 
     @field_validator("*", mode="before")
     @classmethod

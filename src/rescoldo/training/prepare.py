@@ -9,9 +9,10 @@ from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
-from rescoldo.base.sample import SAMPLES
+from rescoldo.base.open import title_of
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.tokenize import fix_date
+from rescoldo.engine.precisions import AUTO
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
@@ -49,7 +50,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
     in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
-    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
+    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {title_of(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
@@ -98,16 +99,6 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
 
 
-def model_name(spec: str) -> str:
-    """The base model as a person calls it: the last part of its path or id."""
-    if spec.startswith("sample:"):
-        name = spec.removeprefix("sample:")
-        return SAMPLES[name].title if name in SAMPLES else name
-    if spec.startswith("ollama:"):
-        return spec.removeprefix("ollama:")
-    return Path(spec).absolute().name
-
-
 def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
@@ -136,7 +127,7 @@ def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tupl
     threads = config.threads or before.get("threads") or available_threads()
     precision: Any = config.quantization
     why = ""
-    if precision == "auto":
+    if precision == AUTO:
         precision = before.get("quantization")
         if precision is None:
             from rescoldo.engine.auto import choose_precision
