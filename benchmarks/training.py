@@ -37,7 +37,7 @@ from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
 from rescoldo.system.cgroup import available_threads
 
-JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
+JOB = (98, 22, 3)  # the reference job: training examples, validation examples, epochs
 
 
 class Worker:
@@ -186,7 +186,7 @@ def main() -> None:
     said.append(f"{document['roofline_share']:.0%} of this machine's best {key} products ({peak[key] / 1e9:.0f} G/s)")
     if args.workload == "mistral7b" and args.layers == 32:
         said.append(
-            f"the original job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
+            f"the reference job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
         )
     write_json(args.output, document)
     spent = {side: statistics.median(run[side]["seconds_per_example"] for run in runs) for side in sides}

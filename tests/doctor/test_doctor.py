@@ -451,7 +451,7 @@ def test_output_foreign_a_file_and_resumable(folder, tmp_path):
     assert "finished" in done.what
     (tmp_path / "run" / "training_info.json").unlink()
     (resumable,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1"), "output")
-    assert "it will go on from checkpoint-2" in resumable.what
+    assert "it will resume from checkpoint-2" in resumable.what
     (other,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1", lr="0.02"), "output")
     assert other.level == "failure"
     assert "lr: 0.01 → 0.02" in other.what

@@ -19,6 +19,17 @@ from rescoldo.role import Role
 
 
 @dataclass(frozen=True)
+class Overrun:
+    """An example that is left out because it is longer than max_length."""
+
+    line: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"line {self.line} ({self.tokens} tokens)"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One dataset file, tokenized.
 
@@ -34,7 +45,7 @@ class Dataset:
     path: Path
     examples: list[Example]
     names: list[str]
-    overruns: list[str]
+    overruns: list[Overrun]
     digest: str
     file_digest: str
     notes: tuple[str, ...] = ()
@@ -81,7 +92,7 @@ def read_dataset(
             fix=longer(tokens, tokenizer.model_max_length, f"would let in the shortest (line {line})"),
         )
     names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
-    overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
+    overruns = [Overrun(line, tokens) for line, tokens in tokenized.overruns]
     return Dataset(
         path,
         tokenized.examples,

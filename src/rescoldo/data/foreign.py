@@ -84,7 +84,7 @@ def _lines_name(path: Path, stem: str | None = None) -> Path:
 
 
 def whole_object(path: Path, line: int) -> RescoldoError:
-    """What is said of a file whose objects go on over several lines; the first of them begins on `line`."""
+    """What is said of a file whose objects span several lines; the first of them begins on `line`."""
     file, lines = quote(path), quote(path.with_name(f"{path.stem}_lines.jsonl"))
     value: Any = None
     try:
@@ -96,7 +96,7 @@ def whole_object(path: Path, line: int) -> RescoldoError:
     if key:
         return wrapped(path, key, len(value[key]))
     return RescoldoError(
-        "an object goes on over several lines: in JSON Lines each stands on one",
+        "an object spans several lines: in JSON Lines each stands on one",
         where=f"{path}:{line}",
         fix=f"jq -c . {file} > {lines}",
     )

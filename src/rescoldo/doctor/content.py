@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rescoldo.base.chat_templates import plain_note
@@ -56,7 +56,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
-            most = max(int(overrun.partition("(")[2].split()[0]) for overrun in data.overruns)
+            most = max(overrun.tokens for overrun in data.overruns)
             context = subject.base.config.max_positions if subject.base else most
             remedy = longer(most, context, "lets all of them in")
             yield warning(f"{name} data", what, remedy, **figures, overruns=len(data.overruns))
@@ -74,7 +74,7 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     name = role.input
     known = {key: line for line, key, _ in before}
     shared = [f"{val.path.name}:{line} = {train.path.name}:{known[key]}" for line, key, _ in after if key in known]
-    remedy = _divide_anew(train.path, val.path, role)
+    remedy = _split_again(train.path, val.path, role)
     if shared:
         what = f"{len(shared)} validation {name}s are trained on, a score on them means nothing: {_some(shared)}"
         yield failure("leakage", what, remedy, shared=len(shared))
@@ -95,12 +95,12 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
         yield ok("leakage", f"training and validation share no {name}")
 
 
-def _divide_anew(train: Path, val: Path, role: Role) -> str:
+def _split_again(train: Path, val: Path, role: Role) -> str:
     """The command that makes two other files of the same records."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
     return f"{program()} data split {files}{flag(role)}"
 
 
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+def _some(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:SHOWN])) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

@@ -65,7 +65,7 @@ class RunPlan:
 
 
 def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], None]) -> RunPlan:
-    """Measure and compute. `say` hears what is being done."""
+    """Measure and compute. `say` is called with what is being done."""
     began = time.monotonic()
     config, base = prepared.config, prepared.base
     torch.set_num_threads(config.threads or 1)
@@ -95,7 +95,7 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
         forecasts,
         timeline(plan, forecasts[0]),
         changes(prepared, forecasts),
-        "" if forecasts[0].kilowatt_hours else unreadable() or "not readable here: the counters stand still",
+        "" if forecasts[0].kilowatt_hours else unreadable() or "not readable here: the counters do not change",
     )
     remember(config, forecasts[0].tokens_per_second)
     return result

@@ -152,6 +152,6 @@ def output(subject: Subject) -> Iterator[Check]:
     elif info is not None and was is not None:
         yield ok("output", f"{path} holds this run, finished")
     elif newest is not None:
-        yield ok("output", f"{path} holds this run: it will go on from {newest.name}")
+        yield ok("output", f"{path} holds this run: it will resume from {newest.name}")
     else:
         yield ok("output", f"{path} is writable and free")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from rescoldo.engine.attend import Attend, KeysValues, PackedAttention, PrefixAttention
+from rescoldo.engine.attend import Attend, PackedAttention, PrefixAttention, SharedPrefix
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.converter import Converter, Weights, embed
@@ -214,8 +214,8 @@ class LoraModel:
             del activations  # before the next layer makes its own
         return h
 
-    def prefix(self, tokens: Sequence[int]) -> list[KeysValues]:
-        """The keys and values of a shared prefix, by layer."""
+    def prefix(self, tokens: Sequence[int]) -> SharedPrefix:
+        """What later rows need of a prefix that they share."""
         attend = PrefixAttention(len(tokens), self.config.n_layers)
         self.forward(torch.tensor(tokens), self.rows(torch.arange(len(tokens))), attend)
         return attend.found

@@ -90,4 +90,4 @@ class Generated:
     tokens: list[int]
     ended: bool  # stopped by itself (a stop token), not cut off
     seconds: float  # from the batch's start to this row's end
-    error: str = ""  # why its constraint could not go on
+    error: str = ""  # why its constraint could not continue

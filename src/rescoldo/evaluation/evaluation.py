@@ -66,7 +66,7 @@ def evaluate(
         repeats: how often each record is answered: with the seed, the seed + 1, …
 
     Returns:
-        One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
+        One model's part of the JSON: what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
         repeat), sampling.
 
@@ -108,7 +108,7 @@ def evaluate(
         raise RescoldoError(
             f"none of {len(found)} answers could be had ({common(found[i].error for i in found)}): nothing to score",
             where=predictor.name,
-            fix="mend that and give the same command again",
+            fix="fix that and repeat the command",
             exit_code=EXIT_FAILURE,
         )
     rows = []
@@ -147,7 +147,7 @@ def evaluate_model(
         dataset: JSON Lines; the answers are needed only where the role's metric compares with them.
         role: name or path; where not given the run's own, for a base model ba.
         output: JSON file to write, with a Markdown report beside it (.md). Answers are kept in OUTPUT.partial.jsonl
-            while they are made, so that a second call goes on where a first was stopped.
+            while they are made, so that a second call resumes where a first was stopped.
         train: training set, to find what is copied from it; by default the run's own, where it is still there.
         sampling: the role's, where not given.
         limit: only the first so many records.

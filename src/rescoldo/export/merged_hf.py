@@ -30,7 +30,7 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def default_dtype(source: Source) -> str:
-    """The base's own, BF16 where it is decoded from FP8 or the like, F16 where it is in GGUF's blocks, whose scales are
+    """The base's own, BF16 where it is decoded from FP8 or similar, F16 where it is in GGUF's blocks, whose scales are
     half precision."""
     tensors = source.base.tensors
     name = f"model.layers.0.{source.base.config.members('qkv')[0]}.weight"

@@ -117,7 +117,7 @@ class Role:
         try:
             return [{"role": who, "content": render(template, record)} for who, template in self._templates]
         except PromptError as error:
-            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="mend the record or the role") from None
+            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="fix the record or the role") from None
 
     def target(self, record: dict[str, Any]) -> str:
         """The text the model is to learn to answer with: the record's answer, written as the role says."""
@@ -253,7 +253,7 @@ class Role:
         return RescoldoError(
             f"{field}: {reference} failed{where}: {error.what}",
             where=error.where or self.source,
-            fix="mend the function; docs/roles.md says what it is called with and returns",
+            fix="fix the function; docs/roles.md says what it is called with and returns",
         )
 
     def _function(self, reference: str) -> Hook:

@@ -184,7 +184,7 @@ class Running:
             elif event == "stopping":
                 raise _stopping()
             elif event == "constraint":
-                what = "the answer cannot go on in the form that response_format asks for"
+                what = "the answer cannot continue in the form that response_format asks for"
                 raise RequestError(400, what, code="constraint_failed", param="response_format")
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")

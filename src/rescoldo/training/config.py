@@ -221,7 +221,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if key.value in lines:
-                raise RescoldoError("the field stands there twice", where=_line(path, key), fix="keep one of them")
+                raise RescoldoError("the field is repeated", where=_line(path, key), fix="keep one of them")
             lines[str(key.value)] = key.start_mark.line + 1
         value = yaml.safe_load(text)
     except OSError as error:
@@ -250,7 +250,7 @@ def check_paths(config: RunConfig) -> None:
         _check_datasets(config)
         _check_output(config)
     except OSError as error:  # a name too long, a folder on the way that may not be entered
-        what, where = f"cannot be looked at: {error.strerror}", str(error.filename)
+        what, where = f"cannot be examined: {error.strerror}", str(error.filename)
         raise RescoldoError(what, where=where, fix="pass a path that you may use") from None
 
 

@@ -22,7 +22,7 @@ from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import identity
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
-from rescoldo.training.progress import Reporter
+from rescoldo.training.progress import Reporter, Topic
 from rescoldo.units import count
 
 
@@ -50,16 +50,18 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
     in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
-    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {title_of(asked.base_model)}")
-    reporter.say(f"Loading tokenizer from {asked.base_model}")
+    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {title_of(asked.base_model)}", Topic.SETUP)
+    reporter.say(f"Loading tokenizer from {asked.base_model}", Topic.SETUP)
     base = parts.open_base(asked.base_model)
     tokenizer = base.tokenizer()
     if note := plain_note(tokenizer):
-        reporter.say(f"  {note}")
+        reporter.say(f"  {note}", Topic.SETUP)
     day = parts.run_date(date_of_run(asked.output, restart=restart))
     dated = fix_date(tokenizer, day)
     if dated:
-        reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
+        reporter.say(
+            f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run", Topic.SETUP
+        )
 
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
@@ -67,30 +69,31 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     decoder = base.config
     total = decoder.total_params
     reporter.say(
-        f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})"
+        f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})",
+        Topic.SETUP,
     )
     if why:
-        reporter.say(f"  {config.quantization} chosen ({why}); --quantization overrides it")
+        reporter.say(f"  {config.quantization} chosen ({why}); --quantization overrides it", Topic.SETUP)
     if base.note():
-        reporter.say(f"  {base.note()}")
+        reporter.say(f"  {base.note()}", Topic.SETUP)
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
-        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
+        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}", Topic.SETUP)
 
-    reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
+    reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...", Topic.SETUP)
     sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
     trainable = decoder.n_layers * config.lora_r * sides
     percent = 100 * trainable / (total + trainable)
-    reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
+    reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)", Topic.SETUP)
 
-    reporter.say("Tokenizing datasets...")
+    reporter.say("Tokenizing datasets...", Topic.SETUP)
     read = parts.read_dataset
     train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
     val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
+        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}", Topic.SETUP)
         if data.overruns:
-            some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
+            some = ", ".join(map(str, data.overruns[:3])) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
             reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
     for note in dict.fromkeys((*train.notes, *val.notes)):
