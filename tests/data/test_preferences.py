@@ -84,7 +84,11 @@ def test_labels(tmp_path: Path, line: dict[str, Any]) -> None:
 
 
 def test_a_roles_own_inputs(tmp_path: Path) -> None:
-    line = {"concept": "A shop for lamps in a village, with a workshop beside it", "chosen": "title: A", "rejected": "-"}
+    line = {
+        "concept": "A shop for lamps in a village, with a workshop beside it",
+        "chosen": "title: A",
+        "rejected": "-",
+    }
     [judgement] = read(tmp_path, line, role="ba")
     assert judgement.answers[0]["turns"] == get_role("ba").messages(line)
     assert judgement.answers[1]["answer"] == "-"

@@ -91,7 +91,7 @@ def test_learns_and_survives_interruptions(
 @pytest.mark.parametrize(
     ("fields", "where", "what"),
     [
-        ({"beta": 0.2}, "--beta", "dpo, kto, orpo"),
+        ({"beta": 0.2}, "--beta", "dpo, orpo, kto"),
         ({"objective": "dpo", "desirable_weight": 2.0}, "--desirable-weight", "kto"),
         ({"objective": "kto", "grad_accum": 1}, "--grad-accum", "has one"),
     ],
