@@ -85,7 +85,7 @@ def test_labels(tmp_path: Path, line: dict[str, Any]) -> None:
 
 def test_a_roles_own_inputs(tmp_path: Path) -> None:
     line = {
-        "concept": "A shop for lamps in a village, with a workshop beside it",
+        "concept": "A shop for lamps in a village, with a workshop",
         "chosen": "title: A",
         "rejected": "-",
     }

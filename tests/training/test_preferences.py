@@ -1,4 +1,4 @@
-"""Training on preferences with the real engine: each objective learns, and an interrupted run ends with the same bytes."""
+"""Training on preferences with the real engine: each objective learns, and interrupted runs end with the same bytes."""
 
 from __future__ import annotations
 
