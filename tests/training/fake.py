@@ -93,7 +93,7 @@ class FakeModel:
             x = F.pad(hidden, (0, max(0, a.shape[1] - hidden.shape[1])))[:, : a.shape[1]]
             if dropout is not None and self.lora.dropout:
                 x = x * (torch.rand(x.shape, generator=dropout) >= self.lora.dropout) / (1 - self.lora.dropout)
-            y = (x @ a.T) @ b.T * self.lora.scale
+            y = (x @ a.T) @ b.T * self.lora.scale_of("q_proj")
             hidden = torch.tanh(hidden + F.pad(y, (0, max(0, 8 - y.shape[1])))[:, :8])
         return F.cross_entropy(hidden @ self.embedding.T, tokens[example.n_prompt :], reduction="sum")
 

@@ -370,4 +370,4 @@ def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
     """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
     config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
     if config is not None and dtype is not None and hasattr(model, "keep_layers"):
-        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))
+        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens, getattr(model, "lora", None)))
