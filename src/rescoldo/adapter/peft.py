@@ -106,8 +106,8 @@ _FIELDS: dict[str, _Field] = {
     "lora_dropout": _Field(lambda value: _number(value) and 0 <= value < 1, "a number from 0 up to 1"),
     "target_modules": _Field(_linears, f"a list of {', '.join(ALL_LINEARS)}", required=True),
     "layers_to_transform": _Field(_layers, "layer numbers"),
-    "rank_pattern": _Field(lambda value: _pattern(value, _rank), "a rank for each of some linears (\"q_proj\": 8)"),
-    "alpha_pattern": _Field(lambda value: _pattern(value, _number), "a number for each of some linears (\"q_proj\": 8)"),
+    "rank_pattern": _Field(lambda value: _pattern(value, _rank), "a rank for each of some linears, by its short name"),
+    "alpha_pattern": _Field(lambda value: _pattern(value, _number), "a number for each of some linears"),
     **{switch: _Field(lambda value: value is None or isinstance(value, bool), "a boolean") for switch in PEFT_SWITCHES},
     "base_model_name_or_path": _Field(lambda value: value is None or isinstance(value, str), "a name"),
     # what has no effect on the trained weights' meaning
@@ -204,7 +204,7 @@ def parse_config(config: dict[str, Any], where: str) -> LoraConfig:
     names, layers = _unwrapped(config["target_modules"])
     layers = config.get("layers_to_transform") if layers is None else layers
     targets = tuple(name for name in ALL_LINEARS if name in names)
-    several = layers if isinstance(layers, list) else [layers]
+    several: list[int] = layers if isinstance(layers, list) else [] if layers is None else [layers]
     return LoraConfig(
         config["r"],
         float(config["lora_alpha"]),

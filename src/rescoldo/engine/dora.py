@@ -10,8 +10,8 @@ and everything else is LoRA's with du for dy. n is W's norm, known once, and wha
 
     n² = ‖W‖² + 2s·Σ_r (W·Aᵀ) ∘ B + s²·Σ_r (B·(A·Aᵀ)) ∘ B
 
-where W·Aᵀ is the frozen product for r rows. Dropout is on A's input alone, as in LoRA; PEFT, whose g is on W·drop(x) where
-dropout is on, needs another product with W for it.
+where W·Aᵀ is the frozen product for r rows. Dropout is on A's input alone, as in LoRA; PEFT, which has (g - 1) ∘
+W·drop(x) where dropout is on, needs another product with W for it.
 """
 
 from __future__ import annotations

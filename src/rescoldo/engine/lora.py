@@ -2,9 +2,9 @@
 
     y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ        A (r, in) and B (out, r) trained, W and b frozen
 
-`kinds` has the formula of each kind, `dora` what a trained magnitude adds. The linears of a group (q, k, v; gate, up) share
-one dropout mask, since they share the input; PEFT draws one for each. Statistically that is the same regularization of
-each adapter, and a third of the work.
+`kinds` has the formula of each kind, `dora` what a trained magnitude adds. The linears of a group (q, k, v; gate, up)
+share one dropout mask, since they share the input; PEFT draws one for each. Statistically that is the same
+regularization of each adapter, and a third of the work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from rescoldo.engine.dora import Magnitudes
 from rescoldo.engine.kernels.ops import Dropout
-from rescoldo.engine.kinds import A, B, MAGNITUDE
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.linear import Adapter, FrozenLinear, Member, Products
 from rescoldo.engine.types import LoraConfig
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
-from rescoldo.engine.kinds import A, B, MAGNITUDE
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.system.memory import memory_available
 
@@ -59,7 +59,11 @@ def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple
         for member in (member for site in SITES for member in config.members(site)):
             short = member.split(".")[1]
             if short in lora.targets:
-                (out, into), rank, module = config.linear_shape(short), lora.rank_of(short), f"model.layers.{i}.{member}"
+                (out, into), rank, module = (
+                    config.linear_shape(short),
+                    lora.rank_of(short),
+                    f"model.layers.{i}.{member}",
+                )
                 shapes |= {f"{module}.{A}": (rank, into), f"{module}.{B}": (out, rank)}
                 if lora.magnitude:
                     shapes[f"{module}.{MAGNITUDE}"] = (out,)
@@ -121,8 +125,8 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up; and with
-    magnitudes the outputs of the adapted linears before them."""
+    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up; and
+    with magnitudes the outputs of the adapted linears before them."""
     kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
     kept += 2 * config.n_kv_heads * config.head_dim
     if lora is not None and lora.magnitude:

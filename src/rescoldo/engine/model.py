@@ -14,9 +14,10 @@ from rescoldo.engine.head import Head, folded_norm
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, Matrix
 from rescoldo.engine.kernels.ops import mix_key
+from rescoldo.engine.kinds import A
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear
-from rescoldo.engine.lora import A, LoraGroup, Place, new_a
+from rescoldo.engine.lora import LoraGroup, Place, new_a
 from rescoldo.engine.memory import (
     SMALL,
     layers_to_keep,

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, embedding
 from rescoldo.engine.activation import ACTIVATIONS, soft_cap
 from rescoldo.engine.config import NORMS, DecoderConfig
 from rescoldo.engine.kernels.ops import rotate
-from rescoldo.engine.kinds import A, B, MAGNITUDE
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.rope import query_factors, rope_tables
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource

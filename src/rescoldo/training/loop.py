@@ -55,7 +55,7 @@ class Loop:
         self.examples = prepared.train.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = parts.optimizer(model.parameters, config.weight_decay)
+        self.optimizer = parts.optimizer(model.parameters, config.weight_decay, config.lora_plus or 1.0)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}
@@ -151,7 +151,7 @@ class Loop:
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
-                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps, config.lr_schedule)
                 self.optimizer.update(gradients, lr, at.step + 1)
                 self.model.sync()
 
@@ -370,4 +370,6 @@ def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
     """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
     config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
     if config is not None and dtype is not None and hasattr(model, "keep_layers"):
-        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens, getattr(model, "lora", None)))
+        model.keep_layers = guard.before_pass(
+            layers_to_keep(config, dtype.itemsize, tokens, getattr(model, "lora", None))
+        )

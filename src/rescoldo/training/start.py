@@ -195,7 +195,7 @@ def _work(
         model = parts.load_model(
             prepared.base,
             config.quantization,
-            lora_config(config),
+            lora_config(config, prepared.base.config.n_layers),
             seed=config.seed,
             calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
             frozen_state=checkpoint.frozen if checkpoint else None,
