@@ -28,6 +28,7 @@ class Dataset:
         digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
         file_digest: SHA-256 of the file.
         notes: habits of the model's chat template that these conversations meet, in words.
+        replayed: the old examples of which some were mixed in (data.replay).
         inputs: of each record, left-out ones included: its line; a digest, equal where the same is asked; the question.
     """
 
@@ -39,6 +40,7 @@ class Dataset:
     file_digest: str
     notes: tuple[str, ...] = ()
     inputs: tuple[tuple[int, str, str], ...] = ()
+    replayed: Dataset | None = None
 
     @property
     def tokens(self) -> int:

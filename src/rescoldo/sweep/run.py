@@ -30,6 +30,7 @@ from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, Value, extremes, grid, run_fields
 from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import FREE, differences
+from rescoldo.training.origin import read_origin
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
@@ -98,6 +99,7 @@ def sweep(
         grid(space)  # refuse ranges before anything is done
     else:
         require_optuna()
+    config, _, _ = read_origin(config)
     role = get_role(config.role).ready()
     shared = Shared(parts or real_parts())
     base = shared.open_base(config.base_model)

@@ -97,6 +97,12 @@ class RunConfig(BaseModel):
         None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
     )
 
+    @property
+    def replayed(self) -> tuple[Path, float] | None:
+        """`replay` as file and share."""
+        file, _, share = (self.replay or "").rpartition(":")
+        return (Path(file), float(share)) if file else None
+
     @field_validator("quantization", mode="before")
     @classmethod
     def _alias(cls, value: Any) -> Any:
@@ -342,14 +348,22 @@ def check_paths(config: RunConfig) -> None:
 
 
 def _check_datasets(config: RunConfig) -> None:
-    for name in ("train", "val"):
-        path: Path = getattr(config, name)
+    files = {"train": config.train, "val": config.val}
+    files |= {"replay": config.replayed[0]} if config.replayed else {}
+    for name, path in files.items():
         if not path.exists():
             raise RescoldoError(f"there is no file {path}", where=flag(name), fix="check the path")
         if path.is_dir():
             raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
         if not os.access(path, os.R_OK):
             raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {quote(path)}")
+    for name in ("train", "val"):
+        if config.replayed and os.path.samefile(config.replayed[0], files[name]):
+            raise RescoldoError(
+                f"--replay and {flag(name)} are the same file {files[name]}",
+                where="--replay",
+                fix="name the file of the old examples",
+            )
     if os.path.samefile(config.train, config.val):
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",
@@ -371,6 +385,13 @@ def _check_output(config: RunConfig) -> None:
     base = Path(config.base_model)
     if output.exists() and base.is_dir() and os.path.samefile(output, base):
         raise RescoldoError("the output directory is the base model itself", where="--output", fix=fix)
+    start = config.from_adapter
+    if start is not None and output.exists() and start.is_dir() and os.path.samefile(output, start):
+        raise RescoldoError(
+            "the output directory is the adapter itself that --from names",
+            where="--output",
+            fix="pass another directory: the new run leaves the old one as it is",
+        )
     parent = output.absolute()
     while not parent.exists():
         parent = parent.parent

@@ -104,6 +104,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        **({"parent": prepared.origin.document()} if prepared.origin else {}),
         "chat_date": prepared.identity.get("chat date"),
         "identity": prepared.identity,
     }

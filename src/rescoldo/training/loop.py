@@ -59,10 +59,13 @@ class Loop:
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}
-        if checkpoint:
+        origin = prepared.origin.adapter.parameters if prepared.origin else None
+        begin = checkpoint.adapter if checkpoint else origin
+        if begin is not None:
             for key, parameter in model.parameters.items():
-                parameter.data.copy_(checkpoint.adapter[key])
+                parameter.data.copy_(begin[key])
             model.sync()
+        if checkpoint:
             self.optimizer.load_state(checkpoint.optimizer)
         if self.position.micro and not parts.resumable_steps:
             self.begin_step_anew()
