@@ -54,7 +54,7 @@ def _rates(config: RunConfig, plan: Plan, steps: int) -> list[float]:
 def _remedy(config: RunConfig, before: int) -> str:
     more, beside = max(1, config.epochs - before), config.output.with_name(f"{config.output.name}-more")
     return (
-        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from its "
-        f"adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
+        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
+        f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
         "--lr-schedule constant, and --warmup in steps, can be extended"
     )

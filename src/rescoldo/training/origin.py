@@ -16,7 +16,7 @@ from rescoldo.files import load_json, quote, sha256
 from rescoldo.invocation import program
 from rescoldo.role import role_names
 from rescoldo.run.layout import INFO_FILE, RUN_FILE
-from rescoldo.training.config import RunConfig, flag
+from rescoldo.training.config import RunConfig, flag, refusal
 from rescoldo.training.parts import lora_config
 
 SETTINGS = ("adapter", "lora_r", "lora_alpha", "lora_targets", "lora_ranks", "lora_alphas", "lora_layers")
@@ -39,11 +39,12 @@ class Origin:
     info: dict[str, Any]
 
     def settings(self, config: RunConfig, base: BaseModel) -> RunConfig:
-        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout where none is given.
+        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout where none is
+        given.
 
         Raises:
-            RescoldoError: the config gives others, the adapter does not fit the base model, or the base model is not the
-                one that it was trained on.
+            RescoldoError: the config gives others, the adapter does not fit the base model, or the base model is not
+                the one that it was trained on.
         """
         if self.info.get("base_fingerprint") not in (None, base.fingerprint()):
             raise RescoldoError(
@@ -60,7 +61,7 @@ class Origin:
             "lora_targets": lora.targets,
             "lora_ranks": dict(lora.ranks),
             "lora_alphas": dict(lora.alphas),
-            "lora_layers": lora.layers,
+            "lora_layers": None if lora.layers is None or len(lora.layers) == n else lora.layers,
         }
         asked = lora_config(config, n)
         given = {name: getattr(config, name) for name in SETTINGS if name in config.model_fields_set}
@@ -81,7 +82,7 @@ class Origin:
             )
         if "lora_dropout" not in config.model_fields_set:
             of_adapter["lora_dropout"] = lora.dropout
-        return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **of_adapter})
+        return _with(config, of_adapter, self.path)
 
     def sentence(self) -> str:
         """What a run that goes on from it says."""
@@ -110,13 +111,10 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
         return _base_of_adapter(config)
     path = config.from_adapter
     if not (path / CONFIG_FILE).is_file():
-        unfinished = (path / RUN_FILE).is_file()
-        what = "this run has not finished: there is no adapter yet" if unfinished else "holds no adapter"
-        fix = (
-            f"{program()} status {quote(path)}"
-            if unfinished
-            else "name a finished run's directory, or one that PEFT saved"
-        )
+        what, fix = "holds no adapter", "name a finished run's directory, or one that PEFT saved"
+        if (path / RUN_FILE).is_file():
+            what = "this run has not finished: there is no adapter yet"
+            fix = f"{program()} status {quote(path)}"
         raise RescoldoError(f"{path}: {what}", where=flag("from_adapter"), fix=fix)
     info = _info(path)
     origin = Origin(path, read_adapter(path), sha256(path / WEIGHTS_FILE), info)
@@ -136,7 +134,7 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
                 fix="say with --role which role to teach now",
             )  # fmt: skip
         filled["role"] = info["role"]
-    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **filled}), origin, [origin.sentence()]
+    return _with(config, filled, path), origin, [origin.sentence()]
 
 
 def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
@@ -147,22 +145,28 @@ def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
             return config, None, []
     except (OSError, ValueError):  # whoever opens it says what is wrong
         return config, None, []
-    base = str(
-        _info(path).get("base_model")
-        or load_json(path / CONFIG_FILE, "save the adapter again").get("base_model_name_or_path")
-        or ""
-    )
+    config_file = load_json(path / CONFIG_FILE, "save the adapter again")
+    base = str(_info(path).get("base_model") or config_file.get("base_model_name_or_path") or "")
     if not base:
-        raise RescoldoError(
-            f"{path} holds an adapter, and does not say which base model it is for",
-            where=flag("base_model"),
-            fix="name the base model",
-        )
+        what = f"{path} holds an adapter that does not say which base model it is for"
+        raise RescoldoError(what, where=flag("base_model"), fix="name the base model itself")
     said = (
         f"{path} holds an adapter, not a base model: a new adapter is trained on its base model {base} "
         f"(--from {quote(path)} instead goes on from the adapter)"
     )
-    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), "base_model": base}), None, [said]
+    return _with(config, {"base_model": base}, path), None, [said]
+
+
+def _with(config: RunConfig, values: dict[str, Any], path: Path) -> RunConfig:
+    """The config with values that the adapter in `path` has.
+
+    Raises:
+        RescoldoError: no run takes them.
+    """
+    for name, value in values.items():
+        if reason := refusal(name, value):
+            raise RescoldoError(f"{name} of the adapter in {path}: {reason}", where=flag("from_adapter"))
+    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values})
 
 
 def _info(path: Path) -> dict[str, Any]:

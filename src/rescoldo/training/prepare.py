@@ -103,9 +103,8 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         old = read(file, role, tokenizer, config.max_length, None, in_replay)
         n, train = len(train.examples), mixed(train, old, share, config.seed)
         got = len(train.examples) - n
-        reporter.say(
-            f"  {count(got, 'old example')} of {len(old.examples)} in {file} mixed in: {100 * got / (n + got):.0f} % of all"
-        )
+        of_all = f"{100 * got / (n + got):.0f} % of all"
+        reporter.say(f"  {count(got, 'old example')} of {len(old.examples)} in {file} mixed in: {of_all}")
     val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")

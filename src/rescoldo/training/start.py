@@ -158,10 +158,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         checkpoint.identity, prepared.identity, config, len(prepared.train.examples), checkpoint.position
     )
     if checkpoint is not None and extended:
-        before_epochs = checkpoint.identity["epochs"]
-        reporter.say(
-            f"This run had {count(before_epochs, 'epoch')}; with {config.epochs} it goes on as if it had begun so"
-        )
+        had = count(checkpoint.identity["epochs"], "epoch")
+        reporter.say(f"This run had {had}; with {config.epochs} it goes on exactly as if it had begun so")
         (output / INFO_FILE).unlink(missing_ok=True)  # it is not finished any more
     elif checkpoint is not None:
         refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
