@@ -76,8 +76,9 @@ class FakeModel:
                 out, into = DECODER.linear_shape(name)
                 part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
                 key = f"model.layers.{layer}.{part}.{name}"
-                self.parameters[f"{key}.lora_A"] = torch.randn(lora.rank, into, generator=generator) / into
-                self.parameters[f"{key}.lora_B"] = torch.zeros(out, lora.rank)
+                rank = lora.rank_of(name)
+                self.parameters[f"{key}.lora_A"] = torch.randn(rank, into, generator=generator) / into
+                self.parameters[f"{key}.lora_B"] = torch.zeros(out, rank)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
         return {"calibration": self.calibration}
