@@ -48,6 +48,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "adapter_name_or_path": ("from_adapter",),
     "resume_adapter_file": ("from_adapter",),
     "mix": ("replay",),
+    "from": ("from_adapter",),
     "model": ("base_model", "baseline"),
     "model_name": ("base_model", "model"),
     "model_name_or_path": ("base_model", "model"),

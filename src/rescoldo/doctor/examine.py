@@ -9,7 +9,7 @@ from rescoldo.base.hub_id import is_hub_id
 from rescoldo.data.replay import mixed
 from rescoldo.data.tokenize import fix_date
 from rescoldo.doctor import content, machine, room
-from rescoldo.doctor.check import Check, refused, warning
+from rescoldo.doctor.check import Check, ok, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.invocation import program
@@ -41,7 +41,8 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
     """Check all that a run of `config` needs, one after the other. Starts nothing, writes nothing but caches."""
     origin: Origin | None = None
     try:
-        config, origin, _ = read_origin(config)
+        config, origin, notes = read_origin(config)
+        yield from (ok("adapter", note) for note in notes)
     except RescoldoError as error:
         yield refused("adapter", error)
     subject = Subject(config)
