@@ -44,22 +44,42 @@ def _logits(run: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora"])
-def test_the_exact_average_is_pefts_cat(tmp_path: Path, base: Path, kind: str) -> None:
+def test_the_exact_average_is_that_of_the_models_that_peft_merges(tmp_path: Path, base: Path, kind: str) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     runs = _runs(tmp_path, base, _lora(kind=kind), _lora(kind=kind, alpha=3.0))
     average_runs(runs, tmp_path / "both", weights=[7, 3])
+    merged = []
+    for run in runs:
+        one = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(run))
+        merged.append(one.merge_and_unload())
+    weights = [model.state_dict() for model in merged]
+    merged[0].load_state_dict({name: 0.7 * weights[0][name] + 0.3 * weights[1][name] for name in weights[0]})
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "both"))
+    with torch.no_grad():
+        expected = merged[0](TOKENS[None]).logits[0]
+        torch.testing.assert_close(_logits(tmp_path / "both"), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again(TOKENS[None]).logits[0], expected, atol=1e-4, rtol=1e-4)
+    assert (expected - _logits(runs[0])).abs().max() > 0.05
+
+
+def test_the_exact_average_is_pefts_cat(tmp_path: Path, base: Path) -> None:
+    """And its linear makes two halves of one adapter twice as strong, which is why there is none here."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    runs = _runs(tmp_path, base, _lora(), _lora(alpha=3.0))
+    average_runs(runs, tmp_path / "both", weights=[0.7, 0.3])
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(runs[0]), adapter_name="a")
     model.load_adapter(str(runs[1]), adapter_name="b")
     model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "both", combination_type="cat")
     model.set_adapter("both")
-    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "both"))
     with torch.no_grad():
-        expected = model(TOKENS[None]).logits[0]
-        torch.testing.assert_close(_logits(tmp_path / "both"), expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(again(TOKENS[None]).logits[0], expected, atol=1e-4, rtol=1e-4)
-    assert (expected - _logits(runs[0])).abs().max() > 0.05
+        torch.testing.assert_close(_logits(tmp_path / "both"), model(TOKENS[None]).logits[0], atol=1e-4, rtol=1e-4)
+    module = model.base_model.model.model.layers[0].self_attn.q_proj
+    model.add_weighted_adapter(["a", "a"], [0.5, 0.5], "halves", combination_type="linear")
+    torch.testing.assert_close(module.get_delta_weight("halves"), 2 * module.get_delta_weight("a"))
 
 
 def test_ranks_that_differ_add_up(tmp_path: Path, base: Path) -> None:

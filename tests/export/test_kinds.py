@@ -69,7 +69,7 @@ def test_llama_cpp_runs_the_adapter(tmp_path: Path, shape: str) -> None:
     from tests.base.llama_cpp import LlamaCpp
 
     base = tiny_gguf(tmp_path / "base.gguf", "llama", **TINY, num_hidden_layers=3)
-    run = make_run(tmp_path / "run", str(base), lora=SHAPES[shape], size=0.3)
+    run = make_run(tmp_path / "run", str(base), lora=SHAPES[shape], size=0.1)
     mine = load_for_inference(str(run))
     asked = prompts(mine.tokenizer, CONCEPTS[:1])
     export_run(run, "gguf-adapter")
