@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import ObjectiveName, Quantization
+    from rescoldo.training.config import ObjectiveName, Quantization, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -33,6 +33,14 @@ class TrainSettings(TypedDict, total=False):
     lora_alpha: float
     lora_dropout: float
     lora_targets: tuple[str, ...]
+    adapter: str
+    lora_ranks: Mapping[str, int]
+    lora_alphas: Mapping[str, float]
+    lora_layers: int | tuple[int, ...] | None
+    lora_plus: float | None
+    lr_schedule: Schedule
+    from_adapter: str | Path | None
+    replay: str | None
     max_length: int
     objective: ObjectiveName
     beta: float

@@ -34,6 +34,22 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=BASICS,
         ),
     ],
+    "from_adapter": Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            "--from-adapter",
+            help="Run or PEFT adapter to go on from: its base model, kind, ranks, targets; a new optimizer and "
+            "schedule.",
+            rich_help_panel=BASICS,
+        ),
+    ],
+    "replay": Annotated[
+        str | None,
+        typer.Option(
+            help="Old examples to mix in: FILE:SHARE of all training examples (old.jsonl:0.2).", rich_help_panel=BASICS
+        ),
+    ],
     "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
     "epochs": Annotated[int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)],
     "lr": Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)],
@@ -53,6 +69,29 @@ OPTIONS: dict[str, Any] = {
             "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. (default attention)",
             rich_help_panel=LORA,
         ),
+    ],
+    "adapter": Annotated[
+        str | None,
+        typer.Option(help="Kind of adapter: lora, rslora, dora, rsdora. (default lora)", rich_help_panel=LORA),
+    ],
+    "lora_ranks": Annotated[
+        str | None,
+        typer.Option(help="Ranks of single linears or groups: q_proj=8,mlp=32.", rich_help_panel=LORA),
+    ],
+    "lora_alphas": Annotated[
+        str | None, typer.Option(help="Alphas of single linears or groups, likewise.", rich_help_panel=LORA)
+    ],
+    "lora_layers": Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters in the last N layers only, which saves the backward pass below; or layer numbers: 0,5,7. "
+            "(default all)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lora_plus": Annotated[
+        float | None,
+        typer.Option(help="LoRA+: B's learning rate as a multiple of A's. (default off)", rich_help_panel=LORA),
     ],
     "max_length": Annotated[
         int | None,
@@ -94,6 +133,14 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(
             help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.05)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lr_schedule": Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate behind the warm-up: cosine or linear to 0, or constant, with which a finished run can "
+            "be extended. (default cosine)",
             rich_help_panel=LORA,
         ),
     ],

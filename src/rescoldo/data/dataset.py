@@ -12,7 +12,7 @@ from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
-from rescoldo.engine.types import Example
+from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
@@ -28,6 +28,7 @@ class Dataset:
         digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
         file_digest: SHA-256 of the file.
         notes: habits of the model's chat template that these conversations meet, in words.
+        replayed: the old examples of which some were mixed in (data.replay).
         inputs: of each record, left-out ones included: its line; a digest, equal where the same is asked; the question.
     """
 
@@ -39,6 +40,7 @@ class Dataset:
     file_digest: str
     notes: tuple[str, ...] = ()
     inputs: tuple[tuple[int, str, str], ...] = ()
+    replayed: Dataset | None = None
 
     @property
     def tokens(self) -> int:
@@ -46,13 +48,16 @@ class Dataset:
         return sum(example.n_tokens for example in self.examples)
 
 
-def digest(examples: list[Example]) -> str:
-    """SHA-256 over what the model sees of these examples."""
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over what the model sees of these examples, and over which answers are the good ones."""
     content = hashlib.sha256()
     for example in examples:
-        content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
-        if example.weights is not None:
-            content.update(f"{','.join(map(repr, example.weights))}\n".encode())
+        for one in example.scored:
+            content.update(f"{one.n_prompt}:{','.join(map(str, one.tokens))}\n".encode())
+            if one.weights is not None:
+                content.update(f"{','.join(map(repr, one.weights))}\n".encode())
+        if isinstance(example, Judged):
+            content.update(b"good\n" if example.good else b"bad\n")
     return content.hexdigest()
 
 

@@ -15,7 +15,6 @@ Each answer becomes a conversation of the generic role, and is checked and token
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,13 +271,8 @@ def preference_dataset(
             f"no line fits into {max_length} tokens", where=str(path), fix="a larger --max-length, or shorter answers"
         )
     firsts = [judgement.answers[0] for judgement in judgements]
-    whole = hashlib.sha256(digest(examples).encode())
-    for example in examples:
-        whole.update(
-            digest(list(example.scored)).encode() + bytes([example.good if isinstance(example, Judged) else 2])
-        )
     return Dataset(
-        path, examples, names, overruns, whole.hexdigest(), sha256(path), notes, inputs=inputs_of(firsts, generic)
+        path, examples, names, overruns, digest(examples), sha256(path), notes, inputs=inputs_of(firsts, generic)
     )
 
 

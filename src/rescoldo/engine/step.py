@@ -119,8 +119,9 @@ class GradientStep:
         targets = targets_of([self.examples[i] for i in members], bounds[:-1], p)
         loss, dh = self.objective.loss(model.head, h, targets, 1.0 / self.total)
         del h
-        for i in reversed(range(model.config.n_layers)):
-            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > 0)
+        lowest = model.first_layer
+        for i in reversed(range(lowest, model.config.n_layers)):
+            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > lowest)
             if not self._left and not self._shared:
                 self._ready(i)
         return loss
@@ -129,10 +130,11 @@ class GradientStep:
         """Go back through the shared prefixes; returns the step's gradient, float32, by parameter."""
         width = self.model.config.hidden_size
         passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
-        for i in reversed(range(self.model.config.n_layers)):  # the outer loop: the top layers are ready early
+        lowest = self.model.first_layer
+        for i in reversed(range(lowest, self.model.config.n_layers)):  # the outer loop: the top layers are ready early
             layer = self.model.layers[i]
             for one, dh in passes:
-                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > 0)
+                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > lowest)
             self._ready(i)
         self._shared.clear()
         return self.gradients

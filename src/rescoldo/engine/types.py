@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from rescoldo.engine.kinds import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -109,17 +112,46 @@ class Judged(Example):
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """LoRA (arXiv 2106.09685): y = W·x + (alpha / rank)·B·(A·dropout(x)) on each target linear."""
+    """Which linears have an adapter, and of what kind and size.
+
+    Attributes:
+        rank, alpha: of the targets that `ranks` and `alphas` do not name.
+        targets: linears by their short names ("q_proj").
+        kind: a key of `kinds.KINDS`, which has the formula.
+        ranks, alphas: of single targets, by their short names (PEFT's rank_pattern and alpha_pattern).
+        layers: the layers that have adapters, ascending; None: all.
+    """
 
     rank: int = 8
     alpha: float = 32.0
     dropout: float = 0.1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    kind: str = "lora"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+
+    def rank_of(self, linear: str) -> int:
+        """The rank of a target's adapter, the linear by its short name or with the modules that it is in."""
+        return self.ranks.get(linear.rpartition(".")[2], self.rank)
+
+    def alpha_of(self, linear: str) -> float:
+        """The alpha of a target's adapter."""
+        return self.alphas.get(linear.rpartition(".")[2], self.alpha)
+
+    def scale_of(self, linear: str) -> float:
+        """The factor on B·A of a target's adapter."""
+        return KINDS[self.kind].scale(self.alpha_of(linear), self.rank_of(linear))
 
     @property
-    def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.rank
+    def magnitude(self) -> bool:
+        """Whether each adapted linear has a trained magnitude of its outputs."""
+        return KINDS[self.kind].magnitude
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer with an adapter, where the backward pass ends."""
+        return 0 if self.layers is None else min(self.layers, default=0)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def write_results(
     """
     config = prepared.config
     output = config.output
-    write_adapter(output, best, lora_config(config), config.base_model, wrapped=bool(prepared.base.wrapper))
+    lora = lora_config(config, prepared.base.config.n_layers)
+    write_adapter(output, best, lora, config.base_model, wrapped=bool(prepared.base.wrapper))
     parts.save_tokenizer(prepared.tokenizer, output)
     names = [CONFIG_FILE, WEIGHTS_FILE, METRICS, *(name for name in TOKENIZER_FILES if (output / name).exists())]
     if adapter_bin:
@@ -103,6 +104,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        **({"parent": prepared.origin.document()} if prepared.origin else {}),
         "chat_date": prepared.identity.get("chat date"),
         "identity": prepared.identity,
     }

@@ -25,6 +25,7 @@ class Row:
         defaults: field → value, over the base model's preset, where the user gives none.
         unit: what one example is called.
         several: whether several machines can share its steps.
+        least: examples that a step must have.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Row:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "example"
     several: bool = False
+    least: int = 1
 
 
 def _dpo(config: RunConfig) -> Objective:
@@ -66,8 +68,9 @@ OBJECTIVES: dict[str, Row] = {
         _kto,
         "judged",
         ("beta", "desirable_weight", "undesirable_weight"),
-        {"lr": 5e-5, "lora_dropout": 0.0},
+        {"lr": 5e-5, "lora_dropout": 0.0, "grad_accum": 4},
         "judgement",
+        least=2,
     ),
 }
 
@@ -92,11 +95,20 @@ def check_settings(config: RunConfig) -> None:
             where=flag(name),
             fix=f"leave it out, or give --objective {owners.split(', ')[0]}",
         )
-    if config.objective == "kto" and config.batch_size * config.grad_accum < 2:
+
+
+def check_step(config: RunConfig) -> None:
+    """Refuse steps that are too small for the objective.
+
+    Raises:
+        RescoldoError: they are.
+    """
+    row, size = OBJECTIVES[config.objective], config.batch_size * config.grad_accum
+    if size < row.least:
         raise RescoldoError(
-            "kto compares the answers of a step with each other, and a step of this run has one",
+            f"{config.objective} compares the answers of a step with each other, and a step of this run has {size}",
             where=flag("grad_accum"),
-            fix="--grad-accum 2 or more",
+            fix=f"--grad-accum {row.least} or more",
         )
 
 

@@ -11,7 +11,10 @@ from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.base.sample import SAMPLES
 from rescoldo.data.dataset import Dataset
+from rescoldo.data.replay import mixed
 from rescoldo.data.tokenize import fix_date
+from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.memory import adapter_parameters
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
@@ -20,8 +23,9 @@ from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import identity
-from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings
-from rescoldo.training.parts import Parts
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
+from rescoldo.training.origin import Origin, read_origin
+from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
 from rescoldo.units import count
@@ -29,7 +33,8 @@ from rescoldo.units import count
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from. `config` is in force: preset applied, no `auto` left."""
+    """What a run starts from. `config` is in force: preset applied, no `auto` left. `origin`: the adapter that --from
+    names."""
 
     config: RunConfig
     from_preset: dict[str, Any]
@@ -39,6 +44,7 @@ class Prepared:
     train: Dataset
     val: Dataset
     identity: dict[str, Any]
+    origin: Origin | None = None
 
 
 def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool) -> Prepared:
@@ -48,6 +54,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         RescoldoError: whatever is wrong with paths, base model, settings or datasets.
     """
     check_paths(asked)
+    asked, origin, notes = read_origin(asked)
     check_settings(asked)
     objective = OBJECTIVES[asked.objective]
     if parts.machines > 1 and not objective.several:
@@ -60,9 +67,13 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
     in_train, in_val = (parts.check_dataset(path, role, **form) for path in (asked.train, asked.val))
+    in_replay = parts.check_dataset(asked.replayed[0], role, **form) if asked.replayed else None
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
+    for note in notes:
+        reporter.say(f"  {note}")
     base = parts.open_base(asked.base_model)
+    asked = origin.settings(asked, base) if origin else asked
     tokenizer = base.tokenizer()
     if note := plain_note(tokenizer):
         reporter.say(f"  {note}")
@@ -74,6 +85,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     asked, from_objective = apply_defaults(asked)
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
+    check_step(config)
     config, why = settle(config, base, restart=restart)
     decoder = base.config
     total = decoder.total_params
@@ -92,15 +104,24 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
         reporter.say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
 
-    reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
-    sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
-    trainable = decoder.n_layers * config.lora_r * sides
+    lora = lora_config(config, decoder.n_layers)
+    more = "" if config.adapter == "lora" else f"{KINDS[config.adapter].title}, "
+    some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
+    reporter.say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
+    trainable = adapter_parameters(decoder, lora)
     percent = 100 * trainable / (total + trainable)
     reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
     train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train, **form)
+    if config.replayed:
+        file, share = config.replayed
+        old = read(file, role, tokenizer, config.max_length, None, in_replay, **form)
+        n, train = len(train.examples), mixed(train, old, share, config.seed)
+        got = len(train.examples) - n
+        of_all = f"{100 * got / (n + got):.0f} % of all"
+        reporter.say(f"  {count(got, 'old example')} of {len(old.examples)} in {file} mixed in: {of_all}")
     val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val, **form)
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
@@ -111,8 +132,9 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
             reporter.warn(f"left out, {limit}: {left_out} ({some})")
     for note in dict.fromkeys((*train.notes, *val.notes)):
         reporter.warn(note)
-    now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
-    return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
+    parent = origin.digest if origin else ""
+    now = identity(config, role, base.fingerprint(), train, val, day if dated else None, parent)
+    return Prepared(config, from_preset, base, tokenizer, role, train, val, now, origin)
 
 
 def model_name(spec: str) -> str:
