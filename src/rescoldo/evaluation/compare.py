@@ -16,7 +16,7 @@ from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluation.evaluation import Console, evaluate, role_for, scale_of, training_answers
 from rescoldo.evaluation.judge import TOKENS, Judge, judge_document, pairs_to_judge
-from rescoldo.evaluation.verdict import with_verdict
+from rescoldo.evaluation.verdict import constrained_name, with_verdict
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
@@ -131,7 +131,7 @@ def _with_constrained(
     from rescoldo.evaluation.open import CONSTRAINED
     from rescoldo.programs.program import find_program
 
-    name, reason = f"{baseline}_constrained", ""
+    name, reason = constrained_name(baseline), ""
     try:
         role_grammar(role)
         if find_program(models[baseline]) is not None:
@@ -141,13 +141,17 @@ def _with_constrained(
     except RescoldoError as error:
         reason = error.what
     if reason:
-        if console:
-            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        _say_unconstrained(baseline, reason, console)
         return models
     added: dict[str, str] = {}
     for known, spec in models.items():
         added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
     return added
+
+
+def _say_unconstrained(baseline: str, reason: str, console: Console | None) -> None:
+    if console:
+        console.say(f"{baseline} is not compared with constrained answers: {reason}")
 
 
 def compare_run(
@@ -161,6 +165,7 @@ def compare_run(
     sampling: Sampling | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    constrained: bool = False,
     perplexity: bool = False,
     lang: str = "en",
     console: Console | None = None,
@@ -171,6 +176,7 @@ def compare_run(
         run: a run's directory, or one that load_for_inference has loaded.
         train: training set, for what is copied from it; by default the run's own.
         train_limit: score the fine-tuned model on so many training examples too (0: none).
+        constrained: the base model once more, as "base_constrained", where the role can be constrained.
         perplexity, lang: see compare.
 
     Raises:
@@ -190,12 +196,19 @@ def compare_run(
         loaded = run
     if loaded.run is None:
         raise RescoldoError("is no run directory", where=loaded.spec, fix="pass the --output of a finished training")
-    predictors = [EnginePredictor(loaded, the_role, adapter=adapter) for adapter in (False, True)]
+    base = EnginePredictor(loaded, the_role, adapter=False)
+    predictors, name = [base, EnginePredictor(loaded, the_role)], constrained_name(base.name)
+    if constrained:
+        try:
+            grammar = role_grammar(the_role)
+            predictors.insert(1, EnginePredictor(loaded, the_role, adapter=False, name=name, grammar=grammar))
+        except RescoldoError as error:
+            _say_unconstrained(base.name, error.what, console)
     return _compare(
         predictors, records, Parts("base", finetuned="finetuned"), dataset=Path(dataset), role=the_role, target=target,
         reuse=[target] if target and target.exists() else [], sampling=sampling or the_role.sampling, repeats=1,
         info=loaded.info, train=train, train_limit=train_limit, limit=limit, console=console,
-        perplexity=perplexity, lang=lang,
+        perplexity=perplexity, lang=lang, optional=(name,),
     )  # fmt: skip
 
 
