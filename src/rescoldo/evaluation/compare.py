@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none."""
+    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none.
+
+    Attributes:
+        together: a run that is asked with the prompt that it was trained with, not with the comparison's role: M2's
+            instruction in the weights (see evaluation.together).
+    """
 
     baseline: str
     optimized: str = ""
     finetuned: str = ""
+    together: str = ""
 
 
 def compare(
@@ -105,7 +111,7 @@ def compare(
     if constrained:
         models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
-    predictors = [opener.predictor(spec, name) for name, spec in models.items()]
+    predictors = [opener.predictor(spec, name, own_prompt=name == parts.together) for name, spec in models.items()]
     panel = [ChatPredictor(opener.chat(spec), the_role, spec) for spec in dict.fromkeys(judges)]
     if panel and sum(the_role.answer_of(record) is not None for record in records) < 2:
         raise RescoldoError(
@@ -283,7 +289,12 @@ def _compare(
             optimized=parts.optimized or None,
             finetuned=parts.finetuned or None,
             train_score=train_score,
-            metadata={**facts, "train_score": train_score, "train_score_examples": len(learned)},
+            metadata={
+                **facts,
+                "train_score": train_score,
+                "train_score_examples": len(learned),
+                **({"together": parts.together} if parts.together else {}),
+            },
             reference=reference,
         )
         if on_training:

@@ -14,6 +14,16 @@ TEXTS = {
     "Ranking": "Clasificación",
     "Paired tests": "Pruebas por pares",
     "In figures": "En cifras",
+    "Several samples": "Varias muestras",
+    "best of {k}": "la mejor de {k}",
+    "pass@{k}, score ≥ {limit}": "pass@{k}, puntuación ≥ {limit}",
+    "uncertainty that more samples would take away": "incertidumbre que más muestras eliminarían",
+    "figure": "cifra",
+    "points": "puntos",
+    "The metric needs no right answer: whoever uses the model can choose the best of several answers by it.": "La "
+    "métrica no necesita la respuesta correcta: quien use el modelo puede elegir con ella la mejor de varias.",
+    "The metric needs the right answer: whoever uses the model cannot choose by it, so the best is a bound.": "La "
+    "métrica necesita la respuesta correcta: quien use el modelo no puede elegir con ella; la mejor es solo una cota.",
     "Answers": "Respuestas",
     "The content beside the dataset": "El contenido, junto al del conjunto de datos",
     "Normal is the range of the dataset's own answers, half an interquartile range wider on both sides. An answer "

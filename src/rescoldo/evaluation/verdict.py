@@ -188,12 +188,14 @@ def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
             words += ["--finetuned", spec]
         elif name == decision["reference"] and name != baseline:
             words += ["--optimized", spec]
+        elif name == meta.get("together"):
+            words += ["--together", spec]
         elif name != baseline:
             words += ["--model", f"{name}={spec}"]
     words += ["--dataset", str(meta["dataset"])]
     words += ["--temperature", f"{sampling['temperature']:g}", "--max-new-tokens", str(sampling["max_new_tokens"])]
     words += ["--seed", str(sampling["seed"])] if sampling["temperature"] else []
-    words += ["--repeats", str(sampling["repeats"])] if sampling.get("repeats", 1) != 1 else []
+    words += ["--samples", str(sampling["repeats"])] if sampling.get("repeats", 1) != 1 else []
     words += ["--limit", str(meta["limit"])] if meta.get("limit") else []
     return [*words, "--output", str(meta["output"])]
 
