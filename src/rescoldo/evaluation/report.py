@@ -116,8 +116,8 @@ def _answers(
 
 
 def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
-    """Scores, components and warnings of an evaluation as tables, in the language of the document's reports; the content
-    beside the dataset's own answers."""
+    """Scores, components and warnings of an evaluation as tables, the content beside the dataset's own answers; in the
+    language of the document's reports."""
     models, say = document["models"], language_of(document)
     rows = [*score_rows(models, say), None, *component_rows(models, say), None, *diagnostic_rows(models, say)]
     _print_table(console, ["", *models], rows)

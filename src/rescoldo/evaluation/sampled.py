@@ -1,8 +1,8 @@
 """Several answers to each input: pass@k and best-of-k, with intervals over inputs and samples.
 
 Chen et al. 2021 ("Evaluating Large Language Models Trained on Code", arXiv 2107.03374) estimate pass@k from n ≥ k
-samples without bias: the mean over all sets of k of them. `expected_best` is the same for any score, and pass@k the case
-in which a score is 0 or 1.
+samples without bias: the mean over all sets of k of them. `expected_best` is the same for any score, and pass@k the
+case in which a score is 0 or 1.
 
 The interval. An input's estimate is unbiased for that input, and inputs are drawn independently of each other. So the
 estimates are independent values in [0, 1] whose mean is the figure that is asked for, and their spread holds both: how
