@@ -57,7 +57,7 @@ class Opener:
             RescoldoError: there is no such model, it is damaged, nobody listens, a program is not allowed.
         """
         from rescoldo.programs.predictor import ProgramPredictor
-        from rescoldo.programs.program import find_program, read_program
+        from rescoldo.programs.program import find_program, is_plain, read_program
 
         found = find_program(spec)
         if own_prompt:
@@ -71,6 +71,12 @@ class Opener:
             raise RescoldoError(
                 "does not say which model it is for", where=spec, fix=f"name it: {spec}@sample:smollm2, for example"
             )
+        if lm.startswith(CONSTRAINED) and not is_plain(program.module, self.role):
+            raise RescoldoError(
+                f"the program answers in other fields than {self.role.spec.answer} alone, which a constraint to the "
+                "role's form leaves no room for",
+                where=spec, fix=f"leave out {CONSTRAINED}, or use a program of one step without a train of thought",
+            )  # fmt: skip
         return ProgramPredictor(spec, program, self.chat(lm), self.role, name, workers=self.server.concurrency)
 
     def chat(self, spec: str) -> ChatModel:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluation.evaluation import role_for
 from rescoldo.files import read_json
+from rescoldo.invocation import program
 from rescoldo.models.loaded import is_run
-from rescoldo.programs.program import find_program, read_program
+from rescoldo.programs.program import find_program, is_plain, read_program
 from rescoldo.role import Role, keep_role
 from rescoldo.role.load import OF_RUN
 from rescoldo.run.layout import RUN_FILE
@@ -45,7 +45,7 @@ def together_config(
     if found is None:
         raise RescoldoError(
             "--together trains the instruction of an optimized prompt, and this is no DSPy program",
-            where=f"--optimized {optimized}", fix="rescoldo optimize makes one",
+            where=f"--optimized {optimized}", fix=f"`{program()} optimize` makes one",
         )  # fmt: skip
     settings = (read_json(Path(finetuned) / RUN_FILE) or {}).get("config")
     if not isinstance(settings, dict):
@@ -62,26 +62,22 @@ def together_config(
     return RunConfig.model_validate({**settings, "output": output, "role": str(beside / OF_RUN)})
 
 
-def _with_instruction(role: Role, program: Path, allow_pickle: bool) -> Role:
+def _with_instruction(role: Role, file: Path, allow_pickle: bool) -> Role:
     """The role with the program's prompt in the place of its own."""
-    from rescoldo.programs import import_dspy
-
     if role.spec.format == "conversation":
         raise RescoldoError(
             f"--together puts an instruction in the place of the role's prompt, and the role {role.name} has none: its "
             "records are whole conversations",
             where=role.source, fix="leave --together out",
         )  # fmt: skip
-    module = read_program(program, role, allow_pickle=allow_pickle).module
-    signature: Any = getattr(module, "signature", None)
-    fields = (list(signature.input_fields), list(signature.output_fields)) if signature is not None else None
-    if not isinstance(module, import_dspy().Predict) or fields != ([role.input], [role.spec.answer]):
+    module = read_program(file, role, allow_pickle=allow_pickle).module
+    if not is_plain(module, role):
         raise RescoldoError(
             f"--together trains the instruction of a program of one step from {role.input} to {role.spec.answer}; this "
             "one has more steps or other fields",
-            where=str(program), fix="rescoldo optimize makes such a program, or leave --together out",
+            where=str(file), fix=f"`{program()} optimize` makes such a program, or leave --together out",
         )  # fmt: skip
-    return replace_prompt(role, signature.instructions)
+    return replace_prompt(role, module.signature.instructions)
 
 
 def replace_prompt(role: Role, instruction: str) -> Role:
