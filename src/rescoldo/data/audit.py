@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rescoldo.data.chat_template import tools_of
 from rescoldo.data.records import read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.role import Fault, Role, get_role
@@ -115,7 +116,11 @@ def input_of(role: Role, record: dict[str, Any]) -> str:
 
 def key_of(role: Role, record: dict[str, Any]) -> str:
     """The same for a record that is known to have no faults."""
-    return same(role.key(record)) if by_words(role) else json.dumps(role.messages(record), ensure_ascii=False)
+    if by_words(role):
+        return same(role.key(record))
+    messages = role.messages(record)
+    tools = tools_of(messages)
+    return json.dumps([*messages, {"tools": tools}] if tools else messages, ensure_ascii=False)
 
 
 def answer_of(role: Role, record: dict[str, Any]) -> str:

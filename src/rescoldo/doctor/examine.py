@@ -16,7 +16,7 @@ from rescoldo.role import get_role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import identity
 from rescoldo.training.parts import Parts
-from rescoldo.training.prepare import Prepared, date_of_run, settle
+from rescoldo.training.prepare import Prepared, date_of_run, read_train, read_val, settle
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
 
@@ -65,7 +65,7 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
 
 def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject]:
     """Yields what is wrong with the datasets; returns the subject with those that could be read."""
-    config, read = subject.config, parts.read_dataset
+    config = subject.config
     try:
         role = get_role(config.role).ready()
         subject = replace(subject, role=role)
@@ -73,12 +73,13 @@ def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject
         yield refused("role", error)
         return subject
     try:
-        train = read(config.train, role, subject.tokenizer, config.max_length, config.train_limit)
+        records = parts.check_dataset(config.train, role)
+        train = read_train(config, parts, role, subject.tokenizer, records)
         subject = replace(subject, train=train)
     except RescoldoError as error:
         yield refused("training data", error)
     try:
-        val = read(config.val, role, subject.tokenizer, config.max_length, config.val_limit)
+        val = read_val(config, parts, role, subject.tokenizer, parts.check_dataset(config.val, role))
         subject = replace(subject, val=val)
     except RescoldoError as error:
         yield refused("validation data", error)

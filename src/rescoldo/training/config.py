@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
+from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
@@ -57,6 +58,15 @@ class RunConfig(BaseModel):
     lora_targets: tuple[str, ...] = _field(
         ATTENTION, "linears that get an adapter", f"at least one of {', '.join(ALL_LINEARS)}; or attention, mlp, all"
     )
+    loss: Literal["all", "last"] = _field("all", "answers of a conversation that are learned", "all or last")
+    thinking: Literal["keep", "drop", "mask"] = _field(
+        "keep", "thinking parts: learned, left out, or seen and not learned", "keep, drop or mask"
+    )
+    prompt_loss_weight: float = _field(0.0, "weight of the prompts' tokens in the loss", ge=0, le=1)
+    balance_classes: bool = _field(False, "repeat examples of rarer answers", "true or false")
+    text: str | None = _field(
+        None, "plain text that is learned beside the examples", "PATH[,PATH…][:SHARE], the share between 0 and 1"
+    )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
     quantization: Quantization = _field(
@@ -86,7 +96,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "shuffle":
+        if isinstance(value, bool) and info.field_name not in ("shuffle", "balance_classes"):
             raise ValueError("a boolean")
         return value
 
@@ -105,6 +115,13 @@ class RunConfig(BaseModel):
         if not chosen:
             raise ValueError("no target is left: nothing would be trained")
         return tuple(name for name in ALL_LINEARS if name in chosen)
+
+    @field_validator("text")
+    @classmethod
+    def _text(cls, value: str | None) -> str | None:
+        if value is not None:
+            beside(value)
+        return value
 
     @field_validator("warmup")
     @classmethod
@@ -125,6 +142,16 @@ class RunConfig(BaseModel):
     def _home(cls, value: Any) -> Any:
         """No shell expands the ~ of --output=~/run or of a config file; a directory named ~ is what nobody wants."""
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def teaching(config: RunConfig) -> Teaching:
+    """What is learned of the training data."""
+    return Teaching(config.loss, config.thinking, config.prompt_loss_weight, config.balance_classes)
+
+
+def text_of(config: RunConfig) -> Beside | None:
+    """The plain text that is learned beside the training data."""
+    return beside(config.text) if config.text else None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -263,6 +290,13 @@ def _check_datasets(config: RunConfig) -> None:
             raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
         if not os.access(path, os.R_OK):
             raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {quote(path)}")
+    text = text_of(config)
+    for path in text.paths if text else ():
+        if not path.is_file():
+            raise RescoldoError(f"there is no file {path}", where="--text", fix="check the path")
+        if os.path.samefile(path, config.val):
+            what = f"--text and --val are the same file {path}"
+            raise RescoldoError(what, where="--text", fix="validate on text that is not trained on")
     if os.path.samefile(config.train, config.val):
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",

@@ -27,6 +27,7 @@ FREE = frozenset(
         "output",
         "base_model",
         "role",
+        "text",
         "train_limit",
         "val_limit",
         "checkpoint_minutes",
@@ -34,6 +35,8 @@ FREE = frozenset(
         "memory_gb",
     }
 )
+# fields that runs of earlier versions did not have: not told where they have their defaults
+LATER = ("loss", "thinking", "prompt_loss_weight", "balance_classes")
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
@@ -42,7 +45,12 @@ def identity(
 ) -> dict[str, Any]:
     """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left.
     `day`: the date in the prompts, where the chat template writes one."""
-    fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
+    usual = {name: RunConfig.model_fields[name].default for name in LATER}
+    fields = {
+        name: value
+        for name, value in config.model_dump(mode="json").items()
+        if name not in FREE and (name not in usual or value != usual[name])
+    }
     return {
         "checkpoint format": FORMAT,
         "role": role.identity,

@@ -10,14 +10,16 @@ from typing import Any
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.base.sample import SAMPLES
+from rescoldo.data.chat_template import thinks
 from rescoldo.data.dataset import Dataset
-from rescoldo.data.tokenize import fix_date
+from rescoldo.data.teaching import Teaching
+from rescoldo.data.tokenize import fix_date, let_think
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
 from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
-from rescoldo.training.config import RunConfig, check_paths
+from rescoldo.training.config import RunConfig, check_paths, teaching, text_of
 from rescoldo.training.identity import identity
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
@@ -83,9 +85,14 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
 
     reporter.say("Tokenizing datasets...")
-    read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
+    train = read_train(config, parts, role, tokenizer, in_train)
+    val = read_val(config, parts, role, tokenizer, in_val)
+    if thinks(tokenizer):
+        reporter.say("  the answers have thinking parts: prompts let the model think")
+    if train.texts and not train.is_text:
+        tokens = sum(len(example.tokens) for example in train.examples[-train.texts :])
+        of = f"{tokens / train.tokens:.0%} of the tokens"
+        reporter.say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
         if data.overruns:
@@ -96,6 +103,31 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         reporter.warn(note)
     now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
     return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
+
+
+def read_train(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, records: Any) -> Dataset:
+    """The training data of its `records`, and the text beside it. Lets the tokenizer's prompts think where its answers
+    do.
+
+    Raises:
+        RescoldoError: faults in a file, or nothing left to use.
+    """
+    learned = teaching(config)
+    let_think(tokenizer, records or (), role, learned)
+    return parts.read_dataset(
+        config.train, role, tokenizer, config.max_length, config.train_limit, records, learned, text_of(config)
+    )
+
+
+def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, records: Any) -> Dataset:
+    """The validation data of its `records`: the loss on the same answers, each token with weight 1. The training data
+    is read first, which decides whether prompts let the model think.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    measured = Teaching(config.loss, config.thinking)
+    return parts.read_dataset(config.val, role, tokenizer, config.max_length, config.val_limit, records, measured)
 
 
 def model_name(spec: str) -> str:
