@@ -73,6 +73,11 @@ TOOLS = (
     "{{ '\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# The same for a model that thinks: the part stands in front of what it says, in all turns.
+THINKING_TOOLS = TOOLS.replace(
+    "+ m.content }}",
+    "+ ('<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content else '') + m.content }}",
+)
 # Mistral v3: the tools stand in front of the last question; ids of calls have nine letters and digits.
 MISTRAL_TOOLS = (
     "{{ bos_token }}{% set last = (messages | map(attribute='role') | list | length) - 1 %}"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescoldo.data import read_records
+from rescoldo.data.audit import audit
 from rescoldo.data.dataset import balanced, check_dataset, read_dataset
 from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.data.text import is_text, pack, read_documents
@@ -90,6 +91,16 @@ def test_bad_text(tmp_path: Path, name: str) -> None:
     assert caught.value.where is not None
     assert str(path) in caught.value.where
     assert caught.value.fix
+
+
+def test_the_audit_knows_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.jsonl", {"text": "x"}, {"text": "y"}, {"text": "x"}, {"text": 5})
+    found = audit([path], GENERIC)
+    assert [(fault.line, fault.code, fault.level) for fault in found.faults] == [
+        (3, "duplicate", "warning"),
+        (4, "type", "error"),
+    ]
+    assert found.files[0].records == 4
 
 
 def test_text_has_no_score(tmp_path: Path) -> None:

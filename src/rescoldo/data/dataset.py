@@ -12,7 +12,7 @@ from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.data.template_check import check_template
-from rescoldo.data.text import KEY, chosen, is_text, read_documents, text_windows
+from rescoldo.data.text import KEY, Document, chosen, is_text, read_documents, text_windows
 from rescoldo.data.tokenize import refuse_control_tokens, refuse_marks_in_text, tokenize_records
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
@@ -70,7 +70,7 @@ def digest(examples: list[Example]) -> str:
     return content.hexdigest()
 
 
-def check_dataset(path: Path, role: Role) -> list[Record]:
+def check_dataset(path: Path, role: Role) -> Sequence[Record]:
     """The records of a dataset for training: the role's, or the documents of plain text.
 
     Raises:
@@ -100,8 +100,9 @@ def read_dataset(
         RescoldoError: faults in a file, or nothing left to use.
     """
     records = (check_dataset(path, role) if records is None else records)[:limit]
-    if is_text(path):
-        data = _text_dataset(path, records, tokenizer, max_length)
+    documents = [record for record in records if isinstance(record, Document)]
+    if documents:
+        data = _text_dataset(path, documents, tokenizer, max_length)
     else:
         data = _record_dataset(path, records, role, tokenizer, max_length, teaching or Teaching())
     return data if beside is None else _mixed(data, beside, tokenizer, max_length)
@@ -136,7 +137,7 @@ def _record_dataset(
     )
 
 
-def _text_dataset(path: Path, records: Sequence[Record], tokenizer: Any, max_length: int) -> Dataset:
+def _text_dataset(path: Path, records: Sequence[Document], tokenizer: Any, max_length: int) -> Dataset:
     refuse_marks_in_text(path, records, tokenizer)
     windows = text_windows(records, tokenizer, min(max_length, tokenizer.model_max_length))
     if not windows:

@@ -24,6 +24,10 @@ KEY = "text"
 SHOWN = 5
 
 
+class Document(Record):
+    """A document of plain text, under `text`."""
+
+
 _NOT_TEXT = [name for name in OTHERS if name != KEY]
 
 
@@ -36,27 +40,20 @@ def is_text(path: Path) -> bool:
     return value is not None and KEY in value and not any(name in value for name in (*FORMATS, *_NOT_TEXT))
 
 
-def read_documents(path: Path) -> list[Record]:
+def read_documents(path: Path) -> list[Document]:
     """The documents of a plain text file, as records with `text`.
 
     Raises:
         RescoldoError: it cannot be read, is not UTF-8, is empty, or a row is not a text alone.
     """
     if is_prose(path):
-        record = Record({KEY: _whole(path)})
-        record.line = 1
-        return [record]
-    records: list[Record] = []
+        whole = Document({KEY: _whole(path)})
+        whole.line = 1
+        return [whole]
+    records: list[Document] = []
     faults: list[Fault] = []
-    for line in read_lines(path):
-        found = list(line.faults)
-        if line.value is not None:
-            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,))
-            found += [Fault(str(path), line.number, *finding) for finding in findings]
-        if line.value is not None and not found:
-            record = Record(line.value)
-            record.line = line.number
-            records.append(record)
+    for record, found in text_rows(path):
+        records += [record] if record is not None else []
         faults += found
     if faults:
         first, *others = faults
@@ -67,6 +64,19 @@ def read_documents(path: Path) -> list[Record]:
     if not records:
         raise RescoldoError("holds no documents", where=str(path), fix='one document a line: {"text": …}')
     return records
+
+
+def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
+    """Each line of a file of `text` rows: its record, or None and what is wrong with it."""
+    for line in read_lines(path):
+        found = list(line.faults)
+        if line.value is not None:
+            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,))
+            found += [Fault(str(path), line.number, *finding) for finding in findings]
+        record = Document(line.value) if line.value is not None and not found else None
+        if record is not None:
+            record.line = line.number
+        yield record, found
 
 
 def _whole(path: Path) -> str:
@@ -93,7 +103,7 @@ def _whole(path: Path) -> str:
     return text
 
 
-def text_windows(records: Sequence[Record], tokenizer: Any, length: int) -> list[Example]:
+def text_windows(records: Sequence[Document], tokenizer: Any, length: int) -> list[Example]:
     """The windows of documents; none is longer than `length` tokens."""
     return list(pack((document_ids(record[KEY], tokenizer) for record in records), length))
 

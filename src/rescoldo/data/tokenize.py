@@ -31,6 +31,7 @@ from rescoldo.data.chat_template import (
 )
 from rescoldo.data.records import Record
 from rescoldo.data.teaching import LAST, Teaching
+from rescoldo.data.text import Document
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
@@ -259,7 +260,7 @@ def let_think(tokenizer: Any, records: Sequence[dict[str, Any]], role: Role, tea
     wanted = teaching.thinking != "drop" and any(
         has_thoughts(whole.messages[place])
         for record in records
-        if "text" not in record or "turns" in record
+        if not isinstance(record, Document)
         for whole in (role.conversation(record),)
         for place in (whole.learned[-1:] if teaching.loss == "last" else whole.learned)
     )
