@@ -16,6 +16,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.diagnostics import TrainingAnswers
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
+from rescoldo.evaluation.labels import labels_part
 from rescoldo.evaluation.score import answers_use_input, common, score_row, summarise
 from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
@@ -66,7 +67,7 @@ def evaluate(
     Returns:
         One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
-        repeat), sampling.
+        repeat), sampling; labels, where the dataset's answers are such (evaluation.labels).
 
     Raises:
         RescoldoError: no records, a model that cannot answer, not one answer, or the cache cannot be written.
@@ -116,6 +117,8 @@ def evaluate(
         row = score_row(role, records[example], found[i], training, use_input=use_input)
         rows.append({"example": example, "repeat": repeat, **row, "key": name})
     part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
+    if (labels := labels_part(role, records, rows)) is not None:
+        part["labels"] = labels
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
         part["perplexity"] = predictor.chat.perplexity(role, records)
     return part

@@ -14,6 +14,7 @@ from rescoldo.evaluation.marks import mark_lines
 from rescoldo.evaluation.report import (
     FACTS,
     component_rows,
+    confusion_tables,
     diagnostic_rows,
     judged,
     language_of,
@@ -70,6 +71,7 @@ def page(document: Mapping[str, Any]) -> str:
                 (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
                 for row in component_rows(models, say)
             ],
+            confusion=confusion_tables(models, say),
             test_head=paired_head(say),
             tests=paired_rows(comparison, say) if comparison else [],
             concepts=concepts(models, reference, say),

@@ -361,13 +361,14 @@ class Role:
             except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
                 text = ""
             return Answer(text, value, "", wanted_text, wanted, self.schema)
-        if self.spec.format == "conversation":
-            prediction = self._said(prediction, record)
+        prediction = self.said(prediction, record)
         value, fault = self.parse(prediction)
         return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
 
-    def _said(self, text: str, record: dict[str, Any] | None) -> str:
-        """A model's text as a record's answer is put: without its thinking, and with calls of tools as call_text."""
+    def said(self, text: str, record: dict[str, Any] | None = None) -> str:
+        """A model's text as a conversation's answer is put: without its thinking, with calls of tools as call_text."""
+        if self.spec.format != "conversation":
+            return text
         said = split_thinking(text)[1]
         if said == text and not any(start in text for start, _ in MARKS) and any(end in text for _, end in MARKS):
             said = spoken(text)  # the prompt has opened the thinking part
