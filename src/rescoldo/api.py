@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
@@ -33,6 +33,11 @@ class TrainSettings(TypedDict, total=False):
     lora_alpha: float
     lora_dropout: float
     lora_targets: tuple[str, ...]
+    loss: Literal["all", "last"]
+    thinking: Literal["keep", "drop", "mask"]
+    prompt_loss_weight: float
+    balance_classes: bool
+    text: str | None
     max_length: int
     seed: int
     quantization: Quantization

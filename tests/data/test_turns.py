@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from rescoldo.data.chat_template import answer_text, thinks
 from rescoldo.data.dataset import read_dataset
 from rescoldo.data.teaching import Teaching
-from rescoldo.data.tokenize import Ending, conversation_examples, let_think, prompt_ids, tokenize_records
+from rescoldo.data.tokenize import Ending, conversation_examples, fix_date, let_think, prompt_ids, tokenize_records
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
@@ -84,11 +85,11 @@ MARKED = {  # « » around what is learned, the end of the turn included; one te
         ],
     ),
     "llama3": (
-        t.LLAMA3.replace('strftime_now("%d %b %Y")', "'1 May 2026'"),
+        t.LLAMA3,
         {"bos_token": "<|endoftext|>", "eos_token": "<|eot_id|>"},
         TWO,
         [
-            "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 1 May 2026\n\n<|eot_id|>"
+            "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 01 May 2026\n\n<|eot_id|>"
             "<|start_header_id|>user<|end_header_id|>\n\nWhere is the Prado?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n«In Madrid.<|eot_id|>»"
             "<|start_header_id|>user<|end_header_id|>\n\nAnd the Louvre?<|eot_id|>"
@@ -149,6 +150,7 @@ def mask_of(example: Example) -> list[bool]:
 def test_tokens_and_mask_are_those_that_a_person_marks(name: str) -> None:
     template, tokens, messages, texts = MARKED[name]
     tokenizer = t.with_template(template, **tokens)
+    fix_date(tokenizer, date(2026, 5, 1))
     made = examples({"messages": messages}, tokenizer)
     assert [(list(one.tokens), mask_of(one)) for one in made] == [marked(text, tokenizer) for text in texts]
 
@@ -157,6 +159,7 @@ def test_tokens_and_mask_are_those_that_a_person_marks(name: str) -> None:
 def test_each_answer_follows_the_prompt_that_inference_makes(name: str) -> None:
     template, tokens, messages, _ = MARKED[name]
     tokenizer = t.with_template(template, **tokens)
+    fix_date(tokenizer, date(2026, 5, 1))
     made = examples({"messages": messages}, tokenizer)
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -213,7 +216,7 @@ TRL = {  # real templates with generation tags, as TRL trains with them
 
 @pytest.mark.parametrize("name", TRL)
 def test_the_mask_is_that_of_trls_training_templates(name: str) -> None:
-    """Some mark the line end behind an answer too, which no model generates: it stops at the end of its turn."""
+    """Some mark what stands behind the end of a turn too (a line end, EOS), which no model generates: it stops there."""
     tokenizer = t.with_template(CHATML, bos_token="<|endoftext|>")
     tokenizer.chat_template = trl_template(name)
     tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.all_special_tokens, *TRL[name]]})
@@ -222,7 +225,8 @@ def test_the_mask_is_that_of_trls_training_templates(name: str) -> None:
     ours = [*mask_of(example), *[False] * (len(ids) - len(example.tokens))]
     assert list(example.tokens) == ids[: len(example.tokens)]
     more = [place for place, (own, theirs) in enumerate(zip(ours, mask, strict=True)) if own != theirs]
-    assert all(mask[place] and not tokenizer.decode([ids[place]]).strip() for place in more)
+    assert all(mask[place] for place in more)
+    assert "".join(tokenizer.decode([ids[place]]).strip() for place in more if place < len(example.tokens)) == ""
 
 
 # --- weights, --loss last ------------------------------------------------------------------------------------------

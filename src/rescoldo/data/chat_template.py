@@ -177,7 +177,7 @@ def answer_text(asked: Messages, answer: dict[str, Any], tokenizer: Any, ends: S
 def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> AnswerText:
     """What `whole`, the conversation with its answer, has beyond its prompt."""
     answer = form[-1]
-    opened = opened_at_end(_behind_last(prompt, form[:-1]))
+    opened = opened_at_end(behind_last(prompt, form[:-1], ends))
     begin = prompt.removesuffix(opened)
     if not whole.startswith(begin):
         return AnswerText("", 0, "", "the chat template writes the messages before an answer otherwise with the answer")
@@ -196,10 +196,13 @@ def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> Ans
     return AnswerText(text, _thinking_length(text), end, what)
 
 
-def _behind_last(prompt: str, asked: Messages) -> str:
-    """What a prompt has behind the last message's content."""
+def behind_last(prompt: str, asked: Messages, ends: Sequence[str]) -> str:
+    """What a prompt has behind the last message: behind its content and the last of `ends`, which close turns."""
     content = (asked[-1]["content"] or "").strip() if asked else ""
-    return prompt.rpartition(content)[2] if content and content in prompt else prompt[-200:]
+    rest = prompt.rpartition(content)[2] if content else prompt
+    for end in ends:
+        rest = rest.rpartition(end)[2]
+    return rest
 
 
 def _up_to_end(text: str, ends: Sequence[str]) -> tuple[str, str]:

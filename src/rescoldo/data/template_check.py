@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.chat_template import Messages, accepted, is_in, missing_call, missing_tool, render
+from rescoldo.data.chat_template import Messages, accepted, behind_last, is_in, missing_call, missing_tool, render
 from rescoldo.data.records import Record
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import (
@@ -126,13 +126,13 @@ def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[
                 f"the chat template writes no end behind an answer that calls a tool; {token} is taught as its end"
             )
         return
-    text, opened = answer["content"], opened_at_end(_behind_last(taken, prompt))
+    text, opened = answer["content"], opened_at_end(behind_last(prompt, taken, list(ending.others)))
     if opened and any(mark in text for pair in MARKS for mark in pair):
         yield Habit(
             f"the answer brings its own thinking part, and the chat template has already written {opened!r} in "
             "front of it: two would be taught",
-            "--thinking keep, which lets the model think, or --thinking drop; or take a model whose template leaves "
-            "thinking to the answer",
+            "--thinking drop leaves thinking parts out; or have them in the training examples too, so that prompts let "
+            "the model think",
         )
         return
     if opened and not is_closed(opened):
@@ -209,12 +209,6 @@ def _contents(messages: Messages, prompt: str) -> Iterator[Habit]:
                 yield Habit("the chat template leaves the thinking parts of earlier answers out")
                 continue
         yield Habit(f"the chat template leaves out or changes message {number} ({message['role']})", _WRITE)
-
-
-def _behind_last(messages: Messages, prompt: str) -> str:
-    """What a prompt has behind the last message."""
-    content = (messages[-1]["content"] or "").strip()
-    return prompt.rpartition(content)[2] if content else prompt[-200:]
 
 
 def _answer(prompt: str, whole: str, answer: str, opened: str, tokenizer: Any) -> Iterator[Habit]:

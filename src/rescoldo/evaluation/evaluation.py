@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluation.choices import choices_part, fitting_records, refuse_other_than_labels
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.diagnostics import TrainingAnswers
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
@@ -138,6 +139,7 @@ def evaluate_model(
     quantization: str = "auto",
     name: str = "",
     perplexity: bool = False,
+    choices: bool = False,
     lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -156,6 +158,7 @@ def evaluate_model(
         constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
         perplexity: measure the answers' perplexity under the base model.
+        choices: measure the probability of each of the dataset's labels (evaluation.choices).
         lang: of the reports, "en" or "es".
 
     Returns:
@@ -165,7 +168,7 @@ def evaluate_model(
         RescoldoError: dataset, model or output are not as they must be.
     """
     from rescoldo.base.chat_templates import plain_note
-    from rescoldo.models.engine_chat import EnginePredictor
+    from rescoldo.models.engine_chat import EngineChat, EnginePredictor
     from rescoldo.models.loaded import load_for_inference
     from rescoldo.role.grammar import role_grammar
 
@@ -175,7 +178,9 @@ def evaluate_model(
         raise RescoldoError(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
         )
-    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
+    records = read_records(dataset, the_role, answers=the_role.needs_answers or choices)[:limit]
+    if choices:
+        refuse_other_than_labels(the_role, records)
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
@@ -194,6 +199,9 @@ def evaluate_model(
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
         part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
+        if choices:
+            others = fitting_records(loaded.info, the_role, Path(dataset))
+            part["choices"] = choices_part(EngineChat(loaded, adapter=not base), the_role, records, others)
         models, reference = measure_content(
             {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
             perplexity=perplexity,

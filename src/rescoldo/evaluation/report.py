@@ -170,6 +170,13 @@ def _p(value: float, say: Language) -> str:
     return say.number(value, ".3f") if value >= 0.001 else f"{value:.1e}"
 
 
+_CHOICES = {
+    "accuracy": "accuracy of the likeliest label",
+    "ece_raw": "calibration error of the labels' probabilities",
+    "ece": "the same, scaled by a temperature",
+}
+
+
 def score_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
     """One row a figure of the scores, one column a model, the label first."""
     rows = [
@@ -180,6 +187,10 @@ def score_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[
         labels = [(part.get("labels") or {}).get(key) for part in models.values()]
         if any(value is not None for value in labels):
             rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in labels)])
+    for key, label in _CHOICES.items():
+        measured = [(part.get("choices") or {}).get(key) for part in models.values()]
+        if any(value is not None for value in measured):
+            rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in measured)])
     found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
     if any(value is not None for value in found):
         rows.append([say("perplexity"), *(_or_dash(value, ".3f", say) for value in found)])
