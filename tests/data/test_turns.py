@@ -216,7 +216,7 @@ TRL = {  # real templates with generation tags, as TRL trains with them
 
 @pytest.mark.parametrize("name", TRL)
 def test_the_mask_is_that_of_trls_training_templates(name: str) -> None:
-    """Some mark what stands behind the end of a turn too (a line end, EOS), which no model generates: it stops there."""
+    """Some mark what stands behind the end of a turn too (a line end, EOS): no model generates it."""
     tokenizer = t.with_template(CHATML, bos_token="<|endoftext|>")
     tokenizer.chat_template = trl_template(name)
     tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.all_special_tokens, *TRL[name]]})

@@ -53,8 +53,8 @@ def test_the_reports_have_them() -> None:
     texts = ["yes", "no", "no", "<think>\nHm.\n</think>\n\n<b>no</b>", "else", "no"]
     rows = [
         {
-            "example": i, "repeat": 0, "concept": str(i), "text": text, "score": 1.0, "notes": [], "places": [], "ended": True,
-            "tokens": 1, "diagnostics": {"concept_words_used": None, "longest_copied_run": None},
+            "example": i, "repeat": 0, "concept": str(i), "text": text, "score": 1.0, "notes": [], "places": [],
+            "ended": True, "tokens": 1, "diagnostics": {"concept_words_used": None, "longest_copied_run": None},
         }
         for i, text in enumerate(texts)
     ]  # fmt: skip
