@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
@@ -41,6 +41,11 @@ class TrainSettings(TypedDict, total=False):
     lr_schedule: Schedule
     from_adapter: str | Path | None
     replay: str | None
+    loss: Literal["all", "last"]
+    thinking: Literal["keep", "drop", "mask"]
+    prompt_loss_weight: float
+    balance_classes: bool
+    text: str | None
     max_length: int
     objective: ObjectiveName
     beta: float

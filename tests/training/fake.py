@@ -159,7 +159,7 @@ def evaluate_loss(model: FakeModel, examples: list[Example]) -> list[tuple[float
 
 
 def read_dataset(
-    path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+    path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None, *_: Any
 ) -> Dataset:
     """One example a line: token numbers separated by blanks, the first a prompt of one token."""
     lines = path.read_text().split("\n")[:limit]

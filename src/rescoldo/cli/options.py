@@ -22,7 +22,10 @@ ConfigFile = Annotated[
 ]
 
 OPTIONS: dict[str, Any] = {
-    "train": Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)],
+    "train": Annotated[
+        str | None,
+        typer.Option(help="Training examples (JSON Lines), or plain text (.txt, .md).", rich_help_panel=BASICS),
+    ],
     "val": Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)],
     "output": Annotated[
         str | None, typer.Option(help="Output directory; a run in it is resumed.", rich_help_panel=BASICS)
@@ -92,6 +95,38 @@ OPTIONS: dict[str, Any] = {
     "lora_plus": Annotated[
         float | None,
         typer.Option(help="LoRA+: B's learning rate as a multiple of A's. (default off)", rich_help_panel=LORA),
+    ],
+    "loss": Annotated[
+        str | None,
+        typer.Option(
+            help="Answers of a conversation that are learned: all or last. (default all)", rich_help_panel=LORA
+        ),
+    ],
+    "thinking": Annotated[
+        str | None,
+        typer.Option(
+            help="Thinking parts of the answers: keep (learned), drop (left out), mask (seen, not learned). "
+            "(default keep)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "text": Annotated[
+        str | None,
+        typer.Option(
+            help="Plain text to learn beside the examples: PATH[,PATH…][:SHARE of all tokens].", rich_help_panel=BASICS
+        ),
+    ],
+    "prompt_loss_weight": Annotated[
+        float | None,
+        typer.Option(help="Weight of the prompts' tokens in the loss. (default 0)", rich_help_panel=LORA),
+    ],
+    "balance_classes": Annotated[
+        bool | None,
+        typer.Option(
+            "--balance-classes/--no-balance-classes",
+            help="Repeat examples of rarer answers, for labels. (default off)",
+            rich_help_panel=LORA,
+        ),
     ],
     "max_length": Annotated[
         int | None,

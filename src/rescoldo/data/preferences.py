@@ -28,7 +28,7 @@ from rescoldo.engine.types import Example, Judged, Pair
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Fault, Role, get_role
-from rescoldo.role.conversation import COMPLETIONS, LISTED
+from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED
 
@@ -106,7 +106,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: Form) -
     if chosen["turns"] != rejected["turns"]:
         what = f"answers another prompt than {names[0]}: both are wanted for the same one"
         return [], [Finding(names[1], "prompt", what)]
-    if chosen["answer"] == rejected["answer"]:
+    if chosen["turns"].whole.messages[-1] == rejected["turns"].whole.messages[-1]:
         return [], [Finding(names[1], "same", f"is the same answer as {names[0]}: nothing is preferred")]
     if form == "pairs":
         return [Judgement((chosen, rejected))], []
@@ -285,7 +285,10 @@ def _mismatched(judgements: Sequence[Judgement], tokenized: Any) -> list[Example
         own = judgement.answers[0]
         before = (judgements[(place - step) % n].answers[0] for step in range(1, n))
         other = next((one for one in before if one["turns"] != own["turns"]), judgements[place - 1].answers[0])
-        record = Record({**own, "answer": other["answer"]})
+        turns = own["turns"]
+        answered = (*turns, other["turns"].whole.messages[-1])
+        whole = Conversation(answered, (len(turns),), turns.whole.tools)
+        record = Record({**own, "turns": Asked(whole, turns), "answer": other["answer"]})
         record.line = own.line
         records.append(record)
     found: list[Example | None] = tokenized(records)

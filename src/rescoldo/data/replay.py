@@ -15,13 +15,14 @@ def mixed(new: Dataset, old: Dataset, share: float, seed: int) -> Dataset:
     Args:
         share: above 0, below 1.
     """
-    n = len(new.examples)
+    n = len(new.examples) - new.texts  # windows of plain text stay behind them
     wanted = max(1, round(n * share / (1 - share)))
     order = sorted(range(len(old.examples)), key=lambda i: hashlib.sha256(f"{seed}:replay:{i}".encode()).digest())
     chosen = order[:wanted]
     places = [((i + 0.5) / n, new, i) for i in range(n)]
     places += [((k + 0.5) / len(chosen), old, i) for k, i in enumerate(chosen)]
     places.sort(key=lambda place: place[0])
+    places += [(1.0, new, i) for i in range(n, n + new.texts)]
     examples = [data.examples[i] for _, data, i in places]
     return replace(
         new,

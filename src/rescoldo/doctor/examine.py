@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from rescoldo.base.hub_id import is_hub_id
-from rescoldo.data.replay import mixed
 from rescoldo.data.tokenize import fix_date
 from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, ok, refused, warning
@@ -16,9 +15,10 @@ from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import identity
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts
-from rescoldo.training.prepare import Prepared, date_of_run, settle
+from rescoldo.training.prepare import Prepared, date_of_run, read_train, read_val, settle
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
 
@@ -53,6 +53,8 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
         try:
             base = parts.open_base(config.base_model)
             config = origin.settings(config, base) if origin else config
+            check_settings(config)
+            config, _ = apply_defaults(config)
             config, _ = apply_preset(config, base.preset)
             config = check_against_base(config, base, frozenset(config.model_fields_set))
             config, _ = settle(config, base)
@@ -74,24 +76,23 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
 
 def _with_data(subject: Subject, parts: Parts, parent: str) -> Generator[Check, None, Subject]:
     """Yields what is wrong with the datasets; returns the subject with those that could be read."""
-    config, read = subject.config, parts.read_dataset
+    config = subject.config
     try:
         role = get_role(config.role).ready()
         subject = replace(subject, role=role)
     except RescoldoError as error:
         yield refused("role", error)
         return subject
+    row = OBJECTIVES[config.objective]
     try:
-        train = read(config.train, role, subject.tokenizer, config.max_length, config.train_limit)
-        if config.replayed:
-            file, share = config.replayed
-            old = read(file, role, subject.tokenizer, config.max_length, None)
-            train = mixed(train, old, share, config.seed)
+        files = [config.train, *([config.replayed[0]] if config.replayed else [])]
+        records = [parts.check_dataset(path, role, **row.reading) for path in files]
+        train = read_train(config, parts, role, subject.tokenizer, *records)
         subject = replace(subject, train=train)
     except RescoldoError as error:
         yield refused("training data", error)
     try:
-        val = read(config.val, role, subject.tokenizer, config.max_length, config.val_limit)
+        val = read_val(config, parts, role, subject.tokenizer, parts.check_dataset(config.val, role, **row.reading))
         subject = replace(subject, val=val)
     except RescoldoError as error:
         yield refused("validation data", error)

@@ -138,7 +138,7 @@ def _measure(prepared: Prepared, precision: str, rate: float) -> tuple[Pieces, b
 def shortened(example: Example, rows: int) -> Example:
     """The example cut to so many tokens, at least some of them targets."""
     prompt = min(example.n_prompt, rows // 2)
-    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)
+    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)  # weights and documents: no cost
 
 
 def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:

@@ -268,8 +268,10 @@ def evaluate_loss(
         for i in group.indices:
             example = examples[i]
             tokens = torch.tensor(example.tokens[p:-1])
-            rows = model.rows(torch.arange(p, p + len(tokens)))
-            h = model.forward(tokens, rows, PackedAttention(Layout((0, len(tokens)), p), prefix))
+            spans = example.spans(p)
+            positions = [torch.arange(a, b) if a == p else torch.arange(b - a) for a, b in spans]
+            bounds = (0, *(end - p for _, end in spans))
+            h = model.forward(tokens, model.rows(torch.cat(positions)), PackedAttention(Layout(bounds, p), prefix))
             targets = targets_of([example], [0], p)
             loss, _ = model.head.loss(h, targets.at, targets.tokens, targets.weights)
             results[i] = (loss, example.total_weight)

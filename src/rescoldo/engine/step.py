@@ -103,20 +103,22 @@ class GradientStep:
 
     def _run(self, members: list[int], group: PrefixGroup, shared: _Shared | None) -> float:
         model, p = self.model, group.length
-        tokens, positions, identity, bounds = [], [], [], [0]
+        tokens, positions, identity, bounds, starts = [], [], [], [0], []
         for i in members:
             own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token predicts nothing
             at = torch.arange(p, p + len(own))
+            starts.append(bounds[-1])
             tokens.append(own)
-            positions.append(at)
             identity.append(at + ((i + 1) << _POSITION_BITS))
-            bounds.append(bounds[-1] + len(own))
+            for first, end in self.examples[i].spans(p):
+                positions.append(torch.arange(first, end) if first == p else torch.arange(end - first))
+                bounds.append(bounds[-1] + end - first)
         rows = model.rows(torch.cat(positions), torch.cat(identity), self.seed)
         layout = Layout(tuple(bounds), p)
         attend = PackedAttention(layout, shared.attend.found, shared.grad) if shared else PackedAttention(layout)
         saved = model.saved_activations(rows, attend)
         h = model.forward(torch.cat(tokens), rows, attend, saved)
-        targets = targets_of([self.examples[i] for i in members], bounds[:-1], p)
+        targets = targets_of([self.examples[i] for i in members], starts, p)
         loss, dh = self.objective.loss(model.head, h, targets, 1.0 / self.total)
         del h
         lowest = model.first_layer

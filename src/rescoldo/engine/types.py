@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,17 +27,33 @@ class Example:
         n_prompt: how many tokens come before the first target (at least one); tokens[n_prompt:] are the targets.
         weights: each target's weight in the loss, as many as there are targets; 0: no target, as the user's turns
             between the answers of a conversation. None: 1 for each.
+        documents: where the second document and the following ones begin in `tokens`, where several are packed into one
+            example: none sees another, and each has positions from 0. The first token of a document has weight 0. Such
+            an example has n_prompt 1, so that it shares no beginning with others.
     """
 
     tokens: tuple[int, ...]
     n_prompt: int
     weights: tuple[float, ...] | None = None
+    documents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.documents:
+            edges = (0, *self.documents, len(self.tokens))
+            if self.n_prompt != 1 or any(b <= a for a, b in itertools.pairwise(edges)):
+                raise ValueError("documents must be ascending places in the tokens, behind a prompt of one token")
+            if self.weights is None or any(self.weights[start - 1] for start in self.documents):
+                raise ValueError("the first token of a document follows nothing: its weight must be 0")
         if self.weights is not None:
             wrong = len(self.weights) != len(self.tokens) - self.n_prompt
             if wrong or not all(math.isfinite(w) and w >= 0 for w in self.weights) or not any(self.weights):
                 raise ValueError("weights must be one finite number of at least 0 for each target, not all of them 0")
+
+    def spans(self, start: int = 0) -> list[tuple[int, int]]:
+        """(first, behind the last) of each document's tokens from `start` on without the example's last token, which
+        predicts nothing: what a pass computes."""
+        edges = (start, *self.documents, max(len(self.tokens) - 1, start))
+        return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
     @property
     def n_targets(self) -> int:

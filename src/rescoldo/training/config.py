@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
+from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
 from rescoldo.engine.kinds import KINDS
 from rescoldo.errors import RescoldoError
@@ -76,6 +77,15 @@ class RunConfig(BaseModel):
     lora_plus: float | None = _field(
         None, "LoRA+: B's learning rate as a multiple of A's", "a number from 1 to 1000", ge=1, le=1000
     )
+    loss: Literal["all", "last"] = _field("all", "answers of a conversation that are learned", "all or last")
+    thinking: Literal["keep", "drop", "mask"] = _field(
+        "keep", "thinking parts: learned, left out, or seen and not learned", "keep, drop or mask"
+    )
+    prompt_loss_weight: float = _field(0.0, "weight of the prompts' tokens in the loss", ge=0, le=1)
+    balance_classes: bool = _field(False, "repeat examples of rarer answers", "true or false")
+    text: str | None = _field(
+        None, "plain text that is learned beside the examples", "PATH[,PATH…][:SHARE], the share between 0 and 1"
+    )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     objective: ObjectiveName = _field(
         "sft", "what is minimized: sft learns the answers, the others from preferences", "sft, dpo, orpo, kto"
@@ -118,7 +128,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "shuffle":
+        if isinstance(value, bool) and info.field_name not in ("shuffle", "balance_classes"):
             raise ValueError("a boolean")
         return value
 
@@ -187,6 +197,13 @@ class RunConfig(BaseModel):
                 raise ValueError("expected FILE:SHARE")
         return value
 
+    @field_validator("text")
+    @classmethod
+    def _text(cls, value: str | None) -> str | None:
+        if value is not None:
+            beside(value)
+        return value
+
     @field_validator("warmup")
     @classmethod
     def _warmup(cls, value: float) -> float:
@@ -225,6 +242,16 @@ def _number(value: Any, *, whole: bool) -> float:
     if not math.isfinite(number):
         raise ValueError("expected a finite number")
     return number
+
+
+def teaching(config: RunConfig) -> Teaching:
+    """What is learned of the training data."""
+    return Teaching(config.loss, config.thinking, config.prompt_loss_weight, config.balance_classes)
+
+
+def text_of(config: RunConfig) -> Beside | None:
+    """The plain text that is learned beside the training data."""
+    return beside(config.text) if config.text else None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -371,6 +398,13 @@ def _check_datasets(config: RunConfig) -> None:
                 where="--replay",
                 fix="name the file of the old examples",
             )
+    text = text_of(config)
+    for path in text.paths if text else ():
+        if not path.is_file():
+            raise RescoldoError(f"there is no file {path}", where="--text", fix="check the path")
+        if os.path.samefile(path, config.val):
+            what = f"--text and --val are the same file {path}"
+            raise RescoldoError(what, where="--text", fix="validate on text that is not trained on")
     if os.path.samefile(config.train, config.val):
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",

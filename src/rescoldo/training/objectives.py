@@ -37,6 +37,11 @@ class Row:
     several: bool = False
     least: int = 1
 
+    @property
+    def reading(self) -> dict[str, str]:
+        """What data.forms must be told beside what it is told for answers."""
+        return {} if self.form == "answers" else {"form": self.form}
+
 
 def _dpo(config: RunConfig) -> Objective:
     from rescoldo.engine.preference import dpo
@@ -58,7 +63,13 @@ def _kto(config: RunConfig) -> Objective:
 
 # Without dropout the first step compares the model with itself, as in TRL's trainers. Rates: docs/preferences.md.
 OBJECTIVES: dict[str, Row] = {
-    "sft": Row("the answers", None, "answers", several=True),
+    "sft": Row(
+        "the answers",
+        None,
+        "answers",
+        ("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
+        several=True,
+    ),
     "dpo": Row(
         "direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, "lora_dropout": 0.0}, "preference"
     ),

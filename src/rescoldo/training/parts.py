@@ -58,7 +58,7 @@ class Parts:
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]  # as engine.model.evaluate_loss
     save_tokenizer: Callable[[Any, Path], object]
-    check_dataset: Callable[..., Any] = lambda path, role, form="answers": None  # as data.dataset.check_dataset
+    check_dataset: Callable[..., Any] = lambda path, role, form="answers": None  # as data.forms.check_dataset
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate

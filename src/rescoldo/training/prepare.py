@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.base.sample import SAMPLES
+from rescoldo.data.chat_template import thinks
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.replay import mixed
-from rescoldo.data.tokenize import fix_date
+from rescoldo.data.teaching import LAST, Teaching
+from rescoldo.data.tokenize import fix_date, let_think
 from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.memory import adapter_parameters
 from rescoldo.errors import RescoldoError
@@ -21,7 +24,7 @@ from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
 from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
-from rescoldo.training.config import RunConfig, check_paths
+from rescoldo.training.config import RunConfig, check_paths, teaching, text_of
 from rescoldo.training.identity import identity
 from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
 from rescoldo.training.origin import Origin, read_origin
@@ -63,11 +66,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
             where="--nodes",
             fix="train on one machine",
         )
-    form = {} if objective.form == "answers" else {"form": objective.form}
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
-    in_train, in_val = (parts.check_dataset(path, role, **form) for path in (asked.train, asked.val))
-    in_replay = parts.check_dataset(asked.replayed[0], role, **form) if asked.replayed else None
+    in_train, in_val = (parts.check_dataset(path, role, **objective.reading) for path in (asked.train, asked.val))
+    in_replay = parts.check_dataset(asked.replayed[0], role, **objective.reading) if asked.replayed else None
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     for note in notes:
@@ -113,16 +115,14 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
 
     reporter.say("Tokenizing datasets...")
-    read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train, **form)
-    if config.replayed:
-        file, share = config.replayed
-        old = read(file, role, tokenizer, config.max_length, None, in_replay, **form)
-        n, train = len(train.examples), mixed(train, old, share, config.seed)
-        got = len(train.examples) - n
-        of_all = f"{100 * got / (n + got):.0f} % of all"
-        reporter.say(f"  {count(got, 'old example')} of {len(old.examples)} in {file} mixed in: {of_all}")
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val, **form)
+    train = read_train(config, parts, role, tokenizer, in_train, in_replay, reporter.say)
+    val = read_val(config, parts, role, tokenizer, in_val)
+    if thinks(tokenizer):
+        reporter.say("  the answers have thinking parts: prompts let the model think")
+    if train.texts and not train.is_text:
+        tokens = sum(len(example.tokens) for example in train.examples[-train.texts :])
+        of = f"{tokens / train.tokens:.0%} of the tokens"
+        reporter.say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
     for name, data in (("training", train), ("validation", val)):
         reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
@@ -135,6 +135,53 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     parent = origin.digest if origin else ""
     now = identity(config, role, base.fingerprint(), train, val, day if dated else None, parent)
     return Prepared(config, from_preset, base, tokenizer, role, train, val, now, origin)
+
+
+def read_train(
+    config: RunConfig,
+    parts: Parts,
+    role: Role,
+    tokenizer: Any,
+    records: Any,
+    old: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Dataset:
+    """The training data of its `records`, with the `old` ones of --replay and the text beside it. Lets the tokenizer's
+    prompts think where its answers do.
+
+    Raises:
+        RescoldoError: faults in a file, or nothing left to use.
+    """
+    row = OBJECTIVES[config.objective]
+    learned = LAST if row.make else teaching(config)
+    if not row.make:
+        let_think(tokenizer, records or (), role, learned)
+    length, read = config.max_length, parts.read_dataset
+    data = read(
+        config.train, role, tokenizer, length, config.train_limit, records, learned, text_of(config), **row.reading
+    )
+    if not config.replayed:
+        return data
+    file, share = config.replayed
+    before = read(file, role, tokenizer, length, None, old, learned, **row.reading)
+    together = mixed(data, before, share, config.seed)
+    n, got = len(together.examples), len(together.examples) - len(data.examples)
+    say(f"  {count(got, 'old example')} of {len(before.examples)} in {file} mixed in: {100 * got / n:.0f} % of all")
+    return together
+
+
+def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, records: Any) -> Dataset:
+    """The validation data of its `records`: the loss on the same answers, each token with weight 1. The training data
+    is read first, which decides whether prompts let the model think.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    row = OBJECTIVES[config.objective]
+    measured = LAST if row.make else Teaching(config.loss, config.thinking)
+    return parts.read_dataset(
+        config.val, role, tokenizer, config.max_length, config.val_limit, records, measured, **row.reading
+    )
 
 
 def model_name(spec: str) -> str:
