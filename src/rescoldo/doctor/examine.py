@@ -44,7 +44,7 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
     else:
         try:
             base = parts.open_base(config.base_model)
-            config, _ = apply_preset(config, base.preset)
+            config, _ = apply_preset(config, base.config)
             config = check_against_base(config, base, frozenset(config.model_fields_set))
             config, _ = settle(config, base)
             subject = replace(subject, config=config, base=base)

@@ -27,6 +27,7 @@ FREE = frozenset(
         "output",
         "base_model",
         "role",
+        "preset",
         "train_limit",
         "val_limit",
         "checkpoint_minutes",

@@ -60,7 +60,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     if dated:
         reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
-    config, from_preset = apply_preset(asked, base.preset)
+    config, from_preset = apply_preset(asked, base.config)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
     config, why = settle(config, base, restart=restart)
     decoder = base.config
@@ -74,7 +74,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         reporter.say(f"  {base.note()}")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
-        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
+        reporter.say(f"  preset {config.preset} in force, where no flag says otherwise: {shown}")
 
     reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
     sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
