@@ -188,6 +188,11 @@ def _frozen(task: str, precision: str, folder: Path) -> LoraModel:
     return LoraModel.load(open_base("sample:smollm2"), precision, None, seed=0, calibration=first)
 
 
+def forget() -> None:
+    """Load the weights anew for the next trial: what was measured on them holds for the kernels that were in use."""
+    _frozen.cache_clear()
+
+
 def order(trial: Trial, examples: Sequence[Example]) -> Iterator[int]:
     """The examples, epoch after epoch, as the training loop orders them."""
     epoch = 0
