@@ -221,4 +221,4 @@ def _panels(rows: torch.Tensor) -> torch.Tensor:
     n = rows.shape[1]
     if n % PANEL:
         rows, n = _wide(rows), padded(n)
-    return rows.unflatten(1, (n // PANEL, PANEL)).transpose(0, 1).contiguous()
+    return rows.reshape(len(rows), n // PANEL, PANEL).transpose(0, 1).contiguous()
