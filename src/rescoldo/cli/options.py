@@ -100,6 +100,14 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=LORA,
         ),
     ],
+    "lr_schedule": Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate behind the warm-up: cosine or linear to 0, or constant. "
+            "(default linear; original: cosine)",
+            rich_help_panel=LORA,
+        ),
+    ],
     "weight_decay": Annotated[
         float | None, typer.Option(help="AdamW's weight decay. (default 0.01)", rich_help_panel=LORA)
     ],

@@ -16,8 +16,8 @@ from rescoldo.role import get_role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import identity
 from rescoldo.training.parts import Parts
-from rescoldo.training.prepare import Prepared, date_of_run, settle
-from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.prepare import Prepared, date_of_run, settle, with_preset
+from rescoldo.training.preset import check_against_base
 from rescoldo.training.progress import Reporter
 
 CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
@@ -44,7 +44,7 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
     else:
         try:
             base = parts.open_base(config.base_model)
-            config, _ = apply_preset(config, base.config)
+            config, _ = with_preset(config, base, parts)
             config = check_against_base(config, base, frozenset(config.model_fields_set))
             config, _ = settle(config, base)
             subject = replace(subject, config=config, base=base)

@@ -22,6 +22,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
 
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
+Schedule = Literal["cosine", "linear", "constant"]
 Preset = Literal["tuned", "original"]
 
 
@@ -70,6 +71,7 @@ class RunConfig(BaseModel):
     max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
 
     warmup: float = _field(0.05, "warm-up: a share of all steps if below 1, else steps", ge=0, le=1_000_000)
+    lr_schedule: Schedule = _field("cosine", "learning rate behind the warm-up", ", ".join(get_args(Schedule)))
     weight_decay: float = _field(0.01, "AdamW's weight decay", ge=0, le=1)
     max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", gt=0, le=1e6)
     early_stopping: int | None = _field(None, "stop after N epochs without a better validation loss", ge=1, le=10_000)

@@ -151,7 +151,7 @@ class Loop:
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
-                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps, config.lr_schedule)
                 self.optimizer.update(gradients, lr, at.step + 1)
                 self.model.sync()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -66,9 +67,16 @@ def warmup_steps(warmup: float, total: int) -> int:
     return min(math.ceil(warmup * total) if warmup < 1 else int(warmup), total - 1)
 
 
-def lr_factor(step: int, warmup: int, total: int) -> float:
-    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then half a cosine to 0."""
+# schedule → the share of the peak rate at a share of the steps behind the warm-up
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: max(0.0, 0.5 * (1.0 + math.cos(math.pi * done))),
+    "linear": lambda done: max(0.0, 1.0 - done),
+    "constant": lambda done: 1.0,
+}
+
+
+def lr_factor(step: int, warmup: int, total: int, schedule: str = "cosine") -> float:
+    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then by the schedule."""
     if step < warmup:
         return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return SCHEDULES[schedule]((step - warmup) / max(1, total - warmup))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -16,17 +17,19 @@ RATE, WIDTH, POWER = 1.5e-3, 576, 0.78  # the rate for a hidden size of WIDTH; i
 SEVERAL_MACHINES = 8  # examples in a step where machines share it
 
 
-def tuned(config: RunConfig, decoder: DecoderConfig) -> dict[str, Any]:
-    """Settings for any base model, by field; docs/training.md says what each rests on.
+def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) -> dict[str, Any]:
+    """Settings for any base model, by field; docs/defaults.md says what each rests on. With several `machines` a step
+    has examples for each.
 
     The rate grows with the square root of the examples in a step, as noise falls, and shrinks with the hidden size as
     in Thinking Machines' fits (LoRA Without Regret, 2025: ten times full fine-tuning's rate, hidden size to the power
     of -0.78 for Llama). Measured at a hidden size of 576 alone; the rest is extrapolated.
     """
-    grad_accum = config.grad_accum if "grad_accum" in config.model_fields_set else 1
+    given = config.model_fields_set
+    grad_accum = config.grad_accum if "grad_accum" in given else SEVERAL_MACHINES if machines else 1
     step = config.batch_size * grad_accum
     rate = RATE * math.sqrt(min(step, 8)) * min(1.0, WIDTH / decoder.hidden_size) ** POWER
-    rank = config.lora_r if "lora_r" in config.model_fields_set else min(RANK, _narrowest(decoder))
+    rank = config.lora_r if "lora_r" in given else min(RANK, _narrowest(decoder))
     return {
         "epochs": 1 if step == 1 else 2,
         "lr": float(f"{rate:.2g}"),
@@ -35,16 +38,23 @@ def tuned(config: RunConfig, decoder: DecoderConfig) -> dict[str, Any]:
         "lora_alpha": SCALE * rank,
         "lora_dropout": 0.1,
         "lora_targets": LINEARS,
+        "lr_schedule": "linear",
     }
 
 
-def apply_preset(config: RunConfig, decoder: DecoderConfig) -> tuple[RunConfig, dict[str, Any]]:
+def apply_preset(
+    config: RunConfig, decoder: DecoderConfig, *, machines: bool = False, before: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
     """Fill what the user did not give by `config.preset`: "tuned", or "original", whose values the fields have.
+
+    Args:
+        machines: whether several machines share a step.
+        before: what the preset set when the run that is resumed was started; it goes on with that.
 
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
     """
-    values = tuned(config, decoder) if config.preset == "tuned" else {}
+    values = {**tuned(config, decoder, machines=machines), **(before or {})} if config.preset == "tuned" else {}
     values = {name: value for name, value in values.items() if name not in config.model_fields_set}
     return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
 
