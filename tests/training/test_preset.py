@@ -55,9 +55,8 @@ def test_the_rate_falls_with_the_hidden_size_and_grows_with_the_step() -> None:
 
     assert rate(LARGE) == pytest.approx(3.2e-4)
     assert rate(DECODER) == 1.5e-3, "not above what was measured"
-    assert rate(SMALL, grad_accum=4) == pytest.approx(3e-3)
-    assert rate(SMALL, batch_size=4) == pytest.approx(3e-3)
-    assert rate(SMALL, grad_accum=8) == rate(SMALL, grad_accum=64)
+    assert rate(SMALL, grad_accum=4) == 2e-3
+    assert rate(SMALL, batch_size=4) == 2e-3
 
 
 def test_alpha_follows_the_rank() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,8 @@ from rescoldo.errors import RescoldoError
 from rescoldo.training.config import RunConfig, flag
 
 RANK, SCALE = 16, 4.0  # alpha is SCALE times the rank
-RATE, WIDTH, POWER = 1.5e-3, 576, 0.78  # the rate for a hidden size of WIDTH; it falls with that size's POWER
+RATE, RATE_OF_SEVERAL = 1.5e-3, 2e-3  # for steps of one example and of several, at a hidden size of WIDTH
+WIDTH, POWER = 576, 0.78  # the rate falls with this power of the hidden size
 SEVERAL_MACHINES = 8  # examples in a step where machines share it
 
 
@@ -21,14 +21,14 @@ def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) 
     """Settings for any base model, by field; docs/defaults.md says what each rests on. With several `machines` a step
     has examples for each.
 
-    The rate grows with the square root of the examples in a step, as noise falls, and shrinks with the hidden size as
-    in Thinking Machines' fits (LoRA Without Regret, 2025: ten times full fine-tuning's rate, hidden size to the power
-    of -0.78 for Llama). Measured at a hidden size of 576 alone; the rest is extrapolated.
+    The rate shrinks with the hidden size as in Thinking Machines' fits (LoRA Without Regret, 2025: ten times full
+    fine-tuning's rate, hidden size to the power of -0.78 for Llama). Measured at a hidden size of 576 alone; the rest
+    is extrapolated.
     """
     given = config.model_fields_set
     grad_accum = config.grad_accum if "grad_accum" in given else SEVERAL_MACHINES if machines else 1
     step = config.batch_size * grad_accum
-    rate = RATE * math.sqrt(min(step, 8)) * min(1.0, WIDTH / decoder.hidden_size) ** POWER
+    rate = (RATE if step == 1 else RATE_OF_SEVERAL) * min(1.0, WIDTH / decoder.hidden_size) ** POWER
     rank = config.lora_r if "lora_r" in given else min(RANK, _narrowest(decoder))
     return {
         "epochs": 1 if step == 1 else 2,
