@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import Quantization, Schedule
+    from rescoldo.training.config import ObjectiveName, Quantization, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -42,6 +42,10 @@ class TrainSettings(TypedDict, total=False):
     from_adapter: str | Path | None
     replay: str | None
     max_length: int
+    objective: ObjectiveName
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
     seed: int
     quantization: Quantization
     train_limit: int | None
@@ -315,6 +319,7 @@ def compare(
     output: Path | str | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    constrained: bool = True,
     **sampling: Unpack[SamplingSettings],
 ) -> Comparison:
     """Compare a fine-tuned run with a baseline on a dataset, and decide whether to use it, as `rescoldo compare` does.
@@ -324,6 +329,7 @@ def compare(
         dataset: JSON Lines.
         baseline: the model to compare with: what `load` takes, or a server (openai:MODEL@URL); by default the run's own
             base model, with one copy of the weights in memory.
+        constrained: the baseline once more, its answers held to the role's schema, where that is possible.
         role, output, limit, quantization, sampling: as `evaluate` takes them.
 
     Raises:
@@ -336,8 +342,9 @@ def compare(
     drawn = _sampling(role_for(str(run), role).sampling, sampling)
     if baseline is None:
         document = compare_run(
-            str(run), dataset, role=role, output=output, limit=limit, quantization=quantization, sampling=drawn
-        )
+            str(run), dataset, role=role, output=output, limit=limit, quantization=quantization, sampling=drawn,
+            constrained=constrained,
+        )  # fmt: skip
     else:
         document = compare_models(
             {"baseline": baseline, "finetuned": str(run)},
@@ -348,6 +355,7 @@ def compare(
             limit=limit,
             quantization=quantization,
             sampling=drawn,
+            constrained=constrained,
         )
     decision = document["comparison"]["decision"]
     scores = {name: float(part["scores"]["mean"]) for name, part in document["models"].items()}

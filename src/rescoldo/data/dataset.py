@@ -12,7 +12,7 @@ from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
-from rescoldo.engine.types import Example
+from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
@@ -44,17 +44,20 @@ class Dataset:
 
     @property
     def tokens(self) -> int:
-        """All tokens, prompts included."""
-        return sum(len(example.tokens) for example in self.examples)
+        """All tokens of all sequences, prompts included."""
+        return sum(example.n_tokens for example in self.examples)
 
 
-def digest(examples: list[Example]) -> str:
-    """SHA-256 over what the model sees of these examples."""
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over what the model sees of these examples, and over which answers are the good ones."""
     content = hashlib.sha256()
     for example in examples:
-        content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
-        if example.weights is not None:
-            content.update(f"{','.join(map(repr, example.weights))}\n".encode())
+        for one in example.scored:
+            content.update(f"{one.n_prompt}:{','.join(map(str, one.tokens))}\n".encode())
+            if one.weights is not None:
+                content.update(f"{','.join(map(repr, one.weights))}\n".encode())
+        if isinstance(example, Judged):
+            content.update(b"good\n" if example.good else b"bad\n")
     return content.hexdigest()
 
 
@@ -82,7 +85,7 @@ def read_dataset(
             where=str(path),
             fix=longer(tokens, tokenizer.model_max_length, f"would let in the shortest (line {line})"),
         )
-    names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
+    names = [f"{path.name}:{records[i].line} ({short(role.key(records[i]))})" for i in tokenized.kept]
     overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
     return Dataset(
         path,
@@ -111,5 +114,6 @@ def longer(tokens: int, context: int, effect: str) -> str:
     return f"shorten the examples, or take a model with a longer context: this one's has {context} tokens, not {tokens}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A question as a list names it."""
     return text if len(text) <= 40 else text[:39] + "…"

@@ -10,12 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.diagnostics import TrainingAnswers
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
+from rescoldo.evaluation.sampled import sampled
 from rescoldo.evaluation.score import answers_use_input, common, score_row, summarise
 from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
@@ -66,7 +68,7 @@ def evaluate(
     Returns:
         One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
-        repeat), sampling.
+        repeat), sampling; with repeats `sampled` (see sampled.sampled).
 
     Raises:
         RescoldoError: no records, a model that cannot answer, not one answer, or the cache cannot be written.
@@ -116,6 +118,8 @@ def evaluate(
         row = score_row(role, records[example], found[i], training, use_input=use_input)
         rows.append({"example": example, "repeat": repeat, **row, "key": name})
     part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
+    if several := sampled(rows, not role.needs_answers):
+        part["sampled"] = several
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
         part["perplexity"] = predictor.chat.perplexity(role, records)
     return part
@@ -129,6 +133,7 @@ def evaluate_model(
     output: Path | str | None = None,
     train: Path | str | None = None,
     sampling: Sampling | None = None,
+    samples: int = 1,
     limit: int | None = None,
     base: bool = False,
     constrained: bool = False,
@@ -148,6 +153,7 @@ def evaluate_model(
             while they are made, so that a second call goes on where a first was stopped.
         train: training set, to find what is copied from it; by default the run's own, where it is still there.
         sampling: the role's, where not given.
+        samples: answers to each record, with seeds that follow each other.
         limit: only the first so many records.
         base: for a run directory: its base model alone.
         constrained: hold answers to the role's schema (constrained decoding).
@@ -168,6 +174,7 @@ def evaluate_model(
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
+    check_samples(samples, sampling.temperature)
     if limit is not None and limit < 1:
         raise RescoldoError(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
@@ -190,7 +197,9 @@ def evaluate_model(
     grammar = role_grammar(the_role) if constrained else None
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
-        part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
+        part = evaluate(
+            predictor, records, the_role, sampling, repeats=samples, cache=cache, training=training, console=console
+        )
         models, reference = measure_content(
             {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
             perplexity=perplexity,
@@ -201,6 +210,17 @@ def evaluate_model(
         if target:
             write_document(document, target)
     return document
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Raises RescoldoError where so many answers to each record make no sense."""
+    check_number("--samples", samples, whole=True, ge=1, le=10_000)
+    if samples > 1 and temperature == 0:
+        raise RescoldoError(
+            "greedy answers are the same every time",
+            where="--samples",
+            fix="leave it out, or sample: --temperature 0.7",
+        )
 
 
 def _check_engine(model: str, dataset: Path | str) -> None:

@@ -19,6 +19,10 @@ from rescoldo.evaluation.report import (
     language_of,
     paired_head,
     paired_rows,
+    sampled_difference_head,
+    sampled_difference_rows,
+    sampled_note,
+    sampled_rows,
     score_rows,
     verdict_lines,
 )
@@ -70,6 +74,10 @@ def page(document: Mapping[str, Any]) -> str:
                 (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
                 for row in component_rows(models, say)
             ],
+            sampled=sampled_rows(models, say),
+            sampled_note=sampled_note(models, say),
+            difference_head=sampled_difference_head(say),
+            sampled_differences=sampled_difference_rows(comparison, say) if comparison else [],
             test_head=paired_head(say),
             tests=paired_rows(comparison, say) if comparison else [],
             concepts=concepts(models, reference, say),

@@ -30,6 +30,7 @@ _SCORES = {
     "perfect_rate_1.0": "share = 1.0",
 }
 FACTS = ("dataset", "examples", "role", "training_set", "date")
+_PASSES = ("0.9", "1.0")  # scores whose pass@k reports show; the JSON has more
 _NOTES = 8  # that a Markdown report shows of one answer
 
 
@@ -80,6 +81,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"- {_md(name)}: {_md(say.message(text))}" for name in names for text in models[name].get("warnings", [])
     ]
     lines += [*warnings, ""] if warnings else []
+    if several := sampled_rows(models, say):
+        lines += [f"## {say('Several samples')}", "", _md(sampled_note(models, say)), ""]
+        lines += [*_table(["", *names], several), ""]
+        if comparison:
+            lines += [*_table(sampled_difference_head(say), sampled_difference_rows(comparison, say)), ""]
     if comparison:
         ranking = [
             [str(row["rank"]), row["model"], say.percent(row["mean"], 1), say.points(row["difference_to_baseline"])]
@@ -110,27 +116,92 @@ def _answers(
 
 
 def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
-    """Scores, components and warnings of an evaluation as a table; the content beside the dataset's own answers."""
-    models, say = document["models"], ENGLISH
+    """Scores, components and warnings of an evaluation as tables, the content beside the dataset's own answers; in the
+    language of the document's reports."""
+    models, say = document["models"], language_of(document)
     rows = [*score_rows(models, say), None, *component_rows(models, say), None, *diagnostic_rows(models, say)]
     _print_table(console, ["", *models], rows)
     measured = content_rows(models, document.get("reference"), say)
     if measured:
         _print_table(console, content_head(list(models), say), measured)
-    _print_warnings(models, console)
+    if several := sampled_rows(models, say):
+        _print_table(console, ["", *models], several)
+        console.print(sampled_note(models, say), markup=False, highlight=False)
+        if comparison := document.get("comparison"):
+            _print_table(console, sampled_difference_head(say), sampled_difference_rows(comparison, say))
+    _print_warnings(models, console, say)
 
 
 def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     """A comparison as tables: scores side by side, paired tests; and, last, what it rests on and the verdict."""
+    say = language_of(document)
     print_evaluation(document, console)
-    _print_table(console, paired_head(ENGLISH), paired_rows(document["comparison"], ENGLISH))
+    _print_table(console, paired_head(say), paired_rows(document["comparison"], say))
     if judged(document):
-        sentence, warnings, evidence = verdict_lines(document, ENGLISH, program())
+        sentence, warnings, evidence = verdict_lines(document, say, program())
         for warning in warnings:
             console.print(f"⚠️  {warning}", markup=False, highlight=False)
         for line in evidence:
             console.print(f"  · {line}", markup=False, highlight=False)
         console.print(sentence, style="bold", markup=False, highlight=False)
+
+
+def sampled_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a figure of models that answered each input several times, with its 95 % interval; [] where none did."""
+    parts = [part.get("sampled") for part in models.values()]
+    known = [part for part in parts if part]
+    if not known:
+        return []
+    rows = []
+    for k in sorted({step["k"] for part in known for step in part["by_k"]}):
+        steps = [next((step for step in (part or {}).get("by_k", ()) if step["k"] == k), None) for part in parts]
+        label = say("mean") if k == 1 else say("best of {k}", k=str(k))
+        rows.append([label, *(_estimate(step and step["best_of"], say) for step in steps)])
+        for limit in _PASSES:
+            label = say("pass@{k}, score ≥ {limit}", k=str(k), limit=say.number(float(limit), ".1f"))
+            rows.append([label, *(_estimate(step and step["pass"].get(limit), say) for step in steps)])
+    shares = [(part or {}).get("of_sampling") for part in parts]
+    rows.append([say("uncertainty that more samples would take away"), *(_share_or_dash(one, say) for one in shares)])
+    return rows
+
+
+def sampled_note(models: Mapping[str, Any], say: Language = ENGLISH) -> str:
+    """What is to be known of the best of several answers."""
+    known = [part["sampled"] for part in models.values() if part.get("sampled")]
+    if all(one["selectable"] for one in known):
+        return say(
+            "The metric needs no right answer: whoever uses the model can choose the best of several answers by it."
+        )
+    return say("The metric needs the right answer: whoever uses the model cannot choose by it, so the best is a bound.")
+
+
+def sampled_difference_head(say: Language) -> list[str]:
+    """The head of the table of differences between models that answered several times."""
+    return [say("difference"), say("figure"), say("points"), say("95 % interval")]
+
+
+def sampled_difference_rows(comparison: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a pair of models and a figure of more than one answer; differences in points of 100."""
+    rows = []
+    for name, steps in (comparison.get("sampled") or {}).items():
+        for step in steps[1:]:
+            k = str(step["k"])
+            figures = [(say("best of {k}", k=k), step["best_of"])]
+            figures += [
+                (say("pass@{k}, score ≥ {limit}", k=k, limit=say.number(float(limit), ".1f")), step["pass"][limit])
+                for limit in _PASSES
+            ]
+            for label, one in figures:
+                low, high = one["interval_95"]
+                rows.append([name, label, say.points(one["mean"]), f"{say.points(low)} … {say.points(high)}"])
+    return rows
+
+
+def _estimate(found: Mapping[str, Any] | None, say: Language) -> str:
+    if not found:
+        return "–"
+    low, high = (say.percent(bound) for bound in found["interval_95"])
+    return f"{say.percent(found['mean'], 1)} ({low} … {high})"
 
 
 def paired_head(say: Language) -> list[str]:
@@ -225,10 +296,10 @@ def _print_table(console: Console, head: Sequence[str], rows: Sequence[list[str]
     console.print(table)
 
 
-def _print_warnings(models: Mapping[str, Any], console: Console) -> None:
+def _print_warnings(models: Mapping[str, Any], console: Console, say: Language) -> None:
     for name, part in models.items():
         for text in part.get("warnings", []):
-            console.print(f"⚠️  {name}: {text}", markup=False, highlight=False)
+            console.print(f"⚠️  {name}: {say.message(text)}", markup=False, highlight=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -14,6 +14,16 @@ TEXTS = {
     "Ranking": "Clasificación",
     "Paired tests": "Pruebas por pares",
     "In figures": "En cifras",
+    "Several samples": "Varias muestras",
+    "best of {k}": "la mejor de {k}",
+    "pass@{k}, score ≥ {limit}": "pass@{k}, puntuación ≥ {limit}",
+    "uncertainty that more samples would take away": "incertidumbre que más muestras eliminarían",
+    "figure": "cifra",
+    "points": "puntos",
+    "The metric needs no right answer: whoever uses the model can choose the best of several answers by it.": "La "
+    "métrica no necesita la respuesta correcta: quien use el modelo puede elegir con ella la mejor de varias.",
+    "The metric needs the right answer: whoever uses the model cannot choose by it, so the best is a bound.": "La "
+    "métrica necesita la respuesta correcta: quien use el modelo no puede elegir con ella; la mejor es solo una cota.",
     "Answers": "Respuestas",
     "The content beside the dataset": "El contenido, junto al del conjunto de datos",
     "Normal is the range of the dataset's own answers, half an interquartile range wider on both sides. An answer "
@@ -73,6 +83,10 @@ TEXTS = {
     "repeated items": "elementos repetidos",
     "items in other answers, too": "elementos también en otras",
     "distinct trigrams": "trigramas distintos",
+    "word pairs known from answers": "pares de palabras conocidos de respuestas",
+    "input's words in the items": "palabras de la entrada en los elementos",
+    "words in an order that no answer has": "palabras en un orden que ninguna respuesta tiene",
+    "items with few of the input's words": "elementos con pocas palabras de la entrada",
     "figures not in the input": "cifras ajenas a la entrada",
     "names not in the input": "nombres ajenos a la entrada",
     "words copied from the input": "palabras copiadas de la entrada",

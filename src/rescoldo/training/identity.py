@@ -40,7 +40,20 @@ OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
 # fields that earlier versions did not have: a run of theirs is one with the default
-LATER = frozenset({"adapter", "lora_ranks", "lora_alphas", "lora_layers", "lora_plus", "lr_schedule"})
+LATER = frozenset(
+    {
+        "adapter",
+        "lora_ranks",
+        "lora_alphas",
+        "lora_layers",
+        "lora_plus",
+        "lr_schedule",
+        "objective",
+        "beta",
+        "desirable_weight",
+        "undesirable_weight",
+    }
+)
 
 
 def identity(

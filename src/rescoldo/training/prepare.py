@@ -15,6 +15,7 @@ from rescoldo.data.replay import mixed
 from rescoldo.data.tokenize import fix_date
 from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.memory import adapter_parameters
+from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
@@ -22,6 +23,7 @@ from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import identity
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.preset import apply_preset, check_against_base
@@ -53,10 +55,19 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     """
     check_paths(asked)
     asked, origin, notes = read_origin(asked)
+    check_settings(asked)
+    objective = OBJECTIVES[asked.objective]
+    if parts.machines > 1 and not objective.several:
+        raise RescoldoError(
+            f"several machines cannot share a step of {asked.objective} yet",
+            where="--nodes",
+            fix="train on one machine",
+        )
+    form = {} if objective.form == "answers" else {"form": objective.form}
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
-    in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
-    in_replay = parts.check_dataset(asked.replayed[0], role) if asked.replayed else None
+    in_train, in_val = (parts.check_dataset(path, role, **form) for path in (asked.train, asked.val))
+    in_replay = parts.check_dataset(asked.replayed[0], role, **form) if asked.replayed else None
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     for note in notes:
@@ -71,8 +82,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     if dated:
         reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
+    asked, from_objective = apply_defaults(asked)
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
+    check_step(config)
     config, why = settle(config, base, restart=restart)
     decoder = base.config
     total = decoder.total_params
@@ -87,6 +100,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
         reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
 
+    if objective.make:
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
+        reporter.say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
+
     lora = lora_config(config, decoder.n_layers)
     more = "" if config.adapter == "lora" else f"{KINDS[config.adapter].title}, "
     some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
@@ -97,21 +114,22 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
+    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train, **form)
     if config.replayed:
         file, share = config.replayed
-        old = read(file, role, tokenizer, config.max_length, None, in_replay)
+        old = read(file, role, tokenizer, config.max_length, None, in_replay, **form)
         n, train = len(train.examples), mixed(train, old, share, config.seed)
         got = len(train.examples) - n
         of_all = f"{100 * got / (n + got):.0f} % of all"
         reporter.say(f"  {count(got, 'old example')} of {len(old.examples)} in {file} mixed in: {of_all}")
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
+    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val, **form)
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
+        reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
-            reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
+            left_out = count(len(data.overruns), f"{name} {objective.unit}")
+            reporter.warn(f"left out, {limit}: {left_out} ({some})")
     for note in dict.fromkeys((*train.notes, *val.notes)):
         reporter.warn(note)
     parent = origin.digest if origin else ""
