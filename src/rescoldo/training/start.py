@@ -174,10 +174,12 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     cap = None
     if before.killed_for_memory:
-        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        n = prepared.base.config.n_layers
+        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
-            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+            f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
     with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
