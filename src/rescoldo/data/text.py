@@ -21,6 +21,7 @@ from rescoldo.role.conversation import FORMATS, OTHERS
 from rescoldo.role.fault import text_findings
 
 KEY = "text"
+LIKENESS = 2000  # characters of a document that are compared with others
 SHOWN = 5
 
 

@@ -261,9 +261,10 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
+    perplexity = f", perplexity {info['val_perplexity']:.2f}" if "val_perplexity" in info else ""
     before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}{perplexity}; "
         f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     worse = worsened(at.loss_before, best.val_loss)
