@@ -179,6 +179,7 @@ def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
 
     with monkeypatch.context() as patch:
         patch.setattr(Constraint, "mask_", lambda *_: "stuck")
+        patch.setattr(Constraint, "allows", lambda *_: False)
         with ThreadPoolExecutor(2) as pool:
             free = pool.submit(ask, server, n=20)
             with pytest.raises(openai.BadRequestError, match="cannot go on in the form") as error:
