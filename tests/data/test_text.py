@@ -78,6 +78,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a number": ("b.jsonl", [{"text": "x"}, {"text": 5}], "is a number"),
     "a row of another kind": ("b.jsonl", [{"text": "x"}, {"prompt": "y", "completion": "z"}], "has no `text`"),
     "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "mask": [1]}], "is not known here"),
+    "a label": ("b.jsonl", [{"text": "x", "label": True}], "is a label of the text"),
     "images beside": ("b.jsonl", [{"text": "x", "images": ["a.jpg"]}], "only text"),
 }
 
