@@ -122,6 +122,6 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "table.parquet": _parquet,
     "file.arrow": lambda p: _arrow(p, False),
     "stream.arrow": lambda p: _arrow(p, True),
-    "saved": lambda p: saved_dataset(p),
+    "saved": saved_dataset,
     "book.xlsx": lambda p: workbook(p, {"Q3": cells(), "empty": []}),
 }

@@ -45,6 +45,7 @@ def records(path: Path, *, role: str | None = None, without: Any = (), drop: boo
 
 
 def refusal(path: Path, **how: Any) -> RescoldoError:
+    made_of(path).unlink(missing_ok=True)
     with pytest.raises(RescoldoError) as caught:
         records(path, **how)
     assert list(made_of(path).parent.iterdir()) == [], "nothing is half-written"
@@ -252,7 +253,15 @@ def test_a_workbook_s_cells(tmp_path: Path) -> None:
 
     path = workbook(
         tmp_path / "b.xlsx",
-        {"s": [[None, None], ["prompt", "completion", "date"], [None], [5, True, datetime.date(2026, 3, 1)], ["a", 1.5]]},
+        {
+            "s": [
+                [None, None],
+                ["prompt", "completion", "date"],
+                [None],
+                [5, True, datetime.date(2026, 3, 1)],
+                ["a", 1.5],
+            ]
+        },
     )
     assert records(path) == [
         {"prompt": "5", "completion": "true", "date": "2026-03-01"},
@@ -338,7 +347,11 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(sys.modules, name, None)
     workbook_path = tmp_path / "b.xlsx"
     workbook_path.write_bytes(zipped({"xl/workbook.xml": b"<x/>"}))
-    for path, head in ((workbook_path, b""), (tmp_path / "t.parquet", b"PAR1"), (tmp_path / "t.zst", b"\x28\xb5\x2f\xfd")):
+    for path, head in (
+        (workbook_path, b""),
+        (tmp_path / "t.parquet", b"PAR1"),
+        (tmp_path / "t.zst", b"\x28\xb5\x2f\xfd"),
+    ):
         if head:
             path.write_bytes(head)
         error = refusal(path)

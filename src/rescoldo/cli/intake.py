@@ -168,6 +168,7 @@ def _tell(done: Imported, output: Path | None) -> None:
         print(f"✂️  {where}: row left out: {what}")
     if done.unread:
         where, what = done.unread[0]
-        print(f"⚠️  {count(done.unread_records, 'record')} carried over as they are, which train would refuse: {where}: {what}")
+        many = count(done.unread_records, "record")
+        print(f"⚠️  {many} carried over as they are, which train would refuse: {where}: {what}")
     left_out = f", {count(done.rows - done.records, 'row')} left out" if done.rows > done.records else ""
     print(f"{output or 'nothing is written'}: {count(done.records, 'record')} of {count(done.rows, 'row')}{left_out}")

@@ -115,8 +115,8 @@ OPTIONS: dict[str, Any] = {
     "report_to": Annotated[
         str | None,
         typer.Option(
-            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow (comma-separated), "
-            "none. (default tensorboard)",
+            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow "
+            "(comma-separated), none. (default tensorboard)",
             rich_help_panel=RUN,
         ),
     ],

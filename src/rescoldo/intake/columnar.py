@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, and datasets on the disk as Hugging Face's library saves them, read in batches by pyarrow."""
+"""Parquet and Arrow files, and datasets on the disk as Hugging Face's library saves them, in batches by pyarrow."""
 
 from __future__ import annotations
 
@@ -93,9 +93,15 @@ def _chosen(names: list[str], wanted: str, folder: Path) -> str:
             raise RescoldoError(f"has no split {wanted!r}", where=str(folder), fix=f"--split {' or '.join(names)}")
         return wanted
     if len(names) != 1:
-        raise RescoldoError(
-            f"has {len(names)} splits ({', '.join(names)})", where=str(folder), fix=f"say which one: --split {names[0]}"
-        ) if names else RescoldoError("has no splits", where=str(folder))
+        raise (
+            RescoldoError(
+                f"has {len(names)} splits ({', '.join(names)})",
+                where=str(folder),
+                fix=f"say which one: --split {names[0]}",
+            )
+            if names
+            else RescoldoError("has no splits", where=str(folder))
+        )
     return names[0]
 
 

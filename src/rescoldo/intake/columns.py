@@ -27,7 +27,18 @@ _TEXT, _LABEL = ("text", "texto"), ("label", "etiqueta", "class", "category", "c
 _SYSTEM = ("system", "system_prompt", "system_message")
 _CARRIED = frozenset({"system", "history", "tools", "functions"})  # read beside a conversation, whatever its format
 _STRUCTURED = frozenset(  # in a table's cell they stand as JSON
-    {*LISTED, "history", "tools", "functions", "tool_calls", "metadata", "images", "audios", "videos", "chosen_messages"}
+    {
+        *LISTED,
+        "history",
+        "tools",
+        "functions",
+        "tool_calls",
+        "metadata",
+        "images",
+        "audios",
+        "videos",
+        "chosen_messages",
+    }
     | {"rejected_messages", "function_call"}
 )
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "si": True, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
@@ -64,11 +75,11 @@ class Plan:
             if not target or value is None or (self.tabular and isinstance(value, str) and not value.strip()):
                 continue
             try:
-                value = self._value(target, value)
+                wanted = self._value(target, value)
             except ValueError as error:
                 faults.append((column, str(error)))
                 continue
-            if not _put(record, target, value):
+            if not _put(record, target, wanted):
                 faults.append((column, f"is to be {target}, and another column has a value there that is no object"))
         answer = self.role.spec.answer
         if self.role.schema and self.role.spec.format == "record" and answer in record:
@@ -258,8 +269,9 @@ def _of_chat(role: Role, free: Sequence[str], given: set[str], where: str) -> tu
 
 def _unrecognized(role: Role, missing: Sequence[str], free: Sequence[str], where: str) -> RescoldoError:
     pairs = ",".join(f"{name}=COLUMN" for name in missing)
+    listed = ", ".join(free)[:500]
     return RescoldoError(
-        f"no column is recognized as {' or as '.join(missing)} (role {role.name}); its columns: {', '.join(free)[:500]}",
+        f"no column is recognized as {' or as '.join(missing)} (role {role.name}); its columns: {listed}",
         where=where, fix=f"say which: --map {pairs}; or another --role",
     )  # fmt: skip
 

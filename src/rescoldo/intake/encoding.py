@@ -83,7 +83,9 @@ def _checked(opener: Opener, encoding: Encoding, where: str) -> Encoding:
     bad = _first_invalid(opener, encoding.name)
     if bad is not None:
         raise RescoldoError(
-            f"is not valid as {encoding.words}", where=f"{where}:{bad}", fix="mend that line, or name another --encoding"
+            f"is not valid as {encoding.words}",
+            where=f"{where}:{bad}",
+            fix="mend that line, or name the --encoding",
         )
     return encoding
 
@@ -126,7 +128,7 @@ def _guessed(opener: Opener, where: str) -> Encoding:
                     sample += line[:_SAMPLE]
     if valid > invalid:
         what = f"is UTF-8 but for {invalid} of its lines, the first of them this one: a damaged or mixed text"
-        raise RescoldoError(what, where=f"{where}:{first}", fix="mend those lines, or name the --encoding to read it in")
+        raise RescoldoError(what, where=f"{where}:{first}", fix="mend those lines, or name the --encoding")
     return _checked(opener, _by_statistics(bytes(sample[:_SAMPLE])), where)
 
 

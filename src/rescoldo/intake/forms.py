@@ -146,7 +146,9 @@ def _to_sharegpt(messages: list[Message], beside: dict[str, Any]) -> dict[str, A
     made = []
     for place, message in enumerate(messages):
         if message["role"] not in _SHAREGPT or not isinstance(message["content"], str):
-            raise _UnfitError(f"messages[{place}] is no text of user, assistant or system: ShareGPT's form has no place")
+            raise _UnfitError(
+                f"messages[{place}] is no text of user, assistant or system: ShareGPT's form has no place"
+            )
         others = {key: value for key, value in message.items() if key not in ("role", "content")}
         unknown = next((key for key in others if key in keys.MEANINGS and not keys.is_empty(others[key])), "")
         if unknown:

@@ -139,9 +139,7 @@ def _run(source: Source, plan: Plan, file: IO[bytes] | None, progress: Callable[
     return result
 
 
-def _checked(
-    plan: Plan, row: Row, record: dict[str, Any]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _checked(plan: Plan, row: Row, record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What is wrong with a record, and what of it `train` would refuse as it is."""
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()

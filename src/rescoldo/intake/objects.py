@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rescoldo.data.foreign import MAX_OBJECT_BYTES, wrapper
 from rescoldo.data.records import Line, lines_in, parse_line

@@ -1,4 +1,4 @@
-"""From a path, or a dataset's name on the Hub, to rows: the reader is chosen by what the file holds, not by its name."""
+"""From a path, or a dataset's name on the Hub, to rows: what a file holds decides how it is read, not its name."""
 
 from __future__ import annotations
 

@@ -97,7 +97,9 @@ def packed(path: Path) -> Packed:
             name = path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zstd") else path.name
             found = _look(path, name, kind, (f"compressed with {kind}",), lambda: _unpacking(path, kind))
             if found.kind in (*COMPRESSED, ZIP):
-                raise RescoldoError(f"is compressed twice ({kind}, then {found.kind})", where=str(path), fix="unpack it")
+                raise RescoldoError(
+                    f"is compressed twice ({kind}, then {found.kind})", where=str(path), fix="unpack it"
+                )
             return found
         return _look(path, path.name, "", (), lambda: _plain(path))
 
@@ -108,7 +110,9 @@ def _look(path: Path, name: str, compression: str, notes: tuple[str, ...], opene
         head = stream.read(HEAD)
     kind = kind_of(head)
     if head[257:262] == b"ustar":
-        raise RescoldoError("is a tar archive of several files", where=str(path), fix=f"tar -tf {quote(path)} lists them")
+        raise RescoldoError(
+            "is a tar archive of several files", where=str(path), fix=f"tar -tf {quote(path)} lists them"
+        )
     if kind == ZIP and compression:
         kind = WORKBOOK if name.lower().endswith((".xlsx", ".xlsm")) else ZIP
     return Packed(path, name, kind, head, notes, compression, opener)

@@ -67,8 +67,8 @@ class Trackers:
         config: RunConfig,
         settings: Mapping[str, Any],
         first_step: int,
-        say: Callable[[str], object],
-        warn: Callable[[str], object],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._board = TensorBoard(config.output, first_step, warn) if "tensorboard" in config.report_to else None
         facts = {**settings, **shared_settings(config)}
