@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.cli.command import example
+from rescoldo.cli.draft import DRAFT_EXAMPLE, REVIEW_EXAMPLE, draft_, review_
 from rescoldo.cli.intake import EXPORT_EXAMPLE, IMPORT_EXAMPLE, export_, import_
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
@@ -18,6 +19,8 @@ data = typer.Typer(no_args_is_help=True, help="Make, check, mend and split datas
 
 RoleOption = Annotated[str, typer.Option(help="What the records are for: a role's name, file or folder.")]
 data.command("import", epilog=example(IMPORT_EXAMPLE))(import_)
+data.command("draft", epilog=example(DRAFT_EXAMPLE))(draft_)
+data.command("review", epilog=example(REVIEW_EXAMPLE))(review_)
 data.command("export", epilog=example(EXPORT_EXAMPLE))(export_)
 SHOWN = 100  # faults or changes that are printed; --json has all of them
 
