@@ -100,7 +100,7 @@ def test_answers_are_checked_and_held_against_the_existing(tmp_path: Path) -> No
     assert made.calibrated
     doubts = [one["provenance"].get("doubts", []) for one in made.records]
     assert not any("repeat" in text for text in doubts[0])
-    assert any("repeated_items" in text for text in doubts[4])
+    assert any("repeat each other" in text for text in doubts[4])
     assert not drafted(inputs[:1], BA, lambda text: say[record(1)["concept"]], existing=known[:3]).calibrated
 
 

@@ -21,6 +21,7 @@ from rescoldo.draft.sources import Asked
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluation.content import unlike_references
+from rescoldo.evaluation.wording import REASONS
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatModel, Messages, Prediction
 from rescoldo.role import Role
@@ -134,9 +135,8 @@ def draft(
     doubts = unlike_references(role, existing, sound)
     result.calibrated = doubts is not None
     for (index, _, _), found in zip(sound, doubts or (), strict=False):
-        result.records[index]["provenance"]["doubts"] = [
-            f"{name} is {side} what is usual" for name, side in found.items()
-        ]
+        reasons = [REASONS[name, side] for name, side in found.items()]
+        result.records[index]["provenance"]["doubts"] = [f"unlike the existing answers: {one}" for one in reasons]
     if not result.records and result.failed:
         raise RescoldoError(
             f"not one answer could be had ({result.failed[0]})", where=spec, fix="mend that and give the same command",

@@ -11,7 +11,7 @@ multiplied in float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ from rescoldo.engine.kernels.ops_int8 import PANEL, LowRankTerm, Outliers, Segme
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 
 N_OUTLIERS = 32  # input columns multiplied in float32
+_PANELS = 64  # of a weight that are in float32 at a time
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
 
 
@@ -130,11 +131,22 @@ class Int8Linear(FrozenLinear):
         return Int8Products(self, adapter, bias)
 
     def dense(self) -> torch.Tensor:
+        return torch.cat(list(self._rows()))
+
+    def squared_norms(self) -> torch.Tensor:
+        return torch.cat([rows.square().sum(1) for rows in self._rows()])
+
+    def _rows(self) -> Iterator[torch.Tensor]:
+        """The weight in float32, some rows at a time."""
         panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
-        weight = unpack_panels(panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
-        weight *= self.channel_scale
-        weight[:, self.outliers] = self.outlier_panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
-        return weight
+        for first in range(0, len(panels), _PANELS):
+            start, end = first * PANEL, min((first + _PANELS) * PANEL, self.out_features)
+            some = unpack_panels(panels[first : first + _PANELS])[: end - start, : self.in_features]
+            weight = some.float() * self.scale[start:end, None]
+            weight *= self.channel_scale
+            outliers = self.outlier_panels[first : first + _PANELS].transpose(1, 2).flatten(0, 1)
+            weight[:, self.outliers] = outliers[: end - start]
+            yield weight
 
 
 class Int8Products(Products):
@@ -155,7 +167,7 @@ class Int8Products(Products):
         self.backward_term: LowRankTerm | None = None
         if adapter is not None and members:
             for first, m in zip(range(0, total, self.rank), members, strict=True):
-                b = adapter.scale * m.b
+                b = m.scale * m.b
                 rows[first : first + self.rank, m.start : m.end] = b.T
                 self.up.append(Segment(m.start, m.end, _wide(b), self.rank, first))
                 if split:
@@ -189,7 +201,7 @@ class Int8Products(Products):
             da = op.outer_rows(dz, x, mask, 1.0)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, self.adapter.scale)
+                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale)
                 gradients.append((da[part], db.T))
         if rows is None:
             return None, gradients

@@ -18,11 +18,10 @@ from rescoldo.files import quote, write_atomic
 from rescoldo.invocation import program
 from rescoldo.role import Role, keys
 from rescoldo.role.conversation import COMPLETIONS, LISTED
+from rescoldo.role.message import SPEAKERS
 
 Message = dict[str, Any]
 _SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system"}
-_OPENAI = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-_OPENAI |= {"model": "assistant", "developer": "system"}
 _ASKED = ("instruction", "prompt")
 
 
@@ -101,8 +100,29 @@ def messages_of(record: dict[str, Any], role: Role) -> tuple[list[Message], dict
     name = next((key for key in LISTED if isinstance(record.get(key), list)), "")
     if name:
         beside = {key: value for key, value in record.items() if key not in (name, "system")}
+        if any(_of_sharegpt_s_tools(message) for message in record[name]):
+            return _read(record, role), beside
         return [*_system(record), *(_openai(message) for message in record[name])], beside
     return _pair(record)
+
+
+def _of_sharegpt_s_tools(message: Message) -> bool:
+    """Whether a message is a call or a result in ShareGPT's way, where `value` is the call and no id is given."""
+    return "from" in message and SPEAKERS.get(str(message["from"]).strip().lower()) in (None, "tool")
+
+
+def _read(record: dict[str, Any], role: Role) -> list[Message]:
+    """The messages as training reads them, in OpenAI's form: arguments as text, ids of calls, weights."""
+    whole = role.read(record)["turns"].whole
+    made = []
+    for place, message in enumerate(whole.messages):
+        weight = {"weight": 0} if message["role"] == "assistant" and place not in whole.learned else {}
+        calls = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in message.get("tool_calls", [])
+        ]
+        made.append({**message, **({"tool_calls": calls} if calls else {}), **weight})
+    return made
 
 
 def _pair(record: dict[str, Any]) -> tuple[list[Message], dict[str, Any]]:
@@ -135,7 +155,7 @@ def _openai(message: Message) -> Message:
     content = message.get("content", message.get("value"))
     others = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value")}
     plain = str(speaker).strip().lower()
-    return {"role": _OPENAI.get(plain, plain), "content": content, **others}
+    return {"role": SPEAKERS.get(plain, plain), "content": content, **others}
 
 
 def _to_openai(messages: list[Message], beside: dict[str, Any]) -> dict[str, Any]:

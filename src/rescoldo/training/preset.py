@@ -9,6 +9,8 @@ from rescoldo.engine.config import FUSED_LINEARS, LINEARS, DecoderConfig
 from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.errors import RescoldoError
 from rescoldo.training.config import RunConfig, flag
+from rescoldo.training.parts import lora_config
+from rescoldo.units import count
 
 # preset → field → value. A 135M model needs a higher rate, more targets and less accumulation than a 7B.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,8 +50,17 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
     """
     decoder = base.config
     config = _targets_of(config, base)
-    smallest = min(min(decoder.linear_shape(name)) for name in config.lora_targets)
-    if config.lora_r > smallest:
+    config = _layers_of(config, base)
+    lora = lora_config(config, decoder.n_layers)
+    for name, rank in lora.ranks.items():
+        if rank > min(decoder.linear_shape(name)):
+            raise RescoldoError(
+                f"rank {rank} is larger than {name} ({min(decoder.linear_shape(name))})",
+                where=flag("lora_ranks"),
+                fix=f"allowed for {base.spec}: 1 to {min(decoder.linear_shape(name))}",
+            )
+    smallest = min((min(decoder.linear_shape(name)) for name in lora.targets if name not in lora.ranks), default=1)
+    if config.lora_r > smallest and set(lora.targets) - lora.ranks.keys():
         raise RescoldoError(
             f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
             where=flag("lora_r"),
@@ -96,7 +107,50 @@ def _targets_of(config: RunConfig, base: BaseModel) -> RunConfig:
                 where=flag("lora_targets"),
                 fix=f"some of {', '.join(have)}; or attention, mlp, all",
             )
-    return config.model_copy(update={"lora_targets": tuple(name for name in have if name in chosen)})
+    targets = tuple(name for name in have if name in chosen)
+    fields = {name: _by_linear(name, getattr(config, name), targets) for name in ("lora_ranks", "lora_alphas")}
+    return config.model_copy(update={"lora_targets": targets, **fields})
+
+
+def _by_linear(field: str, numbers: dict[str, Any], targets: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers of single linears under the names that the family has.
+
+    Raises:
+        RescoldoError: one of them is no target, or parts of one linear have different numbers.
+    """
+    found = dict(numbers)
+    for fused, parts in FUSED_LINEARS.items():
+        of_parts = {numbers.get(part) for part in parts}
+        if fused in targets and len(of_parts) == 1 and None not in of_parts:
+            found = {name: number for name, number in found.items() if name not in parts} | {fused: of_parts.pop()}
+    for name in found:
+        if name not in targets:
+            raise RescoldoError(
+                f"{name} gets no adapter", where=flag(field), fix=f"some of the targets: {', '.join(targets)}"
+            )
+    return {name: found[name] for name in targets if name in found}
+
+
+def _layers_of(config: RunConfig, base: BaseModel) -> RunConfig:
+    """The config, all layers being None.
+
+    Raises:
+        RescoldoError: layers that the model does not have.
+    """
+    layers, n = config.lora_layers, base.config.n_layers
+    most = layers if isinstance(layers, int) else max(layers, default=0) + 1 if layers else 0
+    if most > n:
+        raise RescoldoError(
+            f"{_shown_layers(layers)}: {base.spec} has {count(n, 'layer')}",
+            where=flag("lora_layers"),
+            fix=f"at most {n}, or numbers from 0 to {n - 1}",
+        )
+    whole = layers == n if isinstance(layers, int) else layers is not None and len(layers) == n
+    return config.model_copy(update={"lora_layers": None}) if whole else config
+
+
+def _shown_layers(layers: Any) -> str:
+    return ",".join(map(str, layers)) if isinstance(layers, tuple) else str(layers)
 
 
 def _why_less(decoder: DecoderConfig) -> str:

@@ -29,7 +29,6 @@ from rescoldo.training.metrics import TensorBoard
 IDS = "tracking.json"  # in the output directory: by which id a resumed run goes on in each tracker
 END_SECONDS = 60.0  # that a tracker has to send what is left when the run ends
 QUEUED = 10_000  # calls that may wait for a tracker
-_PATHS = ("train", "val", "output")
 
 
 class Tracker(Protocol):
@@ -156,13 +155,18 @@ class _InBackground:
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings as a tracker gets them: of paths the last name alone."""
+    """The settings as a tracker gets them: of paths on this machine the last name alone."""
     fields = config.model_dump(mode="json", exclude_none=True, exclude={"report_to"})
-    for name in _PATHS:
-        fields[name] = Path(fields[name]).name
-    if os.sep in fields["base_model"] and Path(fields["base_model"]).exists():
-        fields["base_model"] = Path(fields["base_model"]).name
-    return fields
+    paths = {name for name, value in config if isinstance(value, Path)}
+    return {name: Path(value).name if name in paths else _without_folders(value) for name, value in fields.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    if not isinstance(value, str) or os.sep not in value:
+        return value
+    return Path(value).name if value.startswith((os.sep, ".", "~")) or Path(value).exists() else value
 
 
 class Wandb:
