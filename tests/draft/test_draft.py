@@ -11,6 +11,8 @@ import pytest
 from rescoldo.cli.main import app, run_app
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
+from rescoldo.data.preferences import read_preferences
+from rescoldo.data.text import read_documents as read_plain
 from rescoldo.draft.sources import read_documents, read_inputs
 from rescoldo.errors import RescoldoError
 from rescoldo.words import words
@@ -47,6 +49,19 @@ def test_train_refuses_drafts_by_line(tmp_path: Path, role: Any) -> None:
     accepted = {**made.records[0], "status": "accepted"}
     assert len(read_records(write(tmp_path / "e.jsonl", good, accepted), role)) == 2
     assert "rejected" in audit([write(tmp_path / "f.jsonl", {**accepted, "status": "Rejected"})], role).faults[0].what
+
+
+def test_no_other_reader_learns_drafts(tmp_path: Path) -> None:
+    text = write(tmp_path / "t.jsonl", {"text": "one"}, {"text": "two", "status": "draft"})
+    with pytest.raises(RescoldoError, match="nobody has accepted") as caught:
+        read_plain(text)
+    assert caught.value.where == f"{text}:2, status"
+    pair = {"concept": "c", "chosen": BA.target(record(1)), "rejected": BA.target(record(2))}
+    for role, row in ((BA, pair), (GENERIC, {"prompt": "p", "chosen": "a", "rejected": "b"})):
+        path = write(tmp_path / "p.jsonl", row, {**row, "status": "draft"})
+        with pytest.raises(RescoldoError, match="nobody has accepted") as caught:
+            read_preferences(path, role, "pairs")
+        assert caught.value.where == f"{path}:2, status"
 
 
 def test_inputs_in_tables_and_lines(tmp_path: Path) -> None:

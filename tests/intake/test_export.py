@@ -27,6 +27,7 @@ CHAT = [
     {"role": "user", "content": "q2"},
     {"role": "assistant", "content": "a2"},
 ]
+DEFINED = [{"type": "function", "function": {"name": "f"}}]
 ONE = [
     {"prompt": "q", "completion": "a", "id": 1},
     {"instruction": "i", "input": "x", "output": "o", "system": "s"},
@@ -89,12 +90,31 @@ def test_any_conversation_is_the_same_record_again(talks: list[list[str]], form:
     assert again == wanted
 
 
+def test_sharegpt_s_tools_become_openai_s(tmp_path: Path) -> None:
+    turns = [
+        ("human", "q"),
+        ("function_call", '{"name": "f", "arguments": {"x": 1}}'),
+        ("observation", "r"),
+        ("gpt", "a"),
+    ]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": DEFINED}
+    path = write(tmp_path / "d.jsonl", row)
+    export_records(path, GENERIC, "openai", tmp_path / "o.jsonl")
+    (made,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    call = made["messages"][1]["tool_calls"][0]
+    assert (call["function"], call["id"]) == (
+        {"name": "f", "arguments": '{"x": 1}'},
+        made["messages"][2]["tool_call_id"],
+    )
+    assert taught(tmp_path / "o.jsonl") == taught(path)
+
+
 def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
-    rows = [{"messages": TOOLS, "tools": [{"type": "function"}]}]
+    rows = [{"messages": TOOLS, "tools": DEFINED}]
     path = write(tmp_path / "d.jsonl", *rows)
     export_records(path, GENERIC, "openai", tmp_path / "o.jsonl")
     assert [json.loads(line) for line in back(tmp_path / "o.jsonl").read_text().splitlines()] == [
-        {"messages": [{**one, "content": one.get("content")} for one in TOOLS], "tools": [{"type": "function"}]}
+        {"messages": [{**one, "content": one.get("content")} for one in TOOLS], "tools": DEFINED}
     ]
 
 
@@ -105,8 +125,8 @@ def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
         ("alpaca", SEVERAL[1], "holds 4 turns"),
         ("alpaca", {"messages": TOOLS}, "has no place in Alpaca's form"),
         ("sharegpt", {"messages": TOOLS}, "has no place in ShareGPT's form"),
-        ("sharegpt", {**ONE[4], "tools": [{"a": 1}]}, "tools has no place in ShareGPT's form"),
-        ("alpaca", {**ONE[0], "tools": [{"a": 1}]}, "tools has no place in Alpaca's form"),
+        ("sharegpt", {**ONE[4], "tools": DEFINED}, "tools has no place in ShareGPT's form"),
+        ("alpaca", {**ONE[0], "tools": DEFINED}, "tools has no place in Alpaca's form"),
     ],
 )
 def test_what_a_form_has_no_place_for_is_refused(tmp_path: Path, form: str, row: Any, what: str) -> None:

@@ -24,6 +24,7 @@ _CONTEXT = ("context", "contexto", "kontext")
 _PROMPT = ("prompt", "question", "query", "user", "user_input", "pregunta", "consulta", "frage", "anfrage", "problem")
 _ANSWER = (*COMPLETIONS, "output_text", "respuesta", "salida", "antwort", "ausgabe", "reply", "solution", "assistant")
 _TEXT, _LABEL = ("text", "texto"), ("label", "etiqueta", "class", "category", "categoria", "label_text")
+_PAIR_OF_ANSWERS = ("chosen", "rejected")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _CARRIED = frozenset({"system", "history", "tools", "functions"})  # read beside a conversation, whatever its format
 _STRUCTURED = frozenset(  # in a table's cell they stand as JSON
@@ -52,14 +53,15 @@ class Plan:
     Attributes:
         targets: column → field; a dot leads into an object ("metadata.Region"), "" leaves the column out.
         form: what the records will be, in words.
-        unlearned: whether the form is one that is carried over without being looked at (preferences, plain text).
+        carried: the fields that each record must have where the form is none of the role's own (preferences, plain
+            text): those are looked for, and the rest is carried over as it is.
     """
 
     role: Role
     targets: Mapping[str, str]
     form: str
     tabular: bool
-    unlearned: bool = False
+    carried: tuple[str, ...] = ()
 
     def target(self, column: str) -> str:
         """The field of a column, also of one that only a later object has."""
@@ -151,7 +153,7 @@ def make_plan(
         raise RescoldoError("a column is given to two fields", where="--map", fix="name each column once")
     targets |= dict.fromkeys(without, "")
     free = [column for column in columns if column not in targets]
-    recognized, form, unlearned = (_of_record if _by_record(role) else _of_chat)(role, free, set(given), where)
+    recognized, form, carried = (_of_record if _by_record(role) else _of_chat)(role, free, set(given), where)
     targets |= recognized
     for column in columns:
         targets.setdefault(column, _beside(role, column))
@@ -162,7 +164,7 @@ def make_plan(
             f"the columns {' and '.join(map(repr, both))} would both be {double[0]}", where=where,
             fix=f"--map {double[0]}={both[0]} --without {both[1]!r}, or the other way round",
         )  # fmt: skip
-    return Plan(role, targets, form, tabular, unlearned)
+    return Plan(role, targets, form, tabular, carried)
 
 
 def _by_record(role: Role) -> bool:
@@ -200,7 +202,9 @@ def _beside(role: Role, column: str) -> str:
     return f"metadata.{name}"
 
 
-def _of_record(role: Role, free: Sequence[str], given: set[str], where: str) -> tuple[dict[str, str], str, bool]:
+def _of_record(
+    role: Role, free: Sequence[str], given: set[str], where: str
+) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """The columns that are called like the role's fields."""
     found: dict[str, str] = {}
     heads = {field.partition(".")[0] for field in given}
@@ -210,12 +214,16 @@ def _of_record(role: Role, free: Sequence[str], given: set[str], where: str) -> 
         if column is not None:
             found[column] = field
     missing = [name for name in (role.input, role.spec.answer) if name not in {*heads, *found.values()}]
+    if missing == [role.spec.answer] and {*_PAIR_OF_ANSWERS} <= set(names):
+        return found | {names[name]: name for name in _PAIR_OF_ANSWERS}, "preferences", (role.input, *_PAIR_OF_ANSWERS)
     if missing:
         raise _unrecognized(role, missing, free, where)
-    return found, f"{role.name}'s records ({role.input}, {role.spec.answer})", False
+    return found, f"{role.name}'s records ({role.input}, {role.spec.answer})", ()
 
 
-def _of_chat(role: Role, free: Sequence[str], given: set[str], where: str) -> tuple[dict[str, str], str, bool]:
+def _of_chat(
+    role: Role, free: Sequence[str], given: set[str], where: str
+) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """The columns that are called like the parts of a conversation, in any of its formats."""
     names: dict[str, list[str]] = {}
     for column in free:
@@ -242,10 +250,15 @@ def _of_chat(role: Role, free: Sequence[str], given: set[str], where: str) -> tu
     for field, words in _LISTS.items():
         if take(field, words):
             take("system", _SYSTEM)
-            return found, f"conversations ({FORMATS[field]}'s {field})", False
-    if any(take(field, (field,)) for field in ("chosen", "preferred_output", "chosen_messages")):
-        take("prompt", _PROMPT)
-        return found, "preferences, as they stand", True
+            return found, f"conversations ({FORMATS[field]}'s {field})", ()
+    for pair in (
+        _PAIR_OF_ANSWERS,
+        ("preferred_output", "non_preferred_output"),
+        ("chosen_messages", "rejected_messages"),
+    ):
+        if all(take(field, (field,)) for field in pair):
+            take("prompt", _PROMPT)
+            return found, "preferences", pair
     asked = "instruction" if take("instruction", _INSTRUCTION) else ""
     if asked:
         take("input", _INPUT)
@@ -256,13 +269,13 @@ def _of_chat(role: Role, free: Sequence[str], given: set[str], where: str) -> tu
     own = next((name for name in COMPLETIONS if name in names), usual)  # COMPLETIONS are all read: each keeps its name
     if asked and (answered or take(own, _ANSWER) or take(usual, _LABEL)):
         take("system", _SYSTEM)
-        return found, f"{FORMATS[asked]} records", False
+        return found, f"{FORMATS[asked]} records", ()
     if not asked and take("text", _TEXT):
         text = next((column for column, field in found.items() if field == "text"), "")
         if text and take(usual, (*_LABEL, *_ANSWER)):
             found[text] = "prompt"
-            return found, "texts and their labels, as prompt/completion", False
-        return found, "plain text", True
+            return found, "texts and their labels, as prompt/completion", ()
+        return found, "plain text", ("text",)
     missing = [COMPLETIONS[0]] if asked else ["prompt", COMPLETIONS[0]]
     raise _unrecognized(role, missing, free, where)
 

@@ -79,7 +79,7 @@ def _sound(path: Path, role: Role) -> Iterator[tuple[str, dict[str, Any]]]:
         faults = list(line.faults)
         if line.value is not None:
             found = role.check(line.value, str(path), line.number)
-            faults += [one for one in found if one.level == "error" and one.code not in ("meaning", "tools")]
+            faults += [one for one in found if one.level == "error" and one.code != "meaning"]
         if faults or line.value is None:
             raise RescoldoError(
                 faults[0].what, where=faults[0].where, fix=f"{program()} data audit {quote(path)}{flag(role)}"
@@ -166,9 +166,7 @@ def _to_sharegpt(messages: list[Message], beside: dict[str, Any]) -> dict[str, A
     made = []
     for place, message in enumerate(messages):
         if message["role"] not in _SHAREGPT or not isinstance(message["content"], str):
-            raise _UnfitError(
-                f"messages[{place}] is no text of user, assistant or system: ShareGPT's form has no place"
-            )
+            raise _UnfitError(f"messages[{place}] has no place in ShareGPT's form: it is no text of user or assistant")
         others = {key: value for key, value in message.items() if key not in ("role", "content")}
         unknown = next((key for key in others if key in keys.MEANINGS and not keys.is_empty(others[key])), "")
         if unknown:

@@ -20,7 +20,7 @@ from rescoldo.units import count
 LOOKED_AT = 200  # first rows, by which columns are known
 SHOWN = 5  # faults in a message
 KEPT = 100  # faults that are kept
-_LATER = ("meaning", "tools", "unknown-key")  # what `train` may refuse, and what is carried over as it is
+_LATER = ("meaning", "unknown-key")  # what `train` may refuse, and what is carried over as it is
 
 
 @dataclass
@@ -150,13 +150,15 @@ def _checked(plan: Plan, row: Row, record: dict[str, Any]) -> tuple[list[tuple[s
     wrong: list[tuple[str, str]] = []
     unread: list[tuple[str, str]] = []
     columns = {target: column for column, target in plan.targets.items() if target}
+    if plan.carried:
+        missing = [field for field in plan.carried if field not in record]
+        return [(_place(row, columns.get(field, field)), "is missing") for field in missing], []
     for fault in plan.role.check(record, str(row.where), row.number):
         if fault.level != "error":
             continue
         column = columns.get(fault.field, fault.field)
         said = (_place(row, column), fault.what)
-        later = fault.code in _LATER or (plan.unlearned and fault.code == "format")
-        (unread if later else wrong).append(said)
+        (unread if fault.code in _LATER else wrong).append(said)
     return wrong, [] if wrong else unread
 
 
