@@ -424,3 +424,18 @@ def test_what_train_refuses_names_the_import(tmp_path: Path) -> None:
 
 def test_charset_sample_is_bounded() -> None:
     assert encoding._SAMPLE <= 1 << 16
+
+
+def test_what_the_datasets_library_saves(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list([*ROWS, {**ROWS[0], "prompt": "4"}]).select([3, 0])
+    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    assert [row["prompt"] for row in records(tmp_path / "one")] == ["4", ROWS[0]["prompt"]]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    labelled = datasets.Dataset.from_dict({"text": ["t"], "label": [1]}, features=features)
+    datasets.DatasetDict({"train": labelled, "test": labelled}).save_to_disk(str(tmp_path / "both"))
+    assert records(tmp_path / "both", split="train") == [{"prompt": "t", "completion": "good"}]
+    labelled.to_parquet(str(tmp_path / "p.parquet"))
+    assert records(tmp_path / "p.parquet") == [{"prompt": "t", "completion": "good"}]
