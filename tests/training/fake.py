@@ -59,8 +59,8 @@ class FakeBase(BaseModel):
         return "f" * 64
 
 
-def open_base(spec: str, preset: str | None = None) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
+def open_base(spec: str) -> BaseModel:
+    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
 
 
 class FakeModel:
@@ -189,6 +189,7 @@ def config(folder: Path, output: Path, **fields: Any) -> RunConfig:
     train, val = write_data(folder)
     defaults: dict[str, Any] = {
         "base_model": "fake",
+        "preset": "original",
         "epochs": 2,
         "lr": 0.05,
         "grad_accum": 2,

@@ -64,6 +64,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
     given = {"train": folder / "train.jsonl", "val": folder / "val.jsonl", "output": output}
     settings = {
         "base_model": str(folder / "base"),
+        "preset": "original",
         "epochs": 2,
         "lr": 1e-3,
         "batch_size": 1,

@@ -43,7 +43,7 @@ def open_base(spec: str) -> BaseModel:
     if colon and kind == "sample":
         from rescoldo.base.sample import find_sample
 
-        return open_gguf(find_sample(name), spec, preset=name)
+        return open_gguf(find_sample(name), spec)
     if colon and kind == "ollama":
         from rescoldo.base.ollama import find_ollama
 

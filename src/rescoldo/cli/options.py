@@ -54,22 +54,45 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
-    "epochs": Annotated[int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)],
-    "lr": Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)],
+    "preset": Annotated[
+        str | None,
+        typer.Option(
+            help="Where settings that are not given come from: tuned (measured, by the model's size) or original "
+            "(the original script's). (default tuned)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "epochs": Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the examples. (default 1, 2 with several examples a step; original: 3)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lr": Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate. (default by the model's size and the step's; original: 2e-4)",
+            rich_help_panel=LORA,
+        ),
+    ],
     "batch_size": Annotated[
         int | None, typer.Option(help="Examples per micro-batch. (default 1)", rich_help_panel=LORA)
     ],
     "grad_accum": Annotated[
-        int | None, typer.Option(help="Micro-batches per optimizer step. (default 8)", rich_help_panel=LORA)
+        int | None, typer.Option(help="Micro-batches a step. (default 1; original: 8)", rich_help_panel=LORA)
     ],
-    "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)],
-    "lora_alpha": Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)],
+    "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 16; original: 8)", rich_help_panel=LORA)],
+    "lora_alpha": Annotated[
+        float | None, typer.Option(help="LoRA alpha. (default 4 x rank; original: 32)", rich_help_panel=LORA)
+    ],
     "lora_dropout": Annotated[float | None, typer.Option(help="Dropout before A. (default 0.1)", rich_help_panel=LORA)],
     "lora_targets": Annotated[
         str | None,
         typer.Option(
             help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj "
-            "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. (default attention)",
+            "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. "
+            "(default all; original: attention)",
             rich_help_panel=LORA,
         ),
     ],
@@ -175,7 +198,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             help="Learning rate behind the warm-up: cosine or linear to 0, or constant, with which a finished run can "
-            "be extended. (default cosine)",
+            "be extended. (default linear; original: cosine)",
             rich_help_panel=LORA,
         ),
     ],

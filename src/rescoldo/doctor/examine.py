@@ -18,8 +18,8 @@ from rescoldo.training.identity import identity
 from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts
-from rescoldo.training.prepare import Prepared, date_of_run, read_train, read_val, settle
-from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.prepare import Prepared, date_of_run, read_train, read_val, settle, with_preset
+from rescoldo.training.preset import check_against_base
 from rescoldo.training.progress import Reporter
 
 CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
@@ -55,7 +55,7 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
             config = origin.settings(config, base) if origin else config
             check_settings(config)
             config, _ = apply_defaults(config)
-            config, _ = apply_preset(config, base.preset)
+            config, _ = with_preset(config, base, parts)
             config = check_against_base(config, base, frozenset(config.model_fields_set))
             config, _ = settle(config, base)
             subject = replace(subject, config=config, base=base)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.assemble import real_parts
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluation.evaluation import Console, evaluate_model
@@ -123,7 +124,7 @@ def sweep(
         if config.quantization == "auto":
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
-        return sweeping.run(_ratio(config, space, base.preset), sampling or role.sampling)
+        return sweeping.run(_ratio(config, space, base.config), sampling or role.sampling)
 
 
 @dataclass
@@ -322,11 +323,11 @@ def _training_seconds(run: Path) -> float:
     return float(sum(steps.values()))
 
 
-def _ratio(config: RunConfig, space: Space, preset: str | None) -> float | None:
+def _ratio(config: RunConfig, space: Space, decoder: DecoderConfig) -> float | None:
     """alpha / rank, to be kept while the rank changes; None where alpha is given, gone over, or the rank is not."""
     if "lora_r" not in space or "lora_alpha" in space or "lora_alpha" in config.model_fields_set:
         return None
-    in_force, _ = apply_preset(config, preset)
+    in_force, _ = apply_preset(config, decoder)
     return in_force.lora_alpha / in_force.lora_r
 
 

@@ -28,6 +28,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 Schedule = Literal["cosine", "linear", "constant"]
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
 ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
+Preset = Literal["tuned", "original"]
 
 
 def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
@@ -36,7 +37,8 @@ def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> 
 
 
 class RunConfig(BaseModel):
-    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`."""
+    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`; those that he did
+    not give have the original's values here, which `preset.apply_preset` replaces by tested ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -57,6 +59,7 @@ class RunConfig(BaseModel):
         "ba", "what is taught: a role's name, file or folder", "a role's name or path", min_length=1, max_length=4096
     )
 
+    preset: Preset = _field("tuned", "where settings that are not given come from", "tuned or original")
     epochs: int = _field(3, "passes over the training examples", ge=1, le=10_000)
     lr: float = _field(2e-4, "peak learning rate", gt=0, le=1)
     batch_size: int = _field(1, "examples a micro-batch", ge=1, le=1024)

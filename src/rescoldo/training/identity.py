@@ -28,6 +28,7 @@ FREE = frozenset(
         "base_model",
         "role",
         "text",
+        "preset",
         "train_limit",
         "val_limit",
         "from_adapter",

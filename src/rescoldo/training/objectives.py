@@ -61,7 +61,10 @@ def _kto(config: RunConfig) -> Objective:
     return kto(config.beta, config.desirable_weight, config.undesirable_weight)
 
 
-# Without dropout the first step compares the model with itself, as in TRL's trainers. Rates: docs/preferences.md.
+# Without dropout the first step compares the model with itself, as in TRL's trainers. docs/preferences.md has what the
+# values rest on.
+_SETTINGS = {"epochs": 2, "grad_accum": 4, "lora_dropout": 0.0}
+
 OBJECTIVES: dict[str, Row] = {
     "sft": Row(
         "the answers",
@@ -70,16 +73,14 @@ OBJECTIVES: dict[str, Row] = {
         ("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
         several=True,
     ),
-    "dpo": Row(
-        "direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, "lora_dropout": 0.0}, "preference"
-    ),
-    "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), {"lora_dropout": 0.0}, "preference"),
+    "dpo": Row("direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
+    "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), dict(_SETTINGS), "preference"),
     "kto": Row(
         "Kahneman-Tversky optimization",
         _kto,
         "judged",
         ("beta", "desirable_weight", "undesirable_weight"),
-        {"lr": 5e-5, "lora_dropout": 0.0, "grad_accum": 4},
+        {"lr": 5e-5, **_SETTINGS},
         "judgement",
         least=2,
     ),

@@ -85,7 +85,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
     asked, from_objective = apply_defaults(asked)
-    config, from_preset = apply_preset(asked, base.preset)
+    config, from_preset = with_preset(asked, base, parts, restart=restart)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
     check_step(config)
     config, why = settle(config, base, restart=restart)
@@ -100,7 +100,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         reporter.say(f"  {base.note()}")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
-        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
+        reporter.say(f"  preset {config.preset} in force, where no flag says otherwise: {shown}")
 
     if objective.make:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
@@ -198,6 +198,19 @@ def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
     return config if isinstance(config, dict) else {}
+
+
+def with_preset(
+    asked: RunConfig, base: BaseModel, parts: Parts, *, restart: bool = False
+) -> tuple[RunConfig, dict[str, Any]]:
+    """As apply_preset; a run that is resumed keeps what the preset set when it was started, so that neither another
+    version nor another number of machines changes it."""
+    started = {} if restart else read_json(asked.output / RUN_FILE) or {}
+    config, names = started.get("config"), started.get("from_preset")
+    before: dict[str, Any] = {}
+    if isinstance(config, dict) and isinstance(names, list) and config.get("preset", "tuned") == asked.preset:
+        before = {name: config[name] for name in names if name in RunConfig.model_fields and name in config}
+    return apply_preset(asked, base.config, machines=not parts.resumable_steps, before=before)
 
 
 def date_of_run(output: Path, *, restart: bool = False) -> date:

@@ -83,7 +83,7 @@ def train(
     """Start, resume or recognise as finished the run that `config` describes.
 
     Args:
-        config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        config: what to do; fields that were not given are filled by its preset.
         parts: engine and data modules: `assemble.real_parts()`.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
