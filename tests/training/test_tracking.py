@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +87,38 @@ def test_wandb_offline_has_the_run_s_figures(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps([settings, summary])
 
 
-def read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """History, summary and config of wandb's own file, read with its own reader."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+def records_of(data: bytes) -> Iterator[bytes]:
+    """The records of wandb's file: LevelDB's log format, behind a header of seven bytes."""
+    at, held = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's end that is too short for a header
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        held += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield held
+            held = b""
 
-    store = DataStore()
-    store.open_for_scan(str(path))
-    history, summary, settings = [], {}, {}
-    while (data := store.scan_data()) is not None:
+
+def read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """History, summary and config in wandb's own file."""
+    from wandb.proto import wandb_internal_pb2
+
+    def values(items: Any) -> dict[str, Any]:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+    history: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for data in records_of(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("history"):
-            history.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
-        for item in [*record.summary.update, *record.run.summary.update]:
-            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
-        for item in [*record.config.update, *record.run.config.update]:
-            settings["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+            history.append(values(record.history.item))
+        summary |= values([*record.summary.update, *record.run.summary.update])
+        settings |= values([*record.config.update, *record.run.config.update])
     return history, summary, settings
 
 
