@@ -248,6 +248,26 @@ def test_a_role_of_records(tmp_path: Path) -> None:
     assert records(path, map=",".join(f"requirements.{name[2:]}={name}" for name in parts)) == [one]
 
 
+def test_names_with_dots_and_objects_that_meet(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(lines([{"prompt": "p", "completion": "c", "a.b": 1, "metadata": {"x": 2}}]))
+    assert records(tmp_path / "t.jsonl") == [{"prompt": "p", "completion": "c", "metadata": {"a.b": 1, "x": 2}}]
+    (tmp_path / "u.jsonl").write_bytes(lines([{**record(1), "a.b": 1}]))
+    assert records(tmp_path / "u.jsonl") == [{**record(1), "a.b": 1}]
+    (tmp_path / "v.jsonl").write_bytes(lines([{"prompt": "p", "completion": "c", "a": 1, "metadata": "m"}]))
+    assert refusal(tmp_path / "v.jsonl").where == f"{tmp_path / 'v.jsonl'}:1, metadata"
+    (tmp_path / "w.jsonl").write_bytes(
+        lines([{"prompt": "p", "completion": "c"}] * 300 + [{"prompt": "p", "completion": "c", "late": 1}])
+    )
+    assert records(tmp_path / "w.jsonl")[-1]["metadata"] == {"late": 1}
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe").what
+
+
 def test_a_workbook_s_cells(tmp_path: Path) -> None:
     import datetime
 

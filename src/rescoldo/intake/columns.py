@@ -51,7 +51,8 @@ class Plan:
     """What becomes of each column.
 
     Attributes:
-        targets: column → field; a dot leads into an object ("metadata.Region"), "" leaves the column out.
+        targets: column → field, "" leaves the column out.
+        nested: the columns of which the user has named the field: there a dot leads into an object.
         form: what the records will be, in words.
         carried: the fields that each record must have where the form is none of the role's own (preferences, plain
             text): those are looked for, and the rest is carried over as it is.
@@ -61,6 +62,7 @@ class Plan:
     targets: Mapping[str, str]
     form: str
     tabular: bool
+    nested: frozenset[str] = frozenset()
     carried: tuple[str, ...] = ()
 
     def target(self, column: str) -> str:
@@ -81,12 +83,18 @@ class Plan:
             except ValueError as error:
                 faults.append((column, str(error)))
                 continue
-            if not _put(record, target, wanted):
+            if not _put(record, self._steps(column, target), wanted):
                 faults.append((column, f"is to be {target}, and another column has a value there that is no object"))
         answer = self.role.spec.answer
         if self.role.schema and self.role.spec.format == "record" and answer in record:
             record[answer] = self.role.schema.conform(record[answer])
         return record, faults
+
+    def _steps(self, column: str, target: str) -> list[str]:
+        """The keys that lead to a column's field."""
+        if column in self.nested:
+            return target.split(".")
+        return ["metadata", column.strip()] if target == f"metadata.{column.strip()}" else [target]
 
     def _value(self, target: str, value: Any) -> Any:
         """Raises ValueError where the value cannot be what the field wants."""
@@ -164,7 +172,7 @@ def make_plan(
             f"the columns {' and '.join(map(repr, both))} would both be {double[0]}", where=where,
             fix=f"--map {double[0]}={both[0]} --without {both[1]!r}, or the other way round",
         )  # fmt: skip
-    return Plan(role, targets, form, tabular, carried)
+    return Plan(role, targets, form, tabular, frozenset(given.values()), carried)
 
 
 def _by_record(role: Role) -> bool:
@@ -316,11 +324,8 @@ def _structure(text: str) -> Any:
         raise ValueError(f"is no JSON list or object ({error})") from None
 
 
-def _put(record: dict[str, Any], target: str, value: Any) -> bool:
-    """Set a field, into objects where dots lead. False where something else stands in the way."""
-    steps = [target] if "." not in target else target.split(".")
-    if steps[0] == "metadata" and len(steps) > 1:
-        steps = ["metadata", target.partition(".")[2]]  # a column's name may itself have dots
+def _put(record: dict[str, Any], steps: Sequence[str], value: Any) -> bool:
+    """Set a field, in objects where there are several steps. False where something else stands in the way."""
     holder = record
     for step in steps[:-1]:
         inner = holder.setdefault(step, {})

@@ -127,7 +127,7 @@ def header(cells: list[Any], where: str) -> list[str]:
     Raises:
         RescoldoError: a name stands there twice, or none is there.
     """
-    names = ["" if cell is None else str(cell).strip() for cell in cells]
+    names = ["" if cell is None else str(cell).lstrip("\ufeff").strip() for cell in cells]
     while names and not names[-1]:
         names.pop()
     named = [name or f"Unnamed: {place}" for place, name in enumerate(names)]

@@ -89,6 +89,10 @@ def packed(path: Path) -> Packed:
         RescoldoError: it is missing, a directory, unreadable, damaged, or an archive of several files.
     """
     with _in_words(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise RescoldoError(
+                "is not a regular file, and is read more than once", where=str(path), fix="save it first"
+            )
         with open(path, "rb") as file:
             kind = kind_of(file.read(HEAD))
         if kind == ZIP:

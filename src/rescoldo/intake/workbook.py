@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,9 @@ def _opened(place: Path, path: Path, values: bool) -> Iterator[Any]:
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(place, read_only=True, data_only=values, keep_links=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles and the like, which are not read
+            book = openpyxl.load_workbook(place, read_only=True, data_only=values, keep_links=False)
     except Exception as error:  # of openpyxl and the XML parser, of many kinds
         raise _damaged(path, error) from None
     try:
