@@ -261,6 +261,39 @@ def test_names_with_dots_and_objects_that_meet(tmp_path: Path) -> None:
     assert records(tmp_path / "w.jsonl")[-1]["metadata"] == {"late": 1}
 
 
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text('a\\"ñ]}\n,', max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab]", min_size=1, max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(VALUES, max_size=6), st.integers(1, 7), st.sampled_from([None, 0, 2]), st.text(" \n\t", max_size=3))
+def test_arrays_are_read_in_pieces_of_any_size(values: Any, piece: int, indent: Any, blank: str) -> None:
+    import io
+
+    from rescoldo.intake import objects
+
+    text = blank + json.dumps([{"v": value} for value in values], indent=indent, ensure_ascii=False) + blank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "_PIECE", piece)
+        rows = list(objects._elements(io.StringIO(text), Path("p")))
+        assert [row.values for row in rows] == [{"v": value} for value in values]
+        for row in rows if indent == 2 else ():
+            line = int(row.where.rpartition("line ")[2].rstrip(")"))
+            assert text.split("\n")[line - 1].strip() == "{"
+        for bad in (text.rstrip()[:-1], text + "x", text.rstrip()[:-1] + ", }", text.replace("[", "[,", 1)):
+            with pytest.raises(RescoldoError, match="the JSON array is damaged"):
+                list(objects._elements(io.StringIO(bad), Path("p")))
+
+
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     import os
 

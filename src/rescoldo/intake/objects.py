@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from rescoldo.data.foreign import MAX_OBJECT_BYTES, wrapper
-from rescoldo.data.records import Line, lines_in, parse_line
+from rescoldo.data.records import MAX_LINE_BYTES, Line, lines_in, parse_line
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
-from rescoldo.intake.encoding import Encoding, as_utf8
+from rescoldo.intake.encoding import Encoding, as_text, as_utf8
 from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.unpack import Packed
+
+_PIECE = 256 << 10  # characters of an array that are read at once
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
 
 
 def open_objects(content: Packed, encoding: Encoding) -> Source:
@@ -31,6 +36,10 @@ def open_objects(content: Packed, encoding: Encoding) -> Source:
 
     @contextmanager
     def read() -> Iterator[tuple[Iterator[Row], Share]]:
+        if is_array:
+            with as_text(content.open, encoding) as (text, share):
+                yield _elements(text, content.path), share
+            return
         with as_utf8(content.open, encoding) as (stream, share):
             if by_lines:
                 yield (_row(line, content.path) for line in lines_in(stream, content.path)), share
@@ -53,6 +62,68 @@ def _is_object(line: bytes, alone: bool) -> bool:
 def _row(line: Line, path: Path) -> Row:
     faults = [(fault.field, fault.what) for fault in line.faults]
     return Row(line.number, f"{path}:{line.number}", line.value, faults)
+
+
+def _elements(text: IO[str], path: Path) -> Iterator[Row]:
+    """The objects of an array, each read as if it were a line; of the text only a piece is in memory at a time."""
+    held, at, line, number, ended = text.read(_PIECE).lstrip("\ufeff"), 0, 1, 0, False
+
+    def more() -> bool:
+        """Let go of what was read and take in the next piece; False at the end."""
+        nonlocal held, at, ended
+        piece = text.read(_PIECE)
+        ended = not piece
+        held, at = held[at:] + piece, 0
+        return not ended
+
+    def skip() -> str:
+        """The character behind the white space, "" at the end."""
+        nonlocal at, line
+        while True:
+            found = _SPACE.match(held, at)
+            assert found is not None
+            line, at = line + found[0].count("\n"), found.end()
+            if at < len(held):
+                return held[at]
+            if not more():
+                return ""
+
+    def damaged(what: str) -> RescoldoError:
+        return RescoldoError(f"the JSON array is damaged: {what}", where=f"{path}:{line}", fix="mend it there")
+
+    skip()
+    at += 1  # the bracket
+    if skip() == "]":
+        at += 1
+    else:
+        while True:
+            skip()
+            try:
+                end = _DECODER.raw_decode(held, at)[1]
+                if end < len(held) or ended:  # else a number may go on
+                    number += 1
+                    raw = held[at:end].encode("utf-8", "surrogatepass")
+                    row = _row(parse_line(path, number, b" ".join(part.strip() for part in raw.splitlines())), path)
+                    row.where = f"{path}, record {number} (line {line})"
+                    yield row
+                    line, at = line + held.count("\n", at, end), end
+                    sign = skip()
+                    at += 1
+                    if sign == "]":
+                        break
+                    if sign != ",":
+                        raise damaged("Expecting ',' or ']'")
+                    continue
+            except json.JSONDecodeError as error:
+                if ended:
+                    raise damaged(error.msg) from None
+            except RecursionError:
+                raise damaged("nested too deeply") from None
+            if len(held) - at > MAX_LINE_BYTES:
+                raise damaged(f"a record is longer than {MAX_LINE_BYTES >> 20} MiB, or is not JSON")
+            more()
+    if skip():
+        raise damaged("Extra data behind its end")
 
 
 def _of_whole(stream: IO[bytes], path: Path) -> Iterator[Row]:
