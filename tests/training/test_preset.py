@@ -73,14 +73,24 @@ def test_machines_that_share_a_step_have_examples_for_each() -> None:
 def test_a_run_that_is_resumed_keeps_what_it_was_started_with(tmp_path: Path) -> None:
     """Other values of the preset, as another version had them or several machines; what the user gave is his."""
     parts, base = PARTS, open_base("fake")
-    started = {"config": {"epochs": 2, "warmup": 4.0, "lr": 9e-3, "no_field": 1}, "from_preset": ["epochs", "warmup"]}
-    write_json(tmp_path / RUN_FILE, {**started, "from_preset": [*started["from_preset"], "no_field"]})
+    fields = {"epochs": 2, "warmup": 4.0, "lr": 9e-3, "no_field": 1, "preset": "tuned", "grad_accum": 8}
+    write_json(tmp_path / RUN_FILE, {"config": fields, "from_preset": ["epochs", "warmup", "no_field"]})
     asked = make(output=tmp_path)
     config, filled = with_preset(asked, base, parts)
-    assert (config.epochs, config.warmup, config.lr) == (2, 4.0, 1.5e-3)
+    assert (config.epochs, config.warmup) == (2, 4.0)
+    assert (config.lr, config.grad_accum) == (1.5e-3, 1), "given then: to be given again, which the refusal says"
+    assert config.lr_schedule == "cosine", "a field that came later"
     assert {"epochs", "warmup"} <= set(filled)
     assert with_preset(make(output=tmp_path, epochs=5), base, parts)[0].epochs == 5
     assert with_preset(asked, base, parts, restart=True)[0].epochs == 1
     assert with_preset(make(output=tmp_path, preset="original"), base, parts)[0].epochs == 3
     shared = replace(parts, resumable_steps=False)
     assert with_preset(make(output=tmp_path / "new"), base, shared)[0].grad_accum == 8
+
+
+def test_a_run_from_before_this_preset_goes_on_with_the_defaults_of_then(tmp_path: Path) -> None:
+    fields = {"epochs": 3, "lr": 5e-4, "grad_accum": 8, "lora_r": 8, "lora_targets": list(ATTENTION)}
+    write_json(tmp_path / RUN_FILE, {"config": fields, "from_preset": []})
+    config, _ = with_preset(make(output=tmp_path, lr=5e-4), open_base("fake"), PARTS)
+    assert (config.epochs, config.lr, config.grad_accum, config.lora_r) == (3, 5e-4, 8, 8)
+    assert (config.lora_targets, config.lora_alpha, config.lr_schedule) == (ATTENTION, 32.0, "cosine")
