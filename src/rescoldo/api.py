@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import Quantization
+    from rescoldo.training.config import ObjectiveName, Quantization, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -33,7 +33,24 @@ class TrainSettings(TypedDict, total=False):
     lora_alpha: float
     lora_dropout: float
     lora_targets: tuple[str, ...]
+    adapter: str
+    lora_ranks: Mapping[str, int]
+    lora_alphas: Mapping[str, float]
+    lora_layers: int | tuple[int, ...] | None
+    lora_plus: float | None
+    lr_schedule: Schedule
+    from_adapter: str | Path | None
+    replay: str | None
+    loss: Literal["all", "last"]
+    thinking: Literal["keep", "drop", "mask"]
+    prompt_loss_weight: float
+    balance_classes: bool
+    text: str | None
     max_length: int
+    objective: ObjectiveName
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
     seed: int
     quantization: Quantization
     train_limit: int | None

@@ -51,6 +51,9 @@ def eval_(
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
     ] = False,
+    choices: Annotated[
+        bool, typer.Option("--choices", help="Measure the probability of each label, where the answers are labels.")
+    ] = False,
     lang: Annotated[str, typer.Option(help="Language of reports, tables and verdict: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
@@ -84,6 +87,7 @@ def eval_(
             constrained=constrained,
             quantization=quantization,
             perplexity=perplexity,
+            choices=choices,
             lang=lang,
             console=console,
         )

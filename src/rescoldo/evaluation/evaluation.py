@@ -14,9 +14,11 @@ from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluation.choices import choices_part, fitting_records, refuse_other_than_labels
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.diagnostics import TrainingAnswers
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
+from rescoldo.evaluation.labels import labels_part
 from rescoldo.evaluation.sampled import sampled
 from rescoldo.evaluation.score import answers_use_input, common, score_row, summarise
 from rescoldo.invocation import program
@@ -68,7 +70,8 @@ def evaluate(
     Returns:
         One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
-        repeat), sampling; with repeats `sampled` (see sampled.sampled).
+        repeat), sampling; with repeats `sampled` (see sampled.sampled); labels, where the dataset's answers are such
+        (evaluation.labels).
 
     Raises:
         RescoldoError: no records, a model that cannot answer, not one answer, or the cache cannot be written.
@@ -120,6 +123,8 @@ def evaluate(
     part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
     if several := sampled(rows, not role.needs_answers):
         part["sampled"] = several
+    if (labels := labels_part(role, records, rows)) is not None:
+        part["labels"] = labels
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
         part["perplexity"] = predictor.chat.perplexity(role, records)
     return part
@@ -140,6 +145,7 @@ def evaluate_model(
     quantization: str = "auto",
     name: str = "",
     perplexity: bool = False,
+    choices: bool = False,
     lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -159,6 +165,7 @@ def evaluate_model(
         constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
         perplexity: measure the answers' perplexity under the base model.
+        choices: measure the probability of each of the dataset's labels (evaluation.choices).
         lang: of the reports, "en" or "es".
 
     Returns:
@@ -168,7 +175,7 @@ def evaluate_model(
         RescoldoError: dataset, model or output are not as they must be.
     """
     from rescoldo.base.chat_templates import plain_note
-    from rescoldo.models.engine_chat import EnginePredictor
+    from rescoldo.models.engine_chat import EngineChat, EnginePredictor
     from rescoldo.models.loaded import load_for_inference
     from rescoldo.role.grammar import role_grammar
 
@@ -179,7 +186,9 @@ def evaluate_model(
         raise RescoldoError(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
         )
-    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
+    records = read_records(dataset, the_role, answers=the_role.needs_answers or choices)[:limit]
+    if choices:
+        refuse_other_than_labels(the_role, records)
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
@@ -200,6 +209,9 @@ def evaluate_model(
         part = evaluate(
             predictor, records, the_role, sampling, repeats=samples, cache=cache, training=training, console=console
         )
+        if choices:
+            others = fitting_records(loaded.info, the_role, Path(dataset))
+            part["choices"] = choices_part(EngineChat(loaded, adapter=not base), the_role, records, others)
         models, reference = measure_content(
             {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
             perplexity=perplexity,

@@ -14,6 +14,7 @@ from rescoldo.evaluation.marks import mark_lines
 from rescoldo.evaluation.report import (
     FACTS,
     component_rows,
+    confusion_tables,
     diagnostic_rows,
     judged,
     language_of,
@@ -78,6 +79,7 @@ def page(document: Mapping[str, Any]) -> str:
             sampled_note=sampled_note(models, say),
             difference_head=sampled_difference_head(say),
             sampled_differences=sampled_difference_rows(comparison, say) if comparison else [],
+            confusion=confusion_tables(models, say),
             test_head=paired_head(say),
             tests=paired_rows(comparison, say) if comparison else [],
             concepts=concepts(models, reference, say),

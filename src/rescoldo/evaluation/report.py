@@ -77,6 +77,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines += [f"## {say('Scores')}", "", *_table(["", *names], score_rows(models, say)), ""]
     lines += [f"## {say('Components')}", "", *_table(["", *names], component_rows(models, say)), ""]
     lines += [f"## {say('Beside the score')}", "", *_table(["", *names], diagnostic_rows(models, say)), ""]
+    for title, head, rows in confusion_tables(models, say):
+        lines += [f"## {_md(title)}", "", *_table(head, rows), ""]
     warnings = [
         f"- {_md(name)}: {_md(say.message(text))}" for name in names for text in models[name].get("warnings", [])
     ]
@@ -129,6 +131,9 @@ def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
         console.print(sampled_note(models, say), markup=False, highlight=False)
         if comparison := document.get("comparison"):
             _print_table(console, sampled_difference_head(say), sampled_difference_rows(comparison, say))
+    for title, head, labelled in confusion_tables(models, say):
+        console.print(title, markup=False, highlight=False)
+        _print_table(console, head, labelled)
     _print_warnings(models, console, say)
 
 
@@ -236,16 +241,56 @@ def _p(value: float, say: Language) -> str:
     return say.number(value, ".3f") if value >= 0.001 else f"{value:.1e}"
 
 
+_CHOICES = {
+    "accuracy": "accuracy of the likeliest label",
+    "ece_raw": "calibration error of the labels' probabilities",
+    "ece": "the same, scaled by a temperature",
+}
+
+
 def score_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
     """One row a figure of the scores, one column a model, the label first."""
     rows = [
         [say(label), *(say.percent(part["scores"][name], 1) for part in models.values())]
         for name, label in _SCORES.items()
     ]
+    for key, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
+        labels = [(part.get("labels") or {}).get(key) for part in models.values()]
+        if any(value is not None for value in labels):
+            rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in labels)])
+    for key, label in _CHOICES.items():
+        measured = [(part.get("choices") or {}).get(key) for part in models.values()]
+        if any(value is not None for value in measured):
+            rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in measured)])
     found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
     if any(value is not None for value in found):
         rows.append([say("perplexity"), *(_or_dash(value, ".3f", say) for value in found)])
     return rows
+
+
+def confusion_tables(
+    models: Mapping[str, Any], say: Language = ENGLISH
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, head, rows) for each model whose answers are labels: a row for each class of the dataset, with what was
+    answered, and its precision, recall and F1."""
+    tables = []
+    for name, part in models.items():
+        labels = part.get("labels")
+        if not labels:
+            continue
+        classes = [row["label"] for row in labels["classes"]]
+        head = [say("label"), *classes, say("another answer"), say("precision"), say("recall"), "F1"]
+        rows = [
+            [
+                row["label"],
+                *map(str, row["answers"]),
+                str(row["other"]),
+                *(say.percent(figures[key], 1) for key in ("precision", "recall", "f1")),
+            ]
+            for row, figures in zip(labels["confusion"], labels["classes"], strict=True)
+        ]
+        tables.append((say("What {model} answered to each label", model=name), head, rows))
+    return tables
 
 
 def component_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
