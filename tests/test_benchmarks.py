@@ -82,6 +82,7 @@ MISSING = [
     ("served", "xllamacpp", ("--run", "{}")),
     ("models", "mistral_common", ()),
     ("models", "mistral_common", ("--format", "gguf")),
+    ("sizes", "mistral_common", ()),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.config import NORMS, DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.system.memory import memory_available
@@ -104,9 +104,12 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up."""
-    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    return tokens * element * (kept + 2 * config.n_kv_heads * config.head_dim)
+    """Bytes that one layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
+    before it keeps its input), q, k, v, attention's output, gate and up."""
+    streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    kept = streams * config.hidden_size + 2 * config.intermediate_size + 2 * q + 2 * kv
+    return tokens * element * (kept + (q + kv if config.qk_norm else 0))
 
 
 def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
