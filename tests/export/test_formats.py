@@ -93,7 +93,7 @@ def _in_format(source: Path, path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(("architecture", "overrides"), FAMILIES, ids=[name for name, _ in FAMILIES])
 def test_formats(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
-    """All formats of a family, along llama.cpp's greedy answers to three prompts, two of them longer than the window."""
+    """All formats of a family, along llama.cpp's greedy answers to three prompts, two longer than the window."""
     base = tiny_hf(tmp_path / "hf", architecture, **{**WIDE, **overrides})
     run = make_run(tmp_path / "run", str(base), size=0.0)
     export_run(run, "merged-gguf", dtype="F32")
