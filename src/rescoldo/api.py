@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import Quantization
+    from rescoldo.training.config import ObjectiveName, Quantization
     from rescoldo.training.start import RunResult
 
 
@@ -34,6 +34,10 @@ class TrainSettings(TypedDict, total=False):
     lora_dropout: float
     lora_targets: tuple[str, ...]
     max_length: int
+    objective: ObjectiveName
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
     seed: int
     quantization: Quantization
     train_limit: int | None

@@ -11,8 +11,7 @@ def real_parts() -> Parts:
     """The engine and the data modules of this package."""
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
-    from rescoldo.data import read_records
-    from rescoldo.data.dataset import read_dataset
+    from rescoldo.data.forms import check_dataset, read_dataset
     from rescoldo.doctor.examine import preflight
     from rescoldo.doctor.rate import expected_rate
     from rescoldo.engine.model import LoraModel, evaluate_loss
@@ -23,7 +22,7 @@ def real_parts() -> Parts:
     return Parts(
         open_base=open_base,
         read_dataset=read_dataset,
-        check_dataset=read_records,
+        check_dataset=check_dataset,
         load_model=partial(LoraModel.load, keep_converted=True),
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,

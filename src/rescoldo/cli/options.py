@@ -60,6 +60,26 @@ OPTIONS: dict[str, Any] = {
             help="Longest example in tokens; longer ones are skipped and listed. (default 2048)", rich_help_panel=LORA
         ),
     ],
+    "objective": Annotated[
+        str | None,
+        typer.Option(
+            help="What is minimized: sft (the answers), or from preferences dpo, orpo, kto. (default sft)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "beta": Annotated[
+        float | None,
+        typer.Option(
+            help="dpo, kto: how strongly the model is held to the reference; orpo: weight of the odds. (default 0.1)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "desirable_weight": Annotated[
+        float | None, typer.Option(help="kto: weight of the good answers. (default 1)", rich_help_panel=LORA)
+    ],
+    "undesirable_weight": Annotated[
+        float | None, typer.Option(help="kto: weight of the bad answers. (default 1)", rich_help_panel=LORA)
+    ],
     "seed": Annotated[
         int | None, typer.Option(help="Seed of order, initial weights and dropout. (default 42)", rich_help_panel=LORA)
     ],

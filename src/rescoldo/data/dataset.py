@@ -42,8 +42,8 @@ class Dataset:
 
     @property
     def tokens(self) -> int:
-        """All tokens, prompts included."""
-        return sum(len(example.tokens) for example in self.examples)
+        """All tokens of all sequences, prompts included."""
+        return sum(example.n_tokens for example in self.examples)
 
 
 def digest(examples: list[Example]) -> str:
@@ -80,7 +80,7 @@ def read_dataset(
             where=str(path),
             fix=longer(tokens, tokenizer.model_max_length, f"would let in the shortest (line {line})"),
         )
-    names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
+    names = [f"{path.name}:{records[i].line} ({short(role.key(records[i]))})" for i in tokenized.kept]
     overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
     return Dataset(
         path,
@@ -109,5 +109,6 @@ def longer(tokens: int, context: int, effect: str) -> str:
     return f"shorten the examples, or take a model with a longer context: this one's has {context} tokens, not {tokens}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A question as a list names it."""
     return text if len(text) <= 40 else text[:39] + "…"

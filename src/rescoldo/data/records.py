@@ -238,7 +238,10 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
             record.line = line.number
             records.append(record)
     if faults:
-        raise _refusal(path, faults, role)
+        fix = fix_command(path, role) if any(fault.fixable for fault in faults) else ""
+        if faults[0].code == FOREIGN:
+            fix = "the same command with --role generic"
+        raise refusal(faults, fix or f"{program()} data audit {quote(path)}{flag(role)}")
     if not records:
         raise RescoldoError("holds no records", where=str(path), fix="pass a JSON Lines file with one example a line")
     return records
@@ -256,7 +259,8 @@ def flag(role: Role) -> str:
     return "" if role.option == DEFAULT else f" --role {quote(role.option)}"
 
 
-def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
+def refusal(faults: list[Fault], fix: str) -> RescoldoError:
+    """The error that names the first of a file's faults and lists some others."""
     first, *others = faults
     lines = len({fault.line for fault in faults})
     what = first.what
@@ -265,8 +269,4 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
         if len(faults) > SHOWN:
             shown.append(f"  … and {len(faults) - SHOWN} more")
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
-    fixable = any(fault.fixable for fault in faults)
-    fix = fix_command(path, role) if fixable else f"{program()} data audit {quote(path)}{flag(role)}"
-    if first.code == FOREIGN:
-        fix = "the same command with --role generic"
     return RescoldoError(what, where=first.where, fix=fix)

@@ -269,3 +269,8 @@ def evaluate_loss(
             if on_progress:
                 on_progress(done)
     return results
+
+
+def log_probabilities(model: LoraModel, examples: Sequence[Example]) -> list[float]:
+    """The summed log-probability (nats) of each example's targets, common beginnings computed once."""
+    return [-nats for nats, _ in evaluate_loss(model, examples)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from rescoldo.engine.attend import PackedAttention, PrefixAttention, PrefixGrad
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.model import LoraModel, layer_of
+from rescoldo.engine.model import LoraModel, layer_of, log_probabilities
 from rescoldo.engine.objective import CROSS_ENTROPY, Objective, targets_of
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
@@ -61,13 +62,22 @@ class GradientStep:
         objective: Objective = CROSS_ENTROPY,
         on_ready: Callable[[dict[str, torch.Tensor]], None] | None = None,
     ) -> None:
-        self.model, self.examples, self.seed = model, list(examples), (seed, step)
-        self.objective, self.total = objective, objective.total(self.examples)
+        self.model, self.seed = model, (seed, step)
+        self.total = objective.total(examples)
+        self.objective = objective.begin(partial(log_probabilities, model), examples) if objective.begin else objective
+        self.examples: list[Example] = []  # the sequences that are computed
+        self._of: list[range] = []  # those of each example
+        for example in examples:
+            self._of.append(range(len(self.examples), len(self.examples) + len(example.passes)))
+            self.examples += example.passes
         self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
-        self._left = set(range(len(self.examples)) if mine is None else mine)  # examples without their backward pass
+        self._left = set(self._sequences(range(len(self._of)) if mine is None else mine))  # without their backward pass
         self._on_ready, self._not_ready = on_ready, model.config.n_layers  # the layers below this one
+
+    def _sequences(self, indices: Sequence[int]) -> list[int]:
+        return [sequence for i in indices for sequence in self._of[i]]
 
     def _prefix(self, g: int) -> _Shared | None:
         group = self.groups[g]
@@ -83,8 +93,9 @@ class GradientStep:
     def micro_batch(self, indices: Sequence[int]) -> float:
         """Forward and backward of these examples together; returns their summed loss in nats."""
         loss = 0.0
+        sequences = self._sequences(indices)
         for g, group in enumerate(self.groups):
-            members = [i for i in indices if i in group.indices]
+            members = [i for i in sequences if i in group.indices]
             if members:
                 self._left.difference_update(members)
                 loss += self._run(members, group, self._prefix(g))

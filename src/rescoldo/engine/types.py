@@ -47,6 +47,65 @@ class Example:
         """The sum of the targets' weights, which a mean loss is divided by: their number where all weights are 1."""
         return self.n_targets if self.weights is None else math.fsum(self.weights)
 
+    @property
+    def passes(self) -> tuple[Example, ...]:
+        """The sequences that an optimizer step computes for it, forward and backward."""
+        return (self,)
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """The sequences whose log-probabilities the objective compares with those of the reference model."""
+        return (self,)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return len(self.tokens) + sum(len(one.tokens) for one in self.scored[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Example):
+    """A prompt with two answers. Its own tokens are the prompt and the preferred one.
+
+    Attributes:
+        rejected: the same prompt with the other answer.
+        reference: the summed log-probabilities (nats) of the preferred and the rejected answer under the model as it
+            was before the training; None until they are measured.
+    """
+
+    rejected: Example
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def passes(self) -> tuple[Example, ...]:
+        """Both answers."""
+        return (self, self.rejected)
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """Both answers."""
+        return (self, self.rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Example):
+    """An answer that was called good or bad by itself.
+
+    Attributes:
+        good: which of the two.
+        mismatched: the same prompt with the answer to another one, which measures how far the model has moved (KTO).
+        reference: as `Pair.reference`, of the answer and of the mismatched one.
+    """
+
+    good: bool
+    mismatched: Example
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """The answer and the mismatched one."""
+        return (self, self.mismatched)
+
 
 @dataclass(frozen=True)
 class LoraConfig:

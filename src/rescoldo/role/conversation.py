@@ -26,9 +26,9 @@ _READ = {  # the keys of each format
 }
 _REPEATED = ("prompt", "instruction", "input", "question", *COMPLETIONS)  # may stand beside messages that say the same
 _OTHERS = {
-    "chosen": "a preference pair (DPO), which cannot be learned here yet",
-    "preferred_output": "a preference pair (DPO), which cannot be learned here yet",
-    "chosen_messages": "a preference pair (DPO), which cannot be learned here yet",
+    "chosen": "a preference pair: train with --objective dpo, orpo or kto",
+    "preferred_output": "a preference pair: train with --objective dpo, orpo or kto",
+    "chosen_messages": "a preference pair: train with --objective dpo, orpo or kto",
     "segments": "axolotl's segments of text, which cannot be learned here",
     "text": "plain text without a question, which cannot be learned here yet",
 }

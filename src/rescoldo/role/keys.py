@@ -27,7 +27,7 @@ _NOTED = """
 """
 ANNOTATIONS = frozenset(_NOTED.split())
 _TEXT_ONLY = "only text can be learned here"
-_PREFERENCES = "preferences (a chosen and a rejected answer) cannot be learned here yet"
+_PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo, orpo or kto"
 _THOUGHTS = "thinking that stands beside the content cannot be learned here yet"
 _TOOLS = "tools cannot be learned here yet"
 _BAD = "marks a bad answer, and answers are learned here as they stand"
@@ -67,7 +67,9 @@ def _finding(key: str, value: Any, path: str) -> Finding | None:
     if name in ANNOTATIONS or name.startswith("unnamed:") or is_empty(value):
         return None
     if name in JUDGED and isinstance(value, bool):
-        return None if value else Finding(where, "meaning", f"is false, which {_BAD}")
+        return (
+            None if value else Finding(where, "meaning", f"is false, which {_BAD} (--objective kto learns from both)")
+        )
     if name in LEARNED and not path:
         if value == 1:
             return None

@@ -22,6 +22,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
 
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
+ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
 
 
 def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
@@ -58,6 +59,12 @@ class RunConfig(BaseModel):
         ATTENTION, "linears that get an adapter", f"at least one of {', '.join(ALL_LINEARS)}; or attention, mlp, all"
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
+    objective: ObjectiveName = _field(
+        "sft", "what is minimized: sft learns the answers, the others from preferences", "sft, dpo, orpo, kto"
+    )
+    beta: float = _field(0.1, "dpo, kto: how strongly the reference holds; orpo: the odds' weight", gt=0, le=100)
+    desirable_weight: float = _field(1.0, "kto: weight of the good answers", gt=0, le=1000)
+    undesirable_weight: float = _field(1.0, "kto: weight of the bad answers", gt=0, le=1000)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
     quantization: Quantization = _field(
         "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"

@@ -71,8 +71,15 @@ def versions() -> dict[str, str]:
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'field: was → is' for each field that differs, surroundings left out."""
+    was = {**_defaults(), **was} if "checkpoint format" in was else was
     names = [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
     return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in names]
+
+
+def _defaults() -> dict[str, Any]:
+    """What a run did that an older version began, which did not have these fields."""
+    fields = RunConfig.model_fields
+    return {name: fields[name].default for name in ("objective", "beta", "desirable_weight", "undesirable_weight")}
 
 
 def _short(value: Any) -> str:

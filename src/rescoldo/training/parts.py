@@ -16,7 +16,6 @@ from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import Tensors
-from rescoldo.role import Role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.optimizer import AdamW
 
@@ -57,9 +56,9 @@ class Parts:
     read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset; `records` as check_dataset gave them
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
-    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]  # as engine.model.evaluate_loss
     save_tokenizer: Callable[[Any, Path], object]
-    check_dataset: Callable[[Path, Role], Any] = lambda path, role: None  # as data.read_records
+    check_dataset: Callable[..., Any] = lambda path, role, form="answers": None  # as data.dataset.check_dataset
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate

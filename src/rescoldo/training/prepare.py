@@ -12,6 +12,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.base.sample import SAMPLES
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.tokenize import fix_date
+from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
@@ -19,6 +20,7 @@ from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
 from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import identity
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
@@ -46,9 +48,18 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         RescoldoError: whatever is wrong with paths, base model, settings or datasets.
     """
     check_paths(asked)
+    check_settings(asked)
+    objective = OBJECTIVES[asked.objective]
+    if parts.machines > 1 and not objective.several:
+        raise RescoldoError(
+            f"several machines cannot share a step of {asked.objective} yet",
+            where="--nodes",
+            fix="train on one machine",
+        )
+    form = {} if objective.form == "answers" else {"form": objective.form}
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
-    in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
+    in_train, in_val = (parts.check_dataset(path, role, **form) for path in (asked.train, asked.val))
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
     base = parts.open_base(asked.base_model)
@@ -60,6 +71,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     if dated:
         reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
+    asked, from_objective = apply_defaults(asked)
     config, from_preset = apply_preset(asked, base.preset)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
     config, why = settle(config, base, restart=restart)
@@ -76,6 +88,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
         reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
 
+    if objective.make:
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
+        reporter.say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
+
     reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
     sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
     trainable = decoder.n_layers * config.lora_r * sides
@@ -84,14 +100,15 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
 
     reporter.say("Tokenizing datasets...")
     read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
+    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train, **form)
+    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val, **form)
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
+        reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
-            reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
+            left_out = count(len(data.overruns), f"{name} {objective.unit}")
+            reporter.warn(f"left out, {limit}: {left_out} ({some})")
     for note in dict.fromkeys((*train.notes, *val.notes)):
         reporter.warn(note)
     now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
