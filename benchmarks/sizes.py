@@ -54,8 +54,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_model(directory: Path, sizes: dict[str, Any]) -> None:
-    """A Hugging Face directory in bfloat16, a shard for each layer."""
+def write_model(directory: Path, sizes: dict[str, Any], *, tokenizer: bool = True) -> None:
+    """A Hugging Face directory in bfloat16, a shard for each layer; with Mistral's tokenizer or without any."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
@@ -69,6 +69,8 @@ def write_model(directory: Path, sizes: dict[str, Any]) -> None:
         save_file({name: weights.tensor(shape) for name, shape in shapes.items()}, directory / file, {"format": "pt"})
     places = {name: file for file, shapes in shards.items() for name in shapes}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    if not tokenizer:
+        return
     shutil.copy(tokenizer_file(), directory / "tokenizer.model")
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})

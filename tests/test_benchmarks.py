@@ -106,7 +106,7 @@ def test_what_is_missing_is_said_before_measuring(
 
 # what only functions of another benchmark need that this one does not call
 UNUSED = {
-    *((module, "mistral_common") for module in ("decoding", "kernels", "quality", "served")),
+    *((module, "mistral_common") for module in ("decoding", "families", "kernels", "quality", "served")),
     ("kernels", "matplotlib"),
     ("kernels", "peft"),
 }

@@ -32,7 +32,8 @@ def merges(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]
     path, pieces = _path(ids, usable, scores), list(ids)
     kept = _read(path)
     if kept is not None:
-        return [(pieces[left], pieces[right]) for left, right in kept.tolist()]
+        lefts, rights = kept.T.tolist()
+        return list(zip(map(pieces.__getitem__, lefts), map(pieces.__getitem__, rights), strict=True))
     found = _found(ids, usable, scores)
     order = {piece: index for index, piece in enumerate(pieces)}
     content = np.array([(order[left], order[right]) for left, right in found], "<i4").tobytes()
@@ -62,9 +63,9 @@ def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None:
 def _path(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]) -> Path:
     """Known by the hash of all that the merges are made of."""
     digest = hashlib.sha256(_VERSION)
-    for piece in ids:
-        text = piece.encode("utf-8", "surrogatepass")
-        digest.update(b"%d %d " % (len(text), piece in usable) + text)
+    digest.update("".join(ids).encode("utf-8", "surrogatepass"))
+    digest.update(np.array([len(piece) for piece in ids], np.int64).tobytes())
+    digest.update(np.array([piece in usable for piece in ids]).tobytes())
     digest.update(np.array([scores.get(piece, np.nan) for piece in ids], np.float64).tobytes())
     return cache_root() / "merges" / f"{digest.hexdigest()[:32]}.pairs"
 
