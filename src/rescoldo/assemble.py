@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from rescoldo.training.parts import Parts
 
 
@@ -14,7 +12,8 @@ def real_parts() -> Parts:
     from rescoldo.data.forms import check_dataset, read_dataset
     from rescoldo.doctor.examine import preflight
     from rescoldo.doctor.rate import expected_rate
-    from rescoldo.engine.model import LoraModel, evaluate_loss
+    from rescoldo.engine.calibrated import load_calibrated
+    from rescoldo.engine.model import evaluate_loss
     from rescoldo.engine.step import GradientStep
     from rescoldo.report.run_page import write_report
     from rescoldo.system.awake import awake
@@ -23,7 +22,7 @@ def real_parts() -> Parts:
         open_base=open_base,
         read_dataset=read_dataset,
         check_dataset=check_dataset,
-        load_model=partial(LoraModel.load, keep_converted=True),
+        load_model=load_calibrated,
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
         save_tokenizer=save_tokenizer,

@@ -401,12 +401,16 @@ def _int8(
     bounds = [0, *itertools.accumulate(outs)]
     members = [
         Member(
-            start, end, _random(rank, into, seed=9 + i, size=0.05), _random(end - start, rank, seed=19 + i, size=0.05)
+            start,
+            end,
+            _random(rank, into, seed=9 + i, size=0.05),
+            _random(end - start, rank, seed=19 + i, size=0.05),
+            2.0 + i,
         )
         for i, (start, end) in enumerate(itertools.pairwise(bounds))
     ]
     members = members[:1] + members[2:]  # one linear of the group without an adapter
-    return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank, 2.0), x, dy
+    return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank), x, dy
 
 
 @pytest.mark.parametrize(("t", "outs", "into", "rank"), INT8_SHAPES)
@@ -571,7 +575,7 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
     parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
     x, dy = _halves(t, into, seed=7), _halves(t, outs * len(parts), seed=8)
     how = smoothing(x.abs().amax(0).float(), parts)
-    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6))], 4, 2.0)
+    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6), 2.0)], 4)
     results = []
     try:
         choose.use(native)

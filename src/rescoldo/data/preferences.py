@@ -15,7 +15,6 @@ Each answer becomes a conversation of the generic role, and is checked and token
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from rescoldo.engine.types import Example, Judged, Pair
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Fault, Role, get_role
-from rescoldo.role.conversation import COMPLETIONS, LISTED
+from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED
 
@@ -107,7 +106,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: Form) -
     if chosen["turns"] != rejected["turns"]:
         what = f"answers another prompt than {names[0]}: both are wanted for the same one"
         return [], [Finding(names[1], "prompt", what)]
-    if chosen["answer"] == rejected["answer"]:
+    if chosen["turns"].whole.messages[-1] == rejected["turns"].whole.messages[-1]:
         return [], [Finding(names[1], "same", f"is the same answer as {names[0]}: nothing is preferred")]
     if form == "pairs":
         return [Judgement((chosen, rejected))], []
@@ -272,13 +271,8 @@ def preference_dataset(
             f"no line fits into {max_length} tokens", where=str(path), fix="a larger --max-length, or shorter answers"
         )
     firsts = [judgement.answers[0] for judgement in judgements]
-    whole = hashlib.sha256(digest(examples).encode())
-    for example in examples:
-        whole.update(
-            digest(list(example.scored)).encode() + bytes([example.good if isinstance(example, Judged) else 2])
-        )
     return Dataset(
-        path, examples, names, overruns, whole.hexdigest(), sha256(path), notes, inputs=inputs_of(firsts, generic)
+        path, examples, names, overruns, digest(examples), sha256(path), notes, inputs=inputs_of(firsts, generic)
     )
 
 
@@ -291,7 +285,10 @@ def _mismatched(judgements: Sequence[Judgement], tokenized: Any) -> list[Example
         own = judgement.answers[0]
         before = (judgements[(place - step) % n].answers[0] for step in range(1, n))
         other = next((one for one in before if one["turns"] != own["turns"]), judgements[place - 1].answers[0])
-        record = Record({**own, "answer": other["answer"]})
+        turns = own["turns"]
+        answered = (*turns, other["turns"].whole.messages[-1])
+        whole = Conversation(answered, (len(turns),), turns.whole.tools)
+        record = Record({**own, "turns": Asked(whole, turns), "answer": other["answer"]})
         record.line = own.line
         records.append(record)
     found: list[Example | None] = tokenized(records)

@@ -21,6 +21,7 @@ from rescoldo.role.role import FOREIGN
 MAX_LINE_BYTES = 4 << 20
 MAX_ARRAY_BYTES = 1 << 30
 MAX_NUMBER_DIGITS = 300
+TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".text")  # of documents: see data.text
 SHOWN = 5  # faults that an error message lists
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
@@ -225,6 +226,13 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
         RescoldoError: one error that names file, line and field of the first faults.
     """
     path, role = Path(path), role or get_role()
+    if is_prose(path):
+        _refuse_foreign(path)
+        raise RescoldoError(
+            "is plain text: it has no questions and answers, so that no role reads or scores it",
+            where=str(path),
+            fix=f"`{program()} train` learns it (--train or --text), and with it as --val tells its perplexity",
+        )
     records: list[Record] = []
     faults: list[Fault] = []
     for line in read_lines(path):
@@ -245,6 +253,23 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     if not records:
         raise RescoldoError("holds no records", where=str(path), fix="pass a JSON Lines file with one example a line")
     return records
+
+
+def is_prose(path: Path) -> bool:
+    """Whether a file is a text for readers by its name, and does not begin as JSON does."""
+    if path.suffix.lower() not in TEXT_SUFFIXES or not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return False
+    return not head.startswith((b"{", b"[{"))
+
+
+def _refuse_foreign(path: Path) -> None:
+    with open(path, "rb") as file:
+        refuse_foreign(path, file.peek(4096))
 
 
 def fix_command(path: Path, role: Role, *, drop: bool = False) -> str:

@@ -103,24 +103,27 @@ class GradientStep:
 
     def _run(self, members: list[int], group: PrefixGroup, shared: _Shared | None) -> float:
         model, p = self.model, group.length
-        tokens, positions, identity, bounds = [], [], [], [0]
+        tokens, positions, identity, bounds, starts = [], [], [], [0], []
         for i in members:
             own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token predicts nothing
             at = torch.arange(p, p + len(own))
+            starts.append(bounds[-1])
             tokens.append(own)
-            positions.append(at)
             identity.append(at + ((i + 1) << _POSITION_BITS))
-            bounds.append(bounds[-1] + len(own))
+            for first, end in self.examples[i].spans(p):
+                positions.append(torch.arange(first, end) if first == p else torch.arange(end - first))
+                bounds.append(bounds[-1] + end - first)
         rows = model.rows(torch.cat(positions), torch.cat(identity), self.seed)
         layout = Layout(tuple(bounds), p)
         attend = PackedAttention(layout, shared.attend.found, shared.grad) if shared else PackedAttention(layout)
         saved = model.saved_activations(rows, attend)
         h = model.forward(torch.cat(tokens), rows, attend, saved)
-        targets = targets_of([self.examples[i] for i in members], bounds[:-1], p)
+        targets = targets_of([self.examples[i] for i in members], starts, p)
         loss, dh = self.objective.loss(model.head, h, targets, 1.0 / self.total)
         del h
-        for i in reversed(range(model.config.n_layers)):
-            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > 0)
+        lowest = model.first_layer
+        for i in reversed(range(lowest, model.config.n_layers)):
+            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > lowest)
             if not self._left and not self._shared:
                 self._ready(i)
         return loss
@@ -129,10 +132,11 @@ class GradientStep:
         """Go back through the shared prefixes; returns the step's gradient, float32, by parameter."""
         width = self.model.config.hidden_size
         passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
-        for i in reversed(range(self.model.config.n_layers)):  # the outer loop: the top layers are ready early
+        lowest = self.model.first_layer
+        for i in reversed(range(lowest, self.model.config.n_layers)):  # the outer loop: the top layers are ready early
             layer = self.model.layers[i]
             for one, dh in passes:
-                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > 0)
+                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > lowest)
             self._ready(i)
         self._shared.clear()
         return self.gradients

@@ -28,11 +28,12 @@ _NOTED = """
 ANNOTATIONS = frozenset(_NOTED.split())
 _TEXT_ONLY = "only text can be learned here"
 _PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo, orpo or kto"
-_THOUGHTS = "thinking that stands beside the content cannot be learned here yet"
-_TOOLS = "tools cannot be learned here yet"
+_THOUGHTS = "thinking is learned as a part of the assistant's messages"
+_TOOLS = "calls belong to the assistant's messages, their ids to the tools' results, definitions to the line"
 _BAD = "marks a bad answer, and answers are learned here as they stand"
 MEANINGS = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id", "tool_choice"), _TOOLS),
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), _TOOLS),
+    "tool_choice": "a choice of tools that is forced cannot be learned here",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "media", "pixel_values"), _TEXT_ONLY),
     **dict.fromkeys(
         ("chosen", "rejected", "chosen_messages", "rejected_messages", "preferred_output", "non_preferred_output"),
@@ -43,7 +44,7 @@ MEANINGS = {
     **dict.fromkeys(("train_detail", "training_detail"), "parts of an answer cannot be left out of what is learned"),
     "documents": "documents beside the messages cannot be given to the model here yet",
     "chat_template_kwargs": "settings of the chat template for one line cannot be given here yet",
-    "name": "names of speakers cannot be written here yet: put the name into the text",
+    "name": "names belong to messages",
     "refusal": "a refusal beside the content cannot be learned here: put it into the content",
 }
 JUDGED = ("label", "kto_tag")  # of a line: true for a good answer, false for a bad one

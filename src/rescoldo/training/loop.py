@@ -60,14 +60,17 @@ class Loop:
         self.examples, self.val = prepared.train.examples, prepared.val.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = parts.optimizer(model.parameters, config.weight_decay)
+        self.optimizer = parts.optimizer(model.parameters, config.weight_decay, config.lora_plus or 1.0)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}
-        if checkpoint:
+        origin = prepared.origin.adapter.parameters if prepared.origin else None
+        begin = checkpoint.adapter if checkpoint else origin
+        if begin is not None:
             for key, parameter in model.parameters.items():
-                parameter.data.copy_(checkpoint.adapter[key])
+                parameter.data.copy_(begin[key])
             model.sync()
+        if checkpoint:
             self.optimizer.load_state(checkpoint.optimizer)
         if self.position.micro and not parts.resumable_steps:
             self.begin_step_anew()
@@ -166,7 +169,7 @@ class Loop:
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
-                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps, config.lr_schedule)
                 self.optimizer.update(gradients, lr, at.step + 1)
                 self.model.sync()
 
@@ -427,4 +430,6 @@ def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
     """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
     config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
     if config is not None and dtype is not None and hasattr(model, "keep_layers"):
-        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))
+        model.keep_layers = guard.before_pass(
+            layers_to_keep(config, dtype.itemsize, tokens, getattr(model, "lora", None))
+        )

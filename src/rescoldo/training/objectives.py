@@ -25,6 +25,7 @@ class Row:
         defaults: field → value, over the base model's preset, where the user gives none.
         unit: what one example is called.
         several: whether several machines can share its steps.
+        least: examples that a step must have.
     """
 
     title: str
@@ -34,6 +35,12 @@ class Row:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "example"
     several: bool = False
+    least: int = 1
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """What data.forms must be told beside what it is told for answers."""
+        return {} if self.form == "answers" else {"form": self.form}
 
 
 def _dpo(config: RunConfig) -> Objective:
@@ -54,20 +61,28 @@ def _kto(config: RunConfig) -> Objective:
     return kto(config.beta, config.desirable_weight, config.undesirable_weight)
 
 
-# Without dropout the first step compares the model with itself, as in TRL's trainers. Rates: docs/preferences.md.
+# Without dropout the first step compares the model with itself, as in TRL's trainers. docs/preferences.md has what the
+# values rest on.
+_SETTINGS = {"epochs": 2, "grad_accum": 4, "lora_dropout": 0.0}
+
 OBJECTIVES: dict[str, Row] = {
-    "sft": Row("the answers", None, "answers", several=True),
-    "dpo": Row(
-        "direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, "lora_dropout": 0.0}, "preference"
+    "sft": Row(
+        "the answers",
+        None,
+        "answers",
+        ("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
+        several=True,
     ),
-    "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), {"lora_dropout": 0.0}, "preference"),
+    "dpo": Row("direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
+    "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), dict(_SETTINGS), "preference"),
     "kto": Row(
         "Kahneman-Tversky optimization",
         _kto,
         "judged",
         ("beta", "desirable_weight", "undesirable_weight"),
-        {"lr": 5e-5, "lora_dropout": 0.0},
+        {"lr": 5e-5, **_SETTINGS},
         "judgement",
+        least=2,
     ),
 }
 
@@ -92,11 +107,20 @@ def check_settings(config: RunConfig) -> None:
             where=flag(name),
             fix=f"leave it out, or give --objective {owners.split(', ')[0]}",
         )
-    if config.objective == "kto" and config.batch_size * config.grad_accum < 2:
+
+
+def check_step(config: RunConfig) -> None:
+    """Refuse steps that are too small for the objective.
+
+    Raises:
+        RescoldoError: they are.
+    """
+    row, size = OBJECTIVES[config.objective], config.batch_size * config.grad_accum
+    if size < row.least:
         raise RescoldoError(
-            "kto compares the answers of a step with each other, and a step of this run has one",
+            f"{config.objective} compares the answers of a step with each other, and a step of this run has {size}",
             where=flag("grad_accum"),
-            fix="--grad-accum 2 or more",
+            fix=f"--grad-accum {row.least} or more",
         )
 
 

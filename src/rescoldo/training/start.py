@@ -29,7 +29,9 @@ from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
 from rescoldo.training.checkpoint import Checkpoint, clean, prune, read_latest
 from rescoldo.training.config import RunConfig
+from rescoldo.training.extend import extends
 from rescoldo.training.identity import (
+    changed,
     move_aside,
     refuse_if_different,
     refuse_if_foreign,
@@ -79,7 +81,7 @@ def train(
     """Start, resume or recognise as finished the run that `config` describes.
 
     Args:
-        config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        config: what to do; fields that were not given are filled by its preset.
         parts: engine and data modules: `assemble.real_parts()`.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
@@ -142,7 +144,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
     refuse_if_foreign(output)
 
     info = read_json(output / INFO_FILE)
-    if info is not None and "identity" in info:
+    more = info is not None and "identity" in info and changed(info["identity"], prepared.identity) == ["epochs"]
+    if info is not None and "identity" in info and not (more and list_checkpoints(output)):
         refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
         if adapter_bin and not (output / BIN_FILE).exists():
             write_bin(output)
@@ -151,12 +154,21 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     found = read_latest(output, reporter.warn)
     checkpoint = found[0] if found else None
-    if checkpoint is not None:
+    extended = checkpoint is not None and extends(
+        checkpoint.identity, prepared.identity, config, len(prepared.train.examples), checkpoint.position
+    )
+    if checkpoint is not None and extended:
+        had = count(checkpoint.identity["epochs"], "epoch")
+        reporter.say(f"This run had {had}; with {config.epochs} it goes on exactly as if it had begun so")
+        (output / INFO_FILE).unlink(missing_ok=True)  # it is not finished any more
+    elif checkpoint is not None:
         refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
+    if checkpoint is not None:
         for line in surrounding_differences(checkpoint.identity, prepared.identity):
             reporter.warn(f"{line} since the checkpoint: the result may differ in its last bits")
-    if checkpoint is None or not (output / RUN_FILE).exists():
-        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if checkpoint is None or extended or not (output / RUN_FILE).exists():
+        started = (read_json(output / RUN_FILE) or {}).get("started") if extended else None
+        started = started or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         keep_role(prepared.role, output)
         write_run_file(output, config, prepared.from_preset, prepared.identity, started)
 
@@ -195,7 +207,7 @@ def _work(
         model = parts.load_model(
             prepared.base,
             config.quantization,
-            lora_config(config),
+            lora_config(config, prepared.base.config.n_layers),
             seed=config.seed,
             calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
             frozen_state=checkpoint.frozen if checkpoint else None,
