@@ -139,6 +139,11 @@ def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfi
             if any(name in lora.targets for name in members):
                 kept += sum(config.linear_shape(name)[0] for name in members)
     return tokens * element * kept
+
+
+def layers_to_keep(
+    config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, free: int | None = None
+) -> int:
     """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
 
     Args:
