@@ -15,10 +15,12 @@ import pytest
 import rescoldo
 from rescoldo.base.open import SCHEMES
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS
+from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.export.formats import FORMATS
 from rescoldo.families import FAMILIES, WRAPPERS
 from rescoldo.names import SERVERS
+from rescoldo.training.objectives import OBJECTIVES
 
 ROOT = Path(rescoldo.__file__).parent
 # table → (its names, the files that may ask for them)
@@ -32,12 +34,14 @@ TABLES: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "export formats": (set(FORMATS), set()),
+    "kinds of adapter": (set(KINDS), set()),
+    "objectives": (set(OBJECTIVES), set()),
     "instruction sets": ({row.name for row in INSTRUCTION_SETS}, {"system/cpu.py"}),  # which asks for the CPU's flags
     "schemes": ({name + colon for name in SCHEMES for colon in ("", ":")}, set()),
     "servers": (set(SERVERS), set()),
 }
 # by these names a row is known: comparing one with any text is a chain, whatever the text
-KEYS = {"architecture", "precision", "quantization", "model_type", "hf_class"}
+KEYS = {"adapter", "architecture", "objective", "precision", "quantization", "model_type", "hf_class"}
 AUTOMATIC = {"auto"}  # no row, but the wish to have one chosen
 
 

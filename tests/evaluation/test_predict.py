@@ -64,6 +64,18 @@ def test_before_and_after(run: Path, dataset: Path, tmp_path: Path) -> None:
         compare_run(load_for_inference(loaded.base.spec), dataset)
 
 
+def test_the_base_held_to_the_form_is_a_contender(run: Path, dataset: Path) -> None:
+    loaded = load_for_inference(str(run))
+    document = compare_run(loaded, dataset, sampling=SHORT, constrained=True)
+    assert list(document["models"]) == ["base", "base_constrained", "finetuned"]
+    held = document["models"]["base_constrained"]
+    assert (held["constrained"], held["adapter"]) == ("yaml", False)
+    assert all("title:".startswith(row["text"][:6]) or row["text"].startswith("title:") for row in held["predictions"])
+    assert document["comparison"]["decision"]["reference"] == "base"
+    missing = document["comparison"]["decision"]["content"]["missing"]
+    assert not any("base_constrained" in word for one in missing for word in one["command"] or ())
+
+
 @pytest.mark.parametrize("quantization", ["int8", "nf4", "bnb4", "bf16"])
 def test_quantizations(run: Path, dataset: Path, quantization: str) -> None:
     part = evaluate_model(str(run), dataset, sampling=SHORT, quantization=quantization, limit=1)["models"]["finetuned"]

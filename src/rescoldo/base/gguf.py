@@ -135,8 +135,8 @@ def _check_types(path: Path, header: GgufHeader) -> None:
             )
 
 
-def open_gguf(path: Path, spec: str, *, preset: str | None = None, ollama_name: str | None = None) -> BaseModel:
-    """Open a GGUF file; `preset` and `ollama_name` as BaseModel has them.
+def open_gguf(path: Path, spec: str, *, ollama_name: str | None = None) -> BaseModel:
+    """Open a GGUF file; `ollama_name` as BaseModel has it.
 
     Raises:
         RescoldoError: no GGUF, damaged, of another architecture, or its tensors do not fit its metadata.
@@ -147,4 +147,4 @@ def open_gguf(path: Path, spec: str, *, preset: str | None = None, ollama_name: 
     tensors = GgufTensors(path, header, config)
     check_tensors(tensors, config, path)
     tokenizer = GgufTokenizer(path, config.max_positions)
-    return GgufModel(spec, path, config, tensors, (path,), tokenizer, preset, ollama_name=ollama_name)
+    return GgufModel(spec, path, config, tensors, (path,), tokenizer, ollama_name=ollama_name)

@@ -34,7 +34,6 @@ class BaseModel:
         wrapper: the class in transformers that holds the decoder together with a vision tower; empty: there is none.
         left_alone: names of the file's tensors that are not the decoder's.
         ollama_name: the name by which Ollama holds this very file; None: the file is not from its store.
-        preset: hyper-parameters that suit this model where the user gives none (only the sample has any).
     """
 
     spec: str
@@ -43,7 +42,6 @@ class BaseModel:
     tensors: TensorSource
     weight_files: tuple[Path, ...]
     tokenizer_files: TokenizerFiles
-    preset: str | None = None
     wrapper: str = ""
     left_alone: tuple[str, ...] = ()
     ollama_name: str | None = None

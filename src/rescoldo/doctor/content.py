@@ -56,9 +56,11 @@ def datasets(subject: Subject) -> Iterator[Check]:
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
-            most = max(overrun.tokens for overrun in data.overruns)
-            context = subject.base.config.max_positions if subject.base else most
-            remedy = longer(most, context, "lets all of them in")
+            lengths = [overrun.tokens for overrun in data.overruns if overrun.tokens is not None]
+            remedy = "a larger --max-length, or shorter answers"
+            if lengths:
+                context = subject.base.config.max_positions if subject.base else max(lengths)
+                remedy = longer(max(lengths), context, "lets all of them in")
             yield warning(f"{name} data", what, remedy, **figures, overruns=len(data.overruns))
         elif len(data.examples) < few:
             yield warning(f"{name} data", f"{text}: few", "more examples; the result depends on chance", **figures)
@@ -66,6 +68,8 @@ def datasets(subject: Subject) -> Iterator[Check]:
             yield ok(f"{name} data", text, **figures)
     if subject.train is not None and subject.val is not None and subject.role is not None:
         yield from leaks(subject.train, subject.val, subject.role)
+        if subject.train.replayed is not None:
+            yield from leaks(subject.train.replayed, subject.val, subject.role)
 
 
 def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:

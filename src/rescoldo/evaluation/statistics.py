@@ -76,8 +76,13 @@ def mean_interval(differences: np.ndarray) -> tuple[float, float]:
     Returns:
         (low, high), in [-1, 1], with the mean of the differences inside.
     """
-    x = np.clip((1 + differences) / 2, 0.0, 1.0)
-    return 2 * _lower(x) - 1, 1 - 2 * _lower(1 - x)
+    low, high = bounded_interval(np.clip((1 + differences) / 2, 0.0, 1.0))
+    return 2 * low - 1, 2 * high - 1
+
+
+def bounded_interval(values: np.ndarray) -> tuple[float, float]:
+    """The same for the mean of (n,) independent values in [0, 1]: (low, high)."""
+    return _lower(values), 1 - _lower(1 - values)
 
 
 def _lower(x: np.ndarray) -> float:

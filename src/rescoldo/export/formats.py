@@ -73,6 +73,11 @@ def get_format(name: str) -> Format:
 
 
 def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
+    if missing := gguf_adapter.lacks(source):
+        raise RescoldoError(
+            f"llama.cpp's adapter format cannot hold {missing}", where=str(source.run),
+            fix="--to merged-gguf or --to merged: the whole model",
+        )  # fmt: skip
     chosen = parse_dtype(dtype or "F32", gguf_adapter.DTYPES)
     tensors, file = list(gguf_adapter.adapter_tensors(source, chosen)), _adapter_file(chosen)
 
@@ -148,8 +153,9 @@ def _merged(source: Source, dtype: str | None, _: str) -> Plan:
 
 
 def _ollama(source: Source, dtype: str | None, name: str) -> Plan:
-    """The adapter on Ollama's own file where the base is a GGUF file, else the merged model; and a Modelfile."""
-    file_of_base = source.base.gguf_file
+    """The adapter on Ollama's own file where the base is a GGUF file and llama.cpp's adapter format can hold it, else
+    the merged model; and a Modelfile."""
+    file_of_base = None if gguf_adapter.lacks(source) else source.base.gguf_file
     weights = (_merged_gguf if file_of_base is None else _gguf_adapter)(source, dtype, name)
     if file_of_base is not None:
         model = source.base.ollama_name or str(file_of_base.resolve())
