@@ -155,7 +155,7 @@ def read_train(
     row = OBJECTIVES[config.objective]
     learned = LAST if row.make else teaching(config)
     if not row.make:
-        let_think(tokenizer, records or (), role, learned)
+        let_think(tokenizer, [*(records or ()), *(old or ())], role, learned)
     length, read = config.max_length, parts.read_dataset
     data = read(
         config.train, role, tokenizer, length, config.train_limit, records, learned, text_of(config), **row.reading

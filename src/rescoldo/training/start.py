@@ -174,10 +174,12 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     cap = None
     if before.killed_for_memory:
-        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        n = prepared.base.config.n_layers
+        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
-            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+            f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
     with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
@@ -259,9 +261,10 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
+    perplexity = f", perplexity {info['val_perplexity']:.2f}" if "val_perplexity" in info else ""
     before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}{perplexity}; "
         f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     worse = worsened(at.loss_before, best.val_loss)
