@@ -44,6 +44,7 @@ class InstructionSet:
         machine: platform.machine() of the CPUs that have it.
         flags: of the compiler; gcc and clang know them.
         needs: features of the CPU, in /proc/cpuinfo's words.
+        slow_on: vendors of CPUs, in /proc/cpuinfo's words, on which those below it are faster.
     """
 
     name: str
@@ -51,6 +52,7 @@ class InstructionSet:
     machine: str
     flags: tuple[str, ...]
     needs: frozenset[str]
+    slow_on: frozenset[str] = frozenset()
 
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -64,11 +66,12 @@ _NEEDS_NEON = frozenset({"asimd", "asimddp"})
 # the fastest first
 INSTRUCTION_SETS = (
     InstructionSet(
-        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
-        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8"},
+        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
     ),
     InstructionSet(
-        "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"}
+        "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"},
+        frozenset({"GenuineIntel"}),  # vdpbf16ps at a quarter of vpdpwssd's rate
     ),
     InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),
     InstructionSet("avxvnni", "avxvnni.h", "x86_64", (*_AVX2, "-mavxvnni"), _NEEDS_AVX2 | {"avx_vnni"}),
@@ -89,11 +92,12 @@ def instruction_set(name: str) -> InstructionSet:
     return {row.name: row for row in INSTRUCTION_SETS}[name]
 
 
-def usable(features: frozenset[str], machine: str | None = None) -> list[InstructionSet]:
-    """The rows that a CPU with these features can run, the fastest first."""
+def usable(features: frozenset[str], machine: str | None = None, vendor: str = "") -> list[InstructionSet]:
+    """The rows that a CPU with these features, of this vendor, can run, the fastest first."""
     machine = machine or platform.machine()
     machine = "aarch64" if machine == "arm64" else machine  # macOS's word
-    return [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
+    rows = [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
+    return sorted(rows, key=lambda row: vendor in row.slow_on)
 
 
 def compiler(target: str | None = None) -> list[str]:
