@@ -6,6 +6,19 @@
 #include "lanes.h"
 #include "threads.h"
 
+// The largest of n floats, -infinity where there are none. Not a plain loop: clang does not vectorize that, since it keeps
+// what the comparison says of not-a-number and of the sign of zero.
+ALWAYS float largest_of(const float *x, i64 n) {
+  float largest = -INFINITY;
+  if (n < 16) {
+    for (i64 i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+  }
+  vf top = f_load(x + n - 16);
+  for (i64 i = 0; i + 16 <= n; i += 16) top = f_max(top, f_load(x + i));
+  return f_reduce_max(top);
+}
+
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
 typedef struct {
@@ -109,12 +122,11 @@ static void cached_piece(const void *how, i64 item, void *scratch) {
   SIMD for (i64 i = 0; i < group * d; i++) query[i] = bf16_to_f32(heads[i]) * scale;
   score(d, group, query, &keys, first, n, scores);
   for (i64 g = 0; g < group; g++) {
-    float *row = scores + g * n, largest = -INFINITY, sum = 0;
+    float *row = scores + g * n, sum = 0;
     if (cap > 0.0f) {
       SIMD for (i64 j = first; j < n; j++) row[j] = soft_capped(row[j], cap);
     }
-#pragma omp simd reduction(max : largest)
-    for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
+    float largest = largest_of(row + first, n - first);
 #pragma omp simd reduction(+ : sum)
     for (i64 j = first; j < n; j++) {
       row[j] = fast_exp(row[j] - largest);
@@ -387,18 +399,17 @@ static void attend_piece(const void *how, i64 item, void *scratch) {
     float inverse[QB];
     for (i64 i = 0; i < m; i++) {
       i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
-      float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
+      float *row = scores + i * Lb;
       operand *w = weights + i * Lb;
       if (a->cap > 0.0f) cap_scores(row, Lb, scale, a->cap);
-#pragma omp simd reduction(max : largest)
-      for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
+      float largest = largest_of(row + lo, hi - lo);
       vf total = f_zero(), top = f_set(largest), factor = f_set(slope);
       for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
         vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
         total = f_add(total, x);
         store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
       }
-      sum = f_reduce_add(total);
+      float sum = f_reduce_add(total);
       p->lse[h * a->T + start + b + i] = largest * slope + logf(sum);
       inverse[i] = 1.0f / sum;
     }
