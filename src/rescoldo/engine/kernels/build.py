@@ -114,25 +114,40 @@ def compiler(target: str | None = None) -> list[str]:
     return [found]
 
 
+def _command(target: str | None, isa: InstructionSet, source: str) -> list[str]:
+    contract = _CONTRACT.get(source, "-ffp-contract=fast")
+    return [*compiler(target), *_FLAGS, *isa.flags, contract, f'-DRESCOLDO_ISA="isa/{isa.header}"']
+
+
+def assembly(target: str | None, isa: InstructionSet, source: str, out: Path) -> None:
+    """Compile one of SOURCES to an assembly file `out`, with the flags that `build` uses.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    try:
+        _run([*_command(target, isa, source), "-g0", "-S", str(C / source), "-o", str(out)])
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler(target)[0]} failed: {error}") from error
+
+
 def build(target: str | None, isa: InstructionSet, out: Path) -> None:
     """Compile the kernels for `isa` into the shared library `out`, for this machine or another `target`.
 
     Raises:
         BuildError: no compiler, or it failed.
     """
-    command = [*compiler(target), *_FLAGS, *isa.flags, f'-DRESCOLDO_ISA="isa/{isa.header}"']
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
             objects = [f"{scratch}/{Path(source).stem}.o" for source in SOURCES]
             for source, made in zip(SOURCES, objects, strict=True):
-                contract = _CONTRACT.get(source, "-ffp-contract=fast")
-                _run([*command, contract, "-c", str(C / source), "-o", made])
+                _run([*_command(target, isa, source), "-c", str(C / source), "-o", made])
             bare = ["-s"] if target else []  # no symbols but the exported ones: a wheel is downloaded
             _run([*compiler(target), "-shared", *bare, *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
             os.replace(f"{scratch}/library", out)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
+        raise BuildError(f"{compiler(target)[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
 

@@ -199,9 +199,9 @@ ALWAYS void finish(const int m, const int NV, const Int8Product *p, i64 t, i64 p
       for (int v = 0; v < NV; v++) w[v] = f_load(b + (v * n + s) * 16);
 #pragma GCC unroll 12
       for (int r = 0; r < m; r++) {
-        vf x = f_set(z[r * p->Z + s]);
+        element x = load_element(z + r * p->Z + s);
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) acc[r][v] = f_fma(x, w[v], acc[r][v]);
+        for (int v = 0; v < NV; v++) acc[r][v] = f_fma_element(w[v], x, acc[r][v]);
       }
     }
   }
