@@ -1,11 +1,12 @@
-"""How much of a CPU's multiply pipes the kernels' inner loops keep busy, by llvm-mca's models of CPUs that are not here.
+"""How much of a CPU's multiply pipes the kernels' inner loops keep busy, by llvm-mca's models of CPUs.
 
 python -m benchmarks.mca --output benchmarks/out/mca.json
 
-Each instruction set's products are compiled to assembly by the wheels' compiler (requirements/wheels.txt). The loop with
-the most multiply instructions of a file is that of the full tile. llvm-mca (Debian: apt install llvm-19; before version
-15 it has no model of Alder Lake's own) says how many cycles it takes, data in the first-level cache. The pipes' rate is
-that of the same instruction on independent registers, with nothing beside it.
+Each instruction set's products are compiled to assembly by the wheels' compiler (requirements/wheels.txt). The loop of
+a function with the most multiply instructions is that of the full tile. llvm-mca (Debian: apt install llvm-19; before
+version 15 it has no model of Alder Lake's own) says how many cycles it takes, with data in the first-level cache. The
+rate of the pipes is that of the same instruction on independent registers, with nothing beside it; of vpmaddwd, with
+the vpaddd that sums its results.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class Loop:
 
 
 def loops(text: str, comment: str, functions: tuple[str, ...]) -> list[list[str]]:
-    """The instructions of each innermost loop of the `functions` whose names begin so in `text`, an assembly file: from a label to the branch back to it with no
-    label in between. `comment` is what begins one."""
+    """The instructions of each innermost loop of the functions whose names begin so in `text`, an assembly file: from a
+    label to the branch back to it with no label in between. `comment` is what begins one."""
     found, label, body, inside = [], "", list[str](), False
     for line in text.splitlines():
         bare = line.split(comment, 1)[0].strip()
@@ -138,14 +139,17 @@ def inner_loops(name: str) -> list[Loop]:
 
 
 def alone(loop: Loop) -> list[str]:
-    """Its multiply instruction on independent registers, as often as hides its latency."""
+    """Its multiply instruction on independent registers, as often as hides its latency; and the addition that sums its
+    results, where that is an instruction of its own."""
     line = next(line for line in loop.lines if re.search(rf"\b{loop.multiply}\b", line))
-    if "%" in line:
-        kind = "zmm" if "%zmm" in line else "ymm"
-        brace = "{vex} " if "{vex}" in line else ""
-        return [f"{brace}{loop.multiply} %{kind}14, %{kind}15, %{kind}{i}" for i in range(14)]
-    to, of = {"fmla": ("4s", "4s"), "bfdot": ("4s", "8h")}.get(loop.multiply, ("4s", "16b"))
-    return [f"{loop.multiply} v{i}.{to}, v30.{of}, v31.{of}" for i in range(24)]
+    if "%" not in line:
+        parts = line.split(",")  # the same form: vectors, or one element
+        forms = [re.sub(r"\bv\d+", f"v{n}", part) for part, n in zip(parts[1:], (30, 31), strict=True)]
+        return [",".join([re.sub(r"\bv\d+", f"v{i}", parts[0]), *forms]) for i in range(24)]
+    kind, prefix = "zmm" if "%zmm" in line else "ymm", "{vex} " if "{vex}" in line else ""
+    if loop.multiply != "vpmaddwd":
+        return [f"{prefix}{loop.multiply} %{kind}14, %{kind}15, %{kind}{i}" for i in range(14)]
+    return [f"{word} %ymm{i}" for i in range(12) for word in ("vpmaddwd %ymm14, %ymm15,", f"vpaddd %ymm13, %ymm{i},")]
 
 
 def cycles(lines: list[str] | tuple[str, ...], machine: str, model: str, mca: str) -> float:
@@ -154,13 +158,16 @@ def cycles(lines: list[str] | tuple[str, ...], machine: str, model: str, mca: st
     Raises:
         SystemExit: llvm-mca refuses them.
     """
-    extra = ["-mattr=+dotprod,+i8mm,+bf16"] if machine == "aarch64" else ["-mattr=+avxvnni"] if any("{vex}" in line for line in lines) else []
+    features = "+dotprod,+i8mm,+bf16" if machine == "aarch64" else "+avxvnni"
+    # all branches go to the loop's beginning
+    body = [re.sub(r"^((?:j\w+|b\.?\w*|cbn?z|tbn?z)\b.*?)[.\w$]+$", r"\1loop", line) for line in lines]
     passes = 200
+    command = [mca, f"-mtriple={TRIPLES[machine]}", f"-mcpu={model}", f"-iterations={passes}", "-instruction-info=0"]
+    if machine == "aarch64" or any("{vex}" in line for line in lines):
+        command.append(f"-mattr={features}")
     done = subprocess.run(
-        [mca, f"-mtriple={TRIPLES[machine]}", f"-mcpu={model}", *extra, f"-iterations={passes}", "-instruction-info=0",
-         "-resource-pressure=0"],
-        input="\n".join(re.sub(r"(\bb\.?\w*|\bj\w+|cbn?z\b.*?,|tbn?z\b.*,)\s+[.\w$]+$", r"\1 loop", line) for line in ("loop:", *lines)) + "\n",
-        capture_output=True, encoding="utf-8", errors="replace", check=False,
+        [*command, "-resource-pressure=0"], input="\n".join(["loop:", *body, ""]), capture_output=True,
+        encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip
     found = re.search(r"^Total Cycles:\s+(\d+)", done.stdout, re.MULTILINE)
     if done.returncode or not found:
@@ -173,7 +180,7 @@ def measure(loop: Loop, model: str, mca: str) -> dict[str, object]:
     machine = instruction_set(loop.isa).machine
     unhindered = alone(loop)
     taken = cycles(loop.lines, machine, model, mca)
-    peak = len(unhindered) / cycles(unhindered, machine, model, mca)
+    peak = sum(loop.multiply in line for line in unhindered) / cycles(unhindered, machine, model, mca)
     return {
         "model": model,
         **{name: value for name, value in asdict(loop).items() if name != "lines"},
@@ -205,7 +212,17 @@ def main() -> None:
                 print(f"{name}, {loop.product}:", *loop.lines, sep="\n    ")
     write_json(args.output, {"mca": args.mca, "loops": rows})
     table = Table(title="inner loops")
-    for column in ("instruction set", "product", "multiply", "model", "instructions", "cycles", "per cycle", "pipes", "share"):
+    for column in (
+        "instruction set",
+        "product",
+        "multiply",
+        "model",
+        "instructions",
+        "cycles",
+        "per cycle",
+        "pipes",
+        "share",
+    ):
         table.add_column(column)
     for row in rows:
         table.add_row(
