@@ -184,7 +184,7 @@ class _Measuring:
             perplexities = self._scale.answer_perplexity(role, [(record, text) for _, record, text in answers])
         values = []
         pairs = [
-            self._known.share(role.question(record), content, own)
+            self._known.share(role.question(record), content, _own_answer(role, record))
             for (_, record, _), content in zip(answers, contents, strict=True)
         ]
         for (_, _, text), one, also, known, perplexity in zip(answers, found, shared, pairs, perplexities, strict=True):
@@ -195,6 +195,10 @@ class _Measuring:
             one |= {"shared_items": also, "known_pairs": known, "length": length, "perplexity": perplexity}
             values.append({name: one[name] for name in MEASURES})
         return values
+
+
+def _own_answer(role: Role, record: dict[str, Any]) -> str | None:
+    return None if role.answer_of(record) is None else role.target(record)
 
 
 def ranges_of(references: Sequence[Values]) -> dict[str, dict[str, float | None]]:
