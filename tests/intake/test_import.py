@@ -228,6 +228,12 @@ def test_splits_and_shards(tmp_path: Path) -> None:
         made = pyarrow.table({"prompt": [f"p{shard}"], "completion": ["c"]})
         pyarrow.parquet.write_table(made, hub / f"train-0000{shard}-of-00002.parquet")
     assert [one["prompt"] for one in records(tmp_path / "hub")] == ["p0", "p1"]
+    for config in ("en", "es"):
+        (tmp_path / "parts" / config / "train").mkdir(parents=True)
+        made = pyarrow.table({"prompt": [config], "completion": ["c"]})
+        pyarrow.parquet.write_table(made, tmp_path / "parts" / config / "train" / "0000.parquet")
+    assert "2 splits (en/train, es/train)" in refusal(tmp_path / "parts").what, "what is different is not mixed"
+    assert records(tmp_path / "parts", split="es/train")[0]["prompt"] == "es"
     (tmp_path / "hub" / "state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}')
     assert "names no Arrow files" in refusal(tmp_path / "hub").what
 
