@@ -80,7 +80,7 @@ def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
     raise RescoldoError(
         f"the model's chat template cannot write the prompt: {refused or 'it leaves the system message out'}",
         where=str(getattr(tokenizer, "name_or_path", "") or "chat template"),
-        fix="use an instruct model, or mend chat_template in its tokenizer_config.json",
+        fix="use an instruct model, or correct chat_template in its tokenizer_config.json",
     ) from None
 
 
