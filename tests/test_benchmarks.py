@@ -260,7 +260,7 @@ def test_the_speedrun_sets_recipes_against_the_best_of_the_references_sweep() ->
     assert target["best_reference"]
     assert target["recipe"] == "lr=0.001 step=8 epochs=3"
     assert other["recipe"] == "lr=0.002 step=8 epochs=3"
-    assert small["by_seed"] == {1: 1.95, 2: 1.95}
+    assert small["by_seed"] == pytest.approx({1: 1.95, 2: 1.95})
     assert small["difference"]["mean"] == pytest.approx(-0.25)
     assert small["difference"]["better"] == 2
     assert small["examples_to_target"] == 16

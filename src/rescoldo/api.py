@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import ObjectiveName, Quantization, Schedule
+    from rescoldo.training.config import ObjectiveName, Preset, Quantization, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -25,6 +25,7 @@ class TrainSettings(TypedDict, total=False):
 
     base_model: str
     role: str
+    preset: Preset
     epochs: int
     lr: float
     batch_size: int
@@ -65,6 +66,7 @@ class TrainSettings(TypedDict, total=False):
     keep_checkpoints: int
     threads: int | None
     memory_gb: float | None
+    report_to: str | tuple[str, ...]
 
 
 class SamplingSettings(TypedDict, total=False):

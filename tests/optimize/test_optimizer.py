@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
@@ -164,7 +165,11 @@ def test_a_constrained_models_instructions_are_written_without_the_constraint(
     """The task is asked with the role's schema, the instruction without it."""
 
     def constrained(body: dict[str, Any], times: int) -> tuple[int, Any]:
-        return pupil(body, times) if method == "mipro" else heeds(body, times)
+        status, answered = pupil(body, times) if method == "mipro" else heeds(body, times)
+        if "response_format" in body:  # the role's YAML as the JSON that servers are held to
+            message = answered["choices"][0]["message"]
+            message["content"] = json.dumps(yaml.safe_load(message["content"]))
+        return status, answered
 
     with fake_server(constrained) as server:
         model = f"constrained:openai:m@{server.address}/v1"

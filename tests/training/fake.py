@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class NoTensors(TensorSource):
 
 class FakeBase(BaseModel):
     def tokenizer(self) -> Any:
-        return None
+        return SimpleNamespace()
 
     def fingerprint(self) -> str:
         return "f" * 64

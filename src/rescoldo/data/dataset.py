@@ -12,14 +12,12 @@ from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.data.template_check import check_template
-from rescoldo.data.text import KEY, Document, chosen, is_text, read_documents, text_windows
+from rescoldo.data.text import KEY, LIKENESS, Document, chosen, is_text, read_documents, text_windows
 from rescoldo.data.tokenize import refuse_control_tokens, refuse_marks_in_text, tokenize_records
 from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
-
-LIKENESS = 2000  # characters of a document that are compared with others
 
 
 @dataclass(frozen=True)

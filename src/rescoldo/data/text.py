@@ -18,9 +18,10 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.role import Fault, keys
 from rescoldo.role.conversation import FORMATS, OTHERS
-from rescoldo.role.fault import text_findings
+from rescoldo.role.fault import Finding, text_findings
 
 KEY = "text"
+LIKENESS = 2000  # characters of a document that are compared with others
 SHOWN = 5
 
 
@@ -71,12 +72,26 @@ def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
     for line in read_lines(path):
         found = list(line.faults)
         if line.value is not None:
-            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,))
+            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,)) or _labels(line.value)
+            findings = findings or keys.unreviewed(line.value)
             found += [Fault(str(path), line.number, *finding) for finding in findings]
         record = Document(line.value) if line.value is not None and not found else None
         if record is not None:
             record.line = line.number
         yield record, found
+
+
+def _labels(row: dict[str, Any]) -> list[Finding]:
+    """What a row says of its text that is not learned with it."""
+    return [
+        Finding(
+            key,
+            "meaning",
+            "is a label of the text: as an answer to learn it belongs under `completion`, the text under `prompt`",
+        )
+        for key in keys.JUDGED
+        if row.get(key) is not None
+    ]
 
 
 def _whole(path: Path) -> str:

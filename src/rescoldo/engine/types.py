@@ -188,6 +188,9 @@ class Constraint(Protocol):
         """Set the logits (V,) of all tokens that may not come next to -inf, in place; a stop token may where the answer
         may end. Returns why none may, "" as a rule."""
 
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next. True is certain; where it is False, `mask_` decides."""
+
     def accept(self, token: int) -> None:
         """Go on behind a token that was allowed and is no stop token."""
 

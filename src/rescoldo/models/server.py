@@ -213,6 +213,8 @@ class ServerChat:
                     )
                 choice = answer.choices[0]
                 text, ended = _said(choice.message), choice.finish_reason != "length"
+                if self.grammar and ended and not _is_json(text):
+                    raise self._unheld()
                 tokens = _count(answer.usage.completion_tokens if answer.usage else 0)
             except (openai.APITimeoutError, TimeoutError):
                 return failed(f"no answer within {self.options.timeout:g} s")
@@ -248,6 +250,13 @@ class ServerChat:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         return extra
 
+    def _unheld(self) -> RescoldoError:
+        """An answer that a schema would not have let through: the server has not looked at it."""
+        return RescoldoError(
+            "the server does not hold answers to a schema: it takes response_format and does not answer in JSON",
+            where=self.spec, fix="leave out constrained: for this server", exit_code=EXIT_FAILURE,
+        )  # fmt: skip
+
     def _answers(self) -> bool:
         try:
             get_json(self.url + "/models")
@@ -256,6 +265,14 @@ class ServerChat:
         except OSError:
             return False
         return True
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _as_sent(messages: Messages) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from rescoldo.training.identity import identity
 from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts, lora_config
-from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.preset import apply_preset, check_against_base, tuned
 from rescoldo.training.progress import Reporter
 from rescoldo.units import count
 
@@ -155,7 +155,7 @@ def read_train(
     row = OBJECTIVES[config.objective]
     learned = LAST if row.make else teaching(config)
     if not row.make:
-        let_think(tokenizer, records or (), role, learned)
+        let_think(tokenizer, [*(records or ()), *(old or ())], role, learned)
     length, read = config.max_length, parts.read_dataset
     data = read(
         config.train, role, tokenizer, length, config.train_limit, records, learned, text_of(config), **row.reading
@@ -210,7 +210,16 @@ def with_preset(
     before: dict[str, Any] = {}
     if isinstance(config, dict) and isinstance(names, list) and config.get("preset", "tuned") == asked.preset:
         before = {name: config[name] for name in names if name in RunConfig.model_fields and name in config}
+        old = "preset" not in config  # a version that had the fields' own defaults
+        for name in tuned(asked, base.config).keys() - before.keys():
+            default = RunConfig.model_fields[name].default
+            if name not in config or (old and config[name] == _as_json(default)):
+                before[name] = default
     return apply_preset(asked, base.config, machines=not parts.resumable_steps, before=before)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def date_of_run(output: Path, *, restart: bool = False) -> date:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.training.checkpoint import Checkpoint, clean, prune, read_latest
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, clean, prune, read_latest
 from rescoldo.training.config import RunConfig
 from rescoldo.training.extend import extends
 from rescoldo.training.identity import (
@@ -44,6 +45,7 @@ from rescoldo.training.metrics import Timings, worsened
 from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
+from rescoldo.training.tracking import check_trackers
 from rescoldo.units import clock, count
 
 COMPLETED = "✅ Fine-tuning completed!"
@@ -101,6 +103,7 @@ def _train(
     config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
 ) -> RunResult:
     output = config.output
+    check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -174,10 +177,12 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     cap = None
     if before.killed_for_memory:
-        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        n = prepared.base.config.n_layers
+        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
-            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+            f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
     with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
@@ -241,7 +246,8 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     reporter.say(f"Saving LoRA adapters to {config.output}")
     loop.timings.event("finish")
     loop.monitor.update(now=True, phase="saving", share=1.0, seconds_left=0.0)
-    loop.board.close()
+    best = at.losses[at.best_epoch - 1]
+    loop.board.finish(verdict(at.losses, at.best_epoch, at.loss_before))
     try:
         loop.metrics.finish()
         info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
@@ -254,19 +260,27 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
-    best = at.losses[at.best_epoch - 1]
     if worsened(at.loss_before, best.val_loss):
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
+    perplexity = f", perplexity {info['val_perplexity']:.2f}" if "val_perplexity" in info else ""
     before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}{perplexity}; "
         f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     worse = worsened(at.loss_before, best.val_loss)
     reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
     return RunResult("finished", config.output, info)
+
+
+def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None) -> dict[str, Any]:
+    """How a run ended, as a tracker is told."""
+    best = losses[best_epoch - 1]
+    found = {"best_epoch": best_epoch, "epochs_done": len(losses), "best_val_loss": best.val_loss}
+    known = {} if before is None else {"val_loss_before": before}
+    return {**found, **known, "verdict": worsened(before, best.val_loss) or "completed"}
 
 
 def worsened_remedy(config: RunConfig) -> str:
