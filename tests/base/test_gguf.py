@@ -254,6 +254,19 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
         open_base(str(path))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "needs"), [("gemma4", "an embedding for each layer"), ("gpt-oss", "attention sinks"), ("x", "")]
+)
+def test_what_an_architecture_lacks_is_said(tmp_path: Path, architecture: str, needs: str) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(RescoldoError, match=f"'{architecture}' is not supported.*{needs}"):
+        open_base(str(tmp_path / "m.gguf"))
+
+
 def test_truncated_weights(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "m.gguf", "llama")
     path.write_bytes(path.read_bytes()[:-4096])

@@ -260,6 +260,12 @@ def test_form_without_content_is_doubtful(bad: Answering) -> None:
     assert "--judge MODEL" in found["verdict"]
 
 
+@pytest.mark.parametrize("bad", [word_salad, another_language, own_heading], ids=lambda model: model.__name__)
+def test_it_needs_no_training_set(bad: Answering) -> None:
+    parts, _ = measure_content({"m": answered(bad)}, ROLE, records("val"))
+    assert parts["m"]["content"]["doubtful_model"]
+
+
 @pytest.mark.parametrize("bad", [no_longer_true, in_the_wrong_lists], ids=lambda model: model.__name__)
 def test_what_takes_understanding_is_left_to_who_understands(bad: Answering) -> None:
     """No measure sees it, and none says that the content is good."""
@@ -416,7 +422,7 @@ def measured(name: str) -> list[dict[str, float | None]]:
     known = KnownPairs(ROLE, [ROLE.target(one) for part in ("train", "val") for one in records(part)])
     found = [
         {**alone(ROLE, (asked := ROLE.question(one)), (text := ROLE.target(one))),
-         "known_pairs": known.share(asked, content_of(ROLE, text), own=True)}
+         "known_pairs": known.share(asked, content_of(ROLE, text), own=text)}
         for one in records(name)
     ]  # fmt: skip
     return [{**{key: values.get(key) for key in MEASURES}, "length": values["words"]} for values in found]
@@ -455,10 +461,11 @@ def test_known_pairs() -> None:
     texts = ["The hub sends feeds. It pays.", "The hub sends mail.", "The hub sends mail."]
     known = KnownPairs(get_role("generic"), texts)
     share = [known.share(asked, Content([text], []), own) for asked, text, own in (
-        ("", "the hub sends feeds", False), ("", "The hub sends feeds. It pays.", True), ("", "sends hub the", False),
-        ("It pays", "it pays nothing", False), ("", "hub", False),
+        ("", "the hub sends feeds", None), ("", texts[0], texts[0]), ("", "It pays the hub", texts[0]),
+        ("", "It pays the hub", "not among them"), ("", "sends hub the", None), ("It pays", "it pays nothing", None),
+        ("", "hub", None),
     )]  # fmt: skip
-    assert share == [1.0, 2 / 5, 0.0, 0.5, None], "of its own text's pairs those count that another has, too"
+    assert share == [1.0, 2 / 5, 1 / 3, 2 / 3, 0.0, 0.5, None], "its own input's answer is set apart"
 
 
 def test_figures_and_names() -> None:

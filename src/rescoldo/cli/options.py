@@ -237,6 +237,14 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=RUN,
         ),
     ],
+    "report_to": Annotated[
+        str | None,
+        typer.Option(
+            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow "
+            "(comma-separated), none. (default tensorboard)",
+            rich_help_panel=RUN,
+        ),
+    ],
 }
 
 

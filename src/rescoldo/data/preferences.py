@@ -27,7 +27,7 @@ from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 from rescoldo.engine.types import Example, Judged, Pair
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
-from rescoldo.role import Fault, Role, get_role
+from rescoldo.role import Fault, Role, get_role, keys
 from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED
@@ -71,6 +71,7 @@ def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
         if line.value is None or line.faults:
             continue
         judgements, findings = _judgements(line.value, role, generic, form)
+        findings = findings or keys.unreviewed(line.value)
         faults += [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
         for judgement in judgements:
             for record in judgement.answers:

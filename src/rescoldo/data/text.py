@@ -73,6 +73,7 @@ def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
         found = list(line.faults)
         if line.value is not None:
             findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,)) or _labels(line.value)
+            findings = findings or keys.unreviewed(line.value)
             found += [Fault(str(path), line.number, *finding) for finding in findings]
         record = Document(line.value) if line.value is not None and not found else None
         if record is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescoldo.engine.config import SITES, DecoderConfig
+from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
 from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.types import CALIBRATED, LoraConfig
@@ -125,10 +125,14 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up; and
-    with magnitudes the outputs of the adapted linears before them."""
-    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    kept += 2 * config.n_kv_heads * config.head_dim
+    """Bytes that one layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
+    before it keeps its input), q, k, v, attention's output, gate and up; and with magnitudes the outputs of the adapted
+    linears before them."""
+    streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    kept = streams * config.hidden_size + 2 * config.intermediate_size + 2 * q + 2 * kv
+    if config.qk_norm:
+        kept += q + kv
     if lora is not None and lora.magnitude:
         for site in SITES:
             members = [member.split(".")[1] for member in config.members(site)]

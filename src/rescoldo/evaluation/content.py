@@ -96,6 +96,27 @@ def measure_content(
     return parts, reference
 
 
+def unlike_references(
+    role: Role, references: Records, answers: Sequence[tuple[int, dict[str, Any], str]]
+) -> list[dict[str, str]] | None:
+    """By which measures each answer is unlike the references' own: name → "below" or "above". Needs no model; the
+    length is in words.
+
+    Args:
+        references: records with answers that are good.
+        answers: (index of what was asked, record, text).
+
+    Returns:
+        One for each answer; None where fewer than FEWEST references have an answer.
+    """
+    chosen = _answered(role, references)
+    if len(chosen) < FEWEST:
+        return None
+    measured_by = _Measuring(role, None, None, False, KnownPairs(role, [role.target(one) for one in chosen]))
+    ranges = ranges_of(measured_by([(i, one, role.target(one)) for i, one in enumerate(chosen)], own=True))
+    return [outside(values, ranges) for values in measured_by(answers)]
+
+
 def _judged(
     part: Mapping[str, Any],
     role: Role,
@@ -163,7 +184,7 @@ class _Measuring:
             perplexities = self._scale.answer_perplexity(role, [(record, text) for _, record, text in answers])
         values = []
         pairs = [
-            self._known.share(role.question(record), content, own)
+            self._known.share(role.question(record), content, _own_answer(role, record))
             for (_, record, _), content in zip(answers, contents, strict=True)
         ]
         for (_, _, text), one, also, known, perplexity in zip(answers, found, shared, pairs, perplexities, strict=True):
@@ -174,6 +195,10 @@ class _Measuring:
             one |= {"shared_items": also, "known_pairs": known, "length": length, "perplexity": perplexity}
             values.append({name: one[name] for name in MEASURES})
         return values
+
+
+def _own_answer(role: Role, record: dict[str, Any]) -> str | None:
+    return None if role.answer_of(record) is None else role.target(record)
 
 
 def ranges_of(references: Sequence[Values]) -> dict[str, dict[str, float | None]]:

@@ -153,20 +153,23 @@ class KnownPairs:
     def __init__(self, role: Role, texts: Iterable[str]) -> None:
         self._role = role
         self._answers: Counter[Any] = Counter()  # pair → answers that have it
-        for text in dict.fromkeys(texts):
+        self._texts = set(texts)
+        for text in self._texts:
             self._answers.update(self._pairs(content_of(role, text)))
 
-    def share(self, question: str, content: Content, own: bool = False) -> float | None:
-        """The share of an answer's pairs of neighbouring words that another answer or the input has; None without one.
+    def share(self, question: str, content: Content, own: str | None = None) -> float | None:
+        """The share of an answer's pairs of neighbouring words that the input or an answer to another input has; None
+        without a pair.
 
         Args:
-            own: the answer is one of the texts itself.
+            own: the known answer to this very input, which does not count; None where there is none.
         """
         pairs = self._pairs(content)
         if not pairs:
             return None
         asked = set(pairwise(words(question)))
-        return sum(self._answers[pair] > own or pair in asked for pair in pairs) / len(pairs)
+        apart = self._pairs(content_of(self._role, own)) if own in self._texts else frozenset()
+        return sum(self._answers[pair] > (pair in apart) or pair in asked for pair in pairs) / len(pairs)
 
     def _pairs(self, content: Content) -> set[Any]:
         return {pair for text in content.texts for pair in pairwise(words(text))}

@@ -267,6 +267,14 @@ class ServerChat:
         return True
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _as_sent(messages: Messages) -> list[dict[str, Any]]:
     """The messages in OpenAI's form: the arguments of calls as JSON text, without thinking parts."""
     sent = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
@@ -291,14 +299,6 @@ def _said(message: Any) -> str:
     calls, findings = read_calls([call.model_dump() for call in message.tool_calls], "tool_calls")
     called = findings[0].what if findings else call_text(calls)
     return _text("\n".join([*([text] if text.strip() else []), called]))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _text(content: Any) -> str:

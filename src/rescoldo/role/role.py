@@ -12,6 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
+from rescoldo.role import keys
 from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend, recognized
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
@@ -196,7 +197,7 @@ class Role:
         """
         findings = self._input_findings(record, answers)
         if answers and not any(finding.code == FOREIGN for finding in findings):
-            findings += self._answer_findings(record, f"{file}:{line}")
+            findings += self._answer_findings(record, f"{file}:{line}") + keys.unreviewed(record)
         return [Fault(file, line, *finding) for finding in findings]
 
     def mend(self, record: dict[str, Any], where: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -304,7 +304,8 @@ def parse_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         param, said, code = _fault(error)
-        raise RequestError(400, f"{param}: {said}"[:500], code=code, param=param) from None
+        what = f"{param}: {said}" if param else said
+        raise RequestError(400, what[:500], code=code, param=param or None) from None
 
 
 _EXPECTED = {  # pydantic's names of what it wanted, and its labels of a union's branches

@@ -23,6 +23,7 @@ from rescoldo.names import similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 Schedule = Literal["cosine", "linear", "constant"]
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
@@ -116,6 +117,9 @@ class RunConfig(BaseModel):
     memory_gb: float | None = _field(
         None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
     )
+    report_to: tuple[str, ...] = _field(
+        ("tensorboard",), "where the figures go", f"one or more of {', '.join(TRACKERS)}; or none"
+    )
 
     @property
     def replayed(self) -> tuple[Path, float] | None:
@@ -148,6 +152,21 @@ class RunConfig(BaseModel):
         if not chosen:
             raise ValueError("no target is left: nothing would be trained")
         return tuple(name for name in ALL_LINEARS if name in chosen)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        """Take "wandb,mlflow", ["wandb", "mlflow"], "none" or an empty list."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of names")
+        chosen = list(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
+        for name in chosen:
+            if name not in TRACKERS and name != "none":
+                raise ValueError(f"there is no {name!r}{nearest(name, [*TRACKERS, 'none'])}")
+        if ("none" in chosen and len(chosen) > 1) or (names and not chosen):
+            raise ValueError("none stands alone")
+        return () if chosen == ["none"] else tuple(chosen)
 
     @field_validator("adapter")
     @classmethod

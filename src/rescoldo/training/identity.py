@@ -36,6 +36,7 @@ FREE = frozenset(
         "checkpoint_minutes",
         "keep_checkpoints",
         "memory_gb",
+        "report_to",
     }
 )
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)

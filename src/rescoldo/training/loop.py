@@ -25,13 +25,14 @@ from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
 from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, mean_loss, write_checkpoint
-from rescoldo.training.metrics import MetricsLog, TensorBoard, Timings
+from rescoldo.training.metrics import MetricsLog, Timings
 from rescoldo.training.objectives import objective_of
 from rescoldo.training.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.training.parts import Model, Parts, Step
 from rescoldo.training.plan import Plan
 from rescoldo.training.prepare import Prepared
 from rescoldo.training.progress import Bar, Reporter, Speed
+from rescoldo.training.tracking import Trackers
 from rescoldo.units import clock
 
 EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
@@ -75,7 +76,8 @@ class Loop:
         if self.position.micro and not parts.resumable_steps:
             self.begin_step_anew()
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
-        self.board = TensorBoard(config.output, self.position.step, reporter.warn)
+        facts = {"role_name": prepared.role.name, "train_examples": len(self.examples), "steps": self.plan.total_steps}
+        self.board = Trackers(config, facts, self.position.step, reporter.say, reporter.warn)
         self.interruption = Interruption()
         self.speed, self.evaluation_speed = Speed(), Speed()
         self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured

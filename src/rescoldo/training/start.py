@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.training.checkpoint import Checkpoint, clean, prune, read_latest
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, clean, prune, read_latest
 from rescoldo.training.config import RunConfig
 from rescoldo.training.extend import extends
 from rescoldo.training.identity import (
@@ -44,6 +45,7 @@ from rescoldo.training.metrics import Timings, worsened
 from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
+from rescoldo.training.tracking import check_trackers
 from rescoldo.units import clock, count
 
 COMPLETED = "✅ Fine-tuning completed!"
@@ -101,6 +103,7 @@ def _train(
     config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
 ) -> RunResult:
     output = config.output
+    check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -243,7 +246,8 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     reporter.say(f"Saving LoRA adapters to {config.output}")
     loop.timings.event("finish")
     loop.monitor.update(now=True, phase="saving", share=1.0, seconds_left=0.0)
-    loop.board.close()
+    best = at.losses[at.best_epoch - 1]
+    loop.board.finish(verdict(at.losses, at.best_epoch, at.loss_before))
     try:
         loop.metrics.finish()
         info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
@@ -256,7 +260,6 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
-    best = at.losses[at.best_epoch - 1]
     if worsened(at.loss_before, best.val_loss):
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
@@ -270,6 +273,14 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     worse = worsened(at.loss_before, best.val_loss)
     reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
     return RunResult("finished", config.output, info)
+
+
+def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None) -> dict[str, Any]:
+    """How a run ended, as a tracker is told."""
+    best = losses[best_epoch - 1]
+    found = {"best_epoch": best_epoch, "epochs_done": len(losses), "best_val_loss": best.val_loss}
+    known = {} if before is None else {"val_loss_before": before}
+    return {**found, **known, "verdict": worsened(before, best.val_loss) or "completed"}
 
 
 def worsened_remedy(config: RunConfig) -> str:
