@@ -65,12 +65,14 @@ class Peft:
     def __init__(self, spec: str, precision: str, lora: LoraConfig, checkpointing: bool) -> None:
         from peft import LoraConfig as PeftConfig
         from peft import get_peft_model
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GgufConfig
 
         base = open_base(spec)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         if base.kind == "gguf":
-            model = AutoModelForCausalLM.from_pretrained(base.path.parent, gguf_file=base.path.name, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                base.path.parent, gguf_file=base.path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+            )  # left in its blocks it would unpack them for every product
         else:
             model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype)
         if checkpointing:

@@ -83,13 +83,15 @@ def train(restart: bool) -> float:
 
 
 def evaluate(train_seconds: float) -> dict[str, Any]:
-    """Score base and fine-tuned model on the validation examples and write the comparison."""
+    """Score base (free, and held to the role's grammar) and fine-tuned model on the validation examples; write it."""
     from rescoldo.cli.eval import TerminalConsole
     from rescoldo.engine.types import Sampling
     from rescoldo.evaluation import compare_run, write_document
 
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS)
-    document = compare_run(RUN, VAL, output=COMPARISON, train=TRAIN, sampling=sampling, console=TerminalConsole())
+    document = compare_run(
+        RUN, VAL, output=COMPARISON, train=TRAIN, sampling=sampling, constrained=True, console=TerminalConsole()
+    )
     digests = {str(path): sha256(path) for path in inputs()}
     document["metadata"].update(train_seconds=train_seconds, sha256=digests)
     write_document(document, COMPARISON)
@@ -110,9 +112,10 @@ def show(document: dict[str, Any]) -> None:
     meta = document["metadata"]
     print()
     examples = count(meta["examples"], "example")
-    print(f"Form: base model {means['base']:.1%}, fine-tuned {means['finetuned']:.1%} on {examples}")
+    held = f", held to the form by a grammar {means['base_constrained']:.1%}" if "base_constrained" in means else ""
+    print(f"Form: base model {means['base']:.1%}{held}, fine-tuned {means['finetuned']:.1%} on {examples}")
     print(f"Content: {content['doubtful']} of {content['answers']} fine-tuned answers are unlike the dataset's own")
-    print(f"Trained in {meta['train_seconds']:.0f} s, both models scored in {meta['wall_seconds']:.0f} s")
+    print(f"Trained in {meta['train_seconds']:.0f} s, all models scored in {meta['wall_seconds']:.0f} s")
     print(f"The adapter: {RUN} (adapter_model.safetensors, {megabytes:.1f} MB, PEFT's format)")
     print(next_steps())
 

@@ -42,10 +42,10 @@ def main(
 ) -> None:
     """Fine-tune a language model with LoRA to write a business analyst's requirements.
 
-    The same command again resumes an interrupted run. The defaults are those for 7B models; the sample model
-    has a preset of its own, which is printed. More settings: the `rescoldo train` command.
+    The same command again resumes an interrupted run. The defaults are the original's. More settings, and
+    defaults that were measured: the `rescoldo train` command.
     """
-    given = {name: value for name, value in locals().items() if name != "restart"}
+    given = {name: value for name, value in locals().items() if name != "restart"} | {"preset": "original"}
     run(given, None, restart=restart, as_json=False, adapter_bin=True, heading_prefix="FASE 8.4: ")
 
 

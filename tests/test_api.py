@@ -121,13 +121,15 @@ def test_evaluate(run: Path, model: rescoldo.Model, dataset: Path) -> None:
 def test_compare(run: Path, dataset: Path, tmp_path: Path) -> None:
     settings = {"quantization": "fp32", "max_new_tokens": 8}
     found = rescoldo.compare(run, dataset, output=tmp_path / "c.json", **settings)
-    assert set(found.scores) == {"base", "finetuned"}
+    assert set(found.scores) == {"base", "base_constrained", "finetuned"}
     assert (found.adopt, found.sentence) == (
         found.document["comparison"]["decision"]["verdict_code"] == "adopt",
         found.document["comparison"]["decision"]["verdict"],
     )
     assert (tmp_path / "c.html").exists()
-    with_other = rescoldo.compare(run, dataset, baseline=str(run.parent / "base"), **settings)
+    other = str(run.parent / "base")
+    assert "baseline_constrained" in rescoldo.compare(run, dataset, baseline=other, limit=1, **settings).scores
+    with_other = rescoldo.compare(run, dataset, baseline=other, constrained=False, **settings)
     assert with_other.scores == {"baseline": found.scores["base"], "finetuned": found.scores["finetuned"]}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from benchmarks import kernels, models, needs
+from benchmarks import kernels, models, needs, speedrun, tickets, trial
 
 BENCHMARKS = Path(needs.__file__).parent
 # those that are run by themselves, not by another one
@@ -80,8 +80,10 @@ MISSING = [
     ("decoding", "matplotlib", ()),
     ("decoding", "xllamacpp", ()),
     ("served", "xllamacpp", ("--run", "{}")),
+    ("speedrun", "peft", ()),
     ("models", "mistral_common", ()),
     ("models", "mistral_common", ("--format", "gguf")),
+    ("sizes", "mistral_common", ()),
 ]
 
 
@@ -105,9 +107,11 @@ def test_what_is_missing_is_said_before_measuring(
 
 # what only functions of another benchmark need that this one does not call
 UNUSED = {
-    *((module, "mistral_common") for module in ("decoding", "kernels", "quality", "served")),
-    ("kernels", "matplotlib"),
-    ("kernels", "peft"),
+    *(
+        (module, "mistral_common")
+        for module in ("classes", "decoding", "families", "kernels", "quality", "served", "speedrun")
+    ),
+    *((module, name) for module in ("classes", "kernels") for name in ("matplotlib", "peft")),
 }
 
 
@@ -233,3 +237,76 @@ def test_coverage_of_intervals(tmp_path: Path) -> None:
     assert all(run["coverage"] >= 0.9 and run["degenerate"] == 0 for run in ours)
     theirs = [run for run in runs if run["method"] == "percentile" and run["distribution"] == "0 or 1, 95 % ones"]
     assert max(run["coverage"] for run in theirs) < 0.9, "what the table is about"
+
+
+def _result(task: str, seed: int, losses: list[float], **settings: Any) -> dict[str, Any]:
+    """A trial's result whose validation examples have 10 targets each and these nats a token."""
+    val = [(10 * loss, 10.0) for loss in losses]
+    end = {"examples": 16, "tokens": 1600, "val_loss": sum(losses) / len(losses), "val": val}
+    half = {"examples": 8, "tokens": 800, "val_loss": 9.0, "val": val}
+    return {"trial": trial.Trial(task, seed=seed, **settings).key(), "points": [half, end]}
+
+
+def test_the_speedrun_sets_recipes_against_the_best_of_the_references_sweep() -> None:
+    results = [
+        _result("ba", 1, [2.0, 2.4], lr=1e-3),
+        _result("ba", 1, [2.1, 2.5], lr=2e-3),
+        _result("ba", 1, [1.9, 2.0], lr=1e-3, step=1),
+        _result("ba", 2, [1.7, 2.2], lr=1e-3, step=1),
+        _result("ba", 1, [3.0, 3.0], lr=1e-3, step=4),
+    ]
+    spent = {"ba": {"rescoldo int8, 1": [1.0, 3.0, 2.0], "peft bf16": [10.0], "peft fp32": [8.0]}}
+    target, small, other, worse = speedrun.rows(results, spent)
+    assert target["best_reference"]
+    assert target["recipe"] == "lr=0.001 step=8 epochs=3"
+    assert other["recipe"] == "lr=0.002 step=8 epochs=3"
+    assert small["by_seed"] == pytest.approx({1: 1.95, 2: 1.95})
+    assert small["difference"]["mean"] == pytest.approx(-0.25)
+    assert small["difference"]["better"] == 2
+    assert small["examples_to_target"] == 16
+    assert small["times_as_fast"] == pytest.approx(16 * 8 / (16 * 2))  # the median round, against PEFT's faster one
+    assert worse["examples_to_target"] is None
+    assert "times_as_fast" not in worse
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("task=chess", "task is 'chess': one of ba, tickets"), ("task=ba rate=1", "no setting 'rate'")]
+)
+def test_a_line_that_is_no_trial_is_refused(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_text(f"# comment\n\n{line}\n")
+    with pytest.raises(SystemExit, match=f"trials.txt:3: .*{said}"):
+        speedrun.read_trials(path)
+
+
+def test_what_a_killed_speedrun_left_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "out.jsonl"
+    log.write_text('{"trial": 1}\n{"tri')
+    assert speedrun.read_results(log) == [{"trial": 1}]
+
+
+@pytest.mark.parametrize(
+    ("decay", "rates"),
+    [
+        ("cosine", [0.0, 1.0, 0.9505, 0.8117]),
+        ("linear", [0.0, 1.0, 6 / 7, 5 / 7]),
+        ("constant", [0.0, 1.0, 1.0, 1.0]),
+        ("wsd", [0.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_rates_of_a_trial(decay: str, rates: list[float]) -> None:
+    one = trial.Trial("ba", lr=1.0, warmup=1, decay=decay)
+    assert [one.rate(step, 8) for step in range(4)] == pytest.approx(rates, abs=1e-4)
+
+
+def test_tickets_are_a_function_of_the_seed() -> None:
+    found = list(tickets.tickets(40, 3))
+    assert found == list(tickets.tickets(40, 3))
+    assert found != list(tickets.tickets(40, 4))
+    texts = {one["messages"][1]["content"] for one in found}
+    assert len(texts) == 40
+    for one in found:
+        answer = json.loads(one["messages"][2]["content"])
+        number = (answer["order"] or "LK-0").removeprefix("LK-").lstrip("0")
+        assert number in one["messages"][1]["content"]
+        assert (answer["refund_cents"] is None) != bool(re.search(r"euros|€|EUR", one["messages"][1]["content"]))

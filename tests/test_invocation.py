@@ -134,7 +134,7 @@ def run(monkeypatch, capsys, *words: str) -> tuple[int, str]:
             "--temperature -1 is not allowed: use a number from 0",
         ),
         (["eval", "x", "--dataset", "y", "--top-p", "0"], "use a number above 0 and at most 1"),
-        (["compare", "--baseline", "x", "--dataset", "y", "--finetuned", "z", "--repeats", "0"], "--repeats 0 is not"),
+        (["compare", "--baseline", "x", "--dataset", "y", "--finetuned", "z", "--samples", "0"], "--samples 0 is not"),
         (["optimize", "--model", "x", "--train", "y", "-o", "z", "--timeout", "nan"], "--timeout nan is not allowed"),
     ],
 )

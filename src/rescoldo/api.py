@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import Quantization
+    from rescoldo.training.config import ObjectiveName, Preset, Quantization, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -25,6 +25,7 @@ class TrainSettings(TypedDict, total=False):
 
     base_model: str
     role: str
+    preset: Preset
     epochs: int
     lr: float
     batch_size: int
@@ -33,7 +34,24 @@ class TrainSettings(TypedDict, total=False):
     lora_alpha: float
     lora_dropout: float
     lora_targets: tuple[str, ...]
+    adapter: str
+    lora_ranks: Mapping[str, int]
+    lora_alphas: Mapping[str, float]
+    lora_layers: int | tuple[int, ...] | None
+    lora_plus: float | None
+    lr_schedule: Schedule
+    from_adapter: str | Path | None
+    replay: str | None
+    loss: Literal["all", "last"]
+    thinking: Literal["keep", "drop", "mask"]
+    prompt_loss_weight: float
+    balance_classes: bool
+    text: str | None
     max_length: int
+    objective: ObjectiveName
+    beta: float
+    desirable_weight: float
+    undesirable_weight: float
     seed: int
     quantization: Quantization
     train_limit: int | None
@@ -48,6 +66,7 @@ class TrainSettings(TypedDict, total=False):
     keep_checkpoints: int
     threads: int | None
     memory_gb: float | None
+    report_to: str | tuple[str, ...]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -307,6 +326,7 @@ def compare(
     output: Path | str | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    constrained: bool = True,
     **sampling: Unpack[SamplingSettings],
 ) -> Comparison:
     """Compare a fine-tuned run with a baseline on a dataset, and decide whether to use it, as `rescoldo compare` does.
@@ -316,6 +336,7 @@ def compare(
         dataset: JSON Lines.
         baseline: the model to compare with: what `load` takes, or a server (openai:MODEL@URL); by default the run's own
             base model, with one copy of the weights in memory.
+        constrained: the baseline once more, its answers held to the role's schema, where that is possible.
         role, output, limit, quantization, sampling: as `evaluate` takes them.
 
     Raises:
@@ -328,8 +349,9 @@ def compare(
     drawn = _sampling(role_for(str(run), role).sampling, sampling)
     if baseline is None:
         document = compare_run(
-            str(run), dataset, role=role, output=output, limit=limit, quantization=quantization, sampling=drawn
-        )
+            str(run), dataset, role=role, output=output, limit=limit, quantization=quantization, sampling=drawn,
+            constrained=constrained,
+        )  # fmt: skip
     else:
         document = compare_models(
             {"baseline": baseline, "finetuned": str(run)},
@@ -340,6 +362,7 @@ def compare(
             limit=limit,
             quantization=quantization,
             sampling=drawn,
+            constrained=constrained,
         )
     decision = document["comparison"]["decision"]
     scores = {name: float(part["scores"]["mean"]) for name, part in document["models"].items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from rescoldo.training.parts import Parts
 
 
@@ -11,11 +9,11 @@ def real_parts() -> Parts:
     """The engine and the data modules of this package."""
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
-    from rescoldo.data import read_records
-    from rescoldo.data.dataset import read_dataset
+    from rescoldo.data.forms import check_dataset, read_dataset
     from rescoldo.doctor.examine import preflight
     from rescoldo.doctor.rate import expected_rate
-    from rescoldo.engine.model import LoraModel, evaluate_loss
+    from rescoldo.engine.calibrated import load_calibrated
+    from rescoldo.engine.model import evaluate_loss
     from rescoldo.engine.step import GradientStep
     from rescoldo.report.run_page import write_report
     from rescoldo.system.awake import awake
@@ -23,8 +21,8 @@ def real_parts() -> Parts:
     return Parts(
         open_base=open_base,
         read_dataset=read_dataset,
-        check_dataset=read_records,
-        load_model=partial(LoraModel.load, keep_converted=True),
+        check_dataset=check_dataset,
+        load_model=load_calibrated,
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
         save_tokenizer=save_tokenizer,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from rescoldo.adapter import read_adapter, read_calibration, write_calibration
 from rescoldo.adapter.peft import _FIELDS, parse_config
+from rescoldo.engine.types import LoraConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.export import export_run
 from rescoldo.models.loaded import load_for_inference
@@ -35,18 +36,18 @@ def save(base: Path, folder: Path, **options: Any) -> Any:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.3)
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
     model.save_pretrained(folder)
     return model.eval()
 
 
 KINDS: dict[str, dict[str, Any]] = {
     "alora_invocation_tokens": {"alora_invocation_tokens": [5, 6]},
-    "use_dora": {"use_dora": True},
-    "use_rslora": {"use_rslora": True},
     "lora_bias": {"lora_bias": True, "target_modules": ["q_proj"]},
     "bias": {"bias": "lora_only"},
-    "rank_pattern": {"rank_pattern": {"q_proj": 2}},
-    "alpha_pattern": {"alpha_pattern": {"q_proj": 2}},
+    "rank_pattern": {"rank_pattern": {"layers.0.self_attn.q_proj": 2}},
+    "alpha_pattern": {"alpha_pattern": {"layers.0.self_attn.q_proj": 2}},
     "modules_to_save": {"modules_to_save": ["lm_head"]},
     "trainable_token_indices": {"trainable_token_indices": [1, 2]},
     "init_lora_weights": {"init_lora_weights": "pissa"},
@@ -55,8 +56,17 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+OTHERS: list[dict[str, Any]] = [
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"use_dora": True, "use_rslora": True, "layers_to_transform": [0, 2]},
+    {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
+    {"rank_pattern": {"down_proj": 9}, "use_rslora": True, "layers_to_transform": [1]},
+]
+
+
 @pytest.mark.parametrize("field", KINDS)
-def test_other_kinds_than_plain_lora_are_refused_by_name(base: Path, tmp_path: Path, field: str) -> None:
+def test_other_kinds_are_refused_by_name(base: Path, tmp_path: Path, field: str) -> None:
     """By whatever reads an adapter: inference (chat, eval, serve) and export."""
     save(base, tmp_path / "a", **KINDS[field])
     for read in (
@@ -116,17 +126,16 @@ def test_every_field_of_this_pefts_default_config_is_accepted() -> None:
     import peft
 
     config = {**peft.LoraConfig(target_modules=["q_proj"]).to_dict(), "peft_type": "LORA", "target_modules": ["q_proj"]}
-    lora, layers = parse_config(json.loads(json.dumps(config)), "here")
-    assert (lora.rank, lora.alpha, lora.dropout, lora.targets, layers) == (8, 8.0, 0.0, ("q_proj",), None)
+    assert parse_config(json.loads(json.dumps(config)), "here") == LoraConfig(8, 8.0, 0.0, ("q_proj",))
     assert not {name for name in _FIELDS if name not in config} - {"merge_weights"}
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"layers_to_transform": [1]}, {"layers_to_transform": 2, "layers_pattern": "layers"},
-     {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}],
+     {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}, *OTHERS],
 )  # fmt: skip
-def test_plain_lora_gives_pefts_logits(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_each_kind_gives_pefts_logits(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     theirs = save(base, tmp_path / "a", **options)
     tokens = torch.arange(3, 40)
     mine = load_for_inference(str(tmp_path / "a"), "fp32").model.logits(tokens)

@@ -97,7 +97,6 @@ def test_smollm2_is_what_transformers_decodes() -> None:
     assert config.tied_embeddings == model.config.tie_word_embeddings
     assert config.rope_theta == model.config.rope_parameters["rope_theta"]
     assert config.total_params == model.num_parameters()
-    assert base.preset == "smollm2"
 
 
 def test_header_is_what_the_gguf_package_reads(tmp_path: Path) -> None:
@@ -253,6 +252,19 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
         path = tiny_gguf(tmp_path / "m.gguf", "llama", metadata=metadata)
     with pytest.raises(RescoldoError, match=message):
         open_base(str(path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "needs"), [("gemma4", "an embedding for each layer"), ("gpt-oss", "attention sinks"), ("x", "")]
+)
+def test_what_an_architecture_lacks_is_said(tmp_path: Path, architecture: str, needs: str) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(RescoldoError, match=f"'{architecture}' is not supported.*{needs}"):
+        open_base(str(tmp_path / "m.gguf"))
 
 
 def test_truncated_weights(tmp_path: Path) -> None:

@@ -195,7 +195,6 @@ def test_a_sample_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     _packages(tmp_path / "site", monkeypatch, pieces, hashlib.sha256(content).hexdigest())
     base = open_base("sample:tiny")
     assert base.path.read_bytes() == content
-    assert base.preset == "tiny"
     written = base.path.stat().st_mtime_ns
     assert open_base("sample:tiny").path.stat().st_mtime_ns == written, "put together once"
     base.path.write_bytes(content[:-1])  # a disk that was full

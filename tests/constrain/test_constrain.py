@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from typing import Any
 
@@ -150,6 +151,9 @@ def test_a_grammar_that_cannot_go_on_ends_its_row_alone() -> None:
         def mask_(self, logits: torch.Tensor) -> str:
             return "stuck"
 
+        def allows(self, token: int) -> bool:
+            return False
+
         def accept(self, token: int) -> None:
             raise AssertionError
 
@@ -178,6 +182,49 @@ def test_a_grammar_made_to_be_slow_is_given_up_and_does_no_harm_to_the_next_row(
     assert "too complex" in compiler.start(slow).mask_(logits)
     monkeypatch.setitem(matcher._LIMITS, "step_lexer_fuel", 2_000_000)
     assert compiler.start(slow).mask_(logits) == ""
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(SCHEMAS | st.just(None), st.integers(0, 1000))
+def test_one_token_is_allowed_where_the_mask_allows_it(schema: dict[str, Any] | None, seed: int) -> None:
+    """A greedy row asks for its most probable token alone: all along an answer, and for every token there is."""
+    loaded, drawn = tiny(), random.Random(seed)
+    grammar = regex("(a|bc|[0-9]+é?)*") if schema is None else json_schema(schema)
+    constraint, size = loaded.constraint(grammar), loaded.model.config.vocab_size
+    stops = stop_ids(loaded.tokenizer)
+    for _ in range(12):
+        one_by_one = [constraint.allows(token) for token in range(size)]
+        logits = torch.zeros(size)
+        assert constraint.mask_(logits) == ""
+        differ = {t for t in range(size) if one_by_one[t] != bool(logits[t] == 0)}
+        assert differ <= stops, "where nothing but the end may come, the mask alone says so"
+        assert not any(one_by_one[token] for token in differ)
+        going_on = [token for token in range(size) if one_by_one[token] and token not in stops]
+        if not going_on:
+            break
+        constraint.accept(drawn.choice(going_on))
+
+
+def test_a_greedy_row_is_masked_only_where_its_best_token_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same answer as that of masks at every step."""
+    from rescoldo.constrain.matcher import Constraint
+
+    masked = 0
+    mask = Constraint.mask_
+
+    def counting(self: Constraint, logits: torch.Tensor) -> str:
+        nonlocal masked
+        masked += 1
+        return mask(self, logits)
+
+    monkeypatch.setattr(Constraint, "mask_", counting)
+    listed = json_schema({"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 3, "maxItems": 3})
+    questions = [(listed, 80, "Say it"), *((regex("(?s:.*)"), 6, f"prompt {n}") for n in range(4))]
+    some = [answer(grammar, temperature=0, n=n, prompt=prompt)[1].tokens for grammar, n, prompt in questions]
+    seldom, masked = masked, 0
+    monkeypatch.setattr(Constraint, "allows", lambda *_: False)
+    assert [answer(grammar, temperature=0, n=n, prompt=prompt)[1].tokens for grammar, n, prompt in questions] == some
+    assert 0 < seldom < masked
 
 
 def test_tokens_beyond_the_tokenizer_are_never_chosen() -> None:

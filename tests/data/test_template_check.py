@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from rescoldo.base import open_base
 from rescoldo.data import read_records
 from rescoldo.data.dataset import read_dataset
+from rescoldo.data.teaching import LAST
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids, prompt_text, stop_ids, tokenize_records
 from rescoldo.errors import RescoldoError
@@ -116,8 +117,8 @@ def test_a_token_across_the_border(tmp_path: Path) -> None:
 
 THOUGHT = {"role": "assistant", "content": "<think>\nA museum.\n</think>\n\nIn Madrid."}
 REFUSED = {
-    "qwen3, an answer that thinks": (t.QWEN3, [USER, THOUGHT], "brings its own thinking part", "remove the part"),
-    "a prompt that opens": (t.REASONING, [USER, THOUGHT], "brings its own thinking part", "remove the part"),
+    "qwen3, an answer that thinks": (t.QWEN3, [USER, THOUGHT], "brings its own thinking part", "--thinking drop"),
+    "a prompt that opens": (t.REASONING, [USER, THOUGHT], "brings its own thinking part", "--thinking drop"),
     "no add_generation_prompt": (t.NO_HEADER, [USER, ASSISTANT], "'<|im_start|>assistant' in front", "add_generation"),
     "earlier turns left out": (
         t.LAST_ONLY,
@@ -154,7 +155,7 @@ WARNED = {
 def test_habits_that_are_worth_knowing(tmp_path: Path, name: str) -> None:
     template, messages, what = WARNED[name]
     path = write(tmp_path / "d.jsonl", {"messages": messages}, {"messages": messages})
-    (note,) = read_dataset(path, GENERIC, t.with_template(template), 4096, None).notes
+    (note,) = read_dataset(path, GENERIC, t.with_template(template), 4096, None, None, LAST).notes
     assert what in note
     assert note.endswith("(d.jsonl, lines 1, 2)")
 

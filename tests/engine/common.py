@@ -84,6 +84,8 @@ def randomize(model: LoraModel, *, seed: int = 3, size: float = 0.1) -> None:
     for name, parameter in model.parameters.items():
         if name.endswith("lora_B"):
             parameter.normal_(0.0, size, generator=generator)
+        elif name.endswith("lora_magnitude_vector"):
+            parameter.mul_(1 + size * torch.rand(parameter.shape, generator=generator))
     model.sync()
 
 
@@ -100,6 +102,11 @@ def peft_twin(model: LoraModel, architecture: str, **overrides: Any) -> Any:
         target_modules=list(model.lora.targets),
         bias="none",
         task_type="CAUSAL_LM",
+        use_rslora=model.lora.kind in ("rslora", "rsdora"),
+        use_dora=model.lora.magnitude,
+        rank_pattern=dict(model.lora.ranks),
+        alpha_pattern=dict(model.lora.alphas),
+        layers_to_transform=None if model.lora.layers is None else list(model.lora.layers),
     )
     theirs = get_peft_model(tiny_model(architecture, **overrides), config).train()
     with torch.no_grad():
@@ -111,7 +118,7 @@ def peft_twin(model: LoraModel, architecture: str, **overrides: Any) -> Any:
 def peft_parameters(theirs: Any) -> dict[str, torch.nn.Parameter]:
     """PEFT's trainable tensors under our names."""
     return {
-        name.removeprefix("base_model.model.").removesuffix(".default.weight"): parameter
+        name.removeprefix("base_model.model.").replace(".default", "").removesuffix(".weight"): parameter
         for name, parameter in theirs.named_parameters()
         if parameter.requires_grad
     }

@@ -77,9 +77,9 @@ def test_the_choice_is_made_by_the_same_model_as_the_checks() -> None:
 
 def test_layers_are_kept_as_far_as_they_fit() -> None:
     per_layer = memory.kept_bytes(MISTRAL, 2, 700)
-    assert memory.layers_to_keep(MISTRAL, 2, 700, 100 * GB) == 32
-    assert memory.layers_to_keep(MISTRAL, 2, 700, 100_000) == 0
-    some = memory.layers_to_keep(MISTRAL, 2, 700, 14 * per_layer + 500_000_000)
+    assert memory.layers_to_keep(MISTRAL, 2, 700, None, 100 * GB) == 32
+    assert memory.layers_to_keep(MISTRAL, 2, 700, None, 100_000) == 0
+    some = memory.layers_to_keep(MISTRAL, 2, 700, None, 14 * per_layer + 500_000_000)
     assert 0 < some < 32
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rescoldo.engine.config import LINEARS
+from rescoldo.engine.model import evaluate_loss
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.training.optimizer import AdamW, clip
@@ -113,6 +114,35 @@ def test_the_losss_weight_is_the_token_not_the_example() -> None:
     (_, first), (_, second) = gradient(model, [long]), gradient(model, [short])
     expected = {name: (60 * first[name] + 3 * second[name]) / 63 for name in first}
     assert distance(together, expected) < 1e-5
+
+
+PACKED = [("llama", {}), ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1})]
+
+
+@pytest.mark.parametrize("variant", PACKED, ids=["all before", "window"])
+def test_documents_of_one_example_do_not_see_each_other(variant: Variant) -> None:
+    """Packed into one example they have the loss and the gradients that PEFT has of each by itself; beside an example
+    that shares its beginning with another."""
+    architecture, overrides = variant
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.0, targets=LINEARS)
+    documents = [example(1, n, seed=n) for n in (11, 30, 3, 19)]
+    lengths = [len(one.tokens) for one in documents]
+    starts = tuple(sum(lengths[:i]) for i in range(1, len(lengths)))
+    tokens = tuple(token for one in documents for token in one.tokens)
+    weights = tuple(float(place not in starts) for place in range(1, len(tokens)))
+    packed = Example(tokens, 1, weights, starts)
+    beside = [example(4, 9, seed=1, prefix=range(20)), example(2, 17, seed=3, prefix=range(20))]
+    model = tiny_lora(architecture, lora=lora, **overrides)
+    theirs = peft_twin(model, architecture, **overrides)
+    loss = their_loss(theirs, [*documents, *beside])
+    loss.backward()
+    ours, gradients = gradient(model, [packed, *beside])
+    assert ours == pytest.approx(float(loss.detach()), abs=1e-5)
+    for name, p in peft_parameters(theirs).items():
+        assert p.grad is not None
+        assert (gradients[name] - p.grad).abs().max() < 1e-6 + 2e-5 * p.grad.abs().max(), name
+    measured = evaluate_loss(model, [packed, *beside])
+    assert sum(nats for nats, _ in measured) / sum(n for _, n in measured) == pytest.approx(ours, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

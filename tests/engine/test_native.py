@@ -395,12 +395,16 @@ def _int8(
     bounds = [0, *itertools.accumulate(outs)]
     members = [
         Member(
-            start, end, _random(rank, into, seed=9 + i, size=0.05), _random(end - start, rank, seed=19 + i, size=0.05)
+            start,
+            end,
+            _random(rank, into, seed=9 + i, size=0.05),
+            _random(end - start, rank, seed=19 + i, size=0.05),
+            2.0 + i,
         )
         for i, (start, end) in enumerate(itertools.pairwise(bounds))
     ]
     members = members[:1] + members[2:]  # one linear of the group without an adapter
-    return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank, 2.0), x, dy
+    return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank), x, dy
 
 
 @pytest.mark.parametrize(("t", "outs", "into", "rank"), INT8_SHAPES)
@@ -432,10 +436,10 @@ def test_an_int8_linear_with_its_adapter(
     extra = torch.zeros_like(dx)
     for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
         part, a, b = dy[:, m.start : m.end].double(), m.a.double(), m.b.double()
-        y[:, m.start : m.end] += 2 * (dropped @ a.T) @ b.T
-        extra += 2 * (part @ b) @ a
-        _near(da.double(), 2 * (part @ b).T @ dropped, worst=0.01, mean=0.001)
-        _near(db.double(), 2 * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
+        y[:, m.start : m.end] += m.scale * (dropped @ a.T) @ b.T
+        extra += m.scale * (part @ b) @ a
+        _near(da.double(), m.scale * (part @ b).T @ dropped, worst=0.01, mean=0.001)
+        _near(db.double(), m.scale * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
     dx += extra if mask is None else extra * mask.mask(into) * mask.scale
     _near(results[0][0].double(), y, worst=0.06, mean=0.012)
     _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
@@ -565,7 +569,7 @@ def test_a_linear_of_blocks_is_its_unpacked_one(
     parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
     x, dy = _halves(t, into, seed=7), _halves(t, outs * len(parts), seed=8)
     how = smoothing(x.abs().amax(0).float(), parts)
-    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6))], 4, 2.0)
+    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6), 2.0)], 4)
     results = []
     try:
         choose.use(native)

@@ -175,15 +175,32 @@ def test_chat(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert all(answer["text"].startswith("title: ") for answer in answers.values())
 
 
-def test_optimizers_that_write_instructions_are_refused(base: Path, tmp_path: Path) -> None:
+def test_a_server_that_ignores_the_schema_is_found_out(role: str, topics: Path) -> None:
+    """It would be scored as the model that is held to the form, and is not."""
+    heard = Heard()
+    with fake_server(lambda body, times: (200, good("red, I think"))) as server:
+        spec = f"openai:m@{server.address}/v1"
+        models = {"baseline": spec, "finetuned": spec}
+        document = compare(
+            models, topics, TWO, role=role, server=ServerOptions(2, 5, 0), constrained=True, console=heard
+        )
+        assert list(document["models"]) == ["baseline", "finetuned"]
+        assert any("baseline_constrained is left out: the server does not hold" in line for line in heard.lines)
+        models["held"] = f"constrained:{spec}"
+        with pytest.raises(RescoldoError, match="does not hold answers to a schema"):
+            compare(models, topics, TWO, role=role, server=ServerOptions(2, 5, 0))
+
+
+def test_optimizers_over_a_constrained_model(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("dspy")
     from rescoldo.optimize.optimizer import OptimizeConfig, optimize
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(4)))
-    with pytest.raises(RescoldoError, match="instructions"):
-        optimize(OptimizeConfig(f"constrained:{base}", str(train), "mipro"), tmp_path / "p")
+    constrained = f"constrained:{base}"
+    with pytest.raises(RescoldoError, match="not of the role's form"):
+        optimize(OptimizeConfig(str(base), str(train), "mipro", reflection_model=constrained), tmp_path / "p")
     made = OptimizeConfig(
-        f"constrained:{base}", str(train), "labeled", shots=1, temperature=0, max_new_tokens=4, quantization="fp32"
+        constrained, str(train), "labeled", shots=1, temperature=0, max_new_tokens=4, quantization="fp32"
     )
     assert optimize(made, tmp_path / "q")["model_described"]["constrained"] == "yaml"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,11 +21,22 @@ from rescoldo.engine.types import Sampling
 from rescoldo.evaluation import build_comparison, evaluate, write_document
 from rescoldo.evaluation.content import MARGIN, measure_content, outside, ranges_of
 from rescoldo.evaluation.diagnostics import TrainingAnswers
-from rescoldo.evaluation.measures import MEASURES, content_of, figures, measure, names, repeats, shared_items
+from rescoldo.evaluation.measures import (
+    MEASURES,
+    Content,
+    KnownPairs,
+    content_of,
+    figures,
+    measure,
+    names,
+    repeats,
+    shared_items,
+)
 from rescoldo.evaluation.statistics import fisher_greater, wilson
 from rescoldo.evaluation.verdict import with_verdict
 from rescoldo.models.predictor import Prediction
 from rescoldo.role import Role, get_role
+from rescoldo.words import words
 from tests.evaluation.fake import ROLE, Fake
 
 SYNTHETIC = Path(__file__).parents[2] / "artifacts" / "synthetic"
@@ -96,14 +109,98 @@ def parrot(i: int) -> dict[str, Any]:
     return answer
 
 
-BAD = [other_concept, repeating, nearly_repeating, recited, empty, parrot]
+def changed(answer: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The answer with each text for a reader changed, its form kept."""
+    texts = {name: change(answer[name]) for name in ("title", "description")}
+    items = {name: [{**one, "description": change(one["description"])} for one in answer[name]] for name in LISTS}
+    return {**answer, **texts, **items}
+
+
+def word_salad(i: int) -> dict[str, Any]:
+    """The right answer's own words, in any order."""
+    drawn = random.Random(i)
+    return changed(reference(i), lambda text: " ".join(drawn.sample(text.split(), len(text.split()))))
+
+
+def another_language(i: int) -> dict[str, Any]:
+    """As a translation looks to who counts words: other words, with the figures and names of the right answer."""
+
+    def word(found: re.Match[str]) -> str:
+        drawn = random.Random(found[0])
+        return found[0] if found[0][0].isupper() else "".join(drawn.choice(SYLLABLES) for _ in found[0][::3])
+
+    return changed(reference(i), lambda text: re.sub(r"[^\W\d_]+", word, text))
+
+
+def own_heading(i: int) -> dict[str, Any]:
+    """Title and introduction of the right answer, and another concept's items."""
+    return {**reference(i), **{name: other_concept(i)[name] for name in LISTS}}
+
+
+def always_the_same(i: int) -> dict[str, Any]:
+    """One training answer, whatever is asked."""
+    return recited(3)
+
+
+def to_be_defined(i: int) -> dict[str, Any]:
+    """Nothing in it, and as many items as in the right answer."""
+    return changed(reference(i), lambda text: ("To be defined later on, " * 9)[: max(20, len(text))].strip(", "))
+
+
+def keywords(i: int) -> dict[str, Any]:
+    """The concept's words, put into one phrase."""
+    drawn, answer = random.Random(i), empty(i)
+    found = sorted({word for word in words(records("val")[i]["concept"]) if len(word) > 3})
+    drawn.shuffle(found)
+    answer["description"] = (
+        f"It has to do with {', '.join(found)} and with all that belongs to it in some way or other."
+    )
+    items = [one for name in LISTS for one in answer[name]]
+    for n, one in enumerate(items):
+        one["description"] = f"It must handle {found[n % len(found)]} and {found[(n + 5) % len(found)]} well."
+    return answer
+
+
+def prompt_itself(i: int) -> dict[str, Any]:
+    """The lines of the prompt as requirements."""
+    lines = [line for line in ROLE.messages(records("val")[i])[0]["content"].split("\n")[:-1] if len(line) > 20]
+    answer = empty(i)
+    for n, one in enumerate(one for name in LISTS for one in answer[name]):
+        one["description"] = lines[n % len(lines)]
+    return answer
+
+
+def cut_short(i: int) -> dict[str, Any]:
+    """The right answer's first two items of each list, in six words each."""
+    answer = reference(i)
+    for name in LISTS:
+        answer[name] = [{**one, "description": " ".join(one["description"].split()[:6])} for one in answer[name][:2]]
+    return answer
+
+
+def no_longer_true(i: int) -> dict[str, Any]:
+    """The right answer, with the opposite said."""
+    return changed(reference(i), lambda text: re.sub(r"\b(must|is|can|are|has)\b", r"\1 not", text))
+
+
+def in_the_wrong_lists(i: int) -> dict[str, Any]:
+    """The right answer's items, each list under another heading."""
+    answer, lists = reference(i), [reference(i)[name] for name in LISTS]
+    for name, prefix, items in zip(LISTS, ("FR", "NFR", "C"), [lists[1], lists[2], lists[0]], strict=True):
+        answer[name] = [{**one, "id": f"{prefix}{n:03d}"} for n, one in enumerate(items, 1)]
+    return answer
+
+
+SYLLABLES = ("la", "mo", "ri", "te", "co", "na", "lu", "ser", "por", "ción")
+BAD = [other_concept, repeating, nearly_repeating, recited, empty, parrot, word_salad, another_language, own_heading,
+       always_the_same, to_be_defined, keywords, prompt_itself, cut_short]  # fmt: skip
 Answering = Callable[[int], dict[str, Any]]
 
 
 @cache
 def measured_parts(*models: Answering | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
     parts = {f"{i}": answered(model) for i, model in enumerate(models)}
-    return measure_content(parts, ROLE, records("val"), training=training())
+    return measure_content(parts, ROLE, records("val"), training=training(), training_records=lambda: records("train"))
 
 
 @cache
@@ -163,6 +260,22 @@ def test_form_without_content_is_doubtful(bad: Answering) -> None:
     assert "--judge MODEL" in found["verdict"]
 
 
+@pytest.mark.parametrize("bad", [word_salad, another_language, own_heading], ids=lambda model: model.__name__)
+def test_it_needs_no_training_set(bad: Answering) -> None:
+    parts, _ = measure_content({"m": answered(bad)}, ROLE, records("val"))
+    assert parts["m"]["content"]["doubtful_model"]
+
+
+@pytest.mark.parametrize("bad", [no_longer_true, in_the_wrong_lists], ids=lambda model: model.__name__)
+def test_what_takes_understanding_is_left_to_who_understands(bad: Answering) -> None:
+    """No measure sees it, and none says that the content is good."""
+    document = compared(bad)
+    found = decision(document)
+    assert found["verdict_code"] == "content_unknown"
+    assert "nobody has judged its content yet" in found["verdict"]
+    assert decision(compared(bad, reference, people=people(votes(2, 28))))["content"]["status"] == "worse"
+
+
 def test_the_reason_of_each_doubt() -> None:
     reasons = {
         other_concept: "input_words_used",
@@ -171,6 +284,13 @@ def test_the_reason_of_each_doubt() -> None:
         recited: "copied_from_training",
         empty: "shared_items",
         parrot: "copied_from_input",
+        word_salad: "known_pairs",
+        another_language: "known_pairs",
+        own_heading: "input_words_in_items",
+        always_the_same: "shared_items",
+        to_be_defined: "distinct_trigrams",
+        prompt_itself: "shared_items",
+        cut_short: "length",
     }
     for model, name in reasons.items():
         part = compared(model)["models"]["finetuned"]["content"]
@@ -299,7 +419,12 @@ def test_without_enough_answers_of_its_own() -> None:
 
 @cache
 def measured(name: str) -> list[dict[str, float | None]]:
-    found = [alone(ROLE, ROLE.question(one), ROLE.target(one)) for one in records(name)]
+    known = KnownPairs(ROLE, [ROLE.target(one) for part in ("train", "val") for one in records(part)])
+    found = [
+        {**alone(ROLE, (asked := ROLE.question(one)), (text := ROLE.target(one))),
+         "known_pairs": known.share(asked, content_of(ROLE, text), own=text)}
+        for one in records(name)
+    ]  # fmt: skip
     return [{**{key: values.get(key) for key in MEASURES}, "length": values["words"]} for values in found]
 
 
@@ -330,6 +455,17 @@ def test_repeats() -> None:
     assert repeats(["Pay", "pay!", "Sell", ""]) == [1]
     shares = shared_items([(0, items[:2]), (0, items[:1]), (1, [items[2], "Something else entirely"]), (2, [])])
     assert shares == [0.5, 1.0, 0.5, None], "answers to the same input may be alike"
+
+
+def test_known_pairs() -> None:
+    texts = ["The hub sends feeds. It pays.", "The hub sends mail.", "The hub sends mail."]
+    known = KnownPairs(get_role("generic"), texts)
+    share = [known.share(asked, Content([text], []), own) for asked, text, own in (
+        ("", "the hub sends feeds", None), ("", texts[0], texts[0]), ("", "It pays the hub", texts[0]),
+        ("", "It pays the hub", "not among them"), ("", "sends hub the", None), ("It pays", "it pays nothing", None),
+        ("", "hub", None),
+    )]  # fmt: skip
+    assert share == [1.0, 2 / 5, 1 / 3, 2 / 3, 0.0, 0.5, None], "its own input's answer is set apart"
 
 
 def test_figures_and_names() -> None:

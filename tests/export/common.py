@@ -29,6 +29,9 @@ def make_run(path: Path, base: str, *, lora: LoraConfig | None = None, size: flo
     for name, tensor in parameters.items():
         if name.endswith("lora_B"):
             tensor.normal_(0.0, size, generator=generator)
+        elif name.endswith("lora_magnitude_vector"):
+            weight = opened.tensors.get(f"{name.removesuffix('.lora_magnitude_vector')}.weight").float()
+            tensor.copy_(weight.norm(dim=1) * (0.7 + 0.6 * torch.rand(len(tensor), generator=generator)))
     path.mkdir(parents=True, exist_ok=True)
     write_adapter(path, parameters, lora, base)
     val = path / "val.jsonl"

@@ -13,7 +13,8 @@ import torch
 
 from rescoldo.base import open_base
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.model import layer_of, parameter_shapes
+from rescoldo.engine.memory import parameter_shapes
+from rescoldo.engine.model import layer_of
 from rescoldo.engine.types import LoraConfig
 from rescoldo.nodes.reducer import BUCKET_BYTES, buckets
 from tests.nodes.common import free_port

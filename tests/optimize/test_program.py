@@ -152,7 +152,7 @@ def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
         ("[" * 100_000, "cannot be read as a DSPy program"),
         ("[]", "is not a DSPy program's state"),
         ("{}", "is not a DSPy program's state"),
-        ('{"a": {"signature": {}, "demos": []}, "b": {"signature": {}, "demos": []}}', "2 steps"),
+        ('{"a": {"signature": {}, "demos": []}, "b": {"signature": {}, "demos": []}}', "no order of its steps"),
         ('{"signature": {}, "demos": []}', "does not go from concept"),
         ('{"signature": {"fields": [{"prefix": "Concept:"}, {"prefix": 7}]}, "demos": []}', "prefix 7 is not certain"),
         ('{"signature": {"fields": [{"prefix": "Q:"}, {"prefix": "A:"}]}, "demos": []}', "'Q:', 'A:' is not certain"),
@@ -319,3 +319,118 @@ def test_a_whole_program_with_another_output_is_refused() -> None:
     reply = f"[[ ## reasoning ## ]]\nhm\n\n[[ ## requirements ## ]]\n{ROLE.target(record(0))}\n\n[[ ## completed ## ]]"
     _, (row,) = asked(Program(module, None), lambda messages: reply)
     assert row["score"] == 1.0
+
+
+def several(**steps: Any) -> dict[str, Any]:
+    """A state of DSPy 3 with these steps: name → (fields, demos)."""
+    inner = {name: state_26(fields, demos, "x")["x"] for name, (fields, demos) in steps.items()}
+    return {**inner, "metadata": {"dependency_versions": {"python": "3.11", "dspy": "3.4.1"}}}
+
+
+def fields(*names: str) -> list[dict[str, str]]:
+    return [{"prefix": f"{name.replace('_', ' ').title()}:", "description": f"${{{name}}}"} for name in names]
+
+
+class TwoSteps(dspy.Module):  # type: ignore[misc]
+    """As users write them: the attributes are not in the order of running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write = dspy.ChainOfThought("concept, outline -> requirements")
+        self.plan = dspy.Predict("concept -> outline")
+
+    def forward(self, concept: str) -> Any:
+        return self.write(concept=concept, outline=self.plan(concept=concept).outline)
+
+
+def by_markers(**values: str) -> Any:
+    """Answers with the fields that a conversation asks for, those of `values`."""
+
+    def answer(messages: Any) -> str:
+        system = messages[0]["content"].partition("Your output fields are:")[2].partition("All interactions")[0]
+        wanted = [name for name in values if f"`{name}`" in system] or list(values)[:1]
+        return "\n\n".join(f"[[ ## {n} ## ]]\n{values[n]}" for n in wanted) + "\n\n[[ ## completed ## ]]"
+
+    return answer
+
+
+def test_a_program_of_two_steps_answers_as_dspys_own(tmp_path: Path) -> None:
+    path = saved(tmp_path / "p.json", TwoSteps())
+    program = read_program(path, ROLE)
+    assert program.steps == ("plan", "write.predict")
+    assert program.outputs == ("requirements",)
+    answers = by_markers(outline="first, second", requirements=ROLE.target(record(0)), reasoning="hm")
+
+    def plain(messages: Any) -> str:
+        return "first, second" if "[[ ## " not in messages[0]["content"] else str(answers(messages))
+
+    chat, (row,) = asked(program, plain)
+    assert row["score"] == 1.0
+    own, (same,) = asked(Program(TwoSteps(), None), plain)
+    assert [call[0] for call in chat.calls] == [call[0] for call in own.calls], "word for word what DSPy asks"
+    assert len(chat.calls) == 2
+    assert "first, second" in chat.calls[1][0][-1]["content"]
+    assert (same["text"], same["score"]) == (row["text"], row["score"])
+    part = ProgramPredictor("p", program, chat, ROLE, "p").describe()
+    assert part["steps"] == ["plan", "write.predict"]
+
+
+@pytest.mark.parametrize("seen", [(), ("title", "description")], ids=["unseen", "seen by the later step"])
+def test_steps_that_answer_parts_and_show_examples(seen: tuple[str, ...], tmp_path: Path) -> None:
+    state = several(
+        lists=(fields("concept", "summary", *seen, *PARTS[2:]), []),
+        start=(fields("concept", "summary"), [{"concept": "A shop", "summary": "It sells."}]),
+        words=(fields("summary", *PARTS[:2]), []),
+    )
+    (tmp_path / "p.json").write_text(json.dumps(state))
+    program = read_program(tmp_path / "p.json", ROLE)
+    assert program.steps[0] == "start"
+    assert sorted(program.outputs or ()) == sorted(PARTS)
+    assert program.demos == 1
+    wanted = record(0)["requirements"]
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
+
+    def answer(messages: Any) -> str:
+        return "It is it." if "[[ ## " not in messages[0]["content"] else str(by_markers(**values)(messages))
+
+    _, (row,) = asked(program, answer)
+    assert row["score"] == 1.0, row["notes"]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (several(a=(fields("concept", "outline"), []), b=(fields("concept", "requirements"), [])),
+         "no order of its steps gives each its inputs"),  # what becomes of the outline?
+        (several(a=(fields("context", "concept", "outline"), []), b=(fields("outline", "requirements"), [])),
+         "no order .*a: context, concept, outline"),  # a retriever's
+        (several(a=(fields("concept", "requirements"), []), b=(fields("concept", "requirements"), [])), "no order"),
+        (several(a=(fields("concept", "draft"), []), b=(fields("draft", "draft_2"), []), c=(fields("draft", "x"), [])),
+         "no order"),
+        (several(a=(fields("concept", "x"), []), b=(fields("concept", "x", "y"), []),
+                 c=(fields("x", "y", "requirements"), []), d=(fields("y", "title"), [])), "no order"),
+        (several(**{f"s{i}": (fields("concept", f"x{i}"), []) for i in range(7)}), "7 steps: at most 6"),
+        (several(a=(fields("concept", "outline"), []),
+                 b=([*fields("concept"), {"prefix": "Plan:", "description": "from before"}, *fields("requirements")],
+                    [])), "'Plan:' is not certain"),
+        (several(a=(fields("concept", "outline"), [{"concept": "x"}]), b=(fields("outline", "requirements"), [])),
+         "expected concept and outline, found concept"),
+        (several(a=(fields("concept", "outline"), []), b=(fields("outline", "title"), [])), "without description"),
+        (several(a=(fields("concept", "p", "q", "title"), []), b=(fields("concept", "q", "p", "description"), [])),
+         "more than one order of its steps fits"),
+        ({**several(a=(fields("concept", "o"), []), b=(fields("o", "requirements"), [])), "k": 3}, "holds k, which"),
+    ],
+)  # fmt: skip
+def test_steps_that_are_not_certain_are_refused(state: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(state))
+    with pytest.raises(RescoldoError, match=message):
+        read_program(tmp_path / "p.json", ROLE)
+
+
+def test_a_program_with_other_fields_is_not_constrained(tmp_path: Path) -> None:
+    """A grammar of the answer would not let the markers of its fields through."""
+    from rescoldo.evaluation.open import Opener
+
+    thought = saved(tmp_path / "p.json", dspy.ChainOfThought("concept -> requirements"))
+    with pytest.raises(RescoldoError, match="other fields than requirements alone"):
+        Opener(ROLE).predictor(f"{thought}@constrained:sample:smollm2", "x")

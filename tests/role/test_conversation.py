@@ -32,6 +32,9 @@ def gpt(text: str) -> dict[str, str]:
     return {"from": "gpt", "value": text}
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "1"}
+
 GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "openai": ({"messages": [USER, ASSISTANT]}, ["user"], "In Madrid."),
     "openai with system": ({"messages": [SYSTEM, USER, ASSISTANT]}, ["system", "user"], "In Madrid."),
@@ -117,6 +120,8 @@ GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
                 {**ASSISTANT, "weight": 0, "train": False},
                 USER,
                 {**ASSISTANT, "weight": 1, "train": True, "name": "", "tool_calls": None, "reasoning_content": ""},
+                USER,
+                {**ASSISTANT, "content": "Nowhere.", "weight": 0},
             ],
             "weight": 1,
             "label": True,
@@ -127,6 +132,18 @@ GOOD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["user", "assistant", "user"],
         "In Madrid.",
     ),
+    "a call and its result": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT, ASSISTANT], "tools": [{"name": "f"}]},
+        ["user", "assistant", "tool"],
+        "In Madrid.",
+    ),
+    "trl's completion of several": (
+        {"prompt": [USER], "completion": [{**ASSISTANT, "content": "", "tool_calls": [CALL]}, RESULT, ASSISTANT]},
+        ["user", "assistant", "tool"],
+        "In Madrid.",
+    ),
+    "thoughts beside": ({"messages": [USER, {**ASSISTANT, "reasoning_content": "Hm."}]}, ["user"], "In Madrid."),
+    "a speaker's name": ({"messages": [{**USER, "name": "Ana"}, ASSISTANT]}, ["user"], "In Madrid."),
     "alpaca's rendered text": (
         {"instruction": "Add.", "input": "", "output": "3", "text": "### Instruction:\nAdd.\n### Response:\n3"},
         ["user"],
@@ -178,7 +195,7 @@ def test_an_answer_before_the_first_question_is_cut(tmp_path: Path, first: list[
 
 BAD: dict[str, tuple[Any, str, str]] = {
     "no format": ({"hello": "text"}, "", "no format that is known"),
-    "plain text": ({"text": "hello"}, "", "is plain text without a question"),
+    "plain text among conversations": ({"text": "hello"}, "", "is plain text without a question"),
     "trl's preferences": (
         {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]},
         "",
@@ -213,20 +230,70 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "conversations[1].train_detail",
         "parts of an answer",
     ),
-    "thoughts beside": (
-        {"messages": [USER, {**ASSISTANT, "reasoning_content": "Hm."}]},
-        "messages[1].reasoning_content",
-        "thinking that stands beside",
-    ),
-    "a speaker's name": ({"messages": [{**USER, "name": "Ana"}, ASSISTANT]}, "messages[0].name", "names of speakers"),
     "an unknown key of a message": (
         {"messages": [USER, {**ASSISTANT, "mask_from": 3}]},
         "messages[1].mask_from",
         "is not known here",
     ),
-    "tools that are not called": ({"tools": [{"type": "function"}], "messages": [USER, ASSISTANT]}, "tools", "tools"),
-    "sharegpt's tools": ({"tools": "[{}]", "conversations": [human("x"), gpt("y")]}, "tools", "tools cannot"),
-    "OpenAI's functions": ({"functions": [{"name": "f"}], "messages": [USER, ASSISTANT]}, "functions", "tools cannot"),
+    "tools that are none": ({"tools": [{"type": "function"}], "messages": [USER, ASSISTANT]}, "tools[0]", "a name"),
+    "sharegpt's tools": ({"tools": "[{]", "conversations": [human("x"), gpt("y")]}, "tools", "not JSON"),
+    "a search of the web": (
+        {"tools": [{"type": "web_search"}], "messages": [USER, ASSISTANT]},
+        "tools[0]",
+        "of type 'web_search', only functions",
+    ),
+    "tools twice": (
+        {"functions": [{"name": "f"}], "tools": [{"name": "f"}], "messages": [USER, ASSISTANT]},
+        "",
+        "both tools and functions",
+    ),
+    "a forced choice": ({"tool_choice": "required", "messages": [USER, ASSISTANT]}, "tool_choice", "that is forced"),
+    "the user calls": (
+        {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
+        "messages[0].tool_calls",
+        "belong to",
+    ),
+    "arguments that are no JSON": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        "messages[1].tool_calls[0]",
+        "arguments that are not JSON",
+    ),
+    "arguments that are a list": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+        "messages[1].tool_calls[0]",
+        "arguments that are a list",
+    ),
+    "a result of no call": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [CALL]}, {**RESULT, "tool_call_id": "other"}, ASSISTANT]},
+        "messages[2].tool_call_id",
+        "not the id of a call",
+    ),
+    "a call without its result": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [CALL]}, USER, ASSISTANT]},
+        "messages[2]",
+        "the result of the tool that was called is missing",
+    ),
+    "two thinking parts": (
+        {"messages": [USER, {"role": "assistant", "content": "<think>a</think>b", "reasoning_content": "c"}]},
+        "messages[1]",
+        "holds two thinking parts",
+    ),
+    "thinking that is no text": (
+        {"messages": [USER, {**ASSISTANT, "reasoning_content": ["x"]}]},
+        "messages[1].reasoning_content",
+        "is a list, text",
+    ),
+    "the user thinks": (
+        {"messages": [{**USER, "reasoning_content": "x"}, ASSISTANT]},
+        "messages[0].reasoning_content",
+        "part of the assistant's",
+    ),
+    "a name that is none": ({"messages": [{**USER, "name": 5}, ASSISTANT]}, "messages[0].name", "is a number"),
+    "a refusal": (
+        {"messages": [USER, {**ASSISTANT, "refusal": "No."}]},
+        "messages[1].refusal",
+        "refusal beside the content",
+    ),
     "kto": ({"messages": [USER, ASSISTANT], "label": False}, "label", "is false, which marks a bad answer"),
     "trl's kto": ({"prompt": "x", "completion": "y", "label": False}, "label", "a bad answer"),
     "images": ({"messages": [USER, ASSISTANT], "images": ["a.jpg"]}, "images", "only text"),
@@ -250,15 +317,15 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of a line"),
     "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "not known here"),
     "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "not known here"),
-    "trl's completion of several": (
-        {"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]},
+    "trl's completion that asks": (
+        {"prompt": [USER], "completion": [USER, ASSISTANT]},
         "completion",
-        "not one message of the assistant's",
+        "begins with a message that is not the assistant's",
     ),
     "tools in a completion": (
         {"prompt": [USER], "completion": [{"role": "tool", "content": "x"}]},
-        "completion[0]",
-        "tools cannot",
+        "completion",
+        "begins with a message that is not the assistant's",
     ),
     "messages no list": ({"messages": "x"}, "messages", "is text, a list"),
     "messages empty": ({"messages": []}, "messages", "is empty"),
@@ -273,8 +340,12 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "messages[0].content",
         "other things than text",
     ),
-    "tool": ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "messages[1]", "tools cannot be learned"),
-    "tool's result": ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]", "tools cannot"),
+    "a call of nothing": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "x"}]}]},
+        "messages[1].tool_calls[0]",
+        "not a call with the name",
+    ),
+    "tool's result": ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]", "no tool was called"),
     "assistant first": ({"messages": [ASSISTANT, USER]}, "messages[0]", "the user begins"),
     "user twice": ({"messages": [USER, USER, ASSISTANT]}, "messages[1]", "they take turns"),
     "system later": ({"messages": [USER, SYSTEM, ASSISTANT]}, "messages[1]", "they take turns"),
@@ -329,7 +400,7 @@ def test_bad_lines(tmp_path: Path, name: str) -> None:
     assert {fault.line for fault in errors} == {2}
 
 
-def test_only_the_last_answer_is_learned() -> None:
+def test_without_more_words_the_last_answer_is_tokenized() -> None:
     tokenizer = tiny_tokenizer()
     record = GOOD["several turns"][0]
     (example,) = tokenize_records([record], GENERIC, tokenizer, 4096).examples

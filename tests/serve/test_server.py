@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -172,6 +173,52 @@ def test_any_object(server: Live) -> None:
     assert answer.finish_reason == "length" or isinstance(json.loads(text), dict)
 
 
+@pytest.mark.parametrize(
+    ("extra", "pattern"),
+    [
+        ({"structured_outputs": {"regex": "[A-F]{3}-[0-9]{2}"}}, "[A-F]{3}-[0-9]{2}"),
+        ({"structured_outputs": {"choice": ["yes", "no", "not said"]}}, "yes|no|not said"),
+        ({"structured_outputs": {"json": json.dumps({"enum": ["red"]})}}, '"red"'),
+        ({"structured_outputs": {"json": {"enum": ["red"]}}}, '"red"'),
+        ({"guided_regex": "(ab)+c"}, "(ab)+c"),
+        ({"guided_choice": ["left", "right"]}, "left|right"),
+        ({"guided_json": {"const": 7}}, "7"),
+        ({"guided_json": {"const": 7}, "response_format": {"type": "text"}}, "7"),
+    ],
+)
+def test_vllms_fields_hold_answers_to_a_form(server: Live, extra: dict[str, Any], pattern: str) -> None:
+    for seed in range(2):
+        answer = ask(server, n=400, temperature=1.0, seed=seed, extra_body=extra).choices[0]
+        assert answer.finish_reason == "stop"
+        assert re.fullmatch(pattern, str(answer.message.content).strip())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message", "param"),
+    [
+        ({"structured_outputs": {"regex": "("}}, "this form cannot be used", "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, "is not supported", "structured_outputs.grammar"),
+        ({"structured_outputs": {}}, "exactly one of json, regex, choice", "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "exactly one", "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "this form cannot be used", "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "this form cannot be used", "structured_outputs"),
+        ({"guided_json": {"type": "array", "uniqueItems": True}}, "uniqueItems", "guided_json"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex and guided_choice are both given", ""),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "are both given", ""),
+        ({"guided_grammar": "root ::= x"}, "is not supported", "guided_grammar"),
+        ({"guided_decoding_backend": "x"}, "is not supported", "guided_decoding_backend"),
+        ({"guided_regex": 7}, "expected a string, got a number", "guided_regex"),
+    ],
+)
+def test_forms_that_are_not_known_are_refused_by_name(
+    server: Live, extra: dict[str, Any], message: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(server, extra_body=extra)
+    assert message in str(error.value)
+    assert (error.value.param or "") == param
+
+
 def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
     server: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +226,7 @@ def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
 
     with monkeypatch.context() as patch:
         patch.setattr(Constraint, "mask_", lambda *_: "stuck")
+        patch.setattr(Constraint, "allows", lambda *_: False)
         with ThreadPoolExecutor(2) as pool:
             free = pool.submit(ask, server, n=20)
             with pytest.raises(openai.BadRequestError, match="cannot go on in the form") as error:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,14 +54,14 @@ class NoTensors(TensorSource):
 
 class FakeBase(BaseModel):
     def tokenizer(self) -> Any:
-        return None
+        return SimpleNamespace()
 
     def fingerprint(self) -> str:
         return "f" * 64
 
 
-def open_base(spec: str, preset: str | None = None) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0), preset)
+def open_base(spec: str) -> BaseModel:
+    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
 
 
 class FakeModel:
@@ -76,8 +77,9 @@ class FakeModel:
                 out, into = DECODER.linear_shape(name)
                 part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
                 key = f"model.layers.{layer}.{part}.{name}"
-                self.parameters[f"{key}.lora_A"] = torch.randn(lora.rank, into, generator=generator) / into
-                self.parameters[f"{key}.lora_B"] = torch.zeros(out, lora.rank)
+                rank = lora.rank_of(name)
+                self.parameters[f"{key}.lora_A"] = torch.randn(rank, into, generator=generator) / into
+                self.parameters[f"{key}.lora_B"] = torch.zeros(out, rank)
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
         return {"calibration": self.calibration}
@@ -93,7 +95,7 @@ class FakeModel:
             x = F.pad(hidden, (0, max(0, a.shape[1] - hidden.shape[1])))[:, : a.shape[1]]
             if dropout is not None and self.lora.dropout:
                 x = x * (torch.rand(x.shape, generator=dropout) >= self.lora.dropout) / (1 - self.lora.dropout)
-            y = (x @ a.T) @ b.T * self.lora.scale
+            y = (x @ a.T) @ b.T * self.lora.scale_of("q_proj")
             hidden = torch.tanh(hidden + F.pad(y, (0, max(0, 8 - y.shape[1])))[:, :8])
         return F.cross_entropy(hidden @ self.embedding.T, tokens[example.n_prompt :], reduction="sum")
 
@@ -158,7 +160,7 @@ def evaluate_loss(model: FakeModel, examples: list[Example]) -> list[tuple[float
 
 
 def read_dataset(
-    path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+    path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None, *_: Any
 ) -> Dataset:
     """One example a line: token numbers separated by blanks, the first a prompt of one token."""
     lines = path.read_text().split("\n")[:limit]
@@ -188,6 +190,7 @@ def config(folder: Path, output: Path, **fields: Any) -> RunConfig:
     train, val = write_data(folder)
     defaults: dict[str, Any] = {
         "base_model": "fake",
+        "preset": "original",
         "epochs": 2,
         "lr": 0.05,
         "grad_accum": 2,

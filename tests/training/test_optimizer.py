@@ -76,6 +76,18 @@ def test_schedule_equals_transformers(warmup, total):
         schedule.step()
 
 
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (1, 2)])
+def test_the_linear_schedule_equals_transformers(warmup, total):
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup, total)
+    for step in range(total):
+        assert lr_factor(step, warmup, total, "linear") == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize(
     ("warmup", "total", "steps"), [(0.0, 100, 0), (0.05, 39, 2), (8.0, 150, 8), (0.5, 1, 0), (200.0, 100, 99)]
 )

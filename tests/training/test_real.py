@@ -18,6 +18,8 @@ from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
 from rescoldo.engine.types import CALIBRATED
+from rescoldo.errors import RescoldoError
+from rescoldo.export.average import average_runs
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from rescoldo.run.layout import list_checkpoints
@@ -64,6 +66,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
     given = {"train": folder / "train.jsonl", "val": folder / "val.jsonl", "output": output}
     settings = {
         "base_model": str(folder / "base"),
+        "preset": "original",
         "epochs": 2,
         "lr": 1e-3,
         "batch_size": 1,
@@ -73,10 +76,16 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
     return RunConfig(**(given | settings | {"max_length": 4096, "threads": 1, "quantization": "fp32"} | fields))
 
 
-@pytest.mark.parametrize("quantization", ["fp32", "bf16", "int8", "nf4"])
-def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization):
+DORA = {"adapter": "dora", "lora_layers": 1, "lora_ranks": "mlp=2", "lora_plus": 4, "lora_targets": "all"}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "adapter"),
+    [*((name, {"lora_targets": "all"}) for name in ("fp32", "bf16", "int8", "nf4")), ("bf16", DORA), ("int8", DORA)],
+)
+def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adapter):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
-    fields = {"quantization": quantization, "lora_targets": "all"}
+    fields = {"quantization": quantization, **adapter}
     train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:
@@ -156,14 +165,41 @@ def test_what_a_run_leaves(finished):
 
 
 def test_peft_loads_it_and_gives_the_same_loss(folder, finished):
+    its_loss_is_pefts(folder, finished[0])
+
+
+def test_going_on_from_an_adapter_that_peft_made(folder, tmp_path):
+    """Its kind and ranks are kept, the loss before the training is PEFT's, and PEFT loads the result."""
     peft = pytest.importorskip("peft")
-    output = finished[0]
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(base, output).eval()
-    parts, config = real_parts(), make(folder, output)
+    options = {"r": 3, "rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj", "v_proj"], "use_dora": True}
+    theirs = peft.get_peft_model(base, peft.LoraConfig(**options, lora_alpha=7, layers_to_transform=[1]))
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 1.0 if "magnitude" in name else 0.0, 0.2)
+    theirs.save_pretrained(tmp_path / "parent")
+    given = make(folder, tmp_path / "run").model_dump(include={"train", "val", "output", "epochs", "max_length"})
+    train(RunConfig(**given, from_adapter=tmp_path / "parent", quantization="fp32", threads=1, lr=1e-3), real_parts())
+    info = json.loads((tmp_path / "run/training_info.json").read_text())
+    assert (info["base_model"], info["lora_r"], info["lora_alpha"]) == (str(folder / "base"), 3, 7.0)
+    assert read_adapter(tmp_path / "run").lora == read_adapter(tmp_path / "parent").lora
+    assert mean_loss(folder, theirs.eval()) == pytest.approx(info["val_loss_before"], abs=1e-4)
+    its_loss_is_pefts(folder, tmp_path / "run")
+
+
+def its_loss_is_pefts(folder: Path, output: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    info = json.loads((output / "training_info.json").read_text())
+    best = info["losses"][info["best_epoch"] - 1]["val_loss"]
+    assert mean_loss(folder, peft.PeftModel.from_pretrained(base, output).eval()) == pytest.approx(best, abs=1e-4)
+
+
+def mean_loss(folder: Path, model: Any) -> float:
+    """Of a model of transformers, over the validation examples' targets."""
+    parts, config = real_parts(), make(folder, folder)
     opened = parts.open_base(config.base_model)
     data = parts.read_dataset(config.val, get_role("ba"), opened.tokenizer(), 4096, None)
-    info = json.loads((output / "training_info.json").read_text())
     nats, targets = 0.0, 0
     for example in data.examples:
         tokens = torch.tensor(example.tokens)
@@ -171,9 +207,25 @@ def test_peft_loads_it_and_gives_the_same_loss(folder, finished):
             logits = model(tokens[None]).logits[0, example.n_prompt - 1 : -1]
         nats += torch.nn.functional.cross_entropy(logits, tokens[example.n_prompt :], reduction="sum").item()
         targets += example.n_targets
-    best = info["losses"][info["best_epoch"] - 1]["val_loss"]
-    assert nats / targets == pytest.approx(best, abs=1e-4)
     assert targets == sum(example.n_targets for example in data.examples)
+    return nats / targets
+
+
+def test_an_average_of_epochs(finished, tmp_path):
+    epochs = [finished[0] / "checkpoint-5", finished[0] / "checkpoint-10"]
+    average_runs(epochs, tmp_path / "epochs", weights=[1, 3], method="factors")
+    first, second = (read_checkpoint(path).adapter for path in epochs)
+    found = read_adapter(tmp_path / "epochs")
+    assert found.lora == read_adapter(finished[0]).lora
+    for name, tensor in found.parameters.items():
+        torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * second[name])
+    assert all(check.ok for check in verify(tmp_path / "epochs"))
+    damaged = shutil.copytree(epochs[0], tmp_path / "run" / "checkpoint-5")
+    shutil.copy(finished[0] / "adapter_config.json", tmp_path / "run")
+    shutil.copy(finished[0] / "adapter_model.safetensors", tmp_path / "run")
+    (damaged / "adapter.safetensors").write_bytes(b"no")
+    with pytest.raises(RescoldoError, match="the checkpoint is damaged"):
+        average_runs([damaged, epochs[1]], tmp_path / "none")
 
 
 def test_adapter_config_is_what_peft_would_write(finished, tmp_path):

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from rescoldo.adapter.peft import parse_config, peft_config, read_config
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import RescoldoError
@@ -29,7 +30,8 @@ CALIBRATION_FILE = "calibration.safetensors"
 
 _PREFIX = "base_model.model."
 _PLAIN, _WRAPPED = "model.layers.", "model.language_model.layers."
-_KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_[AB]")
+_KEY = re.compile(rf"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.({A}|{B}|{MAGNITUDE})")
+_MODULES = (A, B)  # of those tensors, PEFT's linears, whose weights have ".weight" behind their names
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class Adapter:
     """An adapter read from disk.
 
     Attributes:
-        lora: rank, alpha, dropout, targets.
-        parameters: A (rank, in) and B (out, rank) of each adapted linear, float32, named as LoraModel names them.
+        lora: kind, ranks, alphas, dropout, targets, layers.
+        parameters: A (rank, in) and B (out, rank) of each adapted linear, and its magnitude (out,) where its kind has
+            one, float32, named as LoraModel names them.
         base_model: as the config names it, "" where it does not.
         directory: where it was read from.
-        layers: those that it changes; None: all of the base model's.
         wrapped: whether its files have the names of a class that holds the decoder together with a vision tower.
     """
 
@@ -49,19 +51,16 @@ class Adapter:
     parameters: Tensors
     base_model: str
     directory: Path
-    layers: tuple[int, ...] | None = None
     wrapped: bool = False
 
     def misfit(self, base: DecoderConfig) -> str:
         """In what it does not fit a base model of these shapes: one sentence, "" where it fits."""
-        from rescoldo.engine.model import layer_of, parameter_shapes
+        from rescoldo.engine.memory import parameter_shapes
 
-        beyond = [layer for layer in self.layers or () if layer >= base.n_layers]
+        beyond = [layer for layer in self.lora.layers or () if layer >= base.n_layers]
         if beyond:
             return f"{CONFIG_FILE} names layer {beyond[0]}, and the model has {base.n_layers} layers"
         expected = parameter_shapes(base, self.lora)
-        if self.layers is not None:
-            expected = {name: shape for name, shape in expected.items() if layer_of(name) in self.layers}
         found = {name: tuple(tensor.shape) for name, tensor in self.parameters.items()}
         missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
         if missing:
@@ -89,7 +88,7 @@ class Adapter:
                 raise RescoldoError(f"{key} contains NaN or Inf", where=where, fix="train again")
 
     def put_into(self, model: LoraModel, name: str) -> None:
-        """Copy the weights into a model of the base `name`; a layer without adapter gets B = 0, which changes nothing.
+        """Copy the weights into a model of the base `name` that was made for this adapter's `lora`.
 
         Raises:
             RescoldoError: see `fits`.
@@ -97,10 +96,7 @@ class Adapter:
         self.fits(model.config, name)
         with torch.no_grad():
             for key, parameter in model.parameters.items():
-                if key in self.parameters:
-                    parameter.copy_(self.parameters[key])
-                else:
-                    parameter.zero_()
+                parameter.copy_(self.parameters[key])
         model.sync()
 
 
@@ -109,11 +105,13 @@ def _several(what: str, names: list[str]) -> str:
 
 
 def to_peft(parameters: Tensors, *, wrapped: bool = False) -> Tensors:
-    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32; `wrapped`:
-    base_model.model.model.language_model.layers.0.…."""
+    """model.layers.0.….lora_A → base_model.model.model.layers.0.….lora_A.weight, contiguous float32; a magnitude has no
+    ".weight" behind it; `wrapped`: base_model.model.model.language_model.layers.0.…."""
     layers = _PREFIX + (_WRAPPED if wrapped else _PLAIN)
     return {
-        f"{layers}{key.removeprefix(_PLAIN)}.weight": tensor.detach().to(torch.float32).contiguous()
+        f"{layers}{key.removeprefix(_PLAIN)}{'.weight' if key.endswith(_MODULES) else ''}": (
+            tensor.detach().to(torch.float32).contiguous()
+        )
         for key, tensor in parameters.items()
     }
 
@@ -147,13 +145,13 @@ def write_bin(output: Path) -> None:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Read an adapter, ours or one that PEFT wrote with plain LoRA on decoder linears.
+    """Read an adapter, ours or one that PEFT wrote, of one of the KINDS on decoder linears.
 
     Raises:
         RescoldoError: files missing or damaged, or a kind of adapter that the engine does not have.
     """
     config = read_config(directory / CONFIG_FILE)
-    lora, layers = parse_config(config, str(directory / CONFIG_FILE))
+    lora = parse_config(config, str(directory / CONFIG_FILE))
     parameters: Tensors = {}
     wrapped = False
     path = directory / WEIGHTS_FILE
@@ -162,10 +160,11 @@ def read_adapter(directory: Path) -> Adapter:
         if key.startswith(_WRAPPED):
             key, wrapped = _PLAIN + key.removeprefix(_WRAPPED), True
         match = _KEY.fullmatch(key)
-        if not match or match[1] not in lora.targets or not tensor.is_floating_point():
+        known = match and match[1] in lora.targets and (lora.magnitude or match[2] != MAGNITUDE)
+        if not known or not tensor.is_floating_point():
             raise RescoldoError(f"{name} is not a LoRA weight of the config's target_modules", where=str(path))
         parameters[key] = tensor.to(torch.float32)
-    return Adapter(lora, parameters, str(config.get("base_model_name_or_path") or ""), directory, layers, wrapped)
+    return Adapter(lora, parameters, str(config.get("base_model_name_or_path") or ""), directory, wrapped)
 
 
 def _load(path: Path, fix: str) -> Tensors:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rescoldo.engine.config import ALL_LINEARS
+from rescoldo.engine.kinds import KINDS, PEFT_SWITCHES, kind_of
 from rescoldo.engine.types import LoraConfig
 from rescoldo.errors import RescoldoError
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 1 << 16
 # of a decoder inside a wrapper: its linears alone, as a vision tower may have some of the same names
-_WRAPPED_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\."
+_WRAPPED_TARGETS = r"model\.language_model\.layers\.{layers}\.(self_attn|mlp)\.({names})"
+_WRAPPED = re.compile(
+    r"model\\\.language_model\\\.layers\\\.(?P<layers>\\d\+|\([0-9|]+\))"
+    r"\\\.\(self_attn\|mlp\)\\\.\((?P<names>[a-z_|]+)\)"
+)
 
 Test = Callable[[Any], bool]
 
@@ -47,15 +53,23 @@ def _whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _names(value: Any) -> Any:
-    """target_modules as a list, also where `peft_config` wrote it as a pattern for a wrapper's class."""
-    if isinstance(value, str) and value.startswith(_WRAPPED_TARGETS):
-        return value.removeprefix(_WRAPPED_TARGETS).removeprefix("(").removesuffix(")").split("|")
-    return value
+def _wrapped_targets(lora: LoraConfig) -> str:
+    """target_modules for a wrapper's class: a pattern, beside which PEFT takes no layers_to_transform."""
+    layers = r"\d+" if lora.layers is None else f"({'|'.join(map(str, lora.layers))})"
+    return _WRAPPED_TARGETS.format(layers=layers, names="|".join(lora.targets))
+
+
+def _unwrapped(value: Any) -> tuple[Any, Any]:
+    """target_modules as a list, and layers_to_transform where `_wrapped_targets` wrote it as a pattern."""
+    match = _WRAPPED.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        return value, None
+    layers = None if match["layers"] == r"\d+" else [int(layer) for layer in re.findall(r"\d+", match["layers"])]
+    return match["names"].split("|"), layers
 
 
 def _linears(value: Any) -> bool:
-    value = _names(value)
+    value, _ = _unwrapped(value)
     return (
         isinstance(value, list) and bool(value) and all(isinstance(name, str) and name in ALL_LINEARS for name in value)
     )
@@ -64,6 +78,15 @@ def _linears(value: Any) -> bool:
 def _layers(value: Any) -> bool:
     several = value if isinstance(value, list) else [value]
     return value is None or (bool(several) and all(_whole(layer, 0, 1 << 16) for layer in several))
+
+
+def _pattern(value: Any, test: Test) -> bool:
+    """A rank or alpha for each of some linears, by their short names."""
+    return _off(value) or (isinstance(value, dict) and all(k in ALL_LINEARS and test(v) for k, v in value.items()))
+
+
+def _rank(value: Any) -> bool:
+    return _whole(value, 1, MAX_RANK)
 
 
 @dataclass(frozen=True)
@@ -78,11 +101,14 @@ class _Field:
 _FIELDS: dict[str, _Field] = {
     # what is read
     "peft_type": _Field(_one_of("LORA"), "'LORA'", required=True),
-    "r": _Field(lambda value: _whole(value, 1, MAX_RANK), f"a whole number from 1 to {MAX_RANK}", required=True),
+    "r": _Field(_rank, f"a whole number from 1 to {MAX_RANK}", required=True),
     "lora_alpha": _Field(_number, "a number", required=True),
     "lora_dropout": _Field(lambda value: _number(value) and 0 <= value < 1, "a number from 0 up to 1"),
     "target_modules": _Field(_linears, f"a list of {', '.join(ALL_LINEARS)}", required=True),
     "layers_to_transform": _Field(_layers, "layer numbers"),
+    "rank_pattern": _Field(lambda value: _pattern(value, _rank), "a rank for each of some linears, by its short name"),
+    "alpha_pattern": _Field(lambda value: _pattern(value, _number), "a number for each of some linears"),
+    **{switch: _Field(lambda value: value is None or isinstance(value, bool), "a boolean") for switch in PEFT_SWITCHES},
     "base_model_name_or_path": _Field(lambda value: value is None or isinstance(value, str), "a name"),
     # what has no effect on the trained weights' meaning
     "auto_mapping": _Field(_anything),
@@ -108,22 +134,31 @@ def peft_config(lora: LoraConfig, base_model: str, *, wrapped: bool = False) -> 
     """adapter_config.json's content: what peft.LoraConfig would write, without the fields that are at their default
     there (PEFT fills them, whatever its version). PEFT itself is not needed to train. `wrapped`: for the class that
     holds the decoder together with a vision tower."""
+    kind = KINDS[lora.kind]
+    patterns = {"rank_pattern": dict(lora.ranks), "alpha_pattern": {k: _plain(v) for k, v in lora.alphas.items()}}
+    some = {} if lora.layers is None or wrapped else {"layers_to_transform": list(lora.layers)}
     return {
         "base_model_name_or_path": base_model,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_alpha": _plain(lora.alpha),
         "lora_dropout": lora.dropout,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.rank,
-        "target_modules": f"{_WRAPPED_TARGETS}({'|'.join(lora.targets)})" if wrapped else list(lora.targets),
+        "target_modules": _wrapped_targets(lora) if wrapped else list(lora.targets),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
+        **{switch: switch in kind.peft for switch in PEFT_SWITCHES},
+        **{name: pattern for name, pattern in patterns.items() if pattern},
+        **some,
     }
+
+
+def _plain(number: float) -> float:
+    """A number as JSON has it: whole ones without a point."""
+    return int(number) if number == int(number) else number
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -145,8 +180,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def parse_config(config: dict[str, Any], where: str) -> tuple[LoraConfig, tuple[int, ...] | None]:
-    """The engine's LoRA settings in a PEFT config, and the layers that have an adapter (None: all of them).
+def parse_config(config: dict[str, Any], where: str) -> LoraConfig:
+    """The engine's LoRA settings in a PEFT config.
 
     Raises:
         RescoldoError: fields are missing or unknown, or have a value that is not supported; all are named.
@@ -163,13 +198,23 @@ def parse_config(config: dict[str, Any], where: str) -> tuple[LoraConfig, tuple[
         raise RescoldoError(
             f"this kind of adapter is not supported: {'; '.join(faults[:8])}",
             where=where,
-            fix="plain LoRA on the decoder's linears is supported; merge the adapter into its base model with PEFT",
+            fix=f"{', '.join(kind.title for kind in KINDS.values())} on the decoder's linears are supported; merge the "
+            "adapter into its base model with PEFT",
         )
-    targets = tuple(name for name in ALL_LINEARS if name in _names(config["target_modules"]))
-    lora = LoraConfig(config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), targets)
-    layers = config.get("layers_to_transform")
-    several = layers if isinstance(layers, list) else [layers]
-    return lora, None if layers is None else tuple(sorted(set(several)))
+    names, layers = _unwrapped(config["target_modules"])
+    layers = config.get("layers_to_transform") if layers is None else layers
+    targets = tuple(name for name in ALL_LINEARS if name in names)
+    several: list[int] = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    return LoraConfig(
+        config["r"],
+        float(config["lora_alpha"]),
+        float(config.get("lora_dropout", 0.0)),
+        targets,
+        kind=kind_of(frozenset(switch for switch in PEFT_SWITCHES if config.get(switch))),
+        ranks={name: rank for name, rank in (config.get("rank_pattern") or {}).items() if name in targets},
+        alphas={name: float(a) for name, a in (config.get("alpha_pattern") or {}).items() if name in targets},
+        layers=None if layers is None else tuple(sorted(set(several))),
+    )
 
 
 def _shown(value: Any) -> str:

@@ -127,7 +127,7 @@ def _check_types(path: Path, header: GgufHeader) -> None:
             )
 
 
-def open_gguf(path: Path, spec: str, preset: str | None = None) -> BaseModel:
+def open_gguf(path: Path, spec: str) -> BaseModel:
     """Open a GGUF file.
 
     Raises:
@@ -138,4 +138,4 @@ def open_gguf(path: Path, spec: str, preset: str | None = None) -> BaseModel:
     _check_types(path, header)
     tensors = GgufTensors(path, header, config)
     check_tensors(tensors, config, path)
-    return BaseModel(spec, path, "gguf", config, tensors, (path,), GgufTokenizer(path, config.max_positions), preset)
+    return BaseModel(spec, path, "gguf", config, tensors, (path,), GgufTokenizer(path, config.max_positions))

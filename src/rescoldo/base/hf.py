@@ -18,6 +18,7 @@ from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, WRAPPERS, Family
+from rescoldo.families.unsupported import unsupported
 from rescoldo.files import load_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -52,7 +53,7 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
     family = FAMILIES.get(str(architecture)) or next(iter(wrapped), None)
     if family is None:
         raise RescoldoError(
-            f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
+            unsupported(architecture) if architecture else "config.json has no model_type",
             where=where,
             fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )

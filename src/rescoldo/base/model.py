@@ -30,7 +30,6 @@ class BaseModel:
         tokenizer_files: what the tokenizer is made of.
         wrapper: the class in transformers that holds the decoder together with a vision tower; empty: there is none.
         left_alone: names of the file's tensors that are not the decoder's.
-        preset: hyper-parameters that suit this model where the user gives none (only the sample has any).
     """
 
     spec: str
@@ -40,7 +39,6 @@ class BaseModel:
     tensors: TensorSource
     weight_files: tuple[Path, ...]
     tokenizer_files: TokenizerFiles
-    preset: str | None = None
     wrapper: str = ""
     left_alone: tuple[str, ...] = ()
 

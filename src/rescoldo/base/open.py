@@ -43,7 +43,7 @@ def open_base(spec: str) -> BaseModel:
     if colon and kind == "sample":
         from rescoldo.base.sample import find_sample
 
-        return open_gguf(find_sample(name), spec, preset=name)
+        return open_gguf(find_sample(name), spec)
     if colon and kind == "ollama":
         from rescoldo.base.ollama import find_ollama
 
@@ -82,9 +82,9 @@ def _open_directory(path: Path, spec: str) -> BaseModel:
         made_for = load_json(path / "adapter_config.json", REFETCH).get("base_model_name_or_path")
         named = f", {made_for:.200}" if isinstance(made_for, str) and made_for.isprintable() and made_for else ""
         raise RescoldoError(
-            "this directory holds an adapter, not a base model, and to train an adapter further is not supported",
+            "this directory holds an adapter, not a base model",
             where=spec,
-            fix=f"name the model that it was made for{named}: that trains a new adapter",
+            fix=f"name the model that it was made for{named}; `train --from` goes on training the adapter",
         )
     raise RescoldoError(
         "the directory has no config.json, so it is no Hugging Face model", where=spec, fix=f"name {_FORMS}"

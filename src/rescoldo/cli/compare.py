@@ -30,6 +30,13 @@ def compare(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="A further model, as NAME=MODEL; may be given more than once.")
     ] = None,
+    together: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train the optimized prompt's instruction into the weights (BetterTogether) in this directory, as the "
+            "fine-tuned model was trained, and compare that, too. Resumed like any training."
+        ),
+    ] = None,
     constrained: Annotated[
         bool, typer.Option(help="The baseline once more, with its answers held to the role's schema: form for nothing.")
     ] = True,
@@ -41,7 +48,14 @@ def compare(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
-    repeats: Annotated[int, typer.Option(help="Answers to each record, averaged; the seed counts up.")] = 1,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            "--repeats",
+            help="Answers to each record (the seed counts up): the mean, pass@k, the best of k.",
+        ),
+    ] = 1,
     train_set: Annotated[
         Path | None, typer.Option(help="Score the fine-tuned model on its training set too, to detect overfitting.")
     ] = None,
@@ -75,7 +89,7 @@ def compare(
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
     ] = False,
-    lang: Annotated[str, typer.Option(help="Of the reports: en or es.")] = "en",
+    lang: Annotated[str, typer.Option(help="Language of reports, tables and verdict: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
     """Compare two models or more on the same dataset; say whether the fine-tuned one is worth adopting, and why.
@@ -85,9 +99,8 @@ def compare(
     """
     temperature = 0.0 if greedy else temperature
     check_sampling(temperature, top_p, max_new_tokens)
-    models = _models(baseline, model or [], optimized, finetuned)
+    models = _models(baseline, model or [], optimized, finetuned, together)
     counts = {
-        "repeats": repeats,
         "concurrency": concurrency,
         "limit": limit,
         "train-set-limit": train_set_limit,
@@ -95,12 +108,6 @@ def compare(
     }
     for name, value in counts.items():
         check_number(f"--{name}", value, whole=True, ge=1, le=1_000_000)
-    if repeats > 1 and temperature == 0:
-        raise RescoldoError(
-            "greedy answers are the same every time",
-            where="--repeats",
-            fix="leave it out, or sample with --temperature",
-        )
     check_number("--timeout", timeout, gt=0, le=1e6)
     if train_set is not None and not finetuned:
         raise RescoldoError("there is no fine-tuned model to score on it", where="--train-set", fix="add --finetuned")
@@ -108,19 +115,28 @@ def compare(
     from rescoldo.evaluation.compare import Parts
     from rescoldo.evaluation.compare import compare as run_comparison
     from rescoldo.evaluation.document import reports_beside
+    from rescoldo.evaluation.evaluation import check_samples
     from rescoldo.evaluation.language import language
     from rescoldo.models.server import ServerOptions
 
     language(lang)
+    check_samples(samples, temperature)
+    if together is not None:
+        _train_together(together, finetuned, optimized, role, allow_pickle, json_)
     with going_on(f"{output}.partial.jsonl" if output else ""):
         document = run_comparison(
             models,
             dataset,
-            Parts("baseline", "optimized" if optimized else "", "finetuned" if finetuned else ""),
+            Parts(
+                "baseline",
+                "optimized" if optimized else "",
+                "finetuned" if finetuned else "",
+                "together" if together else "",
+            ),
             role=role,
             output=output,
             sampling=Sampling(temperature, top_p, max_new_tokens, seed),
-            repeats=repeats,
+            repeats=samples,
             train_set=train_set,
             train_limit=train_set_limit,
             limit=limit,
@@ -147,14 +163,39 @@ def compare(
         print("Written: " + ", ".join(map(str, [output, *reports_beside(output)])))
 
 
-def _models(baseline: str, further: list[str], optimized: str, finetuned: str) -> dict[str, str]:
+def _train_together(
+    output: Path, finetuned: str, optimized: str, role: str | None, allow_pickle: bool, as_json: bool
+) -> None:
+    """Train the run of --together, or resume it, or recognise it as finished; leaves when a signal came."""
+    from rich.console import Console
+
+    from rescoldo.assemble import real_parts
+    from rescoldo.evaluation.together import together_config
+    from rescoldo.run.registry import register
+    from rescoldo.training.progress import Reporter
+    from rescoldo.training.start import train
+
+    config = together_config(finetuned, optimized, output, role=role, allow_pickle=allow_pickle)
+    register(output)
+    reporter = Reporter(Console(stderr=as_json, highlight=False))
+    reporter.say(f"Training the optimized prompt's instruction into the weights: {output}")
+    result = train(config, real_parts(), reporter=reporter)
+    if result.signal:
+        raise typer.Exit(128 + result.signal)
+
+
+def _models(baseline: str, further: list[str], optimized: str, finetuned: str, together: Path | None) -> dict[str, str]:
     """Name in the document → spec, the simplest first.
 
     Raises:
-        RescoldoError: only one, a --model without a name, a name twice.
+        RescoldoError: only one, a --model without a name, a name twice, --together without what it is made of.
     """
     models = {"baseline": baseline}
-    reserved = ("baseline", "optimized", "finetuned")
+    reserved = ("baseline", "optimized", "finetuned", "together")
+    if together is not None and not (optimized and finetuned):
+        raise RescoldoError(
+            "weights and prompt together are made of both", where="--together", fix="add --optimized and --finetuned"
+        )
     for text in further:
         name, equals, spec = text.partition("=")
         if not equals or not name.strip() or not spec.strip():
@@ -163,6 +204,7 @@ def _models(baseline: str, further: list[str], optimized: str, finetuned: str) -
             raise RescoldoError(f"the name {name!r} is taken", where="--model", fix="choose another")
         models[name] = spec
     models |= {"optimized": optimized} if optimized else {}
+    models |= {"together": str(together)} if together is not None else {}
     models |= {"finetuned": finetuned} if finetuned else {}
     if len(models) < 2:
         raise RescoldoError(

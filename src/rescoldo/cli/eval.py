@@ -38,6 +38,9 @@ def eval_(
         int | None, typer.Option(help="Most tokens of an answer. (default the role's, 2048 for ba)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each record (the seed counts up): pass@k and the best of k.")
+    ] = 1,
     limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
     quantization: Annotated[
         str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
@@ -48,7 +51,10 @@ def eval_(
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
     ] = False,
-    lang: Annotated[str, typer.Option(help="Of the reports: en or es.")] = "en",
+    choices: Annotated[
+        bool, typer.Option("--choices", help="Measure the probability of each label, where the answers are labels.")
+    ] = False,
+    lang: Annotated[str, typer.Option(help="Language of reports, tables and verdict: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
     """Score a model on a dataset: the metric, its components, and signs of reciting.
@@ -75,11 +81,13 @@ def eval_(
             output=output,
             train=train,
             sampling=replace(role_for(model, role).sampling, **changes),
+            samples=samples,
             limit=limit,
             base=base,
             constrained=constrained,
             quantization=quantization,
             perplexity=perplexity,
+            choices=choices,
             lang=lang,
             console=console,
         )

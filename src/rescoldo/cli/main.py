@@ -23,6 +23,8 @@ from rescoldo.cli.eval import EXAMPLE as EVAL_EXAMPLE
 from rescoldo.cli.eval import eval_
 from rescoldo.cli.export import EXAMPLE as EXPORT_EXAMPLE
 from rescoldo.cli.export import export
+from rescoldo.cli.merge import EXAMPLE as MERGE_EXAMPLE
+from rescoldo.cli.merge import merge
 from rescoldo.cli.optimize import EXAMPLE as OPTIMIZE_EXAMPLE
 from rescoldo.cli.optimize import optimize
 from rescoldo.cli.plan import EXAMPLE as PLAN_EXAMPLE
@@ -81,6 +83,7 @@ app.add_typer(role, name="role")
 app.command(epilog=example(SWEEP_EXAMPLE))(sweep)
 app.command("eval", epilog=example(EVAL_EXAMPLE))(eval_)
 app.command("export", epilog=example(EXPORT_EXAMPLE))(export)
+app.command(epilog=example(MERGE_EXAMPLE))(merge)
 app.command("serve", epilog=example(SERVE_EXAMPLE))(serve)
 app.command("chat", epilog=example(CHAT_EXAMPLE))(chat)
 app.command(epilog=example(COMPARE_EXAMPLE))(compare)

@@ -30,11 +30,19 @@ def optimize(
     method: Annotated[
         str,
         typer.Option(
-            help="labeled (LabeledFewShot), bootstrap (BootstrapFewShot) or mipro (MIPROv2: instructions, too)."
+            help="labeled (LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2: instructions, too) or gepa "
+            "(GEPA: instructions, from what the metric says in words)."
         ),
     ] = "mipro",
     shots: Annotated[int, typer.Option(help="Most examples in the prompt.")] = 3,
-    trials: Annotated[int, typer.Option(help="Number of prompts that MIPROv2 tries.")] = 10,
+    trials: Annotated[int, typer.Option(help="Number of prompts that MIPROv2 or GEPA tries.")] = 10,
+    budget: Annotated[
+        int | None, typer.Option(help="Most answers that GEPA scores. (default what --trials prompts may need)")
+    ] = None,
+    reflection_model: Annotated[
+        str | None,
+        typer.Option(help="The model that writes instructions (mipro, gepa), named as --model. (default it)"),
+    ] = None,
     dev: Annotated[float, typer.Option(help="Fraction of the training set that prompts are scored on.")] = 0.2,
     threshold: Annotated[
         float, typer.Option(help="Score from which on the model's own answer may be an example.")
@@ -65,7 +73,8 @@ def optimize(
     from rescoldo.optimize.optimizer import optimize as run_optimizer
 
     config = OptimizeConfig(
-        model=model, train=str(train), method=method, shots=shots, trials=trials, dev=dev, threshold=threshold,
+        model=model, train=str(train), method=method, shots=shots, trials=trials, budget=budget,
+        reflection_model=reflection_model, dev=dev, threshold=threshold,
         limit=limit, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, role=role,
         quantization=quantization,
     )  # fmt: skip

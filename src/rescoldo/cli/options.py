@@ -22,7 +22,10 @@ ConfigFile = Annotated[
 ]
 
 OPTIONS: dict[str, Any] = {
-    "train": Annotated[str | None, typer.Option(help="Training examples (JSON Lines).", rich_help_panel=BASICS)],
+    "train": Annotated[
+        str | None,
+        typer.Option(help="Training examples (JSON Lines), or plain text (.txt, .md).", rich_help_panel=BASICS),
+    ],
     "val": Annotated[str | None, typer.Option(help="Validation examples (JSON Lines).", rich_help_panel=BASICS)],
     "output": Annotated[
         str | None, typer.Option(help="Output directory; a run in it is resumed.", rich_help_panel=BASICS)
@@ -34,23 +37,117 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=BASICS,
         ),
     ],
+    "from_adapter": Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            "--from-adapter",
+            help="Run or PEFT adapter to go on from: its base model, kind, ranks, targets; a new optimizer and "
+            "schedule.",
+            rich_help_panel=BASICS,
+        ),
+    ],
+    "replay": Annotated[
+        str | None,
+        typer.Option(
+            help="Old examples to mix in: FILE:SHARE of all training examples (old.jsonl:0.2).", rich_help_panel=BASICS
+        ),
+    ],
     "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
-    "epochs": Annotated[int | None, typer.Option(help="Passes over the examples. (default 3)", rich_help_panel=LORA)],
-    "lr": Annotated[float | None, typer.Option(help="Peak learning rate. (default 2e-4)", rich_help_panel=LORA)],
+    "preset": Annotated[
+        str | None,
+        typer.Option(
+            help="Where settings that are not given come from: tuned (measured, by the model's size) or original "
+            "(the original script's). (default tuned)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "epochs": Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the examples. (default 2; original: 3)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lr": Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate. (default by the model's size and the step's; original: 2e-4)",
+            rich_help_panel=LORA,
+        ),
+    ],
     "batch_size": Annotated[
         int | None, typer.Option(help="Examples per micro-batch. (default 1)", rich_help_panel=LORA)
     ],
     "grad_accum": Annotated[
-        int | None, typer.Option(help="Micro-batches per optimizer step. (default 8)", rich_help_panel=LORA)
+        int | None, typer.Option(help="Micro-batches a step. (default: 4 examples; original: 8)", rich_help_panel=LORA)
     ],
-    "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 8)", rich_help_panel=LORA)],
-    "lora_alpha": Annotated[float | None, typer.Option(help="LoRA alpha. (default 32)", rich_help_panel=LORA)],
+    "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 16; original: 8)", rich_help_panel=LORA)],
+    "lora_alpha": Annotated[
+        float | None, typer.Option(help="LoRA alpha. (default 4 x rank; original: 32)", rich_help_panel=LORA)
+    ],
     "lora_dropout": Annotated[float | None, typer.Option(help="Dropout before A. (default 0.1)", rich_help_panel=LORA)],
     "lora_targets": Annotated[
         str | None,
         typer.Option(
             help="Comma-separated: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj "
-            "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. (default attention)",
+            "(Phi: qkv_proj, o_proj, gate_up_proj, down_proj); or attention, mlp, all. "
+            "(default all; original: attention)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "adapter": Annotated[
+        str | None,
+        typer.Option(help="Kind of adapter: lora, rslora, dora, rsdora. (default lora)", rich_help_panel=LORA),
+    ],
+    "lora_ranks": Annotated[
+        str | None,
+        typer.Option(help="Ranks of single linears or groups: q_proj=8,mlp=32.", rich_help_panel=LORA),
+    ],
+    "lora_alphas": Annotated[
+        str | None, typer.Option(help="Alphas of single linears or groups, likewise.", rich_help_panel=LORA)
+    ],
+    "lora_layers": Annotated[
+        str | None,
+        typer.Option(
+            help="Adapters in the last N layers only, which saves the backward pass below; or layer numbers: 0,5,7. "
+            "(default all)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lora_plus": Annotated[
+        float | None,
+        typer.Option(help="LoRA+: B's learning rate as a multiple of A's. (default off)", rich_help_panel=LORA),
+    ],
+    "loss": Annotated[
+        str | None,
+        typer.Option(
+            help="Answers of a conversation that are learned: all or last. (default all)", rich_help_panel=LORA
+        ),
+    ],
+    "thinking": Annotated[
+        str | None,
+        typer.Option(
+            help="Thinking parts of the answers: keep (learned), drop (left out), mask (seen, not learned). "
+            "(default keep)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "text": Annotated[
+        str | None,
+        typer.Option(
+            help="Plain text to learn beside the examples: PATH[,PATH…][:SHARE of all tokens].", rich_help_panel=BASICS
+        ),
+    ],
+    "prompt_loss_weight": Annotated[
+        float | None,
+        typer.Option(help="Weight of the prompts' tokens in the loss. (default 0)", rich_help_panel=LORA),
+    ],
+    "balance_classes": Annotated[
+        bool | None,
+        typer.Option(
+            "--balance-classes/--no-balance-classes",
+            help="Repeat examples of rarer answers, for labels. (default off)",
             rich_help_panel=LORA,
         ),
     ],
@@ -59,6 +156,26 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             help="Longest example in tokens; longer ones are skipped and listed. (default 2048)", rich_help_panel=LORA
         ),
+    ],
+    "objective": Annotated[
+        str | None,
+        typer.Option(
+            help="What is minimized: sft (the answers), or from preferences dpo, orpo, kto. (default sft)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "beta": Annotated[
+        float | None,
+        typer.Option(
+            help="dpo, kto: how strongly the model is held to the reference; orpo: weight of the odds. (default 0.1)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "desirable_weight": Annotated[
+        float | None, typer.Option(help="kto: weight of the good answers. (default 1)", rich_help_panel=LORA)
+    ],
+    "undesirable_weight": Annotated[
+        float | None, typer.Option(help="kto: weight of the bad answers. (default 1)", rich_help_panel=LORA)
     ],
     "seed": Annotated[
         int | None, typer.Option(help="Seed of order, initial weights and dropout. (default 42)", rich_help_panel=LORA)
@@ -73,7 +190,15 @@ OPTIONS: dict[str, Any] = {
     "warmup": Annotated[
         float | None,
         typer.Option(
-            help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.05)",
+            help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.08; original: 0.05)",
+            rich_help_panel=LORA,
+        ),
+    ],
+    "lr_schedule": Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rate behind the warm-up: cosine or linear to 0, or constant, with which a finished run can "
+            "be extended. (default cosine)",
             rich_help_panel=LORA,
         ),
     ],
@@ -109,6 +234,14 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(
             help="Memory limit in GB: the lower, the more activations are recomputed. (default what is free)",
+            rich_help_panel=RUN,
+        ),
+    ],
+    "report_to": Annotated[
+        str | None,
+        typer.Option(
+            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow "
+            "(comma-separated), none. (default tensorboard)",
             rich_help_panel=RUN,
         ),
     ],

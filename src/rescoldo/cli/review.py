@@ -83,7 +83,7 @@ def review(
         return
     from rescoldo.review.session import Session
 
-    session = Session(put.items, votes, reviewer or _login(), seed)
+    session = Session(put.items, votes, reviewer or login(), seed)
     if not len(session):
         raise RescoldoError(
             "there is nothing to choose: the answers are identical, or there are none", where=str(file),
@@ -97,15 +97,16 @@ def review(
 
             vote_in_terminal(session, lang=lang)
         else:
+            from rescoldo.review.page import BallotSite
             from rescoldo.review.server import ReviewServer
 
-            server = ReviewServer(session, lang=lang, port=port)
+            server = ReviewServer(BallotSite(session, lang), port=port)
             if json_:
                 facts = {"url": server.url, "votes": str(votes.path), "items": len(session), "done": session.done}
                 print(json.dumps({**facts, "pid": os.getpid()}), flush=True)
             else:
                 print(f"Open {server.url}\n(this machine only; Finish on the page or Ctrl-C here ends it)", flush=True)
-                _open(server.url, open_)
+                open_page(server.url, open_)
             server.run()
     except KeyboardInterrupt:  # the way to end it
         print(file=sys.stderr)
@@ -120,7 +121,8 @@ def _pair(text: str) -> tuple[str, str]:
     return a, b
 
 
-def _login() -> str:
+def login() -> str:
+    """The login name. Raises RescoldoError where the system does not know it."""
     import getpass
 
     try:
@@ -129,7 +131,7 @@ def _login() -> str:
         raise RescoldoError("the login name is not known", fix="say whose votes these are: --reviewer NAME") from None
 
 
-def _open(url: str, wanted: bool) -> None:
+def open_page(url: str, wanted: bool) -> None:
     """In a browser with windows: one for terminals would take this one away."""
     has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if wanted and has_screen and sys.stdout.isatty():

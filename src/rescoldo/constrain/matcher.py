@@ -101,6 +101,12 @@ class Constraint:
             logits[len(allowed) :] = -torch.inf
         return ""
 
+    def allows(self, token: int) -> bool:
+        """Whether the token may come next, at a fraction of a mask's price. False for a stop token, too, where the
+        grammar has come to its end and nothing else may follow: the mask knows.
+        """
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
     def accept(self, token: int) -> None:
         """Go on behind a token that was allowed and is no stop token."""
         self._matcher.consume_token(token)

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.records import read_lines
+from rescoldo.data.chat_template import tools_of
+from rescoldo.data.records import is_prose, read_lines
 from rescoldo.data.similar import near_pairs
+from rescoldo.data.text import KEY, is_text, read_documents, text_rows
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.words import same
 
@@ -83,6 +85,10 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     for path in paths:
         file = FileAudit(str(path), 0)
         own: list[_Entry] = []
+        if is_text(path):
+            _audit_text(path, file)
+            result.files.append(file)
+            continue
         for line in read_lines(path):
             file.faults += line.faults
             if line.value is None:
@@ -104,6 +110,23 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     return result
 
 
+def _audit_text(path: Path, file: FileAudit) -> None:
+    """Plain text: what is wrong with each document, and those that come up again."""
+    if is_prose(path):
+        file.records = len(read_documents(path))
+        return
+    first: dict[str, int] = {}
+    for record, found in text_rows(path):
+        file.faults += found
+        file.records += 1
+        if record is None:
+            continue
+        earlier = first.setdefault(record[KEY].strip(), record.line)
+        if earlier != record.line:
+            what = f"the same document as line {earlier}"
+            file.faults.append(Fault(str(path), record.line, KEY, "duplicate", what, level="warning"))
+
+
 def input_of(role: Role, record: dict[str, Any]) -> str:
     """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults.
 
@@ -115,7 +138,11 @@ def input_of(role: Role, record: dict[str, Any]) -> str:
 
 def key_of(role: Role, record: dict[str, Any]) -> str:
     """The same for a record that is known to have no faults."""
-    return same(role.key(record)) if by_words(role) else json.dumps(role.messages(record), ensure_ascii=False)
+    if by_words(role):
+        return same(role.key(record))
+    messages = role.messages(record)
+    tools = tools_of(messages)
+    return json.dumps([*messages, {"tools": tools}] if tools else messages, ensure_ascii=False)
 
 
 def answer_of(role: Role, record: dict[str, Any]) -> str:

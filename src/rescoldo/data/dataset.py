@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
+from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.data.template_check import check_template
-from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
-from rescoldo.engine.types import Example
+from rescoldo.data.text import KEY, LIKENESS, Document, chosen, is_text, read_documents, text_windows
+from rescoldo.data.tokenize import refuse_control_tokens, refuse_marks_in_text, tokenize_records
+from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
@@ -28,7 +30,10 @@ class Dataset:
         digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
         file_digest: SHA-256 of the file.
         notes: habits of the model's chat template that these conversations meet, in words.
+        replayed: the old examples of which some were mixed in (data.replay).
         inputs: of each record, left-out ones included: its line; a digest, equal where the same is asked; the question.
+            Of plain text: each document's.
+        texts: how many of the examples, the last ones, are windows of plain text.
     """
 
     path: Path
@@ -39,21 +44,42 @@ class Dataset:
     file_digest: str
     notes: tuple[str, ...] = ()
     inputs: tuple[tuple[int, str, str], ...] = ()
+    replayed: Dataset | None = None
+    texts: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all of it is plain text."""
+        return self.texts == len(self.examples)
 
     @property
     def tokens(self) -> int:
-        """All tokens, prompts included."""
-        return sum(len(example.tokens) for example in self.examples)
+        """All tokens of all sequences, prompts included."""
+        return sum(example.n_tokens for example in self.examples)
 
 
-def digest(examples: list[Example]) -> str:
-    """SHA-256 over what the model sees of these examples."""
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 over what the model sees of these examples, and over which answers are the good ones."""
     content = hashlib.sha256()
     for example in examples:
-        content.update(f"{example.n_prompt}:{','.join(map(str, example.tokens))}\n".encode())
-        if example.weights is not None:
-            content.update(f"{','.join(map(repr, example.weights))}\n".encode())
+        for one in example.scored:
+            content.update(f"{one.n_prompt}:{','.join(map(str, one.tokens))}\n".encode())
+            if one.weights is not None:
+                content.update(f"{','.join(map(repr, one.weights))}\n".encode())
+            if one.documents:
+                content.update(f"documents {','.join(map(str, one.documents))}\n".encode())
+        if isinstance(example, Judged):
+            content.update(b"good\n" if example.good else b"bad\n")
     return content.hexdigest()
+
+
+def check_dataset(path: Path, role: Role) -> Sequence[Record]:
+    """The records of a dataset for training: the role's, or the documents of plain text.
+
+    Raises:
+        RescoldoError: faults in the file.
+    """
+    return read_documents(path) if is_text(path) else read_records(path, role)
 
 
 def read_dataset(
@@ -63,16 +89,34 @@ def read_dataset(
     max_length: int,
     limit: int | None,
     records: Sequence[Record] | None = None,
+    teaching: Teaching | None = None,
+    beside: Beside | None = None,
 ) -> Dataset:
     """Tokenize a dataset file; read it, unless its `records` are given.
 
+    Args:
+        limit: use only so many records (documents of plain text).
+        teaching: what is learned of a record.
+        beside: plain text to be learned, too.
+
     Raises:
-        RescoldoError: faults in the file, or nothing left to use.
+        RescoldoError: faults in a file, or nothing left to use.
     """
-    records = (read_records(path, role) if records is None else records)[:limit]
+    records = (check_dataset(path, role) if records is None else records)[:limit]
+    documents = [record for record in records if isinstance(record, Document)]
+    if documents:
+        data = _text_dataset(path, documents, tokenizer, max_length)
+    else:
+        data = _record_dataset(path, records, role, tokenizer, max_length, teaching or Teaching())
+    return data if beside is None else _mixed(data, beside, tokenizer, max_length)
+
+
+def _record_dataset(
+    path: Path, records: Sequence[Record], role: Role, tokenizer: Any, max_length: int, teaching: Teaching
+) -> Dataset:
     refuse_control_tokens(path, records, role, tokenizer)
-    notes = tuple(check_template(path, records, role, tokenizer))
-    tokenized = tokenize_records(records, role, tokenizer, max_length)
+    notes = tuple(check_template(path, records, role, tokenizer, teaching))
+    tokenized = tokenize_records(records, role, tokenizer, max_length, teaching)
     if not tokenized.examples:
         line, tokens = min(tokenized.overruns, key=lambda overrun: overrun[1])
         raise RescoldoError(
@@ -80,18 +124,74 @@ def read_dataset(
             where=str(path),
             fix=longer(tokens, tokenizer.model_max_length, f"would let in the shortest (line {line})"),
         )
-    names = [f"{path.name}:{records[i].line} ({_short(role.key(records[i]))})" for i in tokenized.kept]
-    overruns = [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns]
+    examples, kept = tokenized.examples, tokenized.kept
+    if teaching.balance:
+        order = balanced(path, [role.target(records[i]) for i in kept])
+        examples, kept = [examples[i] for i in order], [kept[i] for i in order]
     return Dataset(
         path,
-        tokenized.examples,
-        names,
-        overruns,
-        digest(tokenized.examples),
+        examples,
+        [f"{path.name}:{records[i].line} ({short(role.key(records[i]))})" for i in kept],
+        [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns],
+        digest(examples),
         sha256(path),
         notes,
         inputs=inputs_of(records, role),
     )
+
+
+def _text_dataset(path: Path, records: Sequence[Document], tokenizer: Any, max_length: int) -> Dataset:
+    refuse_marks_in_text(path, records, tokenizer)
+    windows = text_windows(records, tokenizer, min(max_length, tokenizer.model_max_length))
+    if not windows:
+        raise RescoldoError("holds too little text to learn from", where=str(path), fix="pass longer documents")
+    names = [f"{path.name}, window {number}" for number in range(1, len(windows) + 1)]
+    inputs = tuple(
+        (record.line, hashlib.sha256(record[KEY].encode()).hexdigest(), record[KEY][:LIKENESS]) for record in records
+    )
+    made = digest(windows)
+    return Dataset(path, windows, names, [], made, sha256(path), inputs=inputs, texts=len(windows))
+
+
+def _mixed(data: Dataset, beside: Beside, tokenizer: Any, max_length: int) -> Dataset:
+    """The dataset with windows of plain text behind its own examples."""
+    texts = [_text_dataset(path, read_documents(path), tokenizer, max_length) for path in beside.paths]
+    windows = [window for text in texts for window in text.examples]
+    names = [name for text in texts for name in text.names]
+    places = chosen(windows, beside.share, data.tokens)
+    examples = [*data.examples, *(windows[i] for i in places)]
+    mixed = replace(
+        data,
+        examples=examples,
+        names=[*data.names, *(names[i] for i in places)],
+        digest=digest(examples),
+        file_digest=hashlib.sha256(
+            "".join([data.file_digest, *(one.file_digest for one in texts)]).encode()
+        ).hexdigest(),
+        texts=data.texts + len(places),
+    )
+    reached = 1 - data.tokens / mixed.tokens
+    if beside.share is not None and reached < 0.9 * beside.share:
+        note = f"the text is shorter than its share asks for: it is {reached:.0%} of the tokens, not {beside.share:.0%}"
+        return replace(mixed, notes=(*mixed.notes, note))
+    return mixed
+
+
+def balanced(path: Path, labels: Sequence[str]) -> list[int]:
+    """The places of examples so that each label comes up as often: those of rarer labels are repeated, in turn, up to
+    the number of the most frequent one (random oversampling without the randomness).
+
+    Raises:
+        RescoldoError: the labels are no classes: most of them come up once.
+    """
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    if len(places) < 2 or len(places) > len(labels) / 2:
+        what = f"holds {len(places)} different answers in {len(labels)} examples: these are not classes to be balanced"
+        raise RescoldoError(what, where=str(path), fix="leave --balance-classes out; it is for labels")
+    most = max(map(len, places.values()))
+    return sorted(own[i % len(own)] for own in places.values() for i in range(most))
 
 
 def inputs_of(records: Sequence[Record], role: Role) -> tuple[tuple[int, str, str], ...]:
@@ -109,5 +209,6 @@ def longer(tokens: int, context: int, effect: str) -> str:
     return f"shorten the examples, or take a model with a longer context: this one's has {context} tokens, not {tokens}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A question as a list names it."""
     return text if len(text) <= 40 else text[:39] + "…"

@@ -21,6 +21,7 @@ from rescoldo.role.role import FOREIGN
 MAX_LINE_BYTES = 4 << 20
 MAX_ARRAY_BYTES = 1 << 30
 MAX_NUMBER_DIGITS = 300
+TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".text")  # of documents: see data.text
 SHOWN = 5  # faults that an error message lists
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
@@ -72,31 +73,40 @@ def read_lines(path: Path) -> Iterator[Line]:
             )
         with open(path, "rb") as file:
             refuse_foreign(path, file.peek(4096))
-            if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-                yield from _elements(path, file)
-                return
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                too_long = len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if too_long:
-                    while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
-                        pass
-                    yield _too_long(path, number, raw)
-                elif raw.strip() == b"{":
-                    raise whole_object(path, number)
-                elif raw.strip():
-                    line = _parse(path, number, raw.rstrip(b"\r\n"))
-                    key = wrapper(line.value) if number == 1 and line.value else ""
-                    if key and line.value and not file.peek(1):  # the only line
-                        raise wrapped(path, key, len(line.value[key]))
-                    yield line
+            yield from lines_in(file, path)
     except FileNotFoundError:
         raise RescoldoError("there is no such file", where=str(path), fix="check the path") from None
     except OSError as error:
         raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def lines_in(file: IO[bytes], path: Path) -> Iterator[Line]:
+    """The same of an open file: text in UTF-8, of which messages say that it is `path`. It must have `peek`.
+
+    Raises:
+        RescoldoError: see read_lines. OSError: as the system says.
+    """
+    if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):  # type: ignore[attr-defined]
+        yield from _elements(path, file)
+        return
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        too_long = len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n")
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if too_long:
+            while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
+                pass
+            yield _too_long(path, number, raw)
+        elif raw.strip() == b"{":
+            raise whole_object(path, number)
+        elif raw.strip():
+            line = parse_line(path, number, raw.rstrip(b"\r\n"))
+            key = wrapper(line.value) if number == 1 and line.value else ""
+            if key and line.value and not file.peek(1):  # type: ignore[attr-defined]  # the only line
+                raise wrapped(path, key, len(line.value[key]))
+            yield line
 
 
 def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
@@ -124,7 +134,7 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
         if len(raw) > MAX_LINE_BYTES:
             yield _too_long(path, number, raw[:MAX_LINE_BYTES])
         else:
-            yield _parse(path, number, b" ".join(part.strip() for part in raw.splitlines()))
+            yield parse_line(path, number, b" ".join(part.strip() for part in raw.splitlines()))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
@@ -161,7 +171,8 @@ def _too_long(path: Path, number: int, raw: bytes) -> Line:
     return Line(number, raw, None, [Fault(str(path), number, "", "line-length", what)])
 
 
-def _parse(path: Path, number: int, raw: bytes) -> Line:
+def parse_line(path: Path, number: int, raw: bytes) -> Line:
+    """A line from its bytes, which messages call line `number` of `path`."""
     faults: list[Fault] = []
 
     def fault(code: str, what: str, field: str = "") -> Fault:
@@ -225,6 +236,13 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
         RescoldoError: one error that names file, line and field of the first faults.
     """
     path, role = Path(path), role or get_role()
+    if is_prose(path):
+        _refuse_foreign(path)
+        raise RescoldoError(
+            "is plain text: it has no questions and answers, so that no role reads or scores it",
+            where=str(path),
+            fix=f"`{program()} train` learns it (--train or --text), and with it as --val tells its perplexity",
+        )
     records: list[Record] = []
     faults: list[Fault] = []
     for line in read_lines(path):
@@ -238,10 +256,30 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
             record.line = line.number
             records.append(record)
     if faults:
-        raise _refusal(path, faults, role)
+        fix = fix_command(path, role) if any(fault.fixable for fault in faults) else ""
+        if faults[0].code == FOREIGN:
+            fix = "the same command with --role generic"
+        raise refusal(faults, fix or f"{program()} data audit {quote(path)}{flag(role)}")
     if not records:
         raise RescoldoError("holds no records", where=str(path), fix="pass a JSON Lines file with one example a line")
     return records
+
+
+def is_prose(path: Path) -> bool:
+    """Whether a file is a text for readers by its name, and does not begin as JSON does."""
+    if path.suffix.lower() not in TEXT_SUFFIXES or not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return False
+    return not head.startswith((b"{", b"[{"))
+
+
+def _refuse_foreign(path: Path) -> None:
+    with open(path, "rb") as file:
+        refuse_foreign(path, file.peek(4096))
 
 
 def fix_command(path: Path, role: Role, *, drop: bool = False) -> str:
@@ -256,7 +294,8 @@ def flag(role: Role) -> str:
     return "" if role.option == DEFAULT else f" --role {quote(role.option)}"
 
 
-def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
+def refusal(faults: list[Fault], fix: str) -> RescoldoError:
+    """The error that names the first of a file's faults and lists some others."""
     first, *others = faults
     lines = len({fault.line for fault in faults})
     what = first.what
@@ -265,8 +304,4 @@ def _refusal(path: Path, faults: list[Fault], role: Role) -> RescoldoError:
         if len(faults) > SHOWN:
             shown.append(f"  … and {len(faults) - SHOWN} more")
         what += f"\n{len(faults)} faults in {lines} line{'s' if lines > 1 else ''}; also\n" + "\n".join(shown)
-    fixable = any(fault.fixable for fault in faults)
-    fix = fix_command(path, role) if fixable else f"{program()} data audit {quote(path)}{flag(role)}"
-    if first.code == FOREIGN:
-        fix = "the same command with --role generic"
     return RescoldoError(what, where=first.where, fix=fix)

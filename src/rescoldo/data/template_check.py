@@ -12,13 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rescoldo.data.chat_template import Messages, accepted, behind_last, is_in, missing_call, missing_tool, render
 from rescoldo.data.records import Record
-from rescoldo.data.tokenize import Messages, accepted, end_of_turn, render
+from rescoldo.data.teaching import LAST, Teaching
+from rescoldo.data.tokenize import (
+    Ending,
+    end_of_turn,
+    has_thoughts,
+    text_of_answer,
+    without_thoughts,
+)
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
+from rescoldo.role.conversation import Turns
+from rescoldo.role.thinking import MARKS, is_closed, opened_at_end, spoken
 
 SHOWN = 5  # lines that a message names
-_THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+_WRITE = "another model; or a chat_template that writes each message as it is"
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,14 @@ class Habit:
 class _Seen:
     """One shape of conversation: the first one of it, and the lines of all."""
 
-    messages: Messages
-    answer: str
+    messages: Turns
+    answer: dict[str, Any]
     lines: list[int] = field(default_factory=list)
 
 
-def check_template(path: Path, records: Sequence[Record], role: Role, tokenizer: Any) -> list[str]:
+def check_template(
+    path: Path, records: Sequence[Record], role: Role, tokenizer: Any, teaching: Teaching = LAST
+) -> list[str]:
     """Compare prompts and answers with what the chat template writes; one rendering for each shape of conversation.
 
     Returns:
@@ -56,26 +68,35 @@ def check_template(path: Path, records: Sequence[Record], role: Role, tokenizer:
         return []
     shapes: dict[tuple[object, ...], _Seen] = {}
     for index, record in enumerate(records):
-        messages, answer = role.messages(record), role.target(record)
-        texts = [*(message["content"] for message in messages), answer]
-        shape = (*(message["role"] for message in messages), *map(_traits, texts))
-        shapes.setdefault(shape, _Seen(messages, answer)).lines.append(record.line or index + 1)
+        whole = role.conversation(record)
+        messages = [without_thoughts(one) if teaching.thinking == "drop" else one for one in whole.messages]
+        traits = [_traits(message) for message in messages]
+        tools = tuple(tool["function"]["name"] for tool in whole.tools)
+        for place in whole.learned[-1:] if teaching.loss == "last" else whole.learned:
+            shape = (tools, *traits[: place + 1])
+            seen = shapes.setdefault(shape, _Seen(Turns(messages[:place], whole.tools), messages[place]))
+            line = record.line or index + 1
+            if line not in seen.lines[-1:]:
+                seen.lines.append(line)
     found: dict[Habit, list[int]] = {}
     for seen in shapes.values():
         for habit in habits(seen.messages, seen.answer, tokenizer):
             found.setdefault(habit, []).extend(seen.lines)
-    for habit, lines in found.items():
+    for habit, every in found.items():
         if habit.fix:
-            first, *others = sorted(lines)
+            first, *others = sorted(set(every))
             more = f"; also {_listed(others)}" if others else ""
             raise RescoldoError(habit.what + more, where=f"{path}:{first}", fix=habit.fix)
-    return [f"{habit.what} ({path.name}, {_listed(sorted(lines))})" for habit, lines in found.items()]
+    return [f"{habit.what} ({path.name}, {_listed(sorted(set(lines)))})" for habit, lines in found.items()]
 
 
-def _traits(text: str) -> tuple[bool, ...]:
-    """What templates look at in a text: white space around it, and thinking marks."""
-    marks = tuple(mark in text for pair in _THINKING for mark in pair)
-    return (not text.strip(), text != text.lstrip(), text != text.rstrip(), *marks)
+def _traits(message: dict[str, Any]) -> tuple[object, ...]:
+    """What templates look at in a message: its keys, white space around its text, and thinking marks."""
+    text = message["content"]
+    marks = tuple(mark in text for pair in MARKS for mark in pair)
+    calls = len(message.get("tool_calls", ()))
+    named = (*sorted(message), calls, not text.strip(), text != text.lstrip(), text != text.rstrip())
+    return (message["role"], *named, *marks)
 
 
 def _listed(lines: list[int]) -> str:
@@ -83,7 +104,7 @@ def _listed(lines: list[int]) -> str:
     return f"line{'s' if len(lines) > 1 else ''} {', '.join(map(str, lines[:SHOWN]))}{more}"
 
 
-def habits(messages: Messages, answer: str, tokenizer: Any) -> Iterator[Habit]:
+def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[Habit]:
     """What the template does to one conversation and its answer that is not as expected.
 
     Raises:
@@ -91,31 +112,83 @@ def habits(messages: Messages, answer: str, tokenizer: Any) -> Iterator[Habit]:
     """
     taken, prompt = accepted(messages, tokenizer)
     yield from _contents(taken, prompt)
-    opened = _opens_thinking(prompt, taken)
-    if opened and any(mark in answer for pair in _THINKING for mark in pair):
+    yield from _tools(taken, messages.tools, prompt)
+    yield from _names(taken, messages.tools, prompt, tokenizer)
+    ending = Ending.of(tokenizer)
+    templated = text_of_answer(messages, answer, tokenizer, ending)
+    if templated is not None:
+        if templated.missing:
+            yield Habit(templated.missing, _remedy(answer))
+            return
+        if not templated.end:
+            token = tokenizer.convert_ids_to_tokens(ending.end)
+            yield Habit(
+                f"the chat template writes no end behind an answer that calls a tool; {token} is taught as its end"
+            )
+        return
+    text, opened = answer["content"], opened_at_end(behind_last(prompt, taken, list(ending.others)))
+    if opened and any(mark in text for pair in MARKS for mark in pair):
         yield Habit(
             f"the answer brings its own thinking part, and the chat template has already written {opened!r} in "
             "front of it: two would be taught",
-            "remove the part up to </think> from the answers; or take a model whose template leaves thinking to the "
-            "answer",
+            "--thinking drop leaves thinking parts out; or have them in the training examples too, so that prompts let "
+            "the model think",
         )
         return
-    if opened and not any(end in opened for _, end in _THINKING):
+    if opened and not is_closed(opened):
         yield Habit(f"the chat template opens a thinking part ({opened!r}) that the answers do not close")
         return
     try:
-        whole = render(tokenizer, [*taken, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        whole = render(
+            tokenizer,
+            [*taken, {"role": "assistant", "content": text}],
+            add_generation_prompt=False,
+            tools=messages.tools,
+        )
     except Exception as error:  # of many kinds: the template comes with the model
         yield Habit(f"the chat template does not write a conversation with its answer: {str(error)[:200]}")
         return
-    yield from _answer(prompt, whole, answer, opened, tokenizer)
+    yield from _answer(prompt, whole, text, opened, tokenizer)
+
+
+def _remedy(answer: dict[str, Any]) -> str:
+    """What to do about an answer that the template does not write."""
+    if has_thoughts(answer) and "tool_calls" not in answer:
+        return "--thinking drop; or a model that thinks"
+    if "tool_calls" in answer:
+        return "a model whose chat template writes calls of tools; or leave such examples out"
+    return _WRITE
+
+
+def _tools(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str) -> Iterator[Habit]:
+    """Whether the tools and their calls are in the prompt."""
+    fix = "a model whose chat template knows tools; or leave `tools` out if the answers do not need them"
+    if name := missing_tool(tools, prompt):
+        yield Habit(f"the chat template has no place for tools: it leaves out or changes {name}", fix)
+    elif name := missing_call(messages, prompt):
+        yield Habit(f"the chat template leaves out or changes a call of the tool {name}", fix)
+
+
+def _names(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str, tokenizer: Any) -> Iterator[Habit]:
+    """Whether the names of speakers are in the prompt (a tool's is that of its call)."""
+    named = [message for message in messages if message.get("name") and message["role"] != "tool"]
+    if not named:
+        return
+    bare = [{key: value for key, value in one.items() if key != "name" or one not in named} for one in messages]
+    if render(tokenizer, bare, add_generation_prompt=True, tools=tools) == prompt:
+        yield Habit(
+            f"the chat template has no place for the names of speakers ({named[0]['name'][:40]})",
+            "put the names into the text, or leave them out",
+        )
 
 
 def _contents(messages: Messages, prompt: str) -> Iterator[Habit]:
-    """Whether each message is in the prompt, in their order (a system message may be anywhere)."""
+    """Whether each message is in the prompt, in their order (a system message may be anywhere, and the results of tools
+    may be written as JSON)."""
     at = 0
     for number, message in enumerate(messages, 1):
-        content, start = message["content"], 0 if message["role"] == "system" else at
+        content = message["content"] or ""
+        start = 0 if message["role"] == "system" else at
         found = prompt.find(content.strip(), start)
         if found >= 0:
             if message["role"] != "system":
@@ -126,32 +199,16 @@ def _contents(messages: Messages, prompt: str) -> Iterator[Habit]:
                     f"the chat template removes the white space in front of message {number} ({message['role']})"
                 )
             continue
+        if message["role"] == "tool" and is_in(content, prompt[at:]):
+            continue
         if message["role"] == "assistant":
-            spoken = _without_thinking(content)
-            found = prompt.find(spoken, at)
-            if spoken != content.strip() and found >= 0:
-                at = found + len(spoken)
+            said = spoken(content)
+            found = prompt.find(said, at)
+            if said != content.strip() and found >= 0:
+                at = found + len(said)
                 yield Habit("the chat template leaves the thinking parts of earlier answers out")
                 continue
-        yield Habit(
-            f"the chat template leaves out or changes message {number} ({message['role']})",
-            "another model; or a chat_template that writes each message as it is",
-        )
-
-
-def _without_thinking(text: str) -> str:
-    """What follows the last thinking part of a text."""
-    for _, end in _THINKING:
-        text = text.rpartition(end)[2]
-    return text.strip()
-
-
-def _opens_thinking(prompt: str, messages: Messages) -> str:
-    """The thinking part, whole or only opened, with which the prompt ends behind the last message; "" without."""
-    content = messages[-1]["content"].strip()
-    ending = prompt.rpartition(content)[2] if content else prompt[-200:]
-    begins = [ending.find(start) for start, _ in _THINKING if start in ending]
-    return ending[min(begins) :] if begins else ""
+        yield Habit(f"the chat template leaves out or changes message {number} ({message['role']})", _WRITE)
 
 
 def _answer(prompt: str, whole: str, answer: str, opened: str, tokenizer: Any) -> Iterator[Habit]:
@@ -169,12 +226,12 @@ def _answer(prompt: str, whole: str, answer: str, opened: str, tokenizer: Any) -
         rest = whole[len(prompt) :]
     before, found, ending = rest.rpartition(answer.strip())
     if not found:
-        spoken = _without_thinking(answer)
-        before, found, ending = rest.rpartition(spoken)
-        if not found or spoken == answer.strip():
+        said = spoken(answer)
+        before, found, ending = rest.rpartition(said)
+        if not found or said == answer.strip():
             yield Habit(
                 "the chat template changes the answer: it does not write it as it is in the dataset",
-                "another model; or a chat_template that writes each message as it is",
+                _WRITE,
             )
             return
     elif whole.startswith(prompt) and before.strip() and not _is_thinking(before):
@@ -201,4 +258,4 @@ def _common(one: str, other: str) -> str:
 
 def _is_thinking(text: str) -> bool:
     text = text.strip()
-    return any(text.startswith(start) and text.endswith(end) for start, end in _THINKING)
+    return any(text.startswith(start) and text.endswith(end) for start, end in MARKS)

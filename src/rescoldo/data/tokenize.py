@@ -1,26 +1,43 @@
 """Records as token ids: prompt through the model's own chat template, then the answer and the end of the turn.
 
-The prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, as the
+A prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, as the
 tokenizer writes them behind that prompt, then the token with which the template closes the assistant's turn, so that
 the model learns to stop. `template_check` compares the result with what the template itself makes of the whole
 conversation.
+
+A conversation with several answers is a sequence of prompts, each with its answer, and each exactly what the model will
+be asked with at that point. Where a prompt continues the tokens of the one before with its answer, as most templates
+have it, the two are one example; where the template writes earlier turns otherwise once the conversation goes on
+(thinking parts left out, tools moved to the last question), they are examples of their own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from rescoldo.data.chat_template import (
+    AnswerText,
+    Messages,
+    accepted,
+    answer_text,
+    is_plain,
+    render,
+    tools_of,
+)
 from rescoldo.data.records import Record
+from rescoldo.data.teaching import LAST, Teaching
+from rescoldo.data.text import Document
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
+from rescoldo.role.conversation import Conversation, Turns
+from rescoldo.role.thinking import split_thinking
 
-Messages = list[dict[str, str]]  # role and content
 SHOWN = 5  # lines that an error names beside the first
 _SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -54,25 +71,141 @@ class Tokenized:
         return sum(example.n_targets for example in self.examples)
 
 
-def tokenize_records(records: Sequence[dict[str, Any]], role: Role, tokenizer: Any, max_length: int) -> Tokenized:
+def tokenize_records(
+    records: Sequence[dict[str, Any]], role: Role, tokenizer: Any, max_length: int, teaching: Teaching = LAST
+) -> Tokenized:
     """Tokenize each record. One that is longer than `max_length` tokens is left out and reported, never cut.
 
     Raises:
-        RescoldoError: the tokenizer's template cannot render the prompt.
+        RescoldoError: the tokenizer's template cannot render a prompt or an answer.
     """
-    end, lead = end_of_turn(tokenizer), _answer_lead(tokenizer)
+    ending = Ending.of(tokenizer)
     examples: list[Example] = []
     kept: list[int] = []
     overruns: list[tuple[int, int]] = []
     for index, record in enumerate(records):
-        prompt, text = _prompt(role.messages(record), tokenizer)
-        tokens = (*prompt, *_answer_ids(prompt, text, role.target(record), lead, tokenizer), end)
-        if len(tokens) > max_length:
-            overruns.append((getattr(record, "line", 0) or index + 1, len(tokens)))
+        made = conversation_examples(role.conversation(record), tokenizer, teaching, ending)
+        longest = max(len(example.tokens) for example in made)
+        if longest > max_length:
+            overruns.append((getattr(record, "line", 0) or index + 1, longest))
             continue
-        examples.append(Example(tokens, len(prompt)))
-        kept.append(index)
+        examples += made
+        kept += [index] * len(made)
     return Tokenized(examples, kept, overruns)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How answers begin and end with a tokenizer.
+
+    Attributes:
+        lead: white space that the template writes in front of an answer.
+        end: the token that is learned behind an answer.
+        others: tokens that end an answer, by their text: the template may close a turn that calls a tool with another.
+    """
+
+    lead: str
+    end: int
+    others: dict[str, int]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Ending:
+        """Ask the template once."""
+        others = {tokenizer.convert_ids_to_tokens(index): index for index in stop_ids(tokenizer)}
+        return cls(_answer_lead(tokenizer), end_of_turn(tokenizer), others)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A prompt and its answer, the token that ends it included; `thinking` of the answer's tokens are its thinking."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    thinking: int
+
+
+def conversation_examples(
+    conversation: Conversation, tokenizer: Any, teaching: Teaching, ending: Ending
+) -> list[Example]:
+    """The examples of one conversation, one where each prompt continues the one before.
+
+    Raises:
+        RescoldoError: see tokenize_records.
+    """
+    messages = [without_thoughts(one) if teaching.thinking == "drop" else one for one in conversation.messages]
+    learned = conversation.learned[-1:] if teaching.loss == "last" else conversation.learned
+    chains: list[list[_Answered]] = []
+    for place in learned:
+        one = _answered(Turns(messages[:place], conversation.tools), messages[place], tokenizer, ending)
+        before = chains[-1][-1] if chains else None
+        begin = (*before.prompt, *before.answer) if before else ()
+        if before and one.prompt[: len(begin)] == begin:
+            chains[-1].append(one)
+        else:
+            chains.append([one])
+    return [_example(chain, teaching) for chain in chains]
+
+
+def _example(chain: list[_Answered], teaching: Teaching) -> Example:
+    """One example of prompts that continue each other."""
+    weights: list[float] = []
+    for one in chain:
+        weights += [teaching.prompt_weight] * (len(one.prompt) - len(weights))
+        masked = min(one.thinking if teaching.thinking == "mask" else 0, len(one.answer) - 1)
+        weights += [0.0] * masked + [1.0] * (len(one.answer) - masked)
+    tokens = (*chain[-1].prompt, *chain[-1].answer)
+    n_prompt = 1 if teaching.prompt_weight else len(chain[0].prompt)
+    own = tuple(weights[n_prompt:])
+    return Example(tokens, n_prompt, None if set(own) == {1.0} else own)
+
+
+def without_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without its thinking part."""
+    if message["role"] != "assistant":
+        return message
+    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return {**rest, "content": split_thinking(message["content"])[1]}
+
+
+def has_thoughts(message: dict[str, Any]) -> bool:
+    """Whether a message has a thinking part."""
+    return message["role"] == "assistant" and message != without_thoughts(message)
+
+
+def _answered(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Ending) -> _Answered:
+    prompt, text = _prompt(asked, tokenizer)
+    templated = text_of_answer(asked, answer, tokenizer, ending)
+    if templated is None:
+        ids = _answer_ids(prompt, text, answer["content"], ending.lead, tokenizer)
+        return _Answered(tuple(prompt), (*ids, ending.end), 0)
+    if templated.missing:
+        raise RescoldoError(templated.missing, where="chat template", fix="another model")
+    ids = _answer_ids(prompt, text, templated.text, "", tokenizer)
+    end = ending.others.get(templated.end, ending.end)
+    thinking = 0
+    if templated.thinking:
+        before = text + templated.text[: templated.thinking]
+        thinking = sum(start < len(before) for start in _starts(text + templated.text, tokenizer)[len(prompt) :])
+    return _Answered(tuple(prompt), (*ids, end), thinking)
+
+
+def text_of_answer(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Ending) -> AnswerText | None:
+    """What the template writes as the answer, where that is more than its content; else None."""
+    if is_plain(answer, tokenizer) or not getattr(tokenizer, "chat_template", None):
+        return None
+    *before, disarmed = _disarmed([*asked, answer], tokenizer)
+    return answer_text(Turns(before, asked.tools), disarmed, tokenizer, list(ending.others))
+
+
+def _starts(text: str, tokenizer: Any) -> list[int]:
+    """Where each token of a text begins, in characters (see _text_ids)."""
+    starts: list[int] = []
+    at = 0
+    for piece in text.split(_CUT):
+        offsets = tokenizer(piece, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        starts += [at + begin for begin, _ in offsets["offset_mapping"]]
+        at += len(piece) + len(_CUT)
+    return starts
 
 
 def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tokenizer: Any) -> None:
@@ -84,8 +217,12 @@ def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tok
     pattern = _marks_pattern(tokenizer)
     found: list[tuple[int, str, str]] = []
     for record in records:
-        texts = [(f"message {i} ({turn['role']})", turn["content"]) for i, turn in enumerate(role.messages(record), 1)]
-        marks = ((field, pattern.search(text)) for field, text in (*texts, (role.spec.answer, role.target(record))))
+        whole = role.conversation(record)
+        texts = [("tools", text) for text in texts_in(whole.tools)]
+        for i, turn in enumerate(whole.messages):
+            field = role.spec.answer if i == whole.learned[-1] else f"message {i + 1} ({turn['role']})"
+            texts += [(field, text) for text in texts_in({**turn, "role": ""})]
+        marks = ((field, pattern.search(text)) for field, text in texts)
         found += [(record.line, field, mark[0]) for field, mark in marks if mark][:1]
     if not found:
         return
@@ -95,6 +232,40 @@ def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tok
         what += "; also " + ", ".join(f"line {other}" for other, _, _ in others[:SHOWN])
         what += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     raise RescoldoError(what, where=f"{path}:{line}, {field}", fix="write it otherwise, or leave the example out")
+
+
+def refuse_marks_in_text(path: Path, records: Sequence[Record], tokenizer: Any) -> None:
+    """Stop where a document of plain text holds a control token of the model.
+
+    Raises:
+        RescoldoError: one error that names the first.
+    """
+    pattern = _marks_pattern(tokenizer)
+    for record in records:
+        if mark := pattern.search(record["text"]):
+            line = record.line + record["text"].count("\n", 0, mark.start())
+            raise RescoldoError(
+                f"holds the model's control token {mark[0]}, which would begin or end a turn there",
+                where=f"{path}:{line}",
+                fix="write it otherwise, or leave that document out",
+            )
+
+
+def let_think(tokenizer: Any, records: Sequence[dict[str, Any]], role: Role, teaching: Teaching) -> bool:
+    """Let prompts leave it to the model to think (chat_template.thinks) where an answer that is learned does so.
+
+    Returns:
+        Whether one does.
+    """
+    wanted = teaching.thinking != "drop" and any(
+        has_thoughts(whole.messages[place])
+        for record in records
+        if not isinstance(record, Document)
+        for whole in (role.conversation(record),)
+        for place in (whole.learned[-1:] if teaching.loss == "last" else whole.learned)
+    )
+    tokenizer.thinks = wanted
+    return wanted
 
 
 def _turn_marks(tokenizer: Any) -> set[str]:
@@ -117,42 +288,10 @@ def _marks_pattern(tokenizer: Any) -> re.Pattern[str]:
 def prompt_text(messages: Messages, tokenizer: Any) -> str | None:
     """The conversation as the model's chat template writes it, up to where the answer begins; None without template.
 
-    Where the template has no place for a system message (it refuses one, or leaves it out), the system message becomes
-    the beginning of the user's first.
-
     Raises:
         RescoldoError: the template refuses the messages or is damaged.
     """
     return accepted(messages, tokenizer)[1] if getattr(tokenizer, "chat_template", None) else None
-
-
-def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
-    """The messages in the form in which the model's chat template takes them, and what it writes for them, up to where
-    the answer begins: see prompt_text. The tokenizer has a template.
-
-    Raises:
-        RescoldoError: the template refuses the messages or is damaged.
-    """
-    system = messages[0]["content"].strip() if len(messages) > 1 and messages[0]["role"] == "system" else None
-    try:
-        text = render(tokenizer, messages, add_generation_prompt=True)
-        refused = None
-    except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
-        text, refused = "", error
-    if system is not None and (refused or system not in text):
-        question = f"{messages[0]['content']}\n\n{messages[1]['content']}" if system else messages[1]["content"]
-        messages = [{**messages[1], "content": question}, *messages[2:]]
-        try:
-            return messages, render(tokenizer, messages, add_generation_prompt=True)
-        except Exception as error:
-            refused = error
-    if refused:
-        raise RescoldoError(
-            f"the model's chat template cannot write the prompt: {refused}",
-            where=str(getattr(tokenizer, "name_or_path", "") or "chat template"),
-            fix="use an instruct model, or mend chat_template in its tokenizer_config.json",
-        ) from None
-    return messages, text
 
 
 def prompt_ids(messages: Messages, tokenizer: Any) -> list[int]:
@@ -209,7 +348,7 @@ def _decoded(ids: list[int], tokenizer: Any) -> str:
 
 def _disarmed(messages: Messages, tokenizer: Any) -> Messages:
     """The messages with a cut behind the first letter of each turn mark: tokenized in pieces it is none any more."""
-    texts = [message["content"] for message in messages]
+    texts = list(texts_in(messages))
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -218,10 +357,27 @@ def _disarmed(messages: Messages, tokenizer: Any) -> Messages:
         return messages  # nearly always, and quickly found out
     pattern = _marks_pattern(tokenizer)
 
-    def cut(text: str) -> str:
-        return pattern.sub(lambda mark: mark[0][0] + _CUT + mark[0][1:], text)
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda mark: mark[0][0] + _CUT + mark[0][1:], value)
+        if isinstance(value, dict):
+            return {name: cut(item) for name, item in value.items()}
+        return [cut(item) for item in value] if isinstance(value, list) else value
 
-    return [{**message, "content": cut(message["content"])} for message in messages]
+    return Turns([{**cut(message), "role": message["role"]} for message in messages], cut(tools_of(messages)))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from texts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_in(item)
 
 
 def _text_ids(text: str, tokenizer: Any) -> list[int]:
@@ -305,17 +461,3 @@ def _answer_lead(tokenizer: Any) -> str:
     """The white space that the template writes between a prompt and its answer."""
     lead = _answer_frame(tokenizer)[0]
     return "" if lead.strip() else lead
-
-
-def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) -> str:
-    """What the chat template writes.
-
-    Raises:
-        Exception: of many kinds, as the template comes with the model.
-    """
-    # enable_thinking: qwen3's template then leaves no room for a train of thought; others ignore it
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-        )
-    )

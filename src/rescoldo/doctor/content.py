@@ -87,6 +87,8 @@ def datasets(subject: Subject) -> Iterator[Check]:
             yield ok(f"{name} data", text, **figures)
     if subject.train is not None and subject.val is not None and subject.role is not None:
         yield from leaks(subject.train, subject.val, subject.role)
+        if subject.train.replayed is not None:
+            yield from leaks(subject.train.replayed, subject.val, subject.role)
 
 
 def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:

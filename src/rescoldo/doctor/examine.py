@@ -8,16 +8,18 @@ from dataclasses import replace
 from rescoldo.base.hub_id import is_hub_id
 from rescoldo.data.tokenize import fix_date
 from rescoldo.doctor import content, machine, room
-from rescoldo.doctor.check import Check, refused, warning
+from rescoldo.doctor.check import Check, ok, refused, warning
 from rescoldo.doctor.subject import Subject, subject_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import identity
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings
+from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts
-from rescoldo.training.prepare import Prepared, date_of_run, settle
-from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.prepare import Prepared, date_of_run, read_train, read_val, settle, with_preset
+from rescoldo.training.preset import check_against_base
 from rescoldo.training.progress import Reporter
 
 CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
@@ -37,6 +39,12 @@ CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
 
 def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
     """Check all that a run of `config` needs, one after the other. Starts nothing, writes nothing but caches."""
+    origin: Origin | None = None
+    try:
+        config, origin, notes = read_origin(config)
+        yield from (ok("adapter", note) for note in notes)
+    except RescoldoError as error:
+        yield refused("adapter", error)
     subject = Subject(config)
     absent = not_fetched(config.base_model)
     if absent is not None:
@@ -44,7 +52,10 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
     else:
         try:
             base = parts.open_base(config.base_model)
-            config, _ = apply_preset(config, base.preset)
+            config = origin.settings(config, base) if origin else config
+            check_settings(config)
+            config, _ = apply_defaults(config)
+            config, _ = with_preset(config, base, parts)
             config = check_against_base(config, base, frozenset(config.model_fields_set))
             config, _ = settle(config, base)
             subject = replace(subject, config=config, base=base)
@@ -58,32 +69,35 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
         except RescoldoError as error:
             yield refused("tokenizer", error)
     if subject.tokenizer is not None:
-        subject = yield from _with_data(subject, parts)
+        subject = yield from _with_data(subject, parts, origin.digest if origin else "")
     for check in CHECKS:
         yield from check(subject)
 
 
-def _with_data(subject: Subject, parts: Parts) -> Generator[Check, None, Subject]:
+def _with_data(subject: Subject, parts: Parts, parent: str) -> Generator[Check, None, Subject]:
     """Yields what is wrong with the datasets; returns the subject with those that could be read."""
-    config, read = subject.config, parts.read_dataset
+    config = subject.config
     try:
         role = get_role(config.role).ready()
         subject = replace(subject, role=role)
     except RescoldoError as error:
         yield refused("role", error)
         return subject
+    row = OBJECTIVES[config.objective]
     try:
-        train = read(config.train, role, subject.tokenizer, config.max_length, config.train_limit)
+        files = [config.train, *([config.replayed[0]] if config.replayed else [])]
+        records = [parts.check_dataset(path, role, **row.reading) for path in files]
+        train = read_train(config, parts, role, subject.tokenizer, *records)
         subject = replace(subject, train=train)
     except RescoldoError as error:
         yield refused("training data", error)
     try:
-        val = read(config.val, role, subject.tokenizer, config.max_length, config.val_limit)
+        val = read_val(config, parts, role, subject.tokenizer, parts.check_dataset(config.val, role, **row.reading))
         subject = replace(subject, val=val)
     except RescoldoError as error:
         yield refused("validation data", error)
     if subject.base is not None and subject.train is not None and subject.val is not None:
-        known = identity(config, role, subject.base.fingerprint(), subject.train, subject.val, subject.day)
+        known = identity(config, role, subject.base.fingerprint(), subject.train, subject.val, subject.day, parent)
         subject = replace(subject, identity=known)
     return subject
 

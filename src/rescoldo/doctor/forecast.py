@@ -44,8 +44,11 @@ class Forecast:
 
 def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, free: int, *, rough: bool) -> Forecast:
     """From what a few layers cost to the whole run."""
-    config, decoder, lora = prepared.config, prepared.base.config, lora_config(prepared.config)
+    config, decoder = prepared.config, prepared.base.config
     n, plan = decoder.n_layers, Plan(config, len(prepared.train.examples))
+    lora = lora_config(config, n)
+    trained = n - lora.first_layer  # layers that the backward pass goes through
+    adapted = n if lora.layers is None else len(lora.layers)
     groups = [
         [prepared.train.examples[i] for i in group] for epoch in range(plan.epochs) for group in plan.groups(epoch)
     ]
@@ -55,9 +58,10 @@ def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, f
     )
     need = memory_need(decoder, pieces.precision, lora, largest, prepared.base.stored_bytes())
     room = free - pieces.memory.fixed - n * (pieces.memory.layer - need.layer_activations)
-    kept = max(0, min(n, int(0.9 * room / need.layer_activations)))
-    again = (n - kept) * pieces.evaluate_row.layer * rows  # layers whose forward pass is done twice
-    training = rows * pieces.row.at(n) + again + len(groups) * pieces.update.at(n)
+    kept = max(0, min(trained, int(0.9 * room / need.layer_activations)))
+    again = (trained - kept) * pieces.evaluate_row.layer * rows  # layers whose forward pass is done twice
+    forward = (n - trained) * pieces.evaluate_row.layer * rows  # layers without a backward pass
+    training = rows * pieces.row.at(trained) + again + forward + len(groups) * pieces.update.at(adapted)
     chunks = [
         prepared.val.examples[i : i + EVALUATION_CHUNK] for i in range(0, len(prepared.val.examples), EVALUATION_CHUNK)
     ]

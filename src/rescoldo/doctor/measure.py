@@ -86,12 +86,13 @@ def measure(
     """Load `layers` layers, run a step over `step` and an evaluation of `val` on all of them and on fewer.
 
     Args:
+        lora: put on all layers that are measured, whichever have an adapter in the run.
         step: the examples of the measured step.
         val: the examples of the measured evaluation.
         layers: at least 2 where the model has as many.
     """
     kernels()  # compiled at the first use: not to be taken for the calibration's time
-    n = min(layers, base.config.n_layers)
+    n, lora = min(layers, base.config.n_layers), replace(lora, layers=None)
     sliced = slice_of(base, n)
     example = step[0]
     short = Example(example.tokens[: max(example.n_prompt + 2, CALIBRATION_ROWS)], example.n_prompt)

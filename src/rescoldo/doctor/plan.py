@@ -72,7 +72,8 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
     torch.set_num_threads(config.threads or 1)
     started = time.time() - psutil.Process().create_time()  # imports, tokenizer, datasets: the run does them too
     free = memory_available()
-    saving = write_seconds(config, adapter_parameters(base.config, lora_config(config)))
+    lora = lora_config(config, base.config.n_layers)
+    saving = write_seconds(config, adapter_parameters(base.config, lora))
     rates = product_rates(min(base.config.hidden_size, 4096), min(base.config.intermediate_size, 4096))
     forecasts = []
     possible = [name for name in PRECISIONS if name == config.quantization or all_precisions]
@@ -83,7 +84,6 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
         rate = rates[product_of(precision)]
         pieces, rough = _measure(prepared, precision, rate)
         forecasts.append(forecast(prepared, pieces, started, saving, free, rough=rough))
-    lora = lora_config(config)
     plan = Plan(config, len(prepared.train.examples))
     disk = disk_need(base.config, lora, plan.epochs, config.keep_checkpoints)
     place = existing(config.output)
@@ -132,13 +132,13 @@ def _measure(prepared: Prepared, precision: str, rate: float) -> tuple[Pieces, b
         if cost(group, layers) > seconds:
             group, val = [shortened(group[0], rows)], [shortened(val[0], rows)]
             rough = True
-    return measure(base, precision, lora_config(config), group, val, layers=layers), rough
+    return measure(base, precision, lora_config(config, n), group, val, layers=layers), rough
 
 
 def shortened(example: Example, rows: int) -> Example:
     """The example cut to so many tokens, at least some of them targets."""
     prompt = min(example.n_prompt, rows // 2)
-    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)
+    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)  # weights and documents: no cost
 
 
 def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:

@@ -18,7 +18,9 @@ def _plans_file() -> Path:
 def plan_key(config: RunConfig) -> str:
     """What a measured speed depends on."""
     fields = (config.base_model, config.quantization, config.threads, config.lora_r, ",".join(config.lora_targets))
-    return "|".join(map(str, (*fields, config.max_length, cpu.model())))
+    kind = () if config.adapter == "lora" else (config.adapter,)
+    others = (*kind, *(value for value in (config.lora_ranks, config.lora_layers) if value))
+    return "|".join(map(str, (*fields, config.max_length, cpu.model(), *others)))
 
 
 def remember(config: RunConfig, rate: float) -> None:

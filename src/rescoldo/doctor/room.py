@@ -43,7 +43,7 @@ def disk(subject: Subject) -> Iterator[Check]:
     """Room for the output, and for temporary files and caches where those lie elsewhere."""
     output, base = subject.config.output, subject.base
     if base is not None:
-        need = disk_need(base.config, subject.lora, subject.config.epochs, subject.config.keep_checkpoints)
+        need = disk_need(base.config, subject.lora(base), subject.config.epochs, subject.config.keep_checkpoints)
         there = _size(output)
         need = max(0, need - there)
         place = existing(output)
@@ -85,10 +85,11 @@ def _size(folder: Path) -> int:
 
 def memory(subject: Subject) -> Iterator[Check]:
     """The predicted peak against what is free, the container's limit and swap."""
-    if subject.base is None:
+    base = subject.base
+    if base is None:
         return
     precision = subject.config.quantization
-    need = memory_need(subject.base.config, precision, subject.lora, subject.rows, subject.base.stored_bytes())
+    need = memory_need(base.config, precision, subject.lora(base), subject.rows, base.stored_bytes())
     free, swap, limit = memory_available(), psutil.swap_memory().free, memory_limit()
     figures = {
         "least_bytes": need.least,
@@ -101,7 +102,7 @@ def memory(subject: Subject) -> Iterator[Check]:
     }
     within = f" within the container's limit of {gigabytes(limit)}" if limit else ""
     have = f"{gigabytes(free)} are free{within}"
-    smaller = [name for name in ("int8", "nf4") if _fits(subject, subject.base, name, free)]
+    smaller = [name for name in ("int8", "nf4") if _fits(subject, base, name, free)]
     remedy = f"--quantization {smaller[0]}" if smaller and precision not in smaller else "a smaller base model"
     remedy += ", or a smaller --max-length or --batch-size; end other programs"
     if need.least > free:
@@ -122,7 +123,8 @@ def memory(subject: Subject) -> Iterator[Check]:
 
 
 def _fits(subject: Subject, base: BaseModel, precision: str, free: int) -> bool:
-    return memory_need(base.config, precision, subject.lora, subject.rows, base.stored_bytes()).least <= COMFORT * free
+    need = memory_need(base.config, precision, subject.lora(base), subject.rows, base.stored_bytes())
+    return need.least <= COMFORT * free
 
 
 def output(subject: Subject) -> Iterator[Check]:

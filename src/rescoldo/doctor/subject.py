@@ -36,10 +36,9 @@ class Subject:
     day: date | None = None
     ours: bool = False
 
-    @property
-    def lora(self) -> LoraConfig:
-        """The adapter's settings."""
-        return lora_config(self.config)
+    def lora(self, base: BaseModel) -> LoraConfig:
+        """The adapter's settings on this base model."""
+        return lora_config(self.config, base.config.n_layers)
 
     @property
     def rows(self) -> int:

@@ -64,7 +64,7 @@ def verify(output: Path) -> Iterator[Check]:
     yield Check("files", not missing, f"missing: {', '.join(missing)}" if missing else f"all {len(FILES)} there")
 
     info = read_json(output / INFO_FILE)
-    yield _info(info)
+    yield _average(info["averaged"]) if info and "averaged" in info else _info(info)
     info = info or {}
     yield _hashes(output, info)
     try:
@@ -81,6 +81,15 @@ def verify(output: Path) -> Iterator[Check]:
     yield from _loss(info)
     if (output / BIN_FILE).exists():
         yield _bin(output / BIN_FILE, adapter)
+
+
+def _average(averaged: Any) -> Check:
+    """Of an average of adapters: what it was made of."""
+    try:
+        said = ", ".join(f"{part['weight']:.3g} · {part['path']}" for part in averaged["parts"])
+        return Check("training_info", True, f"average of {said}")
+    except (KeyError, TypeError, ValueError):
+        return Check("training_info", False, "does not say what the average is of")
 
 
 def _info(info: dict[str, Any] | None) -> Check:

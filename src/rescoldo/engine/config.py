@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import dropwhile
 from typing import Any
@@ -181,19 +180,6 @@ class DecoderConfig:
         shapes["model.norm.weight"] = (d,)
         if not self.tied_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, d)
-        return shapes
-
-    def adapter_shapes(self, rank: int, targets: Collection[str]) -> dict[str, tuple[int, int]]:
-        """A LoRA adapter's tensors and their shapes, for linears by their short names:
-        "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …lora_B → (out, rank)."""
-        shapes: dict[str, tuple[int, int]] = {}
-        for i in range(self.n_layers):
-            for member in (member for site in SITES for member in self.members(site)):
-                short = member.split(".")[1]
-                if short in targets:
-                    out, into = self.linear_shape(short)
-                    shapes[f"model.layers.{i}.{member}.lora_A"] = (rank, into)
-                    shapes[f"model.layers.{i}.{member}.lora_B"] = (out, rank)
         return shapes
 
     @property

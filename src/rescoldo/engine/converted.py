@@ -37,7 +37,7 @@ class ConvertedWeights:
     def __init__(self, fingerprint: str, precision: str, n_bytes: int, folder: Path | None = None) -> None:
         self.identity, self.n_bytes = f"{_VERSION}|{fingerprint}|{precision}", n_bytes
         self.folder = folder or cache_root() / "weights"
-        self.writes = os.environ.get("RESCOLDO_WEIGHT_CACHE") != "0"
+        self.writes = cache_used()
         self.reads = self.writes
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class ConvertedWeights:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                whole = (file.metadata() or {}).get("sha256") == _digest(tensors)
+                whole = (file.metadata() or {}).get("sha256") == digest(tensors)
             if whole:
                 os.utime(path)
                 return tensors
@@ -69,7 +69,7 @@ class ConvertedWeights:
         """Keep a group's tensors. It only saves time: where there is no room, that is all there is to it."""
         if not self.writes:
             return
-        metadata = {"sha256": _digest(tensors)}
+        metadata = {"sha256": digest(tensors)}
         try:
             write_atomic(self._path(key, ranges), lambda path: save_file(tensors, path, metadata), durable=False)
         except (OSError, SafetensorError):
@@ -86,7 +86,13 @@ class ConvertedWeights:
                     path.unlink()
 
 
-def _digest(tensors: Tensors) -> str:
+def cache_used() -> bool:
+    """Whether what was made of weights may be kept on the disk: not with $RESCOLDO_WEIGHT_CACHE=0."""
+    return os.environ.get("RESCOLDO_WEIGHT_CACHE") != "0"
+
+
+def digest(tensors: Tensors) -> str:
+    """SHA-256 over names, types, shapes and values, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}|{tensors[name].dtype}|{tuple(tensors[name].shape)}|".encode())

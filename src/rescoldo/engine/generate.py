@@ -246,10 +246,24 @@ class Decoder:
         return order
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together."""
+        """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together.
+
+        A greedy row's most probable token of all is as a rule one that its constraint allows: only where it is not, the
+        rest has to be masked.
+        """
         for row, line in zip(self._rows, logits, strict=True):
-            if row.constraint:
+            if row.constraint and row.sampling.temperature > 0:
                 row.error = row.constraint.mask_(line)
+        tokens = self._draw(logits)
+        for index, row in enumerate(self._rows):
+            if row.constraint and row.sampling.temperature <= 0 and not row.constraint.allows(int(tokens[index])):
+                line = logits[index : index + 1]
+                row.error = row.constraint.mask_(line[0])
+                tokens[index] = choose(line, row.sampling, [row.random], row.position)[0]
+        return tokens
+
+    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits (B, V) → tokens (B,)."""
         alike: dict[tuple[float, float, int], list[int]] = {}
         for index, row in enumerate(self._rows):
             greedy = row.sampling.temperature <= 0

@@ -11,7 +11,7 @@ multiplied in float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ from rescoldo.engine.kernels.ops_int8 import PANEL, LowRankTerm, Outliers, Segme
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 
 N_OUTLIERS = 32  # input columns multiplied in float32
+_PANELS = 64  # of a weight that are in float32 at a time
 _SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
 
 
@@ -130,11 +131,22 @@ class Int8Linear(FrozenLinear):
         return Int8Products(self, adapter, bias)
 
     def dense(self) -> torch.Tensor:
+        return torch.cat(list(self._rows()))
+
+    def squared_norms(self) -> torch.Tensor:
+        return torch.cat([rows.square().sum(1) for rows in self._rows()])
+
+    def _rows(self) -> Iterator[torch.Tensor]:
+        """The weight in float32, some rows at a time."""
         panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
-        weight = unpack_panels(panels)[: self.out_features, : self.in_features].float() * self.scale[:, None]
-        weight *= self.channel_scale
-        weight[:, self.outliers] = self.outlier_panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
-        return weight
+        for first in range(0, len(panels), _PANELS):
+            start, end = first * PANEL, min((first + _PANELS) * PANEL, self.out_features)
+            some = unpack_panels(panels[first : first + _PANELS])[: end - start, : self.in_features]
+            weight = some.float() * self.scale[start:end, None]
+            weight *= self.channel_scale
+            outliers = self.outlier_panels[first : first + _PANELS].transpose(1, 2).flatten(0, 1)
+            weight[:, self.outliers] = outliers[: end - start]
+            yield weight
 
 
 class Int8Products(Products):
@@ -151,23 +163,26 @@ class Int8Products(Products):
         self.up: list[Segment] = []  # backward: dy → dz
         split = all(m.start % PANEL == 0 and (m.end % PANEL == 0 or m.end == frozen.out_features) for m in members)
         at = torch.full((len(frozen.outlier_panels),), 0 if total and not split else -1, dtype=torch.int32)
-        rows = torch.zeros(total, frozen.out_features)
+        own = self.rank if split else total
+        term = torch.zeros(len(at), own, PANEL)  # the rows of B that each panel of outputs needs
         self.backward_term: LowRankTerm | None = None
         if adapter is not None and members:
             for first, m in zip(range(0, total, self.rank), members, strict=True):
-                b = adapter.scale * m.b
-                rows[first : first + self.rank, m.start : m.end] = b.T
+                b = m.scale * m.b
                 self.up.append(Segment(m.start, m.end, _wide(b), self.rank, first))
                 if split:
-                    at[m.start // PANEL : padded(m.end) // PANEL] = first
+                    panels = slice(m.start // PANEL, padded(m.end) // PANEL)
+                    at[panels] = first
+                    term[panels] = _panels(b.T)
+                else:
+                    outputs = term.transpose(0, 1).reshape(total, -1)
+                    outputs[first : first + self.rank, m.start : m.end] = b.T
+                    term = _panels(outputs)
             a = torch.cat([m.a for m in members])
             self.down = [Segment(0, frozen.in_features, _wide(a.T), total, 0)]
             everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
             self.backward_term = LowRankTerm(_panels(a), _panels(a[:0]), total, everywhere)
-        own = self.rank if split else total
-        self.forward_term = (
-            LowRankTerm(_some(_panels(rows), at, own), frozen.outlier_panels, total, at) if self.width else None
-        )
+        self.forward_term = LowRankTerm(term, frozen.outlier_panels, total, at) if self.width else None
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
         f, op = self.frozen, kernels()
@@ -189,7 +204,7 @@ class Int8Products(Products):
             da = op.outer_rows(dz, x, mask, 1.0)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, self.adapter.scale)
+                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale)
                 gradients.append((da[part], db.T))
         if rows is None:
             return None, gradients
@@ -205,7 +220,9 @@ class Int8Products(Products):
 
 
 def _wide(b: torch.Tensor) -> torch.Tensor:
-    """b (K, n) with zeros behind its columns up to a multiple of 16."""
+    """b (K, n), contiguous, with zeros behind its columns up to a multiple of 16."""
+    if b.shape[1] % PANEL == 0:
+        return b.contiguous()
     full = torch.zeros(b.shape[0], padded(b.shape[1]))
     full[:, : b.shape[1]] = b
     return full
@@ -213,14 +230,7 @@ def _wide(b: torch.Tensor) -> torch.Tensor:
 
 def _panels(rows: torch.Tensor) -> torch.Tensor:
     """rows (R, outputs) → (panels, R, 16), zeros behind the outputs."""
-    panels = padded(rows.shape[1]) // PANEL
-    return _wide(rows).view(len(rows), panels, PANEL).transpose(0, 1).contiguous()
-
-
-def _some(rows: torch.Tensor, at: torch.Tensor, n: int) -> torch.Tensor:
-    """rows (panels, R, 16) → (panels, n, 16): panel p's from at[p] on, zeros where that is -1."""
-    some = torch.zeros(len(at), n, PANEL)
-    for first in at.unique().tolist():
-        if first >= 0:
-            some[at == first] = rows[at == first, first : first + n]
-    return some
+    n = rows.shape[1]
+    if n % PANEL:
+        rows, n = _wide(rows), padded(n)
+    return rows.reshape(len(rows), n // PANEL, PANEL).transpose(0, 1).contiguous()

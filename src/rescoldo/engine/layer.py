@@ -20,7 +20,7 @@ from rescoldo.engine.attend import Attend, Span
 from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout, mix_key
-from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.lora import Kept, LoraGroup
 from rescoldo.engine.rope import Rotation
 
 Grads = dict[str, torch.Tensor]
@@ -84,7 +84,7 @@ class AttentionSaved:
     heads: tuple[torch.Tensor, ...]  # with q/k norms: normed q, its rstd, normed k, its rstd
     mixed: torch.Tensor | None  # (T, H·d) attention's output; None: the pass ended at the keys and values
     state: torch.Tensor | None  # the attention kernel's own
-    z: tuple[torch.Tensor | None, torch.Tensor | None]  # drop(x)·Aᵀ of qkv and o
+    kept: tuple[Kept, Kept]  # of the groups qkv and o
 
 
 class Attention:
@@ -138,16 +138,18 @@ class Attention:
         if dy is not None:
             assert saved.mixed is not None
             assert saved.state is not None
-            dmixed = self.o.backward(dy, saved.mixed, saved.z[1], rows.mask(self.index, "o"), gradients)
-            assert dmixed is not None
+            further = want_input or bool(self.qkv.adapted)
+            dmixed = self.o.backward(dy, saved.mixed, saved.kept[1], rows.mask(self.index, "o"), gradients, further)
+            if dmixed is None:
+                return None
             dmixed, mixed, state = dmixed.view(q.shape), saved.mixed.view(q.shape), saved.state
-        if not want_input and not self.qkv.adapted:
+        elif not want_input and not self.qkv.adapted:
             return None
         dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.span)
         self._rotate(dq, dk, rows, -1.0)
         dq, dk = self._norm_backward(dq, dk, saved.heads)
         dqkv = _side_by_side(dq, dk, dv)
-        return self.qkv.backward(dqkv, x(), saved.z[0], rows.mask(self.index, "qkv"), gradients, want_input)
+        return self.qkv.backward(dqkv, x(), saved.kept[0], rows.mask(self.index, "qkv"), gradients, want_input)
 
     def _rotate(self, q: torch.Tensor, k: torch.Tensor, rows: Rows, sign: float) -> None:
         """Rotate q and k in place; sign -1: their gradients, by the transpose."""
@@ -191,7 +193,7 @@ class MlpSaved:
     """What the MLP's backward pass needs."""
 
     gate_up: torch.Tensor  # (T, 2F); the backward pass overwrites it with its gradient
-    z: tuple[torch.Tensor | None, torch.Tensor | None]  # drop(x)·Aᵀ of gate_up and down
+    kept: tuple[Kept, Kept]  # of the groups gate_up and down
 
 
 class Mlp:
@@ -221,11 +223,13 @@ class Mlp:
         """See Part."""
         assert dy is not None
         a = self.activation.forward(saved.gate_up) if self.down.adapted else saved.gate_up
-        da = self.down.backward(dy, a, saved.z[1], rows.mask(self.index, "down"), gradients)
-        assert da is not None
+        further = want_input or bool(self.gate_up.adapted)
+        da = self.down.backward(dy, a, saved.kept[1], rows.mask(self.index, "down"), gradients, further)
+        if da is None:
+            return None
         self.activation.backward_(saved.gate_up, da)
         return self.gate_up.backward(
-            saved.gate_up, x(), saved.z[0], rows.mask(self.index, "gate_up"), gradients, want_input
+            saved.gate_up, x(), saved.kept[0], rows.mask(self.index, "gate_up"), gradients, want_input
         )
 
 
@@ -253,6 +257,11 @@ class Sublayer:
     ) -> None:
         self.part, self.pre, self.post, self.dtype = part, pre, post, dtype
         self.eps, self.scale = config.norm_eps, config.residual_scale
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of its linears has an adapter."""
+        return any(group.adapted for group in self.part.groups.values())
 
     def forward(self, h: torch.Tensor, rows: Rows, attend: Attend) -> SublayerSaved:
         """h (T, D) float32, overwritten with the output."""
@@ -354,10 +363,12 @@ class Layer:
         want_input: bool = True,
     ) -> None:
         """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input (not with
-        `want_input` False: in the lowest layer, whose input nobody trains)."""
-        if saved.mlp is not None:
-            self.mlp.backward(dh, saved.mlp, rows, attend, gradients)
-        self.mixer.backward(dh, saved.mixer, rows, attend, gradients, want_input)
+        `want_input` False: in the lowest layer with an adapter, whose input depends on nothing that is trained)."""
+        through_mixer = want_input or self.mixer.trained
+        if saved.mlp is not None and (through_mixer or self.mlp.trained):
+            self.mlp.backward(dh, saved.mlp, rows, attend, gradients, through_mixer)
+        if through_mixer:
+            self.mixer.backward(dh, saved.mixer, rows, attend, gradients, want_input)
 
 
 def _side_by_side(dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> torch.Tensor:

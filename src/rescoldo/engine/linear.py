@@ -17,27 +17,29 @@ from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.system.cpu import fast_bf16
 
+_ROWS = 1024  # of a weight that are in float32 at a time
 _FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
 Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
 
 
 @dataclass(frozen=True)
 class Member:
-    """An adapted linear: its rows in the group's output and its adapter A (r, in), B (end - start, r) float32."""
+    """An adapted linear: its rows in the group's output, its adapter A (r, in), B (end - start, r) float32, and the
+    factor on their product."""
 
     start: int
     end: int
     a: torch.Tensor
     b: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member."""
+    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member, all of one rank."""
 
     members: Sequence[Member]
     rank: int
-    scale: float
 
 
 class Products(ABC):
@@ -69,6 +71,10 @@ class FrozenLinear(ABC):
     def dense(self) -> torch.Tensor:
         """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
 
+    @abstractmethod
+    def squared_norms(self) -> torch.Tensor:
+        """‖w‖² of each row of the weight as this precision holds it, (out,) float32, without a copy of the weight."""
+
 
 def _product(x: torch.Tensor, w: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
     """x (T, K) · w (K, N) [+ side (T, N)], in x's dtype; by way of float32 where this CPU would emulate bfloat16."""
@@ -89,7 +95,7 @@ class _PlainProducts(Products):
             self.a = torch.cat([m.a for m in adapter.members]).to(frozen.dtype)
             self.b = torch.zeros(frozen.out_features, r * len(adapter.members), dtype=frozen.dtype)
             for i, m in enumerate(adapter.members):
-                self.b[m.start : m.end, i * r : (i + 1) * r] = adapter.scale * m.b
+                self.b[m.start : m.end, i * r : (i + 1) * r] = m.scale * m.b
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = side = None
@@ -111,9 +117,7 @@ class _PlainProducts(Products):
             da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                gradients.append(
-                    (da[part], self.adapter.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float())
-                )
+                gradients.append((da[part], m.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float()))
         if not want_input:
             return None, gradients
         dx = self.frozen.input_grad(dy)
@@ -139,6 +143,9 @@ class PlainLinear(FrozenLinear):
 
     def dense(self) -> torch.Tensor:
         return torch.cat(self.parts).float()
+
+    def squared_norms(self) -> torch.Tensor:
+        return torch.cat([rows.float().square().sum(1) for part in self.parts for rows in part.split(_ROWS)])
 
     def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
         """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out)."""

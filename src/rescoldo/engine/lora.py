@@ -1,9 +1,10 @@
 """A group of linears that share an input, with their adapters: forward and backward by hand.
 
-    y = x·Wᵀ + b + scale·(drop(x)·Aᵀ)·Bᵀ        A (r, in) and B (out, r) trained, W and b frozen
+    y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ        A (r, in) and B (out, r) trained, W and b frozen
 
-The linears of a group (q, k, v; gate, up) share one dropout mask, since they share the input; PEFT draws one for each.
-Statistically that is the same regularization of each adapter, and a third of the work.
+`kinds` has the formula of each kind, `dora` what a trained magnitude adds. The linears of a group (q, k, v; gate, up)
+share one dropout mask, since they share the input; PEFT draws one for each. Statistically that is the same
+regularization of each adapter, and a third of the work.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
+from rescoldo.engine.dora import Magnitudes
 from rescoldo.engine.kernels.ops import Dropout
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.linear import Adapter, FrozenLinear, Member, Products
 from rescoldo.engine.types import LoraConfig
+
+# what a group's backward pass needs beside its input: drop(x)·Aᵀ; with magnitudes, its output before them too
+Kept = torch.Tensor | tuple[torch.Tensor | None, torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -40,44 +46,72 @@ class LoraGroup:
         parameters: dict[str, torch.Tensor],
     ) -> None:
         self.frozen, self.places, self.bias, self.parameters, self.lora = frozen, list(places), bias, parameters, lora
-        self.adapted = [place for place in self.places if f"{place.name}.lora_A" in parameters]
+        self.adapted = [place for place in self.places if f"{place.name}.{A}" in parameters]
         self.enabled = True
+        self._squared: torch.Tensor | None = None  # ‖W‖² by row, for magnitudes
+        if lora and lora.magnitude and self.adapted:
+            self._squared = frozen.squared_norms()
+            for place in self.adapted:  # the base model's: B is zero at first
+                parameters[f"{place.name}.{MAGNITUDE}"].copy_(self._squared[place.start : place.end].sqrt())
         self.sync()
 
     def sync(self) -> None:
         """Take over `parameters` into the products' own copies."""
-        adapter: Adapter | None = None
-        if self.enabled and self.adapted and self.lora:
-            members = [
-                Member(p.start, p.end, self.parameters[f"{p.name}.lora_A"], self.parameters[f"{p.name}.lora_B"])
-                for p in self.adapted
-            ]
-            adapter = Adapter(members, self.lora.rank, self.lora.scale)
-        self.products: Products = self.frozen.adapted(adapter, self.bias)
+        self.products: Products
+        self.magnitudes: Magnitudes | None = None
+        if not (self.enabled and self.adapted and self.lora):
+            self.products = self.frozen.adapted(None, self.bias)
+            return
+        rank = max(self.lora.rank_of(place.name) for place in self.adapted)
+        members = [self._member(place, rank, self.lora) for place in self.adapted]
+        adapter = Adapter(members, rank)
+        if self._squared is None:
+            self.products = self.frozen.adapted(adapter, self.bias)
+            return
+        self.products = self.frozen.adapted(adapter, None)
+        lengths = [self.parameters[f"{place.name}.{MAGNITUDE}"] for place in self.adapted]
+        self.magnitudes = Magnitudes(self.frozen, members, lengths, self._squared, self.bias)
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _member(self, place: Place, rank: int, lora: LoraConfig) -> Member:
+        """An adapted linear, its A and B filled up with zeros to the group's rank."""
+        a, b = self.parameters[f"{place.name}.{A}"], self.parameters[f"{place.name}.{B}"]
+        more = rank - len(a)
+        if more:
+            a, b = torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more))
+        return Member(place.start, place.end, a, b, lora.scale_of(place.name))
+
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, Kept]:
         """x (T, in) → y (T, out) and what the backward pass needs beside x."""
-        return self.products.forward(x, mask)
+        y, z = self.products.forward(x, mask)
+        return (y, z) if self.magnitudes is None else (self.magnitudes.forward(y), (z, y))
 
     def backward(
         self,
         dy: torch.Tensor,
         x: torch.Tensor,
-        z: torch.Tensor | None,
+        kept: Kept,
         mask: Dropout | None,
         gradients: dict[str, torch.Tensor],
         want_input: bool = True,
     ) -> torch.Tensor | None:
         """Add the adapters' gradients to `gradients` (float32) and return dx (T, in), None if not wanted."""
+        if isinstance(kept, tuple):
+            assert self.magnitudes is not None
+            z, u = kept
+            dy, lengths = self.magnitudes.backward(dy, u)
+            for place, dm in zip(self.adapted, lengths, strict=True):
+                gradients[f"{place.name}.{MAGNITUDE}"] += dm
+        else:
+            z = kept
         dx, found = self.products.backward(dy, x, z, mask, want_input)
         for place, (da, db) in zip(self.adapted, found, strict=bool(found)):
-            gradients[f"{place.name}.lora_A"] += da
-            gradients[f"{place.name}.lora_B"] += db
+            into_a, into_b = gradients[f"{place.name}.{A}"], gradients[f"{place.name}.{B}"]
+            into_a += da[: len(into_a)]
+            into_b += db[:, : into_b.shape[1]]
         return dx
 
 
-def new_adapter(shape: tuple[int, int], rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (rank, in) from the uniform distribution PEFT uses (Kaiming, a = sqrt 5) and B (out, rank) zero, float32."""
+def new_a(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """A (rank, in) from the uniform distribution PEFT uses (Kaiming, a = sqrt 5), float32. B is zero at first."""
     bound = math.sqrt(1.0 / shape[1])
-    a = torch.empty(rank, shape[1]).uniform_(-bound, bound, generator=generator)
-    return a, torch.zeros(shape[0], rank)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

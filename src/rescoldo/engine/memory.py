@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.types import CALIBRATED, LoraConfig
 from rescoldo.system.memory import memory_available
 
@@ -26,7 +27,7 @@ class MemoryNeed:
         adapter: the adapter, its gradients and optimizer.
         layer_activations: what one layer keeps for its way back.
         other: the process itself, logits, one layer's work.
-        n_layers: layers whose activations would be kept at best.
+        n_layers: layers whose activations would be kept at best: those that the backward pass goes through.
     """
 
     weights: int
@@ -50,9 +51,28 @@ class MemoryNeed:
         return max(self.least, min(self.full, int(HEADROOM * free)))
 
 
+def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """The adapter's tensors and their shapes: "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …lora_B → (out,
+    rank), and for kinds with magnitudes …lora_magnitude_vector → (out,)."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(config.n_layers) if lora.layers is None else lora.layers:
+        for member in (member for site in SITES for member in config.members(site)):
+            short = member.split(".")[1]
+            if short in lora.targets:
+                (out, into), rank, module = (
+                    config.linear_shape(short),
+                    lora.rank_of(short),
+                    f"model.layers.{i}.{member}",
+                )
+                shapes |= {f"{module}.{A}": (rank, into), f"{module}.{B}": (out, rank)}
+                if lora.magnitude:
+                    shapes[f"{module}.{MAGNITUDE}"] = (out,)
+    return shapes
+
+
 def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
     """Trained parameters."""
-    return decoder.n_layers * lora.rank * sum(sum(decoder.linear_shape(name)) for name in lora.targets)
+    return sum(math.prod(shape) for shape in parameter_shapes(decoder, lora).values())
 
 
 def memory_need(
@@ -70,14 +90,15 @@ def memory_need(
     wide = 4 if precision == "fp32" else 2
     largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
     converted = 2 * largest if precision in CALIBRATED else 0
-    inputs = decoder.n_layers * rows * decoder.hidden_size * 2  # float32, of every second layer
+    trained = decoder.n_layers - lora.first_layer
+    inputs = trained * rows * decoder.hidden_size * 2  # float32, of every second layer
     work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
     return MemoryNeed(
         weights=weight_bytes(decoder, precision, stored),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
-        layer_activations=kept_bytes(decoder, wide, rows),
+        layer_activations=kept_bytes(decoder, wide, rows, lora),
         other=PROCESS + converted + work + inputs,
-        n_layers=decoder.n_layers,
+        n_layers=trained,
     )
 
 
@@ -103,22 +124,37 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
     return int(linears + config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2))
 
 
-def kept_bytes(config: DecoderConfig, element: int, tokens: int) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up."""
-    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    return tokens * element * (kept + 2 * config.n_kv_heads * config.head_dim)
+def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
+    """Bytes that one layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
+    before it keeps its input), q, k, v, attention's output, gate and up; and with magnitudes the outputs of the adapted
+    linears before them."""
+    streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    kept = streams * config.hidden_size + 2 * config.intermediate_size + 2 * q + 2 * kv
+    if config.qk_norm:
+        kept += q + kv
+    if lora is not None and lora.magnitude:
+        for site in SITES:
+            members = [member.split(".")[1] for member in config.members(site)]
+            if any(name in lora.targets for name in members):
+                kept += sum(config.linear_shape(name)[0] for name in members)
+    return tokens * element * kept
 
 
-def layers_to_keep(config: DecoderConfig, element: int, tokens: int, free: int | None = None) -> int:
+def layers_to_keep(
+    config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, free: int | None = None
+) -> int:
     """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
 
     Args:
         config: the model's shapes.
         element: bytes of an activation's element.
         tokens: rows of the pass.
+        lora: the adapter; nothing is kept of the layers below its lowest.
         free: bytes to fit into; memory_available() where left out.
     """
     free = memory_available() if free is None else free
-    layer = kept_bytes(config, element, tokens)
-    inputs = config.n_layers * tokens * config.hidden_size * 2  # of every second layer that is recomputed
-    return max(0, min(config.n_layers, int((HEADROOM * free - inputs - 5 * layer) // layer)))
+    layer = kept_bytes(config, element, tokens, lora)
+    trained = config.n_layers - (lora.first_layer if lora else 0)
+    inputs = trained * tokens * config.hidden_size * 2  # of every second layer that is recomputed
+    return max(0, min(trained, int((HEADROOM * free - inputs - 5 * layer) // layer)))

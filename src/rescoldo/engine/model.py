@@ -14,10 +14,18 @@ from rescoldo.engine.head import Head, folded_norm
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, Matrix
 from rescoldo.engine.kernels.ops import mix_key
+from rescoldo.engine.kinds import A
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear
-from rescoldo.engine.lora import LoraGroup, Place, new_adapter
-from rescoldo.engine.memory import SMALL, layers_to_keep, linear_weights, stays_stored, weight_bytes
+from rescoldo.engine.lora import LoraGroup, Place, new_a
+from rescoldo.engine.memory import (
+    SMALL,
+    layers_to_keep,
+    linear_weights,
+    parameter_shapes,
+    stays_stored,
+    weight_bytes,
+)
 from rescoldo.engine.objective import targets_of
 from rescoldo.engine.precision import Converter, Weights, embed
 from rescoldo.engine.rope import RopeTables
@@ -26,24 +34,19 @@ from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
 from rescoldo.engine.weights import OpenedModel, TensorSource
 
 
-def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-    """The adapter's tensors and their shapes: "model.layers.0.self_attn.q_proj.lora_A" → (rank, in), …"""
-    return config.adapter_shapes(lora.rank, lora.targets)
-
-
 def layer_of(name: str) -> int:
     """Which layer a tensor of the adapter belongs to."""
     return int(name.split(".")[2])
 
 
 def new_parameters(config: DecoderConfig, lora: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Fresh adapter weights, float32; each a function of the seed and its own name."""
+    """Fresh adapter weights, float32; each a function of the seed and its own name. Magnitudes become those of the base
+    model when it is loaded (LoraGroup)."""
     parameters: dict[str, torch.Tensor] = {}
     for name, shape in parameter_shapes(config, lora).items():
-        if name.endswith("lora_A"):
+        if name.endswith(A):
             generator = torch.Generator().manual_seed(mix_key(seed, *name.encode()))
-            base = name.removesuffix("lora_A")
-            parameters[name], parameters[f"{base}lora_B"] = new_adapter((0, shape[1]), lora.rank, generator)
+            parameters[name] = new_a(shape, generator)
         else:
             parameters[name] = torch.zeros(shape)
     return parameters
@@ -151,6 +154,11 @@ class LoraModel:
             config, precision, lora, parameters, embedding, Head(head, final_norm, config), layers, converter.state
         )
 
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer with an adapter, where the backward pass ends."""
+        return self.lora.first_layer if self.lora else 0
+
     def frozen_state(self) -> dict[str, torch.Tensor]:
         """What a resume needs to rebuild the very same frozen weights besides the base: int8's calibration."""
         return self._frozen_state
@@ -192,11 +200,11 @@ class LoraModel:
 
     def saved_activations(self, rows: Rows, attend: Attend, beside: int = 0) -> SavedActivations:
         """What keeps a pass's activations for its backward pass, with room left for passes over `beside` rows."""
-        wanted = self.keep_layers
+        wanted, lowest = self.keep_layers, self.first_layer
         if wanted is None:
-            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + beside)
-        first = self.config.n_layers - min(wanted, self.config.n_layers)
-        return SavedActivations(self.layers, rows, attend, first)
+            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + beside, self.lora)
+        first = self.config.n_layers - min(wanted, self.config.n_layers - lowest)
+        return SavedActivations(self.layers, rows, attend, first, lowest)
 
     def forward(
         self, tokens: torch.Tensor, rows: Rows, attend: Attend, saved: SavedActivations | None = None
@@ -260,8 +268,10 @@ def evaluate_loss(
         for i in group.indices:
             example = examples[i]
             tokens = torch.tensor(example.tokens[p:-1])
-            rows = model.rows(torch.arange(p, p + len(tokens)))
-            h = model.forward(tokens, rows, PackedAttention(Layout((0, len(tokens)), p), prefix))
+            spans = example.spans(p)
+            positions = [torch.arange(a, b) if a == p else torch.arange(b - a) for a, b in spans]
+            bounds = (0, *(end - p for _, end in spans))
+            h = model.forward(tokens, model.rows(torch.cat(positions)), PackedAttention(Layout(bounds, p), prefix))
             targets = targets_of([example], [0], p)
             loss, _ = model.head.loss(h, targets.at, targets.tokens, targets.weights)
             results[i] = (loss, example.total_weight)
@@ -269,3 +279,8 @@ def evaluate_loss(
             if on_progress:
                 on_progress(done)
     return results
+
+
+def log_probabilities(model: LoraModel, examples: Sequence[Example]) -> list[float]:
+    """The summed log-probability (nats) of each example's targets, common beginnings computed once."""
+    return [-nats for nats, _ in evaluate_loss(model, examples)]

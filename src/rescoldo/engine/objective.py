@@ -1,4 +1,4 @@
-"""What is minimized. An objective is two functions; `GradientStep` and the loop take any."""
+"""What is minimized. An objective is a few functions; `GradientStep` and the loop take any."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from rescoldo.engine.head import Head
 from rescoldo.engine.types import Example
+
+Measure = Callable[[Sequence[Example]], list[float]]  # the summed log-probability of each example's targets, in nats
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,20 @@ class Objective:
             scaled, and `scale` times its gradient w.r.t. the output (T, D) float32. `Head.loss` makes the gradient of
             any loss that is a function of the targets' log-probabilities: they are its weights.
         total: what the step's summed loss is divided by; a function of all its examples.
+        begin: (how to measure log-probabilities, a step's examples) → the objective of that step, for one that needs a
+            figure of all of them before the first pass.
+        evaluate: (how to measure log-probabilities, examples) → for each the summed loss, what to divide by, and the
+            `figures`; None: `engine.model.evaluate_loss`.
+        figures: names of what `evaluate` measures beside the loss; the mean over the examples is reported.
+        reference: whether the examples must know their log-probabilities under the model before the training.
     """
 
     loss: Callable[[Head, torch.Tensor, Targets, float], tuple[float, torch.Tensor]]
     total: Callable[[Sequence[Example]], float]
+    begin: Callable[[Measure, Sequence[Example]], Objective] | None = None
+    evaluate: Callable[[Measure, Sequence[Example]], list[tuple[float, ...]]] | None = None
+    figures: tuple[str, ...] = ()
+    reference: bool = False
 
 
 def _cross_entropy(head: Head, h: torch.Tensor, targets: Targets, scale: float) -> tuple[float, torch.Tensor]:

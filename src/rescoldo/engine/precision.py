@@ -18,7 +18,7 @@ from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
-from rescoldo.engine.lora import LoraGroup
+from rescoldo.engine.lora import Kept, LoraGroup
 from rescoldo.engine.memory import stays_stored
 from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.types import CALIBRATED, Example
@@ -140,7 +140,7 @@ class _Measuring:
         self.adapted: list[object] = []
         self.group: LoraGroup | None = None
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, Kept]:
         self.converter.state[self.key] = x.abs().amax(0).float()
         self.group = self.build(self.site, self.converter.integer(self.key, self.weights))
         return self.group.forward(x, mask)

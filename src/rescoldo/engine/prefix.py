@@ -28,7 +28,7 @@ def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM, *, shar
 
     A prefix ends at the latest one token before a prompt does: the row that predicts the first target stays the
     example's own. The order is that of each group's first example, so the result depends on nothing but the input.
-    Without `share` all are one group that shares nothing.
+    Examples with the same prompt are always in one group, and without `share` all are one that shares nothing.
     """
     if not examples:
         return []
@@ -58,7 +58,7 @@ def _partition(
         group
         for token, branch in branches.items()
         for group in (
-            [PrefixGroup((i,), 0) for i in branch]
+            [PrefixGroup(tuple(branch), length if len(branch) > 1 and length >= minimum else 0)]
             if token == -1
             else _partition(tuple(branch), length, examples, minimum, depth - 1)
         )

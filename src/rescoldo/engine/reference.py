@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, embedding
 from rescoldo.engine.activation import ACTIVATIONS, soft_cap
 from rescoldo.engine.config import NORMS, DecoderConfig
 from rescoldo.engine.kernels.ops import rotate
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.rope import query_factors, rope_tables
 from rescoldo.engine.types import LoraConfig
 from rescoldo.engine.weights import TensorSource
@@ -40,12 +41,14 @@ class ReferenceDecoder:
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """A linear with its bias and its adapter: x (T, in) → (T, out)."""
-        y = x @ self.weight(f"{name}.weight").T
-        if f"{name}.bias" in self.names:
-            y = y + self.weight(f"{name}.bias")
-        if self.lora is not None and f"{name}.lora_A" in self.parameters:
-            y = y + self.lora.scale * (x @ self.parameters[f"{name}.lora_A"].T) @ self.parameters[f"{name}.lora_B"].T
-        return y
+        weight = self.weight(f"{name}.weight")
+        y = x @ weight.T
+        if self.lora is not None and f"{name}.{A}" in self.parameters:
+            a, b, scale = self.parameters[f"{name}.{A}"], self.parameters[f"{name}.{B}"], self.lora.scale_of(name)
+            y = y + scale * (x @ a.T) @ b.T
+            if self.lora.magnitude:
+                y = y * self.parameters[f"{name}.{MAGNITUDE}"] / (weight + scale * b @ a).norm(dim=1).detach()
+        return y + self.weight(f"{name}.bias") if f"{name}.bias" in self.names else y
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """A norm over the last dimension; x as it is where there is none of this name."""

@@ -20,16 +20,18 @@ class SavedActivations:
         layers: the decoder's layers.
         rows, attend: of the pass.
         first_kept: the lowest layer that keeps its activations.
+        lowest: the layer where the backward pass ends; nothing is kept of those below.
     """
 
-    def __init__(self, layers: Sequence[Layer], rows: Rows, attend: Attend, first_kept: int) -> None:
-        self.layers, self.rows, self.attend, self.first_kept = layers, rows, attend, first_kept
+    def __init__(self, layers: Sequence[Layer], rows: Rows, attend: Attend, first_kept: int, lowest: int = 0) -> None:
+        self.layers, self.rows, self.attend = layers, rows, attend
+        self.first_kept, self.lowest = first_kept, lowest
         self._inputs: dict[int, torch.Tensor] = {}
         self._kept: dict[int, LayerSaved] = {}
 
     def before(self, layer: int, h: torch.Tensor) -> None:
         """Called with a layer's input (T, D), which the layer is about to overwrite."""
-        if layer < self.first_kept and layer % 2 == 0:
+        if self.lowest <= layer < self.first_kept and (layer - self.lowest) % 2 == 0:
             self._inputs[layer] = h.clone()
 
     def after(self, layer: int, saved: LayerSaved) -> None:

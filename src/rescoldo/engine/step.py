@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from rescoldo.engine.attend import PackedAttention, PrefixAttention, PrefixGrad
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.model import LoraModel, layer_of
+from rescoldo.engine.model import LoraModel, layer_of, log_probabilities
 from rescoldo.engine.objective import CROSS_ENTROPY, Objective, targets_of
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
@@ -61,13 +62,22 @@ class GradientStep:
         objective: Objective = CROSS_ENTROPY,
         on_ready: Callable[[dict[str, torch.Tensor]], None] | None = None,
     ) -> None:
-        self.model, self.examples, self.seed = model, list(examples), (seed, step)
-        self.objective, self.total = objective, objective.total(self.examples)
+        self.model, self.seed = model, (seed, step)
+        self.total = objective.total(examples)
+        self.objective = objective.begin(partial(log_probabilities, model), examples) if objective.begin else objective
+        self.examples: list[Example] = []  # the sequences that are computed
+        self._of: list[range] = []  # those of each example
+        for example in examples:
+            self._of.append(range(len(self.examples), len(self.examples) + len(example.passes)))
+            self.examples += example.passes
         self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
-        self._left = set(range(len(self.examples)) if mine is None else mine)  # examples without their backward pass
+        self._left = set(self._sequences(range(len(self._of)) if mine is None else mine))  # without their backward pass
         self._on_ready, self._not_ready = on_ready, model.config.n_layers  # the layers below this one
+
+    def _sequences(self, indices: Sequence[int]) -> list[int]:
+        return [sequence for i in indices for sequence in self._of[i]]
 
     def _prefix(self, g: int) -> _Shared | None:
         group = self.groups[g]
@@ -83,8 +93,9 @@ class GradientStep:
     def micro_batch(self, indices: Sequence[int]) -> float:
         """Forward and backward of these examples together; returns their summed loss in nats."""
         loss = 0.0
+        sequences = self._sequences(indices)
         for g, group in enumerate(self.groups):
-            members = [i for i in indices if i in group.indices]
+            members = [i for i in sequences if i in group.indices]
             if members:
                 self._left.difference_update(members)
                 loss += self._run(members, group, self._prefix(g))
@@ -92,24 +103,27 @@ class GradientStep:
 
     def _run(self, members: list[int], group: PrefixGroup, shared: _Shared | None) -> float:
         model, p = self.model, group.length
-        tokens, positions, identity, bounds = [], [], [], [0]
+        tokens, positions, identity, bounds, starts = [], [], [], [0], []
         for i in members:
             own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token predicts nothing
             at = torch.arange(p, p + len(own))
+            starts.append(bounds[-1])
             tokens.append(own)
-            positions.append(at)
             identity.append(at + ((i + 1) << _POSITION_BITS))
-            bounds.append(bounds[-1] + len(own))
+            for first, end in self.examples[i].spans(p):
+                positions.append(torch.arange(first, end) if first == p else torch.arange(end - first))
+                bounds.append(bounds[-1] + end - first)
         rows = model.rows(torch.cat(positions), torch.cat(identity), self.seed)
         layout = Layout(tuple(bounds), p)
         attend = PackedAttention(layout, shared.attend.found, shared.grad) if shared else PackedAttention(layout)
         saved = model.saved_activations(rows, attend)
         h = model.forward(torch.cat(tokens), rows, attend, saved)
-        targets = targets_of([self.examples[i] for i in members], bounds[:-1], p)
+        targets = targets_of([self.examples[i] for i in members], starts, p)
         loss, dh = self.objective.loss(model.head, h, targets, 1.0 / self.total)
         del h
-        for i in reversed(range(model.config.n_layers)):
-            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > 0)
+        lowest = model.first_layer
+        for i in reversed(range(lowest, model.config.n_layers)):
+            model.layers[i].backward(dh, saved.pop(i), rows, attend, self.gradients, want_input=i > lowest)
             if not self._left and not self._shared:
                 self._ready(i)
         return loss
@@ -118,10 +132,11 @@ class GradientStep:
         """Go back through the shared prefixes; returns the step's gradient, float32, by parameter."""
         width = self.model.config.hidden_size
         passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
-        for i in reversed(range(self.model.config.n_layers)):  # the outer loop: the top layers are ready early
+        lowest = self.model.first_layer
+        for i in reversed(range(lowest, self.model.config.n_layers)):  # the outer loop: the top layers are ready early
             layer = self.model.layers[i]
             for one, dh in passes:
-                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > 0)
+                layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > lowest)
             self._ready(i)
         self._shared.clear()
         return self.gradients

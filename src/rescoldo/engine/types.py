@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from rescoldo.engine.kinds import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +27,33 @@ class Example:
         n_prompt: how many tokens come before the first target (at least one); tokens[n_prompt:] are the targets.
         weights: each target's weight in the loss, as many as there are targets; 0: no target, as the user's turns
             between the answers of a conversation. None: 1 for each.
+        documents: where the second document and the following ones begin in `tokens`, where several are packed into one
+            example: none sees another, and each has positions from 0. The first token of a document has weight 0. Such
+            an example has n_prompt 1, so that it shares no beginning with others.
     """
 
     tokens: tuple[int, ...]
     n_prompt: int
     weights: tuple[float, ...] | None = None
+    documents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.documents:
+            edges = (0, *self.documents, len(self.tokens))
+            if self.n_prompt != 1 or any(b <= a for a, b in itertools.pairwise(edges)):
+                raise ValueError("documents must be ascending places in the tokens, behind a prompt of one token")
+            if self.weights is None or any(self.weights[start - 1] for start in self.documents):
+                raise ValueError("the first token of a document follows nothing: its weight must be 0")
         if self.weights is not None:
             wrong = len(self.weights) != len(self.tokens) - self.n_prompt
             if wrong or not all(math.isfinite(w) and w >= 0 for w in self.weights) or not any(self.weights):
                 raise ValueError("weights must be one finite number of at least 0 for each target, not all of them 0")
+
+    def spans(self, start: int = 0) -> list[tuple[int, int]]:
+        """(first, behind the last) of each document's tokens from `start` on without the example's last token, which
+        predicts nothing: what a pass computes."""
+        edges = (start, *self.documents, max(len(self.tokens) - 1, start))
+        return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
     @property
     def n_targets(self) -> int:
@@ -47,20 +67,108 @@ class Example:
         """The sum of the targets' weights, which a mean loss is divided by: their number where all weights are 1."""
         return self.n_targets if self.weights is None else math.fsum(self.weights)
 
+    @property
+    def passes(self) -> tuple[Example, ...]:
+        """The sequences that an optimizer step computes for it, forward and backward."""
+        return (self,)
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """The sequences whose log-probabilities the objective compares with those of the reference model."""
+        return (self,)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all its sequences."""
+        return len(self.tokens) + sum(len(one.tokens) for one in self.scored[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Example):
+    """A prompt with two answers. Its own tokens are the prompt and the preferred one.
+
+    Attributes:
+        rejected: the same prompt with the other answer.
+        reference: the summed log-probabilities (nats) of the preferred and the rejected answer under the model as it
+            was before the training; None until they are measured.
+    """
+
+    rejected: Example
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def passes(self) -> tuple[Example, ...]:
+        """Both answers."""
+        return (self, self.rejected)
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """Both answers."""
+        return (self, self.rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Example):
+    """An answer that was called good or bad by itself.
+
+    Attributes:
+        good: which of the two.
+        mismatched: the same prompt with the answer to another one, which measures how far the model has moved (KTO).
+        reference: as `Pair.reference`, of the answer and of the mismatched one.
+    """
+
+    good: bool
+    mismatched: Example
+    reference: tuple[float, ...] | None = None
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """The answer and the mismatched one."""
+        return (self, self.mismatched)
+
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """LoRA (arXiv 2106.09685): y = W·x + (alpha / rank)·B·(A·dropout(x)) on each target linear."""
+    """Which linears have an adapter, and of what kind and size.
+
+    Attributes:
+        rank, alpha: of the targets that `ranks` and `alphas` do not name.
+        targets: linears by their short names ("q_proj").
+        kind: a key of `kinds.KINDS`, which has the formula.
+        ranks, alphas: of single targets, by their short names (PEFT's rank_pattern and alpha_pattern).
+        layers: the layers that have adapters, ascending; None: all.
+    """
 
     rank: int = 8
     alpha: float = 32.0
     dropout: float = 0.1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    kind: str = "lora"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+
+    def rank_of(self, linear: str) -> int:
+        """The rank of a target's adapter, the linear by its short name or with the modules that it is in."""
+        return self.ranks.get(linear.rpartition(".")[2], self.rank)
+
+    def alpha_of(self, linear: str) -> float:
+        """The alpha of a target's adapter."""
+        return self.alphas.get(linear.rpartition(".")[2], self.alpha)
+
+    def scale_of(self, linear: str) -> float:
+        """The factor on B·A of a target's adapter."""
+        return KINDS[self.kind].scale(self.alpha_of(linear), self.rank_of(linear))
 
     @property
-    def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.rank
+    def magnitude(self) -> bool:
+        """Whether each adapted linear has a trained magnitude of its outputs."""
+        return KINDS[self.kind].magnitude
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer with an adapter, where the backward pass ends."""
+        return 0 if self.layers is None else min(self.layers, default=0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +187,9 @@ class Constraint(Protocol):
     def mask_(self, logits: torch.Tensor) -> str:
         """Set the logits (V,) of all tokens that may not come next to -inf, in place; a stop token may where the answer
         may end. Returns why none may, "" as a rule."""
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next. True is certain; where it is False, `mask_` decides."""
 
     def accept(self, token: int) -> None:
         """Go on behind a token that was allowed and is no stop token."""

@@ -16,7 +16,7 @@ from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
 from rescoldo.evaluation.evaluation import Console, evaluate, role_for, scale_of, training_answers
 from rescoldo.evaluation.judge import TOKENS, Judge, judge_document, pairs_to_judge
-from rescoldo.evaluation.verdict import with_verdict
+from rescoldo.evaluation.verdict import constrained_name, with_verdict
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none."""
+    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none.
+
+    Attributes:
+        together: a run that is asked with the prompt that it was trained with, not with the comparison's role: M2's
+            instruction in the weights (see evaluation.together).
+    """
 
     baseline: str
     optimized: str = ""
     finetuned: str = ""
+    together: str = ""
 
 
 def compare(
@@ -105,7 +111,7 @@ def compare(
     if constrained:
         models = _with_constrained(models, parts.baseline, the_role, console)
     # all are opened before the first one works for hours
-    predictors = [opener.predictor(spec, name) for name, spec in models.items()]
+    predictors = [opener.predictor(spec, name, own_prompt=name == parts.together) for name, spec in models.items()]
     panel = [ChatPredictor(opener.chat(spec), the_role, spec) for spec in dict.fromkeys(judges)]
     if panel and sum(the_role.answer_of(record) is not None for record in records) < 2:
         raise RescoldoError(
@@ -131,7 +137,7 @@ def _with_constrained(
     from rescoldo.evaluation.open import CONSTRAINED
     from rescoldo.programs.program import find_program
 
-    name, reason = f"{baseline}_constrained", ""
+    name, reason = constrained_name(baseline), ""
     try:
         role_grammar(role)
         if find_program(models[baseline]) is not None:
@@ -141,13 +147,17 @@ def _with_constrained(
     except RescoldoError as error:
         reason = error.what
     if reason:
-        if console:
-            console.say(f"{baseline} is not compared with constrained answers: {reason}")
+        _say_unconstrained(baseline, reason, console)
         return models
     added: dict[str, str] = {}
     for known, spec in models.items():
         added |= {known: spec, name: CONSTRAINED + spec} if known == baseline else {known: spec}
     return added
+
+
+def _say_unconstrained(baseline: str, reason: str, console: Console | None) -> None:
+    if console:
+        console.say(f"{baseline} is not compared with constrained answers: {reason}")
 
 
 def compare_run(
@@ -161,6 +171,7 @@ def compare_run(
     sampling: Sampling | None = None,
     limit: int | None = None,
     quantization: str = "auto",
+    constrained: bool = False,
     perplexity: bool = False,
     lang: str = "en",
     console: Console | None = None,
@@ -171,6 +182,7 @@ def compare_run(
         run: a run's directory, or one that load_for_inference has loaded.
         train: training set, for what is copied from it; by default the run's own.
         train_limit: score the fine-tuned model on so many training examples too (0: none).
+        constrained: the base model once more, as "base_constrained", where the role can be constrained.
         perplexity, lang: see compare.
 
     Raises:
@@ -190,12 +202,19 @@ def compare_run(
         loaded = run
     if loaded.run is None:
         raise RescoldoError("is no run directory", where=loaded.spec, fix="pass the --output of a finished training")
-    predictors = [EnginePredictor(loaded, the_role, adapter=adapter) for adapter in (False, True)]
+    base = EnginePredictor(loaded, the_role, adapter=False)
+    predictors, name = [base, EnginePredictor(loaded, the_role)], constrained_name(base.name)
+    if constrained:
+        try:
+            grammar = role_grammar(the_role)
+            predictors.insert(1, EnginePredictor(loaded, the_role, adapter=False, name=name, grammar=grammar))
+        except RescoldoError as error:
+            _say_unconstrained(base.name, error.what, console)
     return _compare(
         predictors, records, Parts("base", finetuned="finetuned"), dataset=Path(dataset), role=the_role, target=target,
         reuse=[target] if target and target.exists() else [], sampling=sampling or the_role.sampling, repeats=1,
         info=loaded.info, train=train, train_limit=train_limit, limit=limit, console=console,
-        perplexity=perplexity, lang=lang,
+        perplexity=perplexity, lang=lang, optional=(name,),
     )  # fmt: skip
 
 
@@ -270,7 +289,12 @@ def _compare(
             optimized=parts.optimized or None,
             finetuned=parts.finetuned or None,
             train_score=train_score,
-            metadata={**facts, "train_score": train_score, "train_score_examples": len(learned)},
+            metadata={
+                **facts,
+                "train_score": train_score,
+                "train_score_examples": len(learned),
+                **({"together": parts.together} if parts.together else {}),
+            },
             reference=reference,
         )
         if on_training:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluation.decision import decide
+from rescoldo.evaluation.sampled import sampled_tests
 from rescoldo.evaluation.score import document_score_of, doubts
 from rescoldo.evaluation.statistics import paired
 from rescoldo.evaluation.verdict import with_verdict
@@ -128,7 +129,8 @@ def build_comparison(
         reference: the dataset's own answers, as `measure_content` returns them.
 
     Returns:
-        {"metadata", "reference", "models", "comparison": {"ranking", "statistical_tests", "effect_sizes", "decision"}};
+        {"metadata", "reference", "models", "comparison": {"ranking", "statistical_tests", "effect_sizes", "decision",
+        and "sampled" (see sampled.sampled_tests) where models answered several times}};
         the tests stand under "B - A", difference = B - A; the decision has its verdict (see verdict.with_verdict).
 
     Raises:
@@ -201,6 +203,7 @@ def build_comparison(
             ],
             "statistical_tests": tests,
             "effect_sizes": effects,
+            **({"sampled": several} if (several := sampled_tests(models, order)) else {}),
             "decision": decision,
         },
     }

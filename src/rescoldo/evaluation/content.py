@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from rescoldo.evaluation.diagnostics import TrainingAnswers
-from rescoldo.evaluation.measures import MEASURES, content_of, measure, shared_items
+from rescoldo.evaluation.measures import MEASURES, KnownPairs, content_of, measure, shared_items
 from rescoldo.evaluation.statistics import fisher_greater, wilson
 from rescoldo.role import Role
 
@@ -58,7 +58,8 @@ def measure_content(
     Args:
         models: name → its part as `evaluate` returns it.
         records: what was asked; the references are their own answers.
-        training_records: the references where less than FEWEST records have an answer.
+        training_records: the references where less than FEWEST records have an answer; and, beside them, what words
+            stand next to each other in answers that are fit to be read.
         scale: counts tokens, and measures perplexity; without one, length is in words.
         perplexity: measure it (costs a forward pass over each answer).
 
@@ -68,10 +69,11 @@ def measure_content(
         length_unit, scale, ranges {name: {low, high}} (None on a side that is no bad sign) and their own `content`.
         Without enough references `outside` is empty and the second is None.
     """
-    measured_by = _Measuring(role, training, scale, perplexity)
-    source, chosen = "dataset", _answered(role, records)
+    source, chosen, learned = "dataset", _answered(role, records), _answered(role, training_records())
+    known = KnownPairs(role, [role.target(record) for record in (*chosen, *learned)])
+    measured_by = _Measuring(role, training, scale, perplexity, known)
     if len(chosen) < FEWEST:
-        source, chosen = "training", _answered(role, training_records())
+        source, chosen = "training", learned
     answers = [(place, record, role.target(record)) for place, record in enumerate(chosen)]
     references = measured_by(answers, own=True) if len(answers) >= FEWEST else []
     ranges = ranges_of(references) if references else {}
@@ -92,6 +94,27 @@ def measure_content(
         for name, part in models.items()
     }
     return parts, reference
+
+
+def unlike_references(
+    role: Role, references: Records, answers: Sequence[tuple[int, dict[str, Any], str]]
+) -> list[dict[str, str]] | None:
+    """By which measures each answer is unlike the references' own: name → "below" or "above". Needs no model; the
+    length is in words.
+
+    Args:
+        references: records with answers that are good.
+        answers: (index of what was asked, record, text).
+
+    Returns:
+        One for each answer; None where fewer than FEWEST references have an answer.
+    """
+    chosen = _answered(role, references)
+    if len(chosen) < FEWEST:
+        return None
+    measured_by = _Measuring(role, None, None, False, KnownPairs(role, [role.target(one) for one in chosen]))
+    ranges = ranges_of(measured_by([(i, one, role.target(one)) for i, one in enumerate(chosen)], own=True))
+    return [outside(values, ranges) for values in measured_by(answers)]
 
 
 def _judged(
@@ -136,8 +159,11 @@ def _text(role: Role, record: dict[str, Any], row: Mapping[str, Any]) -> str:
 class _Measuring:
     """Measures answers: (index of what was asked, record, text)."""
 
-    def __init__(self, role: Role, training: TrainingAnswers | None, scale: Scale | None, perplexity: bool) -> None:
+    def __init__(
+        self, role: Role, training: TrainingAnswers | None, scale: Scale | None, perplexity: bool, known: KnownPairs
+    ) -> None:
         self._role, self._training, self._scale, self._perplexity = role, training, scale, perplexity
+        self._known = known
         self.length_unit = "tokens" if scale else "words"
 
     def __call__(self, answers: Sequence[tuple[int, dict[str, Any], str]], own: bool = False) -> list[Values]:
@@ -157,14 +183,22 @@ class _Measuring:
         if self._perplexity and self._scale:
             perplexities = self._scale.answer_perplexity(role, [(record, text) for _, record, text in answers])
         values = []
-        for (_, _, text), one, also, perplexity in zip(answers, found, shared, perplexities, strict=True):
+        pairs = [
+            self._known.share(role.question(record), content, _own_answer(role, record))
+            for (_, record, _), content in zip(answers, contents, strict=True)
+        ]
+        for (_, _, text), one, also, known, perplexity in zip(answers, found, shared, pairs, perplexities, strict=True):
             number_of_words = one.pop("words")
             if own and one["copied_from_training"] == number_of_words:
                 one["copied_from_training"] = None
             length = float(self._scale.count_tokens(text)) if self._scale else number_of_words
-            one |= {"shared_items": also, "length": length, "perplexity": perplexity}
+            one |= {"shared_items": also, "known_pairs": known, "length": length, "perplexity": perplexity}
             values.append({name: one[name] for name in MEASURES})
         return values
+
+
+def _own_answer(role: Role, record: dict[str, Any]) -> str | None:
+    return None if role.answer_of(record) is None else role.target(record)
 
 
 def ranges_of(references: Sequence[Values]) -> dict[str, dict[str, float | None]]:

@@ -10,12 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rescoldo.allowed import check_number
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
+from rescoldo.evaluation.choices import choices_part, fitting_records, refuse_other_than_labels
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.diagnostics import TrainingAnswers
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
+from rescoldo.evaluation.labels import labels_part
+from rescoldo.evaluation.sampled import sampled
 from rescoldo.evaluation.score import answers_use_input, common, score_row, summarise
 from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
@@ -66,7 +70,8 @@ def evaluate(
     Returns:
         One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
-        repeat), sampling.
+        repeat), sampling; with repeats `sampled` (see sampled.sampled); labels, where the dataset's answers are such
+        (evaluation.labels).
 
     Raises:
         RescoldoError: no records, a model that cannot answer, not one answer, or the cache cannot be written.
@@ -116,6 +121,10 @@ def evaluate(
         row = score_row(role, records[example], found[i], training, use_input=use_input)
         rows.append({"example": example, "repeat": repeat, **row, "key": name})
     part = {**predictor.describe(), **summarise(rows), "sampling": {**asdict(sampling), "repeats": repeats}}
+    if several := sampled(rows, not role.needs_answers):
+        part["sampled"] = several
+    if (labels := labels_part(role, records, rows)) is not None:
+        part["labels"] = labels
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
         part["perplexity"] = predictor.chat.perplexity(role, records)
     return part
@@ -129,12 +138,14 @@ def evaluate_model(
     output: Path | str | None = None,
     train: Path | str | None = None,
     sampling: Sampling | None = None,
+    samples: int = 1,
     limit: int | None = None,
     base: bool = False,
     constrained: bool = False,
     quantization: str = "auto",
     name: str = "",
     perplexity: bool = False,
+    choices: bool = False,
     lang: str = "en",
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -148,11 +159,13 @@ def evaluate_model(
             while they are made, so that a second call goes on where a first was stopped.
         train: training set, to find what is copied from it; by default the run's own, where it is still there.
         sampling: the role's, where not given.
+        samples: answers to each record, with seeds that follow each other.
         limit: only the first so many records.
         base: for a run directory: its base model alone.
         constrained: hold answers to the role's schema (constrained decoding).
         name: of the model in the document; "finetuned" or "base" where not given.
         perplexity: measure the answers' perplexity under the base model.
+        choices: measure the probability of each of the dataset's labels (evaluation.choices).
         lang: of the reports, "en" or "es".
 
     Returns:
@@ -162,17 +175,20 @@ def evaluate_model(
         RescoldoError: dataset, model or output are not as they must be.
     """
     from rescoldo.base.chat_templates import plain_note
-    from rescoldo.models.engine_chat import EnginePredictor
+    from rescoldo.models.engine_chat import EngineChat, EnginePredictor
     from rescoldo.models.loaded import load_for_inference
     from rescoldo.role.grammar import role_grammar
 
     the_role = role_for(model, role)
     sampling = sampling or the_role.sampling
+    check_samples(samples, sampling.temperature)
     if limit is not None and limit < 1:
         raise RescoldoError(
             f"{limit} leaves nothing to evaluate", where="--limit", fix="give 1 or more, or leave it out"
         )
-    records = read_records(dataset, the_role, answers=the_role.needs_answers)[:limit]
+    records = read_records(dataset, the_role, answers=the_role.needs_answers or choices)[:limit]
+    if choices:
+        refuse_other_than_labels(the_role, records)
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
     started = time.time()
     if isinstance(model, str):
@@ -190,7 +206,12 @@ def evaluate_model(
     grammar = role_grammar(the_role) if constrained else None
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
-        part = evaluate(predictor, records, the_role, sampling, cache=cache, training=training, console=console)
+        part = evaluate(
+            predictor, records, the_role, sampling, repeats=samples, cache=cache, training=training, console=console
+        )
+        if choices:
+            others = fitting_records(loaded.info, the_role, Path(dataset))
+            part["choices"] = choices_part(EngineChat(loaded, adapter=not base), the_role, records, others)
         models, reference = measure_content(
             {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
             perplexity=perplexity,
@@ -201,6 +222,17 @@ def evaluate_model(
         if target:
             write_document(document, target)
     return document
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Raises RescoldoError where so many answers to each record make no sense."""
+    check_number("--samples", samples, whole=True, ge=1, le=10_000)
+    if samples > 1 and temperature == 0:
+        raise RescoldoError(
+            "greedy answers are the same every time",
+            where="--samples",
+            fix="leave it out, or sample: --temperature 0.7",
+        )
 
 
 def _check_engine(model: str, dataset: Path | str) -> None:

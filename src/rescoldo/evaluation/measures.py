@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -45,7 +45,9 @@ MEASURES = {
     "repeated_items": Measure(low=False, high=True, share=True),
     "shared_items": Measure(low=False, high=True, share=True),
     "distinct_trigrams": Measure(low=True, high=False, share=True),
+    "known_pairs": Measure(low=True, high=False, share=True),
     "input_words_used": Measure(low=True, high=False, share=True),
+    "input_words_in_items": Measure(low=True, high=False, share=True),
     "new_figures": Measure(low=True, high=True),
     "new_names": Measure(low=True, high=True),
     "copied_from_input": Measure(low=False, high=True),
@@ -95,7 +97,8 @@ def measure(
     Returns:
         repeated_items: share of the items that repeat an earlier one of the answer, or nearly so.
         distinct_trigrams: distinct sequences of three words / all.
-        input_words_used: share of the input's content words that the answer uses.
+        input_words_used: share of the input's content words that the answer uses; input_words_in_items: that its items
+            use, so that a title alone makes no answer to this input.
         new_figures, new_names: how many different figures and proper names it has that the input has not.
         copied_from_input, copied_from_training: words of the longest run that is the input's (copied).
         words: its words.
@@ -107,6 +110,7 @@ def measure(
         "repeated_items": len(repeats(content.items)) / len(content.items) if content.items else None,
         "distinct_trigrams": len(set(trigrams)) / len(trigrams) if trigrams else None,
         "input_words_used": input_words_used(question, text),
+        "input_words_in_items": input_words_used(question, "\n".join(content.items)) if content.items else None,
         "new_figures": float(len(set(figures(prose)) - set(figures(question)))),
         "new_names": float(len(_not_in(names(content.texts), question))),
         "copied_from_input": float(TrainingAnswers([question], role.form).longest_run(text)),
@@ -136,6 +140,39 @@ def shared_items(answers: Sequence[tuple[Any, Sequence[str]]]) -> list[float | N
         hits = sum(bool(index.like(item) - {asked}) for item in items)
         found.append(hits / len(items) if items else None)
     return found
+
+
+class KnownPairs:
+    """Which words may stand next to each other, by answers that are fit to be read: word salad, gibberish and another
+    language have few such pairs, whatever words they are made of.
+
+    Args:
+        texts: the answers; the same one twice counts once.
+    """
+
+    def __init__(self, role: Role, texts: Iterable[str]) -> None:
+        self._role = role
+        self._answers: Counter[Any] = Counter()  # pair → answers that have it
+        self._texts = set(texts)
+        for text in self._texts:
+            self._answers.update(self._pairs(content_of(role, text)))
+
+    def share(self, question: str, content: Content, own: str | None = None) -> float | None:
+        """The share of an answer's pairs of neighbouring words that the input or an answer to another input has; None
+        without a pair.
+
+        Args:
+            own: the known answer to this very input, which does not count; None where there is none.
+        """
+        pairs = self._pairs(content)
+        if not pairs:
+            return None
+        asked = set(pairwise(words(question)))
+        apart = self._pairs(content_of(self._role, own)) if own in self._texts else frozenset()
+        return sum(self._answers[pair] > (pair in apart) or pair in asked for pair in pairs) / len(pairs)
+
+    def _pairs(self, content: Content) -> set[Any]:
+        return {pair for text in content.texts for pair in pairwise(words(text))}
 
 
 class _Items:

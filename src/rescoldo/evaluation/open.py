@@ -13,7 +13,7 @@ from rescoldo.models.engine_chat import EngineChat
 from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
 from rescoldo.models.predictor import ChatModel, ChatPredictor, Predictor
 from rescoldo.models.server import ServerOptions, open_server
-from rescoldo.role import Role
+from rescoldo.role import Role, role_of_run
 from rescoldo.role.grammar import role_grammar
 from rescoldo.run.sweep import refuse_sweep
 
@@ -47,16 +47,21 @@ class Opener:
         self._runs = {base: spec for spec in specs if is_run(spec) and (base := _base_of(Path(spec)))}
         self._loaded: dict[str, Loaded] = {}
 
-    def predictor(self, spec: str, name: str) -> Predictor:
+    def predictor(self, spec: str, name: str, *, own_prompt: bool = False) -> Predictor:
         """The predictor that `spec` names. Servers are asked whether they are there; weights are not loaded yet.
+
+        Args:
+            own_prompt: a run is asked with the prompt that it was trained with; what it is scored by stays.
 
         Raises:
             RescoldoError: there is no such model, it is damaged, nobody listens, a program is not allowed.
         """
         from rescoldo.programs.predictor import ProgramPredictor
-        from rescoldo.programs.program import find_program, read_program
+        from rescoldo.programs.program import find_program, is_plain, read_program
 
         found = find_program(spec)
+        if own_prompt:
+            return ChatPredictor(self.chat(spec), role_of_run(Path(spec), run_info(Path(spec))), name)
         if found is None:
             return ChatPredictor(self.chat(spec), self.role, name)
         path, lm = found
@@ -66,6 +71,12 @@ class Opener:
             raise RescoldoError(
                 "does not say which model it is for", where=spec, fix=f"name it: {spec}@sample:smollm2, for example"
             )
+        if lm.startswith(CONSTRAINED) and not is_plain(program.module, self.role):
+            raise RescoldoError(
+                f"the program answers in other fields than {self.role.spec.answer} alone, which a constraint to the "
+                "role's form leaves no room for",
+                where=spec, fix=f"leave out {CONSTRAINED}, or use a program of one step without a train of thought",
+            )  # fmt: skip
         return ProgramPredictor(spec, program, self.chat(lm), self.role, name, workers=self.server.concurrency)
 
     def chat(self, spec: str) -> ChatModel:

@@ -14,11 +14,16 @@ from rescoldo.evaluation.marks import mark_lines
 from rescoldo.evaluation.report import (
     FACTS,
     component_rows,
+    confusion_tables,
     diagnostic_rows,
     judged,
     language_of,
     paired_head,
     paired_rows,
+    sampled_difference_head,
+    sampled_difference_rows,
+    sampled_note,
+    sampled_rows,
     score_rows,
     verdict_lines,
 )
@@ -70,6 +75,11 @@ def page(document: Mapping[str, Any]) -> str:
                 (row[0], list(zip(names, row[1:], _values(models, row[0]), strict=True)))
                 for row in component_rows(models, say)
             ],
+            sampled=sampled_rows(models, say),
+            sampled_note=sampled_note(models, say),
+            difference_head=sampled_difference_head(say),
+            sampled_differences=sampled_difference_rows(comparison, say) if comparison else [],
+            confusion=confusion_tables(models, say),
             test_head=paired_head(say),
             tests=paired_rows(comparison, say) if comparison else [],
             concepts=concepts(models, reference, say),

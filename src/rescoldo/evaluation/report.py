@@ -30,6 +30,7 @@ _SCORES = {
     "perfect_rate_1.0": "share = 1.0",
 }
 FACTS = ("dataset", "examples", "role", "training_set", "date")
+_PASSES = ("0.9", "1.0")  # scores whose pass@k reports show; the JSON has more
 _NOTES = 8  # that a Markdown report shows of one answer
 
 
@@ -76,10 +77,17 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines += [f"## {say('Scores')}", "", *_table(["", *names], score_rows(models, say)), ""]
     lines += [f"## {say('Components')}", "", *_table(["", *names], component_rows(models, say)), ""]
     lines += [f"## {say('Beside the score')}", "", *_table(["", *names], diagnostic_rows(models, say)), ""]
+    for title, head, rows in confusion_tables(models, say):
+        lines += [f"## {_md(title)}", "", *_table(head, rows), ""]
     warnings = [
         f"- {_md(name)}: {_md(say.message(text))}" for name in names for text in models[name].get("warnings", [])
     ]
     lines += [*warnings, ""] if warnings else []
+    if several := sampled_rows(models, say):
+        lines += [f"## {say('Several samples')}", "", _md(sampled_note(models, say)), ""]
+        lines += [*_table(["", *names], several), ""]
+        if comparison:
+            lines += [*_table(sampled_difference_head(say), sampled_difference_rows(comparison, say)), ""]
     if comparison:
         ranking = [
             [str(row["rank"]), row["model"], say.percent(row["mean"], 1), say.points(row["difference_to_baseline"])]
@@ -110,27 +118,95 @@ def _answers(
 
 
 def print_evaluation(document: Mapping[str, Any], console: Console) -> None:
-    """Scores, components and warnings of an evaluation as a table; the content beside the dataset's own answers."""
-    models, say = document["models"], ENGLISH
+    """Scores, components and warnings of an evaluation as tables, the content beside the dataset's own answers; in the
+    language of the document's reports."""
+    models, say = document["models"], language_of(document)
     rows = [*score_rows(models, say), None, *component_rows(models, say), None, *diagnostic_rows(models, say)]
     _print_table(console, ["", *models], rows)
     measured = content_rows(models, document.get("reference"), say)
     if measured:
         _print_table(console, content_head(list(models), say), measured)
-    _print_warnings(models, console)
+    if several := sampled_rows(models, say):
+        _print_table(console, ["", *models], several)
+        console.print(sampled_note(models, say), markup=False, highlight=False)
+        if comparison := document.get("comparison"):
+            _print_table(console, sampled_difference_head(say), sampled_difference_rows(comparison, say))
+    for title, head, labelled in confusion_tables(models, say):
+        console.print(title, markup=False, highlight=False)
+        _print_table(console, head, labelled)
+    _print_warnings(models, console, say)
 
 
 def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     """A comparison as tables: scores side by side, paired tests; and, last, what it rests on and the verdict."""
+    say = language_of(document)
     print_evaluation(document, console)
-    _print_table(console, paired_head(ENGLISH), paired_rows(document["comparison"], ENGLISH))
+    _print_table(console, paired_head(say), paired_rows(document["comparison"], say))
     if judged(document):
-        sentence, warnings, evidence = verdict_lines(document, ENGLISH, program())
+        sentence, warnings, evidence = verdict_lines(document, say, program())
         for warning in warnings:
             console.print(f"⚠️  {warning}", markup=False, highlight=False)
         for line in evidence:
             console.print(f"  · {line}", markup=False, highlight=False)
         console.print(sentence, style="bold", markup=False, highlight=False)
+
+
+def sampled_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a figure of models that answered each input several times, with its 95 % interval; [] where none did."""
+    parts = [part.get("sampled") for part in models.values()]
+    known = [part for part in parts if part]
+    if not known:
+        return []
+    rows = []
+    for k in sorted({step["k"] for part in known for step in part["by_k"]}):
+        steps = [next((step for step in (part or {}).get("by_k", ()) if step["k"] == k), None) for part in parts]
+        label = say("mean") if k == 1 else say("best of {k}", k=str(k))
+        rows.append([label, *(_estimate(step and step["best_of"], say) for step in steps)])
+        for limit in _PASSES:
+            label = say("pass@{k}, score ≥ {limit}", k=str(k), limit=say.number(float(limit), ".1f"))
+            rows.append([label, *(_estimate(step and step["pass"].get(limit), say) for step in steps)])
+    shares = [(part or {}).get("of_sampling") for part in parts]
+    rows.append([say("uncertainty that more samples would take away"), *(_share_or_dash(one, say) for one in shares)])
+    return rows
+
+
+def sampled_note(models: Mapping[str, Any], say: Language = ENGLISH) -> str:
+    """What is to be known of the best of several answers."""
+    known = [part["sampled"] for part in models.values() if part.get("sampled")]
+    if all(one["selectable"] for one in known):
+        return say(
+            "The metric needs no right answer: whoever uses the model can choose the best of several answers by it."
+        )
+    return say("The metric needs the right answer: whoever uses the model cannot choose by it, so the best is a bound.")
+
+
+def sampled_difference_head(say: Language) -> list[str]:
+    """The head of the table of differences between models that answered several times."""
+    return [say("difference"), say("figure"), say("points"), say("95 % interval")]
+
+
+def sampled_difference_rows(comparison: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
+    """One row a pair of models and a figure of more than one answer; differences in points of 100."""
+    rows = []
+    for name, steps in (comparison.get("sampled") or {}).items():
+        for step in steps[1:]:
+            k = str(step["k"])
+            figures = [(say("best of {k}", k=k), step["best_of"])]
+            figures += [
+                (say("pass@{k}, score ≥ {limit}", k=k, limit=say.number(float(limit), ".1f")), step["pass"][limit])
+                for limit in _PASSES
+            ]
+            for label, one in figures:
+                low, high = one["interval_95"]
+                rows.append([name, label, say.points(one["mean"]), f"{say.points(low)} … {say.points(high)}"])
+    return rows
+
+
+def _estimate(found: Mapping[str, Any] | None, say: Language) -> str:
+    if not found:
+        return "–"
+    low, high = (say.percent(bound) for bound in found["interval_95"])
+    return f"{say.percent(found['mean'], 1)} ({low} … {high})"
 
 
 def paired_head(say: Language) -> list[str]:
@@ -165,16 +241,56 @@ def _p(value: float, say: Language) -> str:
     return say.number(value, ".3f") if value >= 0.001 else f"{value:.1e}"
 
 
+_CHOICES = {
+    "accuracy": "accuracy of the likeliest label",
+    "ece_raw": "calibration error of the labels' probabilities",
+    "ece": "the same, scaled by a temperature",
+}
+
+
 def score_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
     """One row a figure of the scores, one column a model, the label first."""
     rows = [
         [say(label), *(say.percent(part["scores"][name], 1) for part in models.values())]
         for name, label in _SCORES.items()
     ]
+    for key, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1")):
+        labels = [(part.get("labels") or {}).get(key) for part in models.values()]
+        if any(value is not None for value in labels):
+            rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in labels)])
+    for key, label in _CHOICES.items():
+        measured = [(part.get("choices") or {}).get(key) for part in models.values()]
+        if any(value is not None for value in measured):
+            rows.append([say(label), *("–" if value is None else say.percent(value, 1) for value in measured)])
     found = [(part.get("perplexity") or {}).get("perplexity") for part in models.values()]
     if any(value is not None for value in found):
         rows.append([say("perplexity"), *(_or_dash(value, ".3f", say) for value in found)])
     return rows
+
+
+def confusion_tables(
+    models: Mapping[str, Any], say: Language = ENGLISH
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, head, rows) for each model whose answers are labels: a row for each class of the dataset, with what was
+    answered, and its precision, recall and F1."""
+    tables = []
+    for name, part in models.items():
+        labels = part.get("labels")
+        if not labels:
+            continue
+        classes = [row["label"] for row in labels["classes"]]
+        head = [say("label"), *classes, say("another answer"), say("precision"), say("recall"), "F1"]
+        rows = [
+            [
+                row["label"],
+                *map(str, row["answers"]),
+                str(row["other"]),
+                *(say.percent(figures[key], 1) for key in ("precision", "recall", "f1")),
+            ]
+            for row, figures in zip(labels["confusion"], labels["classes"], strict=True)
+        ]
+        tables.append((say("What {model} answered to each label", model=name), head, rows))
+    return tables
 
 
 def component_rows(models: Mapping[str, Any], say: Language = ENGLISH) -> list[list[str]]:
@@ -225,10 +341,10 @@ def _print_table(console: Console, head: Sequence[str], rows: Sequence[list[str]
     console.print(table)
 
 
-def _print_warnings(models: Mapping[str, Any], console: Console) -> None:
+def _print_warnings(models: Mapping[str, Any], console: Console, say: Language) -> None:
     for name, part in models.items():
         for text in part.get("warnings", []):
-            console.print(f"⚠️  {name}: {text}", markup=False, highlight=False)
+            console.print(f"⚠️  {name}: {say.message(text)}", markup=False, highlight=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

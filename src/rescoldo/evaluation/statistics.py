@@ -80,6 +80,11 @@ def mean_interval(differences: np.ndarray) -> tuple[float, float]:
     return 2 * _lower(x) - 1, 1 - 2 * _lower(1 - x)
 
 
+def bounded_interval(values: np.ndarray) -> tuple[float, float]:
+    """The same for the mean of (n,) independent values in [0, 1]: (low, high)."""
+    return _lower(values), 1 - _lower(1 - values)
+
+
 def _lower(x: np.ndarray) -> float:
     """The greatest m that (n,) values in [0, 1] exclude as their mean, with all below; the wealth falls as m grows."""
     values, counts = np.unique(x, return_counts=True)

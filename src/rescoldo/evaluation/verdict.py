@@ -18,6 +18,11 @@ VOTES = 30  # that are proposed where there are none: ten minutes
 EVIDENCE = ("people", "judge", "diagnostics")
 
 
+def constrained_name(baseline: str) -> str:
+    """The name of the baseline with constrained answers, which a comparison adds."""
+    return f"{baseline}_constrained"
+
+
 def with_verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """The comparison with its verdict: `decision` gets content, verdict_code and verdict, from all that is in the
     document now. To be called again when votes or judgements have been added.
@@ -172,7 +177,7 @@ def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
     """The arguments that make this comparison again, asking for no answer anew; None where it cannot be told."""
     models, meta = document["models"], document["metadata"]
     decision = document["comparison"]["decision"]
-    specs = {name: _spec(part) for name, part in models.items() if name != f"{decision['baseline']}_constrained"}
+    specs = {name: _spec(part) for name, part in models.items() if name != constrained_name(decision["baseline"])}
     sampling = models[decision["finetuned"]].get("sampling")
     if not all(specs.values()) or not sampling or not meta.get("dataset"):
         return None
@@ -183,12 +188,14 @@ def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
             words += ["--finetuned", spec]
         elif name == decision["reference"] and name != baseline:
             words += ["--optimized", spec]
+        elif name == meta.get("together"):
+            words += ["--together", spec]
         elif name != baseline:
             words += ["--model", f"{name}={spec}"]
     words += ["--dataset", str(meta["dataset"])]
     words += ["--temperature", f"{sampling['temperature']:g}", "--max-new-tokens", str(sampling["max_new_tokens"])]
     words += ["--seed", str(sampling["seed"])] if sampling["temperature"] else []
-    words += ["--repeats", str(sampling["repeats"])] if sampling.get("repeats", 1) != 1 else []
+    words += ["--samples", str(sampling["repeats"])] if sampling.get("repeats", 1) != 1 else []
     words += ["--limit", str(meta["limit"])] if meta.get("limit") else []
     return [*words, "--output", str(meta["output"])]
 

@@ -73,6 +73,11 @@ def get_format(name: str) -> Format:
 
 
 def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
+    if missing := gguf_adapter.lacks(source):
+        raise RescoldoError(
+            f"llama.cpp's adapter format cannot hold {missing}", where=str(source.run),
+            fix="--to merged-gguf or --to merged: the whole model",
+        )  # fmt: skip
     chosen = parse_dtype(dtype or "F32", gguf_adapter.DTYPES)
     tensors, file = list(gguf_adapter.adapter_tensors(source, chosen)), _adapter_file(chosen)
 
@@ -147,9 +152,11 @@ def _merged(source: Source, dtype: str | None, _: str) -> Plan:
 
 
 def _ollama(source: Source, dtype: str | None, name: str) -> Plan:
-    """The adapter on Ollama's own file where the base is a GGUF file, else the merged model; and a Modelfile."""
-    weights = (_gguf_adapter if source.base.kind == "gguf" else _merged_gguf)(source, dtype, name)
-    if source.base.kind == "gguf":
+    """The adapter on Ollama's own file where the base is a GGUF file and llama.cpp's adapter format can hold it, else
+    the merged model; and a Modelfile."""
+    beside = source.base.kind == "gguf" and not gguf_adapter.lacks(source)
+    weights = (_gguf_adapter if beside else _merged_gguf)(source, dtype, name)
+    if beside:
         known = source.base.spec.removeprefix("ollama:")
         model = known if known != source.base.spec else str(source.base.path.resolve())
         files = {"model": model, "adapter": f"./{_adapter_file(weights.dtype)}"}

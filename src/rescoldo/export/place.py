@@ -87,9 +87,10 @@ def new_directory(target: Path) -> Iterator[Path]:
         _clear_leftovers(target)
         temporary.mkdir()
         yield temporary
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         sync_directory(temporary)
         old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
         if target.exists():

@@ -11,6 +11,7 @@ import torch
 
 from rescoldo.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from rescoldo.base import BaseModel
+from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.models.loaded import dated_tokenizer, is_run, open_base_of, refuse_unfinished, run_info
@@ -47,7 +48,7 @@ class Source:
 
     def changes(self, name: str) -> bool:
         """Whether the adapter changes the base's tensor `name`."""
-        return f"{name.removesuffix('.weight')}.lora_A" in self.adapter.parameters
+        return f"{name.removesuffix('.weight')}.{A}" in self.adapter.parameters
 
     def merged(self, name: str) -> torch.Tensor:
         """The base's tensor with the adapter's part added: float32 where the adapter changes it, else as stored."""
@@ -55,8 +56,11 @@ class Source:
         if not self.changes(name):
             return weight
         module, parameters = name.removesuffix(".weight"), self.adapter.parameters
-        a, b = parameters[f"{module}.lora_A"], parameters[f"{module}.lora_B"]
-        return torch.addmm(weight.float(), b, a, alpha=self.adapter.lora.scale)
+        a, b = parameters[f"{module}.{A}"], parameters[f"{module}.{B}"]
+        merged = torch.addmm(weight.float(), b, a, alpha=self.adapter.lora.scale_of(module))
+        if self.adapter.lora.magnitude:
+            merged *= (parameters[f"{module}.{MAGNITUDE}"] / torch.linalg.vector_norm(merged, dim=1))[:, None]
+        return merged
 
 
 def open_source(run: Path) -> Source:

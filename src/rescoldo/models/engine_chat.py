@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import prompt_ids, prompt_text, stop_ids
-from rescoldo.engine.types import Constraint, Sampling
+from rescoldo.engine.types import Constraint, Example, Sampling
 from rescoldo.models.loaded import Loaded
 from rescoldo.models.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.role import Role
@@ -110,6 +110,13 @@ class EngineChat:
 
         with self._as_asked():
             return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
+        """Of tokenized examples: see engine.model.evaluate_loss."""
+        from rescoldo.engine.model import evaluate_loss
+
+        with self._as_asked():
+            return evaluate_loss(self.loaded.model, examples)
 
     def count_tokens(self, text: str) -> int:
         """The tokens of a text; needs the tokenizer alone."""

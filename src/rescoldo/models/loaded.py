@@ -154,9 +154,11 @@ def run_info(run: Path) -> dict[str, Any]:
 
 def dated_tokenizer(base: BaseModel, info: dict[str, Any]) -> Any:
     """The base model's tokenizer. Where its chat template writes today's date, it is that of the run whose
-    training_info.json is `info`, or today's for as long as this process lives."""
+    training_info.json is `info`, or today's for as long as this process lives; its prompts let the model think where
+    that run was taught to (chat_template.thinks)."""
     tokenizer, day = base.tokenizer(), info.get("chat_date")
     fix_date(tokenizer, date.fromisoformat(day) if isinstance(day, str) else date.today())
+    tokenizer.thinks = info.get("thinks") is True
     return tokenizer
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rescoldo.data.chat_template import thinks
+from rescoldo.data.teaching import Teaching
 from rescoldo.data.tokenize import end_of_turn, prompt_ids, tokenize_records
 from rescoldo.engine.types import Example
 from rescoldo.role import Role
@@ -23,7 +25,8 @@ def perplexity(model: LoraModel, tokenizer: Any, role: Role, records: Sequence[d
     """
     from rescoldo.engine.model import evaluate_loss
 
-    tokenized = tokenize_records(records, role, tokenizer, model.config.max_positions)
+    learned = Teaching("last", "keep" if thinks(tokenizer) else "drop")
+    tokenized = tokenize_records(records, role, tokenizer, model.config.max_positions, learned)
     losses = evaluate_loss(model, tokenized.examples)
     tokens = sum(count for _, count in losses)
     loss = sum(nats for nats, _ in losses) / tokens if tokens else None

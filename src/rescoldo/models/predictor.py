@@ -12,7 +12,7 @@ from rescoldo.role import Role
 if TYPE_CHECKING:
     from rescoldo.constrain import Grammar
 
-Messages = list[dict[str, str]]  # a conversation: role and content of each message
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)

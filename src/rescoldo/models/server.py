@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rescoldo.data.chat_template import tools_of
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.extras import missing
@@ -27,6 +28,7 @@ from rescoldo.models.address import (
     server_entry,
 )
 from rescoldo.models.predictor import Messages, Prediction
+from rescoldo.role.tools import call_text, read_calls
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -123,7 +125,8 @@ class ServerChat:
 
     def render(self, messages: Messages) -> str:
         """The messages as JSON: the server applies the template."""
-        return json.dumps(messages, ensure_ascii=False)
+        tools = tools_of(messages)
+        return json.dumps([*messages, {"tools": tools}] if tools else messages, ensure_ascii=False)
 
     def describe(self) -> dict[str, Any]:
         """What a document says about the model itself."""
@@ -201,15 +204,17 @@ class ServerChat:
                 async with asyncio.timeout(self.options.timeout):
                     answer = await client.chat.completions.create(
                         model=self.model,
-                        messages=messages,  # type: ignore[arg-type]
+                        messages=_as_sent(messages),  # type: ignore[arg-type]
                         temperature=sampling.temperature,
                         top_p=sampling.top_p,
                         max_tokens=sampling.max_new_tokens,
                         seed=sampling.seed,
-                        extra_body=self._extra(),
+                        extra_body={**self._extra(), **({"tools": tools_of(messages)} if tools_of(messages) else {})},
                     )
                 choice = answer.choices[0]
-                text, ended = _text(choice.message.content), choice.finish_reason != "length"
+                text, ended = _said(choice.message), choice.finish_reason != "length"
+                if self.grammar and ended and not _is_json(text):
+                    raise self._unheld()
                 tokens = _count(answer.usage.completion_tokens if answer.usage else 0)
             except (openai.APITimeoutError, TimeoutError):
                 return failed(f"no answer within {self.options.timeout:g} s")
@@ -245,6 +250,13 @@ class ServerChat:
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         return extra
 
+    def _unheld(self) -> RescoldoError:
+        """An answer that a schema would not have let through: the server has not looked at it."""
+        return RescoldoError(
+            "the server does not hold answers to a schema: it takes response_format and does not answer in JSON",
+            where=self.spec, fix="leave out constrained: for this server", exit_code=EXIT_FAILURE,
+        )  # fmt: skip
+
     def _answers(self) -> bool:
         try:
             get_json(self.url + "/models")
@@ -253,6 +265,40 @@ class ServerChat:
         except OSError:
             return False
         return True
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as_sent(messages: Messages) -> list[dict[str, Any]]:
+    """The messages in OpenAI's form: the arguments of calls as JSON text, without thinking parts."""
+    sent = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+    for message in sent:
+        if "tool_calls" in message:
+            message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+                for call in message["tool_calls"]
+            ]
+    return sent
+
+
+def _said(message: Any) -> str:
+    """An answer's text; calls of tools behind it, as role.tools.call_text puts them.
+
+    Raises:
+        TypeError: the content is no text.
+    """
+    text = _text(message.content)
+    if not message.tool_calls:
+        return text
+    calls, findings = read_calls([call.model_dump() for call in message.tool_calls], "tool_calls")
+    called = findings[0].what if findings else call_text(calls)
+    return _text("\n".join([*([text] if text.strip() else []), called]))
 
 
 def _text(content: Any) -> str:

@@ -70,13 +70,13 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
     model = parts.load_model(
         prepared.base,
         config.quantization,
-        lora_config(config),
+        lora_config(config, prepared.base.config.n_layers),
         seed=config.seed,
         calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
         frozen_state=None,
         on_progress=None,
     )
-    optimizer = AdamW(model.parameters, config.weight_decay)
+    optimizer = AdamW(model.parameters, config.weight_decay, config.lora_plus or 1.0)
     gradients: Tensors = {}
     with leaving() as noted:
         while (command := receive(model.parameters, optimizer.state(), group.leader)).op not in (STOP, AGAIN):

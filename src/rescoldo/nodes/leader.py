@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example
 from rescoldo.engine.weights import Tensors
 from rescoldo.invocation import program
@@ -45,7 +44,6 @@ class Leader:
         """Parts for the loop."""
         return replace(
             self.own,
-            read_dataset=self.read_dataset,
             preflight=self.preflight,
             run_date=partial(leaders_date, group=self.group),
             gradient_step=self.gradient_step,
@@ -55,16 +53,12 @@ class Leader:
             machines=self.group.size,
         )
 
-    def read_dataset(self, *arguments: Any) -> Dataset:
-        """As Parts.read_dataset, noting where each example stands."""
-        data = self.own.read_dataset(*arguments)
-        self._places.update({id(example): place for place, example in enumerate(data.examples)})
-        return data
-
     def preflight(self, prepared: Any, reporter: Any, force: bool) -> None:
         """The machine's own checks, then: has everybody the same?"""
         self.own.preflight(prepared, reporter, force)
         agree(prepared.identity, self.group)
+        for data in (prepared.train, prepared.val):
+            self._places.update({id(example): place for place, example in enumerate(data.examples)})
         self._reporter = reporter
         names = ", ".join(self.group.name(rank) for rank in range(self.group.size))
         reporter.say(f"  {count(self.group.size, 'machine')} in this run ({names}); this one leads")
@@ -73,9 +67,9 @@ class Leader:
         """A step whose examples are dealt out."""
         return SharedStep(self, model, examples, step, seed)
 
-    def make_optimizer(self, parameters: Tensors, weight_decay: float) -> AdamW:
+    def make_optimizer(self, parameters: Tensors, weight_decay: float, plus: float) -> AdamW:
         """An optimizer that has the followers do what it does."""
-        self.optimizer = SharedAdamW(self, parameters, weight_decay)
+        self.optimizer = SharedAdamW(self, parameters, weight_decay, plus)
         return self.optimizer
 
     def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, float]]:
@@ -141,8 +135,8 @@ class SharedAdamW(AdamW):
     """AdamW whose every step the followers make too, each on its own weights: the sum of the gradients is everywhere,
     so no weights need to come back over the wire."""
 
-    def __init__(self, leader: Leader, parameters: Tensors, weight_decay: float) -> None:
-        super().__init__(parameters, weight_decay)
+    def __init__(self, leader: Leader, parameters: Tensors, weight_decay: float, plus: float = 1.0) -> None:
+        super().__init__(parameters, weight_decay, plus)
         self._leader = leader
 
     def update(self, gradients: Tensors, lr: float, step: int) -> None:

@@ -1,4 +1,5 @@
-"""Make a better prompt with DSPy's optimizers: examples to show, and (MIPROv2) instructions, chosen by the score."""
+"""Make a better prompt with DSPy's optimizers: examples to show (not GEPA), and instructions (MIPROv2, GEPA), chosen by
+the score."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
-from rescoldo.optimize.watch import Watch, dspy_log
+from rescoldo.optimize.watch import Watch, dspy_log, without_bars
 from rescoldo.programs import import_dspy
 from rescoldo.programs.lm import MAX_BATCH, Desk, make_adapter, make_lm
 from rescoldo.programs.predictor import ProgramPredictor
@@ -30,7 +31,10 @@ from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
 from rescoldo.version import __version__
 
-METHODS = ("labeled", "bootstrap", "mipro")
+METHODS = ("labeled", "bootstrap", "mipro", "gepa")
+WRITES = ("mipro", "gepa")  # those in which a model writes instructions
+WRITING_TEMPERATURE = 1.0  # as DSPy has it: instructions are to differ
+REFLECTED = 3  # answers that GEPA reflects on at a time
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,11 @@ class OptimizeConfig:
 
     Attributes:
         model: spec of the model under the program.
-        method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2).
+        method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2), gepa (GEPA).
         shots: examples that the program shows at most; of them as many as can be bootstrapped, with bootstrap, mipro.
-        trials: prompts that MIPROv2 tries.
+        trials: prompts that MIPROv2 and GEPA try.
+        budget: answers that GEPA may score; None: as many as `trials` prompts may need.
+        reflection_model: spec of the model that writes instructions (mipro, gepa); None: `model`, unconstrained.
         dev: share of the training set that prompts are scored on, not shown.
         threshold: score from which on a model's own answer may become an example.
         limit: only the first so many training examples.
@@ -52,6 +58,8 @@ class OptimizeConfig:
     method: str = "mipro"
     shots: int = 3
     trials: int = 10
+    budget: int | None = None
+    reflection_model: str | None = None
     dev: float = 0.2
     threshold: float = 0.8
     limit: int | None = None
@@ -100,13 +108,10 @@ def optimize(
     with RunLock(folder):
         if not restart and (finished := _finished(folder, identity)):
             return finished
-        if config.model.startswith(CONSTRAINED) and config.method not in ("labeled", "bootstrap"):
-            raise RescoldoError(
-                f"{config.method} lets the model write instructions, too, which are not of the role's form",
-                where=f"--model {config.model}",
-                fix="--method labeled or bootstrap, or leave out constrained:",
-            )
-        chat = Opener(role, records=records, quantization=config.quantization, server=server).chat(config.model)
+        opener = Opener(role, records=records, quantization=config.quantization, server=server)
+        chat = opener.chat(config.model)
+        # what is held to the role's form cannot write instructions: its model, unconstrained, does
+        writer = opener.chat(config.reflection_model or config.model.removeprefix(CONSTRAINED))
         started = time.time()
         cache = PredictionCache(folder / "answers.partial.jsonl")
         sampling = Sampling(config.temperature, 1.0, config.max_new_tokens, config.seed)
@@ -122,25 +127,44 @@ def optimize(
         program = new_program(role)
         before = score(program, "before")
         watch = Watch(role, records, console)
-        with Desk(chat, workers=workers, cache=cache, on_progress=watch.tokens) as desk, dspy_log(console):
-            with dspy.context(lm=make_lm(desk, sampling), adapter=make_adapter()):
-                threads = MAX_BATCH if chat.batches else workers
-                made = _compile(dspy, config, program.module, _examples(dspy, role, shown),
-                                _examples(dspy, role, dev), watch.metric, threads)  # fmt: skip
-            if desk.failure:  # DSPy takes it for a bad answer
-                raise desk.failure
-            asked = {"answers": desk.asked, "answers_kept_from_before": desk.known}
+        with (
+            Desk(chat, workers=workers, cache=cache, on_progress=watch.tokens) as desk,
+            Desk(writer, workers=workers, cache=cache, on_progress=watch.tokens) as writing,
+            dspy_log(console),
+            dspy.context(lm=make_lm(desk, sampling), adapter=make_adapter()),
+        ):
+            try:
+                made = _compile(
+                    dspy, config, program.module, _examples(dspy, role, shown), _examples(dspy, role, dev), watch,
+                    threads=MAX_BATCH if chat.batches else workers,
+                    writer=make_lm(writing, replace(sampling, temperature=WRITING_TEMPERATURE)),
+                    gone=lambda: bool(desk.failure or writing.failure),
+                )  # fmt: skip
+            except Exception as error:  # DSPy's own errors are many
+                if isinstance(error, RescoldoError):
+                    raise
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                raise desk.failure or writing.failure or RescoldoError(
+                    f"the optimizer failed: {why}", where=f"--method {config.method}",
+                    fix="the same command resumes; --reflection-model names another model to write the instructions",
+                    exit_code=EXIT_FAILURE,
+                ) from error  # fmt: skip
+            if failure := desk.failure or writing.failure:  # DSPy takes it for a bad answer
+                raise failure
+            asked = {"answers": desk.asked + writing.asked, "answers_kept_from_before": desk.known + writing.known}
         _write_program(made, folder / PROGRAM)
         after = score(read_program(folder / PROGRAM, role), "after")
         record = {
             "rescoldo": __version__,
             "model": config.model,
             "model_described": chat.describe(),
+            "reflection_model_described": writer.describe() if config.method in WRITES else None,
             "method": config.method,
             "scores": {"before": before, "after": after},
             "shown_examples": len(shown),
             "dev_examples": len(dev),
             "demos": len(made.demos),
+            "instructions": made.signature.instructions,
             "program": PROGRAM,
             "program_sha256": sha256(folder / PROGRAM),
             **asked,
@@ -155,9 +179,24 @@ def optimize(
 def _check(config: OptimizeConfig) -> None:
     if config.method not in METHODS:
         raise RescoldoError(f"there is no method {config.method!r}", where="--method", fix=", ".join(METHODS))
+    if config.budget is not None and config.method != "gepa":
+        raise RescoldoError(
+            f"{config.method} has no budget of answers", where="--budget", fix="--method gepa; --trials for mipro"
+        )
+    if config.reflection_model and config.method not in WRITES:
+        raise RescoldoError(
+            f"with {config.method} no model writes instructions", where="--reflection-model",
+            fix=f"--method {' or '.join(WRITES)}, or leave it out",
+        )  # fmt: skip
+    if (config.reflection_model or "").startswith(CONSTRAINED):
+        raise RescoldoError(
+            "instructions are not of the role's form", where=f"--reflection-model {config.reflection_model}",
+            fix="leave out constrained:",
+        )  # fmt: skip
     for flag, value, least, most in (
         ("shots", config.shots, 1, 64), ("trials", config.trials, 1, 1000), ("dev", config.dev, 0.01, 0.9),
         ("threshold", config.threshold, 0, 1), ("limit", config.limit, 2, 1 << 31),
+        ("budget", config.budget, 1, 1_000_000),
     ):  # fmt: skip
         check_number(f"--{flag}", value, whole=isinstance(least, int) and flag != "threshold", ge=least, le=most)
 
@@ -205,30 +244,76 @@ def _examples(dspy: Any, role: Role, records: Sequence[dict[str, Any]]) -> list[
 
 
 def _compile(
-    dspy: Any, config: OptimizeConfig, module: Any, shown: list[Any], dev: list[Any], metric: Any, threads: int
+    dspy: Any,
+    config: OptimizeConfig,
+    module: Any,
+    shown: list[Any],
+    dev: list[Any],
+    watch: Watch,
+    *,
+    threads: int,
+    writer: Any,
+    gone: Callable[[], bool],
 ) -> Any:
-    """Run the optimizer; returns the new module."""
+    """Run the optimizer; returns the new module.
+
+    Args:
+        writer: the dspy.LM that writes instructions.
+        gone: whether no more answers can be had: there is no use in going on.
+    """
     many = 1 << 30  # a model's bad answers are what is being scored, no reason to stop
     if config.method == "labeled":
         random.seed(config.seed)
         return dspy.LabeledFewShot(k=config.shots).compile(module, trainset=shown, sample=True)
     if config.method == "bootstrap":
         return dspy.BootstrapFewShot(
-            metric=metric, metric_threshold=config.threshold, max_bootstrapped_demos=config.shots,
+            metric=watch.metric, metric_threshold=config.threshold, max_bootstrapped_demos=config.shots,
             max_labeled_demos=config.shots, max_errors=many,
         ).compile(module, trainset=shown)  # fmt: skip
+    if config.method == "gepa":
+        return _gepa(dspy, config, module, shown, dev, watch, threads=threads, writer=writer, gone=gone)
     try:
         import optuna  # noqa: F401
     except ImportError:
         raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
     candidates = max(2, min(8, config.trials))
     return dspy.MIPROv2(
-        metric=metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,
+        metric=watch.metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,
         max_bootstrapped_demos=config.shots, max_labeled_demos=config.shots, num_threads=threads, max_errors=many,
-        seed=config.seed,
+        seed=config.seed, prompt_model=writer,
     ).compile(
         module, trainset=shown, valset=dev, num_trials=config.trials, minibatch=False, seed=config.seed
     )  # fmt: skip
+
+
+def _gepa(
+    dspy: Any,
+    config: OptimizeConfig,
+    module: Any,
+    shown: list[Any],
+    dev: list[Any],
+    watch: Watch,
+    *,
+    threads: int,
+    writer: Any,
+    gone: Callable[[], bool],
+) -> Any:
+    """GEPA (arXiv 2507.19457): a model reads a few answers with what the metric says of them in words, and writes a
+    better instruction; those that are best on some example of `dev` are developed further. See _compile.
+
+    Its own checkpoints are pickles; it is resumed as the others are, from the answers that are kept.
+    """
+    from dspy.teleprompt.gepa import InstructionProposer
+
+    # a try scores its few answers before and after, and, where they are better, all of dev
+    budget = config.budget or len(dev) + config.trials * (2 * REFLECTED + len(dev))
+    with without_bars():
+        return dspy.GEPA(
+            metric=watch.feedback, max_metric_calls=budget, reflection_minibatch_size=min(REFLECTED, len(shown)),
+            reflection_lm=writer, instruction_proposer=InstructionProposer(adapter=make_adapter()),
+            add_format_failure_as_feedback=True, num_threads=threads, seed=config.seed,
+            gepa_kwargs={"stop_callbacks": [lambda state: gone()]},
+        ).compile(module, trainset=shown, valset=dev)  # fmt: skip
 
 
 def _write_program(module: Any, path: Path) -> None:

@@ -55,8 +55,9 @@ class ProgramPredictor:
 
     def describe(self) -> dict[str, Any]:
         """The program, its examples, and the model under it."""
+        steps = {"steps": list(self.program.steps)} if self.program.steps else {}
         return {"spec": self.spec, "program_sha256": self.program.sha256, "demos": self.program.demos,
-                "model": self.chat.describe()}  # fmt: skip
+                **steps, "model": self.chat.describe()}  # fmt: skip
 
     def predict(
         self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None

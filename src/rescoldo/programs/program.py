@@ -12,7 +12,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.models.loaded import is_run
 from rescoldo.programs import import_dspy
-from rescoldo.programs.state import read_state
+from rescoldo.programs.state import Step, read_state
 from rescoldo.role import Role
 
 PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state; how it was made
@@ -30,6 +30,7 @@ class Program:
         sha256: of the file that it was read from, "" where it was made here.
         lm: the spec of the model that it was optimized over, "" where that is not known.
         demos: examples that it shows.
+        steps: the names of its steps in the order in which they run, where it was rebuilt from several.
     """
 
     module: Any
@@ -37,6 +38,7 @@ class Program:
     sha256: str = ""
     lm: str = ""
     demos: int = 0
+    steps: tuple[str, ...] = ()
 
 
 def new_program(role: Role) -> Program:
@@ -51,6 +53,13 @@ def new_program(role: Role) -> Program:
         role.spec.answer: (str, dspy.OutputField(desc=f"as {role.spec.serialization}")),
     }
     return Program(dspy.Predict(dspy.make_signature(fields, instruction(role))), (role.spec.answer,))
+
+
+def is_plain(module: Any, role: Role) -> bool:
+    """Whether a program is one step from the role's input to its answer as one text, without a train of thought."""
+    signature = getattr(module, "signature", None)
+    fields = (list(signature.input_fields), list(signature.output_fields)) if signature is not None else None
+    return isinstance(module, import_dspy().Predict) and fields == ([role.input], [role.spec.answer])
 
 
 def instruction(role: Role) -> str:
@@ -101,7 +110,7 @@ def read_program(path: Path, role: Role, *, allow_pickle: bool = False) -> Progr
         allow_pickle: load pickled programs, which run code while they are loaded.
 
     Raises:
-        RescoldoError: no program, a damaged one, a pickled one without leave, one of several steps.
+        RescoldoError: no program, a damaged one, a pickled one without leave, one that is not certain.
     """
     file = _file(path) if path.is_dir() else path
     if file.suffix == ".pkl":
@@ -153,13 +162,26 @@ def _rebuild(state: Any, file: Path, role: Role) -> Program:
     """The program of a state. Only its words are taken: fields, instructions, examples; no model, no address."""
     dspy = import_dspy()
     found = read_state(state, role, file, dspy.signatures.infer_prefix)
+    modules = [_predict(dspy, step) for step in found.steps]
+    if len(modules) == 1:
+        (module,) = modules
+    else:
+        from rescoldo.programs.chain import Chain
+
+        module = Chain(modules, found.outputs)
+    shown = sum(len(step.demos) for step in found.steps)
+    steps = tuple(step.name for step in found.steps) if len(found.steps) > 1 else ()
+    return Program(module, found.outputs, sha256(file), _lm_of(file), shown, steps)
+
+
+def _predict(dspy: Any, step: Step) -> Any:
     fields = {
-        name: (str, dspy.InputField(desc=text) if name == role.input else dspy.OutputField(desc=text))
-        for name, text in found.fields
+        name: (str, dspy.InputField(desc=text) if name in step.inputs else dspy.OutputField(desc=text))
+        for name, text in step.fields
     }
-    module = dspy.Predict(dspy.make_signature(fields, found.instructions))
-    module.demos = [dspy.Example(demo).with_inputs(role.input) for demo in found.demos]
-    return Program(module, found.outputs, sha256(file), _lm_of(file), len(found.demos))
+    module = dspy.Predict(dspy.make_signature(fields, step.instructions))
+    module.demos = [dspy.Example(demo).with_inputs(*step.inputs) for demo in step.demos]
+    return module
 
 
 def _lm_of(file: Path) -> str:

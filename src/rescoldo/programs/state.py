@@ -1,5 +1,10 @@
 """The state file of a DSPy program (2.4 to 3.x): its instructions, fields and examples, and nothing else of it.
 
+A program of several steps is rebuilt as they feed each other: a step runs when all of its inputs are there, from the
+role's input and from what the steps before have answered. What stands between the steps in the program's own code
+(loops, choices, retrieval) is in no state. So it is rebuilt only where one order alone fits: every step gets all of its
+inputs, no field is answered twice, and each answer is used by a later step or is part of the role's answer.
+
 A state is meant to be loaded into a program that is there already. It does not hold the names of the fields: each has
 a prefix, which DSPy derives from the name ("Functional Requirements:") unless the author or an optimizer has written
 another, and a description, which is "${name}" unless there is a better one. A name is taken only from where it is
@@ -18,6 +23,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ from rescoldo.role import Role
 THOUGHTS = ("reasoning", "rationale")  # a chain of thought's field, by DSPy's version; no part of the answer
 _THOUGHT_PREFIX = "Reasoning: Let's think step by step in order to"
 _DEFAULT_DESCRIPTION = re.compile(r"\$\{([A-Za-z]\w{0,63})\}")
+MAX_STEPS = 6
 _UNUSED = {"lm", "traces", "train", "callbacks", "metadata", "history"}  # say nothing of what is asked
 _EXTENDED = "extended_signature"
 _STEP = {"demos", "signature", _EXTENDED, "fields", *(f"{e}signature_{n}" for e in ("", "extended_")
@@ -35,19 +42,34 @@ _OTHERWISE = "save the whole program with DSPy (program.save(DIRECTORY, save_pro
 
 
 @dataclass(frozen=True)
-class State:
-    """What a program of one step asks.
+class Step:
+    """What one step of a program asks.
 
     Attributes:
-        fields: (name, description) of each field: the role's input first, then what is answered, in order.
-        outputs: the names of the fields that are the answer.
+        name: in the state; "" of a lone one.
+        inputs: the names of the fields that it is asked with.
+        fields: (name, description) of each field: inputs first, then what is answered, in order.
         demos: the examples, by the fields' names, each value a text.
     """
 
+    name: str
     instructions: str
+    inputs: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
-    outputs: tuple[str, ...]
     demos: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a program asks.
+
+    Attributes:
+        steps: in the order in which they run.
+        outputs: the names of the fields that are the answer.
+    """
+
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
 
 
 def read_state(state: Any, role: Role, file: Path, infer_prefix: Any) -> State:
@@ -57,23 +79,107 @@ def read_state(state: Any, role: Role, file: Path, infer_prefix: Any) -> State:
         infer_prefix: DSPy's function from a field's name to its prefix without the colon.
 
     Raises:
-        RescoldoError: no state, more than one step, a field whose name is not certain or that the role does not know,
-            an example that does not fit the fields, anything else in the state that may change what is asked.
+        RescoldoError: no state, steps of which more than one order fits or none, a field whose name is not certain or
+            that the role does not know, an example that does not fit the fields, anything else in the state that may
+            change what is asked.
     """
-    step = _one_step(state, file)
-    signature = _signature(step, file)
-    demos = _demos(step["demos"], file)
-    rows = signature["fields"]
-    names = _names(rows, demos, role, file, infer_prefix)
-    outputs = _check_names(names, rows, role, file)
-    described = {name: _described(row, name) for name, row in zip(names, rows, strict=True)}
-    ordered = sorted(described, key=lambda name: name != role.input)
-    return State(
-        str(signature.get("instructions") or ""),
-        tuple((name, described[name]) for name in ordered),
-        outputs,
-        tuple(_placed(demo, number, names, outputs, role, file) for number, demo in enumerate(demos, 1)),
-    )
+    read = []
+    for name, step in _steps(state, file).items():
+        signature = _signature(step, file)
+        read.append(_Read(name, signature, signature["fields"], _demos(step["demos"], file)))
+    if len(read) > 1:
+        return _several(read, role, file, infer_prefix)
+    (one,) = read
+    names = _names(one.rows, one.demos, role, file, infer_prefix)
+    outputs = _check_names(names, one.rows, role, file)
+    ordered = sorted(names, key=lambda name: name != role.input)
+    return State((_step(one, names, ordered, (role.input,), outputs, role, file),), outputs)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A step as the file has it."""
+
+    name: str
+    signature: Mapping[str, Any]
+    rows: list[Mapping[str, Any]]
+    demos: list[Mapping[str, Any]]
+
+
+def _step(
+    one: _Read, names: list[str], ordered: list[str], inputs: tuple[str, ...], outputs: tuple[str, ...], role: Role,
+    file: Path,
+) -> Step:  # fmt: skip
+    described = {name: _described(row, name) for name, row in zip(names, one.rows, strict=True)}
+    demos = tuple(_placed(demo, number, names, inputs, outputs, role, file) for number, demo in enumerate(one.demos, 1))
+    fields = tuple((name, described[name]) for name in ordered)
+    return Step(one.name, str(one.signature.get("instructions") or ""), inputs, fields, demos)
+
+
+def _several(read: list[_Read], role: Role, file: Path, infer_prefix: Any) -> State:
+    """The state of a program of several steps.
+
+    Raises:
+        RescoldoError: there are too many, or not exactly one order in which they can run.
+    """
+    if len(read) > MAX_STEPS:
+        raise RescoldoError(
+            f"is a program of {len(read)} steps: at most {MAX_STEPS} are rebuilt from a state", where=str(file),
+            fix=_OTHERWISE,
+        )  # fmt: skip
+    elsewhere = [str(row["name"]) for one in read for row in one.rows if isinstance(row.get("name"), str)]
+    elsewhere += [match[1] for one in read for row in one.rows
+                  if (match := _DEFAULT_DESCRIPTION.fullmatch(str(row.get("description") or "")))]  # fmt: skip
+    named = [_names(one.rows, one.demos, role, file, infer_prefix, more=elsewhere) for one in read]
+    for one, names in zip(read, named, strict=True):
+        if len(set(names)) != len(names):
+            raise RescoldoError(
+                f"two fields of the step {one.name} have the same name (fields: {', '.join(names)})", where=str(file)
+            )
+    orders = _orders(named, [one.rows for one in read], role)
+    if len({frozenset(order.items()) for order in orders}) != 1:
+        listed = "; ".join(f"{one.name}: {', '.join(names)}" for one, names in zip(read, named, strict=True))
+        what = "more than one order of its steps fits" if orders else "no order of its steps gives each its inputs, "
+        what += "" if orders else f"uses each answer and ends with {role.spec.answer}"
+        raise RescoldoError(f"{what} (fields of {listed})", where=str(file), fix=_OTHERWISE)
+    order = orders[0]
+    steps = []
+    for place, inputs in order.items():
+        one, names = read[place], named[place]
+        told = tuple(name for name in names if name not in inputs)
+        outputs = tuple(name for name in told if name not in THOUGHTS)
+        steps.append(_step(one, names, [*inputs, *told], inputs, outputs, role, file))
+    answered = tuple(name for step in steps for name, _ in step.fields if name not in step.inputs)
+    parts = list(role.schema.properties()) if role.schema else []
+    last = [role.spec.answer] if role.spec.answer in answered else [name for name in answered if name in parts]
+    return State(tuple(steps), known_outputs(last, role, str(file)))
+
+
+def _orders(
+    named: list[list[str]], rows: list[list[Mapping[str, Any]]], role: Role
+) -> list[dict[int, tuple[str, ...]]]:
+    """The ways in which steps with these fields can feed each other: step → its inputs, in the order of running."""
+    parts = set(role.schema.properties()) if role.schema else set()
+    found: list[dict[int, tuple[str, ...]]] = []
+
+    def run(order: dict[int, tuple[str, ...]], known: frozenset[str]) -> None:
+        if len(order) == len(named):
+            used = {name for inputs in order.values() for name in inputs}
+            left = known - used - {role.input}
+            if left and (left == {role.spec.answer} or left <= parts):
+                found.append(order)
+            return
+        for place, names in enumerate(named):
+            if place in order:
+                continue
+            inputs = tuple(takewhile(lambda name: name in known, names))
+            answered = [name for name in names[len(inputs) :] if name not in THOUGHTS]
+            told = [name for name, row in zip(names, rows[place], strict=True) if row.get("field_type") == "input"]
+            if inputs and answered and known.isdisjoint(answered) and (not told or tuple(told) == inputs):
+                run({**order, place: inputs}, known | set(answered))
+
+    run({}, frozenset({role.input}))
+    return found
 
 
 def known_outputs(names: Collection[str], role: Role, where: str) -> tuple[str, ...]:
@@ -104,7 +210,13 @@ def known_outputs(names: Collection[str], role: Role, where: str) -> tuple[str, 
     )
 
 
-def _one_step(state: Any, file: Path) -> Mapping[str, Any]:
+def _steps(state: Any, file: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The steps by their names in the state.
+
+    Raises:
+        RescoldoError: there are none, or something beside them that may change what is asked.
+    """
+
     def is_step(value: Any) -> bool:
         asks = isinstance(value, Mapping) and ("signature" in value or "signature_instructions" in value)
         return asks and "demos" in value
@@ -117,23 +229,17 @@ def _one_step(state: Any, file: Path) -> Mapping[str, Any]:
         steps = {str(name): value for name, value in state.items() if is_step(value)}
     if not steps:
         raise RescoldoError("is not a DSPy program's state", where=str(file), fix="name what program.save() wrote")
-    if len(steps) > 1:
-        raise RescoldoError(
-            f"is a program of {len(steps)} steps ({', '.join(steps)}); only one of a single step can be rebuilt from "
-            "its state",
-            where=str(file),
-            fix=_OTHERWISE,
-        )
-    ((name, step),) = steps.items()
-    others = [] if step is state else [key for key in state if key not in (name, "metadata")]
-    others += [f"{name}.{key}".strip(".") for key in step if key not in _STEP and step[key] not in (None, [], {}, "")]
+    others = [] if "" in steps else [key for key in state if key not in steps and key != "metadata"]
+    for name, step in steps.items():
+        unknown = [key for key in step if key not in _STEP and step[key] not in (None, [], {}, "")]
+        others += [f"{name}.{key}".strip(".") for key in unknown]
     if others:
         raise RescoldoError(
             f"the state holds {', '.join(map(str, others))}, which may change what is asked and cannot be rebuilt",
             where=str(file),
             fix=_OTHERWISE,
         )
-    return step
+    return steps
 
 
 def _signature(step: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
@@ -169,14 +275,20 @@ def _demos(rows: Any, file: Path) -> list[Mapping[str, Any]]:
 
 
 def _names(
-    rows: list[Mapping[str, Any]], demos: list[Mapping[str, Any]], role: Role, file: Path, infer_prefix: Any
+    rows: list[Mapping[str, Any]],
+    demos: list[Mapping[str, Any]],
+    role: Role,
+    file: Path,
+    infer_prefix: Any,
+    more: Collection[str] = (),
 ) -> list[str]:
-    """The name of each field.
+    """The name of each field. `more`: names that the program's other steps have.
 
     Raises:
         RescoldoError: one that is not certain.
     """
     known = [role.input, role.spec.answer, *(role.schema.properties() if role.schema else ()), *THOUGHTS]
+    known += [name for name in dict.fromkeys(more) if name not in known]
     shown = list(dict.fromkeys(str(key) for demo in demos for key in demo))
     candidates = [*known, *(key for key in shown if key not in known)]
     by_prefix: dict[str, str] = {}
@@ -239,21 +351,27 @@ def _described(row: Mapping[str, Any], name: str) -> str:
 
 
 def _placed(
-    demo: Mapping[str, Any], number: int, names: list[str], outputs: tuple[str, ...], role: Role, file: Path
+    demo: Mapping[str, Any],
+    number: int,
+    names: list[str],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    role: Role,
+    file: Path,
 ) -> dict[str, str]:
     """An example by the fields' names. DSPy shows one without all of the outputs, or without the thought, too.
 
     Raises:
-        RescoldoError: it has no input, or nothing of the answer.
+        RescoldoError: an input is missing, or all of the answer.
     """
     found = {name: _as_text(demo[name], name, role) for name in names if demo.get(name) not in (None, "", [], {})}
     own, other = ([name for name in THOUGHTS if (name in names) == inside] for inside in (True, False))
     if own and own[0] not in found and other and isinstance(demo.get(other[0]), str):
         found[own[0]] = demo[other[0]]
-    if role.input not in found or not any(name in found for name in outputs):
+    if any(name not in found for name in inputs) or not any(name in found for name in outputs):
         keys = ", ".join(map(str, demo)) or "nothing"
         raise RescoldoError(
-            f"example {number} cannot be shown: expected {role.input} and {', '.join(outputs)}, found {keys}",
+            f"example {number} cannot be shown: expected {', '.join(inputs)} and {', '.join(outputs)}, found {keys}",
             where=str(file),
             fix="save the program again with examples of its own fields",
         )

@@ -1,57 +1,80 @@
 """Conversations in the formats that people have: OpenAI's, ShareGPT's, Alpaca's, and a prompt with its completion
 (TRL's, as texts or as messages).
 
-Whatever the format, a record becomes the messages up to the last answer (`turns`), the last question (`prompt`) and
-that answer (`answer`). Only the last answer of a conversation is learned; the earlier ones are part of its prompt.
+Whatever the format, a record becomes a `Conversation`: messages as chat templates take them, which of them are learned,
+and the tools. Every answer of the assistant is learned unless its weight is 0, as OpenAI's and LLaMA-Factory's trainers
+do; of a prompt that is a list of messages none is, as TRL does. What follows the last answer that is learned is left
+out, and so the record's question (`prompt`) and `answer` are those at the end of the rest: what is evaluated.
 Texts stay as they are, white space included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rescoldo.role import keys
 from rescoldo.role.fault import Finding, kind, text_findings
+from rescoldo.role.message import SPEAKERS, Message, read_message
+from rescoldo.role.thinking import split_thinking
+from rescoldo.role.tools import call_text, number_calls, read_tools
 
 FORMATS = {"messages": "OpenAI", "conversations": "ShareGPT", "instruction": "Alpaca", "prompt": "prompt/completion"}
 LISTED = ("messages", "conversations")
 COMPLETIONS = ("completion", "response", "output", "answer")
+TOOLS = ("tools", "functions")  # of a line
 _READ = {  # the keys of each format
-    "messages": ("messages", "system"),
-    "conversations": ("conversations", "system"),
-    "instruction": ("instruction", "input", "context", "history", "system", *COMPLETIONS),
-    "prompt": ("prompt", "history", "system", *COMPLETIONS),
+    "messages": ("messages", "system", *TOOLS),
+    "conversations": ("conversations", "system", *TOOLS),
+    "instruction": ("instruction", "input", "context", "history", "system", *TOOLS, *COMPLETIONS),
+    "prompt": ("prompt", "history", "system", *TOOLS, *COMPLETIONS),
 }
 _REPEATED = ("prompt", "instruction", "input", "question", *COMPLETIONS)  # may stand beside messages that say the same
-_OTHERS = {
-    "chosen": "a preference pair (DPO), which cannot be learned here yet",
-    "preferred_output": "a preference pair (DPO), which cannot be learned here yet",
-    "chosen_messages": "a preference pair (DPO), which cannot be learned here yet",
+OTHERS = {
+    "chosen": "a preference pair: train with --objective dpo, orpo or kto",
+    "preferred_output": "a preference pair: train with --objective dpo, orpo or kto",
+    "chosen_messages": "a preference pair: train with --objective dpo, orpo or kto",
     "segments": "axolotl's segments of text, which cannot be learned here",
-    "text": "plain text without a question, which cannot be learned here yet",
+    "text": "plain text without a question: all lines of a file must be plain text, or none",
 }
-_SPEAKERS = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
-}
-_TOOLS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
-
-
-class Turns(list[dict[str, str]]):
-    """The turns of a record that is converted: a type that no file can contain."""
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A message: its `weight` in the loss as the file says it, None where it does not; `where` it stands."""
+class Conversation:
+    """What a record teaches.
 
-    role: str
-    content: str
-    where: str
-    weight: float | None = None
+    Attributes:
+        messages: {role, content} each; an assistant's may have `reasoning_content` and `tool_calls`, a tool's has
+            `tool_call_id`; `name` where one is given.
+        learned: which of them are learned, by index, in order; all are the assistant's.
+        tools: what the assistant may call.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    learned: tuple[int, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def may_call(self) -> bool:
+        """Whether there are tools, or somebody calls one."""
+        return bool(self.tools) or any("tool_calls" in message for message in self.messages)
+
+
+class Turns(list[dict[str, Any]]):
+    """The messages that ask for an answer, and the tools that go with them: a type that no file can contain."""
+
+    def __init__(self, messages: Sequence[dict[str, Any]] = (), tools: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(messages)
+        self.tools = list(tools)
+
+
+class Asked(Turns):
+    """The turns of a record that is converted."""
+
+    def __init__(self, whole: Conversation, asked: Sequence[dict[str, Any]]) -> None:
+        super().__init__(asked, whole.tools)
+        self.whole = whole
 
 
 def convert(record: dict[str, Any], answers: bool, known: Collection[str] = ()) -> tuple[dict[str, Any], list[Finding]]:
@@ -65,7 +88,7 @@ def convert(record: dict[str, Any], answers: bool, known: Collection[str] = ()) 
         The record with `turns`, `prompt` and, where there is one, `answer` added, and [];
         or the record as it was, and what is wrong with it.
     """
-    if isinstance(record.get("turns"), Turns):
+    if isinstance(record.get("turns"), Asked):
         return record, []
     name = next((key for key in FORMATS if key in record), None)
     if name is None:
@@ -82,13 +105,28 @@ def convert(record: dict[str, Any], answers: bool, known: Collection[str] = ()) 
     findings = findings or _beside(record, name, turns, known) or _order(turns, name, answers)
     if not findings:
         turns, findings = _with_system(turns, record, name)
-    findings = findings or _weights(turns)
+    if not findings:
+        turns, findings = _numbered(turns)
+    learned = [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.weight != 0]
+    tools, wrong = _tools(record)
+    findings = findings or wrong or _weights(turns, learned, answers)
     if findings:
         return record, findings
-    answer = {"answer": turns.pop().content} if turns[-1].role == "assistant" else {}
-    said = Turns({"role": turn.role, "content": turn.content} for turn in turns)
+    if turns[-1].role == "assistant":
+        turns = turns[: learned[-1] + 1] if learned else turns[:-1]
+    said = [turn.for_template() for turn in turns]
+    whole = Conversation(tuple(said), tuple(learned), tuple(tools))
+    answer = {"answer": _answer(turns.pop())} if turns[-1].role == "assistant" else {}
+    asked = Asked(whole, said[: len(turns)])
     plain = {key: value for key, value in record.items() if key != "answer"}
-    return {**plain, "turns": said, "prompt": turns[-1].content, **answer}, []
+    question = next(turn for turn in reversed(turns) if turn.role != "assistant")
+    return {**plain, "turns": asked, "prompt": question.content, **answer}, []
+
+
+def _answer(turn: Message) -> str:
+    """What is compared with a model's answer: the text without the thinking, and the calls."""
+    text = split_thinking(turn.content)[1]
+    return "\n".join([*([text] if text.strip() else []), call_text(list(turn.calls))]) if turn.calls else text
 
 
 def recognized(record: dict[str, Any]) -> str:
@@ -118,7 +156,7 @@ def mend(record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]
 
 
 def _no_format(record: dict[str, Any]) -> str:
-    other = next((what for key, what in _OTHERS.items() if key in record), None)
+    other = next((what for key, what in OTHERS.items() if key in record), None)
     if other is not None:
         return f"is {other}"
     known = ", ".join(f"{key} ({what})" for key, what in FORMATS.items())
@@ -126,9 +164,9 @@ def _no_format(record: dict[str, Any]) -> str:
 
 
 def _speaker(message: Any) -> str:
-    """system, user or assistant; "" for any other, or where none is named."""
+    """system, user, assistant or tool; "" for any other, or where none is named."""
     named = message.get("from", message.get("role")) if isinstance(message, dict) else None
-    return _SPEAKERS.get(named.strip().lower(), "") if isinstance(named, str) else ""
+    return SPEAKERS.get(named.strip().lower(), "") if isinstance(named, str) else ""
 
 
 def _ambiguous(record: dict[str, Any]) -> list[Finding]:
@@ -141,7 +179,7 @@ def _ambiguous(record: dict[str, Any]) -> list[Finding]:
     return [Finding("", "ambiguous", f"holds both {several[0]} and {several[1]}: leave out what is not to be learned")]
 
 
-def _beside(record: dict[str, Any], name: str, turns: list[_Turn], known: Collection[str]) -> list[Finding]:
+def _beside(record: dict[str, Any], name: str, turns: list[Message], known: Collection[str]) -> list[Finding]:
     """What is wrong with the line's other keys. A text that repeats a message is none."""
     said = {turn.content.strip() for turn in turns}
     read = {*_READ[name], *known}
@@ -159,66 +197,62 @@ def _beside(record: dict[str, Any], name: str, turns: list[_Turn], known: Collec
     return keys.findings(record, read)
 
 
-def _weights(turns: list[_Turn]) -> list[Finding]:
-    """What is said of the messages' weights that cannot be done: the last answer is learned, and nothing else is."""
-    last = turns[-1]
+def _weights(turns: list[Message], learned: list[int], answers: bool) -> list[Finding]:
+    """What is said of the messages' weights that cannot be done: only answers are learned, and one must be."""
     for turn in turns:
         if turn.weight == 1 and turn.role != "assistant":
             return [Finding(turn.where, "meaning", f"is to be learned, and is the {turn.role}'s: answers are learned")]
-    if last.role == "assistant" and last.weight == 0:
-        what = "is not to be learned (its weight is 0), and the last answer is the one that is learned here"
-        return [Finding(last.where, "meaning", what)]
+    if answers and not learned:
+        what = "is not to be learned (its weight is 0), and no other message of the line is"
+        return [Finding(turns[-1].where, "meaning", what)]
     return []
 
 
-def _listed(value: Any, name: str) -> tuple[list[_Turn], list[Finding]]:
-    """OpenAI's {role, content} and ShareGPT's {from, value}, each also under the other's name."""
+def _tools(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The tools of a line, under OpenAI's name for them or its earlier one."""
+    given = [key for key in TOOLS if not keys.is_empty(record.get(key))]
+    if len(given) > 1:
+        return [], [Finding("", "ambiguous", "holds both tools and functions: leave one out")]
+    return read_tools(record[given[0]], given[0]) if given else ([], [])
+
+
+def _listed(value: Any, name: str) -> tuple[list[Message], list[Finding]]:
+    """A list of messages."""
     if not isinstance(value, list):
         return [], [Finding(name, "type", f"is {kind(value)}, a list of messages is wanted")]
     if not value:
         return [], [Finding(name, "empty", "is empty")]
-    turns: list[_Turn] = []
+    turns: list[Message] = []
     for index, message in enumerate(value):
-        where = f"{name}[{index}]"
-        if not isinstance(message, dict):
-            return [], [Finding(where, "type", f"is {kind(message)}, an object is wanted")]
-        role_key = "from" if "from" in message else "role"
-        usual, other = ("value", "content") if role_key == "from" else ("content", "value")
-        text_key = other if other in message and usual not in message else usual
-        findings = text_findings(message, role_key, f"{where}.{role_key}")
-        if findings:
+        turn, findings = read_message(message, f"{name}[{index}]")
+        if turn is None:
             return [], findings
-        speaker = message[role_key].strip().lower()
-        if speaker in _TOOLS or message.get("tool_calls") or message.get("function_call"):
-            return [], [Finding(where, "tools", "is a call of a tool or its result: tools cannot be learned here")]
-        if speaker not in _SPEAKERS:
-            what = f"is {speaker[:40]!r}, one of {', '.join(_SPEAKERS)} is wanted"
-            return [], [Finding(f"{where}.{role_key}", "speaker", what)]
-        text, findings = _content(message, text_key, f"{where}.{text_key}", may_be_empty=_SPEAKERS[speaker] == "system")
-        weight, wrong = keys.weight(message, where)
-        findings = findings or wrong or keys.findings(message, (role_key, text_key, *keys.LEARNED), where)
-        if findings:
-            return [], findings
-        turns.append(_Turn(_SPEAKERS[speaker], text, where, weight))
+        turns.append(turn)
     return turns, []
 
 
-def _content(message: dict[str, Any], key: str, where: str, *, may_be_empty: bool) -> tuple[str, list[Finding]]:
-    """A message's text; OpenAI's list of text parts is put together. Of a system message it may be empty."""
-    value = message.get(key)
-    if isinstance(value, list):
-        parts = [part for part in value if isinstance(part, dict) and part.get("type") == "text"]
-        texts = [part.get("text", part.get("value")) for part in parts]
-        if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
-            return "", [Finding(where, "type", "holds other things than text, which cannot be learned here")]
-        message = {key: "\n".join(map(str, texts))}
-    if may_be_empty and isinstance(message.get(key), str):
-        return message[key], []
-    findings = text_findings(message, key, where)
-    return ("", findings) if findings else (message[key], [])
+def _numbered(turns: list[Message]) -> tuple[list[Message], list[Finding]]:
+    """The messages with an id for each call, and each result with the id of its call: its own, or the next one's."""
+    done: list[Message] = []
+    waiting: list[str] = []
+    for place, turn in enumerate(turns):
+        if turn.role == "assistant":
+            calls = number_calls(list(turn.calls), place)
+            waiting = [call["id"] for call in calls]
+            done.append(replace(turn, calls=tuple(calls)))
+        elif turn.role == "tool":
+            if turn.call_id and turn.call_id not in waiting:
+                what = f"is {turn.call_id[:40]!r}, which is not the id of a call in the assistant's message before it"
+                return [], [Finding(f"{turn.where}.tool_call_id", "tools", what)]
+            call_id = turn.call_id or next(iter(waiting), "")
+            waiting = [one for one in waiting if one != call_id]
+            done.append(replace(turn, call_id=call_id))
+        else:
+            done.append(turn)
+    return done, []
 
 
-def _alpaca(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
+def _alpaca(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
     """{instruction, input, output}; the input may be missing or empty, or be called context (Dolly's)."""
     findings = text_findings(record, "instruction")
     parts = [record.get("instruction")]
@@ -234,7 +268,7 @@ def _alpaca(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
     return _pair(record, "instruction", "\n\n".join(map(str, parts)), "output")
 
 
-def _completion(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
+def _completion(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
     """{prompt, completion}; the completion may also be called response, output or answer. TRL's lists of messages."""
     if isinstance(record["prompt"], list):
         return _messages_and_completion(record)
@@ -244,43 +278,44 @@ def _completion(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
     return _pair(record, "prompt", record["prompt"], COMPLETIONS[0])
 
 
-def _messages_and_completion(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
-    """TRL's conversational form: the prompt's messages, and the completion's, which is one answer (or a text)."""
-    turns, findings = _listed(record["prompt"], "prompt")
+def _messages_and_completion(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
+    """TRL's conversational form: the prompt's messages, none of which is learned, and the completion's, or its text."""
+    asked, findings = _listed(record["prompt"], "prompt")
+    turns = [replace(turn, weight=turn.weight or 0.0) if turn.role == "assistant" else turn for turn in asked]
     key = next((key for key in COMPLETIONS if record.get(key) is not None), None)
     if findings or key is None:
         return turns, findings
     if isinstance(record[key], str):
         findings = text_findings(record, key)
-        return ([], findings) if findings else ([*turns, _Turn("assistant", record[key], key)], [])
+        return ([], findings) if findings else ([*turns, Message("assistant", record[key], key)], [])
     completion, findings = _listed(record[key], key)
-    if not findings and [turn.role for turn in completion] != ["assistant"]:
-        findings = [Finding(key, "order", "is not one message of the assistant's: only one answer is learned here")]
+    if not findings and completion[0].role != "assistant":
+        findings = [Finding(key, "order", "begins with a message that is not the assistant's")]
     return ([], findings) if findings else ([*turns, *completion], [])
 
 
-def _pair(record: dict[str, Any], asked: str, question: str, usual: str) -> tuple[list[_Turn], list[Finding]]:
+def _pair(record: dict[str, Any], asked: str, question: str, usual: str) -> tuple[list[Message], list[Finding]]:
     """What was said before, the question, which stands under `asked`, and the answer, whichever of COMPLETIONS it is
     called. `usual`: its name."""
     turns, findings = _history(record)
     if findings:
         return [], findings
-    turns.append(_Turn("user", question, asked))
+    turns.append(Message("user", question, asked))
     key = next((key for key in COMPLETIONS if record.get(key) is not None), usual)
     if key in record:
         findings = text_findings(record, key)
         if findings:
             return [], findings
-        turns.append(_Turn("assistant", record[key], key))
+        turns.append(Message("assistant", record[key], key))
     return turns, []
 
 
-def _history(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
+def _history(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
     """The earlier turns in LLaMA-Factory's `history`: pairs of a question and its answer."""
     value = record.get("history") or []
     if not isinstance(value, list):
         return [], [Finding("history", "type", f"is {kind(value)}, a list of [question, answer] is wanted")]
-    turns: list[_Turn] = []
+    turns: list[Message] = []
     for index, pair in enumerate(value):
         where = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
@@ -289,11 +324,11 @@ def _history(record: dict[str, Any]) -> tuple[list[_Turn], list[Finding]]:
             findings = text_findings({where: pair[place]}, where, f"{where}[{place}]")
             if findings:
                 return [], findings
-            turns.append(_Turn(speaker, pair[place], f"{where}[{place}]"))
+            turns.append(Message(speaker, pair[place], f"{where}[{place}]"))
     return turns, []
 
 
-def _with_system(turns: list[_Turn], record: dict[str, Any], name: str) -> tuple[list[_Turn], list[Finding]]:
+def _with_system(turns: list[Message], record: dict[str, Any], name: str) -> tuple[list[Message], list[Finding]]:
     """The turns behind the line's own `system`, where it has one."""
     if not record.get("system"):
         return turns, []
@@ -301,26 +336,43 @@ def _with_system(turns: list[_Turn], record: dict[str, Any], name: str) -> tuple
     if findings:
         return [], findings
     if turns[0].role != "system":
-        return [_Turn("system", record["system"], "system"), *turns], []
+        return [Message("system", record["system"], "system"), *turns], []
     if turns[0].content.strip() == record["system"].strip():
         return turns, []
     return [], [Finding("system", "ambiguous", f"is another than the system message in {name}[0]: leave one out")]
 
 
-def _order(turns: list[_Turn], name: str, answers: bool) -> list[Finding]:
-    """A system message first, if any; then user and assistant in turns, the user first; an answer at the end."""
+_NEXT = {  # who may speak after whom; an assistant that calls tools is told apart
+    "": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "calls": ("tool",),
+    "tool": ("assistant", "tool"),
+}
+
+
+def _order(turns: list[Message], name: str, answers: bool) -> list[Finding]:
+    """A system message first, if any; then user and assistant in turns, the user first, the results of tools behind the
+    message that calls them; an answer at the end."""
     speakers = [turn.role for turn in turns]
     first = 1 if speakers[0] == "system" else 0
-    for index, speaker in enumerate(speakers[first:]):
-        wanted = ("user", "assistant")[index % 2]
-        if speaker != wanted:
-            what = f"is the {speaker}'s, the {wanted}'s is wanted: they take turns, the user begins"
+    before = ""
+    for index, turn in enumerate(turns[first:]):
+        wanted = _NEXT[before]
+        if turn.role not in wanted:
+            what = f"is the {turn.role}'s, the {wanted[0]}'s is wanted: they take turns, the user begins"
+            if before == "calls":
+                what = f"is the {turn.role}'s, and the result of the tool that was called is missing before it"
+            elif turn.role == "tool":
+                what = "is the result of a tool, and no tool was called before it"
             fixable = name in LISTED and index == 0 and speakers[first : first + 2] == ["assistant", "user"]
-            return [Finding(turns[first + index].where, "order", what, fixable)]
+            return [Finding(turn.where, "order", what, fixable)]
+        before = "calls" if turn.calls else turn.role
     if len(speakers) == first:
         return [Finding(name, "order", "holds no question")]
     if answers and speakers[-1] != "assistant":
         if name in LISTED:
-            return [Finding(name, "no-answer", "ends with the user's message: there is no answer to learn")]
+            whose = "the result of a tool" if speakers[-1] == "tool" else "the user's message"
+            return [Finding(name, "no-answer", f"ends with {whose}: there is no answer to learn")]
         return [Finding("output" if name == "instruction" else COMPLETIONS[0], "missing", "is missing")]
     return []

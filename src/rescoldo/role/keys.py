@@ -23,16 +23,17 @@ _NOTED = """
     quality score scores rating ratings upvotes downvotes likes toxicity emotion lang language locale
     num_turns n_turns turn_count length tokens num_tokens token_count usage finish_reason stop_reason logprobs
     metadata meta extra extra_info info comment comments note notes title status reviewed verified type markdown
-    cache_control annotations parallel_tool_calls __index_level_0__
+    cache_control annotations parallel_tool_calls __index_level_0__ provenance
 """
 ANNOTATIONS = frozenset(_NOTED.split())
 _TEXT_ONLY = "only text can be learned here"
-_PREFERENCES = "preferences (a chosen and a rejected answer) cannot be learned here yet"
-_THOUGHTS = "thinking that stands beside the content cannot be learned here yet"
-_TOOLS = "tools cannot be learned here yet"
+_PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo, orpo or kto"
+_THOUGHTS = "thinking is learned as a part of the assistant's messages"
+_TOOLS = "calls belong to the assistant's messages, their ids to the tools' results, definitions to the line"
 _BAD = "marks a bad answer, and answers are learned here as they stand"
 MEANINGS = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id", "tool_choice"), _TOOLS),
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), _TOOLS),
+    "tool_choice": "a choice of tools that is forced cannot be learned here",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "media", "pixel_values"), _TEXT_ONLY),
     **dict.fromkeys(
         ("chosen", "rejected", "chosen_messages", "rejected_messages", "preferred_output", "non_preferred_output"),
@@ -43,11 +44,23 @@ MEANINGS = {
     **dict.fromkeys(("train_detail", "training_detail"), "parts of an answer cannot be left out of what is learned"),
     "documents": "documents beside the messages cannot be given to the model here yet",
     "chat_template_kwargs": "settings of the chat template for one line cannot be given here yet",
-    "name": "names of speakers cannot be written here yet: put the name into the text",
+    "name": "names belong to messages",
     "refusal": "a refusal beside the content cannot be learned here: put it into the content",
 }
 JUDGED = ("label", "kto_tag")  # of a line: true for a good answer, false for a bad one
 LEARNED = ("weight", "train", "training", "loss", "loss_weight")  # of a message: whether it is learned
+
+
+UNREVIEWED = ("draft", "rejected")  # values of a line's `status` that keep it from being learned
+
+
+def unreviewed(line: dict[str, Any]) -> list[Finding]:
+    """Why a line may not be learned yet: it is a draft of a model's that no person has accepted."""
+    status = line.get("status")
+    if not isinstance(status, str) or status.strip().lower() not in UNREVIEWED:
+        return []
+    what = "is a draft that nobody has accepted yet: `data review` asks a person"
+    return [Finding("status", "draft", what if status.strip().lower() == "draft" else "says that it was rejected")]
 
 
 def is_empty(value: Any) -> bool:
@@ -67,7 +80,9 @@ def _finding(key: str, value: Any, path: str) -> Finding | None:
     if name in ANNOTATIONS or name.startswith("unnamed:") or is_empty(value):
         return None
     if name in JUDGED and isinstance(value, bool):
-        return None if value else Finding(where, "meaning", f"is false, which {_BAD}")
+        return (
+            None if value else Finding(where, "meaning", f"is false, which {_BAD} (--objective kto learns from both)")
+        )
     if name in LEARNED and not path:
         if value == 1:
             return None

@@ -12,13 +12,16 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
-from rescoldo.role.conversation import convert, mend, recognized
+from rescoldo.role import keys
+from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend, recognized
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Note, Score, from_function
 from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, fields_used, render
 from rescoldo.role.schema import Form, Schema
 from rescoldo.role.spec import RoleSpec
+from rescoldo.role.thinking import MARKS, split_thinking, spoken
+from rescoldo.role.tools import written_calls
 from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, strip_fence
 
 __all__ = ["Role", "Score"]
@@ -105,19 +108,31 @@ class Role:
         same_for_all = re.split(r"\{[{%#]", text, maxsplit=1)[0]
         return same_for_all.rpartition("\n\n")[0] or same_for_all.strip() or self.spec.description
 
-    def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
-        """The chat messages (role, content) that ask for this record's answer.
+    def messages(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chat messages (role, content …) that ask for this record's answer; Turns where tools go with them.
 
         Raises:
             RescoldoError: the record lacks a field that the prompt uses.
         """
         record = self.read(record, answers=False)
         if self.spec.prompt is None:
-            return [dict(turn) for turn in record["turns"]]
+            return Turns([dict(turn) for turn in record["turns"]], record["turns"].tools)
         try:
             return [{"role": who, "content": render(template, record)} for who, template in self._templates]
         except PromptError as error:
             raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="mend the record or the role") from None
+
+    def conversation(self, record: dict[str, Any]) -> Conversation:
+        """What the record teaches: its messages with the answers that are learned. One answer, unless the records are
+        conversations.
+
+        Raises:
+            RescoldoError: the record lacks a field that the prompt uses.
+        """
+        if self.spec.format == "conversation" and self.spec.prompt is None:
+            return self.read(record)["turns"].whole  # type: ignore[no-any-return]
+        asked = self.messages(record)
+        return Conversation((*asked, {"role": "assistant", "content": self.target(record)}), (len(asked),))
 
     def target(self, record: dict[str, Any]) -> str:
         """The text the model is to learn to answer with: the record's answer, written as the role says."""
@@ -182,7 +197,7 @@ class Role:
         """
         findings = self._input_findings(record, answers)
         if answers and not any(finding.code == FOREIGN for finding in findings):
-            findings += self._answer_findings(record, f"{file}:{line}")
+            findings += self._answer_findings(record, f"{file}:{line}") + keys.unreviewed(record)
         return [Fault(file, line, *finding) for finding in findings]
 
     def mend(self, record: dict[str, Any], where: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -347,8 +362,19 @@ class Role:
             except (TypeError, ValueError, RecursionError):  # an integer too long to print, keys that are no texts
                 text = ""
             return Answer(text, value, "", wanted_text, wanted, self.schema)
+        prediction = self.said(prediction, record)
         value, fault = self.parse(prediction)
         return Answer(prediction, value, fault, wanted_text, wanted, self.schema)
+
+    def said(self, text: str, record: dict[str, Any] | None = None) -> str:
+        """A model's text as a conversation's answer is put: without its thinking, with calls of tools as call_text."""
+        if self.spec.format != "conversation":
+            return text
+        said = split_thinking(text)[1]
+        if said == text and not any(start in text for start, _ in MARKS) and any(end in text for _, end in MARKS):
+            said = spoken(text)  # the prompt has opened the thinking part
+        turns = self.read(record, answers=False).get("turns") if record is not None else None
+        return written_calls(said) if isinstance(turns, Asked) and turns.whole.may_call else said
 
     def parse(self, text: str) -> tuple[Any, str]:
         """(value, "") of a model's text, or (None, why it cannot be read)."""

@@ -45,7 +45,7 @@ def make_app(service: Service, access: Access) -> Starlette:
 
     async def chat(request: Request) -> Response:
         asked = parse_request(await _body(request, service.limits.body_bytes))
-        constraint = await asyncio.to_thread(service.constrain, asked) if asked.response_format else None
+        constraint = await asyncio.to_thread(service.constrain, asked) if asked.has_form else None
         running = service.start(asked, constraint)
         if asked.stream:
             return _EventStream(running, _events(service, asked, running))

@@ -36,6 +36,10 @@ _IGNORED = (
 )  # fmt: skip
 
 
+# How the form of an answer is asked for: OpenAI's field, vLLM's, and those that vLLM had before.
+FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
+
+
 class RequestError(Exception):
     """A request that is answered with an error, in OpenAI's form."""
 
@@ -160,6 +164,45 @@ class ResponseFormat(_Strict):
             raise RequestError(400, what, code="invalid_schema", param="response_format.json_schema.schema") from None
 
 
+class StructuredOutputs(_Strict):
+    """vLLM's extension: exactly one form. Its other forms (grammar, structural_tag, …) are not known here."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [self.json_ is not None, self.regex is not None, self.choice is not None, bool(self.json_object)]
+        if sum(given) != 1:
+            raise ValueError("expected exactly one of json, regex, choice, json_object: true")
+        return self
+
+    def grammar(self, param: str) -> Grammar:
+        """What the answer is held to; `param`: the field that says so.
+
+        Raises:
+            RequestError: the form cannot be used.
+        """
+        from rescoldo.constrain import GrammarError, choices, json_object, json_schema, regex
+
+        try:
+            if self.regex is not None:
+                return regex(self.regex)
+            if self.choice is not None:
+                return choices(self.choice)
+            if self.json_ is None:
+                return json_object()
+            schema = json.loads(self.json_) if isinstance(self.json_, str) else self.json_
+            if not isinstance(schema, dict):
+                raise GrammarError("it is no object")
+            return json_schema(schema, strict=True)
+        except (GrammarError, ValueError, RecursionError) as error:
+            what = f"this form cannot be used: {error}"[:500]
+            raise RequestError(400, what, code="invalid_schema", param=param) from None
+
+
 class StreamOptions(_Strict):
     """What a stream says besides the text."""
 
@@ -181,6 +224,42 @@ class ChatRequest(_Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ChatRequest:
+        free = self.response_format is None or self.response_format.type == "text"
+        given = [name for name in FORMS if getattr(self, name) is not None and not (name == FORMS[0] and free)]
+        if len(given) > 1:
+            raise ValueError(f"an answer has one form: {' and '.join(given)} are both given")
+        return self
+
+    def grammar(self) -> Grammar | None:
+        """What the answer is held to; None for free text.
+
+        Raises:
+            RequestError: the form cannot be used.
+        """
+        if self.structured_outputs is not None:
+            return self.structured_outputs.grammar("structured_outputs")
+        for name in FORMS[2:]:
+            value = getattr(self, name)
+            if value is not None:
+                return StructuredOutputs.model_validate({name.removeprefix("guided_"): value}).grammar(name)
+        return self.response_format.grammar() if self.response_format else None
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the request says what its answer has to look like."""
+        return any(getattr(self, name) is not None for name in FORMS)
+
+    @property
+    def form(self) -> str:
+        """The field that says so."""
+        return next((name for name in FORMS[1:] if getattr(self, name) is not None), FORMS[0])
 
     @field_validator("stop")
     @classmethod
@@ -225,7 +304,8 @@ def parse_request(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         param, said, code = _fault(error)
-        raise RequestError(400, f"{param}: {said}"[:500], code=code, param=param) from None
+        what = f"{param}: {said}" if param else said
+        raise RequestError(400, what[:500], code=code, param=param or None) from None
 
 
 _EXPECTED = {  # pydantic's names of what it wanted, and its labels of a union's branches

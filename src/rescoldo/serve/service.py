@@ -109,16 +109,17 @@ class Service:
         )
 
     def constrain(self, request: ChatRequest) -> Constraint | None:
-        """What the request's response_format holds its answer to. It may take a second: not for the event loop.
+        """What the request holds its answer to (response_format, structured_outputs, …). It may take a second: not for
+        the event loop.
 
         Raises:
             RequestError: the schema cannot be used.
         """
-        grammar = request.response_format.grammar() if request.response_format else None
+        grammar = request.grammar()
         try:
             return self.loaded.constraint(grammar) if grammar else None
         except RescoldoError as error:
-            raise RequestError(400, error.what[:500], code="invalid_schema", param="response_format") from None
+            raise RequestError(400, error.what[:500], code="invalid_schema", param=request.form) from None
 
     def start(self, request: ChatRequest, constraint: Constraint | None = None) -> Running:
         """Hand a request to the engine.
@@ -142,7 +143,7 @@ class Service:
             raise RequestError(429, "too many requests are waiting; try again later", code="queue_full") from None
         except StoppingError:
             raise _stopping() from None
-        return Running(self, job, events, TextStream(self.loaded.tokenizer, request.stops))
+        return Running(self, job, events, TextStream(self.loaded.tokenizer, request.stops), request.form)
 
     def fingerprint(self) -> str:
         """What identifies the numbers: precision and adapter."""
@@ -161,8 +162,11 @@ def _stopping() -> RequestError:
 class Running:
     """A request that the engine works on."""
 
-    def __init__(self, service: Service, job: Job, events: asyncio.Queue[int | Reason], text: TextStream) -> None:
-        self._service, self._job, self._events, self._text = service, job, events, text
+    def __init__(
+        self, service: Service, job: Job, events: asyncio.Queue[int | Reason], text: TextStream, form: str
+    ) -> None:
+        """`form`: the request's field that says what the answer has to look like."""
+        self._service, self._job, self._events, self._text, self._form = service, job, events, text, form
         self.answer = Answer(len(job.prompt))
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -184,8 +188,8 @@ class Running:
             elif event == "stopping":
                 raise _stopping()
             elif event == "constraint":
-                what = "the answer cannot go on in the form that response_format asks for"
-                raise RequestError(400, what, code="constraint_failed", param="response_format")
+                what = f"the answer cannot go on in the form that {self._form} asks for"
+                raise RequestError(400, what, code="constraint_failed", param=self._form)
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")
             else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.assemble import real_parts
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluation.evaluation import Console, evaluate_model
@@ -30,6 +31,7 @@ from rescoldo.sweep.shared import Shared
 from rescoldo.sweep.space import Space, Value, extremes, grid, run_fields
 from rescoldo.training.config import RunConfig, check_paths
 from rescoldo.training.identity import FREE, differences
+from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
 from rescoldo.training.progress import Reporter
@@ -98,13 +100,19 @@ def sweep(
         grid(space)  # refuse ranges before anything is done
     else:
         require_optuna()
+    config, origin, notes = read_origin(config)
+    for note in notes:
+        reporter.say(f"  {note}")
     role = get_role(config.role).ready()
     shared = Shared(parts or real_parts())
     base = shared.open_base(config.base_model)
     settings = {"limit": limit, "sampling": asdict(sampling or role.sampling)}
     for params in extremes(space):
+        if origin is not None:
+            origin.settings(_run_config(config, params), base)  # refuses what contradicts the adapter
         check_against_base(_run_config(config, params), base, frozenset(params))
-    now = _identity(config, space, role, base.fingerprint(), settings)
+    config = origin.settings(config, base) if origin else config
+    now = _identity(config, space, role, base.fingerprint(), settings, origin)
     with ExitStack() as stack:
         stack.enter_context(unfailing(config.output / LOG_FILE))
         stack.enter_context(RunLock(config.output))
@@ -116,7 +124,7 @@ def sweep(
         if config.quantization == "auto":
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
-        return sweeping.run(_ratio(config, space, base.preset), sampling or role.sampling)
+        return sweeping.run(_ratio(config, space, base.config), sampling or role.sampling)
 
 
 @dataclass
@@ -250,7 +258,12 @@ def _run_config(config: RunConfig, params: Mapping[str, Value], **more: Any) -> 
 
 
 def _identity(
-    config: RunConfig, space: Space, role: Role, fingerprint: str, settings: Mapping[str, Any]
+    config: RunConfig,
+    space: Space,
+    role: Role,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    origin: Origin | None,
 ) -> dict[str, Any]:
     """What the trials have in common; a sweep with other common settings is another sweep."""
     free = (FREE | {"threads"}) - {"train_limit", "val_limit"}
@@ -260,6 +273,8 @@ def _identity(
         "base model": fingerprint[:16],
         "training examples": sha256(config.train)[:16],
         "validation examples": sha256(config.val)[:16],
+        **({"old examples": f"{config.replayed[1]:g}, {sha256(config.replayed[0])[:16]}"} if config.replayed else {}),
+        **({"parent adapter": origin.digest[:16]} if origin else {}),
         **{name: value for name, value in given.items() if name not in free and name not in space},
         "fields gone over": sorted(space),
         "examples scored": settings["limit"],
@@ -308,11 +323,11 @@ def _training_seconds(run: Path) -> float:
     return float(sum(steps.values()))
 
 
-def _ratio(config: RunConfig, space: Space, preset: str | None) -> float | None:
+def _ratio(config: RunConfig, space: Space, decoder: DecoderConfig) -> float | None:
     """alpha / rank, to be kept while the rank changes; None where alpha is given, gone over, or the rank is not."""
     if "lora_r" not in space or "lora_alpha" in space or "lora_alpha" in config.model_fields_set:
         return None
-    in_force, _ = apply_preset(config, preset)
+    in_force, _ = apply_preset(config, decoder)
     return in_force.lora_alpha / in_force.lora_r
 
 

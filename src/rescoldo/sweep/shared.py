@@ -12,6 +12,7 @@ import torch
 
 from rescoldo.adapter import WEIGHTS_FILE, read_adapter
 from rescoldo.base.model import BaseModel
+from rescoldo.data.chat_template import thinks
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.files import read_json, sha256
@@ -30,6 +31,7 @@ class Shared:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._bases: dict[str, BaseModel] = {}
+        self._records: dict[tuple[str, ...], Any] = {}
         self._datasets: dict[tuple[object, ...], Dataset] = {}
         self._model: LoraModel | None = None
         self._checked = False
@@ -66,17 +68,29 @@ class Shared:
         tokenizer = dated_tokenizer(base, info)
         return Loaded(str(run), tokenizer, base, precision, run, info, sha256(run / WEIGHTS_FILE), lambda: model)
 
-    def _check_dataset(self, path: Path, role: Role) -> Any:
-        if not self._datasets:  # later trials have what the first has read
-            return self._parts.check_dataset(path, role)
-        return None
+    def _check_dataset(self, path: Path, role: Role, **form: str) -> Any:
+        key = (str(path), role.digest, *form.values())
+        if key not in self._records:
+            self._records[key] = self._parts.check_dataset(path, role, **form)
+        return self._records[key]
 
     def _read_dataset(
-        self, path: Path, role: Role, tokenizer: Any, max_length: int, limit: int | None, records: Any = None
+        self,
+        path: Path,
+        role: Role,
+        tokenizer: Any,
+        max_length: int,
+        limit: int | None,
+        records: Any = None,
+        *more: Any,
+        **form: str,
     ) -> Dataset:
-        key = (str(path), role.digest, max_length, limit, getattr(tokenizer, "chat_template", None))
+        written = (getattr(tokenizer, "chat_template", None), thinks(tokenizer))
+        key = (str(path), role.digest, max_length, limit, written, more, *form.values())
         if key not in self._datasets:
-            self._datasets[key] = self._parts.read_dataset(path, role, tokenizer, max_length, limit, records)
+            self._datasets[key] = self._parts.read_dataset(
+                path, role, tokenizer, max_length, limit, records, *more, **form
+            )
         return self._datasets[key]
 
     def _load_model(

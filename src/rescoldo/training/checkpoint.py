@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ class Position:
         micro: micro-batches done within the unfinished optimizer step.
         step_nats: loss summed over those.
         epoch_nats, epoch_targets: summed loss and the targets' summed weight of this epoch so far.
-        baseline: summed loss and the targets' summed weight of each validation example evaluated before the training so
-            far; stays empty in runs that an older version has begun.
-        evaluated: summed loss and target tokens of each validation example evaluated in this epoch so far.
+        baseline: summed loss, the targets' summed weight and the objective's figures of each validation example
+            evaluated before the training so far; stays empty in runs that an older version has begun.
+        evaluated: the same of each validation example evaluated in this epoch so far.
         tokens, targets: processed in training so far, prompts included / loss tokens alone.
         losses: of each finished epoch.
         best_epoch: from 1; 0 before the first evaluation.
         stopped_early: early stopping ended the training.
+        reference: log-probability (nats) of each sequence that the objective compares with the model as it was before
+            the training, of the training examples, then of the validation examples, as far as measured.
     """
 
     epoch: int = 0
@@ -74,19 +76,19 @@ class Position:
     step_nats: float = 0.0
     epoch_nats: float = 0.0
     epoch_targets: float = 0
-    baseline: list[tuple[float, float]] = field(default_factory=list)
-    evaluated: list[tuple[float, float]] = field(default_factory=list)
+    baseline: list[tuple[float, ...]] = field(default_factory=list)
+    evaluated: list[tuple[float, ...]] = field(default_factory=list)
     tokens: int = 0
     targets: int = 0
     losses: list[EpochLosses] = field(default_factory=list)
     best_epoch: int = 0
     stopped_early: bool = False
+    reference: list[float] = field(default_factory=list)
 
     @property
     def loss_before(self) -> float | None:
         """Mean validation loss per target token before the training, None where it was not measured."""
-        targets = sum(n for _, n in self.baseline)
-        return sum(nats for nats, _ in self.baseline) / targets if targets else None
+        return mean_loss(self.baseline) if self.baseline else None
 
 
 @dataclass
@@ -173,8 +175,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _pairs(raw: list[list[float]]) -> list[tuple[float, float]]:
-    return [(float(nats), n if isinstance(n, int) else float(n)) for nats, n in raw]
+def mean_loss(evaluated: Sequence[tuple[float, ...]]) -> float:
+    """The mean loss of evaluated examples; the first two figures of each are its summed loss and what it counts."""
+    return sum(row[0] for row in evaluated) / sum(row[1] for row in evaluated)
+
+
+def _rows(raw: list[list[float]]) -> list[tuple[float, ...]]:
+    return [(float(nats), n if isinstance(n, int) else float(n), *map(float, more)) for nats, n, *more in raw]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -199,7 +206,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         position = Position(
             **{
                 **raw,
-                **{k: _pairs(raw.get(k, [])) for k in ("baseline", "evaluated")},
+                **{k: _rows(raw.get(k, [])) for k in ("baseline", "evaluated")},
                 "losses": [EpochLosses(**losses) for losses in raw["losses"]],
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
+from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
+from rescoldo.engine.kinds import KINDS
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
@@ -20,8 +23,12 @@ from rescoldo.names import similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+Schedule = Literal["cosine", "linear", "constant"]
 Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
+ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
+Preset = Literal["tuned", "original"]
 
 
 def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
@@ -30,7 +37,8 @@ def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> 
 
 
 class RunConfig(BaseModel):
-    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`."""
+    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`; those that he did
+    not give have the original's values here, which `preset.apply_preset` replaces by tested ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,10 +51,15 @@ class RunConfig(BaseModel):
         "a directory, Hub id, GGUF file, ollama:NAME or sample:smollm2",
         min_length=1,
     )
+    from_adapter: Path | None = _field(None, "run or adapter to go on from", "a directory with an adapter")
+    replay: str | None = _field(
+        None, "old examples to mix in", "FILE:SHARE, the share of all training examples between 0 and 1"
+    )
     role: str = _field(
         "ba", "what is taught: a role's name, file or folder", "a role's name or path", min_length=1, max_length=4096
     )
 
+    preset: Preset = _field("tuned", "where settings that are not given come from", "tuned or original")
     epochs: int = _field(3, "passes over the training examples", ge=1, le=10_000)
     lr: float = _field(2e-4, "peak learning rate", gt=0, le=1)
     batch_size: int = _field(1, "examples a micro-batch", ge=1, le=1024)
@@ -57,7 +70,33 @@ class RunConfig(BaseModel):
     lora_targets: tuple[str, ...] = _field(
         ATTENTION, "linears that get an adapter", f"at least one of {', '.join(ALL_LINEARS)}; or attention, mlp, all"
     )
+    adapter: str = _field("lora", "kind of adapter", ", ".join(KINDS))
+    lora_ranks: dict[str, int] = _field({}, "ranks of single linears", "NAME=RANK,… for some of the targets, 1 to 1024")
+    lora_alphas: dict[str, float] = _field({}, "alphas of single linears", "NAME=ALPHA,… for some of the targets")
+    lora_layers: int | tuple[int, ...] | None = _field(
+        None,
+        "layers that get an adapter (default: all)",
+        "how many of the last layers, a whole number from 1; or their numbers from 0 on, separated by commas",
+    )
+    lora_plus: float | None = _field(
+        None, "LoRA+: B's learning rate as a multiple of A's", "a number from 1 to 1000", ge=1, le=1000
+    )
+    loss: Literal["all", "last"] = _field("all", "answers of a conversation that are learned", "all or last")
+    thinking: Literal["keep", "drop", "mask"] = _field(
+        "keep", "thinking parts: learned, left out, or seen and not learned", "keep, drop or mask"
+    )
+    prompt_loss_weight: float = _field(0.0, "weight of the prompts' tokens in the loss", ge=0, le=1)
+    balance_classes: bool = _field(False, "repeat examples of rarer answers", "true or false")
+    text: str | None = _field(
+        None, "plain text that is learned beside the examples", "PATH[,PATH…][:SHARE], the share between 0 and 1"
+    )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
+    objective: ObjectiveName = _field(
+        "sft", "what is minimized: sft learns the answers, the others from preferences", "sft, dpo, orpo, kto"
+    )
+    beta: float = _field(0.1, "dpo, kto: how strongly the reference holds; orpo: the odds' weight", gt=0, le=100)
+    desirable_weight: float = _field(1.0, "kto: weight of the good answers", gt=0, le=1000)
+    undesirable_weight: float = _field(1.0, "kto: weight of the bad answers", gt=0, le=1000)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
     quantization: Quantization = _field(
         "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"
@@ -67,6 +106,7 @@ class RunConfig(BaseModel):
     max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
 
     warmup: float = _field(0.05, "warm-up: a share of all steps if below 1, else steps", ge=0, le=1_000_000)
+    lr_schedule: Schedule = _field("cosine", "learning rate behind the warm-up", ", ".join(get_args(Schedule)))
     weight_decay: float = _field(0.01, "AdamW's weight decay", ge=0, le=1)
     max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", gt=0, le=1e6)
     early_stopping: int | None = _field(None, "stop after N epochs without a better validation loss", ge=1, le=10_000)
@@ -77,6 +117,15 @@ class RunConfig(BaseModel):
     memory_gb: float | None = _field(
         None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
     )
+    report_to: tuple[str, ...] = _field(
+        ("tensorboard",), "where the figures go", f"one or more of {', '.join(TRACKERS)}; or none"
+    )
+
+    @property
+    def replayed(self) -> tuple[Path, float] | None:
+        """`replay` as file and share."""
+        file, _, share = (self.replay or "").rpartition(":")
+        return (Path(file), float(share)) if file else None
 
     @field_validator("quantization", mode="before")
     @classmethod
@@ -86,7 +135,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "shuffle":
+        if isinstance(value, bool) and info.field_name not in ("shuffle", "balance_classes"):
             raise ValueError("a boolean")
         return value
 
@@ -99,12 +148,83 @@ class RunConfig(BaseModel):
             raise ValueError("expected a list of names")
         chosen: set[str] = set()
         for name in (name.strip() for name in names if name.strip()):
-            if name not in ALL_LINEARS and name not in TARGET_GROUPS:
-                raise ValueError(f"there is no linear {name!r}{nearest(name, [*ALL_LINEARS, *TARGET_GROUPS])}")
-            chosen.update(TARGET_GROUPS.get(name, (name,)))
+            chosen.update(_linears(name))
         if not chosen:
             raise ValueError("no target is left: nothing would be trained")
         return tuple(name for name in ALL_LINEARS if name in chosen)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        """Take "wandb,mlflow", ["wandb", "mlflow"], "none" or an empty list."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of names")
+        chosen = list(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
+        for name in chosen:
+            if name not in TRACKERS and name != "none":
+                raise ValueError(f"there is no {name!r}{nearest(name, [*TRACKERS, 'none'])}")
+        if ("none" in chosen and len(chosen) > 1) or (names and not chosen):
+            raise ValueError("none stands alone")
+        return () if chosen == ["none"] else tuple(chosen)
+
+    @field_validator("adapter")
+    @classmethod
+    def _kind(cls, value: str) -> str:
+        if value not in KINDS:
+            raise ValueError(f"there is no kind of adapter {value!r}{nearest(value, list(KINDS))}")
+        return value
+
+    @field_validator("lora_ranks", "lora_alphas", mode="before")
+    @classmethod
+    def _by_linear(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take "q_proj=8,mlp=32" or {"q_proj": 8, "mlp": 32}; later ones win."""
+        if isinstance(value, str):
+            pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+            if not all(equals for _, equals, _ in pairs):
+                raise ValueError("expected NAME=NUMBER")
+            value = {name.strip(): number.strip() for name, _, number in pairs}
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise ValueError("expected a number for each name")
+        found: dict[str, int | float] = {}
+        for name, given in value.items():
+            one = _number(given, whole=info.field_name == "lora_ranks")
+            if not 0 < one <= (1024 if info.field_name == "lora_ranks" else 100_000):
+                raise ValueError(f"{name}={given} is out of range")
+            found |= dict.fromkeys(_linears(name), one)
+        return {name: found[name] for name in ALL_LINEARS if name in found}
+
+    @field_validator("lora_layers", mode="before")
+    @classmethod
+    def _some_layers(cls, value: Any) -> Any:
+        """Take 8 (the last 8), "0,5,7" or [0, 5, 7]."""
+        if isinstance(value, str):
+            listed = "," in value
+            parts = [int(_number(part, whole=True)) for part in value.split(",") if part.strip()]
+            value = parts if listed else parts[0] if parts else None
+        if isinstance(value, list | tuple):
+            if not value or not all(type(layer) is int and 0 <= layer < 1 << 16 for layer in value):
+                raise ValueError("expected layer numbers from 0 on")
+            return tuple(sorted(set(value)))
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError("expected a whole number from 1")
+        return value
+
+    @field_validator("replay")
+    @classmethod
+    def _share(cls, value: str | None) -> str | None:
+        if value is not None:
+            file, _, share = value.rpartition(":")
+            if not file or not 0 < _number(share, whole=False) < 1:
+                raise ValueError("expected FILE:SHARE")
+        return value
+
+    @field_validator("text")
+    @classmethod
+    def _text(cls, value: str | None) -> str | None:
+        if value is not None:
+            beside(value)
+        return value
 
     @field_validator("warmup")
     @classmethod
@@ -113,18 +233,47 @@ class RunConfig(BaseModel):
             raise ValueError("from 1 on it is a number of steps, which is whole")
         return value
 
-    @field_validator("train", "val", "output", mode="before")
+    @field_validator("train", "val", "output", "from_adapter", mode="before")
     @classmethod
     def _path(cls, value: Any) -> Any:
         if isinstance(value, str) and (not value.strip() or "\0" in value):
             raise ValueError("the path is empty or holds a null character")
         return value
 
-    @field_validator("train", "val", "output", "base_model", "role", mode="before")
+    @field_validator("train", "val", "output", "base_model", "role", "from_adapter", "replay", mode="before")
     @classmethod
     def _home(cls, value: Any) -> Any:
         """No shell expands the ~ of --output=~/run or of a config file; a directory named ~ is what nobody wants."""
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def _linears(name: str) -> tuple[str, ...]:
+    """The linears of a name or of a group's name."""
+    if name not in ALL_LINEARS and name not in TARGET_GROUPS:
+        raise ValueError(f"there is no linear {name!r}{nearest(name, [*ALL_LINEARS, *TARGET_GROUPS])}")
+    return TARGET_GROUPS.get(name, (name,))
+
+
+def _number(value: Any, *, whole: bool) -> float:
+    try:
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or (whole and isinstance(value, float)):
+            raise ValueError
+        number: float = int(value) if whole else float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{str(value)[:40]!r} is not a {'whole ' if whole else ''}number") from None
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
+
+
+def teaching(config: RunConfig) -> Teaching:
+    """What is learned of the training data."""
+    return Teaching(config.loss, config.thinking, config.prompt_loss_weight, config.balance_classes)
+
+
+def text_of(config: RunConfig) -> Beside | None:
+    """The plain text that is learned beside the training data."""
+    return beside(config.text) if config.text else None
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -135,7 +284,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 def flag(field: str) -> str:
     """The flag of a field: lora_r → --lora-r."""
-    return "--" + field.replace("_", "-")
+    return "--from" if field == "from_adapter" else "--" + field.replace("_", "-")
 
 
 def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig:
@@ -255,14 +404,29 @@ def check_paths(config: RunConfig) -> None:
 
 
 def _check_datasets(config: RunConfig) -> None:
-    for name in ("train", "val"):
-        path: Path = getattr(config, name)
+    files = {"train": config.train, "val": config.val}
+    files |= {"replay": config.replayed[0]} if config.replayed else {}
+    for name, path in files.items():
         if not path.exists():
             raise RescoldoError(f"there is no file {path}", where=flag(name), fix="check the path")
         if path.is_dir():
             raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
         if not os.access(path, os.R_OK):
             raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {quote(path)}")
+    for name in ("train", "val"):
+        if config.replayed and os.path.samefile(config.replayed[0], files[name]):
+            raise RescoldoError(
+                f"--replay and {flag(name)} are the same file {files[name]}",
+                where="--replay",
+                fix="name the file of the old examples",
+            )
+    text = text_of(config)
+    for path in text.paths if text else ():
+        if not path.is_file():
+            raise RescoldoError(f"there is no file {path}", where="--text", fix="check the path")
+        if os.path.samefile(path, config.val):
+            what = f"--text and --val are the same file {path}"
+            raise RescoldoError(what, where="--text", fix="validate on text that is not trained on")
     if os.path.samefile(config.train, config.val):
         raise RescoldoError(
             f"--train and --val are the same file {config.train}",
@@ -284,6 +448,13 @@ def _check_output(config: RunConfig) -> None:
     base = Path(config.base_model)
     if output.exists() and base.is_dir() and os.path.samefile(output, base):
         raise RescoldoError("the output directory is the base model itself", where="--output", fix=fix)
+    start = config.from_adapter
+    if start is not None and output.exists() and start.is_dir() and os.path.samefile(output, start):
+        raise RescoldoError(
+            "the output directory is the adapter itself that --from names",
+            where="--output",
+            fix="pass another directory: the new run leaves the old one as it is",
+        )
     parent = output.absolute()
     while not parent.exists():
         parent = parent.parent

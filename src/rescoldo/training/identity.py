@@ -27,22 +27,60 @@ FREE = frozenset(
         "output",
         "base_model",
         "role",
+        "text",
+        "preset",
         "train_limit",
         "val_limit",
+        "from_adapter",
+        "replay",
         "checkpoint_minutes",
         "keep_checkpoints",
         "memory_gb",
+        "report_to",
     }
 )
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
+# fields that earlier versions did not have: a run of theirs is one with the default
+LATER = frozenset(
+    {
+        "adapter",
+        "lora_ranks",
+        "lora_alphas",
+        "lora_layers",
+        "lora_plus",
+        "lr_schedule",
+        "loss",
+        "thinking",
+        "prompt_loss_weight",
+        "balance_classes",
+        "objective",
+        "beta",
+        "desirable_weight",
+        "undesirable_weight",
+    }
+)
+
+
 def identity(
-    config: RunConfig, role: Role, base_fingerprint: str, train: Dataset, val: Dataset, day: date | None = None
+    config: RunConfig,
+    role: Role,
+    base_fingerprint: str,
+    train: Dataset,
+    val: Dataset,
+    day: date | None = None,
+    parent: str = "",
 ) -> dict[str, Any]:
-    """Field → value. Data, role and base model count by content, wherever they lie. `config` has no `auto` left.
-    `day`: the date in the prompts, where the chat template writes one."""
-    fields = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
+    """Field → value. Data, role, base model and parent adapter count by content, wherever they lie. `config` has no
+    `auto` left.
+
+    Args:
+        day: the date in the prompts, where the chat template writes one.
+        parent: SHA-256 of the adapter that the run began with, "" where it began with a new one.
+    """
+    usual = {name for name in LATER if getattr(config, name) == RunConfig.model_fields[name].default}
+    fields = {name: v for name, v in config.model_dump(mode="json").items() if name not in FREE and name not in usual}
     return {
         "checkpoint format": FORMAT,
         "role": role.identity,
@@ -50,6 +88,7 @@ def identity(
         "training examples": f"{len(train.examples)}, {train.digest[:16]}",
         "validation examples": f"{len(val.examples)}, {val.digest[:16]}",
         **({"chat date": day.isoformat()} if day else {}),
+        **({"parent adapter": parent[:16]} if parent else {}),
         **fields,
         "surroundings": surroundings(),
     }
@@ -69,10 +108,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The fields that differ, surroundings left out."""
+    return [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
+
+
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """'field: was → is' for each field that differs, surroundings left out."""
-    names = [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
-    return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in names]
+    return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in changed(was, now)]
 
 
 def _short(value: Any) -> str:

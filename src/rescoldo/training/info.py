@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import psutil
 
 from rescoldo.adapter import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, write_adapter, write_bin, write_calibration
+from rescoldo.data.chat_template import thinks
+from rescoldo.data.dataset import Dataset
 from rescoldo.engine.weights import Tensors
 from rescoldo.files import sha256, write_json
 from rescoldo.run.layout import INFO_FILE, METRICS
@@ -38,7 +41,8 @@ def write_results(
     """
     config = prepared.config
     output = config.output
-    write_adapter(output, best, lora_config(config), config.base_model, wrapped=bool(prepared.base.wrapper))
+    lora = lora_config(config, prepared.base.config.n_layers)
+    write_adapter(output, best, lora, config.base_model, wrapped=bool(prepared.base.wrapper))
     parts.save_tokenizer(prepared.tokenizer, output)
     names = [CONFIG_FILE, WEIGHTS_FILE, METRICS, *(name for name in TOKENIZER_FILES if (output / name).exists())]
     if adapter_bin:
@@ -103,9 +107,21 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "versions": versions(),
         "host": host(),
         "config": config.model_dump(mode="json"),
+        **({"parent": prepared.origin.document()} if prepared.origin else {}),
         "chat_date": prepared.identity.get("chat date"),
+        **({"thinks": True} if thinks(prepared.tokenizer) else {}),
+        **_of_text(train, val, position),
         "identity": prepared.identity,
     }
+
+
+def _of_text(train: Dataset, val: Dataset, position: Position) -> dict[str, Any]:
+    """What is noted of a run with plain text: the windows, and the perplexity of validation text."""
+    noted: dict[str, Any] = {"text_windows": train.texts} if train.texts else {}
+    if val.texts and val.is_text and position.losses:
+        best = position.losses[position.best_epoch - 1].val_loss
+        noted["val_perplexity"] = math.exp(min(best, 700.0))
+    return noted
 
 
 def host() -> dict[str, Any]:

@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rescoldo.base.damage import damaged_tensor
 from rescoldo.engine.memory import layers_to_keep
+from rescoldo.engine.preference import with_reference
+from rescoldo.engine.types import Example
 from rescoldo.engine.weights import Tensors
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.run.guard import MemoryGuard
 from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
-from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, write_checkpoint
-from rescoldo.training.metrics import MetricsLog, TensorBoard, Timings
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, mean_loss, write_checkpoint
+from rescoldo.training.metrics import MetricsLog, Timings
+from rescoldo.training.objectives import objective_of
 from rescoldo.training.optimizer import clip, lr_factor, warmup_steps
-from rescoldo.training.parts import Model, Parts
+from rescoldo.training.parts import Model, Parts, Step
 from rescoldo.training.plan import Plan
 from rescoldo.training.prepare import Prepared
 from rescoldo.training.progress import Bar, Reporter, Speed
+from rescoldo.training.tracking import Trackers
 from rescoldo.units import clock
 
 EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
@@ -52,22 +57,27 @@ class Loop:
         self.prepared, self.parts, self.reporter, self.model = prepared, parts, reporter, model
         self.monitor, self.timings = monitor, timings
         self.config = config = prepared.config
-        self.examples = prepared.train.examples
+        self.objective = objective_of(config)
+        self.examples, self.val = prepared.train.examples, prepared.val.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = parts.optimizer(model.parameters, config.weight_decay)
+        self.optimizer = parts.optimizer(model.parameters, config.weight_decay, config.lora_plus or 1.0)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}
-        if checkpoint:
+        origin = prepared.origin.adapter.parameters if prepared.origin else None
+        begin = checkpoint.adapter if checkpoint else origin
+        if begin is not None:
             for key, parameter in model.parameters.items():
-                parameter.data.copy_(checkpoint.adapter[key])
+                parameter.data.copy_(begin[key])
             model.sync()
+        if checkpoint:
             self.optimizer.load_state(checkpoint.optimizer)
         if self.position.micro and not parts.resumable_steps:
             self.begin_step_anew()
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
-        self.board = TensorBoard(config.output, self.position.step, reporter.warn)
+        facts = {"role_name": prepared.role.name, "train_examples": len(self.examples), "steps": self.plan.total_steps}
+        self.board = Trackers(config, facts, self.position.step, reporter.say, reporter.warn)
         self.interruption = Interruption()
         self.speed, self.evaluation_speed = Speed(), Speed()
         self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured
@@ -77,6 +87,8 @@ class Loop:
     def fit(self) -> bool:
         """Train until done; False if a signal came first (the run is saved then)."""
         at, config = self.position, self.config
+        if self.objective and self.objective.reference and not self.measure_reference():
+            return False
         if not at.batches and not at.losses and not self.evaluate_before():
             return False
         self.monitor.update(val_loss_before=at.loss_before, val_loss=at.losses[-1].val_loss if at.losses else None)
@@ -87,7 +99,7 @@ class Loop:
             if not self.evaluate(at.evaluated, "Evaluating:"):
                 return False
 
-            val_loss = sum(nats for nats, _ in at.evaluated) / sum(n for _, n in at.evaluated)
+            val_loss = mean_loss(at.evaluated)
             at.losses.append(EpochLosses(at.epoch + 1, at.epoch_nats / at.epoch_targets, val_loss))
             if not self.best or val_loss < at.losses[at.best_epoch - 1].val_loss:
                 at.best_epoch = at.epoch + 1
@@ -96,10 +108,18 @@ class Loop:
                 config.early_stopping is not None and at.epoch + 1 - at.best_epoch >= config.early_stopping
             )
             self.metrics.append(
-                {"epoch": at.epoch + 1, "step": at.step, **asdict(at.losses[-1]), "best_epoch": at.best_epoch}
+                {
+                    "epoch": at.epoch + 1,
+                    "step": at.step,
+                    **asdict(at.losses[-1]),
+                    "best_epoch": at.best_epoch,
+                    **self.figures(at.evaluated),
+                }
             )
             self.monitor.update(val_loss=val_loss)
             self.board.add(at.step, loss__validation=val_loss, loss__epoch=at.losses[-1].train_loss)
+            if shown := self.figures(at.evaluated):
+                self.reporter.say(f"  validation: {', '.join(f'{k[4:]} {v:.3f}' for k, v in shown.items())}")
 
             at.epoch, at.epoch_nats, at.epoch_targets, at.evaluated = at.epoch + 1, 0.0, 0, []
             self.save(epoch_end=True)
@@ -119,17 +139,17 @@ class Loop:
         with self.reporter.bar(f"Epoch {at.epoch + 1}/{plan.epochs}:", total, at.batches - before) as bar:
             for group in groups[at.step - at.epoch * plan.steps_per_epoch :]:
                 examples = [self.examples[i] for i in group]
-                targets = sum(example.total_weight for example in examples)
+                targets = self.total(examples)
                 batches = plan.batches(group)
                 began = mark = self.monitor.clock.now()
-                step = self.parts.gradient_step(self.model, examples, step=at.step, seed=config.seed)
+                step = self.gradient_step(examples, at.step)
                 whole = not at.micro  # not begun by an earlier process
                 if at.micro:
                     step.load_state(self.gradients)
                 self.gradients = {}
 
                 for batch in batches[at.micro :]:
-                    tokens = sum(len(examples[i].tokens) for i in batch)
+                    tokens = sum(examples[i].n_tokens for i in batch)
                     bound_memory(self.monitor.guard, self.model, tokens)
                     nats = step.micro_batch(batch)
                     if not math.isfinite(nats):
@@ -143,7 +163,7 @@ class Loop:
                         if self.interruption.received:
                             return self.stopped()
                     if self.parts.resumable_steps and at.micro < len(batches):
-                        so_far = sum(example.total_weight for example in examples[: batch[-1] + 1])
+                        so_far = self.total(examples[: batch[-1] + 1])
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()
@@ -151,7 +171,7 @@ class Loop:
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
-                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps)
+                lr = config.lr * lr_factor(at.step, self.warmup, plan.total_steps, config.lr_schedule)
                 self.optimizer.update(gradients, lr, at.step + 1)
                 self.model.sync()
 
@@ -165,7 +185,7 @@ class Loop:
                 rate = self.speed.tokens_per_second
                 self.timings.event("step", step=at.step, seconds=round(seconds, 3), tokens_per_second=round(rate, 2))
                 if whole:
-                    self.monitor.step_done(at.step, sum(len(example.tokens) for example in examples), seconds)
+                    self.monitor.step_done(at.step, sum(example.n_tokens for example in examples), seconds)
                 self.monitor.update(step=at.step, loss=loss)
                 self.board.add(at.step, loss__train=loss, lr=lr, grad_norm=norm, tokens_per_second=rate)
                 self.show(bar, loss)
@@ -184,7 +204,7 @@ class Loop:
         at = self.position
         group = self.plan.groups(at.epoch)[at.step - at.epoch * self.plan.steps_per_epoch]
         done = [group[i] for batch in self.plan.batches(group)[: at.micro] for i in batch]
-        at.tokens -= sum(len(self.examples[i].tokens) for i in done)
+        at.tokens -= sum(self.examples[i].n_tokens for i in done)
         at.batches -= at.micro
         at.micro, at.step_nats, self.gradients = 0, 0.0, {}
 
@@ -203,30 +223,74 @@ class Loop:
             return False
         loss = at.loss_before
         if not self.metrics.text:  # a checkpoint within the first step would have the line already
-            self.metrics.append({"epoch": 0, "step": 0, "val_loss": loss})
+            self.metrics.append({"epoch": 0, "step": 0, "val_loss": loss, **self.figures(at.baseline)})
         if loss is not None:
             self.board.add(0, loss__validation=loss)
         return True
 
-    def evaluate(self, evaluated: list[tuple[float, float]], description: str) -> bool:
-        """Fill `evaluated` (summed loss, target tokens) for all validation examples; False if a signal came first."""
-        examples = self.prepared.val.examples
+    def gradient_step(self, examples: list[Example], step: int) -> Step:
+        """One optimizer step's gradient under the run's objective."""
+        objective = {"objective": self.objective} if self.objective else {}
+        return self.parts.gradient_step(self.model, examples, step=step, seed=self.config.seed, **objective)
+
+    def total(self, examples: list[Example]) -> float:
+        """What the summed loss of these examples is divided by."""
+        return self.objective.total(examples) if self.objective else sum(one.total_weight for one in examples)
+
+    def figures(self, evaluated: list[tuple[float, ...]]) -> dict[str, float]:
+        """The means of what the objective measures beside the loss: "val_accuracy" → …"""
+        names = self.objective.figures if self.objective else ()
+        return {f"val_{k}": sum(row[2 + i] for row in evaluated) / len(evaluated) for i, k in enumerate(names)}
+
+    def measure(self, examples: Sequence[Example]) -> list[float]:
+        """The log-probability of each example's answer, in nats."""
+        return [-nats for nats, *_ in self.parts.evaluate_loss(self.model, list(examples))]
+
+    def measure_reference(self) -> bool:
+        """Measure the answers' log-probabilities before the training, which the objective holds the model to; False if
+        a signal came first."""
+        found = self.position.reference
+        sequences = [one for example in (*self.examples, *self.val) for one in example.scored]
+        if len(found) < len(sequences):
+            self.monitor.update(now=True, phase="evaluating")
+            with self.reporter.bar("Measuring the reference model:", len(sequences), len(found)) as bar:
+                while len(found) < len(sequences):
+                    chunk = sequences[len(found) : len(found) + 2 * EVALUATION_CHUNK]
+                    found += self.measure(chunk)
+                    bar.advance(len(chunk), f"{len(found)} of {len(sequences)} answers")
+                    if self.should_save():
+                        self.save()
+                        if self.interruption.received:
+                            return self.stopped()
+        places = sum(len(example.scored) for example in self.examples)
+        self.examples = with_reference(self.examples, found[:places])
+        self.val = with_reference(self.val, found[places:])
+        return True
+
+    def evaluate(self, evaluated: list[tuple[float, ...]], description: str) -> bool:
+        """Fill `evaluated` (summed loss, target tokens, figures) for all validation examples; False if a signal came
+        first."""
+        examples = self.val
         self.monitor.update(now=True, phase="evaluating")
         with self.reporter.bar(description, len(examples), len(evaluated)) as bar:
             while len(evaluated) < len(examples):
                 begin, mark = len(evaluated), self.monitor.clock.now()
                 chunk = examples[begin : begin + EVALUATION_CHUNK * self.parts.machines]
-                losses = self.parts.evaluate_loss(self.model, chunk)
-                for offset, (nats, _) in enumerate(losses):
+                losses: Sequence[tuple[float, ...]] = (
+                    self.objective.evaluate(self.measure, chunk)
+                    if self.objective and self.objective.evaluate
+                    else self.parts.evaluate_loss(self.model, chunk)
+                )
+                for offset, (nats, *_) in enumerate(losses):
                     if not math.isfinite(nats):
                         name = self.prepared.val.names[begin + offset]
                         raise damaged_tensor(self.prepared.base) or RescoldoError(
                             f"the validation loss is {nats}", where=name, fix=self.remedy(), exit_code=EXIT_FAILURE
                         )
                 evaluated += losses
-                tokens = sum(len(example.tokens) for example in chunk)
+                tokens = sum(example.n_tokens for example in chunk)
                 self.evaluation_speed.add(tokens, self.monitor.clock.now() - mark)
-                mean = sum(nats for nats, _ in evaluated) / sum(n for _, n in evaluated)
+                mean = mean_loss(evaluated)
                 left = self.progress()
                 bar.advance(len(losses), f"loss {mean:.4f} | {'?' if left is None else clock(left)} left in all")
                 if len(evaluated) < len(examples) and self.should_save():
@@ -336,9 +400,7 @@ class Loop:
         """Which examples of a step have a gradient that is not finite, each tried alone; all if none has alone."""
         guilty = []
         for i in group:
-            step = self.parts.gradient_step(
-                self.model, [self.examples[i]], step=self.position.step, seed=self.config.seed
-            )
+            step = self.gradient_step([self.examples[i]], self.position.step)
             nats = step.micro_batch([0])
             gradients = step.finish()  # whatever the loss: other machines wait for this one's part of the sum
             nats += getattr(step, "nats_elsewhere", 0.0)
@@ -370,4 +432,6 @@ def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
     """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
     config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
     if config is not None and dtype is not None and hasattr(model, "keep_layers"):
-        model.keep_layers = guard.before_pass(layers_to_keep(config, dtype.itemsize, tokens))
+        model.keep_layers = guard.before_pass(
+            layers_to_keep(config, dtype.itemsize, tokens, getattr(model, "lora", None))
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
+from rescoldo.engine.kinds import A
 from rescoldo.engine.weights import Tensors
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -14,25 +16,29 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 class AdamW:
     """AdamW (arXiv 1711.05101) with decoupled weight decay, operation for operation as torch.optim.AdamW.
 
+    Args:
+        plus: LoRA+ (arXiv 2402.12354): the rate of everything but A as a multiple of A's. 1: the same.
+
     Attributes:
         first, second: running means of gradient and squared gradient, fp32, by parameter key.
     """
 
-    def __init__(self, parameters: Tensors, weight_decay: float) -> None:
-        self.parameters, self.weight_decay = parameters, weight_decay
+    def __init__(self, parameters: Tensors, weight_decay: float, plus: float = 1.0) -> None:
+        self.parameters, self.weight_decay, self.plus = parameters, weight_decay, plus
         self.first = {key: torch.zeros_like(tensor) for key, tensor in parameters.items()}
         self.second = {key: torch.zeros_like(tensor) for key, tensor in parameters.items()}
 
     @torch.no_grad()
     def update(self, gradients: Tensors, lr: float, step: int) -> None:
-        """Change the parameters in place; `step` counts from 1."""
+        """Change the parameters in place; `lr` is that of A, `step` counts from 1."""
         correction1, correction2 = 1 - BETA1**step, 1 - BETA2**step
         for key, parameter in self.parameters.items():
             gradient, m, v = gradients[key], self.first[key], self.second[key]
-            parameter.mul_(1 - lr * self.weight_decay)
+            rate = lr if key.endswith(A) else lr * self.plus
+            parameter.mul_(1 - rate * self.weight_decay)
             m.lerp_(gradient, 1 - BETA1)
             v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            parameter.addcdiv_(m, (v.sqrt() / math.sqrt(correction2)).add_(EPS), value=-lr / correction1)
+            parameter.addcdiv_(m, (v.sqrt() / math.sqrt(correction2)).add_(EPS), value=-rate / correction1)
 
     def state(self) -> Tensors:
         """The moments under one flat set of names, as a checkpoint keeps them."""
@@ -66,9 +72,16 @@ def warmup_steps(warmup: float, total: int) -> int:
     return min(math.ceil(warmup * total) if warmup < 1 else int(warmup), total - 1)
 
 
-def lr_factor(step: int, warmup: int, total: int) -> float:
-    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then half a cosine to 0."""
+# schedule → the share of the peak rate at a share of the steps behind the warm-up
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: max(0.0, 0.5 * (1.0 + math.cos(math.pi * done))),
+    "linear": lambda done: max(0.0, 1.0 - done),
+    "constant": lambda done: 1.0,
+}
+
+
+def lr_factor(step: int, warmup: int, total: int, schedule: str = "cosine") -> float:
+    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then by the schedule."""
     if step < warmup:
         return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return SCHEDULES[schedule]((step - warmup) / max(1, total - warmup))

@@ -16,7 +16,6 @@ from rescoldo.base.model import BaseModel
 from rescoldo.data.dataset import Dataset
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import Tensors
-from rescoldo.role import Role
 from rescoldo.training.config import RunConfig
 from rescoldo.training.optimizer import AdamW
 
@@ -57,19 +56,31 @@ class Parts:
     read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset; `records` as check_dataset gave them
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
-    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]
+    evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]  # as engine.model.evaluate_loss
     save_tokenizer: Callable[[Any, Path], object]
-    check_dataset: Callable[[Path, Role], Any] = lambda path, role: None  # as data.read_records
+    check_dataset: Callable[..., Any] = lambda path, role, form="answers": None  # as data.forms.check_dataset
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
     run_date: Callable[[date], date] = lambda day: day  # the date in the prompts that all machines use
-    optimizer: Callable[[Tensors, float], AdamW] = AdamW  # adapter, weight decay
+    optimizer: Callable[[Tensors, float, float], AdamW] = AdamW  # adapter, weight decay, LoRA+'s ratio
     resumable_steps: bool = True  # whether a step that is half done can be saved
     machines: int = 1
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 
-def lora_config(config: RunConfig) -> LoraConfig:
-    """The engine's LoRA settings of this run."""
-    return LoraConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
+def lora_config(config: RunConfig, n_layers: int) -> LoraConfig:
+    """The engine's LoRA settings of this run on a model of so many layers."""
+    layers = config.lora_layers
+    if isinstance(layers, int):
+        layers = tuple(range(n_layers))[-layers:]
+    return LoraConfig(
+        config.lora_r,
+        config.lora_alpha,
+        config.lora_dropout,
+        config.lora_targets,
+        kind=config.adapter,
+        ranks=config.lora_ranks,
+        alphas=config.lora_alphas,
+        layers=None if layers is None or len(layers) == n_layers else layers,
+    )

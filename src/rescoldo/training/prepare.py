@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,24 +11,33 @@ from typing import Any
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
 from rescoldo.base.sample import SAMPLES
+from rescoldo.data.chat_template import thinks
 from rescoldo.data.dataset import Dataset
-from rescoldo.data.tokenize import fix_date
+from rescoldo.data.replay import mixed
+from rescoldo.data.teaching import LAST, Teaching
+from rescoldo.data.tokenize import fix_date, let_think
+from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.memory import adapter_parameters
+from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
 from rescoldo.run.layout import RUN_FILE
 from rescoldo.system.cgroup import available_threads
 from rescoldo.system.memory import limit_process
-from rescoldo.training.config import RunConfig, check_paths
+from rescoldo.training.config import RunConfig, check_paths, teaching, text_of
 from rescoldo.training.identity import identity
-from rescoldo.training.parts import Parts
-from rescoldo.training.preset import apply_preset, check_against_base
+from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
+from rescoldo.training.origin import Origin, read_origin
+from rescoldo.training.parts import Parts, lora_config
+from rescoldo.training.preset import apply_preset, check_against_base, tuned
 from rescoldo.training.progress import Reporter
 from rescoldo.units import count
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from. `config` is in force: preset applied, no `auto` left."""
+    """What a run starts from. `config` is in force: preset applied, no `auto` left. `origin`: the adapter that --from
+    names."""
 
     config: RunConfig
     from_preset: dict[str, Any]
@@ -37,6 +47,7 @@ class Prepared:
     train: Dataset
     val: Dataset
     identity: dict[str, Any]
+    origin: Origin | None = None
 
 
 def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool) -> Prepared:
@@ -46,12 +57,25 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         RescoldoError: whatever is wrong with paths, base model, settings or datasets.
     """
     check_paths(asked)
+    asked, origin, notes = read_origin(asked)
+    check_settings(asked)
+    objective = OBJECTIVES[asked.objective]
+    if parts.machines > 1 and not objective.several:
+        raise RescoldoError(
+            f"several machines cannot share a step of {asked.objective} yet",
+            where="--nodes",
+            fix="train on one machine",
+        )
     role = get_role(asked.role).ready()
     # a fault in them is told before anything is loaded
-    in_train, in_val = (parts.check_dataset(path, role) for path in (asked.train, asked.val))
+    in_train, in_val = (parts.check_dataset(path, role, **objective.reading) for path in (asked.train, asked.val))
+    in_replay = parts.check_dataset(asked.replayed[0], role, **objective.reading) if asked.replayed else None
     reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
     reporter.say(f"Loading tokenizer from {asked.base_model}")
+    for note in notes:
+        reporter.say(f"  {note}")
     base = parts.open_base(asked.base_model)
+    asked = origin.settings(asked, base) if origin else asked
     tokenizer = base.tokenizer()
     if note := plain_note(tokenizer):
         reporter.say(f"  {note}")
@@ -60,8 +84,10 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     if dated:
         reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
-    config, from_preset = apply_preset(asked, base.preset)
+    asked, from_objective = apply_defaults(asked)
+    config, from_preset = with_preset(asked, base, parts, restart=restart)
     config = check_against_base(config, base, frozenset(asked.model_fields_set))
+    check_step(config)
     config, why = settle(config, base, restart=restart)
     decoder = base.config
     total = decoder.total_params
@@ -74,28 +100,88 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
         reporter.say(f"  {base.note()}")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
-        reporter.say(f"  preset {base.preset} in force, where no flag says otherwise: {shown}")
+        reporter.say(f"  preset {config.preset} in force, where no flag says otherwise: {shown}")
 
-    reporter.say(f"Applying LoRA configuration (r={config.lora_r}, alpha={config.lora_alpha:g})...")
-    sides = sum(sum(decoder.linear_shape(name)) for name in config.lora_targets)
-    trainable = decoder.n_layers * config.lora_r * sides
+    if objective.make:
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
+        reporter.say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
+
+    lora = lora_config(config, decoder.n_layers)
+    more = "" if config.adapter == "lora" else f"{KINDS[config.adapter].title}, "
+    some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
+    reporter.say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
+    trainable = adapter_parameters(decoder, lora)
     percent = 100 * trainable / (total + trainable)
     reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
 
     reporter.say("Tokenizing datasets...")
-    read = parts.read_dataset
-    train = read(config.train, role, tokenizer, config.max_length, config.train_limit, in_train)
-    val = read(config.val, role, tokenizer, config.max_length, config.val_limit, in_val)
+    train = read_train(config, parts, role, tokenizer, in_train, in_replay, reporter.say)
+    val = read_val(config, parts, role, tokenizer, in_val)
+    if thinks(tokenizer):
+        reporter.say("  the answers have thinking parts: prompts let the model think")
+    if train.texts and not train.is_text:
+        tokens = sum(len(example.tokens) for example in train.examples[-train.texts :])
+        of = f"{tokens / train.tokens:.0%} of the tokens"
+        reporter.say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {count(len(data.examples), f'{name} example')}, {count(data.tokens, 'token')}")
+        reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
             some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
-            reporter.warn(f"{len(data.overruns)} {name} examples are {limit} and are left out: {some}")
+            left_out = count(len(data.overruns), f"{name} {objective.unit}")
+            reporter.warn(f"left out, {limit}: {left_out} ({some})")
     for note in dict.fromkeys((*train.notes, *val.notes)):
         reporter.warn(note)
-    now = identity(config, role, base.fingerprint(), train, val, day if dated else None)
-    return Prepared(config, from_preset, base, tokenizer, role, train, val, now)
+    parent = origin.digest if origin else ""
+    now = identity(config, role, base.fingerprint(), train, val, day if dated else None, parent)
+    return Prepared(config, from_preset, base, tokenizer, role, train, val, now, origin)
+
+
+def read_train(
+    config: RunConfig,
+    parts: Parts,
+    role: Role,
+    tokenizer: Any,
+    records: Any,
+    old: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Dataset:
+    """The training data of its `records`, with the `old` ones of --replay and the text beside it. Lets the tokenizer's
+    prompts think where its answers do.
+
+    Raises:
+        RescoldoError: faults in a file, or nothing left to use.
+    """
+    row = OBJECTIVES[config.objective]
+    learned = LAST if row.make else teaching(config)
+    if not row.make:
+        let_think(tokenizer, [*(records or ()), *(old or ())], role, learned)
+    length, read = config.max_length, parts.read_dataset
+    data = read(
+        config.train, role, tokenizer, length, config.train_limit, records, learned, text_of(config), **row.reading
+    )
+    if not config.replayed:
+        return data
+    file, share = config.replayed
+    before = read(file, role, tokenizer, length, None, old, learned, **row.reading)
+    together = mixed(data, before, share, config.seed)
+    n, got = len(together.examples), len(together.examples) - len(data.examples)
+    say(f"  {count(got, 'old example')} of {len(before.examples)} in {file} mixed in: {100 * got / n:.0f} % of all")
+    return together
+
+
+def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, records: Any) -> Dataset:
+    """The validation data of its `records`: the loss on the same answers, each token with weight 1. The training data
+    is read first, which decides whether prompts let the model think.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    row = OBJECTIVES[config.objective]
+    measured = LAST if row.make else Teaching(config.loss, config.thinking)
+    return parts.read_dataset(
+        config.val, role, tokenizer, config.max_length, config.val_limit, records, measured, **row.reading
+    )
 
 
 def model_name(spec: str) -> str:
@@ -112,6 +198,28 @@ def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
     return config if isinstance(config, dict) else {}
+
+
+def with_preset(
+    asked: RunConfig, base: BaseModel, parts: Parts, *, restart: bool = False
+) -> tuple[RunConfig, dict[str, Any]]:
+    """As apply_preset; a run that is resumed keeps what the preset set when it was started, so that neither another
+    version nor another number of machines changes it."""
+    started = {} if restart else read_json(asked.output / RUN_FILE) or {}
+    config, names = started.get("config"), started.get("from_preset")
+    before: dict[str, Any] = {}
+    if isinstance(config, dict) and isinstance(names, list) and config.get("preset", "tuned") == asked.preset:
+        before = {name: config[name] for name in names if name in RunConfig.model_fields and name in config}
+        old = "preset" not in config  # a version that had the fields' own defaults
+        for name in tuned(asked, base.config).keys() - before.keys():
+            default = RunConfig.model_fields[name].default
+            if name not in config or (old and config[name] == _as_json(default)):
+                before[name] = default
+    return apply_preset(asked, base.config, machines=not parts.resumable_steps, before=before)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def date_of_run(output: Path, *, restart: bool = False) -> date:

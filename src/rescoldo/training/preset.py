@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -9,30 +10,62 @@ from rescoldo.engine.config import FUSED_LINEARS, LINEARS, DecoderConfig
 from rescoldo.engine.kernels.ops import NF4_BLOCK
 from rescoldo.errors import RescoldoError
 from rescoldo.training.config import RunConfig, flag
+from rescoldo.training.parts import lora_config
+from rescoldo.units import count
 
-# preset → field → value. A 135M model needs a higher rate, more targets and less accumulation than a 7B.
-PRESETS: dict[str, dict[str, Any]] = {
-    "smollm2": {
+RANK, SCALE = 16, 4.0  # alpha is SCALE times the rank
+STEP, STEP_OF_MACHINES = 4, 8  # examples in a step; where several machines share it
+RATE, RATE_OF_LARGER = 1.5e-3, 2e-3  # for steps of up to STEP examples and of more, at a hidden size of WIDTH
+WIDTH, POWER = 576, 0.78  # the rate falls with this power of the hidden size
+
+
+def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) -> dict[str, Any]:
+    """Settings for any base model, by field; docs/defaults.md says what each rests on. With several `machines` a step
+    has examples for each.
+
+    The rate shrinks with the hidden size as in Thinking Machines' fits (LoRA Without Regret, 2025: ten times full
+    fine-tuning's rate, hidden size to the power of -0.78 for Llama). Measured at a hidden size of 576 alone; the rest
+    is extrapolated.
+    """
+    given = config.model_fields_set
+    examples = STEP_OF_MACHINES if machines else STEP
+    grad_accum = config.grad_accum if "grad_accum" in given else max(1, examples // config.batch_size)
+    rate = (RATE if config.batch_size * grad_accum <= STEP else RATE_OF_LARGER) * min(
+        1.0, WIDTH / decoder.hidden_size
+    ) ** POWER
+    rank = config.lora_r if "lora_r" in given else min(RANK, _narrowest(decoder))
+    return {
         "epochs": 2,
-        "lr": 1.5e-3,
-        "grad_accum": 4,
-        "lora_r": 16,
-        "lora_alpha": 64.0,
+        "lr": float(f"{rate:.2g}"),
+        "grad_accum": grad_accum,
+        "lora_r": rank,
+        "lora_alpha": SCALE * rank,
         "lora_dropout": 0.1,
         "lora_targets": LINEARS,
-        "warmup": 4.0,
-    },
-}
+        "warmup": 0.08,
+    }
 
 
-def apply_preset(config: RunConfig, preset: str | None) -> tuple[RunConfig, dict[str, Any]]:
-    """Fill what the user did not give from the base model's preset.
+def apply_preset(
+    config: RunConfig, decoder: DecoderConfig, *, machines: bool = False, before: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Fill what the user did not give by `config.preset`: "tuned", or "original", whose values the fields have.
+
+    Args:
+        machines: whether several machines share a step.
+        before: what the preset set when the run that is resumed was started; it goes on with that.
 
     Returns:
-        The config in force, and the fields that the preset set (empty without a preset).
+        The config in force, and the fields that the preset set (empty for "original").
     """
-    values = {k: v for k, v in PRESETS.get(preset or "", {}).items() if k not in config.model_fields_set}
+    values = {**tuned(config, decoder, machines=machines), **(before or {})} if config.preset == "tuned" else {}
+    values = {name: value for name, value in values.items() if name not in config.model_fields_set}
     return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+
+
+def _narrowest(decoder: DecoderConfig) -> int:
+    """The most that a rank can be."""
+    return min(min(decoder.linear_shape(name)) for name in decoder.linears)
 
 
 def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
@@ -48,8 +81,17 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
     """
     decoder = base.config
     config = _targets_of(config, base)
-    smallest = min(min(decoder.linear_shape(name)) for name in config.lora_targets)
-    if config.lora_r > smallest:
+    config = _layers_of(config, base)
+    lora = lora_config(config, decoder.n_layers)
+    for name, rank in lora.ranks.items():
+        if rank > min(decoder.linear_shape(name)):
+            raise RescoldoError(
+                f"rank {rank} is larger than {name} ({min(decoder.linear_shape(name))})",
+                where=flag("lora_ranks"),
+                fix=f"allowed for {base.spec}: 1 to {min(decoder.linear_shape(name))}",
+            )
+    smallest = min((min(decoder.linear_shape(name)) for name in lora.targets if name not in lora.ranks), default=1)
+    if config.lora_r > smallest and set(lora.targets) - lora.ranks.keys():
         raise RescoldoError(
             f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
             where=flag("lora_r"),
@@ -96,7 +138,50 @@ def _targets_of(config: RunConfig, base: BaseModel) -> RunConfig:
                 where=flag("lora_targets"),
                 fix=f"some of {', '.join(have)}; or attention, mlp, all",
             )
-    return config.model_copy(update={"lora_targets": tuple(name for name in have if name in chosen)})
+    targets = tuple(name for name in have if name in chosen)
+    fields = {name: _by_linear(name, getattr(config, name), targets) for name in ("lora_ranks", "lora_alphas")}
+    return config.model_copy(update={"lora_targets": targets, **fields})
+
+
+def _by_linear(field: str, numbers: dict[str, Any], targets: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers of single linears under the names that the family has.
+
+    Raises:
+        RescoldoError: one of them is no target, or parts of one linear have different numbers.
+    """
+    found = dict(numbers)
+    for fused, parts in FUSED_LINEARS.items():
+        of_parts = {numbers.get(part) for part in parts}
+        if fused in targets and len(of_parts) == 1 and None not in of_parts:
+            found = {name: number for name, number in found.items() if name not in parts} | {fused: of_parts.pop()}
+    for name in found:
+        if name not in targets:
+            raise RescoldoError(
+                f"{name} gets no adapter", where=flag(field), fix=f"some of the targets: {', '.join(targets)}"
+            )
+    return {name: found[name] for name in targets if name in found}
+
+
+def _layers_of(config: RunConfig, base: BaseModel) -> RunConfig:
+    """The config, all layers being None.
+
+    Raises:
+        RescoldoError: layers that the model does not have.
+    """
+    layers, n = config.lora_layers, base.config.n_layers
+    most = layers if isinstance(layers, int) else max(layers, default=0) + 1 if layers else 0
+    if most > n:
+        raise RescoldoError(
+            f"{_shown_layers(layers)}: {base.spec} has {count(n, 'layer')}",
+            where=flag("lora_layers"),
+            fix=f"at most {n}, or numbers from 0 to {n - 1}",
+        )
+    whole = layers == n if isinstance(layers, int) else layers is not None and len(layers) == n
+    return config.model_copy(update={"lora_layers": None}) if whole else config
+
+
+def _shown_layers(layers: Any) -> str:
+    return ",".join(map(str, layers)) if isinstance(layers, tuple) else str(layers)
 
 
 def _why_less(decoder: DecoderConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,11 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.training.checkpoint import Checkpoint, clean, prune, read_latest
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, clean, prune, read_latest
 from rescoldo.training.config import RunConfig
+from rescoldo.training.extend import extends
 from rescoldo.training.identity import (
+    changed,
     move_aside,
     refuse_if_different,
     refuse_if_foreign,
@@ -42,6 +45,7 @@ from rescoldo.training.metrics import Timings, worsened
 from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
+from rescoldo.training.tracking import check_trackers
 from rescoldo.units import clock, count
 
 COMPLETED = "✅ Fine-tuning completed!"
@@ -79,7 +83,7 @@ def train(
     """Start, resume or recognise as finished the run that `config` describes.
 
     Args:
-        config: what to do; fields that were not given are filled by the base model's preset, if it has one.
+        config: what to do; fields that were not given are filled by its preset.
         parts: engine and data modules: `assemble.real_parts()`.
         restart: move what is in the output directory aside and begin anew.
         adapter_bin: write adapter_model.bin too.
@@ -99,6 +103,7 @@ def _train(
     config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
 ) -> RunResult:
     output = config.output
+    check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -142,7 +147,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
     refuse_if_foreign(output)
 
     info = read_json(output / INFO_FILE)
-    if info is not None and "identity" in info:
+    more = info is not None and "identity" in info and changed(info["identity"], prepared.identity) == ["epochs"]
+    if info is not None and "identity" in info and not (more and list_checkpoints(output)):
         refuse_if_different(info["identity"], prepared.identity, output, "a finished run")
         if adapter_bin and not (output / BIN_FILE).exists():
             write_bin(output)
@@ -151,21 +157,32 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     found = read_latest(output, reporter.warn)
     checkpoint = found[0] if found else None
-    if checkpoint is not None:
+    extended = checkpoint is not None and extends(
+        checkpoint.identity, prepared.identity, config, len(prepared.train.examples), checkpoint.position
+    )
+    if checkpoint is not None and extended:
+        had = count(checkpoint.identity["epochs"], "epoch")
+        reporter.say(f"This run had {had}; with {config.epochs} it goes on exactly as if it had begun so")
+        (output / INFO_FILE).unlink(missing_ok=True)  # it is not finished any more
+    elif checkpoint is not None:
         refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
+    if checkpoint is not None:
         for line in surrounding_differences(checkpoint.identity, prepared.identity):
             reporter.warn(f"{line} since the checkpoint: the result may differ in its last bits")
-    if checkpoint is None or not (output / RUN_FILE).exists():
-        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if checkpoint is None or extended or not (output / RUN_FILE).exists():
+        started = (read_json(output / RUN_FILE) or {}).get("started") if extended else None
+        started = started or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         keep_role(prepared.role, output)
         write_run_file(output, config, prepared.from_preset, prepared.identity, started)
 
     cap = None
     if before.killed_for_memory:
-        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        n = prepared.base.config.n_layers
+        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
-            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+            f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
     with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
@@ -195,7 +212,7 @@ def _work(
         model = parts.load_model(
             prepared.base,
             config.quantization,
-            lora_config(config),
+            lora_config(config, prepared.base.config.n_layers),
             seed=config.seed,
             calibration=prepared.train.examples[:CALIBRATION_EXAMPLES],
             frozen_state=checkpoint.frozen if checkpoint else None,
@@ -229,7 +246,8 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     reporter.say(f"Saving LoRA adapters to {config.output}")
     loop.timings.event("finish")
     loop.monitor.update(now=True, phase="saving", share=1.0, seconds_left=0.0)
-    loop.board.close()
+    best = at.losses[at.best_epoch - 1]
+    loop.board.finish(verdict(at.losses, at.best_epoch, at.loss_before))
     try:
         loop.metrics.finish()
         info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
@@ -242,19 +260,27 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
-    best = at.losses[at.best_epoch - 1]
     if worsened(at.loss_before, best.val_loss):
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
+    perplexity = f", perplexity {info['val_perplexity']:.2f}" if "val_perplexity" in info else ""
     before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}{perplexity}; "
         f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
     )
     worse = worsened(at.loss_before, best.val_loss)
     reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
     return RunResult("finished", config.output, info)
+
+
+def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None) -> dict[str, Any]:
+    """How a run ended, as a tracker is told."""
+    best = losses[best_epoch - 1]
+    found = {"best_epoch": best_epoch, "epochs_done": len(losses), "best_val_loss": best.val_loss}
+    known = {} if before is None else {"val_loss_before": before}
+    return {**found, **known, "verdict": worsened(before, best.val_loss) or "completed"}
 
 
 def worsened_remedy(config: RunConfig) -> str:

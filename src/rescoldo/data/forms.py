@@ -1,0 +1,55 @@
+"""A training run's files, whatever their lines hold: answers to learn, pairs of answers, or answers with a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rescoldo.data import dataset, preferences
+from rescoldo.data.dataset import Dataset
+from rescoldo.data.teaching import Beside, Teaching
+from rescoldo.role import Role
+
+
+def check_dataset(path: Path, role: Role, form: str = "answers") -> Sequence[Any]:
+    """The records of a file, checked, for read_dataset.
+
+    Raises:
+        RescoldoError: one error that names file, line and field of the first faults.
+    """
+    if form == "answers":
+        return dataset.check_dataset(path, role)
+    return preferences.read_preferences(path, role, _known(form))
+
+
+def read_dataset(
+    path: Path,
+    role: Role,
+    tokenizer: Any,
+    max_length: int,
+    limit: int | None,
+    records: Sequence[Any] | None = None,
+    teaching: Teaching | None = None,
+    beside: Beside | None = None,
+    form: str = "answers",
+) -> Dataset:
+    """Tokenize a file; read it, unless its `records` are given, as check_dataset returned them.
+
+    Args:
+        limit, teaching, beside: see dataset.read_dataset; of preferences the last answers are compared.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    if form == "answers":
+        return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)
+    return preferences.preference_dataset(path, role, tokenizer, max_length, limit, _known(form), records)
+
+
+def _known(form: str) -> preferences.Form:
+    if form == "pairs":
+        return "pairs"
+    if form == "judged":
+        return "judged"
+    raise ValueError(form)

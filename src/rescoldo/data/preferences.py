@@ -1,0 +1,296 @@
+"""Preference data: which of two answers is better, or whether an answer is good.
+
+Read as TRL, LLaMA-Factory and OpenAI define them, and with a role's own inputs:
+
+    {"prompt": …, "chosen": …, "rejected": …}          texts, or lists of messages
+    {"chosen": [messages], "rejected": [messages]}      whole conversations that begin alike
+    {"messages" or "conversations": […], "chosen": {message}, "rejected": {message}}
+    {"instruction": …, "input": …, "chosen": …, "rejected": …}
+    {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
+    {"concept": …, "chosen": …, "rejected": …}          what the role asks about (here BA's), and two answers as texts
+    any conversation with "label" or "kto_tag": true or false
+
+Each answer becomes a conversation of the generic role, and is checked and tokenized like one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rescoldo.data.dataset import Dataset, digest, inputs_of, short
+from rescoldo.data.records import Record, read_lines, refusal
+from rescoldo.data.template_check import check_template
+from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
+from rescoldo.engine.types import Example, Judged, Pair
+from rescoldo.errors import RescoldoError
+from rescoldo.files import sha256
+from rescoldo.role import Fault, Role, get_role, keys
+from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
+from rescoldo.role.fault import Finding, kind
+from rescoldo.role.keys import JUDGED
+
+Form = Literal["pairs", "judged"]
+ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+_NOTED = frozenset(  # what publishers of pairs note about the two answers
+    f"{first}{joint}{second}"
+    for joint in "_-"
+    for side in ("chosen", "rejected")
+    for note in ("score", "rating", "model", "source", "avg_rating", "reward")
+    for first, second in ((side, note), (note, side))
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A line of preference data.
+
+    Attributes:
+        answers: conversations of the generic role that differ in their answer alone: the preferred one and the rejected
+            one, or the judged one by itself.
+        good: whether the first answer is a good one.
+    """
+
+    answers: tuple[Record, ...]
+    good: bool = True
+
+
+def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
+    """All lines of a file of preferences, checked. As "judged" a pair counts as a good and a bad answer.
+
+    Raises:
+        RescoldoError: one error that names file, line and field of the first faults.
+    """
+    generic = get_role("generic")
+    found: list[Judgement] = []
+    faults: list[Fault] = []
+    for line in read_lines(path):
+        faults += line.faults
+        if line.value is None or line.faults:
+            continue
+        judgements, findings = _judgements(line.value, role, generic, form)
+        findings = findings or keys.unreviewed(line.value)
+        faults += [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
+        for judgement in judgements:
+            for record in judgement.answers:
+                record.line = line.number
+        found += judgements
+    if faults:
+        raise refusal(faults, "mend these lines, or leave them out (docs/preferences.md has the formats)")
+    if not found:
+        raise RescoldoError(
+            "holds no records", where=str(path), fix="pass a JSON Lines file with one preference a line"
+        )
+    return found
+
+
+def _judgements(record: dict[str, Any], role: Role, generic: Role, form: Form) -> tuple[list[Judgement], list[Finding]]:
+    """A line as what is learned of it, or what is wrong with it."""
+    names = next((pair for pair in ANSWERS if any(name in record for name in pair)), None)
+    if names is None:
+        return _judged(record, role, generic) if form == "judged" else ([], [_not(record, "chosen", form)])
+    marks = [key for key in JUDGED if isinstance(record.get(key), bool)]
+    if marks:
+        return [], [
+            Finding(marks[0], "ambiguous", f"stands beside {names[0]} and {names[1]}: one of the two is wanted")
+        ]
+    both: list[Record] = []
+    for name in names:
+        plain, findings = _answered(record, name, names, role)
+        findings = findings or [_named(f, name, plain) for f in _findings(plain, generic)]
+        if findings:
+            return [], findings
+        both.append(Record(generic.read(plain)))
+    chosen, rejected = both
+    if chosen["turns"] != rejected["turns"]:
+        what = f"answers another prompt than {names[0]}: both are wanted for the same one"
+        return [], [Finding(names[1], "prompt", what)]
+    if chosen["turns"].whole.messages[-1] == rejected["turns"].whole.messages[-1]:
+        return [], [Finding(names[1], "same", f"is the same answer as {names[0]}: nothing is preferred")]
+    if form == "pairs":
+        return [Judgement((chosen, rejected))], []
+    return [Judgement((chosen,)), Judgement((rejected,), good=False)], []
+
+
+def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Judgement], list[Finding]]:
+    """A conversation with its label."""
+    marks = [key for key in JUDGED if record.get(key) is not None]
+    if not marks:
+        return [], [_not(record, "label", "judged")]
+    if len(marks) > 1 and record[marks[0]] != record[marks[1]]:
+        return [], [Finding(marks[1], "ambiguous", f"says the contrary of {marks[0]}")]
+    if not isinstance(record[marks[0]], bool):
+        return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}, true or false is wanted")]
+    plain = {key: value for key, value in record.items() if key not in JUDGED}
+    if _is_of(plain, role):
+        faults = [Finding(f.field, f.code, f.what, f.fixable, f.level) for f in role.check(plain, "", 0)]
+        if any(fault.level == "error" for fault in faults):
+            return [], faults
+        messages = [*role.messages(plain), {"role": "assistant", "content": role.target(role.read(plain))}]
+        plain = {"messages": messages}
+    findings = _findings(plain, generic)
+    if findings:
+        return [], findings
+    return [Judgement((Record(generic.read(plain)),), record[marks[0]])], []
+
+
+def _not(record: dict[str, Any], key: str, form: Form) -> Finding:
+    wanted = {"pairs": "a chosen and a rejected answer", "judged": "a label (true or false), or chosen and rejected"}
+    return Finding(
+        key, "missing", f"is missing: {wanted[form]} are wanted in each line, this one has {', '.join(record)[:80]}"
+    )
+
+
+def _is_of(record: dict[str, Any], role: Role) -> bool:
+    """Whether a line asks as the role does, and is not a conversation."""
+    return role.spec.format != "conversation" and role.input in record
+
+
+def _findings(plain: dict[str, Any], generic: Role) -> list[Finding]:
+    faults = generic.check(plain, "", 0)
+    return [Finding(f.field, f.code, f.what) for f in faults if f.level == "error"]
+
+
+def _named(finding: Finding, name: str, plain: dict[str, Any]) -> Finding:
+    """A finding about the conversation that was put together, at the place where its text stands in the file."""
+    field = finding.field
+    listed = next((key for key in LISTED if key in plain), None)
+    if listed and field.startswith(f"{listed}[{len(plain[listed]) - 1}]"):
+        return finding._replace(field=name + field.removeprefix(f"{listed}[{len(plain[listed]) - 1}]"))
+    first = field.split(".")[0].split("[")[0]
+    return finding._replace(field=name + field.removeprefix(first)) if first in COMPLETIONS else finding
+
+
+def _answered(
+    record: dict[str, Any], name: str, names: tuple[str, str], role: Role
+) -> tuple[dict[str, Any], list[Finding]]:
+    """The line as a conversation that ends with the answer `name`."""
+    value = record.get(name)
+    if value is None:
+        return {}, [Finding(name, "missing", f"is missing beside {names[names[0] == name]}")]
+    if not isinstance(value, str | dict | list):
+        return {}, [Finding(name, "type", f"is {kind(value)}, a text or messages are wanted")]
+    plain = {key: one for key, one in record.items() if key not in (*names, *_NOTED)}
+    answer = [value] if isinstance(value, dict) else value
+    listed = next((key for key in LISTED if key in plain), None)
+    asked = plain.get("input")
+    if isinstance(asked, dict):  # OpenAI's
+        del plain["input"]
+        if not isinstance(asked.get("messages"), list):
+            return {}, [Finding("input.messages", "missing", "is missing: a list of messages is wanted")]
+        plain = {**plain, **asked}
+        listed = "messages"
+    if listed and plain[listed] in [record[one] for one in names]:  # a repetition of one of the two
+        del plain[listed]
+        listed = None
+    if listed:
+        if not isinstance(plain[listed], list):
+            return {}, [Finding(listed, "type", f"is {kind(plain[listed])}, a list of messages is wanted")]
+        said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        return {**plain, listed: [*plain[listed], *said]}, []
+    if _is_of(plain, role):
+        return _own(plain, name, value, role)
+    if "instruction" in plain:
+        if not isinstance(value, str):
+            return {}, [Finding(name, "type", f"is {kind(value)}, text is wanted")]
+        return {**plain, "output": value}, []
+    if "prompt" in plain and not _whole(answer, plain["prompt"]):
+        return {**plain, "completion": answer}, []
+    plain.pop("prompt", None)
+    if isinstance(answer, list):
+        return {**plain, "messages": answer}, []
+    return {}, [Finding("prompt", "missing", "is missing: what both answer is wanted in each line")]
+
+
+def _own(plain: dict[str, Any], name: str, value: Any, role: Role) -> tuple[dict[str, Any], list[Finding]]:
+    """A line that asks as the role does; its answer is a text as the model is to write it."""
+    if not isinstance(value, str) or not value.strip():
+        what = f"is {kind(value)}, the answer as a text is wanted" if not isinstance(value, str) else "is empty"
+        return {}, [Finding(name, "type", what)]
+    faults = [f for f in role.check(plain, "", 0, answers=False) if f.level == "error"]
+    if faults:
+        return {}, [Finding(f.field, f.code, f.what) for f in faults]
+    return {"messages": [*role.messages(plain), {"role": "assistant", "content": value}]}, []
+
+
+def _whole(answer: Any, prompt: Any) -> bool:
+    """Whether an answer is the whole conversation, which the line's `prompt` repeats a question of."""
+    first = answer[0] if isinstance(answer, list) and len(answer) > 1 else None
+    return isinstance(first, dict) and first.get("content", first.get("value")) == prompt
+
+
+def preference_dataset(
+    path: Path,
+    role: Role,
+    tokenizer: Any,
+    max_length: int,
+    limit: int | None,
+    form: Form,
+    judgements: Sequence[Judgement] | None = None,
+) -> Dataset:
+    """As data.dataset.read_dataset. A line of which one answer is longer than max_length is left out.
+
+    Raises:
+        RescoldoError: faults in the file, or nothing left to use.
+    """
+    generic = get_role("generic")
+    judgements = (read_preferences(path, role, form) if judgements is None else judgements)[:limit]
+    flat = [record for judgement in judgements for record in judgement.answers]
+    refuse_control_tokens(path, flat, generic, tokenizer)
+    notes = tuple(check_template(path, flat, generic, tokenizer))
+
+    def tokenized(records: Sequence[Record]) -> list[Example | None]:
+        one = tokenize_records(records, generic, tokenizer, max_length)
+        found: list[Example | None] = [None] * len(records)
+        for place, example in zip(one.kept, one.examples, strict=True):
+            found[place] = example
+        return found
+
+    sequences = iter(tokenized(flat))
+    answers = [tuple(next(sequences) for _ in judgement.answers) for judgement in judgements]
+    others = _mismatched(judgements, tokenized) if form == "judged" else [None] * len(judgements)
+    examples: list[Example] = []
+    names: list[str] = []
+    overruns: list[str] = []
+    for judgement, own, other in zip(judgements, answers, others, strict=True):
+        line = judgement.answers[0].line
+        first, *rest = own
+        if first is None or any(one is None for one in rest) or (form == "judged" and other is None):
+            overruns.append(f"line {line}")
+            continue
+        names.append(f"{path.name}:{line} ({short(generic.key(judgement.answers[0]))})")
+        if form == "pairs":
+            assert rest[0] is not None
+            examples.append(Pair(first.tokens, first.n_prompt, first.weights, rejected=rest[0]))
+        else:
+            assert other is not None
+            examples.append(Judged(first.tokens, first.n_prompt, first.weights, good=judgement.good, mismatched=other))
+    if not examples:
+        raise RescoldoError(
+            f"no line fits into {max_length} tokens", where=str(path), fix="a larger --max-length, or shorter answers"
+        )
+    firsts = [judgement.answers[0] for judgement in judgements]
+    return Dataset(
+        path, examples, names, overruns, digest(examples), sha256(path), notes, inputs=inputs_of(firsts, generic)
+    )
+
+
+def _mismatched(judgements: Sequence[Judgement], tokenized: Any) -> list[Example | None]:
+    """For each line its prompt with the answer of the line before it that answers another one, as TRL pairs them (the
+    first line's is the last one's)."""
+    n = len(judgements)
+    records: list[Record] = []
+    for place, judgement in enumerate(judgements):
+        own = judgement.answers[0]
+        before = (judgements[(place - step) % n].answers[0] for step in range(1, n))
+        other = next((one for one in before if one["turns"] != own["turns"]), judgements[place - 1].answers[0])
+        turns = own["turns"]
+        answered = (*turns, other["turns"].whole.messages[-1])
+        whole = Conversation(answered, (len(turns),), turns.whole.tools)
+        record = Record({**own, "turns": Asked(whole, turns), "answer": other["answer"]})
+        record.line = own.line
+        records.append(record)
+    found: list[Example | None] = tokenized(records)
+    return found

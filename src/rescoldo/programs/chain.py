@@ -1,0 +1,28 @@
+"""A program of several steps that was rebuilt from its state. Imported only where dspy is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dspy
+
+
+class Chain(dspy.Module):  # type: ignore[misc]
+    """Steps that run one after another; each is given its inputs from what was asked and what was answered so far.
+
+    Args:
+        steps: in the order of running.
+        outputs: the fields that are the answer.
+    """
+
+    def __init__(self, steps: Sequence[Any], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.steps, self.outputs = list(steps), tuple(outputs)
+
+    def forward(self, **asked: Any) -> Any:
+        """The answer's fields, as a dspy.Prediction."""
+        known = dict(asked)
+        for step in self.steps:
+            known |= step(**{name: known[name] for name in step.signature.input_fields}).toDict()
+        return dspy.Prediction(**{name: known[name] for name in self.outputs})

@@ -1,0 +1,63 @@
+"""More epochs for a run that has been trained already: exact where its first epochs would have been the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rescoldo.files import quote
+from rescoldo.invocation import program
+from rescoldo.run.layout import INFO_FILE
+from rescoldo.training.checkpoint import Position, UnresumableError
+from rescoldo.training.config import RunConfig
+from rescoldo.training.identity import changed
+from rescoldo.training.optimizer import lr_factor, warmup_steps
+from rescoldo.training.plan import Plan
+from rescoldo.units import count
+
+
+def extends(was: dict[str, Any], now: dict[str, Any], config: RunConfig, examples: int, at: Position) -> bool:
+    """Whether the run that `was` identifies and that stands at `at` can go on as the run `now` of another number of
+    epochs: nothing else differs, and each step that it has made is the step that the other would have made.
+
+    Args:
+        config: the settings of the run that is asked for.
+        examples: of the training data.
+
+    Raises:
+        UnresumableError: only the number of epochs differs, and the steps would have been others.
+    """
+    if changed(was, now) != ["epochs"] or not isinstance(was.get("epochs"), int):
+        return False
+    before, after = Plan(config.model_copy(update={"epochs": was["epochs"]}), examples), Plan(config, examples)
+    begun = at.epoch + (1 if at.step > at.epoch * after.steps_per_epoch or at.evaluated else 0)
+    same = after.epochs >= begun and at.step <= min(before.total_steps, after.total_steps)
+    if same and _rates(config, before, at.step) == _rates(config, after, at.step):
+        return True
+    raise UnresumableError(
+        f"{config.output} holds a run of {count(was['epochs'], 'epoch')}, and {config.epochs} are asked for: "
+        + (
+            f"its learning rate ({config.lr_schedule}, warm-up {config.warmup:g}) would have been another in the "
+            f"{count(at.step, 'step')} that it has made"
+            if same
+            else f"it has trained {begun} already"
+        ),
+        where="--epochs",
+        fix=_remedy(config, was["epochs"]),
+    )
+
+
+def _rates(config: RunConfig, plan: Plan, steps: int) -> list[float]:
+    total = plan.total_steps
+    warmup = warmup_steps(config.warmup, total)
+    return [lr_factor(step, warmup, total, config.lr_schedule) for step in range(steps)]
+
+
+def _remedy(config: RunConfig, before: int) -> str:
+    more, beside = max(1, config.epochs - before), config.output.with_name(f"{config.output.name}-more")
+    if not (config.output / INFO_FILE).exists():
+        return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} anew"
+    return (
+        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
+        f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
+        "--lr-schedule constant, and --warmup in steps, can be extended"
+    )

@@ -1,0 +1,134 @@
+"""The objectives of a run: what is minimized, on what data, with which settings where the user gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rescoldo.errors import RescoldoError
+from rescoldo.training.config import RunConfig, flag
+
+if TYPE_CHECKING:
+    from rescoldo.engine.objective import Objective
+
+
+@dataclass(frozen=True)
+class Row:
+    """An objective.
+
+    Attributes:
+        title: its name in words.
+        make: the engine's objective for a run; None: cross-entropy on the answers.
+        form: what a line of the data holds: "answers", "pairs" or "judged" (data.preferences.Form).
+        settings: the fields that belong to it and to no objective that does not name them.
+        defaults: field → value, over the base model's preset, where the user gives none.
+        unit: what one example is called.
+        several: whether several machines can share its steps.
+        least: examples that a step must have.
+    """
+
+    title: str
+    make: Callable[[RunConfig], Objective] | None
+    form: str
+    settings: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "example"
+    several: bool = False
+    least: int = 1
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """What data.forms must be told beside what it is told for answers."""
+        return {} if self.form == "answers" else {"form": self.form}
+
+
+def _dpo(config: RunConfig) -> Objective:
+    from rescoldo.engine.preference import dpo
+
+    return dpo(config.beta)
+
+
+def _orpo(config: RunConfig) -> Objective:
+    from rescoldo.engine.preference import orpo
+
+    return orpo(config.beta)
+
+
+def _kto(config: RunConfig) -> Objective:
+    from rescoldo.engine.preference import kto
+
+    return kto(config.beta, config.desirable_weight, config.undesirable_weight)
+
+
+# Without dropout the first step compares the model with itself, as in TRL's trainers. docs/preferences.md has what the
+# values rest on.
+_SETTINGS = {"epochs": 2, "grad_accum": 4, "lora_dropout": 0.0}
+
+OBJECTIVES: dict[str, Row] = {
+    "sft": Row(
+        "the answers",
+        None,
+        "answers",
+        ("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
+        several=True,
+    ),
+    "dpo": Row("direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
+    "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), dict(_SETTINGS), "preference"),
+    "kto": Row(
+        "Kahneman-Tversky optimization",
+        _kto,
+        "judged",
+        ("beta", "desirable_weight", "undesirable_weight"),
+        {"lr": 5e-5, **_SETTINGS},
+        "judgement",
+        least=2,
+    ),
+}
+
+
+def objective_of(config: RunConfig) -> Objective | None:
+    """The engine's objective; None for cross-entropy."""
+    make = OBJECTIVES[config.objective].make
+    return make(config) if make else None
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings of objectives that are not this run's.
+
+    Raises:
+        RescoldoError: one is given.
+    """
+    every = {name for row in OBJECTIVES.values() for name in row.settings}
+    for name in sorted(every.intersection(config.model_fields_set).difference(OBJECTIVES[config.objective].settings)):
+        owners = ", ".join(key for key, row in OBJECTIVES.items() if name in row.settings)
+        raise RescoldoError(
+            f"is a setting of the objectives {owners}, and this run's is {config.objective}",
+            where=flag(name),
+            fix=f"leave it out, or give --objective {owners.split(', ')[0]}",
+        )
+
+
+def check_step(config: RunConfig) -> None:
+    """Refuse steps that are too small for the objective.
+
+    Raises:
+        RescoldoError: they are.
+    """
+    row, size = OBJECTIVES[config.objective], config.batch_size * config.grad_accum
+    if size < row.least:
+        raise RescoldoError(
+            f"{config.objective} compares the answers of a step with each other, and a step of this run has {size}",
+            where=flag("grad_accum"),
+            fix=f"--grad-accum {row.least} or more",
+        )
+
+
+def apply_defaults(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """Fill what the user did not give from the objective's defaults.
+
+    Returns:
+        The config, and the fields that were set.
+    """
+    values = {k: v for k, v in OBJECTIVES[config.objective].defaults.items() if k not in config.model_fields_set}
+    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
