@@ -104,8 +104,8 @@ typedef struct {
 } Gate;
 
 ALWAYS vf sigmoid(vf x) {
-  const vf one = f_set(1.0f);
-  return f_div(one, f_add(one, f_exp(f_sub(f_zero(), x))));
+  const vf one = f_set(1.0f), negative = f_sub(f_zero(), f_max(x, f_set(-88.0f)));  // beyond, f_exp overflows
+  return f_div(one, f_add(one, f_exp(negative)));
 }
 
 ALWAYS Gate silu(vf x) {
