@@ -66,6 +66,7 @@ class TrainSettings(TypedDict, total=False):
     keep_checkpoints: int
     threads: int | None
     memory_gb: float | None
+    report_to: str | tuple[str, ...]
 
 
 class SamplingSettings(TypedDict, total=False):

@@ -13,6 +13,7 @@ from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.preferences import read_preferences
 from rescoldo.data.text import read_documents as read_plain
+from rescoldo.draft.drafting import _listed
 from rescoldo.draft.sources import read_documents, read_inputs
 from rescoldo.errors import RescoldoError
 from rescoldo.words import words
@@ -140,6 +141,28 @@ def test_documents_become_inputs_and_answers(tmp_path: Path) -> None:
     assert made.records[2]["provenance"]["extract"] == pieces[1].extract
     assert pieces[1].extract in chat.asked[6], "the model is shown what it has to rely on"
     assert "Rely on" not in made.records[2]["prompt"], "and the example is asked without it"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"inputs": ["first one", "the \\"second\\" one"]}',
+        'Sure! ["first one", "the \\"second\\" one"',
+        '```json\n{"inputs": ["first one", "the \\"second\\" one", "cut o',
+        '1. first one\n2) the "second" one\n',
+        '- first one\n* the "second" one',
+    ],
+)
+def test_inputs_are_read_however_they_are_listed(said: str) -> None:
+    assert list(_listed(said)) == ["first one", 'the "second" one']
+
+
+def test_a_server_that_takes_no_schema_is_asked_without(tmp_path: Path) -> None:
+    (tmp_path / "d.md").write_text("\n\n".join(PARAGRAPHS))
+    chat = FakeChat(find)
+    without = FakeChat(lambda text: "error: HTTP 400: response_format is not supported")
+    chat.constrained = without.constrained  # type: ignore[method-assign]
+    assert len(drafted(read_documents([tmp_path / "d.md"], 100), chat=chat, per_piece=2).records) == 8
 
 
 def _docx(path: Path) -> None:

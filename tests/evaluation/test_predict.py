@@ -64,6 +64,22 @@ def test_before_and_after(run: Path, dataset: Path, tmp_path: Path) -> None:
         compare_run(load_for_inference(loaded.base.spec), dataset)
 
 
+def test_several_samples_from_the_command(
+    run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", run, "--dataset", dataset, "--samples", 3, "--max-new-tokens", 6, "-o", tmp_path / "e.json"]
+    monkeypatch.setattr("sys.argv", ["rescoldo", *map(str, words), "--temperature", "0.9", "--lang", "es"])
+    assert run_app(app) == 0
+    assert "la mejor de 3" in capsys.readouterr().out
+    part = json.loads((tmp_path / "e.json").read_text())["models"]["finetuned"]
+    assert [step["k"] for step in part["sampled"]["by_k"]] == [1, 2, 3]
+    assert len(part["predictions"]) == 9
+    assert len({row["text"] for row in part["predictions"] if row["example"] == 0}) > 1
+    monkeypatch.setattr("sys.argv", ["rescoldo", *map(str, words)])
+    assert run_app(app) == 2
+    assert "greedy answers are the same every time" in capsys.readouterr().err
+
+
 def test_the_base_held_to_the_form_is_a_contender(run: Path, dataset: Path) -> None:
     loaded = load_for_inference(str(run))
     document = compare_run(loaded, dataset, sampling=SHORT, constrained=True)

@@ -228,6 +228,12 @@ def test_splits_and_shards(tmp_path: Path) -> None:
         made = pyarrow.table({"prompt": [f"p{shard}"], "completion": ["c"]})
         pyarrow.parquet.write_table(made, hub / f"train-0000{shard}-of-00002.parquet")
     assert [one["prompt"] for one in records(tmp_path / "hub")] == ["p0", "p1"]
+    for config in ("en", "es"):
+        (tmp_path / "parts" / config / "train").mkdir(parents=True)
+        made = pyarrow.table({"prompt": [config], "completion": ["c"]})
+        pyarrow.parquet.write_table(made, tmp_path / "parts" / config / "train" / "0000.parquet")
+    assert "2 splits (en/train, es/train)" in refusal(tmp_path / "parts").what, "what is different is not mixed"
+    assert records(tmp_path / "parts", split="es/train")[0]["prompt"] == "es"
     (tmp_path / "hub" / "state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}')
     assert "names no Arrow files" in refusal(tmp_path / "hub").what
 
@@ -246,6 +252,20 @@ def test_a_role_of_records(tmp_path: Path) -> None:
              for name, value in one["requirements"].items()}  # fmt: skip
     path.write_text(table(rows=[{"concept": one["concept"], **parts}]), newline="")
     assert records(path, map=",".join(f"requirements.{name[2:]}={name}" for name in parts)) == [one]
+
+
+def test_a_header_that_is_not_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("Report 2026;;\n\nprompt;completion;id\na;b;1\n")
+    assert "--header LINE" in refusal(tmp_path / "t.csv").what
+    wanted = [{"prompt": "a", "completion": "b", "id": "1"}]
+    for line in (2, 3):
+        assert records(tmp_path / "t.csv", header=line) == wanted
+    path = workbook(tmp_path / "b.xlsx", {"s": [["Report"], [None], ["prompt", "completion", "id"], ["a", "b", "1"]]})
+    assert "--header N" in refusal(path).fix
+    assert records(path, header=3) == wanted
+    assert "no row with names" in refusal(path, header=9).what
+    (tmp_path / "j.jsonl").write_bytes(lines())
+    assert "--header does not apply" in refusal(tmp_path / "j.jsonl", header=2).what
 
 
 def test_names_with_dots_and_objects_that_meet(tmp_path: Path) -> None:
@@ -292,6 +312,37 @@ def test_arrays_are_read_in_pieces_of_any_size(values: Any, piece: int, indent: 
         for bad in (text.rstrip()[:-1], text + "x", text.rstrip()[:-1] + ", }", text.replace("[", "[,", 1)):
             with pytest.raises(RescoldoError, match="the JSON array is damaged"):
                 list(objects._elements(io.StringIO(bad), Path("p")))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet", "xlsx"])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, kind: str) -> None:
+    import tracemalloc
+
+    import pyarrow
+    import pyarrow.parquet
+
+    peaks = []
+    for number in (500, 2500):  # 0.45 MB and 2.2 MB of text
+        rows = [{"prompt": f"question {i}", "completion": f"{i} answer " * 80} for i in range(number)]
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "csv":
+            path.write_text(table(rows=rows), newline="")
+        elif kind == "jsonl":
+            path.write_bytes(lines(rows))
+        elif kind == "json":
+            path.write_text(json.dumps(rows))
+        elif kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=500)
+        else:
+            workbook(path, {"s": [["prompt", "completion"], *([f"question {i}", i] for i in range(number))]})
+        del rows
+        source = open_source(str(path))
+        plan = preview(source).plan
+        tracemalloc.start()
+        import_rows(source, plan, tmp_path / f"{number}.out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 900_000, peaks
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:

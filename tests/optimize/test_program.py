@@ -375,9 +375,10 @@ def test_a_program_of_two_steps_answers_as_dspys_own(tmp_path: Path) -> None:
     assert part["steps"] == ["plan", "write.predict"]
 
 
-def test_steps_that_answer_parts_and_show_examples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [(), ("title", "description")], ids=["unseen", "seen by the later step"])
+def test_steps_that_answer_parts_and_show_examples(seen: tuple[str, ...], tmp_path: Path) -> None:
     state = several(
-        lists=(fields("concept", "summary", *PARTS[2:]), []),
+        lists=(fields("concept", "summary", *seen, *PARTS[2:]), []),
         start=(fields("concept", "summary"), [{"concept": "A shop", "summary": "It sells."}]),
         words=(fields("summary", *PARTS[:2]), []),
     )

@@ -85,7 +85,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     for path in paths:
         file = FileAudit(str(path), 0)
         own: list[_Entry] = []
-        if is_text(path):
+        if is_text(path, role):
             _audit_text(path, file)
             result.files.append(file)
             continue

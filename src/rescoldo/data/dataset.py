@@ -98,7 +98,7 @@ def check_dataset(path: Path, role: Role) -> Sequence[Record]:
     Raises:
         RescoldoError: faults in the file.
     """
-    return read_documents(path) if is_text(path) else read_records(path, role)
+    return read_documents(path) if is_text(path, role) else read_records(path, role)
 
 
 def read_dataset(

@@ -81,13 +81,13 @@ def _refuse_table(path: Path, head: bytes) -> None:
     if first[:1] in (b"{", b"[", b""):
         return
     for separator, suffix, kind in _SEPARATORS:
-        if separator in first and (path.suffix.lower() == suffix or is_header(first, separator)):
+        if separator in first and (path.suffix.lower() == suffix or _is_header(first, separator)):
             names = [name.strip().strip('"') for name in first.decode("utf-8", "replace").split(separator.decode())]
             what = f"is a {kind} table (columns {', '.join(names)[:100]}), not JSON Lines"
             raise RescoldoError(what, where=str(path), fix=import_command(path))
 
 
-def is_header(line: bytes, separator: bytes) -> bool:
+def _is_header(line: bytes, separator: bytes) -> bool:
     """Whether a line looks like the names of a table's columns."""
     names = [name.strip().strip(b'"') for name in line.split(separator)]
     return len(names) > 1 and all(name and len(name) < 40 and name.replace(b"_", b"").isalnum() for name in names)

@@ -247,7 +247,13 @@ class Reviewing:
             decision = self.decision(number)
             if decision is None or decision.decision != ACCEPT:
                 continue
-            record = self._record(draft, decision.input, decision.answer)
+            try:
+                record = self._record(draft, decision.input, decision.answer)
+            except NotSoundError as error:  # the role has changed since
+                raise RescoldoError(
+                    f"was accepted, and the role refuses it now ({error})", where=f"{self.path}, draft {number + 1}",
+                    fix=f"the role as it was, or another review: move {quote(self.kept)} away",
+                ) from None  # fmt: skip
             origin = {k: v for k, v in (record.get("provenance") or {}).items() if k not in _WORKING}
             edited = decision.input is not None or decision.answer is not None
             reviewed = {"draft": draft.id, "reviewer": decision.reviewer, "reviewed": decision.time, "edited": edited}

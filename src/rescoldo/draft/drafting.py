@@ -29,6 +29,7 @@ from rescoldo.role import Role
 MOST_INPUTS = 20  # from one piece of a document
 INPUT_TOKENS = 1024
 _LISTED = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", re.MULTILINE)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _FIND = """\
 Read the extract at the end. Write {number} different inputs that a user could give to an assistant with this task:
 
@@ -156,7 +157,13 @@ def _inputs(
     finder = asker.chat.constrained(json_schema(_inputs_schema(number), strict=False))
     conversations: list[Messages] = [[{"role": "user", "content": _find(role, one.extract, number)}] for one in pieces]
     limit = replace(sampling, max_new_tokens=min(INPUT_TOKENS, sampling.max_new_tokens))
-    for piece, prediction in zip(pieces, asker.ask("Finding inputs", conversations, limit, finder), strict=True):
+    answers = asker.ask("Finding inputs", conversations, limit, finder)
+    failed = [place for place, prediction in enumerate(answers) if prediction.error]
+    if failed:  # not every server takes a schema
+        again = asker.ask("Finding inputs freely", [conversations[i] for i in failed], limit, asker.chat)
+        for place, prediction in zip(failed, again, strict=True):
+            answers[place] = prediction
+    for piece, prediction in zip(pieces, answers, strict=True):
         found = list(_listed(prediction.text))[:number] if not prediction.error else []
         if not found:
             result.failed.append(f"{piece.source}, {piece.place}: {prediction.error or 'no inputs were found'}")
@@ -177,15 +184,17 @@ def _find(role: Role, extract: str, number: int) -> str:
 
 
 def _listed(text: str) -> Iterator[str]:
-    """The inputs in an answer: JSON, or the items of a list."""
-    try:
-        begin, end = text.index("{"), text.rindex("}") + 1
-        value = json.loads(text[begin:end])
-        found = value.get("inputs") if isinstance(value, dict) else None
-    except (ValueError, RecursionError):
-        found = None
-    items = found if isinstance(found, list) else _LISTED.findall(text)
-    yield from (item.strip() for item in items if isinstance(item, str) and len(item.strip()) > 2)
+    """The inputs in an answer: the texts of a JSON list, also of one that was cut off, or the items of a plain list."""
+    begin = text.find("[")
+    items = _LISTED.findall(text)
+    if begin >= 0 and '"' in text[begin:]:
+        items = []
+        for quoted in _QUOTED.findall(text, begin):
+            try:
+                items.append(json.loads(quoted, strict=False))
+            except ValueError:
+                continue
+    yield from (item.strip() for item in items if len(item.strip()) > 2)
 
 
 def _without_repeats(

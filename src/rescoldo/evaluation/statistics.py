@@ -76,8 +76,8 @@ def mean_interval(differences: np.ndarray) -> tuple[float, float]:
     Returns:
         (low, high), in [-1, 1], with the mean of the differences inside.
     """
-    low, high = bounded_interval(np.clip((1 + differences) / 2, 0.0, 1.0))
-    return 2 * low - 1, 2 * high - 1
+    x = np.clip((1 + differences) / 2, 0.0, 1.0)
+    return 2 * _lower(x) - 1, 1 - 2 * _lower(1 - x)
 
 
 def bounded_interval(values: np.ndarray) -> tuple[float, float]:

@@ -56,8 +56,11 @@ def open_dataset(folder: Path, split: str = "") -> Source:
     if (folder / "state.json").is_file():
         return _saved(folder)
     shards: dict[str, list[Path]] = {}
-    for path in sorted([*folder.rglob("*.parquet"), *folder.rglob("*.arrow")]):
-        shards.setdefault(_split_of(path), []).append(path)
+    found = sorted([*folder.rglob("*.parquet"), *folder.rglob("*.arrow")])
+    parts = {path: _part_of(path, folder) for path in found}
+    for path in found:
+        name = f"{parts[path]}/{_split_of(path)}" if len(set(parts.values())) > 1 else _split_of(path)
+        shards.setdefault(name, []).append(path)
     if not shards:
         raise RescoldoError(
             "is a folder without a dataset (no state.json, no .arrow and no .parquet files)", where=str(folder),
@@ -66,6 +69,12 @@ def open_dataset(folder: Path, split: str = "") -> Source:
     chosen = _chosen(list(shards), split, folder)
     kind = f"dataset of {len(shards[chosen])} {shards[chosen][0].suffix[1:]} files"
     return _source(folder, kind, (f"split {chosen}",), [packed(path) for path in shards[chosen]], {})
+
+
+def _part_of(path: Path, folder: Path) -> str:
+    """The part of a dataset (the Hub calls it a config) that a file belongs to, by the folders it is in."""
+    folders = path.parent.relative_to(folder).parts
+    return "/".join(name for name in folders if name not in (*_SPLITS, "data")) or "."
 
 
 def _split_of(path: Path) -> str:

@@ -127,10 +127,10 @@ def _several(read: list[_Read], role: Role, file: Path, infer_prefix: Any) -> St
             f"is a program of {len(read)} steps: at most {MAX_STEPS} are rebuilt from a state", where=str(file),
             fix=_OTHERWISE,
         )  # fmt: skip
-    told = [str(row["name"]) for one in read for row in one.rows if isinstance(row.get("name"), str)]
-    told += [match[1] for one in read for row in one.rows
-             if (match := _DEFAULT_DESCRIPTION.fullmatch(str(row.get("description") or "")))]  # fmt: skip
-    named = [_names(one.rows, one.demos, role, file, infer_prefix, more=told) for one in read]
+    elsewhere = [str(row["name"]) for one in read for row in one.rows if isinstance(row.get("name"), str)]
+    elsewhere += [match[1] for one in read for row in one.rows
+                  if (match := _DEFAULT_DESCRIPTION.fullmatch(str(row.get("description") or "")))]  # fmt: skip
+    named = [_names(one.rows, one.demos, role, file, infer_prefix, more=elsewhere) for one in read]
     for one, names in zip(read, named, strict=True):
         if len(set(names)) != len(names):
             raise RescoldoError(
@@ -146,11 +146,12 @@ def _several(read: list[_Read], role: Role, file: Path, infer_prefix: Any) -> St
     steps = []
     for place, inputs in order.items():
         one, names = read[place], named[place]
-        answered = tuple(name for name in names if name not in inputs)
-        outputs = tuple(name for name in answered if name not in THOUGHTS)
-        steps.append(_step(one, names, [*inputs, *answered], inputs, outputs, role, file))
-    used = {name for inputs in order.values() for name in inputs}
-    last = [name for step in steps for name, _ in step.fields if name not in step.inputs and name not in used]
+        told = tuple(name for name in names if name not in inputs)
+        outputs = tuple(name for name in told if name not in THOUGHTS)
+        steps.append(_step(one, names, [*inputs, *told], inputs, outputs, role, file))
+    answered = tuple(name for step in steps for name, _ in step.fields if name not in step.inputs)
+    parts = list(role.schema.properties()) if role.schema else []
+    last = [role.spec.answer] if role.spec.answer in answered else [name for name in answered if name in parts]
     return State(tuple(steps), known_outputs(last, role, str(file)))
 
 

@@ -50,7 +50,7 @@ def choice() -> Choice:
     wanted = os.environ.get(VARIABLE)
     if wanted == "torch":
         return Choice(TorchKernels(), {})
-    rows = usable(cpu.instructions())
+    rows = usable(cpu.instructions(), vendor=cpu.vendor())
     if wanted:
         known = [row.name for row in INSTRUCTION_SETS]
         if wanted not in known:
