@@ -31,3 +31,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     from rescoldo.system.cgroup import available_threads
 
     return max(1, min(available_threads(), psutil.virtual_memory().available // WORKER_BYTES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, those of several machines before all: with the quick ones last, the workers end at
+    about the same time. A file stays together, since its fixtures are made once for it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "nodes"))

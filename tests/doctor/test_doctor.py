@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ import pytest
 from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
 from rescoldo.base.hf import INDEX
-from rescoldo.data.dataset import Dataset, inputs_of
+from rescoldo.data.dataset import Dataset, Overrun, inputs_of, read_dataset
 from rescoldo.data.records import read_records
-from rescoldo.doctor import machine, room
+from rescoldo.doctor import content, machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
@@ -400,12 +401,24 @@ def test_a_precision_that_cannot_hold_the_model_is_no_remedy(folder, monkeypatch
     odd = open_base(str(tiny_hf(folder / "odd", "llama", intermediate_size=96)))
     assert PRECISIONS["nf4"].misfits(odd.config) == {"down_proj": 96}
     subject = Subject(make_config(given(folder)), odd)
-    need = {name: memory_need(odd.config, name, subject.lora, subject.rows).least for name in PRECISIONS}
+    need = {name: memory_need(odd.config, name, subject.lora(odd), subject.rows).least for name in PRECISIONS}
     assert min(need, key=lambda name: need[name]) == "nf4"
     monkeypatch.setattr(room, "memory_available", lambda: int(need["nf4"] / room.COMFORT) + 2)  # enough for nf4 alone
     (found,) = room.memory(subject)
     assert found.level in ("failure", "warning")
     assert "a smaller base model" in found.remedy
+
+
+def test_examples_left_out_whose_length_is_not_known(subject, folder):
+    """A line of preferences has several lengths: it is named, and the remedy names none."""
+    data = replace(
+        read_dataset(folder / "train.jsonl", get_role("ba"), subject.base.tokenizer(), 4096, None),
+        overruns=[Overrun(3), Overrun(5, file="old.jsonl")],
+    )
+    found = named(list(content.datasets(replace(subject, train=data))), "training data")
+    assert [check.level for check in found] == ["warning"]
+    assert "line 3, line 5 of old.jsonl" in found[0].what
+    assert found[0].remedy == "a larger --max-length, or shorter answers"
 
 
 def test_needs_of_known_models():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,11 +16,15 @@ from rescoldo.errors import RescoldoError
 from rescoldo.invocation import program
 from rescoldo.names import similar
 
+if TYPE_CHECKING:
+    _Base = TyperCommand
+else:
+    _Base = object
 UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 
-class Command(TyperCommand):
-    """A command whose usage errors are RescoldoErrors, and whose help texts may hold brackets."""
+class _Plain(_Base):
+    """Usage errors are RescoldoErrors, and help texts may hold brackets: what commands and groups have in common."""
 
     escaped = False  # whether its help texts are rich's markup already
 
@@ -42,27 +46,12 @@ class Command(TyperCommand):
             raise _explained(error, ctx, _option_names(self)) from None
 
 
-class Group(TyperGroup):
-    """The same for a group of commands."""
+class Command(_Plain, TyperCommand):
+    """A command: see _Plain."""
 
-    escaped = False
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with texts as they are written."""
-        _escape_help(self)
-        super().format_help(ctx, formatter)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What may come next, each with its help text as it is written."""
-        _escape_help(self)
-        return super().shell_complete(ctx, incomplete)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises RescoldoError where typer finds that the arguments are wrong."""
-        try:
-            return super().parse_args(ctx, args)
-        except UsageError as error:
-            raise _explained(error, ctx, _option_names(self)) from None
+class Group(_Plain, TyperGroup):
+    """A group of commands: see _Plain."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Raises RescoldoError where there is no such command."""

@@ -47,16 +47,16 @@ def export(
     command = get_format(to).create
     if (create or name) and command is None:
         raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
-    model = name or run.resolve().name
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     with reporter.bar("Writing tensors:", 100) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.advance(100 * done // total - bar.done, f"{done} of {total}")
 
-        document = export_run(run, to, output=output, dtype=dtype, force=force, name=model, on_progress=progress)
+        document = export_run(run, to, output=output, dtype=dtype, force=force, name=name or "", on_progress=progress)
     directory = Path(document["output"])
     if command is not None:
+        model = document["name"]
         words = command(model, directory)
         document["create"] = {"command": words, "done": create and ollama.run_create(words)}
     if json_:

@@ -17,7 +17,7 @@ from rescoldo.training.prepare import Prepared
 
 @dataclass(frozen=True)
 class Subject:
-    """A run that is to be. None is what could not be opened (a check has said why).
+    """A planned run. None is what could not be opened (a check has said why).
 
     Attributes:
         config: in force as far as it is known; `auto` is settled where there is a base model.

@@ -38,7 +38,7 @@ class GradientStep:
     what comes after it. With dropout, the shared beginning has one mask for all examples of the step (each example
     its own where nothing is shared); masks are a function of seed, step, layer, module, example and position.
 
-    A layer's gradients are ready behind the last backward pass through it: that of the shared beginnings, or, where
+    A layer's gradients are final after the last backward pass through it: that of the shared beginnings, or, where
     nothing is shared, that of the last micro-batch.
 
     Args:

@@ -39,7 +39,7 @@ def export_run(
         on_progress: told how many tensors of how many are written.
 
     Returns:
-        What export.json says, and "output".
+        What export.json says; "name", by which a server knows the model; "output", "prompt" and "stop".
 
     Raises:
         RescoldoError: nothing was written.
@@ -64,7 +64,7 @@ def export_run(
         write_prompt(directory, document, plan.calls)
         manifest = _manifest(source, kind, plan, directory)
         write_json(directory / MANIFEST, manifest)
-    return {**manifest, "output": str(target), "prompt": document["messages"], "stop": document["stop"]}
+    return {**manifest, "name": model, "output": str(target), "prompt": document["messages"], "stop": document["stop"]}
 
 
 def _manifest(source: Source, kind: str, plan: Plan, directory: Path) -> dict[str, Any]:
