@@ -71,7 +71,7 @@ def read_drafts(path: Path, role: Role) -> list[Draft]:
     for line in read_lines(path):
         faults = line.faults
         if line.value is None or faults:
-            raise RescoldoError(faults[0].what, where=faults[0].where, fix="mend that line")
+            raise RescoldoError(faults[0].what, where=faults[0].where, fix="fix that line")
         record = line.value
         wrong = [one for one in role.check(record, str(path), line.number, answers=False) if one.level == "error"]
         if wrong:

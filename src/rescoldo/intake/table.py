@@ -128,7 +128,7 @@ def header(cells: list[Any], where: str) -> list[str]:
     """The columns' names, of which each stands there once. A column without one is called "Unnamed: 2".
 
     Raises:
-        RescoldoError: a name stands there twice, or none is there.
+        RescoldoError: a name is repeated, or none is there.
     """
     names = ["" if cell is None else str(cell).lstrip("\ufeff").strip() for cell in cells]
     while names and not names[-1]:
