@@ -26,11 +26,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rescoldo.engine.int8 import Int8Linear, smoothing
+from rescoldo.engine.kernels import build as build_module
 from rescoldo.engine.kernels import choose, selftest
 from rescoldo.engine.kernels import native as native_module
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, LazyInt8, QuantizedMatrix
-from rescoldo.engine.kernels.build import INSTRUCTION_SETS, C, instruction_set, usable
+from rescoldo.engine.kernels.build import INSTRUCTION_SETS, C, instruction_set, library, usable
 from rescoldo.engine.kernels.native import BuildError, NativeKernels
 from rescoldo.engine.kernels.ops import NF4_LEVELS, Dropout
 from rescoldo.engine.kernels.ops_int8 import Quantized, level_type, pack_panels, padded, unpack_panels
@@ -898,6 +899,31 @@ def test_without_a_compiler_pytorch_is_used_and_said_so(tmp_path: Path) -> None:
     done = _name(XDG_CACHE_HOME=str(tmp_path), CC="/nonexistent/cc", RESCOLDO_KERNELS="")
     assert "note: slower PyTorch kernels in use: /nonexistent/cc does not run" in done.stderr
     assert done.stdout == "pytorch\n"
+
+
+@pytest.mark.skipif(not NAMES or not shutil.which("gcc"), reason="no instruction set, or no gcc here")
+def test_without_a_compiler_what_was_built_before_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these sources only, and the newest."""
+    compiler, isa, folder = tmp_path / "cc", instruction_set(NAMES[0]), tmp_path / "kernels"
+    built = []
+    for version in ("1", "2"):
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit\nexit 1\n')
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        monkeypatch.setattr(build_module, "build", lambda target, row, out, text=version: _write(out, text))
+        built.append(library(isa, folder))
+        os.utime(built[-1], (int(version), int(version)))
+    assert [path.read_text() for path in built] == ["1", "2"]
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    assert library(isa, folder) == built[1]
+    monkeypatch.setattr(build_module, "_FLAGS", (*build_module._FLAGS, "-DOTHER"))
+    with pytest.raises(BuildError, match="/nonexistent/cc does not run"):
+        library(isa, folder)
+
+
+def _write(out: Path, text: str) -> None:
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(text)
 
 
 def test_the_kernels_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -134,6 +136,27 @@ def test_every_platform_has_a_wheel(made):
         assert wheel_faults(wheel, platform) == []
         others = [other for other in PLATFORMS if other is not platform]
         assert all(wheel_faults(wheel, other) for other in others)  # what is checked tells them apart
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
+def test_the_sdist_builds_its_kernels_on_first_use(made, tmp_path):
+    with tarfile.open(made[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.glob("rescoldo-*")
+    (row, *_) = usable(cpu.instructions())
+    say = (
+        "import sys; from pathlib import Path; from rescoldo.engine.kernels import build; "
+        "print(build.__file__, build.library(build.instruction_set(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", say, row.name, tmp_path / "cache"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tree / "src")}, capture_output=True, text=True, check=True
+    )
+    module, library = done.stdout.split()
+    assert Path(module).is_relative_to(tree)
+    assert Path(library).is_relative_to(tmp_path / "cache")
+    assert faults(dataclasses.replace(read(Path(library)), glibc=frozenset()), LINUX) == []
 
 
 @pytest.mark.slow

@@ -153,27 +153,40 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
 
 
 def library(isa: InstructionSet, folder: Path) -> Path:
-    """The library for `isa`: the package's, else built by this machine's compiler, once, in `folder`.
+    """The library for `isa`: the package's, else built by this machine's compiler, once, in `folder`; where no compiler
+    runs, one that was built there from these sources before.
 
     Raises:
-        BuildError: no compiler, or it failed.
+        BuildError: there is none, and no compiler, or it failed.
     """
     packaged = PACKAGED / f"{isa.name}.so"
     if packaged.exists():
         return packaged
-    command = compiler()
+    texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
+    sources = f"{isa.name}-{_digest(*_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts)}"
     try:
-        version = subprocess.run(
+        built = folder / f"{sources}-{_digest(_version(compiler()))}.so"
+    except BuildError:
+        before = sorted(folder.glob(f"{sources}-*.so"), key=lambda path: path.stat().st_mtime)
+        if not before:
+            raise
+        return before[-1]
+    if not built.exists():
+        build(None, isa, built)
+    return built
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _version(command: Sequence[str]) -> str:
+    try:
+        return subprocess.run(
             [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
-    texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
-    identity = "\n".join([version, *_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts])
-    built = folder / f"{isa.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not built.exists():
-        build(None, isa, built)
-    return built
 
 
 def _run(command: Sequence[str]) -> None:
