@@ -400,7 +400,7 @@ def test_a_precision_that_cannot_hold_the_model_is_no_remedy(folder, monkeypatch
     odd = open_base(str(tiny_hf(folder / "odd", "llama", intermediate_size=96)))
     assert PRECISIONS["nf4"].misfits(odd.config) == {"down_proj": 96}
     subject = Subject(make_config(given(folder)), odd)
-    need = {name: memory_need(odd.config, name, subject.lora, subject.rows).least for name in PRECISIONS}
+    need = {name: memory_need(odd.config, name, subject.lora(odd), subject.rows).least for name in PRECISIONS}
     assert min(need, key=lambda name: need[name]) == "nf4"
     monkeypatch.setattr(room, "memory_available", lambda: int(need["nf4"] / room.COMFORT) + 2)  # enough for nf4 alone
     (found,) = room.memory(subject)
