@@ -382,7 +382,7 @@ def test_threads_follow_the_tightest_real_quota_on_the_path():
 
 def test_memory_too_small(subject, monkeypatch):
     """Failure where not even the least fits, warnings where it swaps, is tight, or must compute twice."""
-    need = memory_need(subject.base.config, "fp32", subject.lora, subject.rows)
+    need = memory_need(subject.base.config, "fp32", subject.lora(subject.base), subject.rows)
     swap = type("Swap", (), {"free": 0})
     monkeypatch.setattr(room.psutil, "swap_memory", lambda: swap)
     for free, level in ((need.least - 1, "failure"), (need.least + 1, "warning"), (10 * need.full, "ok")):
