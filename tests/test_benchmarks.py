@@ -310,3 +310,10 @@ def test_tickets_are_a_function_of_the_seed() -> None:
         number = (answer["order"] or "LK-0").removeprefix("LK-").lstrip("0")
         assert number in one["messages"][1]["content"]
         assert (answer["refund_cents"] is None) != bool(re.search(r"euros|€|EUR", one["messages"][1]["content"]))
+
+
+def test_the_speedruns_own_trials_are_trials() -> None:
+    trials = speedrun.read_trials(speedrun.TRIALS)
+    assert {one.task for one in trials} == set(trial.TASKS)
+    assert any(speedrun.is_reference(one.key()) for one in trials if one.task == "ba")
+    assert len({json.dumps(one.key()) for one in trials}) == len(trials)

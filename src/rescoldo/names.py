@@ -1,4 +1,4 @@
-"""What people call a setting who know other programs, and the name that it has here."""
+"""Names: what other programs call a setting, and which names of models mean one behind a server."""
 
 from __future__ import annotations
 
@@ -130,6 +130,14 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "key": ("api_key",),
     "nnodes": ("nodes",),
 }
+
+
+SERVERS = ("openai:", "ollama:")  # what a model's name begins with that a server is asked for
+
+
+def is_server(spec: str) -> bool:
+    """Whether a model of this name is behind a server (openai:MODEL@URL, ollama:NAME)."""
+    return spec.startswith(SERVERS)
 
 
 def similar(name: str, known: Iterable[str]) -> str:

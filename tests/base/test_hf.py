@@ -51,7 +51,8 @@ def test_weights_and_config(tmp_path: Path, architecture: str, overrides: dict[s
     for index in range(ours.n_layers):
         attention = model.model.layers[index].self_attn
         assert ours.window(index) == getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    assert base.kind == "hf"
+    assert base.gguf_file is None
+    assert base.hf_config() is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

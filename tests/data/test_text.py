@@ -64,7 +64,7 @@ def test_files_and_rows(tmp_path: Path) -> None:
 
 def test_json_lines_in_a_txt_file_are_records(tmp_path: Path) -> None:
     path = write(tmp_path / "d.txt", {"prompt": "x", "completion": "y"})
-    assert not is_text(path)
+    assert not is_text(path, GENERIC)
     assert len(read_records(path, GENERIC)) == 1
 
 
@@ -93,6 +93,18 @@ def test_bad_text(tmp_path: Path, name: str) -> None:
     assert caught.value.where is not None
     assert str(path) in caught.value.where
     assert caught.value.fix
+
+
+def test_a_role_may_have_a_field_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "sort.yaml").write_text(
+        "name: sort\ninput: text\nanswer: label\nprompt: 'Sort: {{ text }}'\nserialization: text\nmetric: exact_match\n"
+    )
+    role = get_role(str(tmp_path / "sort.yaml"))
+    path = write(tmp_path / "d.jsonl", {"text": "x", "label": "a"}, {"text": "y", "label": "b"})
+    assert not is_text(path, role)
+    assert len(read_dataset(path, role, tiny_tokenizer(), 4096, None, check_dataset(path, role)).examples) == 2
+    assert audit([path], role).ok
+    assert is_text(write(tmp_path / "t.jsonl", {"text": "x"}), get_role("ba"))
 
 
 def test_the_audit_knows_text(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ ONE = [
     {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "metadata": {"x": [1]}},
 ]
 SEVERAL = [
+    {"prompt": [CHAT[0], CHAT[1], {"role": "assistant", "content": "a1"}, CHAT[3]], "completion": [CHAT[4]]},
     {"messages": CHAT, "source": "x"},
     {"instruction": "q2", "output": "a2", "history": [["q1", "a1"]]},
     {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 1}]},
@@ -51,7 +52,9 @@ def back(path: Path) -> Path:
 
 def taught(path: Path) -> list[Any]:
     """What training sees of a file."""
-    return [(GENERIC.messages(one), GENERIC.target(one)) for one in read_records(path, GENERIC)]
+    rows = read_records(path, GENERIC)
+    learned = [GENERIC.conversation(one).learned for one in rows]
+    return [(GENERIC.messages(one), GENERIC.target(one), places) for one, places in zip(rows, learned, strict=True)]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -122,7 +125,8 @@ def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
     ("form", "row", "what"),
     [
         ("alpaca", SEVERAL[0], "messages[2].weight has no place"),
-        ("alpaca", SEVERAL[1], "holds 4 turns"),
+        ("alpaca", SEVERAL[1], "messages[2].weight has no place"),
+        ("alpaca", SEVERAL[2], "holds 4 turns"),
         ("alpaca", {"messages": TOOLS}, "has no place in Alpaca's form"),
         ("sharegpt", {"messages": TOOLS}, "has no place in ShareGPT's form"),
         ("sharegpt", {**ONE[4], "tools": DEFINED}, "tools has no place in ShareGPT's form"),
@@ -142,7 +146,9 @@ def test_a_role_s_records_become_its_prompt_and_answer(tmp_path: Path) -> None:
     role = get_role("ba")
     path = write(tmp_path / "d.jsonl", record(1), record(2))
     assert export_records(path, role, "openai", tmp_path / "o.jsonl") == 2
-    assert taught(tmp_path / "o.jsonl") == [(role.messages(one), role.target(one)) for one in (record(1), record(2))]
+    assert [one[:2] for one in taught(tmp_path / "o.jsonl")] == [
+        (role.messages(one), role.target(one)) for one in (record(1), record(2))
+    ]
     with pytest.raises(RescoldoError, match="exists already"):
         export_records(path, role, "openai", tmp_path / "o.jsonl")
     with pytest.raises(RescoldoError, match="data audit"):

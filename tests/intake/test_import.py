@@ -254,6 +254,20 @@ def test_a_role_of_records(tmp_path: Path) -> None:
     assert records(path, map=",".join(f"requirements.{name[2:]}={name}" for name in parts)) == [one]
 
 
+def test_a_header_that_is_not_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("Report 2026;;\n\nprompt;completion;id\na;b;1\n")
+    assert "--header LINE" in refusal(tmp_path / "t.csv").what
+    wanted = [{"prompt": "a", "completion": "b", "id": "1"}]
+    for line in (2, 3):
+        assert records(tmp_path / "t.csv", header=line) == wanted
+    path = workbook(tmp_path / "b.xlsx", {"s": [["Report"], [None], ["prompt", "completion", "id"], ["a", "b", "1"]]})
+    assert "--header N" in refusal(path).fix
+    assert records(path, header=3) == wanted
+    assert "no row with names" in refusal(path, header=9).what
+    (tmp_path / "j.jsonl").write_bytes(lines())
+    assert "--header does not apply" in refusal(tmp_path / "j.jsonl", header=2).what
+
+
 def test_names_with_dots_and_objects_that_meet(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(lines([{"prompt": "p", "completion": "c", "a.b": 1, "metadata": {"x": 2}}]))
     assert records(tmp_path / "t.jsonl") == [{"prompt": "p", "completion": "c", "metadata": {"a.b": 1, "x": 2}}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_only_sound_records_are_accepted(tmp_path: Path) -> None:
     rows = out(reviewing)
     assert [{k: row[k] for k in ("concept", "requirements")} for row in rows] == [record(1), record(2)]
     assert [row["provenance"]["edited"] for row in rows] == [True, False]
+
+
+def test_a_role_that_has_become_stricter(generic: Reviewing, tmp_path: Path) -> None:
+    generic.decide(0, ACCEPT, *generic.shown(0))
+    strict = Reviewing(generic.path, GENERIC, generic.output, "ana")
+    changed = {**generic.drafts[0].record, "unheard_of": 1}
+    strict.drafts = [replace(strict.drafts[0], record=changed), *strict.drafts[1:]]
+    with pytest.raises(RescoldoError, match="the role refuses it now"):
+        strict.decide(1, REJECT)
 
 
 def test_what_is_refused(generic: Reviewing, tmp_path: Path) -> None:

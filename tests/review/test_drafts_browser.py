@@ -137,5 +137,5 @@ def test_killed_in_the_middle(file: Path) -> None:
             assert "kept" in page.input_value("#text"), "what was written is still there"
         with served(file) as (url, _):
             page.goto(url)
-            assert number(page) == 1, "it goes on where it was"
+            assert number(page) == 1, "it resumes where it was"
             assert "1 accepted" in page.inner_text("#progress")

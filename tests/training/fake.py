@@ -61,7 +61,7 @@ class FakeBase(BaseModel):
 
 
 def open_base(spec: str) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
+    return FakeBase(spec, Path("."), DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
 
 
 class FakeModel:

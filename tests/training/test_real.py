@@ -17,7 +17,7 @@ from rescoldo.adapter import peft_config, read_adapter
 from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
-from rescoldo.engine.types import CALIBRATED
+from rescoldo.engine.precisions import is_calibrated
 from rescoldo.errors import RescoldoError
 from rescoldo.export.average import average_runs
 from rescoldo.models.loaded import load_for_inference
@@ -107,7 +107,7 @@ def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adap
             kills += 1
     assert kills > 1
     assert results(tmp_path / "stormy") == results(tmp_path / "calm")
-    if quantization in CALIBRATED:
+    if is_calibrated(quantization):
         deleting_checkpoints_changes_nothing(tmp_path / "calm")
 
 

@@ -159,7 +159,7 @@ def build_sentencepiece(
             not only at the very beginning.
 
     Raises:
-        RescoldoError: scores that are no BPE's, a token that stands there twice.
+        RescoldoError: scores that are no BPE's, a token that is repeated.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 

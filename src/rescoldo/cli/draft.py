@@ -53,7 +53,7 @@ def draft_(
 ) -> None:
     """Have a model write candidate examples. None of them is learned until a person has accepted it (data review).
 
-    Interrupted, the same command goes on where it was: what the model has written is kept beside OUTPUT.
+    Interrupted, the same command resumes where it was: what the model has written is kept beside OUTPUT.
     """
     from dataclasses import replace
 
@@ -123,7 +123,7 @@ def review_(
     """Accept, edit or reject drafts: on a page of this machine, or in the terminal.
 
     Each decision is on the disk at once, in FILE.decisions.jsonl, and the accepted examples in OUTPUT; the same
-    command goes on where it was.
+    command resumes where it was.
     """
     from rescoldo.cli.review import login, open_page
     from rescoldo.draft.decisions import ACCEPT, REJECT, Reviewing
@@ -169,7 +169,7 @@ def review_(
     if accepted:
         print(f"Written: {output}")
     if left:
-        print(f"To go on: {program()} data review {quote(file)} --role {quote(role)}")
+        print(f"To continue: {program()} data review {quote(file)} --role {quote(role)}")
 
 
 @contextmanager

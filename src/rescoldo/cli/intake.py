@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rescoldo.allowed import check_number
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.units import count
 
@@ -36,6 +37,7 @@ def import_(
     split: Annotated[str, typer.Option(help="Split of a dataset: train, test, … (default the only one)")] = "",
     encoding: Annotated[str, typer.Option(help="Of a text: utf-8, cp1252, … (default recognized)")] = "",
     separator: Annotated[str, typer.Option(help="Of a table's cells; \\t is a tab. (default recognized)")] = "",
+    header: Annotated[int, typer.Option(help="Line of a table, or row of a sheet, that names the columns.")] = 1,
     drop: Annotated[bool, typer.Option("--drop", help="Leave out rows that cannot be read; each is named.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is recognized and check all rows; write nothing.")
@@ -57,10 +59,11 @@ def import_(
         from rescoldo.data.fix import refuse_existing
 
         refuse_existing(output)
+    check_number("--header", header, whole=True, ge=1)
     separator = "\t" if separator in ("\\t", "tab") else separator
     if len(separator) > 1 or separator in ('"', "\n", "\r"):
         raise RescoldoError(f"{separator!r} separates no cells", where="--separator", fix="one character: , ; | or \\t")
-    source = open_source(file, sheet=sheet, split=split, encoding=encoding, separator=separator)
+    source = open_source(file, sheet=sheet, split=split, encoding=encoding, separator=separator, header=header)
     look = preview(source, role, parse_map(map_ or []), without or [])
     if not json_:
         _show(source, look)

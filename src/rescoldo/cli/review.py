@@ -55,7 +55,7 @@ def review(
 ) -> None:
     """Choose between two models' answers without knowing whose they are: 1, 2, or 0 for equal.
 
-    Each vote is on the disk at once, in FILE.votes.jsonl; the same command goes on where it was. In the end the
+    Each vote is on the disk at once, in FILE.votes.jsonl; the same command resumes where it was. In the end the
     comparison and its reports take the votes in; so does compare when it writes the same file again.
     """
     check_number("--port", port, whole=True, ge=0, le=65535)
@@ -177,7 +177,7 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
     from rescoldo.preference.people import take_votes_in
     from rescoldo.review.summary import summary_lines
 
-    document = read_document(file)  # as it is now: a comparison may have been made anew meanwhile
+    document = read_document(file)  # as it is now: a comparison may have been made again meanwhile
     before = document.get("people")
     take_votes_in(document, file)
     found = document.get("people")
@@ -187,7 +187,7 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # what was read is not ours alone
             raise RescoldoError(
                 f"the reports cannot be made of this comparison ({type(error).__name__}: {error}); the votes are kept",
-                where=str(file), fix="write the comparison anew with compare: it takes the votes in",
+                where=str(file), fix="write the comparison again with compare: it takes the votes in",
             ) from None  # fmt: skip
     if json_:
         print(json.dumps(found or {}, ensure_ascii=False))
@@ -199,4 +199,4 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
         print(f"{count(votes.damaged, 'line')} of {votes.path} hold no vote and are left out")
     print(f"Votes: {votes.path}")
     if not found:
-        print(f"To go on: {program()} review {quote(file)}")
+        print(f"To continue: {program()} review {quote(file)}")

@@ -21,6 +21,25 @@ from rescoldo.role import Role
 
 
 @dataclass(frozen=True)
+class Overrun:
+    """An example that is left out because it is longer than max_length.
+
+    Attributes:
+        line: in the file, from 1.
+        tokens: its length; None: not known.
+        file: its name, where an example is not from the dataset's own file.
+    """
+
+    line: int
+    tokens: int | None = None
+    file: str = ""
+
+    def __str__(self) -> str:
+        length = "" if self.tokens is None else f" ({self.tokens} tokens)"
+        return f"line {self.line}{length}{f' of {self.file}' if self.file else ''}"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One dataset file, tokenized.
 
@@ -39,7 +58,7 @@ class Dataset:
     path: Path
     examples: list[Example]
     names: list[str]
-    overruns: list[str]
+    overruns: list[Overrun]
     digest: str
     file_digest: str
     notes: tuple[str, ...] = ()
@@ -79,7 +98,7 @@ def check_dataset(path: Path, role: Role) -> Sequence[Record]:
     Raises:
         RescoldoError: faults in the file.
     """
-    return read_documents(path) if is_text(path) else read_records(path, role)
+    return read_documents(path) if is_text(path, role) else read_records(path, role)
 
 
 def read_dataset(
@@ -132,7 +151,7 @@ def _record_dataset(
         path,
         examples,
         [f"{path.name}:{records[i].line} ({short(role.key(records[i]))})" for i in kept],
-        [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns],
+        [Overrun(line, tokens) for line, tokens in tokenized.overruns],
         digest(examples),
         sha256(path),
         notes,

@@ -105,7 +105,7 @@ def lines_name(path: Path) -> Path:
 
 
 def whole_object(path: Path, line: int) -> RescoldoError:
-    """What is said of a file whose objects go on over several lines; the first of them begins on `line`."""
+    """What is said of a file whose objects span several lines; the first of them begins on `line`."""
     value: Any = None
     try:
         if path.stat().st_size <= MAX_OBJECT_BYTES:
@@ -116,7 +116,7 @@ def whole_object(path: Path, line: int) -> RescoldoError:
     if key:
         return wrapped(path, key, len(value[key]))
     return RescoldoError(
-        "an object goes on over several lines: in JSON Lines each stands on one",
+        "an object spans several lines: in JSON Lines each stands on one",
         where=f"{path}:{line}",
         fix=import_command(path),
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescoldo.data.dataset import Dataset, digest, inputs_of, short
+from rescoldo.data.dataset import Dataset, Overrun, digest, inputs_of, short
 from rescoldo.data.records import Record, read_lines, refusal
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
@@ -78,7 +78,7 @@ def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
                 record.line = line.number
         found += judgements
     if faults:
-        raise refusal(faults, "mend these lines, or leave them out (docs/preferences.md has the formats)")
+        raise refusal(faults, "fix these lines, or leave them out (docs/preferences.md has the formats)")
     if not found:
         raise RescoldoError(
             "holds no records", where=str(path), fix="pass a JSON Lines file with one preference a line"
@@ -253,12 +253,12 @@ def preference_dataset(
     others = _mismatched(judgements, tokenized) if form == "judged" else [None] * len(judgements)
     examples: list[Example] = []
     names: list[str] = []
-    overruns: list[str] = []
+    overruns: list[Overrun] = []
     for judgement, own, other in zip(judgements, answers, others, strict=True):
         line = judgement.answers[0].line
         first, *rest = own
         if first is None or any(one is None for one in rest) or (form == "judged" and other is None):
-            overruns.append(f"line {line}")
+            overruns.append(Overrun(line))
             continue
         names.append(f"{path.name}:{line} ({short(generic.key(judgement.answers[0]))})")
         if form == "pairs":

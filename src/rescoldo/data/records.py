@@ -120,7 +120,7 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
         spans = list(_spans(text))
     except json.JSONDecodeError as error:
         what = f"the JSON array is damaged: {error.msg} (column {error.colno})"
-        raise RescoldoError(what, where=f"{path}:{error.lineno}", fix="mend it there") from None
+        raise RescoldoError(what, where=f"{path}:{error.lineno}", fix="correct it there") from None
     numbers: list[int] = []
     number, before = 1, 0
     for start, _ in spans:
@@ -184,7 +184,7 @@ def parse_line(path: Path, number: int, raw: bytes) -> Line:
             seen: set[str] = set()
             for key, _ in items:
                 if key in seen:
-                    faults.append(fault("repeated-key", f"the key {key[:60]!r} stands twice in one object", key[:60]))
+                    faults.append(fault("repeated-key", f"the key {key[:60]!r} is repeated in one object", key[:60]))
                 seen.add(key)
         return result
 

@@ -28,7 +28,7 @@ def mixed(new: Dataset, old: Dataset, share: float, seed: int) -> Dataset:
         new,
         examples=examples,
         names=[data.names[i] for _, data, i in places],
-        overruns=[*new.overruns, *(f"{overrun} of {old.path.name}" for overrun in old.overruns)],
+        overruns=[*new.overruns, *(replace(overrun, file=old.path.name) for overrun in old.overruns)],
         digest=digest(examples),
         replayed=old,
         notes=tuple(dict.fromkeys((*new.notes, *old.notes))),

@@ -114,7 +114,7 @@ def split_files(
     if twice:
         raise RescoldoError("the same file is named twice", where=twice[0], fix="name it once")
     role = role or get_role()
-    texts = [path for path in paths if is_text(path)]
+    texts = [path for path in paths if is_text(path, role)]
     if texts:
         records: list[Record] = _documents(paths, texts)
     else:

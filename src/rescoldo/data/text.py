@@ -16,7 +16,7 @@ from rescoldo.data.records import MAX_ARRAY_BYTES, Record, is_prose, read_lines
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
-from rescoldo.role import Fault, keys
+from rescoldo.role import Fault, Role, keys
 from rescoldo.role.conversation import FORMATS, OTHERS
 from rescoldo.role.fault import Finding, text_findings
 
@@ -32,13 +32,16 @@ class Document(Record):
 _NOT_TEXT = [name for name in OTHERS if name != KEY]
 
 
-def is_text(path: Path) -> bool:
-    """Whether a file is plain text: by its name, or by its first line, which is a `text` row."""
+def is_text(path: Path, role: Role) -> bool:
+    """Whether a file is plain text: by its name, or by its first line, which is a `text` row and none of the role's."""
     if is_prose(path):
         return True
     first = next(read_lines(path), None)
     value = first.value if first is not None else None
-    return value is not None and KEY in value and not any(name in value for name in (*FORMATS, *_NOT_TEXT))
+    if value is None or KEY not in value or any(name in value for name in (*FORMATS, *_NOT_TEXT)):
+        return False
+    own = {role.input, role.spec.answer} if role.spec.format == "record" else set()
+    return not own & set(value)
 
 
 def read_documents(path: Path) -> list[Document]:

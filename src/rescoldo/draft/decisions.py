@@ -71,7 +71,7 @@ def read_drafts(path: Path, role: Role) -> list[Draft]:
     for line in read_lines(path):
         faults = line.faults
         if line.value is None or faults:
-            raise RescoldoError(faults[0].what, where=faults[0].where, fix="mend that line")
+            raise RescoldoError(faults[0].what, where=faults[0].where, fix="fix that line")
         record = line.value
         wrong = [one for one in role.check(record, str(path), line.number, answers=False) if one.level == "error"]
         if wrong:
@@ -247,7 +247,13 @@ class Reviewing:
             decision = self.decision(number)
             if decision is None or decision.decision != ACCEPT:
                 continue
-            record = self._record(draft, decision.input, decision.answer)
+            try:
+                record = self._record(draft, decision.input, decision.answer)
+            except NotSoundError as error:  # the role has changed since
+                raise RescoldoError(
+                    f"was accepted, and the role refuses it now ({error})", where=f"{self.path}, draft {number + 1}",
+                    fix=f"the role as it was, or another review: move {quote(self.kept)} away",
+                ) from None  # fmt: skip
             origin = {k: v for k, v in (record.get("provenance") or {}).items() if k not in _WORKING}
             edited = decision.input is not None or decision.answer is not None
             reviewed = {"draft": draft.id, "reviewer": decision.reviewer, "reviewed": decision.time, "edited": edited}

@@ -1,6 +1,6 @@
 """A model writes answers, and from documents the inputs, too; each draft says where it comes from and what is odd.
 
-All that the model has written is kept on the disk as it comes (models.cache), so the same command goes on where it was
+All that the model has written is kept on the disk as it comes (models.cache), so the same command resumes where it was
 interrupted. Nothing here is learned: `status: draft` keeps `train` from it until a person has accepted it.
 """
 
@@ -140,7 +140,7 @@ def draft(
         result.records[index]["provenance"]["doubts"] = [f"unlike the existing answers: {one}" for one in reasons]
     if not result.records and result.failed:
         raise RescoldoError(
-            f"not one answer could be had ({result.failed[0]})", where=spec, fix="mend that and give the same command",
+            f"not one answer could be had ({result.failed[0]})", where=spec, fix="fix that and give the same command",
             exit_code=EXIT_FAILURE,
         )  # fmt: skip
     return result
@@ -207,7 +207,7 @@ def _without_repeats(
         faults = [fault for fault in role.check(record, one.source, 0, answers=False) if fault.level == "error"]
         if faults:
             where = f"{one.source}, {one.place}, {faults[0].field}"
-            raise RescoldoError(faults[0].what, where=where, fix="mend that input; its other fields must be there, too")
+            raise RescoldoError(faults[0].what, where=where, fix="fix that input; its other fields must be there, too")
         sound.append(one)
     known = [role.read(one, answers=False) for one in existing]
     records = [*known, *(one.record or {} for one in sound)]

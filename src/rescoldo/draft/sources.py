@@ -59,7 +59,7 @@ def read_inputs(path: Path, role: Role, column: str = "") -> list[Asked]:
         found_rows = list(rows)
     bad = next((row for row in found_rows if row.values is None or row.faults), None)
     if bad is not None:
-        raise RescoldoError(bad.faults[0][1], where=bad.where, fix="mend that row")
+        raise RescoldoError(bad.faults[0][1], where=bad.where, fix="fix that row")
     columns = list(dict.fromkeys(name for row in found_rows[:LOOKED_AT] for name in row.values or ()))
     conversation = role.spec.format == "conversation" and "messages" in columns and not column
     chosen = column or next((name for name in columns if name.lower() == role.input.lower()), "")

@@ -293,7 +293,7 @@ def _unrecognized(role: Role, missing: Sequence[str], free: Sequence[str], where
     listed = ", ".join(free)[:500]
     return RescoldoError(
         f"no column is recognized as {' or as '.join(missing)} (role {role.name}); its columns: {listed}",
-        where=where, fix=f"say which: --map {pairs}; or another --role",
+        where=where, fix=f"say which: --map {pairs}; or another --role; or --header N, if line or row N has the names",
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def _checked(opener: Opener, encoding: Encoding, where: str) -> Encoding:
         raise RescoldoError(
             f"is not valid as {encoding.words}",
             where=f"{where}:{bad}",
-            fix="mend that line, or name the --encoding",
+            fix="fix that line, or name the --encoding",
         )
     return encoding
 

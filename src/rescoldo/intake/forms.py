@@ -136,7 +136,8 @@ def _pair(record: dict[str, Any]) -> tuple[list[Message], dict[str, Any]]:
     for question, answer in record.get("history") or []:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if isinstance(record[asked], list):
-        messages += map(_openai, record[asked])
+        told = map(_openai, record[asked])  # TRL's: of these none is learned
+        messages += ({**one, "weight": 0} if one["role"] == "assistant" else one for one in told)
     else:
         parts = [record[asked], *(record[key] for key in ("input", "context") if key in used and record.get(key))]
         messages.append({"role": "user", "content": "\n\n".join(parts)})

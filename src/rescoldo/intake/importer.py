@@ -74,7 +74,7 @@ def preview(
 def _refuse_unreadable(source: Source, rows: Sequence[Row]) -> None:
     for row in rows:
         for column, what in row.faults:
-            raise RescoldoError(what, where=_place(row, column), fix="mend it there")
+            raise RescoldoError(what, where=_place(row, column), fix="correct it there")
     raise RescoldoError("holds no rows", where=str(source.path), fix="a header and at least one row are wanted")
 
 
@@ -173,7 +173,7 @@ def _refuse(source: Source, result: Imported, drop: bool) -> None:
         where, what = result.faults[0]
         others = "".join(f"\n  {place}: {other}" for place, other in result.faults[1:SHOWN])
         more = f"\n{count(bad, 'row')} of {result.rows:,} cannot be taken over{'; also' if others else ''}{others}"
-        fix = "mend the rows there, or leave them out with --drop: each is named"
+        fix = "fix the rows there, or leave them out with --drop: each is named"
         if not result.records:
             fix = "are these the right columns (--map) and the right --role?"
         raise RescoldoError(what + more, where=where, fix=fix)

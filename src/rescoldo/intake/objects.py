@@ -89,7 +89,7 @@ def _elements(text: IO[str], path: Path) -> Iterator[Row]:
                 return ""
 
     def damaged(what: str) -> RescoldoError:
-        return RescoldoError(f"the JSON array is damaged: {what}", where=f"{path}:{line}", fix="mend it there")
+        return RescoldoError(f"the JSON array is damaged: {what}", where=f"{path}:{line}", fix="correct it there")
 
     skip()
     at += 1  # the bracket
@@ -145,7 +145,7 @@ def _of_whole(stream: IO[bytes], path: Path) -> Iterator[Row]:
             value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise RescoldoError(
-                f"not JSON: {error.msg} (column {error.colno})", where=f"{path}:{error.lineno}", fix="mend it there"
+                f"not JSON: {error.msg} (column {error.colno})", where=f"{path}:{error.lineno}", fix="correct it there"
             ) from None
         except RecursionError:
             raise RescoldoError("not JSON that can be read: nested too deeply", where=f"{path}:{number}") from None

@@ -58,11 +58,12 @@ class Dialect:
         )
 
 
-def open_table(content: Packed, encoding: Encoding, separator: str = "") -> Source:
+def open_table(content: Packed, encoding: Encoding, separator: str = "", names_line: int = 1) -> Source:
     """A table in a text file.
 
     Args:
         separator: as the user has named it; "" to find it out.
+        names_line: the line of the header, or one before it that is blank.
 
     Raises:
         RescoldoError: it is no table, or its header cannot be used.
@@ -70,16 +71,18 @@ def open_table(content: Packed, encoding: Encoding, separator: str = "") -> Sour
     with as_text(content.open, encoding) as (text, _):
         sample = text.read(_SAMPLE)
     dialect = find_dialect(sample, len(sample) == _SAMPLE, content, separator)
-    first = next((row for row in _rows(io.StringIO(sample, newline=""), dialect, content.path) if row), None)
+    rows = _rows(io.StringIO(sample, newline=""), dialect, content.path)
+    first = next((row for row in rows if row.number >= names_line), None)
     if first is None or first.cells is None:
         where = f"{content.path}:{first.number}" if first else str(content.path)
         raise RescoldoError(first.what if first else "is empty", where=where, fix="a header and rows are wanted")
-    names = header(first.cells, f"{content.path}:{first.number}")
+    names, header_line = header(first.cells, f"{content.path}:{first.number}"), first.number
 
     @contextmanager
     def read() -> Iterator[tuple[Iterator[Row], Share]]:
         with as_text(content.open, encoding) as (text, share):
-            yield _named(_rows(text, dialect, content.path), names, content.path), share
+            behind = (row for row in _rows(text, dialect, content.path) if row.number > header_line)
+            yield _named(behind, names, content.path), share
 
     kind = "TSV table" if dialect.separator == "\t" else "CSV table"
     return Source(content.path, kind, (*content.notes, encoding.words, dialect.words), True, read)
@@ -125,7 +128,7 @@ def header(cells: list[Any], where: str) -> list[str]:
     """The columns' names, of which each stands there once. A column without one is called "Unnamed: 2".
 
     Raises:
-        RescoldoError: a name stands there twice, or none is there.
+        RescoldoError: a name is repeated, or none is there.
     """
     names = ["" if cell is None else str(cell).lstrip("\ufeff").strip() for cell in cells]
     while names and not names[-1]:
@@ -143,7 +146,6 @@ def header(cells: list[Any], where: str) -> list[str]:
 
 def _named(rows: Iterator[_Cells], names: list[str], path: Path) -> Iterator[Row]:
     """The rows behind the header, by column."""
-    next(rows)
     for row in rows:
         where = f"{path}:{row.number}"
         if row.cells is None:
@@ -153,7 +155,7 @@ def _named(rows: Iterator[_Cells], names: list[str], path: Path) -> Iterator[Row
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()
         if len(cells) != len(names):
-            what = f"has {len(cells)} cells, the header names {len(names)} columns"
+            what = f"has {len(cells)} cells, the header names {len(names)} columns (--header LINE says where it stands)"
             yield Row(row.number, where, None, [("", what)])
             continue
         yield Row(row.number, where, dict(zip(names, cells, strict=True)))
@@ -181,9 +183,10 @@ def find_dialect(sample: str, cut: bool, content: Packed, separator: str = "") -
     elif content.name.lower().endswith((".csv", ".tsv", ".tab")) and body.strip():
         chosen = "\t" if content.name.lower().endswith((".tsv", ".tab")) else ","  # a single column
     else:
+        prose = "; plain text (.txt, .md) is learned as it is" if content.name.lower().endswith((".txt", ".md")) else ""
         raise RescoldoError(
             "is neither JSON nor a table", where=str(content.path),
-            fix="a header with the columns' names is wanted, and a separator (--separator)",
+            fix=f"a header with the columns' names is wanted, and a separator (--separator){prose}",
         )  # fmt: skip
     return _quoting(chosen, skip, body, cut)
 

@@ -23,8 +23,12 @@ _PIECE = 1 << 20
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")
 
 
-def open_workbook(content: Packed, sheet: str = "") -> Source:
-    """A sheet of a workbook; `sheet` is its name, "" for the only one that has rows.
+def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Source:
+    """A sheet of a workbook.
+
+    Args:
+        sheet: its name, "" for the only one that has rows.
+        names_row: the row of the header, or a blank one before it.
 
     Raises:
         RescoldoError: openpyxl is not installed; the workbook is damaged; it has no such sheet, or several.
@@ -40,8 +44,10 @@ def open_workbook(content: Packed, sheet: str = "") -> Source:
         formulas = _look_inside(place, content.path)
         with _opened(place, content.path, True) as book:
             name, notes = _choose(book, sheet, content.path)
-            first = next(_filled(book[name]), None)
-            assert first is not None
+            first = next((row for row in _filled(book[name]) if row[0] >= names_row), None)
+            if first is None:
+                raise RescoldoError("there is no row with names", where=_where(content.path, name, names_row))
+            begin = first[0]
             names = header([_value(cell) for cell in first[1]], _where(content.path, name, first[0]))
 
     @contextmanager
@@ -49,10 +55,10 @@ def open_workbook(content: Packed, sheet: str = "") -> Source:
         with content.as_file() as place, _opened(place, content.path, True) as book:
             at, last = [0], max(1, book[name].max_row or 1)
             if not formulas:
-                yield _rows(book[name], None, names, content.path, at), lambda: min(1.0, at[0] / last)
+                yield _rows(book[name], None, names, content.path, at, begin), lambda: min(1.0, at[0] / last)
                 return
             with _opened(place, content.path, False) as written:
-                yield _rows(book[name], written[name], names, content.path, at), lambda: min(1.0, at[0] / last)
+                yield _rows(book[name], written[name], names, content.path, at, begin), lambda: min(1.0, at[0] / last)
 
     return Source(content.path, "Excel workbook", (*content.notes, *notes), True, read)
 
@@ -147,31 +153,30 @@ def _where(path: Path, sheet: str, number: int) -> str:
     return f"{path}, sheet {sheet!r}, row {number}"
 
 
-def _rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int]) -> Iterator[Row]:
-    """The rows behind the header. `written` is the same sheet with its formulas, to tell those without a value."""
+def _rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int], begin: int) -> Iterator[Row]:
+    """The rows behind the header, which is row `begin`. `written` is the same sheet with its formulas, to tell those
+    without a value."""
     try:
-        yield from _read_rows(sheet, written, names, path, at)
+        yield from _read_rows(sheet, written, names, path, at, begin)
     except RescoldoError:
         raise
     except Exception as error:
         raise _damaged(path, error) from None
 
 
-def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int]) -> Iterator[Row]:
+def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int], begin: int) -> Iterator[Row]:
     sheet.reset_dimensions()
     formulas = None
     if written is not None:
         written.reset_dimensions()
         formulas = written.iter_rows()
-    begun = False
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         at[0] = number
         behind = next(formulas, ()) if formulas else ()
+        if number <= begin:
+            continue
         computed = [place for place, cell in enumerate(behind) if cell.data_type == "f"]
         if not computed and all(cell.value in (None, "") for cell in cells):
-            continue
-        if not begun:
-            begun = True
             continue
         values: dict[str, Any] = {}
         faults = []
@@ -179,7 +184,8 @@ def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[
             value = _value(cell)
             if place >= len(names):
                 if value not in (None, ""):
-                    faults.append((cell.coordinate, "stands outside of the columns that the header names"))
+                    what = "stands outside of the columns that the header names (--header ROW says where it stands)"
+                    faults.append((cell.coordinate, what))
                 continue
             if cell.value is not None and cell.data_type == "e":
                 faults.append((names[place], f"holds the error {cell.value}"))

@@ -120,7 +120,7 @@ class Role:
         try:
             return [{"role": who, "content": render(template, record)} for who, template in self._templates]
         except PromptError as error:
-            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="mend the record or the role") from None
+            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="fix the record or the role") from None
 
     def conversation(self, record: dict[str, Any]) -> Conversation:
         """What the record teaches: its messages with the answers that are learned. One answer, unless the records are
@@ -268,7 +268,7 @@ class Role:
         return RescoldoError(
             f"{field}: {reference} failed{where}: {error.what}",
             where=error.where or self.source,
-            fix="mend the function; docs/roles.md says what it is called with and returns",
+            fix="fix the function; docs/roles.md says what it is called with and returns",
         )
 
     def _function(self, reference: str) -> Hook:

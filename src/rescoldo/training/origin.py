@@ -1,4 +1,4 @@
-"""What a run goes on from: the adapter that --from names. And a directory with an adapter given as base model."""
+"""What a run resumes from: the adapter that --from names. And a directory with an adapter given as base model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Origin:
         return _with(config, of_adapter, self.path)
 
     def sentence(self) -> str:
-        """What a run that goes on from it says."""
+        """What a run that resumes from it says."""
         lora = self.adapter.lora
         return (
             f"Going on from the adapter in {self.path} ({KINDS[lora.kind].title}, r={lora.rank}, alpha={lora.alpha:g}, "
@@ -153,7 +153,7 @@ def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
         raise RescoldoError(what, where=flag("base_model"), fix="name the base model itself")
     said = (
         f"{path} holds an adapter, not a base model: a new adapter is trained on its base model {base} "
-        f"(--from {quote(path)} instead goes on from the adapter)"
+        f"(--from {quote(path)} instead resumes from the adapter)"
     )
     return _with(config, {"base_model": base}, path), None, [said]
 

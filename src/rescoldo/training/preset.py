@@ -7,7 +7,7 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import FUSED_LINEARS, LINEARS, DecoderConfig
-from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.engine.precisions import AUTO, PRECISIONS
 from rescoldo.errors import RescoldoError
 from rescoldo.training.config import RunConfig, flag
 from rescoldo.training.parts import lora_config
@@ -53,7 +53,7 @@ def apply_preset(
 
     Args:
         machines: whether several machines share a step.
-        before: what the preset set when the run that is resumed was started; it goes on with that.
+        before: what the preset set when the run that is resumed was started; it continues with that.
 
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
@@ -97,14 +97,8 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
             where=flag("lora_r"),
             fix=f"allowed for {base.spec}: 1 to {smallest}",
         )
-    inputs = {name: decoder.linear_shape(name)[1] for name in decoder.linears}
-    odd = [f"{name} ({size})" for name, size in inputs.items() if size % NF4_BLOCK]
-    if config.quantization == "nf4" and odd:
-        raise RescoldoError(
-            f"nf4 needs inputs in multiples of {NF4_BLOCK}, which this model does not have: {', '.join(odd)}",
-            where=flag("quantization"),
-            fix=f"allowed for {base.spec}: auto, int8, bf16, fp32",
-        )
+    if config.quantization != AUTO:
+        PRECISIONS[config.quantization].check(decoder, flag("quantization"), base.spec)
     if config.max_length > decoder.max_positions:
         if "max_length" in given:
             raise RescoldoError(

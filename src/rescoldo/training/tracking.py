@@ -26,7 +26,7 @@ from rescoldo.files import read_json, write_json
 from rescoldo.training.config import RunConfig
 from rescoldo.training.metrics import TensorBoard
 
-IDS = "tracking.json"  # in the output directory: by which id a resumed run goes on in each tracker
+IDS = "tracking.json"  # in the output directory: by which id a resumed run continues in each tracker
 END_SECONDS = 60.0  # that a tracker has to send what is left when the run ends
 QUEUED = 10_000  # calls that may wait for a tracker
 

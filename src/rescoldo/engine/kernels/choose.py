@@ -101,7 +101,7 @@ def kernels() -> TorchKernels:
 
 
 def use(implementation: TorchKernels | None) -> None:
-    """Choose the implementation from outside (tests, benchmarks); None: choose anew at the next call."""
+    """Choose the implementation from outside (tests, benchmarks); None: choose again at the next call."""
     global _used
     _used = implementation
     choice.cache_clear()

@@ -1,4 +1,4 @@
-// The small operations between the matrix products, fused; twins of TorchKernels' methods. Plain C that a compiler
+// The small operations between the matrix products, fused; the same functions as TorchKernels' methods. Plain C that a compiler
 // vectorizes by itself, but for the MLP's gates, which take the most time.
 
 #include "lanes.h"
