@@ -93,7 +93,7 @@ def chosen(text: str) -> list[str]:
     Raises:
         argparse.ArgumentTypeError: one is unknown, or this CPU does not have it.
     """
-    here = [row.name for row in usable(cpu.instructions())]
+    here = [row.name for row in usable(cpu.instructions(), vendor=cpu.vendor())]
     names = [name.strip() for name in text.split(",")] if text else here
     for name in names:
         if name not in here:

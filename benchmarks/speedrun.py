@@ -7,7 +7,7 @@ python -m benchmarks.speedrun --trials one.txt --rounds 1 --output benchmarks/ou
 --trials is a text file with one trial a line (settings: benchmarks/trial.py; # begins a comment), read again after
 each trial. A trial whose settings are the reference's but for rate, epochs and seed (PEFT's defaults, 8 examples a
 step, cosine) is part of the reference's sweep: the one with the lowest loss sets the target. Trials go to OUTPUT with
-the ending .jsonl one by one; the same command goes on where it was interrupted. Losses do not depend on a machine's
+the ending .jsonl one by one; the same command resumes where it was interrupted. Losses do not depend on a machine's
 load. CPU seconds of a step are measured last, this engine and PEFT in turns.
 """
 

@@ -30,13 +30,14 @@ from benchmarks.needs import require, writable
 from benchmarks.plot import bars
 from benchmarks.workloads import add_arguments, base_model, examples
 from rescoldo.base import open_base
-from rescoldo.engine.auto import measure_products, product_of
+from rescoldo.engine.auto import measure_products
 from rescoldo.engine.config import LINEARS
+from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
 from rescoldo.system.cgroup import available_threads
 
-JOB = (98, 22, 3)  # the original job: training examples, validation examples, epochs
+JOB = (98, 22, 3)  # the reference job: training examples, validation examples, epochs
 
 
 class Worker:
@@ -145,7 +146,7 @@ def main() -> None:
         if not args.no_peer:
             run["ratio"] = run["peft"]["seconds_per_example"] / run["rescoldo"]["seconds_per_example"]
     peak = measure_products(768, 4096, 4096, seconds=1.5)
-    key = product_of(args.precision)
+    key = PRECISIONS[args.precision].product
     memory = {side: max(run[side]["peak_memory_bytes"] for run in runs) for side in sides}
     a_step = statistics.median(run["rescoldo"]["seconds"] for run in runs)
     document: dict[str, Any] = {
@@ -185,7 +186,7 @@ def main() -> None:
     said.append(f"{document['roofline_share']:.0%} of this machine's best {key} products ({peak[key] / 1e9:.0f} G/s)")
     if args.workload == "mistral7b" and args.layers == 32:
         said.append(
-            f"the original job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
+            f"the reference job (98 examples, 3 epochs, evaluations) in {document['original_job_hours']:.1f} hours"
         )
     write_json(args.output, document)
     spent = {side: statistics.median(run[side]["seconds_per_example"] for run in runs) for side in sides}

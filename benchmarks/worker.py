@@ -69,7 +69,7 @@ class Peft:
 
         base = open_base(spec)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if base.kind == "gguf":
+        if base.gguf_file is not None:
             model = AutoModelForCausalLM.from_pretrained(
                 base.path.parent, gguf_file=base.path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
             )  # left in its blocks it would unpack them for every product

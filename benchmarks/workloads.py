@@ -15,7 +15,7 @@ from rescoldo.role import get_role
 TRAIN = Path("artifacts/synthetic/ba_train_v2_fixed.jsonl")
 VAL = Path("artifacts/synthetic/ba_val_v2_fixed.jsonl")
 WORKLOADS = ("smollm2", "mistral7b")
-LORA = {  # the sample's preset, and the original guide's
+LORA = {  # the sample's preset, and the reference job's
     "smollm2": LoraConfig(rank=16, alpha=64.0, dropout=0.1, targets=LINEARS),
     "mistral7b": LoraConfig(rank=8, alpha=32.0, dropout=0.1, targets=("q_proj", "k_proj", "v_proj", "o_proj")),
 }

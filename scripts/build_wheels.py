@@ -7,17 +7,21 @@
 `python -m build` makes the sdist and the wheel for any platform (py3-none-any), which builds its kernels on first use.
 A platform's wheel is that wheel, with a library for each of the platform's instruction sets, cross-compiled by zig, and
 the platform's tag; pip prefers it. Each library is checked before it is packed: its format and CPU, its glibc symbols,
-what it needs, and that it exports what kernels.h declares.
+what it needs, and that it exports what kernels.h declares; then each wheel: its tag, its RECORD, what is in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import csv
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +145,40 @@ def platform_wheel(pure: Path, platform: Platform, out: Path) -> Path:
         about.write_text(text, encoding="utf-8")
         _run("wheel", "pack", "--dest-dir", out, tree)
     (made,) = out.glob(f"*-py3-none-{platform.tag}.whl")
+    if wrong := wheel_faults(made, platform):
+        raise SystemExit(f"error: {made.name} {'; '.join(wrong)}")
     return made
+
+
+def wheel_faults(wheel: Path, platform: Platform) -> list[str]:
+    """What is wrong with the wheel that pip would install on `platform`; [] if nothing."""
+    wrong = []
+    name, version, *_ = wheel.name.split("-")
+    about = f"{name}-{version}.dist-info"
+    if wheel.name != f"{name}-{version}-py3-none-{platform.tag}.whl":
+        wrong.append(f"is called {wheel.name}")
+    folder = PACKAGED.relative_to(ROOT / "src")
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as scratch:
+        said = archive.read(f"{about}/WHEEL").decode().splitlines()
+        for line in (f"Tag: py3-none-{platform.tag}", "Root-Is-Purelib: false"):
+            if line not in said or sum(other.startswith(line.split(":")[0]) for other in said) != 1:
+                wrong.append(f"does not say just {line!r}")
+        records = {row[0]: row[1] for row in csv.reader(archive.read(f"{about}/RECORD").decode().splitlines())}
+        if stray := {*records} ^ {info.filename for info in archive.infolist() if not info.is_dir()}:
+            wrong.append(f"its RECORD does not list what is in it: {sorted(stray)}")
+        inside = {path for path in archive.namelist() if Path(path).suffix in (".so", ".dylib", ".dll", ".pyd")}
+        expected = {f"{folder.as_posix()}/{row.name}.so": row for row in platform.rows}
+        if inside != {*expected}:
+            wrong.append(f"has the libraries {sorted(inside)}, not {sorted(expected)}")
+        for path in inside:
+            data = archive.read(path)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            if records.get(path) != f"sha256={digest}":
+                wrong.append(f"its RECORD has another hash of {path}")
+            library = Path(scratch) / "library.so"
+            library.write_bytes(data)
+            wrong += [f"{path} {fault}" for fault in faults(read(library), platform)]
+    return wrong
 
 
 def make(out: Path, names: Iterable[str], *, isolated: bool = True) -> list[Path]:

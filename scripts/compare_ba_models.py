@@ -1,4 +1,4 @@
-"""Compare business analyst models: the original script's command line; the work is in `rescoldo compare`."""
+"""Compare business analyst models: the command line of an earlier script; the work is in `rescoldo compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tune the business analyst role: the original script's command line; the work is in `rescoldo train`."""
+"""Fine-tune the business analyst role: the command line of an earlier script; the work is in `rescoldo train`."""
 
 from __future__ import annotations
 

@@ -83,6 +83,7 @@ MISSING = [
     ("speedrun", "peft", ()),
     ("models", "mistral_common", ()),
     ("models", "mistral_common", ("--format", "gguf")),
+    ("sizes", "mistral_common", ()),
 ]
 
 
@@ -106,7 +107,10 @@ def test_what_is_missing_is_said_before_measuring(
 
 # what only functions of another benchmark need that this one does not call
 UNUSED = {
-    *((module, "mistral_common") for module in ("classes", "decoding", "kernels", "quality", "served", "speedrun")),
+    *(
+        (module, "mistral_common")
+        for module in ("classes", "decoding", "families", "kernels", "quality", "served", "speedrun")
+    ),
     *((module, name) for module in ("classes", "kernels") for name in ("matplotlib", "peft")),
 }
 
@@ -256,7 +260,7 @@ def test_the_speedrun_sets_recipes_against_the_best_of_the_references_sweep() ->
     assert target["best_reference"]
     assert target["recipe"] == "lr=0.001 step=8 epochs=3"
     assert other["recipe"] == "lr=0.002 step=8 epochs=3"
-    assert small["by_seed"] == {1: 1.95, 2: 1.95}
+    assert small["by_seed"] == pytest.approx({1: 1.95, 2: 1.95})
     assert small["difference"]["mean"] == pytest.approx(-0.25)
     assert small["difference"]["better"] == 2
     assert small["examples_to_target"] == 16
@@ -306,3 +310,10 @@ def test_tickets_are_a_function_of_the_seed() -> None:
         number = (answer["order"] or "LK-0").removeprefix("LK-").lstrip("0")
         assert number in one["messages"][1]["content"]
         assert (answer["refund_cents"] is None) != bool(re.search(r"euros|€|EUR", one["messages"][1]["content"]))
+
+
+def test_the_speedruns_own_trials_are_trials() -> None:
+    trials = speedrun.read_trials(speedrun.TRIALS)
+    assert {one.task for one in trials} == set(trial.TASKS)
+    assert any(speedrun.is_reference(one.key()) for one in trials if one.task == "ba")
+    assert len({json.dumps(one.key()) for one in trials}) == len(trials)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
     from rescoldo.role import Role
-    from rescoldo.training.config import ObjectiveName, Quantization, Schedule
+    from rescoldo.training.config import ObjectiveName, Preset, Schedule
     from rescoldo.training.start import RunResult
 
 
@@ -25,6 +25,7 @@ class TrainSettings(TypedDict, total=False):
 
     base_model: str
     role: str
+    preset: Preset
     epochs: int
     lr: float
     batch_size: int
@@ -52,7 +53,7 @@ class TrainSettings(TypedDict, total=False):
     desirable_weight: float
     undesirable_weight: float
     seed: int
-    quantization: Quantization
+    quantization: str
     train_limit: int | None
     val_limit: int | None
     max_steps: int | None
@@ -65,6 +66,7 @@ class TrainSettings(TypedDict, total=False):
     keep_checkpoints: int
     threads: int | None
     memory_gb: float | None
+    report_to: str | tuple[str, ...]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -233,7 +235,7 @@ def train(
     Args:
         train, val: training and validation examples (JSON Lines).
         output: directory that the run writes. The same call again resumes a run that was interrupted.
-        restart: move what is in `output` aside and start anew.
+        restart: move what is in `output` aside and start over.
         force: start although the checks of `rescoldo doctor` fail.
         quiet: print nothing. Otherwise progress goes to standard output.
         settings: see TrainSettings.
@@ -293,7 +295,7 @@ def evaluate(
         model: what `load` returned, or what it takes.
         dataset: JSON Lines; answers are needed only where the role's metric compares with them.
         role: name or path; by default the model's own, for a base model ba.
-        output: JSON file to write, with a report beside it; the same call again goes on where a first was stopped.
+        output: JSON file to write, with a report beside it; the same call again resumes where a first was stopped.
         limit: only the first so many records.
         base: for a run: its base model alone.
         quantization: where `model` is still to be loaded; see load.

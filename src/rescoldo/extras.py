@@ -18,6 +18,10 @@ EXTRAS = {
     "tensorboard": ("tensorboard>=2.18",),
     "dspy": ("dspy[optuna]>=3.4",),
     "sweep": ("optuna>=4.0", "matplotlib>=3.9"),
+    "tables": ("openpyxl>=3.1", "pyarrow>=18"),
+    "documents": ("python-docx>=1.1", "pypdf>=5.0"),
+    "wandb": ("wandb>=0.19",),
+    "mlflow": ("mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -150,6 +151,33 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         temporary.write_bytes(text.encode("utf-8"))
 
     write_atomic(path, write, durable=durable)
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file that several processes may append to; they are on the disk when this returns. A last
+    line that a crash has cut off is ended first.
+
+    Raises:
+        OSError: as the system says; nothing of `lines` is in the file then.
+    """
+    is_new = not path.exists()
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                lines = b"\n" + lines
+        try:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+    if is_new:
+        sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

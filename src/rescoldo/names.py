@@ -1,4 +1,4 @@
-"""What people call a setting who know other programs, and the name that it has here."""
+"""Names: what other programs call a setting, and which names of models mean one behind a server."""
 
 from __future__ import annotations
 
@@ -108,6 +108,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "num_workers": ("threads", "concurrency"),
     "memory": ("memory_gb",),
     "max_memory": ("memory_gb",),
+    "tracker": ("report_to",),
+    "logger": ("report_to",),
+    "log_with": ("report_to",),
+    "tracking": ("report_to",),
     "max_tokens": ("max_new_tokens", "max_tokens"),
     "n_predict": ("max_new_tokens", "max_tokens"),
     "num_predict": ("max_new_tokens", "max_tokens"),
@@ -126,6 +130,14 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "key": ("api_key",),
     "nnodes": ("nodes",),
 }
+
+
+SERVERS = ("openai:", "ollama:")  # what a model's name begins with that a server is asked for
+
+
+def is_server(spec: str) -> bool:
+    """Whether a model of this name is behind a server (openai:MODEL@URL, ollama:NAME)."""
+    return spec.startswith(SERVERS)
 
 
 def similar(name: str, known: Iterable[str]) -> str:

@@ -189,7 +189,7 @@ BROKEN = {
     "huge list of strings": (_file(_key(b"a", 9, _le("IQ", 8, HUGE)), keys=1), "does not fit"),
     "list of lists": (_file(_key(b"a", 9, _le("IQ", 9, 2)), keys=1), "items of type 9"),
     "list of unknown": (_file(_key(b"a", 9, _le("IQ", 77, 2)), keys=1), "items of type 77"),
-    "key twice": (_file(*[_key(b"a", 4, _le("I", 1))] * 2, keys=2), "twice"),
+    "key twice": (_file(*[_key(b"a", 4, _le("I", 1))] * 2, keys=2), "repeated"),
     "key no UTF-8": (_file(_key(b"\xff\xfe", 4, _le("I", 1)), keys=1), "not UTF-8"),
     "alignment zero": (_file(_key(b"general.alignment", 4, _le("I", 0)), keys=1), "alignment"),
     "alignment odd": (_file(_key(b"general.alignment", 4, _le("I", 24)), keys=1), "alignment"),
@@ -202,7 +202,7 @@ BROKEN = {
     "overflowing tensor": (_file(_tensor(b"t", [HUGE, HUGE, HUGE, HUGE]), tensors=1), "cut short"),
     "overflowing offset": (_file(_tensor(b"t", [4], offset=HUGE - 31), tensors=1), "cut short"),
     "offset off the grid": (_file(_tensor(b"t", [4], offset=5), bytes(99), tensors=1), "multiple of 32"),
-    "tensor twice": (_file(*[_tensor(b"t", [4])] * 2, bytes(99), tensors=2), "twice"),
+    "tensor twice": (_file(*[_tensor(b"t", [4])] * 2, bytes(99), tensors=2), "repeated"),
     "no architecture": (_file(), "general.architecture is missing"),
     "no weights": (
         _file(_key(b"general.architecture", 8, _le("Q", 5) + b"llama"), keys=1),
@@ -225,7 +225,7 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"general.architecture": "mamba"}, "twice|not supported"),
+        ({"general.architecture": "mamba"}, "repeated|not supported"),
         ({"llama.block_count": 0}, "block_count is 0"),
         ({"llama.block_count": 4_000_000_000}, "block_count"),
         ({"llama.block_count": 3}, "model.layers.2.* is missing"),
@@ -252,6 +252,19 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
         path = tiny_gguf(tmp_path / "m.gguf", "llama", metadata=metadata)
     with pytest.raises(RescoldoError, match=message):
         open_base(str(path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "needs"), [("gemma4", "an embedding for each layer"), ("gpt-oss", "attention sinks"), ("x", "")]
+)
+def test_what_an_architecture_lacks_is_said(tmp_path: Path, architecture: str, needs: str) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), architecture)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(RescoldoError, match=f"'{architecture}' is not supported.*{needs}"):
+        open_base(str(tmp_path / "m.gguf"))
 
 
 def test_truncated_weights(tmp_path: Path) -> None:

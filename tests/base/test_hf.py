@@ -51,7 +51,8 @@ def test_weights_and_config(tmp_path: Path, architecture: str, overrides: dict[s
     for index in range(ours.n_layers):
         attention = model.model.layers[index].self_attn
         assert ours.window(index) == getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    assert base.kind == "hf"
+    assert base.gguf_file is None
+    assert base.hf_config() is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -91,7 +92,10 @@ def _edit(directory: Path, **values: Any) -> None:
     ("values", "message"),
     [
         ({"model_type": "mamba"}, "'mamba' is not supported(.|\n)*llama, mistral, ministral3, qwen2"),
-        ({"model_type": "mixtral"}, "'mixtral' is not supported"),
+        ({"model_type": "mixtral"}, "'mixtral' is not supported: it has a mixture of experts"),
+        ({"model_type": "gemma4"}, "'gemma4' is not supported: it has keys and values shared between layers"),
+        ({"model_type": "gemma4_text"}, "'gemma4_text' is not supported: it has keys and values shared"),
+        ({"model_type": "qwen3_5_text"}, "'qwen3_5_text' is not supported: it has layers with linear attention"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": None}, "no model_type"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized .gptq."),

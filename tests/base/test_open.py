@@ -60,7 +60,7 @@ def test_ollama(tmp_path: Path, store: Path) -> None:
         "ollama:hf.co/org/Model-GGUF:Q4_K_M",
     ):
         base = open_base(spec)
-        assert (base.spec, base.kind) == (spec, "gguf")
+        assert (base.spec, base.gguf_file, f"ollama:{base.ollama_name}") == (spec, base.path, spec)
         assert base.path.read_bytes() == gguf.read_bytes()
     assert find_ollama("mistral:7b-instruct").template == "[INST] {{ .Prompt }} [/INST]"
     assert find_ollama("tiny").template is None
@@ -114,13 +114,13 @@ def test_ollama_damaged_manifest(tmp_path: Path, store: Path, content: str) -> N
 
 def test_dispatch(tmp_path: Path) -> None:
     gguf = tiny_gguf(tmp_path / "m.gguf")
-    assert open_base(str(gguf)).kind == "gguf"
+    assert open_base(str(gguf)).gguf_file == gguf
     gguf.rename(tmp_path / "blob")
-    assert open_base(str(tmp_path / "blob")).kind == "gguf"  # by its magic number
-    assert open_base(str(tiny_hf(tmp_path / "hf", "llama"))).kind == "hf"
+    assert open_base(str(tmp_path / "blob")).gguf_file == tmp_path / "blob"  # by its magic number
+    assert open_base(str(tiny_hf(tmp_path / "hf", "llama"))).gguf_file is None
     folder = tmp_path / "folder"
     folder.mkdir()
-    assert open_base(str(tiny_gguf(folder / "only.gguf").parent)).kind == "gguf"
+    assert open_base(str(tiny_gguf(folder / "only.gguf").parent)).gguf_file == folder / "only.gguf"
     tiny_gguf(folder / "other.gguf")
     with pytest.raises(RescoldoError, match="holds 2 GGUF files"):
         open_base(str(folder))

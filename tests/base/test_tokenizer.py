@@ -393,3 +393,25 @@ def test_bad_gguf_tokenizer(tmp_path: Path, arguments: dict[str, Any], message: 
     }
     with pytest.raises(RescoldoError, match=message):
         open_base(str(tiny_gguf(tmp_path / "m.gguf", vocabulary=vocabulary, **arguments))).tokenizer()
+
+
+def test_many_merges_are_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same from the cache as computed; a damaged entry, or another vocabulary, is computed."""
+    from rescoldo.base import merges
+
+    letters = "abcdef"
+    pieces = [*letters, *(a + b for a in letters for b in letters), "abc", "bcd", "abcd", "eeee"]
+    ids, scores = {piece: i for i, piece in enumerate(pieces)}, {piece: -float(i % 7) for i, piece in enumerate(pieces)}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = merges.merges(ids, set(pieces), scores)
+    assert ("ab", "cd") in expected
+    assert not list(tmp_path.rglob("*.pairs"))
+    monkeypatch.setattr(merges, "_MANY", 10)
+    assert merges.merges(ids, set(pieces), scores) == expected
+    (kept,) = tmp_path.rglob("*.pairs")
+    monkeypatch.setattr(merges, "_found", lambda *_: [("x", "y")])
+    assert merges.merges(ids, set(pieces), scores) == expected
+    monkeypatch.setattr(merges, "_found", lambda *_: expected[:1])
+    assert merges.merges(ids, set(pieces) - {"ab"}, scores) == expected[:1]
+    kept.write_bytes(kept.read_bytes()[:-8])
+    assert merges.merges(ids, set(pieces), scores) == expected[:1]

@@ -80,7 +80,7 @@ BAD_LINES: dict[str, tuple[Any, str, str, bool]] = {
     "huge integer": ('{"score": ' + "9" * 5000 + "}", "", "a number of 5000 digits", False),
     "surrogate": (r'{"concept": "\ud800"}', "", "surrogate", False),
     "deep": ("[" * 100_000, "", "nested too deeply", False),
-    "repeated key": (json.dumps(record())[:-1] + ', "concept": "other"}', "concept", "stands twice", False),
+    "repeated key": (json.dumps(record())[:-1] + ', "concept": "other"}', "concept", "is repeated", False),
     "no concept": ({"requirements": record()["requirements"]}, "concept", "is missing", False),
     "null concept": ({**record(), "concept": None}, "concept", "is null, text is wanted", False),
     "empty concept": ({**record(), "concept": " "}, "concept", "is empty", False),
@@ -110,7 +110,7 @@ BAD_LINES: dict[str, tuple[Any, str, str, bool]] = {
     "same id twice": (
         record(constraints=items("C", "C001", "C001")),
         "requirements.constraints[1].id",
-        r"C001 stands already in constraints\[0\]",
+        r"C001 is already used in constraints\[0\]",
         True,
     ),
     "priority case": (
@@ -168,7 +168,7 @@ BAD_ARRAYS: dict[str, tuple[str, int, str]] = {
     "comma at the end": ('[{"a": 1},\n]', 2, "Expecting value"),
     "lines behind it": ('[{"a": 1}]\n{"a": 2}', 2, "Extra data behind its end"),
     "deep": ("[" * 100_000, 1, "nested too deeply"),
-    "object over several lines": ('{\n"concept": "c"\n}\n' * 999, 1, "an object goes on over several lines"),
+    "object over several lines": ('{\n"concept": "c"\n}\n' * 999, 1, "an object spans several lines"),
     "no object": ('[{"concept": "c"},\n 7]', 2, "a JSON object is wanted, this is int"),
     "nan": ('[\n{"concept": NaN}]', 2, "NaN is not a JSON value"),
     "huge integer": ('[{"concept": ' + "9" * 5000 + "}]", 1, "a number of 5000 digits"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.dataset import balanced, check_dataset, read_dataset
+from rescoldo.data.split import split_files
 from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.data.text import is_text, pack, read_documents
 from rescoldo.engine.types import Example
@@ -63,7 +64,7 @@ def test_files_and_rows(tmp_path: Path) -> None:
 
 def test_json_lines_in_a_txt_file_are_records(tmp_path: Path) -> None:
     path = write(tmp_path / "d.txt", {"prompt": "x", "completion": "y"})
-    assert not is_text(path)
+    assert not is_text(path, GENERIC)
     assert len(read_records(path, GENERIC)) == 1
 
 
@@ -77,6 +78,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a number": ("b.jsonl", [{"text": "x"}, {"text": 5}], "is a number"),
     "a row of another kind": ("b.jsonl", [{"text": "x"}, {"prompt": "y", "completion": "z"}], "has no `text`"),
     "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "mask": [1]}], "is not known here"),
+    "a label": ("b.jsonl", [{"text": "x", "label": True}], "is a label of the text"),
     "images beside": ("b.jsonl", [{"text": "x", "images": ["a.jpg"]}], "only text"),
 }
 
@@ -93,6 +95,18 @@ def test_bad_text(tmp_path: Path, name: str) -> None:
     assert caught.value.fix
 
 
+def test_a_role_may_have_a_field_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "sort.yaml").write_text(
+        "name: sort\ninput: text\nanswer: label\nprompt: 'Sort: {{ text }}'\nserialization: text\nmetric: exact_match\n"
+    )
+    role = get_role(str(tmp_path / "sort.yaml"))
+    path = write(tmp_path / "d.jsonl", {"text": "x", "label": "a"}, {"text": "y", "label": "b"})
+    assert not is_text(path, role)
+    assert len(read_dataset(path, role, tiny_tokenizer(), 4096, None, check_dataset(path, role)).examples) == 2
+    assert audit([path], role).ok
+    assert is_text(write(tmp_path / "t.jsonl", {"text": "x"}), get_role("ba"))
+
+
 def test_the_audit_knows_text(tmp_path: Path) -> None:
     path = write(tmp_path / "b.jsonl", {"text": "x"}, {"text": "y"}, {"text": "x"}, {"text": 5})
     found = audit([path], GENERIC)
@@ -101,6 +115,17 @@ def test_the_audit_knows_text(tmp_path: Path) -> None:
         (4, "type", "error"),
     ]
     assert found.files[0].records == 4
+
+
+def test_text_is_divided(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.jsonl", *({"text": f"Document {word}"} for word in ("a", "b", "c", "a", "d", "e")))
+    done = split_files([path], 0.4, 1, tmp_path / "t.jsonl", tmp_path / "v.jsonl", GENERIC)
+    assert (0 in done.train) == (3 in done.train)
+    assert sorted(done.train + done.val) == list(range(6))
+    assert len(read_documents(tmp_path / "v.jsonl")) == len(done.val)
+    (tmp_path / "a.md").write_text("One.")
+    with pytest.raises(RescoldoError, match="one document"):
+        split_files([tmp_path / "a.md"], 0.4, 1, tmp_path / "t2.jsonl", tmp_path / "v2.jsonl", GENERIC)
 
 
 def test_text_has_no_score(tmp_path: Path) -> None:

@@ -309,6 +309,31 @@ def test_thinking_is_learned_as_the_template_writes_it(template: str, answer: di
     assert list(example.tokens[: example.n_prompt]) == prompt_ids([ASKED], tokenizer)
 
 
+THINKING = {  # real templates: their marks, and what is learned of the first answer
+    "qwen3": ((), ["<think>\nA museum.\n</think>\n\nIn Madrid.<|im_end|>"]),
+    "qwen3_5_think": ((), ["A museum.\n</think>\n\nIn Madrid.<|im_end|>"]),
+    "deepseek_r1_distill": (("<｜end▁of▁sentence｜>",), ["A museum.\n</think>\n\nIn Madrid.<｜end▁of▁sentence｜>"]),
+    "nemotron_3_nano": ((), ["A museum.\n</think>\nIn Madrid.<|im_end|>"]),
+}
+
+
+@pytest.mark.parametrize("name", THINKING)
+def test_thinking_as_real_templates_write_it(name: str) -> None:
+    """Earlier thinking parts are left out of later prompts, so that each answer is an example of its own."""
+    marks, wanted = THINKING[name]
+    eos = marks[0] if marks else "<|im_end|>"
+    tokenizer = t.with_template(CHATML, bos_token="<|endoftext|>")
+    tokenizer.chat_template = trl_template(name)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.all_special_tokens, *marks]})
+    tokenizer.eos_token = eos
+    again = [user("And the Louvre?"), assistant("In Paris.", reasoning_content="One more.")]
+    made = examples({"messages": [ASKED, THOUGHT, *again]}, tokenizer)
+    assert learned(made[0], tokenizer) == wanted
+    assert len(made) == 2
+    assert list(made[1].tokens[: made[1].n_prompt]) == prompt_ids([ASKED, THOUGHT, again[0]], tokenizer)
+    assert "A museum." not in tokenizer.decode(made[1].tokens)
+
+
 @pytest.mark.parametrize("template", [t.QWEN3, t.REASONING], ids=["qwen3", "reasoning"])
 def test_thinking_is_seen_and_not_learned(template: str) -> None:
     tokenizer = t.with_template(template)
@@ -472,7 +497,24 @@ def test_parts_of_thinking_and_calls() -> None:
     ]
 
 
+ALTERNATING = t.TOOLS.replace(
+    "{% for m in messages %}",
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('roles must alternate') }}{% endif %}",
+)
 REFUSED = {
+    "thinking beside a call": (
+        t.TOOLS,
+        {"messages": [CALLED[0], {**CALLED[1], "reasoning_content": "I must look."}], "tools": [WEATHER]},
+        "no place for the answer's thinking",
+        "--thinking drop",
+    ),
+    "words beside a call": (
+        t.TOOLS.replace("+ m.content", "+ ('' if m.tool_calls else m.content)"),
+        {"messages": [CALLED[0], {**CALLED[1], "content": "Let me look."}], "tools": [WEATHER]},
+        "beside a call",
+        "another model",
+    ),
+    "roles that do not alternate": (ALTERNATING, {"messages": CALLED}, "roles must alternate", "instruct model"),
     "no place for tools": (CHATML, {"messages": CALLED, "tools": [WEATHER]}, "no place for tools", "knows tools"),
     "no place for calls": (CHATML, {"messages": CALLED}, "a call of get_weather", "calls of tools"),
     "no place for names": (CHATML, {"messages": [user("Hi", name="Ana"), assistant("Hello")]}, "names of", "into the"),

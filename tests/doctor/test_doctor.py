@@ -17,15 +17,18 @@ import pytest
 
 from rescoldo.assemble import real_parts
 from rescoldo.base import open_base
+from rescoldo.base.hf import INDEX
 from rescoldo.data.dataset import Dataset, inputs_of
 from rescoldo.data.records import read_records
-from rescoldo.doctor import content, machine, room
+from rescoldo.doctor import machine, room
 from rescoldo.doctor.check import Check, exit_code, failure, ok, warning
 from rescoldo.doctor.content import leaks
 from rescoldo.doctor.examine import examine, not_fetched
 from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.kernels import build
 from rescoldo.engine.memory import memory_need
+from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.types import LoraConfig
 from rescoldo.invocation import program
 from rescoldo.role import get_role
@@ -153,7 +156,7 @@ def test_base_model_in_shards(tmp_path, folder, fault):
     if fault == "shard missing":
         shards[-1].unlink()
     else:
-        index = model / content.INDEX
+        index = model / INDEX
         document = json.loads(index.read_text())
         holders = list(document["weight_map"].values())
         name = next(key for key, where in document["weight_map"].items() if holders.count(where) > 1)
@@ -392,6 +395,19 @@ def test_memory_too_small(subject, monkeypatch):
     assert memory_left() is None or memory_left() > 0
 
 
+def test_a_precision_that_cannot_hold_the_model_is_no_remedy(folder, monkeypatch):
+    """nf4 is the smallest precision, but needs inputs in multiples of 64, which this model does not have."""
+    odd = open_base(str(tiny_hf(folder / "odd", "llama", intermediate_size=96)))
+    assert PRECISIONS["nf4"].misfits(odd.config) == {"down_proj": 96}
+    subject = Subject(make_config(given(folder)), odd)
+    need = {name: memory_need(odd.config, name, subject.lora, subject.rows).least for name in PRECISIONS}
+    assert min(need, key=lambda name: need[name]) == "nf4"
+    monkeypatch.setattr(room, "memory_available", lambda: int(need["nf4"] / room.COMFORT) + 2)  # enough for nf4 alone
+    (found,) = room.memory(subject)
+    assert found.level in ("failure", "warning")
+    assert "a smaller base model" in found.remedy
+
+
 def test_needs_of_known_models():
     """Mistral-7B, r=8 on attention: 6.8 million trained parameters, a checkpoint of four times 27 MB."""
     from rescoldo.engine.config import DecoderConfig
@@ -435,7 +451,7 @@ def test_output_foreign_a_file_and_resumable(folder, tmp_path):
     assert "finished" in done.what
     (tmp_path / "run" / "training_info.json").unlink()
     (resumable,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1"), "output")
-    assert "it will go on from checkpoint-2" in resumable.what
+    assert "it will resume from checkpoint-2" in resumable.what
     (other,) = named(checks(folder, output=str(tmp_path / "run"), max_steps="1", lr="0.02"), "output")
     assert other.level == "failure"
     assert "lr: 0.01 → 0.02" in other.what
@@ -469,8 +485,15 @@ def test_load_of_another_process_is_named(subject):
             process.wait()
 
 
-def test_cpu_without_vectors_compiler_or_a_quick_precision(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "instructions", lambda: ["sse2"])
+@pytest.mark.parametrize(("flags", "level"), [({"sse2", "avx_vnni"}, "warning"), ({"avx2", "fma", "f16c"}, "ok")])
+def test_a_cpu_that_no_kernels_are_for(subject, monkeypatch, flags, level):
+    monkeypatch.setattr(machine.processor, "instructions", lambda: frozenset(flags))
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    found = next(machine.cpu(subject))
+    assert (found.name, found.level) == ("cpu", level)
+
+
+def test_cpu_without_compiler_or_a_quick_precision(subject, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     from rescoldo.engine import auto
     from rescoldo.engine.kernels import choose
@@ -483,7 +506,6 @@ def test_cpu_without_vectors_compiler_or_a_quick_precision(subject, tmp_path, mo
         found = {check.name: check for check in machine.cpu(subject)}
     finally:
         choose.use(None)  # nor this one's for a later test
-    assert found["cpu"].level == "warning"
     assert found["kernels"].remedy == "apt install gcc"
     assert found["precision"].remedy == "--quantization int8"
     assert "9.0 times slower" in found["precision"].what

@@ -1,4 +1,4 @@
-"""Converted weights on the disk: the same model bit for bit, without converting; damaged entries are made anew."""
+"""Converted weights on the disk: the same model bit for bit, without converting; damaged entries are made again."""
 
 from __future__ import annotations
 

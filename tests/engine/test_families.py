@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from rescoldo.base.hf import read_config
+from rescoldo.engine.attend import PackedAttention
 from rescoldo.engine.config import LINEARS
 from rescoldo.engine.generate import generate
+from rescoldo.engine.kernels.attention import Layout
+from rescoldo.engine.memory import kept_bytes
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import LoraConfig, Sampling
@@ -142,6 +145,28 @@ def test_lower_precisions_are_close(variant: Variant, precision: str) -> None:
     assert cosine(gradient(rounded, EXAMPLES)[1], gradient(exact, EXAMPLES)[1]) > (
         0.97 if precision == "int8" else 0.99
     )
+
+
+def _tensors(saved: object) -> list[torch.Tensor]:
+    """All tensors in a tree of dataclasses and tuples."""
+    if isinstance(saved, torch.Tensor):
+        return [saved]
+    parts = saved if isinstance(saved, tuple) else vars(saved).values() if is_dataclass(saved) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+@pytest.mark.parametrize("variant", [("llama", {}), ("qwen3", {}), *ONE_EACH], ids=variant_id)
+def test_what_a_layer_keeps_is_what_the_memory_model_says(variant: Variant) -> None:
+    """But for the adapters' rows and a number or two for each head, which are small."""
+    architecture, overrides = variant
+    lora = LoraConfig(rank=1, alpha=8, dropout=0.0, targets=_targets(architecture, overrides))
+    model = tiny_lora(architecture, lora=lora, **overrides)
+    n = 40
+    h, rows = model.embed(torch.arange(n)), model.rows(torch.arange(n))
+    _, saved = model.layers[0].forward(h, rows, PackedAttention(Layout((0, n), 0)))
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(saved)}
+    expected = kept_bytes(model.config, 4, n)
+    assert expected <= sum(storages.values()) < 1.06 * expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -154,7 +154,7 @@ def test_int8_without_examples_and_nf4_of_odd_widths_are_refused() -> None:
     for precision in ("int8", "nf4"):
         with pytest.raises(RescoldoError, match=f"{precision} needs examples"):
             LoraModel.load(tiny_base("llama", intermediate_size=128), precision, None, seed=0)
-    with pytest.raises(RescoldoError, match=r"blocks of 64, which the inputs of down_proj \(96\)"):
+    with pytest.raises(RescoldoError, match="multiple of 64: down_proj has 96"):
         LoraModel.load(tiny_base("llama"), "nf4", None, seed=0)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from scripts.binaries import Binary, read
-from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make
+from scripts.build_wheels import GLIBC, PLATFORMS, declared, faults, make, wheel_faults
 
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS, usable
 from rescoldo.system import cpu
@@ -76,29 +80,89 @@ def test_what_is_read_from_a_library_is_what_binutils_read(tmp_path):
     assert found.glibc
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64", reason="the wheel is for Linux on x86-64"
+def _wheel(folder: Path, change=lambda name, data: data) -> Path:
+    """A small wheel for LINUX, each file as `change` makes it; its libraries are not ones."""
+    files = {f"rescoldo/engine/kernels/lib/{row.name}.so": row.name.encode() for row in LINUX.rows}
+    about = f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-{LINUX.tag}\n".encode()
+    files = {**files, "rescoldo-1.dist-info/WHEEL": about}
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
+    files["rescoldo-1.dist-info/RECORD"] = f"{record}rescoldo-1.dist-info/RECORD,,\n".encode()
+    wheel = folder / f"rescoldo-1-py3-none-{LINUX.tag}.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in files.items():
+            if (changed := change(name, data)) is not None:
+                archive.writestr(name, changed)
+    return wheel
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, data: data, None),
+        (lambda name, data: data.replace(b"manylinux", b"linux") if name.endswith("WHEEL") else data, "just 'Tag:"),
+        (lambda name, data: data.replace(b"false", b"true") if name.endswith("WHEEL") else data, "just 'Root-Is-"),
+        (lambda name, data: b"other" if name.endswith("avx2.so") else data, "another hash of rescoldo/engine"),
+        (lambda name, data: None if name.endswith("avx2.so") else data, "does not list what is in it"),
+        (lambda name, data: data.replace(b"/avx2.so", b"/mmx.so") if name.endswith("RECORD") else data, "mmx.so"),
+    ],
 )
-def test_a_wheel_trains_without_a_compiler(tmp_path):
-    """Built, installed into an environment of its own with no compiler in reach, and used."""
+def test_a_wheel_that_is_not_what_it_says_is_refused(tmp_path, monkeypatch, change, said):
+    monkeypatch.setattr("scripts.build_wheels.read", lambda path: GOOD)
+    wrong = wheel_faults(_wheel(tmp_path, change), LINUX)
+    assert wrong == [] if said is None else said in "".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The sdist, the pure wheel and all platforms' wheels; each has been checked when it was packed."""
     pytest.importorskip("ziglang", reason="the cross-compiler is not installed (requirements/wheels.txt)")
-    sdist, pure, wheel = make(tmp_path / "dist", [LINUX.name], isolated=False)
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("wheels are built on Linux for x86-64")
+    return make(tmp_path_factory.mktemp("dist"), [platform.name for platform in PLATFORMS], isolated=False)
+
+
+@pytest.mark.slow
+def test_every_platform_has_a_wheel(made):
+    sdist, pure, *wheels = made
     assert sdist.name.endswith(".tar.gz")
-    names = {row.name for row in LINUX.rows}
-    with zipfile.ZipFile(wheel) as archive:
-        inside = {Path(name).stem for name in archive.namelist() if name.startswith("rescoldo/engine/kernels/lib/")}
-        (about,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/WHEEL")]
-        for name in names:
-            (tmp_path / "lib.so").write_bytes(archive.read(f"rescoldo/engine/kernels/lib/{name}.so"))
-            assert faults(read(tmp_path / "lib.so"), LINUX) == []
-    assert inside == names
-    assert "Tag: py3-none-manylinux_2_28_x86_64" in about
-    assert "Root-Is-Purelib: false" in about
     with zipfile.ZipFile(pure) as archive:
         assert not any(name.endswith(".so") for name in archive.namelist())
         assert "rescoldo/engine/kernels/c/isa/avx2.h" in archive.namelist()
+    for wheel, platform in zip(wheels, PLATFORMS, strict=True):
+        assert wheel_faults(wheel, platform) == []
+        others = [other for other in PLATFORMS if other is not platform]
+        assert all(wheel_faults(wheel, other) for other in others)  # what is checked tells them apart
 
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
+def test_the_sdist_builds_its_kernels_on_first_use(made, tmp_path):
+    with tarfile.open(made[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.glob("rescoldo-*")
+    (row, *_) = usable(cpu.instructions())
+    say = (
+        "import sys; from pathlib import Path; from rescoldo.engine.kernels import build; "
+        "print(build.__file__, build.library(build.instruction_set(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", say, row.name, tmp_path / "cache"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tree / "src")}, capture_output=True, text=True, check=True
+    )
+    module, library = done.stdout.split()
+    assert Path(module).is_relative_to(tree)
+    assert Path(library).is_relative_to(tmp_path / "cache")
+    assert faults(dataclasses.replace(read(Path(library)), glibc=frozenset()), LINUX) == []
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_without_a_compiler(made, tmp_path):
+    """Installed into an environment of its own with no compiler in reach, and used."""
+    wheel = made[2]
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     site = environment / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
@@ -129,7 +193,7 @@ def test_a_wheel_trains_without_a_compiler(tmp_path):
     )
     said = answer.stdout.split(maxsplit=2)
     assert Path(said[0]).is_relative_to(site)
-    fastest = usable(cpu.instructions())
+    fastest = usable(cpu.instructions(), vendor=cpu.vendor())
     assert said[1] == (fastest[0].name if fastest else "pytorch")
     if fastest:
         assert said[2].strip() == "{}"

@@ -151,7 +151,7 @@ def test_killed_in_the_middle(file: Path) -> None:
             assert page.input_value("#note") == "kept", "what was written is still there"
         with served(file) as (url, _):
             page.goto(url)
-            assert number(page) == 1, "it goes on where it was"
+            assert number(page) == 1, "it resumes where it was"
             assert "1 voted" in page.inner_text("#progress")
             press(page, "ArrowLeft")
             assert page.get_attribute("body", "data-vote") == "1"

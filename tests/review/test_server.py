@@ -16,7 +16,8 @@ import pytest
 
 from rescoldo.preference.ballots import ballots
 from rescoldo.preference.votes import VoteFile
-from rescoldo.review.server import MAX_BODY, ReviewServer
+from rescoldo.review.page import BallotSite
+from rescoldo.review.server import ReviewServer
 from rescoldo.review.session import Session
 from tests.data.examples import record
 from tests.evaluation.fake import ROLE
@@ -69,7 +70,7 @@ def session(tmp_path: Path) -> Session:
 
 @pytest.fixture
 def client(session: Session) -> Iterator[Client]:
-    server = ReviewServer(session)
+    server = ReviewServer(BallotSite(session))
     thread = threading.Thread(target=server.run)
     thread.start()
     yield Client(server.url)
@@ -121,7 +122,7 @@ def test_who_may_ask(client: Client, session: Session) -> None:
     assert client.post("vote", vote, Content_Type="text/plain")[0] == 415
     assert client.post("vote", b"[" * 20_000)[0] == 400
     assert client.post("vote", b"[]")[0] == 400
-    assert client.post("vote", vote, Content_Length=str(MAX_BODY + 1))[0] == 413
+    assert client.post("vote", vote, Content_Length=str(BallotSite.max_body + 1))[0] == 413
     assert client.post("vote", vote, Content_Length="-1")[0] == 413
     assert client.post("other", vote)[0] == 404
     for change in ({"number": 99}, {"number": "0"}, {"number": True}, {"vote": 3}, {"vote": None}, {"note": 1},

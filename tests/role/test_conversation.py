@@ -302,9 +302,9 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "llama factory's dpo": (
         {"conversations": [human("x")], "chosen": gpt("y"), "rejected": gpt("z")},
         "chosen",
-        "preferences",
+        "a preferred and a rejected answer",
     ),
-    "trl's dpo": ({"prompt": "x", "chosen": "y", "rejected": "z"}, "chosen", "preferences"),
+    "trl's dpo": ({"prompt": "x", "chosen": "y", "rejected": "z"}, "chosen", "a preferred and"),
     "trl's stepwise": ({"prompt": "x", "completions": ["a"], "labels": [True]}, "completions", "graded"),
     "axolotl's reflection": (
         {"instruction": "x", "output": "y", "reflection": "z", "corrected": "w"},

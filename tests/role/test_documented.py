@@ -98,8 +98,9 @@ def test_a_run_of_the_generic_role_is_evaluated_as_such(
     (tmp_path / "val.jsonl").write_text("".join(lines[2:]))
     data = ["--train", tmp_path / "train.jsonl", "--val", tmp_path / "val.jsonl", "--base-model", base]
     code, out, err = run(
-        monkeypatch, capsys, "train", "--role", "generic", *data, "--output", tmp_path / "out", *TINY, "--json"
-    )
+        monkeypatch, capsys, "train", "--role", "generic", *data, "--output", tmp_path / "out", *TINY, "--json",
+        "--loss", "last",  # which is what is evaluated
+    )  # fmt: skip
     assert code == 0, err
     trained = json.loads(out)["info"]
     code, out, err = run(

@@ -178,7 +178,7 @@ def test_bad_roles(tmp_path: Path, name: str) -> None:
 BAD_TEXTS = {
     "no YAML": ("name: [", "not YAML"),
     "a list": ("- a", "a mapping of fields"),
-    "twice": ("name: a\nname: b", "stands there twice"),
+    "twice": ("name: a\nname: b", "is repeated"),
     "alias": ("a: &a x\nb: *a", "aliases"),
     "date": ("name: 2024-01-01", "no text, number or list"),
     "python": ("name: !!python/object/apply:os.system [ls]", "not YAML that can be read"),
@@ -243,7 +243,7 @@ def test_faults_are_at_their_line_in_plain_words(tmp_path: Path, text: str) -> N
 SCHEMA_FILES = {
     "s.json": ('{"type":\n"objekt"}', "s.json", "type: is 'objekt', one of"),
     "t.json": ('{"type":\n\t"object",}', "t.json:2", "is not JSON"),
-    "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' stands there twice"),
+    "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' is repeated"),
     "v.yaml": ("type: object\nproperties:\n  a: {type: text}", "v.yaml:3", "properties.a.type: is 'text'"),
     "w.yaml": ('properties:\n  a: {$ref: "#/properties/a"}', "w.yaml:2", "leads back to itself"),
 }
@@ -321,7 +321,7 @@ def test_faults_of_an_answer_are_named(tmp_path: Path) -> None:
         ("reply.steps", "0 items, at least 1 wanted"),
     ]
     twice = {"sum": 1, "steps": [{"id": "S1", "text": "a"}, {"id": "S1", "text": "b"}]}
-    assert faults(twice) == [("reply.steps[1].id", "S1 stands already in item 0")]
+    assert faults(twice) == [("reply.steps[1].id", "S1 is already used in item 0")]
     wrong = {"sum": 1, "steps": [{"id": "1", "text": 5}, "x"]}
     assert faults(wrong) == [
         ("reply.steps[0].id", "is '1', which does not match ^S[0-9]$"),

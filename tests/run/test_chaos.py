@@ -155,7 +155,7 @@ class Driver:
         elif kind == "keeper killed":
             parent = psutil.Process(read_status(output).pid).parent()
             if parent is None or "rescoldo.cli.keeper" not in parent.cmdline():
-                return False  # it has been killed before, and the run goes on without
+                return False  # it has been killed before, and the run continues without
             parent.kill()
         return True
 

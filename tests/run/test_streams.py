@@ -161,7 +161,7 @@ def test_a_disowned_run_outlives_its_terminal(tmp_path, stage):
     os.close(master)
     check_finished(tmp_path, process.wait(timeout=60))
     what = [trouble["what"] for trouble in read_status(tmp_path / "out").state["troubles"]]
-    assert any("goes on without its terminal" in one and "Input/output error" in one for one in what)
+    assert any("continues without its terminal" in one and "Input/output error" in one for one in what)
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def test_a_constraint_that_fails_is_an_error_of_its_request_alone(
         patch.setattr(Constraint, "allows", lambda *_: False)
         with ThreadPoolExecutor(2) as pool:
             free = pool.submit(ask, server, n=20)
-            with pytest.raises(openai.BadRequestError, match="cannot go on in the form") as error:
+            with pytest.raises(openai.BadRequestError, match="cannot continue in the form") as error:
                 ask(server, response_format={"type": "json_object"})
         assert error.value.param == "response_format"
         assert free.result().choices[0].message.content == expected(server, SHORT, 20)
@@ -565,7 +565,7 @@ def test_full_queue_and_timeouts(run: Path) -> None:
             ask(server, n=1900)
         assert error.value.status_code == 504
         server.wait_until((0, 0))
-        assert ask(server, n=3).usage.completion_tokens == 3, "it goes on"
+        assert ask(server, n=3).usage.completion_tokens == 3, "it continues"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -47,7 +47,7 @@ def test_reading() -> None:
         (["epochs=1,0"], "0 is not allowed"),
         (["lora_targets=q_proj,q_proj+bogus"], "no linear 'bogus'"),
         (["lora_targets=all..mlp"], "no range"),
-        (["lr=1e-3", "lr=1e-4"], "stands there twice"),
+        (["lr=1e-3", "lr=1e-4"], "is repeated"),
     ],
 )
 def test_bad_spaces(texts: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,14 +54,14 @@ class NoTensors(TensorSource):
 
 class FakeBase(BaseModel):
     def tokenizer(self) -> Any:
-        return None
+        return SimpleNamespace()
 
     def fingerprint(self) -> str:
         return "f" * 64
 
 
 def open_base(spec: str) -> BaseModel:
-    return FakeBase(spec, Path("."), "hf", DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
+    return FakeBase(spec, Path("."), DECODER, NoTensors(), (), DirectoryTokenizer(Path("."), 0))
 
 
 class FakeModel:

@@ -49,7 +49,7 @@ def test_a_run_with_a_constant_rate_is_extended_to_the_bit(
 ) -> None:
     for n in epochs:
         said = _train(config(tmp_path, tmp_path / "run", epochs=n, **STEADY, **more))
-    assert f"with {epochs[-1]} it goes on exactly" in said.text
+    assert f"with {epochs[-1]} it continues exactly" in said.text
     _train(config(tmp_path, tmp_path / "calm", epochs=epochs[-1], **STEADY, **more))
     assert results(tmp_path / "run") == results(tmp_path / "calm")
     run, calm = (read_json(tmp_path / name / INFO_FILE) or {} for name in ("run", "calm"))
@@ -112,7 +112,7 @@ def test_other_settings_beside_the_epochs_are_no_extension(tmp_path: Path) -> No
 
 
 def _next(tmp_path: Path, parent: Path, name: str = "next", **fields: Any) -> RunConfig:
-    """A run on other data that goes on from `parent`, none of whose settings are given."""
+    """A run on other data that resumes from `parent`, none of whose settings are given."""
     folder = tmp_path / "new data"
     folder.mkdir(exist_ok=True)
     new, val = write_data(folder, n_train=9)

@@ -26,7 +26,7 @@ def make(**fields: Any) -> RunConfig:
 
 def test_settings_that_are_not_given_are_the_tested_ones() -> None:
     config, filled = apply_preset(make(), SMALL)
-    assert (config.epochs, config.lr, config.grad_accum) == (1, 1.5e-3, 1)
+    assert (config.epochs, config.lr, config.grad_accum, config.warmup) == (2, 1.5e-3, 4, 0.08)
     assert (config.lora_r, config.lora_alpha, config.lora_targets) == (16, 64.0, LINEARS)
     assert set(filled) >= {"epochs", "lr", "grad_accum", "lora_r", "lora_alpha", "lora_targets"}
 
@@ -55,8 +55,8 @@ def test_the_rate_falls_with_the_hidden_size_and_grows_with_the_step() -> None:
 
     assert rate(LARGE) == pytest.approx(3.2e-4)
     assert rate(DECODER) == 1.5e-3, "not above what was measured"
-    assert rate(SMALL, grad_accum=4) == 2e-3
-    assert rate(SMALL, batch_size=4) == 2e-3
+    assert rate(SMALL, grad_accum=1) == rate(SMALL, batch_size=2) == 1.5e-3
+    assert rate(SMALL, grad_accum=8) == rate(SMALL, batch_size=16) == 2e-3
 
 
 def test_alpha_follows_the_rank() -> None:
@@ -67,20 +67,32 @@ def test_alpha_follows_the_rank() -> None:
 
 def test_machines_that_share_a_step_have_examples_for_each() -> None:
     config, _ = apply_preset(make(), SMALL, machines=True)
-    assert (config.grad_accum, config.epochs) == (8, 2)
+    assert (config.grad_accum, config.lr) == (8, 2e-3)
+    assert apply_preset(make(batch_size=2), SMALL)[0].grad_accum == 2
+    assert apply_preset(make(batch_size=6), SMALL)[0].grad_accum == 1
 
 
 def test_a_run_that_is_resumed_keeps_what_it_was_started_with(tmp_path: Path) -> None:
     """Other values of the preset, as another version had them or several machines; what the user gave is his."""
     parts, base = PARTS, open_base("fake")
-    started = {"config": {"epochs": 2, "warmup": 4.0, "lr": 9e-3, "no_field": 1}, "from_preset": ["epochs", "warmup"]}
-    write_json(tmp_path / RUN_FILE, {**started, "from_preset": [*started["from_preset"], "no_field"]})
+    fields = {"epochs": 7, "warmup": 6.0, "lr": 9e-3, "no_field": 1, "preset": "tuned", "grad_accum": 8}
+    write_json(tmp_path / RUN_FILE, {"config": fields, "from_preset": ["epochs", "warmup", "no_field"]})
     asked = make(output=tmp_path)
     config, filled = with_preset(asked, base, parts)
-    assert (config.epochs, config.warmup, config.lr) == (2, 4.0, 1.5e-3)
+    assert (config.epochs, config.warmup) == (7, 6.0)
+    assert (config.lr, config.grad_accum) == (1.5e-3, 4), "given then: to be given again, which the refusal says"
+    assert config.lr_schedule == "cosine", "a field that came later"
     assert {"epochs", "warmup"} <= set(filled)
     assert with_preset(make(output=tmp_path, epochs=5), base, parts)[0].epochs == 5
-    assert with_preset(asked, base, parts, restart=True)[0].epochs == 1
+    assert with_preset(asked, base, parts, restart=True)[0].epochs == 2
     assert with_preset(make(output=tmp_path, preset="original"), base, parts)[0].epochs == 3
     shared = replace(parts, resumable_steps=False)
     assert with_preset(make(output=tmp_path / "new"), base, shared)[0].grad_accum == 8
+
+
+def test_a_run_from_before_this_preset_goes_on_with_the_defaults_of_then(tmp_path: Path) -> None:
+    fields = {"epochs": 3, "lr": 5e-4, "grad_accum": 8, "lora_r": 8, "lora_targets": list(ATTENTION)}
+    write_json(tmp_path / RUN_FILE, {"config": fields, "from_preset": []})
+    config, _ = with_preset(make(output=tmp_path, lr=5e-4), open_base("fake"), PARTS)
+    assert (config.epochs, config.lr, config.grad_accum, config.lora_r) == (3, 5e-4, 8, 8)
+    assert (config.lora_targets, config.lora_alpha, config.lr_schedule) == (ATTENTION, 32.0, "cosine")

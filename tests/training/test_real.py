@@ -17,7 +17,9 @@ from rescoldo.adapter import peft_config, read_adapter
 from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
-from rescoldo.engine.types import CALIBRATED
+from rescoldo.engine.precisions import is_calibrated
+from rescoldo.errors import RescoldoError
+from rescoldo.export.average import average_runs
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from rescoldo.run.layout import list_checkpoints
@@ -105,7 +107,7 @@ def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adap
             kills += 1
     assert kills > 1
     assert results(tmp_path / "stormy") == results(tmp_path / "calm")
-    if quantization in CALIBRATED:
+    if is_calibrated(quantization):
         deleting_checkpoints_changes_nothing(tmp_path / "calm")
 
 
@@ -207,6 +209,23 @@ def mean_loss(folder: Path, model: Any) -> float:
         targets += example.n_targets
     assert targets == sum(example.n_targets for example in data.examples)
     return nats / targets
+
+
+def test_an_average_of_epochs(finished, tmp_path):
+    epochs = [finished[0] / "checkpoint-5", finished[0] / "checkpoint-10"]
+    average_runs(epochs, tmp_path / "epochs", weights=[1, 3], method="factors")
+    first, second = (read_checkpoint(path).adapter for path in epochs)
+    found = read_adapter(tmp_path / "epochs")
+    assert found.lora == read_adapter(finished[0]).lora
+    for name, tensor in found.parameters.items():
+        torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * second[name])
+    assert all(check.ok for check in verify(tmp_path / "epochs"))
+    damaged = shutil.copytree(epochs[0], tmp_path / "run" / "checkpoint-5")
+    shutil.copy(finished[0] / "adapter_config.json", tmp_path / "run")
+    shutil.copy(finished[0] / "adapter_model.safetensors", tmp_path / "run")
+    (damaged / "adapter.safetensors").write_bytes(b"no")
+    with pytest.raises(RescoldoError, match="the checkpoint is damaged"):
+        average_runs([damaged, epochs[1]], tmp_path / "none")
 
 
 def test_adapter_config_is_what_peft_would_write(finished, tmp_path):

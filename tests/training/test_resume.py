@@ -190,7 +190,7 @@ def test_a_full_disk_while_checkpointing_does_not_stop_the_run(tmp_path, monkeyp
     monkeypatch.setattr("rescoldo.training.loop.WAIT_SECONDS", 0.01)
     reporter = Silent()
     train(config(tmp_path, tmp_path / "out", checkpoint_minutes=0.0), parts=PARTS, reporter=reporter)
-    assert "no checkpoint was written (No space left on device); the run goes on" in reporter.text
+    assert "no checkpoint was written (No space left on device); the run continues" in reporter.text
     assert results(tmp_path / "out") == calm
 
 

@@ -54,16 +54,19 @@ def _refuse_unlike(first: Adapter, other: Adapter) -> None:
                 f"the adapters have different {what}: {shown[0]} in {first.directory}, {shown[1]} in {other.directory}",
                 fix=f"merge adapters with the same {what}",
             )
-    for name, tensor in first.parameters.items():
-        there, rank = other.parameters.get(name), 0 if name.endswith(A) else 1
-        if there is None:
-            raise RescoldoError(f"{name} is missing", where=str(other.directory))
-        if there.ndim != tensor.ndim or (tensor.ndim == 2 and there.shape[1 - rank] != tensor.shape[1 - rank]):
+    sizes = [{name: _size(name, tensor) for name, tensor in a.parameters.items()} for a in (first, other)]
+    for name in sorted(sizes[0].keys() | sizes[1].keys()):
+        if sizes[0].get(name) != sizes[1].get(name):
             raise RescoldoError(
-                f"the adapters are of models of different shapes: {name} is {list(tensor.shape)} in {first.directory}, "
-                f"{list(there.shape)} in {other.directory}",
+                f"the adapters are of models of different shapes: {name} is {sizes[0].get(name, 0)} wide in "
+                f"{first.directory}, {sizes[1].get(name, 0)} in {other.directory}",
                 fix="merge adapters of one base model",
             )
+
+
+def _size(name: str, tensor: torch.Tensor) -> int:
+    """The side of a tensor that the base model decides, not the rank."""
+    return tensor.shape[1] if name.endswith(A) else tensor.shape[0]
 
 
 def _exact(adapters: Sequence[Adapter], weights: Sequence[float]) -> Averaged:

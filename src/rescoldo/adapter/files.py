@@ -155,7 +155,7 @@ def read_adapter(directory: Path) -> Adapter:
     parameters: Tensors = {}
     wrapped = False
     path = directory / WEIGHTS_FILE
-    for name, tensor in _load(path, "train again, or copy it anew").items():
+    for name, tensor in _load(path, "train again, or copy it again").items():
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
         if key.startswith(_WRAPPED):
             key, wrapped = _PLAIN + key.removeprefix(_WRAPPED), True

@@ -58,11 +58,10 @@ def supply(tokenizer: Any, names: list[str]) -> str:
     Args:
         names: what the model is called, by its files and by the user.
     """
-    vocabulary = tokenizer.get_vocab()
     if {"[INST]", "[/INST]"} <= set(tokenizer.added_tokens_encoder):
         return INST_AS_TOKEN
     text = " ".join(names).lower()
-    if "mistral" in text and "instruct" in text and "▁[" in vocabulary and "<0x0A>" in vocabulary:
+    if "mistral" in text and "instruct" in text and {"▁[", "<0x0A>"} <= set(tokenizer.get_vocab()):
         return INST_AS_TEXT
     ids = tokenizer("x")["input_ids"]
     begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id

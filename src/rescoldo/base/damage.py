@@ -18,7 +18,7 @@ def damaged_tensor(base: BaseModel) -> RescoldoError | None:
             return RescoldoError(
                 f"the base model's tensor {name} holds {count} of {tensor.numel()} numbers that are NaN or infinite",
                 where=f"{base.spec} ({base.path})",
-                fix="fetch the model again, or take another one: no training can mend it",
+                fix="fetch the model again, or take another one: training cannot repair it",
                 exit_code=EXIT_FAILURE,
             )
     return None

@@ -1,4 +1,4 @@
-"""What a base model is, as one number: a resumed run must go on with the same weights."""
+"""What a base model is, as one number: a resumed run must continue with the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _load_cache() -> dict[str, str]:
 
 
 def _store(new: dict[str, str]) -> None:
-    """Add to the cache. It only saves time: where it cannot be written, that is all there is to it."""
+    """Add to the cache. It only saves time; best effort, failures are ignored."""
     try:
         merged = {**_load_cache(), **new}
         files.write_json(_cache_path(), dict(list(merged.items())[-_MAX_CACHED:]))

@@ -113,6 +113,14 @@ class GgufTensors(TensorSource):
         return QuantizedMatrix(info.type_name, data, (info.shape[0], info.shape[1]), order=order)
 
 
+class GgufModel(BaseModel):
+    """A GGUF file, from wherever it comes."""
+
+    @property
+    def gguf_file(self) -> Path:
+        return self.path
+
+
 def _check_types(path: Path, header: GgufHeader) -> None:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import _type_traits
@@ -127,8 +135,8 @@ def _check_types(path: Path, header: GgufHeader) -> None:
             )
 
 
-def open_gguf(path: Path, spec: str) -> BaseModel:
-    """Open a GGUF file.
+def open_gguf(path: Path, spec: str, *, ollama_name: str | None = None) -> BaseModel:
+    """Open a GGUF file; `ollama_name` as BaseModel has it.
 
     Raises:
         RescoldoError: no GGUF, damaged, of another architecture, or its tensors do not fit its metadata.
@@ -138,4 +146,5 @@ def open_gguf(path: Path, spec: str) -> BaseModel:
     _check_types(path, header)
     tensors = GgufTensors(path, header, config)
     check_tensors(tensors, config, path)
-    return BaseModel(spec, path, "gguf", config, tensors, (path,), GgufTokenizer(path, config.max_positions))
+    tokenizer = GgufTokenizer(path, config.max_positions)
+    return GgufModel(spec, path, config, tensors, (path,), tokenizer, ollama_name=ollama_name)

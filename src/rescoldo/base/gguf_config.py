@@ -12,6 +12,7 @@ from rescoldo.base.gguf_header import GgufHeader
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, Family, family_of_gguf
+from rescoldo.families.unsupported import unsupported
 
 ROPE_FACTORS = "rope_freqs.weight"
 _LOG = "rope.scaling.yarn_log_multiplier"
@@ -146,9 +147,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     family = family_of_gguf(architecture)
     if family is None:
         raise reader.fail(
-            f"architecture {architecture!r:.80} is not supported"
-            if architecture
-            else "general.architecture is missing",
+            unsupported(architecture) if architecture else "general.architecture is missing",
             fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
     if scalar(header.metadata, "split.count", str(path)) not in (None, 0, 1):

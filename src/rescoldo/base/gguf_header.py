@@ -145,7 +145,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
     for _ in range(count):
         key = _name(cursor.string(MAX_KEY), "metadata key")
         if key in metadata:
-            raise _DamagedError(f"metadata key {key!r} stands there twice")
+            raise _DamagedError(f"metadata key {key!r} is repeated")
         kind = cursor.number("I")
         metadata[key], item = cursor.value(kind)
         types[key] = kind, item
@@ -183,7 +183,7 @@ def _read_tensors(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict
     tensors: dict[str, TensorInfo] = {}
     for name, type_name, shape, offset, n_bytes in rows:
         if name in tensors:
-            raise _DamagedError(f"tensor {name!r} stands there twice")
+            raise _DamagedError(f"tensor {name!r} is repeated")
         if start + offset + n_bytes > len(cursor.data):
             raise _DamagedError(
                 f"the file is cut short: tensor {name!r} ends at byte {start + offset + n_bytes}, "
@@ -233,7 +233,7 @@ def read_header(path: Path) -> GgufHeader:
         raise RescoldoError(
             f"this is not a usable GGUF file: {what}",
             where=str(path),
-            fix="fetch the file again and compare its size with the original's",
+            fix="fetch the file again and compare its size with that of the source",
         ) from None
     except OSError as error:
         raise RescoldoError(f"cannot read the GGUF file: {error.strerror or error}", where=str(path)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, WRAPPERS, Family
+from rescoldo.families.unsupported import unsupported
 from rescoldo.files import load_json
 
+INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 _FACTORS = ("short_factor", "long_factor")  # of longrope
@@ -52,7 +54,7 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
     family = FAMILIES.get(str(architecture)) or next(iter(wrapped), None)
     if family is None:
         raise RescoldoError(
-            f"architecture {architecture!r:.80} is not supported" if architecture else "config.json has no model_type",
+            unsupported(architecture) if architecture else "config.json has no model_type",
             where=where,
             fix=f"use a model of one of these: {', '.join(FAMILIES)}",
         )
@@ -371,7 +373,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         RescoldoError: there are none, or one that the index names is missing.
     """
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    index, single = directory / INDEX, directory / "model.safetensors"
     if single.is_file():
         return [single]
     if index.is_file():
@@ -401,6 +403,36 @@ def weight_files(directory: Path) -> list[Path]:
     raise RescoldoError("there is no model.safetensors and no index of such files", where=str(directory), fix=REFETCH)
 
 
+class HfModel(BaseModel):
+    """A Hugging Face directory."""
+
+    def hf_config(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        path, beside = self.path / "config.json", self.path / "generation_config.json"
+        whole = load_json(path, REFETCH)
+        family, decoder = decoder_config(whole, str(path))
+        content = {key: value for key, value in decoder.items() if key != "torch_dtype"}
+        if decoder != whole:  # without what wraps the decoder
+            content["architectures"] = [family.hf_class]
+        return content, load_json(beside, REFETCH) if beside.is_file() else None
+
+    def disagreements(self) -> Iterator[str]:
+        """Tensors that the index says to be in another shard than they are."""
+        path = self.path / INDEX
+        if not path.is_file() or (self.path / "model.safetensors").is_file():
+            return
+        from safetensors import safe_open
+
+        weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
+        for file in self.weight_files:
+            with safe_open(file, framework="pt") as handle:
+                there = set(handle.keys())
+            named = {name for name, where in weight_map.items() if where == file.name}
+            for name in sorted(named - there):
+                yield f"{path}: {name} is said to be in {file.name} and is not"
+            for name in sorted(there - named):
+                yield f"{path}: {name} is in {file.name} and not in the index"
+
+
 def open_hf(directory: Path, spec: str) -> BaseModel:
     """Open a Hugging Face directory.
 
@@ -423,10 +455,9 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
     tensors = HfTensors(files, name, family.norm_offset, quantization_of(raw, str(path)))
     check_tensors(tensors, config, directory)
     tokenizer = DirectoryTokenizer(directory, config.max_positions)
-    return BaseModel(
+    return HfModel(
         spec,
         directory,
-        "hf",
         config,
         tensors,
         tuple(files),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,32 +21,49 @@ from rescoldo.units import count
 class BaseModel:
     """An opened base model. Opening reads headers only; tensors are mapped when asked for.
 
+    A kind of base model (`base.hf`, `base.gguf`) is a subclass: what its files have beside tensors is a method here,
+    which says that there is none.
+
     Attributes:
         spec: what the user typed ("sample:smollm2", "ollama:mistral:7b-instruct", a path, a Hub id).
         path: the directory or GGUF file it stands for.
-        kind: "hf" or "gguf".
         config: the decoder's shapes.
         tensors: the weights.
         weight_files: the files that hold them, in order.
         tokenizer_files: what the tokenizer is made of.
         wrapper: the class in transformers that holds the decoder together with a vision tower; empty: there is none.
         left_alone: names of the file's tensors that are not the decoder's.
+        ollama_name: the name by which Ollama holds this very file; None: the file is not from its store.
     """
 
     spec: str
     path: Path
-    kind: str
     config: DecoderConfig
     tensors: TensorSource
     weight_files: tuple[Path, ...]
     tokenizer_files: TokenizerFiles
     wrapper: str = ""
     left_alone: tuple[str, ...] = ()
+    ollama_name: str | None = None
 
     @property
     def family(self) -> Family:
         """Its row in the table of families."""
         return FAMILIES[self.config.architecture]
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file that it is, which llama.cpp can load; None: it is none."""
+        return None
+
+    def hf_config(self) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+        """The model's own config.json and generation_config.json (None: it has none), as dictionaries; the first holds
+        the decoder alone, whatever wraps it. None: the model has no such files."""
+        return None
+
+    def disagreements(self) -> Iterator[str]:
+        """What the model's files say differently of each other, beyond what opening has compared."""
+        yield from ()
 
     def note(self) -> str:
         """One line about what is not used of the model and what its adapter is named for; empty: nothing to say."""

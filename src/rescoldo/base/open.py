@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -32,6 +34,46 @@ class NoSuchModelError(RescoldoError):
         self.suggestion = suggestion
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """A prefix of models' names, as in "sample:smollm2".
+
+    Attributes:
+        open: opens the model; takes what follows the prefix, and the whole name.
+        title: what a person calls the model; takes what follows the prefix.
+    """
+
+    open: Callable[[str, str], BaseModel]
+    title: Callable[[str], str]
+
+
+def _open_sample(name: str, spec: str) -> BaseModel:
+    from rescoldo.base.sample import find_sample
+
+    return open_gguf(find_sample(name), spec)
+
+
+def _title_of_sample(name: str) -> str:
+    from rescoldo.base.sample import SAMPLES
+
+    return SAMPLES[name].title if name in SAMPLES else name
+
+
+def _open_ollama(name: str, spec: str) -> BaseModel:
+    from rescoldo.base.ollama import find_ollama
+
+    return open_gguf(find_ollama(name).path, spec, ollama_name=name)
+
+
+SCHEMES = {"sample": Scheme(_open_sample, _title_of_sample), "ollama": Scheme(_open_ollama, str)}
+
+
+def title_of(spec: str) -> str:
+    """The base model as a person calls it: the last part of its path or id."""
+    prefix, colon, name = spec.partition(":")
+    return SCHEMES[prefix].title(name) if colon and prefix in SCHEMES else Path(spec).absolute().name
+
+
 def open_base(spec: str) -> BaseModel:
     """Open the base model that `spec` names: sample:NAME, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
     or a Hub id, which is fetched. Reads headers only; the weights are mapped when they are asked for.
@@ -39,15 +81,9 @@ def open_base(spec: str) -> BaseModel:
     Raises:
         RescoldoError: there is no such model, it is damaged, or of an architecture that does not work.
     """
-    kind, colon, name = spec.partition(":")
-    if colon and kind == "sample":
-        from rescoldo.base.sample import find_sample
-
-        return open_gguf(find_sample(name), spec)
-    if colon and kind == "ollama":
-        from rescoldo.base.ollama import find_ollama
-
-        return open_gguf(find_ollama(name).path, spec)
+    prefix, colon, name = spec.partition(":")
+    if colon and prefix in SCHEMES:
+        return SCHEMES[prefix].open(name, spec)
     if not spec.strip() or "\0" in spec:
         raise RescoldoError("no base model is named", fix=f"name {_FORMS}")
     path = Path(os.path.expanduser(spec))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rescoldo.base.merges import merges
 from rescoldo.errors import RescoldoError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types, as GGUF and SentencePiece count
@@ -140,23 +141,11 @@ def build_byte_level(
 
 
 def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, best score first (as transformers does for SentencePiece models)."""
-    usable = {token: index for token, index in ids.items() if vocabulary.types[index] in (NORMAL, USER_DEFINED, UNUSED)}
-    found: list[tuple[float, int, int, int, int, str, str]] = []
-    for token, index in usable.items():
-        if vocabulary.types[index] != NORMAL:
-            continue
-        for cut in range(1, len(token)):
-            left = token[:cut]
-            left_id = usable.get(left)
-            if left_id is None:
-                continue
-            right = token[cut:]
-            right_id = usable.get(right)
-            if right_id is not None:
-                found.append((-vocabulary.scores[index], -len(left), -len(right), left_id, right_id, left, right))
-    found.sort()
-    return [(left, right) for *_, left, right in found]
+    """The pairs of pieces that are merged, the first ones first."""
+    kinds = vocabulary.types
+    usable = {token for token, index in ids.items() if kinds[index] in (NORMAL, USER_DEFINED, UNUSED)}
+    scores = {token: vocabulary.scores[index] for token, index in ids.items() if kinds[index] == NORMAL}
+    return merges(ids, usable, scores)
 
 
 def build_sentencepiece(
@@ -170,7 +159,7 @@ def build_sentencepiece(
             not only at the very beginning.
 
     Raises:
-        RescoldoError: scores that are no BPE's, a token that stands there twice.
+        RescoldoError: scores that are no BPE's, a token that is repeated.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""`rescoldo data`: audit, fix and split dataset files."""
+"""`rescoldo data`: dataset files: made of others, checked, mended, divided, drafted and reviewed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from rescoldo.cli.command import example
+from rescoldo.cli.draft import DRAFT_EXAMPLE, REVIEW_EXAMPLE, draft_, review_
+from rescoldo.cli.intake import EXPORT_EXAMPLE, IMPORT_EXAMPLE, export_, import_
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
-data = typer.Typer(no_args_is_help=True, help="Check, mend and split datasets (JSON Lines).")
+data = typer.Typer(no_args_is_help=True, help="Make, check, mend and split datasets (JSON Lines).")
 
 RoleOption = Annotated[str, typer.Option(help="What the records are for: a role's name, file or folder.")]
+data.command("import", epilog=example(IMPORT_EXAMPLE))(import_)
+data.command("draft", epilog=example(DRAFT_EXAMPLE))(draft_)
+data.command("review", epilog=example(REVIEW_EXAMPLE))(review_)
+data.command("export", epilog=example(EXPORT_EXAMPLE))(export_)
 SHOWN = 100  # faults or changes that are printed; --json has all of them
 
 

@@ -1,6 +1,6 @@
 """The small process above a detached run: it starts it, sees how it ends, notes that, and tells the user.
 
-It is a process of its own because a run that is killed cannot say so. It imports no torch, and the run goes on if the
+It is a process of its own because a run that is killed cannot say so. It imports no torch, and the run continues if the
 keeper itself is killed. `python -m rescoldo.cli.keeper OUTPUT ON_EXIT COMMAND…`
 """
 

@@ -65,7 +65,7 @@ OPTIONS: dict[str, Any] = {
     "epochs": Annotated[
         int | None,
         typer.Option(
-            help="Passes over the examples. (default 1, 2 with several examples a step; original: 3)",
+            help="Passes over the examples. (default 2; original: 3)",
             rich_help_panel=LORA,
         ),
     ],
@@ -80,7 +80,7 @@ OPTIONS: dict[str, Any] = {
         int | None, typer.Option(help="Examples per micro-batch. (default 1)", rich_help_panel=LORA)
     ],
     "grad_accum": Annotated[
-        int | None, typer.Option(help="Micro-batches a step. (default 1; original: 8)", rich_help_panel=LORA)
+        int | None, typer.Option(help="Micro-batches a step. (default: 4 examples; original: 8)", rich_help_panel=LORA)
     ],
     "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 16; original: 8)", rich_help_panel=LORA)],
     "lora_alpha": Annotated[
@@ -190,7 +190,7 @@ OPTIONS: dict[str, Any] = {
     "warmup": Annotated[
         float | None,
         typer.Option(
-            help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.05)",
+            help="Warm-up: a fraction of all steps, or from 1 on a number of steps. (default 0.08; original: 0.05)",
             rich_help_panel=LORA,
         ),
     ],
@@ -198,7 +198,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             help="Learning rate behind the warm-up: cosine or linear to 0, or constant, with which a finished run can "
-            "be extended. (default linear; original: cosine)",
+            "be extended. (default cosine)",
             rich_help_panel=LORA,
         ),
     ],
@@ -234,6 +234,14 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(
             help="Memory limit in GB: the lower, the more activations are recomputed. (default what is free)",
+            rich_help_panel=RUN,
+        ),
+    ],
+    "report_to": Annotated[
+        str | None,
+        typer.Option(
+            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow "
+            "(comma-separated), none. (default tensorboard)",
             rich_help_panel=RUN,
         ),
     ],

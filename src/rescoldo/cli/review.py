@@ -55,7 +55,7 @@ def review(
 ) -> None:
     """Choose between two models' answers without knowing whose they are: 1, 2, or 0 for equal.
 
-    Each vote is on the disk at once, in FILE.votes.jsonl; the same command goes on where it was. In the end the
+    Each vote is on the disk at once, in FILE.votes.jsonl; the same command resumes where it was. In the end the
     comparison and its reports take the votes in; so does compare when it writes the same file again.
     """
     check_number("--port", port, whole=True, ge=0, le=65535)
@@ -83,7 +83,7 @@ def review(
         return
     from rescoldo.review.session import Session
 
-    session = Session(put.items, votes, reviewer or _login(), seed)
+    session = Session(put.items, votes, reviewer or login(), seed)
     if not len(session):
         raise RescoldoError(
             "there is nothing to choose: the answers are identical, or there are none", where=str(file),
@@ -97,15 +97,16 @@ def review(
 
             vote_in_terminal(session, lang=lang)
         else:
+            from rescoldo.review.page import BallotSite
             from rescoldo.review.server import ReviewServer
 
-            server = ReviewServer(session, lang=lang, port=port)
+            server = ReviewServer(BallotSite(session, lang), port=port)
             if json_:
                 facts = {"url": server.url, "votes": str(votes.path), "items": len(session), "done": session.done}
                 print(json.dumps({**facts, "pid": os.getpid()}), flush=True)
             else:
                 print(f"Open {server.url}\n(this machine only; Finish on the page or Ctrl-C here ends it)", flush=True)
-                _open(server.url, open_)
+                open_page(server.url, open_)
             server.run()
     except KeyboardInterrupt:  # the way to end it
         print(file=sys.stderr)
@@ -120,7 +121,8 @@ def _pair(text: str) -> tuple[str, str]:
     return a, b
 
 
-def _login() -> str:
+def login() -> str:
+    """The login name. Raises RescoldoError where the system does not know it."""
     import getpass
 
     try:
@@ -129,7 +131,7 @@ def _login() -> str:
         raise RescoldoError("the login name is not known", fix="say whose votes these are: --reviewer NAME") from None
 
 
-def _open(url: str, wanted: bool) -> None:
+def open_page(url: str, wanted: bool) -> None:
     """In a browser with windows: one for terminals would take this one away."""
     has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if wanted and has_screen and sys.stdout.isatty():
@@ -175,7 +177,7 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
     from rescoldo.preference.people import take_votes_in
     from rescoldo.review.summary import summary_lines
 
-    document = read_document(file)  # as it is now: a comparison may have been made anew meanwhile
+    document = read_document(file)  # as it is now: a comparison may have been made again meanwhile
     before = document.get("people")
     take_votes_in(document, file)
     found = document.get("people")
@@ -185,7 +187,7 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # what was read is not ours alone
             raise RescoldoError(
                 f"the reports cannot be made of this comparison ({type(error).__name__}: {error}); the votes are kept",
-                where=str(file), fix="write the comparison anew with compare: it takes the votes in",
+                where=str(file), fix="write the comparison again with compare: it takes the votes in",
             ) from None  # fmt: skip
     if json_:
         print(json.dumps(found or {}, ensure_ascii=False))
@@ -197,4 +199,4 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
         print(f"{count(votes.damaged, 'line')} of {votes.path} hold no vote and are left out")
     print(f"Votes: {votes.path}")
     if not found:
-        print(f"To go on: {program()} review {quote(file)}")
+        print(f"To continue: {program()} review {quote(file)}")

@@ -71,7 +71,7 @@ def status(output: Output = None, json_: AsJson = False) -> None:
 
 
 def renew_report(found: Status) -> None:
-    """Write report.html anew where it still shows a run as running that has ended without being able to say so (a run
+    """Write report.html again where it still shows a run as running that has ended without being able to say so (a run
     in the foreground has nobody who would note that it was killed)."""
     from rescoldo.run.layout import REPORT_FILE
 

@@ -211,7 +211,7 @@ def _in_foreground(
 
 @contextmanager
 def _telling(on_exit: str, output: Path, warn: Callable[[str], object]) -> Iterator[None]:
-    """However the block ends, the user's command `on_exit` is run then; `warn` hears what went wrong with it."""
+    """However the block ends, the user's command `on_exit` is run then; `warn` is told what went wrong with it."""
     try:
         yield
     finally:

@@ -47,14 +47,14 @@ def _work(place: Place, job: dict[str, object]) -> int:
             config, real_parts(), adapter_bin=bool(job["adapter_bin"]), force=bool(job["force"]), reporter=reporter
         )
     except LostOthersError as error:
-        reporter.say(f"{error.what}; going on from the last checkpoint with those that are there")
+        reporter.say(f"{error.what}; continuing from the last checkpoint with those that are there")
         return AGAIN
     except RescoldoError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         place.end(error.exit_code, error=str(error))
         return error.exit_code
     if result.status == "interrupted" and not place.stopping:
-        reporter.say("the machines of this run change: going on from here with those that are there")
+        reporter.say("the machines of this run change: continuing from here with those that are there")
         return AGAIN
     place.end(128 + result.signal if result.signal else 0, summary=result.summary())
     return 0

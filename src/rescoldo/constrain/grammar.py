@@ -16,7 +16,7 @@ from typing import Any
 
 MAX_CHARACTERS = 256 * 1024
 MAX_CHOICES = 10_000
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a run of blanks ends: small models would go on with them for ever
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a run of blanks ends: small models would repeat them for ever
 
 
 class GrammarError(ValueError):

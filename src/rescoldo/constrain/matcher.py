@@ -89,7 +89,7 @@ class Constraint:
             return "the grammar is too complex for this answer"
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(logits)]
         if not allowed.any():
-            return "no token of this model can go on in the grammar"
+            return "no token of this model can continue in the grammar"
         if (
             logits.dtype == torch.float32
         ):  # in this thread: PyTorch would wake all of its own for 50 microseconds of work

@@ -85,7 +85,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     for path in paths:
         file = FileAudit(str(path), 0)
         own: list[_Entry] = []
-        if is_text(path):
+        if is_text(path, role):
             _audit_text(path, file)
             result.files.append(file)
             continue
@@ -148,7 +148,7 @@ def key_of(role: Role, record: dict[str, Any]) -> str:
 def answer_of(role: Role, record: dict[str, Any]) -> str:
     """A record's answer in a form in which two equal answers are equal text; "" where there is none.
 
-    Where words decide, those of its texts do (IDs and the like do not count); other answers are compared as a whole.
+    Where words decide, those of its texts do (IDs and similar do not count); other answers are compared as a whole.
     """
     if by_words(role):
         return " | ".join(same(text) for _, text in role.prose(record))

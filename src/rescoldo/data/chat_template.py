@@ -63,12 +63,12 @@ def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
     tools = tools_of(messages)
     system = messages[0]["content"].strip() if len(messages) > 1 and messages[0]["role"] == "system" else None
     first: tuple[Messages, str] | None = None
-    refused: Exception | None = None
+    refused = ""  # why the messages as they are were not taken
     for form in _forms(messages):
         try:
             text = render(tokenizer, form, add_generation_prompt=True, tools=tools)
         except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
-            refused = error
+            refused = refused or " ".join(str(error).split())[:300]
             continue
         if form[0]["role"] == "system" and system is not None and system not in text:
             continue
@@ -80,7 +80,7 @@ def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
     raise RescoldoError(
         f"the model's chat template cannot write the prompt: {refused or 'it leaves the system message out'}",
         where=str(getattr(tokenizer, "name_or_path", "") or "chat template"),
-        fix="use an instruct model, or mend chat_template in its tokenizer_config.json",
+        fix="use an instruct model, or correct chat_template in its tokenizer_config.json",
     ) from None
 
 
@@ -124,6 +124,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+_ANOTHER = "another model; or leave such examples out"
+
+
 @dataclass(frozen=True)
 class AnswerText:
     """What is learned behind a prompt, as text: the answer up to the token that ends it.
@@ -133,12 +136,14 @@ class AnswerText:
         thinking: how many of its characters are the thinking part.
         end: the token that ends it; "" where the template writes none.
         missing: what of the answer the template leaves out, in words; "" if nothing.
+        fix: what to do about that.
     """
 
     text: str
     thinking: int
     end: str
     missing: str = ""
+    fix: str = ""
 
 
 def is_plain(answer: dict[str, Any], tokenizer: Any) -> bool:
@@ -158,20 +163,20 @@ def answer_text(asked: Messages, answer: dict[str, Any], tokenizer: Any, ends: S
         ends: the tokens that end an answer.
     """
     tools = tools_of(asked)
-    problem = "the model's chat template does not write a conversation with this answer"
+    problem = ""
     found: AnswerText | None = None
     for form in _forms([*asked, answer]):
         try:
             prompt = render(tokenizer, form[:-1], add_generation_prompt=True, tools=tools)
             whole = render(tokenizer, form, add_generation_prompt=False, tools=tools)
         except Exception as error:  # of many kinds
-            problem = f"the model's chat template refuses the answer: {' '.join(str(error).split())[:200]}"
+            problem = problem or f"the chat template refuses the answer: {' '.join(str(error).split())[:200]}"
             continue
         one = _beyond(prompt, whole, form, ends)
         if not one.missing:
             return one
         found = found or one
-    return found or AnswerText("", 0, "", problem)
+    return found or AnswerText("", 0, "", problem, _ANOTHER)
 
 
 def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> AnswerText:
@@ -180,20 +185,25 @@ def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> Ans
     opened = opened_at_end(behind_last(prompt, form[:-1], ends))
     begin = prompt.removesuffix(opened)
     if not whole.startswith(begin):
-        return AnswerText("", 0, "", "the chat template writes the messages before an answer otherwise with the answer")
+        what = "the chat template writes the messages before an answer otherwise when the answer follows"
+        return AnswerText("", 0, "", what, _ANOTHER)
     text, end = _up_to_end(whole[len(begin) :].removeprefix(opened), ends)
     own, content = split_thinking(answer["content"] or "")
     thoughts = answer.get("reasoning_content", "") or inner(own)
     if opened and not is_closed(opened) and not is_closed(text):
         text = f"{thoughts}\n</think>\n\n{text.lstrip()}"
-    what = ""
-    if content.strip() not in text:
-        what = "the chat template changes the answer: it does not write it as it is in the dataset"
-    elif thoughts.strip() not in text:
+    what, fix = "", ""
+    if thoughts.strip() not in text:
         what = "the chat template has no place for the answer's thinking part"
+        fix = "--thinking drop; or a model that thinks"
+    elif content.strip() not in text:
+        what, fix = "the chat template changes the answer: it does not write it as it is in the dataset", _ANOTHER
+        if "tool_calls" in answer:
+            what = "the chat template does not write what the assistant says beside a call of a tool"
     elif name := missing_call([answer], text):
         what = f"the chat template leaves out or changes a call of {name} in the answer"
-    return AnswerText(text, _thinking_length(text), end, what)
+        fix = "a model whose chat template writes calls of tools; or leave such examples out"
+    return AnswerText(text, _thinking_length(text), end, what, fix)
 
 
 def behind_last(prompt: str, asked: Messages, ends: Sequence[str]) -> str:

@@ -12,14 +12,31 @@ from rescoldo.data.audit import key_of
 from rescoldo.data.records import Record, read_records
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.data.template_check import check_template
-from rescoldo.data.text import KEY, Document, chosen, is_text, read_documents, text_windows
+from rescoldo.data.text import KEY, LIKENESS, Document, chosen, is_text, read_documents, text_windows
 from rescoldo.data.tokenize import refuse_control_tokens, refuse_marks_in_text, tokenize_records
 from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
 
-LIKENESS = 2000  # characters of a document that are compared with others
+
+@dataclass(frozen=True)
+class Overrun:
+    """An example that is left out because it is longer than max_length.
+
+    Attributes:
+        line: in the file, from 1.
+        tokens: its length; None: not known.
+        file: its name, where an example is not from the dataset's own file.
+    """
+
+    line: int
+    tokens: int | None = None
+    file: str = ""
+
+    def __str__(self) -> str:
+        length = "" if self.tokens is None else f" ({self.tokens} tokens)"
+        return f"line {self.line}{length}{f' of {self.file}' if self.file else ''}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Dataset:
     path: Path
     examples: list[Example]
     names: list[str]
-    overruns: list[str]
+    overruns: list[Overrun]
     digest: str
     file_digest: str
     notes: tuple[str, ...] = ()
@@ -81,7 +98,7 @@ def check_dataset(path: Path, role: Role) -> Sequence[Record]:
     Raises:
         RescoldoError: faults in the file.
     """
-    return read_documents(path) if is_text(path) else read_records(path, role)
+    return read_documents(path) if is_text(path, role) else read_records(path, role)
 
 
 def read_dataset(
@@ -134,7 +151,7 @@ def _record_dataset(
         path,
         examples,
         [f"{path.name}:{records[i].line} ({short(role.key(records[i]))})" for i in kept],
-        [f"line {line} ({tokens} tokens)" for line, tokens in tokenized.overruns],
+        [Overrun(line, tokens) for line, tokens in tokenized.overruns],
         digest(examples),
         sha256(path),
         notes,

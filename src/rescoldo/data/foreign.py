@@ -1,4 +1,4 @@
-"""Files that are no JSON Lines: what they are, and a command that makes JSON Lines of them."""
+"""What kind of file this is, by its first bytes; and for files that are not JSON Lines the command that reads them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,45 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import is_lfs_pointer, quote
+from rescoldo.invocation import program
 
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip -c"),
-    b"BZh": ("bzip2", "bunzip2 -c"),
-    b"\xfd7zXZ\0": ("xz", "xz -dc"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -dc"),
-}
+GZIP, BZIP2, XZ, ZSTD, ZIP = "gzip", "bzip2", "xz", "Zstandard", "zip"
+COMPRESSED = (GZIP, BZIP2, XZ, ZSTD)
+PARQUET, ARROW, ARROW_STREAM, WORKBOOK = "Parquet", "Arrow", "Arrow stream", "Excel workbook"
+BINARY, TEXT, UTF16, OLD_OFFICE, LFS = "binary", "text", "UTF-16", "old Office file", "Git LFS pointer"
+_MAGIC = (
+    (b"\x1f\x8b", GZIP),
+    (b"BZh", BZIP2),
+    (b"\xfd7zXZ\0", XZ),
+    (b"\x28\xb5\x2f\xfd", ZSTD),
+    (b"PAR1", PARQUET),
+    (b"ARROW1", ARROW),
+    (b"\xff\xff\xff\xff", ARROW_STREAM),
+    (b"PK\x03\x04", ZIP),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", OLD_OFFICE),
+)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MARK = b"\xef\xbb\xbf"
 _WRAPPERS = ("data", "train", "examples", "records", "rows", "items", "samples", "conversations", "instances")
-_TABLES = (
-    (".tsv", b"\t", "TSV", ", delimiter=chr(9)"),
-    (".csv", b",", "CSV", ""),
-    (".csv", b";", "CSV", ", delimiter=';'"),
-)
+_SEPARATORS = ((b"\t", ".tsv", "TSV"), (b",", ".csv", "CSV"), (b";", ".csv", "CSV"))
 MAX_OBJECT_BYTES = 64 << 20  # of a file that is looked at as a whole, to say what it is
-_FROM_CSV = (
-    'python3 -c "import csv, json, sys; [print(json.dumps(row, ensure_ascii=False)) for row in '
-    "csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''){how})]\" {file} > {lines}"
-)
-_FROM_PARQUET = (
-    'pip install pandas pyarrow; python3 -c "import pandas, sys; pandas.{reader}(sys.argv[1]).to_json(sys.argv[2], '
-    "orient='records', lines=True, force_ascii=False)\" {file} {lines}"
-)
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is that begins so: one of this module's names of kinds. A workbook is a ZIP by its first bytes."""
+    if is_lfs_pointer(head):
+        return LFS
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head.startswith(_UTF16):
+        return UTF16
+    return BINARY if b"\0" in head[:4096] else TEXT
+
+
+def import_command(path: Path) -> str:
+    """The command that makes JSON Lines of a file of another kind."""
+    return f"{program()} data import {quote(path)} --output {quote(lines_name(path))}"
 
 
 def refuse_foreign(path: Path, head: bytes) -> None:
@@ -39,35 +55,36 @@ def refuse_foreign(path: Path, head: bytes) -> None:
     Raises:
         RescoldoError: naming the kind, and a command that makes JSON Lines of it.
     """
-    file, lines = quote(path), quote(_lines_name(path))
+    kind = kind_of(head)
+    if kind == TEXT:
+        _refuse_table(path, head)
+        return
+    what, fix = f"is {_article(kind)} {kind} file, not JSON Lines", import_command(path)
+    if kind == LFS:
+        what = "is a Git LFS pointer: the file itself has not been fetched"
+        fix = f"git lfs pull --include {quote(path)}"
+    elif kind in COMPRESSED:
+        what = f"is compressed ({kind})"
+    elif kind == UTF16:
+        what = "is text in UTF-16, not in UTF-8"
+    elif kind == ZIP:
+        what = "is an Excel workbook" if path.suffix.lower() == ".xlsx" else "is a ZIP archive"
+    elif kind == OLD_OFFICE:
+        what, fix = "is a file of an old Office (.xls, .doc)", "save it as .xlsx or CSV"
+    elif kind == BINARY:
+        what, fix = "is not a text file", "pass JSON Lines in UTF-8"
+    raise RescoldoError(what, where=str(path), fix=fix)
 
-    def refuse(what: str, fix: str) -> RescoldoError:
-        return RescoldoError(what, where=str(path), fix=fix)
 
-    if is_lfs_pointer(head):
-        raise refuse("is a Git LFS pointer: the file itself has not been fetched", f"git lfs pull --include {file}")
-    for magic, (kind, command) in _COMPRESSED.items():
-        if head.startswith(magic):
-            raise refuse(f"is compressed ({kind})", f"{command} < {file} > {quote(_lines_name(path, path.stem))}")
-    if head.startswith(_UTF16):
-        raise refuse("is text in UTF-16, not in UTF-8", f"iconv -f UTF-16 -t UTF-8 {file} > {lines}")
-    if head.startswith(b"PAR1"):
-        raise refuse("is a Parquet file", _FROM_PARQUET.format(reader="read_parquet", file=file, lines=lines))
-    if head.startswith(b"PK\x03\x04"):
-        if path.suffix.lower() == ".xlsx":
-            fix = _FROM_PARQUET.format(reader="read_excel", file=file, lines=lines).replace("pyarrow", "openpyxl")
-            raise refuse("is an Excel workbook", fix)
-        raise refuse("is a ZIP archive", f"unzip -l {file} shows what is in it; name a .jsonl file of it")
-    if b"\0" in head[:4096]:
-        raise refuse("is not a text file", "pass JSON Lines in UTF-8")
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].strip()
+def _refuse_table(path: Path, head: bytes) -> None:
+    first = head.removeprefix(_MARK).lstrip().split(b"\n", 1)[0].strip()
     if first[:1] in (b"{", b"[", b""):
         return
-    for suffix, separator, kind, how in _TABLES:
+    for separator, suffix, kind in _SEPARATORS:
         if separator in first and (path.suffix.lower() == suffix or _is_header(first, separator)):
             names = [name.strip().strip('"') for name in first.decode("utf-8", "replace").split(separator.decode())]
             what = f"is a {kind} table (columns {', '.join(names)[:100]}), not JSON Lines"
-            raise refuse(what, _FROM_CSV.format(how=how, file=file, lines=lines))
+            raise RescoldoError(what, where=str(path), fix=import_command(path))
 
 
 def _is_header(line: bytes, separator: bytes) -> bool:
@@ -76,16 +93,19 @@ def _is_header(line: bytes, separator: bytes) -> bool:
     return len(names) > 1 and all(name and len(name) < 40 and name.replace(b"_", b"").isalnum() for name in names)
 
 
-def _lines_name(path: Path, stem: str | None = None) -> Path:
-    """A name beside `path` for what is made of it, which is not its own."""
-    name = Path(stem or path.name).stem
-    made = path.with_name(f"{name}.jsonl")
-    return path.with_name(f"{name}_lines.jsonl") if made == path else made
+def _article(word: str) -> str:
+    return "an" if word[:1] in "AEIO" else "a"
+
+
+def lines_name(path: Path) -> Path:
+    """A name beside `path` for the JSON Lines made of it, which is not its own."""
+    stem = Path(path.stem).stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip") else path.stem
+    made = path.with_name(f"{stem or path.name}.jsonl")
+    return path.with_name(f"{stem}_lines.jsonl") if made == path else made
 
 
 def whole_object(path: Path, line: int) -> RescoldoError:
-    """What is said of a file whose objects go on over several lines; the first of them begins on `line`."""
-    file, lines = quote(path), quote(path.with_name(f"{path.stem}_lines.jsonl"))
+    """What is said of a file whose objects span several lines; the first of them begins on `line`."""
     value: Any = None
     try:
         if path.stat().st_size <= MAX_OBJECT_BYTES:
@@ -96,9 +116,9 @@ def whole_object(path: Path, line: int) -> RescoldoError:
     if key:
         return wrapped(path, key, len(value[key]))
     return RescoldoError(
-        "an object goes on over several lines: in JSON Lines each stands on one",
+        "an object spans several lines: in JSON Lines each stands on one",
         where=f"{path}:{line}",
-        fix=f"jq -c . {file} > {lines}",
+        fix=import_command(path),
     )
 
 
@@ -114,9 +134,8 @@ def wrapper(record: dict[str, Any]) -> str:
 
 def wrapped(path: Path, key: str, count: int) -> RescoldoError:
     """What is said of a file that is one object with all records under `key`."""
-    file, lines = quote(path), quote(path.with_name(f"{path.stem}_lines.jsonl"))
     return RescoldoError(
         f"is one object with {count} records under `{key}`: in JSON Lines each record stands on a line of its own",
         where=str(path),
-        fix=f"jq -c '.{key}[]' {file} > {lines}",
+        fix=import_command(path),
     )

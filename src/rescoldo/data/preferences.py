@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescoldo.data.dataset import Dataset, digest, inputs_of, short
+from rescoldo.data.dataset import Dataset, Overrun, digest, inputs_of, short
 from rescoldo.data.records import Record, read_lines, refusal
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 from rescoldo.engine.types import Example, Judged, Pair
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
-from rescoldo.role import Fault, Role, get_role
+from rescoldo.role import Fault, Role, get_role, keys
 from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED
@@ -71,13 +71,14 @@ def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
         if line.value is None or line.faults:
             continue
         judgements, findings = _judgements(line.value, role, generic, form)
+        findings = findings or keys.unreviewed(line.value)
         faults += [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
         for judgement in judgements:
             for record in judgement.answers:
                 record.line = line.number
         found += judgements
     if faults:
-        raise refusal(faults, "mend these lines, or leave them out (docs/preferences.md has the formats)")
+        raise refusal(faults, "fix these lines, or leave them out (docs/preferences.md has the formats)")
     if not found:
         raise RescoldoError(
             "holds no records", where=str(path), fix="pass a JSON Lines file with one preference a line"
@@ -252,12 +253,12 @@ def preference_dataset(
     others = _mismatched(judgements, tokenized) if form == "judged" else [None] * len(judgements)
     examples: list[Example] = []
     names: list[str] = []
-    overruns: list[str] = []
+    overruns: list[Overrun] = []
     for judgement, own, other in zip(judgements, answers, others, strict=True):
         line = judgement.answers[0].line
         first, *rest = own
         if first is None or any(one is None for one in rest) or (form == "judged" and other is None):
-            overruns.append(f"line {line}")
+            overruns.append(Overrun(line))
             continue
         names.append(f"{path.name}:{line} ({short(generic.key(judgement.answers[0]))})")
         if form == "pairs":

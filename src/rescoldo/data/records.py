@@ -73,31 +73,40 @@ def read_lines(path: Path) -> Iterator[Line]:
             )
         with open(path, "rb") as file:
             refuse_foreign(path, file.peek(4096))
-            if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-                yield from _elements(path, file)
-                return
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                too_long = len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if too_long:
-                    while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
-                        pass
-                    yield _too_long(path, number, raw)
-                elif raw.strip() == b"{":
-                    raise whole_object(path, number)
-                elif raw.strip():
-                    line = _parse(path, number, raw.rstrip(b"\r\n"))
-                    key = wrapper(line.value) if number == 1 and line.value else ""
-                    if key and line.value and not file.peek(1):  # the only line
-                        raise wrapped(path, key, len(line.value[key]))
-                    yield line
+            yield from lines_in(file, path)
     except FileNotFoundError:
         raise RescoldoError("there is no such file", where=str(path), fix="check the path") from None
     except OSError as error:
         raise RescoldoError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def lines_in(file: IO[bytes], path: Path) -> Iterator[Line]:
+    """The same of an open file: text in UTF-8, of which messages say that it is `path`. It must have `peek`.
+
+    Raises:
+        RescoldoError: see read_lines. OSError: as the system says.
+    """
+    if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):  # type: ignore[attr-defined]
+        yield from _elements(path, file)
+        return
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        too_long = len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n")
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if too_long:
+            while (more := file.readline(MAX_LINE_BYTES)) and not more.endswith(b"\n"):
+                pass
+            yield _too_long(path, number, raw)
+        elif raw.strip() == b"{":
+            raise whole_object(path, number)
+        elif raw.strip():
+            line = parse_line(path, number, raw.rstrip(b"\r\n"))
+            key = wrapper(line.value) if number == 1 and line.value else ""
+            if key and line.value and not file.peek(1):  # type: ignore[attr-defined]  # the only line
+                raise wrapped(path, key, len(line.value[key]))
+            yield line
 
 
 def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
@@ -111,7 +120,7 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
         spans = list(_spans(text))
     except json.JSONDecodeError as error:
         what = f"the JSON array is damaged: {error.msg} (column {error.colno})"
-        raise RescoldoError(what, where=f"{path}:{error.lineno}", fix="mend it there") from None
+        raise RescoldoError(what, where=f"{path}:{error.lineno}", fix="correct it there") from None
     numbers: list[int] = []
     number, before = 1, 0
     for start, _ in spans:
@@ -125,7 +134,7 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
         if len(raw) > MAX_LINE_BYTES:
             yield _too_long(path, number, raw[:MAX_LINE_BYTES])
         else:
-            yield _parse(path, number, b" ".join(part.strip() for part in raw.splitlines()))
+            yield parse_line(path, number, b" ".join(part.strip() for part in raw.splitlines()))
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
@@ -162,7 +171,8 @@ def _too_long(path: Path, number: int, raw: bytes) -> Line:
     return Line(number, raw, None, [Fault(str(path), number, "", "line-length", what)])
 
 
-def _parse(path: Path, number: int, raw: bytes) -> Line:
+def parse_line(path: Path, number: int, raw: bytes) -> Line:
+    """A line from its bytes, which messages call line `number` of `path`."""
     faults: list[Fault] = []
 
     def fault(code: str, what: str, field: str = "") -> Fault:
@@ -174,7 +184,7 @@ def _parse(path: Path, number: int, raw: bytes) -> Line:
             seen: set[str] = set()
             for key, _ in items:
                 if key in seen:
-                    faults.append(fault("repeated-key", f"the key {key[:60]!r} stands twice in one object", key[:60]))
+                    faults.append(fault("repeated-key", f"the key {key[:60]!r} is repeated in one object", key[:60]))
                 seen.add(key)
         return result
 

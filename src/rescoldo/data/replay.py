@@ -16,7 +16,7 @@ def mixed(new: Dataset, old: Dataset, share: float, seed: int) -> Dataset:
         share: above 0, below 1.
     """
     n = len(new.examples) - new.texts  # windows of plain text stay behind them
-    wanted = max(1, round(n * share / (1 - share)))
+    wanted = max(1, round((n or new.texts) * share / (1 - share)))
     order = sorted(range(len(old.examples)), key=lambda i: hashlib.sha256(f"{seed}:replay:{i}".encode()).digest())
     chosen = order[:wanted]
     places = [((i + 0.5) / n, new, i) for i in range(n)]
@@ -28,7 +28,7 @@ def mixed(new: Dataset, old: Dataset, share: float, seed: int) -> Dataset:
         new,
         examples=examples,
         names=[data.names[i] for _, data, i in places],
-        overruns=[*new.overruns, *(f"{overrun} of {old.path.name}" for overrun in old.overruns)],
+        overruns=[*new.overruns, *(replace(overrun, file=old.path.name) for overrun in old.overruns)],
         digest=digest(examples),
         replayed=old,
         notes=tuple(dict.fromkeys((*new.notes, *old.notes))),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rescoldo.data.audit import by_words, input_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
-from rescoldo.data.records import read_lines, read_records
+from rescoldo.data.records import Record, is_prose, read_lines, read_records
 from rescoldo.data.similar import near_pairs
+from rescoldo.data.text import KEY, LIKENESS, is_text, read_documents
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role, get_role
 from rescoldo.words import same
@@ -113,12 +114,21 @@ def split_files(
     if twice:
         raise RescoldoError("the same file is named twice", where=twice[0], fix="name it once")
     role = role or get_role()
-    records = [record for path in paths for record in read_records(path, role)]
+    texts = [path for path in paths if is_text(path, role)]
+    if texts:
+        records: list[Record] = _documents(paths, texts)
+    else:
+        records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
         refuse_existing(output)
-    keys = None if by_words(role) else [input_of(role, record) for record in records]
-    questions = [role.question(record) for record in records]
-    split = split_indices(questions, share, seed, keys, signs=not by_words(role))
+    if texts:
+        keys: list[str] | None = [record[KEY].strip() for record in records]
+        split = split_indices([record[KEY][:LIKENESS] for record in records], share, seed, keys, signs=True)
+    else:
+        keys = None if by_words(role) else [input_of(role, record) for record in records]
+        split = split_indices(
+            [role.question(record) for record in records], share, seed, keys, signs=not by_words(role)
+        )
     raw = [line.raw for path in paths for line in read_lines(path)]
     for output, indices in ((train_out, split.train), (val_out, split.val)):
         try:
@@ -127,3 +137,19 @@ def split_files(
             train_out.unlink(missing_ok=True)
             raise unwritable(output, error) from None
     return split
+
+
+def _documents(paths: Sequence[Path], texts: Sequence[Path]) -> list[Record]:
+    """The documents of files of `text` rows.
+
+    Raises:
+        RescoldoError: some of the files are others, or are one document, which cannot be divided.
+    """
+    whole = next((path for path in texts if is_prose(path)), None)
+    if whole is not None:
+        what, fix = "is one document, which is not divided", 'name other files as --val; or make rows of {"text": …}'
+        raise RescoldoError(what, where=str(whole), fix=fix)
+    if len(texts) < len(paths):
+        other = next(path for path in paths if path not in texts)
+        raise RescoldoError(f"is no plain text, and {texts[0]} is", where=str(other), fix="divide them one by one")
+    return [record for path in paths for record in read_documents(path)]

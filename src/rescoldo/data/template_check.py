@@ -18,7 +18,6 @@ from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import (
     Ending,
     end_of_turn,
-    has_thoughts,
     text_of_answer,
     without_thoughts,
 )
@@ -80,7 +79,11 @@ def check_template(
                 seen.lines.append(line)
     found: dict[Habit, list[int]] = {}
     for seen in shapes.values():
-        for habit in habits(seen.messages, seen.answer, tokenizer):
+        try:
+            own = list(habits(seen.messages, seen.answer, tokenizer))
+        except RescoldoError as error:  # it refuses the messages
+            raise RescoldoError(error.what, where=f"{path}:{min(seen.lines)}", fix=error.fix) from None
+        for habit in own:
             found.setdefault(habit, []).extend(seen.lines)
     for habit, every in found.items():
         if habit.fix:
@@ -118,13 +121,11 @@ def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[
     templated = text_of_answer(messages, answer, tokenizer, ending)
     if templated is not None:
         if templated.missing:
-            yield Habit(templated.missing, _remedy(answer))
+            yield Habit(templated.missing, templated.fix)
             return
         if not templated.end:
             token = tokenizer.convert_ids_to_tokens(ending.end)
-            yield Habit(
-                f"the chat template writes no end behind an answer that calls a tool; {token} is taught as its end"
-            )
+            yield Habit(f"the chat template writes no end behind an answer; {token} is taught as its end")
         return
     text, opened = answer["content"], opened_at_end(behind_last(prompt, taken, list(ending.others)))
     if opened and any(mark in text for pair in MARKS for mark in pair):
@@ -149,15 +150,6 @@ def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[
         yield Habit(f"the chat template does not write a conversation with its answer: {str(error)[:200]}")
         return
     yield from _answer(prompt, whole, text, opened, tokenizer)
-
-
-def _remedy(answer: dict[str, Any]) -> str:
-    """What to do about an answer that the template does not write."""
-    if has_thoughts(answer) and "tool_calls" not in answer:
-        return "--thinking drop; or a model that thinks"
-    if "tool_calls" in answer:
-        return "a model whose chat template writes calls of tools; or leave such examples out"
-    return _WRITE
 
 
 def _tools(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str) -> Iterator[Habit]:

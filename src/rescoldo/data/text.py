@@ -16,11 +16,12 @@ from rescoldo.data.records import MAX_ARRAY_BYTES, Record, is_prose, read_lines
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
-from rescoldo.role import Fault, keys
+from rescoldo.role import Fault, Role, keys
 from rescoldo.role.conversation import FORMATS, OTHERS
-from rescoldo.role.fault import text_findings
+from rescoldo.role.fault import Finding, text_findings
 
 KEY = "text"
+LIKENESS = 2000  # characters of a document that are compared with others
 SHOWN = 5
 
 
@@ -31,13 +32,16 @@ class Document(Record):
 _NOT_TEXT = [name for name in OTHERS if name != KEY]
 
 
-def is_text(path: Path) -> bool:
-    """Whether a file is plain text: by its name, or by its first line, which is a `text` row."""
+def is_text(path: Path, role: Role) -> bool:
+    """Whether a file is plain text: by its name, or by its first line, which is a `text` row and none of the role's."""
     if is_prose(path):
         return True
     first = next(read_lines(path), None)
     value = first.value if first is not None else None
-    return value is not None and KEY in value and not any(name in value for name in (*FORMATS, *_NOT_TEXT))
+    if value is None or KEY not in value or any(name in value for name in (*FORMATS, *_NOT_TEXT)):
+        return False
+    own = {role.input, role.spec.answer} if role.spec.format == "record" else set()
+    return not own & set(value)
 
 
 def read_documents(path: Path) -> list[Document]:
@@ -71,12 +75,26 @@ def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
     for line in read_lines(path):
         found = list(line.faults)
         if line.value is not None:
-            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,))
+            findings = text_findings(line.value, KEY) or keys.findings(line.value, (KEY,)) or _labels(line.value)
+            findings = findings or keys.unreviewed(line.value)
             found += [Fault(str(path), line.number, *finding) for finding in findings]
         record = Document(line.value) if line.value is not None and not found else None
         if record is not None:
             record.line = line.number
         yield record, found
+
+
+def _labels(row: dict[str, Any]) -> list[Finding]:
+    """What a row says of its text that is not learned with it."""
+    return [
+        Finding(
+            key,
+            "meaning",
+            "is a label of the text: as an answer to learn it belongs under `completion`, the text under `prompt`",
+        )
+        for key in keys.JUDGED
+        if row.get(key) is not None
+    ]
 
 
 def _whole(path: Path) -> str:

@@ -179,7 +179,7 @@ def _answered(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Endi
         ids = _answer_ids(prompt, text, answer["content"], ending.lead, tokenizer)
         return _Answered(tuple(prompt), (*ids, ending.end), 0)
     if templated.missing:
-        raise RescoldoError(templated.missing, where="chat template", fix="another model")
+        raise RescoldoError(templated.missing, where="chat template", fix=templated.fix)
     ids = _answer_ids(prompt, text, templated.text, "", tokenizer)
     end = ending.others.get(templated.end, ending.end)
     thinking = 0

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.hub_id import REFETCH
-from rescoldo.base.model import BaseModel
 from rescoldo.data.audit import by_words
 from rescoldo.data.dataset import Dataset, longer
 from rescoldo.data.records import flag
 from rescoldo.data.similar import near_pairs
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
-from rescoldo.files import load_json, quote
+from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
 from rescoldo.units import count, gigabytes
@@ -23,7 +21,6 @@ from rescoldo.units import count, gigabytes
 FEW_TRAIN, FEW_VAL = 20, 5
 NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
 SHOWN = 3
-INDEX = "model.safetensors.index.json"
 
 
 def base_model(subject: Subject) -> Iterator[Check]:
@@ -36,9 +33,9 @@ def base_model(subject: Subject) -> Iterator[Check]:
     size = sum(path.stat().st_size for path in files)
     shape = f"{base.config.architecture}, {base.config.total_params / 1e6:,.0f} M parameters"
     text = f"{base.spec} is whole: {shape}, {gigabytes(size)} in {len(files)} file{'s' if len(files) > 1 else ''}"
-    wrong = list(index_faults(base)) if base.kind == "hf" else []
+    wrong = list(base.disagreements())
     if wrong:
-        yield failure("base model", f"{base.path / INDEX}: {'; '.join(wrong[:SHOWN])}", REFETCH)
+        yield failure("base model", "; ".join(wrong[:SHOWN]), REFETCH)
     else:
         yield ok(
             "base model", "; ".join(filter(None, (text, base.note()))), bytes=size, parameters=base.config.total_params
@@ -47,24 +44,6 @@ def base_model(subject: Subject) -> Iterator[Check]:
         return
     template = plain_note(subject.tokenizer) or "with a chat template"
     yield ok("tokenizer", f"{len(subject.tokenizer):,} tokens, {template}")
-
-
-def index_faults(base: BaseModel) -> Iterator[str]:
-    """Where the index of a model in several files does not agree with them."""
-    path = base.path / INDEX
-    if not path.is_file() or (base.path / "model.safetensors").is_file():
-        return
-    from safetensors import safe_open
-
-    weight_map: dict[str, Any] = load_json(path, REFETCH)["weight_map"]
-    for file in base.weight_files:
-        with safe_open(file, framework="pt") as handle:
-            there = set(handle.keys())
-        named = {name for name, where in weight_map.items() if where == file.name}
-        for name in sorted(named - there):
-            yield f"{name} is said to be in {file.name} and is not"
-        for name in sorted(there - named):
-            yield f"{name} is in {file.name} and not in the index"
 
 
 def datasets(subject: Subject) -> Iterator[Check]:
@@ -77,9 +56,11 @@ def datasets(subject: Subject) -> Iterator[Check]:
         figures = {"examples": len(data.examples), "tokens": data.tokens, "longest": longest}
         if data.overruns:
             what = f"{text}; {len(data.overruns)} are longer than --max-length and left out: {_some(data.overruns)}"
-            most = max(int(overrun.partition("(")[2].split()[0]) for overrun in data.overruns)
-            context = subject.base.config.max_positions if subject.base else most
-            remedy = longer(most, context, "lets all of them in")
+            lengths = [overrun.tokens for overrun in data.overruns if overrun.tokens is not None]
+            remedy = "a larger --max-length, or shorter answers"
+            if lengths:
+                context = subject.base.config.max_positions if subject.base else max(lengths)
+                remedy = longer(max(lengths), context, "lets all of them in")
             yield warning(f"{name} data", what, remedy, **figures, overruns=len(data.overruns))
         elif len(data.examples) < few:
             yield warning(f"{name} data", f"{text}: few", "more examples; the result depends on chance", **figures)
@@ -97,7 +78,7 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
     name = role.input
     known = {key: line for line, key, _ in before}
     shared = [f"{val.path.name}:{line} = {train.path.name}:{known[key]}" for line, key, _ in after if key in known]
-    remedy = _divide_anew(train.path, val.path, role)
+    remedy = _split_again(train.path, val.path, role)
     if shared:
         what = f"{len(shared)} validation {name}s are trained on, a score on them means nothing: {_some(shared)}"
         yield failure("leakage", what, remedy, shared=len(shared))
@@ -118,12 +99,12 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
         yield ok("leakage", f"training and validation share no {name}")
 
 
-def _divide_anew(train: Path, val: Path, role: Role) -> str:
+def _split_again(train: Path, val: Path, role: Role) -> str:
     """The command that makes two other files of the same records."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
     return f"{program()} data split {files}{flag(role)}"
 
 
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+def _some(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:SHOWN])) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

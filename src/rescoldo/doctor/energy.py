@@ -33,7 +33,7 @@ def unreadable() -> str:
         return f"not readable here: only root may read {counters[0]} → sudo chmod a+r {POWERCAP}/intel-rapl:*/energy_uj"
     except OSError as error:
         return f"not readable here: {counters[0]}: {error.strerror or error}"
-    return f"not readable here: {counters[0].parent} holds no numbers"
+    return f"not readable here: {counters[0].parent} holds no readable counters"
 
 
 def _packages() -> list[Path]:

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from rescoldo.doctor.check import Check, failure, ok, warning
 from rescoldo.doctor.subject import Subject
+from rescoldo.engine.kernels.build import usable
 from rescoldo.errors import RescoldoError
 from rescoldo.extras import pip_install
 from rescoldo.system import cpu as processor
@@ -37,7 +38,7 @@ def cpu(subject: Subject) -> Iterator[Check]:
     """Instruction sets, compiler, precision."""
     has = instructions()
     text = f"{processor.model()}: {', '.join(has) or 'no vector instructions that are known here'}"
-    if has and "avx2" not in has and "asimd" not in has:
+    if has and not usable(processor.instructions()):
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
@@ -71,12 +72,13 @@ def _precision(subject: Subject) -> Iterator[Check]:
     """Is the chosen precision one that this CPU is quick in?"""
     if subject.base is None:
         return
-    from rescoldo.engine.auto import choose_precision, product_of, product_rates
+    from rescoldo.engine.auto import choose_precision, product_rates
+    from rescoldo.engine.precisions import PRECISIONS
 
     decoder, chosen = subject.base.config, subject.config.quantization
     rates = product_rates(min(decoder.hidden_size, 4096), min(decoder.intermediate_size, 4096))
     best = choose_precision(decoder, rates, stored=subject.base.stored_bytes()).precision
-    mine, theirs = (rates[product_of(name)] for name in (chosen, best))
+    mine, theirs = (rates[PRECISIONS[name].product] for name in (chosen, best))
     figures = {"operations_per_second": rates, "best": best}
     shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
     if theirs > SLOW_PRECISION * mine:

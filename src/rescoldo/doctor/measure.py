@@ -17,9 +17,10 @@ from rescoldo.doctor.energy import energy
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.model import LoraModel, evaluate_loss
+from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.step import GradientStep
-from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
+from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.system.memory import own_memory
 from rescoldo.training.optimizer import AdamW, clip
 
@@ -98,7 +99,7 @@ def measure(
     short = Example(example.tokens[: max(example.n_prompt + 2, CALIBRATION_ROWS)], example.n_prompt)
     started = own_memory()
     calibration, state = 0.0, None
-    if precision in CALIBRATED:
+    if PRECISIONS[precision].calibrated:
         began = time.monotonic()
         first = LoraModel.load(sliced, precision, lora, seed=0, calibration=[short])
         calibration, state = time.monotonic() - began, first.frozen_state()

@@ -19,9 +19,9 @@ from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, m
 from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
-from rescoldo.engine.auto import product_of, product_rates
-from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.engine.auto import product_rates
 from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.precisions import PRECISIONS, fitting
 from rescoldo.engine.types import Example
 from rescoldo.system.memory import memory_available
 from rescoldo.training.config import RunConfig
@@ -33,7 +33,6 @@ MAIN_SECONDS = 25.0  # for the precision of the run
 OTHER_SECONDS = 20.0  # for each of the others, on shorter examples if need be
 SHORTER_ROWS = (768, 512, 256)
 WRITE_BYTES = 16 << 20
-PRECISIONS = ("int8", "bf16", "nf4", "fp32")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class RunPlan:
 
 
 def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], None]) -> RunPlan:
-    """Measure and compute. `say` hears what is being done."""
+    """Measure and compute. `say` is called with what is being done."""
     began = time.monotonic()
     config, base = prepared.config, prepared.base
     torch.set_num_threads(config.threads or 1)
@@ -76,12 +75,10 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
     saving = write_seconds(config, adapter_parameters(base.config, lora))
     rates = product_rates(min(base.config.hidden_size, 4096), min(base.config.intermediate_size, 4096))
     forecasts = []
-    possible = [name for name in PRECISIONS if name == config.quantization or all_precisions]
-    if any(base.config.linear_shape(name)[1] % NF4_BLOCK for name in base.config.linears):
-        possible = [name for name in possible if name != "nf4"]
+    possible = [name for name in fitting(base.config) if name == config.quantization or all_precisions]
     for precision in sorted(possible, key=lambda name: name != config.quantization):
         say(f"measuring {precision} …")
-        rate = rates[product_of(precision)]
+        rate = rates[PRECISIONS[precision].product]
         pieces, rough = _measure(prepared, precision, rate)
         forecasts.append(forecast(prepared, pieces, started, saving, free, rough=rough))
     plan = Plan(config, len(prepared.train.examples))
@@ -98,7 +95,7 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
         forecasts,
         timeline(plan, forecasts[0]),
         changes(prepared, forecasts),
-        "" if forecasts[0].kilowatt_hours else unreadable() or "not readable here: the counters stand still",
+        "" if forecasts[0].kilowatt_hours else unreadable() or "not readable here: the counters do not change",
     )
     remember(config, forecasts[0].tokens_per_second)
     return result

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from rescoldo.engine.kinds import PLAIN
 from rescoldo.files import cache_root, read_json, write_json
 from rescoldo.system import cpu
 from rescoldo.training.config import RunConfig
@@ -18,7 +19,7 @@ def _plans_file() -> Path:
 def plan_key(config: RunConfig) -> str:
     """What a measured speed depends on."""
     fields = (config.base_model, config.quantization, config.threads, config.lora_r, ",".join(config.lora_targets))
-    kind = () if config.adapter == "lora" else (config.adapter,)
+    kind = () if config.adapter == PLAIN else (config.adapter,)
     others = (*kind, *(value for value in (config.lora_ranks, config.lora_layers) if value))
     return "|".join(map(str, (*fields, config.max_length, cpu.model(), *others)))
 

@@ -144,7 +144,7 @@ def _schema(role: Role) -> Iterator[Result]:
         f"`{name}` is no keyword of JSON Schema{f': did you mean `{near}`?' if near else ''}" for name, near in found
     ]
     yield Result(
-        "schema", not meant, details, "mend it, or leave it out: it asks for nothing; notes of your own begin with x-"
+        "schema", not meant, details, "fix it, or leave it out: it asks for nothing; notes of your own begin with x-"
     )
 
 
@@ -171,7 +171,7 @@ def _with_samples(role: Role) -> Iterator[Result]:
         return
     if faults:
         yield Result(
-            "samples", False, [f"{f.where}: {f.what}" for f in faults], "mend the samples, or what the role asks"
+            "samples", False, [f"{f.where}: {f.what}" for f in faults], "fix the samples, or what the role asks"
         )
     elif not samples:
         why = "there are none: a role shows with two or more what it teaches"
@@ -198,7 +198,7 @@ def _mend(role: Role) -> Result:
         except RescoldoError as error:
             return Result("mend", False, [f"{error.where}: {error.what}"], error.fix)
         faults += [f"{fault.where}: once mended it {fault.what}" for fault in found]
-    fix = "mend the function: what it returns must be a record as the role asks for it"
+    fix = "fix the function: what it returns must be a record as the role asks for it"
     return (
         Result("mend", False, faults, fix) if faults else Result("mend", True, ["what it makes of the samples is fit"])
     )
@@ -231,14 +231,14 @@ def _scores(role: Role, samples: list[dict[str, Any]]) -> Iterator[Result]:
     wrong = [_imperfect(name, sound[name]) for name, _, _ in own if name in sound and not _is_one(sound[name])]
     if wrong:
         yield Result(
-            "own answers", False, wrong, "mend the sample, the schema or the metric: a record's own answer is right"
+            "own answers", False, wrong, "fix the sample, the schema or the metric: a record's own answer is right"
         )
     elif all(name in sound for name, _, _ in own):
         yield Result("own answers", True, ["each scores 1"])
     taken = [name for name in GARBAGE if name in sound and _is_one(sound[name])]
     if taken:
         what = f"{len(taken)} of {len(GARBAGE)} kinds score 1 like a perfect answer: {_some(taken)}"
-        yield Result("garbage", False, [what], "mend the metric: it must tell a right answer from others")
+        yield Result("garbage", False, [what], "fix the metric: it must tell a right answer from others")
     elif all(name in sound for name in GARBAGE):
         yield Result("garbage", True, [f"{len(GARBAGE)} kinds, all between 0 and below 1"])
 
@@ -254,7 +254,7 @@ def _failures(scores: dict[str, Score]) -> Iterator[Result]:
         for (label, why), names in found.items()
     ]
     if details:
-        fix = "mend the function: whatever a model may write, it returns numbers from 0 to 1"
+        fix = "fix the function: whatever a model may write, it returns numbers from 0 to 1"
         yield Result("metric", False, details, fix)
 
 

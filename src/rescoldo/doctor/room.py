@@ -15,6 +15,7 @@ from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
 from rescoldo.engine.memory import memory_need
+from rescoldo.engine.precisions import fitting, is_calibrated
 from rescoldo.errors import RescoldoError
 from rescoldo.files import choose_cache, quote, read_json
 from rescoldo.invocation import program
@@ -102,7 +103,8 @@ def memory(subject: Subject) -> Iterator[Check]:
     }
     within = f" within the container's limit of {gigabytes(limit)}" if limit else ""
     have = f"{gigabytes(free)} are free{within}"
-    smaller = [name for name in ("int8", "nf4") if _fits(subject, base, name, free)]
+    small = filter(is_calibrated, fitting(base.config))
+    smaller = [name for name in small if _fits(subject, base, name, free)]
     remedy = f"--quantization {smaller[0]}" if smaller and precision not in smaller else "a smaller base model"
     remedy += ", or a smaller --max-length or --batch-size; end other programs"
     if need.least > free:
@@ -152,6 +154,6 @@ def output(subject: Subject) -> Iterator[Check]:
     elif info is not None and was is not None:
         yield ok("output", f"{path} holds this run, finished")
     elif newest is not None:
-        yield ok("output", f"{path} holds this run: it will go on from {newest.name}")
+        yield ok("output", f"{path} holds this run: it will resume from {newest.name}")
     else:
         yield ok("output", f"{path} is writable and free")

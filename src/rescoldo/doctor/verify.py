@@ -15,7 +15,7 @@ from rescoldo.run.layout import INFO_FILE
 from rescoldo.training.metrics import worsened
 from rescoldo.units import count
 
-# every key of the original's training_info.json
+# every key that training_info.json must have
 INFO_KEYS = (
     "base_model",
     "train_dataset",

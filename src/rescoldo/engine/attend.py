@@ -1,13 +1,15 @@
-"""How a pass attends: over the packed rows of a micro-batch (training, prefill), or over a cache (decoding).
+"""What a pass has for its layers' mixers: the packed rows of a micro-batch (training, prefill), or a cache (decoding).
 
-A layer is the same in all passes; what differs is the object that it asks for attention. T rows, H heads, K key/value
-heads, d head size, P tokens of a shared prefix.
+A layer is the same in all passes; what differs is the object that it asks for attention, and for the state of a mixer
+that has a recurrent state instead of keys and values. T rows in n segments (examples, or rows of a batch), H heads, K
+key/value heads, d head size, P tokens of a shared prefix.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -19,11 +21,37 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
+class SharedPrefix:
+    """What later rows need of a prefix that they share, by layer.
+
+    Attributes:
+        keys_values: of layers with attention.
+        states: of layers with a recurrent state: the state behind the prefix's last token, in the mixer's own shape.
+    """
+
+    keys_values: dict[int, KeysValues] = field(default_factory=dict)
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PrefixGrad:
-    """Gradients that examples send to the shared prefix's keys and values, (layers, P, K, d) float32 each."""
+    """Gradients that examples send to the shared prefix: to its keys and values, (layers, P, K, d) float32 each, and by
+    layer to its states."""
 
     k: torch.Tensor
     v: torch.Tensor
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Attended(NamedTuple):
+    """What attention's backward pass needs: q (T, H, d), k and v (T, K, d), the output (T, H, d), and what the kernel
+    keeps."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    mixed: torch.Tensor
+    state: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -42,10 +70,26 @@ class Span:
 
 
 class Attend(Protocol):
-    """What a layer's attention asks of the pass that it is part of."""
+    """What a layer's mixer asks of the pass that it is part of."""
+
+    @property
+    def bounds(self) -> Sequence[int]:
+        """Segment i has rows bounds[i]..bounds[i+1]-1, in the order of time."""
 
     def stops_at_keys(self, layer: int) -> bool:
-        """Whether nothing of this layer is needed but its keys and values."""
+        """Whether nothing of this layer is needed but its keys and values, or its state."""
+
+    def start_state(self, layer: int) -> torch.Tensor | None:
+        """The recurrent states (n, …) that the segments start from; None: zero."""
+
+    def end_state(self, layer: int, states: torch.Tensor) -> None:
+        """Take note of the states (n, …) behind each segment's last row."""
+
+    def end_state_gradient(self, layer: int) -> torch.Tensor | None:
+        """The gradient (n, …) float32 w.r.t. the end states, from the rows that started from them; None: zero."""
+
+    def start_state_gradient(self, layer: int, gradient: torch.Tensor) -> None:
+        """Add the gradient (n, …) w.r.t. the start states to that of whatever they come from."""
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Take note of a layer's keys and values (T, K, d), rotated."""
@@ -59,11 +103,7 @@ class Attend(Protocol):
         self,
         layer: int,
         dmixed: torch.Tensor | None,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mixed: torch.Tensor,
-        state: torch.Tensor,
+        attended: Attended,
         span: Span,
     ) -> Gradients:
         """(dq, dk, dv) like (q, k, v) for dmixed (T, H, d); None: nothing comes from attention's output."""
@@ -74,17 +114,36 @@ class PackedAttention:
 
     Args:
         layout: where the examples are.
-        prefix: keys and values of the shared prefix by layer.
-        prefix_grad: where the gradients of the prefix's keys and values are collected.
+        prefix: the shared prefix, None where there is none.
+        prefix_grad: where the gradients w.r.t. the prefix are collected.
     """
 
     def __init__(
-        self, layout: Layout, prefix: list[KeysValues] | None = None, prefix_grad: PrefixGrad | None = None
+        self, layout: Layout, prefix: SharedPrefix | None = None, prefix_grad: PrefixGrad | None = None
     ) -> None:
         self.layout, self.prefix, self.prefix_grad = layout, prefix, prefix_grad
 
+    @property
+    def bounds(self) -> Sequence[int]:
+        return self.layout.bounds
+
     def stops_at_keys(self, layer: int) -> bool:
         return False
+
+    def start_state(self, layer: int) -> torch.Tensor | None:
+        state = self.prefix.states[layer] if self.prefix else None
+        return None if state is None else state.expand(len(self.bounds) - 1, *state.shape)
+
+    def end_state(self, layer: int, states: torch.Tensor) -> None:
+        pass
+
+    def end_state_gradient(self, layer: int) -> torch.Tensor | None:
+        return None
+
+    def start_state_gradient(self, layer: int, gradient: torch.Tensor) -> None:
+        if self.prefix_grad is not None:
+            states = self.prefix_grad.states
+            states[layer] = states[layer] + gradient.sum(0) if layer in states else gradient.sum(0)
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pass
@@ -92,22 +151,19 @@ class PackedAttention:
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        pk, pv = self.prefix[layer] if self.prefix else (None, None)
+        pk, pv = self.prefix.keys_values[layer] if self.prefix else (None, None)
         return kernels().attend(q, k, v, pk, pv, self.layout, span.window, span.scale, span.soft_cap)
 
     def backward(
         self,
         layer: int,
         dmixed: torch.Tensor | None,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mixed: torch.Tensor,
-        state: torch.Tensor,
+        attended: Attended,
         span: Span,
     ) -> Gradients:
         assert dmixed is not None
-        pk, pv = self.prefix[layer] if self.prefix else (None, None)
+        q, k, v, mixed, state = attended
+        pk, pv = self.prefix.keys_values[layer] if self.prefix else (None, None)
         grad = self.prefix_grad
         dk, dv = (grad.k[layer], grad.v[layer]) if grad else (None, None)
         return kernels().attend_backward(
@@ -119,39 +175,41 @@ class PrefixAttention(PackedAttention):
     """Attention within a shared prefix, up to the last layer's keys and values, which is all that examples need of it.
 
     Attributes:
-        found: its keys and values by layer, once the forward pass has gone through.
-        received: what its examples have sent to them, added in the backward pass.
+        found: what its examples need of it, once the forward pass has gone through.
+        received: the gradients that its examples have sent, added in the backward pass.
     """
 
     def __init__(self, length: int, n_layers: int) -> None:
         super().__init__(Layout((0, length), 0))
         self.last = n_layers - 1
-        self.found: list[KeysValues] = []
+        self.found = SharedPrefix()
         self.received: PrefixGrad | None = None
 
     def stops_at_keys(self, layer: int) -> bool:
         return layer == self.last
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        if layer == len(self.found):  # else recomputed
-            self.found.append((k, v))
+        self.found.keys_values.setdefault(layer, (k, v))  # a layer that is recomputed has them already
+
+    def end_state(self, layer: int, states: torch.Tensor) -> None:
+        self.found.states.setdefault(layer, states[0])
+
+    def end_state_gradient(self, layer: int) -> torch.Tensor | None:
+        found = self.received.states.get(layer) if self.received is not None else None
+        return None if found is None else found[None]
 
     def backward(
         self,
         layer: int,
         dmixed: torch.Tensor | None,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        mixed: torch.Tensor,
-        state: torch.Tensor,
+        attended: Attended,
         span: Span,
     ) -> Gradients:
         if dmixed is None:
-            dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            dq, dk, dv = (torch.zeros_like(x) for x in attended[:3])
         else:
-            dq, dk, dv = super().backward(layer, dmixed, q, k, v, mixed, state, span)
+            dq, dk, dv = super().backward(layer, dmixed, attended, span)
         if self.received is not None:
-            dk = (dk.float() + self.received.k[layer]).to(q.dtype)
-            dv = (dv.float() + self.received.v[layer]).to(q.dtype)
+            dk = (dk.float() + self.received.k[layer]).to(dq.dtype)
+            dv = (dv.float() + self.received.v[layer]).to(dq.dtype)
         return dq, dk, dv

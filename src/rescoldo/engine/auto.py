@@ -15,7 +15,8 @@ from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.int8 import group_size
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.memory import HEADROOM, memory_need
-from rescoldo.engine.types import CALIBRATED, PRECISIONS, LoraConfig
+from rescoldo.engine.precisions import PRECISIONS, fitting
+from rescoldo.engine.types import LoraConfig
 from rescoldo.files import cache_root, write_json
 from rescoldo.system import cpu
 from rescoldo.system.memory import memory_available
@@ -24,8 +25,7 @@ from rescoldo.units import gigabytes
 _ROWS = 512  # tokens in a measured product
 _SECONDS = 0.2  # spent on each precision
 _TOKENS = 1024  # tokens of a training pass, for what it takes of memory
-# What a step takes beside its products, estimated: quantizing and scaling for int8, and unpacking for nf4.
-_OVERHEAD = {"fp32": 1.0, "bf16": 1.0, "int8": 1.08, "nf4": 1.15}
+PRODUCTS = ("fp32", "bf16", "int8")  # which are measured
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,9 @@ class Choice:
     reason: str
 
 
-def product_of(precision: str) -> str:
-    """Which of the measured products a precision's linears use."""
-    return "int8" if precision in CALIBRATED else precision
-
-
 def product_rates(into: int, out: int) -> dict[str, float]:
-    """Operations a second of this machine's products (512, into)·(into, out) in fp32, bf16 and int8; cached. bf16 as
-    the engine does it: by way of float32 where the CPU would emulate it."""
+    """Operations a second of this machine's products (512, into)·(into, out) by PRODUCTS; cached. bf16 as the
+    engine does it: by way of float32 where the CPU would emulate it."""
     path = cache_root() / "products.json"
     identity = (
         f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
@@ -53,8 +48,8 @@ def product_rates(into: int, out: int) -> dict[str, float]:
     try:
         cached = json.loads(path.read_bytes())
         rates = cached[key]
-        if all(isinstance(rates[name], float) and rates[name] > 0 for name in ("fp32", "bf16", "int8")):
-            return {name: rates[name] for name in ("fp32", "bf16", "int8")}
+        if all(isinstance(rates[name], float) and rates[name] > 0 for name in PRODUCTS):
+            return {name: rates[name] for name in PRODUCTS}
     except (OSError, ValueError, KeyError, TypeError):
         cached = {}
     rates = measure_products(_ROWS, into, out, _SECONDS)
@@ -120,17 +115,16 @@ def choose_precision(
     """
     rates = rates or product_rates(min(config.hidden_size, 4096), min(config.intermediate_size, 4096))
     free = memory_available() if free is None else free
-    allowed = [p for p in PRECISIONS if p != "nf4" or all(config.linear_shape(n)[1] % 64 == 0 for n in config.linears)]
-    allowed = [p for p in allowed if calibrated or p not in CALIBRATED]
-    seconds = {p: _OVERHEAD[p] / rates[product_of(p)] for p in allowed}
-    need = {p: memory_need(config, p, LoraConfig(), _TOKENS, stored).full for p in allowed}
-    fitting = [p for p in allowed if need[p] <= HEADROOM * free]
-    measured = ", ".join(f"{p} {rates[p] / 1e9:.0f}" for p in ("fp32", "bf16", "int8"))
+    possible = fitting(config, calibrated=calibrated)
+    seconds = {p: PRECISIONS[p].overhead / rates[PRECISIONS[p].product] for p in possible}
+    need = {p: memory_need(config, p, LoraConfig(), _TOKENS, stored).full for p in possible}
+    small = [p for p in possible if need[p] <= HEADROOM * free]
+    measured = ", ".join(f"{p} {rates[p] / 1e9:.0f}" for p in PRODUCTS)
     measured = f"products here: {measured} G operations/s"
-    if not fitting:
-        smallest = min(allowed, key=lambda p: need[p])
+    if not small:
+        smallest = min(possible, key=lambda p: need[p])
         short = f"needs about {gigabytes(need[smallest])}, {gigabytes(free)} are free"
         return Choice(smallest, f"the smallest; even it {short}; {measured}")
-    best = min(fitting, key=lambda p: seconds[p])
+    best = min(small, key=lambda p: seconds[p])
     size = f"needs about {gigabytes(need[best])} of {gigabytes(free)} free"
     return Choice(best, f"the fastest that fits: {measured}; {size}")

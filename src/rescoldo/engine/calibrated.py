@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from rescoldo.engine.converted import cache_used, digest
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.model import LoraModel
-from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
+from rescoldo.engine.precisions import is_calibrated
+from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import OpenedModel, Tensors
 from rescoldo.files import cache_root, write_atomic
 
@@ -43,7 +44,7 @@ def load_calibrated(
         RescoldoError: as LoraModel.load.
     """
     path: Path | None = None
-    if precision in CALIBRATED and frozen_state is None and calibration and cache_used():
+    if is_calibrated(precision) and frozen_state is None and calibration and cache_used():
         path = cache_root() / "ranges" / f"{_key(base, precision, calibration)}.safetensors"
         frozen_state = _read(path)
     known = frozen_state is not None

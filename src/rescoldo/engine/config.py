@@ -53,6 +53,8 @@ class DecoderConfig:
         embedding_scale, residual_scale: factors on the embeddings and on what a sublayer adds to the residual stream.
         logits_divisor: what the logits are divided by.
         attention_cap, logits_cap: the soft caps (`activation.soft_cap`) of scores and logits; None: none.
+        mixers: by layer what mixes its rows, a key of `layer.MIXERS`; empty: attention everywhere.
+        mlp: a key of `layer.MLPS`.
         fused: the groups ("qkv", "gate_up") that the model has as one linear.
     """
 
@@ -87,6 +89,8 @@ class DecoderConfig:
     attention_cap: float | None = None
     logits_cap: float | None = None
     fused: tuple[str, ...] = ()
+    mixers: tuple[str, ...] = ()
+    mlp: str = "gated"
     query_growth: tuple[float, int] | None = None
 
     def described(self) -> dict[str, Any]:
@@ -106,6 +110,10 @@ class DecoderConfig:
         """The sliding window of one layer, None where attention is full."""
         return self.windows[layer] if self.windows else None
 
+    def mixer(self, layer: int) -> str:
+        """What mixes a layer's rows: a key of `layer.MIXERS`."""
+        return self.mixers[layer] if self.mixers else "attention"
+
     def rope(self, layer: int) -> str:
         """Which rotation a layer has: "main", "local" (see `local_rope_theta`) or "none"."""
         if layer in self.no_rope:
@@ -115,7 +123,7 @@ class DecoderConfig:
     def first_layers(self, n: int) -> DecoderConfig:
         """The same decoder cut off after `n` layers."""
         no_rope = tuple(i for i in self.no_rope if i < n)
-        return replace(self, n_layers=n, windows=self.windows[:n], no_rope=no_rope)
+        return replace(self, n_layers=n, windows=self.windows[:n], no_rope=no_rope, mixers=self.mixers[:n])
 
     def members(self, site: str) -> tuple[str, ...]:
         """The linears of one of SITES, as modules of a layer ("self_attn.q_proj", …)."""
@@ -159,6 +167,11 @@ class DecoderConfig:
                 shapes[f"self_attn.{name}"] = self.head_dim * (heads if self.qk_norm_full else 1)
         return shapes
 
+    @property
+    def linear_weights(self) -> int:
+        """How many weights all layers' linears have."""
+        return self.n_layers * sum(math.prod(self.linear_shape(name)) for name in self.linears)
+
     def has_bias(self, site: str) -> bool:
         """Whether the linears of one of SITES have biases."""
         return {"qkv": self.qkv_bias, "o": self.o_bias}.get(site, self.mlp_bias)
@@ -185,7 +198,7 @@ class DecoderConfig:
     @property
     def total_params(self) -> int:
         """Parameters of the base model, tied embeddings counted once."""
-        one = replace(self, n_layers=1, windows=(), no_rope=())
+        one = replace(self, n_layers=1, windows=(), no_rope=(), mixers=self.mixers[:1])
         sizes = {name: math.prod(shape) for name, shape in one.tensor_shapes().items()}
         layer = sum(size for name, size in sizes.items() if name.startswith("model.layers."))
         return self.n_layers * layer + sum(sizes.values()) - layer

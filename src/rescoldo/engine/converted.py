@@ -66,7 +66,7 @@ class ConvertedWeights:
         return None
 
     def write(self, key: str, ranges: torch.Tensor, tensors: Tensors) -> None:
-        """Keep a group's tensors. It only saves time: where there is no room, that is all there is to it."""
+        """Keep a group's tensors. It only saves time; best effort, failures are ignored."""
         if not self.writes:
             return
         metadata = {"sha256": digest(tensors)}

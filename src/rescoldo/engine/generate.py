@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from rescoldo.engine.attend import KeysValues, PackedAttention, Span
+from rescoldo.engine.attend import PackedAttention, SharedPrefix, Span
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 
 class Cache:
-    """Keys and values of a batch: the prefix's once, each row's own behind it.
+    """Keys and values of a batch: the prefix's once, each row's own behind it; and recurrent states.
 
     Attributes:
         prefix_k, prefix_v: a layer's (P, K, d) each, or None.
+        states: of a layer with a recurrent state, (slots, …).
         k, v: a layer's (slots, capacity, K, d) each; the rows in use come first.
         lengths: (B,) int64, own tokens of each row in use.
     """
@@ -40,6 +41,7 @@ class Cache:
 
     def _empty(self) -> None:
         shape = (0, 0, self.config.n_kv_heads, self.config.head_dim)
+        self.states: dict[int, torch.Tensor] = {}
         self.k = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
         self.v = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
 
@@ -61,6 +63,15 @@ class Cache:
                 new = torch.zeros(slots, capacity, *old.shape[2:], dtype=self.dtype)
                 new[:in_use, : old.shape[1]] = old[:in_use]
                 caches[i] = new
+        for layer, old in self.states.items():
+            self.states[layer] = torch.zeros(slots, *old.shape[1:], dtype=old.dtype)
+            self.states[layer][:in_use] = old[:in_use]
+
+    def put_states(self, layer: int, first: int, states: torch.Tensor) -> None:
+        """Keep the states (n, …) of the rows from `first` on."""
+        if layer not in self.states:
+            self.states[layer] = torch.zeros(self.slots, *states.shape[1:], dtype=states.dtype)
+        self.states[layer][first : first + len(states)] = states
 
     def drop(self, row: int) -> None:
         """Remove one row; the last takes its place."""
@@ -69,6 +80,8 @@ class Cache:
             for caches in (self.k, self.v):
                 for cache in caches:
                     cache[row] = cache[last]
+            for states in self.states.values():
+                states[row] = states[last]
             self.lengths[row] = self.lengths[last]
         self.lengths = self.lengths[:last].clone()
         if not last:
@@ -78,12 +91,15 @@ class Cache:
 class _Prefill(PackedAttention):
     """A prompt's own pass behind the prefix; its keys and values go into the cache's row `row`."""
 
-    def __init__(self, cache: Cache, row: int, length: int, prefix: list[KeysValues] | None) -> None:
+    def __init__(self, cache: Cache, row: int, length: int, prefix: SharedPrefix | None) -> None:
         super().__init__(Layout((0, length), cache.prefix), prefix)
         self.cache, self.row, self.length = cache, row, length
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         self.cache.k[layer][self.row, : self.length], self.cache.v[layer][self.row, : self.length] = k, v
+
+    def end_state(self, layer: int, states: torch.Tensor) -> None:
+        self.cache.put_states(layer, self.row, states)
 
 
 class _Decode:
@@ -91,9 +107,16 @@ class _Decode:
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.every = cache, torch.arange(len(cache.lengths))
+        self.bounds = range(len(self.every) + 1)
 
     def stops_at_keys(self, layer: int) -> bool:
         return False
+
+    def start_state(self, layer: int) -> torch.Tensor | None:
+        return self.cache.states[layer][: len(self.every)]
+
+    def end_state(self, layer: int, states: torch.Tensor) -> None:
+        self.cache.put_states(layer, 0, states)
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         at = self.every, self.cache.lengths
@@ -110,6 +133,8 @@ class _Decode:
 
     def backward(self, *_: object) -> NoReturn:
         raise AssertionError("decoding has no backward pass")
+
+    end_state_gradient = start_state_gradient = backward
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:
@@ -137,7 +162,7 @@ class _Row:
     random: int  # seeds its draws
     constraint: Constraint | None = None
     position: int = 0  # tokens decoded
-    error: str = ""  # why its constraint cannot go on
+    error: str = ""  # why its constraint cannot continue
 
 
 @dataclass(frozen=True)
@@ -169,10 +194,10 @@ class Decoder:
         self._cache = Cache(model, len(self.prefix))
         self._rows: list[_Row] = []
         self._hidden: list[torch.Tensor] = []  # of each row's newest token, (D,) float32
-        self._prefix_kv: list[KeysValues] | None = None  # by layer
+        self._shared: SharedPrefix | None = None
         if self.prefix:
-            self._prefix_kv = model.prefix(self.prefix)
-            for i, (k, v) in enumerate(self._prefix_kv):
+            self._shared = model.prefix(self.prefix)
+            for i, (k, v) in self._shared.keys_values.items():
                 self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
 
     def __len__(self) -> int:
@@ -197,7 +222,7 @@ class Decoder:
         row, n = len(self._rows), len(tokens)
         cache.reserve(row + 1 if row < cache.slots else row + _SLOTS, n)
         rows = model.rows(torch.arange(p, p + n))
-        h = model.forward(tokens, rows, _Prefill(cache, row, n, self._prefix_kv))
+        h = model.forward(tokens, rows, _Prefill(cache, row, n, self._shared))
         cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))
         self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt), constraint))
         self._hidden.append(h[-1].clone())

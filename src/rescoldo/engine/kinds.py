@@ -43,6 +43,7 @@ KINDS: dict[str, AdapterKind] = {
     "dora": AdapterKind("DoRA", _by_rank, True, frozenset({"use_dora"})),  # arXiv 2402.09353
     "rsdora": AdapterKind("DoRA with rsLoRA's scale", _by_root, True, frozenset({"use_dora", "use_rslora"})),
 }
+PLAIN = "lora"  # the kind that is meant where none is said
 PEFT_SWITCHES = tuple(sorted(frozenset().union(*(kind.peft for kind in KINDS.values()))))
 
 

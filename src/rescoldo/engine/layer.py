@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from rescoldo.engine.activation import ACTIVATIONS
-from rescoldo.engine.attend import Attend, Span
+from rescoldo.engine.attend import Attend, Attended, Span
 from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout, mix_key
@@ -134,7 +134,7 @@ class Attention:
         """See Part."""
         q, k, v = self.split(saved.qkv)
         dmixed: torch.Tensor | None = None
-        mixed, state = q, q  # where the pass ended at its keys and values, nobody looks at them
+        mixed, state = q, q  # unused where the pass ended at its keys and values
         if dy is not None:
             assert saved.mixed is not None
             assert saved.state is not None
@@ -145,7 +145,7 @@ class Attention:
             dmixed, mixed, state = dmixed.view(q.shape), saved.mixed.view(q.shape), saved.state
         elif not want_input and not self.qkv.adapted:
             return None
-        dq, dk, dv = attend.backward(self.index, dmixed, q, k, v, mixed, state, self.span)
+        dq, dk, dv = attend.backward(self.index, dmixed, Attended(q, k, v, mixed, state), self.span)
         self._rotate(dq, dk, rows, -1.0)
         dq, dk = self._norm_backward(dq, dk, saved.heads)
         dqkv = _side_by_side(dq, dk, dv)
@@ -314,6 +314,14 @@ class Sublayer:
             op.rms_norm_backward(dx, saved.normed, saved.rstd, pre, dh)
 
 
+# What DecoderConfig.mixer may name. A mixer with a recurrent state asks `attend` for it, beside the KV cache.
+MIXERS: dict[str, Callable[[int, DecoderConfig, Mapping[str, LoraGroup], Mapping[str, torch.Tensor]], Part]] = {
+    "attention": Attention,
+}
+# what DecoderConfig.mlp may name
+MLPS: dict[str, Callable[[int, DecoderConfig, Mapping[str, LoraGroup]], Part]] = {"gated": Mlp}
+
+
 @dataclass
 class LayerSaved:
     """What a layer's backward pass needs of its forward pass."""
@@ -335,7 +343,8 @@ class Layer:
     ) -> None:
         self.index, self.config, self.norms, self.dtype = index, config, norms, dtype
         (pre1, post1), (pre2, post2) = NORMS[config.norm_placement]
-        mixer, mlp = Attention(index, config, groups, norms), Mlp(index, config, groups)
+        mixer = MIXERS[config.mixer(index)](index, config, groups, norms)
+        mlp = MLPS[config.mlp](index, config, groups)
         self.mixer = Sublayer(mixer, norms.get(pre1), norms.get(post1), config, dtype)
         self.mlp = Sublayer(mlp, norms.get(pre2), norms.get(post2), config, dtype)
 

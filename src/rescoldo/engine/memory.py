@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rescoldo.engine.config import SITES, DecoderConfig
+from rescoldo.engine.config import NORMS, SITES, DecoderConfig
 from rescoldo.engine.head import HEAD_ROWS
 from rescoldo.engine.kinds import MAGNITUDE, A, B
-from rescoldo.engine.types import CALIBRATED, LoraConfig
+from rescoldo.engine.precisions import PRECISIONS
+from rescoldo.engine.types import LoraConfig
 from rescoldo.system.memory import memory_available
 
 PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and what they load, before any weight
 ADAPTERS_IN_MEMORY = 7  # weights, gradients, two moments, best epoch; and a checkpoint's copies while it is written
 HEADROOM = 0.9  # of the free memory
-SMALL = 1 << 30  # weights of linears; blocks of smaller models are unpacked to int8 once
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "nf4": 0.53125}  # per weight, scales included
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class MemoryNeed:
     Attributes:
         weights: the frozen model in its precision, embeddings included.
         adapter: the adapter, its gradients and optimizer.
-        layer_activations: what one layer keeps for its way back.
+        layer_activations: what one layer keeps for its backward pass.
         other: the process itself, logits, one layer's work.
         n_layers: layers whose activations would be kept at best: those that the backward pass goes through.
     """
@@ -87,9 +86,10 @@ def memory_need(
         rows: tokens of the largest micro-batch.
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
     """
-    wide = 4 if precision == "fp32" else 2
+    row = PRECISIONS[precision]
+    wide = row.element_bytes
     largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
-    converted = 2 * largest if precision in CALIBRATED else 0
+    converted = 2 * largest if row.calibrated else 0
     trained = decoder.n_layers - lora.first_layer
     inputs = trained * rows * decoder.hidden_size * 2  # float32, of every second layer
     work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
@@ -102,33 +102,28 @@ def memory_need(
     )
 
 
-def stays_stored(config: DecoderConfig, precision: str) -> bool:
-    """Whether linears that the file has in blocks are kept so in this precision."""
-    return precision == "nf4" or (precision == "int8" and linear_weights(config) > SMALL)
-
-
-def linear_weights(config: DecoderConfig) -> int:
-    """How many weights all layers' linears have."""
-    return config.n_layers * sum(math.prod(config.linear_shape(name)) for name in config.linears)
-
-
 def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
     """Bytes of the frozen model in this precision, embeddings included.
 
     `stored`: bytes of the linears' blocks in the file, if it has such.
     """
-    linears = linear_weights(config) * _BYTES[precision]
-    if stored is not None and stays_stored(config, precision):
+    row = PRECISIONS[precision]
+    linears = config.linear_weights * row.bytes_per_weight
+    if stored is not None and row.keeps_blocks(config):
         linears = stored
-    wide = 4 if precision == "fp32" else 2
-    return int(linears + config.vocab_size * config.hidden_size * wide * (1 if config.tied_embeddings else 2))
+    tables = 1 if config.tied_embeddings else 2
+    return int(linears + tables * config.vocab_size * config.hidden_size * row.element_bytes)
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
-    """Bytes that one layer keeps for its backward pass: normed inputs, q, k, v, attention's output, gate and up; and
-    with magnitudes the outputs of the adapted linears before them."""
-    kept = 2 * config.hidden_size + 2 * config.intermediate_size + 2 * config.n_heads * config.head_dim
-    kept += 2 * config.n_kv_heads * config.head_dim
+    """Bytes that one layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
+    before it keeps its input), q, k, v, attention's output, gate and up; and with magnitudes the outputs of the adapted
+    linears before them."""
+    streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    kept = streams * config.hidden_size + 2 * config.intermediate_size + 2 * q + 2 * kv
+    if config.qk_norm:
+        kept += q + kv
     if lora is not None and lora.magnitude:
         for site in SITES:
             members = [member.split(".")[1] for member in config.members(site)]

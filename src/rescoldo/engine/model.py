@@ -1,4 +1,4 @@
-"""A frozen decoder in one of four precisions with its adapter: loading, and passes over packed rows."""
+"""A frozen decoder in one of the precisions with its adapter: loading, and passes over packed rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from rescoldo.engine.attend import Attend, KeysValues, PackedAttention, PrefixAttention
+from rescoldo.engine.attend import Attend, PackedAttention, PrefixAttention, SharedPrefix
 from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
+from rescoldo.engine.converter import Converter, Weights, embed
 from rescoldo.engine.head import Head, folded_norm
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, Matrix
@@ -18,19 +19,12 @@ from rescoldo.engine.kinds import A
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_a
-from rescoldo.engine.memory import (
-    SMALL,
-    layers_to_keep,
-    linear_weights,
-    parameter_shapes,
-    stays_stored,
-    weight_bytes,
-)
+from rescoldo.engine.memory import layers_to_keep, parameter_shapes, weight_bytes
 from rescoldo.engine.objective import targets_of
-from rescoldo.engine.precision import Converter, Weights, embed
+from rescoldo.engine.precisions import PRECISIONS, SMALL, Precision
 from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.saved import SavedActivations
-from rescoldo.engine.types import CALIBRATED, Example, LoraConfig
+from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import OpenedModel, TensorSource
 
 
@@ -99,10 +93,10 @@ class LoraModel:
 
         Args:
             base: an opened base model.
-            precision: "fp32", "bf16", "int8" or "nf4".
+            precision: a key of PRECISIONS.
             lora: the adapter to train, None for the base model alone.
             seed: for the adapter's initial weights.
-            calibration: examples to measure input ranges on; needed for int8 and nf4 without `frozen_state`.
+            calibration: examples to measure input ranges on; needed for calibrated precisions without `frozen_state`.
             frozen_state: what `frozen_state()` returned when the run began: makes a resume exact.
             on_progress: called with the share done, 0..1.
             keep_converted: keep a large model's converted weights on the disk, and take them from there.
@@ -113,11 +107,12 @@ class LoraModel:
         config, source = base.config, base.tensors
         names = set(source.names())
         parameters = new_parameters(config, lora, seed) if lora else {}
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        embedding = _embedding(source, config, precision, dtype)
+        row = PRECISIONS[precision]
+        dtype = row.dtype
+        embedding = _embedding(source, config, row)
         head_name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
         converted: ConvertedWeights | None = None
-        if keep_converted and precision in CALIBRATED and linear_weights(config) > SMALL and not base.stored_bytes():
+        if keep_converted and row.calibrated and config.linear_weights > SMALL and not base.stored_bytes():
             converted = ConvertedWeights(base.fingerprint(), precision, weight_bytes(config, precision))
         converter = Converter(config, precision, calibration, frozen_state, embedding, converted)
         layers: list[Layer] = []
@@ -137,8 +132,7 @@ class LoraModel:
                 return LoraGroup(frozen, places, torch.cat(biases) if has_bias else None, lora, parameters)
 
             weights = {
-                site: _weights(source, [f"{prefix}.{m}.weight" for m in config.members(site)], precision)
-                for site in SITES
+                site: _weights(source, [f"{prefix}.{m}.weight" for m in config.members(site)], row) for site in SITES
             }
             groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
             layers.append(Layer(i, config, groups, norms, dtype))
@@ -147,7 +141,7 @@ class LoraModel:
             if on_progress:
                 on_progress((i + 1) / config.n_layers)
         final_norm = folded_norm(source.get("model.norm.weight"), config, dtype)
-        head = converter.head(_weights(source, [head_name], precision)[0], final_norm)
+        head = converter.head(_weights(source, [head_name], row)[0], final_norm)
         if converted:
             converted.prune()
         return cls(
@@ -221,8 +215,8 @@ class LoraModel:
             del activations  # before the next layer makes its own
         return h
 
-    def prefix(self, tokens: Sequence[int]) -> list[KeysValues]:
-        """The keys and values of a shared prefix, by layer."""
+    def prefix(self, tokens: Sequence[int]) -> SharedPrefix:
+        """What later rows need of a prefix that they share."""
         attend = PrefixAttention(len(tokens), self.config.n_layers)
         self.forward(torch.tensor(tokens), self.rows(torch.arange(len(tokens))), attend)
         return attend.found
@@ -234,18 +228,18 @@ class LoraModel:
         return self.head.logits(h).float()
 
 
-def _embedding(source: TensorSource, config: DecoderConfig, precision: str, dtype: torch.dtype) -> Matrix:
+def _embedding(source: TensorSource, config: DecoderConfig, precision: Precision) -> Matrix:
     """The embedding table, in the file's blocks where the linears stay so too."""
     name = "model.embed_tokens.weight"
-    if stays_stored(config, precision):
+    if precision.keeps_blocks(config):
         return _weights(source, [name], precision)[0]
     embedding = source.get(name)
-    return embedding if embedding.dtype in (dtype, torch.bfloat16) else embedding.to(dtype)
+    return embedding if embedding.dtype in (precision.dtype, torch.bfloat16) else embedding.to(precision.dtype)
 
 
-def _weights(source: TensorSource, names: Sequence[str], precision: str) -> Weights:
+def _weights(source: TensorSource, names: Sequence[str], precision: Precision) -> Weights:
     """Matrices that share an input: in the file's blocks where products take them so, else as numbers."""
-    if precision in CALIBRATED:
+    if precision.calibrated:
         stored = [source.quantized(name) for name in names]
         parts = [blocks for blocks in stored if blocks is not None and blocks.kind in KINDS]
         if len(parts) == len(stored):

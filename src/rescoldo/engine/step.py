@@ -152,6 +152,7 @@ class GradientStep:
         state = {f"gradient.{name}": value for name, value in self.gradients.items()}
         for g, shared in self._shared.items():
             state |= {f"prefix.{g}.k": shared.grad.k, f"prefix.{g}.v": shared.grad.v}
+            state |= {f"prefix.{g}.state.{layer}": value for layer, value in shared.grad.states.items()}
         return state
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -161,7 +162,10 @@ class GradientStep:
         for key, value in state.items():
             kind, _, rest = key.partition(".")
             if kind == "prefix":
-                number, part = rest.split(".")
+                number, part, *layer = rest.split(".")
                 shared = self._prefix(int(number))
                 assert shared is not None
-                (shared.grad.k if part == "k" else shared.grad.v).copy_(value)
+                if layer:
+                    shared.grad.states[int(layer[0])] = value
+                else:
+                    {"k": shared.grad.k, "v": shared.grad.v}[part].copy_(value)

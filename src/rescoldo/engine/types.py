@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, PLAIN
 
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
-CALIBRATED = ("int8", "nf4")  # products in int8, by input ranges that are measured on examples
 CALIBRATION_EXAMPLES = 4  # the first ones of the training data
 
 
@@ -143,7 +141,7 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    kind: str = "lora"
+    kind: str = PLAIN
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
@@ -203,4 +201,4 @@ class Generated:
     tokens: list[int]
     ended: bool  # stopped by itself (a stop token), not cut off
     seconds: float  # from the batch's start to this row's end
-    error: str = ""  # why its constraint could not go on
+    error: str = ""  # why its constraint could not continue

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which model plays which part (contract, section 7), by name: M1, M2 and M3. "" where there is none.
+    """Which model plays which part, by name: M1, M2 and M3. "" where there is none.
 
     Attributes:
         together: a run that is asked with the prompt that it was trained with, not with the comparison's role: M2's
@@ -69,7 +69,7 @@ def compare(
 ) -> dict[str, Any]:
     """Answer a dataset with each model, score the answers and compare.
 
-    Interrupted, the next call goes on where this one was; repeated, it asks nothing again (both with `output`).
+    Interrupted, the next call resumes where this one was; repeated, it asks nothing again (both with `output`).
 
     Args:
         models: name in the document → spec (see rescoldo.evaluation.open).
@@ -87,7 +87,7 @@ def compare(
         judge_tokens: that a judge may write.
 
     Returns:
-        The comparison document (contract, section 8).
+        The comparison document.
 
     Raises:
         RescoldoError: a model, the dataset or the output is not as it must be; a server is gone.

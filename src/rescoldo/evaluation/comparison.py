@@ -117,7 +117,7 @@ def build_comparison(
     people: Mapping[str, Any] | None = None,
     judges: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The comparison document (contract, section 8).
+    """The comparison document.
 
     Args:
         models: name → its part as `evaluate` returns it; all over the same inputs in the same order.
@@ -153,7 +153,7 @@ def build_comparison(
         if not all(map(math.isfinite, values)):
             raise RescoldoError(
                 f"{name} has a score that is NaN or infinite: nothing can be decided by it",
-                fix="mend the metric: each score is a number between 0 and 1",
+                fix="fix the metric: each score is a number between 0 and 1",
             )
     means = {name: float(part["scores"]["mean"]) for name, part in models.items()}
     # ties go to the simpler model: the one named first

@@ -96,6 +96,27 @@ def measure_content(
     return parts, reference
 
 
+def unlike_references(
+    role: Role, references: Records, answers: Sequence[tuple[int, dict[str, Any], str]]
+) -> list[dict[str, str]] | None:
+    """By which measures each answer is unlike the references' own: name → "below" or "above". Needs no model; the
+    length is in words.
+
+    Args:
+        references: records with answers that are good.
+        answers: (index of what was asked, record, text).
+
+    Returns:
+        One for each answer; None where fewer than FEWEST references have an answer.
+    """
+    chosen = _answered(role, references)
+    if len(chosen) < FEWEST:
+        return None
+    measured_by = _Measuring(role, None, None, False, KnownPairs(role, [role.target(one) for one in chosen]))
+    ranges = ranges_of(measured_by([(i, one, role.target(one)) for i, one in enumerate(chosen)], own=True))
+    return [outside(values, ranges) for values in measured_by(answers)]
+
+
 def _judged(
     part: Mapping[str, Any],
     role: Role,

@@ -1,4 +1,4 @@
-"""Adopt the fine-tuned model or not: the contract's rules (section 7), with the uncertainty said."""
+"""Adopt the fine-tuned model or not: the rule of docs/evaluation.md, with its uncertainty."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 def write_document(document: dict[str, Any], output: Path) -> list[Path]:
     """Write an evaluation or comparison as JSON and, beside it, its reports, in the language that its metadata name.
-    The verdict is made anew, from the votes and judgements that are in it now. Returns the reports' paths.
+    The verdict is computed again, from the votes and judgements that are in it now. Returns the reports' paths.
 
     Raises:
         RescoldoError: it cannot be written.

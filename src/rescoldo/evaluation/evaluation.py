@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rescoldo.allowed import check_number
+from rescoldo.base.open import SCHEMES
 from rescoldo.data import read_records
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
@@ -24,6 +25,7 @@ from rescoldo.evaluation.score import answers_use_input, common, score_row, summ
 from rescoldo.invocation import program
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatPredictor, MeasuresLoss, Prediction, Predictor
+from rescoldo.names import is_server
 from rescoldo.role import Role, role_of_run
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def evaluate(
         repeats: how often each record is answered: with the seed, the seed + 1, …
 
     Returns:
-        One model's part of the JSON (contract, section 8): what the predictor says of itself, scores,
+        One model's part of the JSON: what the predictor says of itself, scores,
         component_scores, diagnostics, warnings, predictions (the records in their order, then once more for each
         repeat), sampling; with repeats `sampled` (see sampled.sampled); labels, where the dataset's answers are such
         (evaluation.labels).
@@ -111,7 +113,7 @@ def evaluate(
         raise RescoldoError(
             f"none of {len(found)} answers could be had ({common(found[i].error for i in found)}): nothing to score",
             where=predictor.name,
-            fix="mend that and give the same command again",
+            fix="fix that and repeat the command",
             exit_code=EXIT_FAILURE,
         )
     rows = []
@@ -156,7 +158,7 @@ def evaluate_model(
         dataset: JSON Lines; the answers are needed only where the role's metric compares with them.
         role: name or path; where not given the run's own, for a base model ba.
         output: JSON file to write, with a Markdown report beside it (.md). Answers are kept in OUTPUT.partial.jsonl
-            while they are made, so that a second call goes on where a first was stopped.
+            while they are made, so that a second call resumes where a first was stopped.
         train: training set, to find what is copied from it; by default the run's own, where it is still there.
         sampling: the role's, where not given.
         samples: answers to each record, with seeds that follow each other.
@@ -240,8 +242,9 @@ def _check_engine(model: str, dataset: Path | str) -> None:
     from rescoldo.programs.program import PROGRAM, find_program
 
     path, _ = find_program(model) or (None, "")
-    if model.startswith("openai:") or (path and (path.is_file() or (path / PROGRAM).is_file())):
-        what = "a server" if model.startswith("openai:") else "a DSPy program"
+    asked = is_server(model) and model.partition(":")[0] not in SCHEMES  # ollama:NAME is a file in its store here
+    if asked or (path and (path.is_file() or (path / PROGRAM).is_file())):
+        what = "a server" if asked else "a DSPy program"
         others = ["--baseline", "sample:smollm2", "--model", f"other={model}", "--dataset", str(dataset)]
         raise RescoldoError(
             f"this is {what}; eval asks our own engine alone",

@@ -175,7 +175,7 @@ class Judge:
         if found and all(reply.error for reply in found.values()):
             raise RescoldoError(
                 f"the judge answered nothing ({common(reply.error for reply in found.values())})", where=self.spec,
-                fix="mend that and give the same command again, or leave --judge out", exit_code=EXIT_FAILURE,
+                fix="fix that and repeat the command, or leave --judge out", exit_code=EXIT_FAILURE,
             )  # fmt: skip
         for i, name in enumerate(keys):
             if not found[i].error:

@@ -13,6 +13,7 @@ from rescoldo.models.engine_chat import EngineChat
 from rescoldo.models.loaded import Loaded, is_run, load_for_inference, run_info
 from rescoldo.models.predictor import ChatModel, ChatPredictor, Predictor
 from rescoldo.models.server import ServerOptions, open_server
+from rescoldo.names import is_server
 from rescoldo.role import Role, role_of_run
 from rescoldo.role.grammar import role_grammar
 from rescoldo.run.sweep import refuse_sweep
@@ -87,7 +88,7 @@ class Opener:
         """
         if spec.startswith(CONSTRAINED):
             return self.chat(spec.removeprefix(CONSTRAINED)).constrained(role_grammar(self.role))
-        if spec.startswith(("openai:", "ollama:")):
+        if is_server(spec):
             return open_server(spec, self.server)
         spec = spec.removeprefix("engine:")
         refuse_sweep(Path(spec), "eval")

@@ -174,7 +174,7 @@ def _missing(
 
 
 def _compare_again(document: Mapping[str, Any]) -> list[str] | None:
-    """The arguments that make this comparison again, asking for no answer anew; None where it cannot be told."""
+    """The arguments that make this comparison again, asking for no answer again; None where it cannot be told."""
     models, meta = document["models"], document["metadata"]
     decision = document["comparison"]["decision"]
     specs = {name: _spec(part) for name, part in models.items() if name != constrained_name(decision["baseline"])}

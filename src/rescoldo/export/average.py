@@ -19,7 +19,6 @@ from rescoldo.adapter import (
     write_calibration,
 )
 from rescoldo.adapter.average import METHODS, average
-from rescoldo.adapter.peft import parse_config, read_config
 from rescoldo.base import BaseModel
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.errors import RescoldoError
@@ -117,8 +116,7 @@ def _open_part(path: Path) -> Part:
     Raises:
         RescoldoError: it is neither, or damaged.
     """
-    at = order(path.resolve())
-    if at is not None and path.is_dir():
+    if path.is_dir() and order(path.resolve()) is not None:
         return _open_epoch(path)
     refuse_unfinished(path)
     if not is_run(str(path)):
@@ -133,11 +131,9 @@ def _open_epoch(path: Path) -> Part:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
         raise RescoldoError(f"the checkpoint is damaged: {error}", where=str(path)) from None
-    if not (run / CONFIG_FILE).is_file():
-        refuse_unfinished(run)
+    refuse_unfinished(run)
     found = read_adapter(run)
-    lora = parse_config(read_config(run / CONFIG_FILE), str(run / CONFIG_FILE))
-    adapter = Adapter(lora, checkpoint.adapter, found.base_model, path, found.wrapped)
+    adapter = Adapter(found.lora, checkpoint.adapter, found.base_model, path, found.wrapped)
     return Part(path, run, run_info(run), adapter, sha256(path / "adapter.safetensors"))
 
 

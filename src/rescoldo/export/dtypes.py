@@ -31,13 +31,13 @@ def to_plain(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
     """`tensor` in one of PLAIN.
 
     Raises:
-        RescoldoError: a value is no number, or too large for half precision.
+        RescoldoError: a value is NaN, infinite, or too large for half precision.
     """
     result = tensor.to(PLAIN[dtype])
     if not bool(torch.isfinite(result).all()):
         whole = bool(torch.isfinite(tensor).all())
         raise RescoldoError(
-            f"holds values that {'do not fit into ' + dtype if whole else 'are no numbers'}",
+            f"holds values that {'do not fit into ' + dtype if whole else 'are NaN or infinite'}",
             where=name,
             fix="--dtype BF16 or F32" if whole else "fetch the base model again, or train again",
             exit_code=EXIT_FAILURE,

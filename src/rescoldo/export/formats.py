@@ -88,7 +88,8 @@ def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
             write_text(directory / _TEMPLATE_FILE, source.tokenizer.chat_template)
 
     template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # the base has none
-    base = str(source.base.path.resolve()) if source.base.kind == "gguf" else "BASE.gguf"
+    file_of_base = source.base.gguf_file
+    base = "BASE.gguf" if file_of_base is None else str(file_of_base.resolve())
     return _planned(
         chosen, tensors, write, _llama_server(base, source.base.config.max_positions, "--lora", file, *template)
     )
@@ -154,11 +155,10 @@ def _merged(source: Source, dtype: str | None, _: str) -> Plan:
 def _ollama(source: Source, dtype: str | None, name: str) -> Plan:
     """The adapter on Ollama's own file where the base is a GGUF file and llama.cpp's adapter format can hold it, else
     the merged model; and a Modelfile."""
-    beside = source.base.kind == "gguf" and not gguf_adapter.lacks(source)
-    weights = (_gguf_adapter if beside else _merged_gguf)(source, dtype, name)
-    if beside:
-        known = source.base.spec.removeprefix("ollama:")
-        model = known if known != source.base.spec else str(source.base.path.resolve())
+    file_of_base = None if gguf_adapter.lacks(source) else source.base.gguf_file
+    weights = (_merged_gguf if file_of_base is None else _gguf_adapter)(source, dtype, name)
+    if file_of_base is not None:
+        model = source.base.ollama_name or str(file_of_base.resolve())
         files = {"model": model, "adapter": f"./{_adapter_file(weights.dtype)}"}
     else:
         files = {"model": f"./{_model_file(weights.dtype)}"}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rescoldo.base.gguf import gguf_name, permuted_rows
-from rescoldo.engine.kinds import KINDS, B
+from rescoldo.engine.kinds import KINDS, PLAIN, B
 from rescoldo.export.dtypes import encode
 from rescoldo.export.gguf_file import Planned, Value
 from rescoldo.export.source import Source
@@ -28,7 +28,7 @@ def _alpha(source: Source) -> float:
     takes the rest of the scale (`_factor`)."""
     lora = source.adapter.lora
     all_of_them = {lora.scale_of(name) * lora.rank_of(name) for name in lora.targets}
-    return all_of_them.pop() if lora.kind != "lora" and len(all_of_them) == 1 else lora.alpha
+    return all_of_them.pop() if lora.kind != PLAIN and len(all_of_them) == 1 else lora.alpha
 
 
 def _factor(source: Source, module: str) -> float:

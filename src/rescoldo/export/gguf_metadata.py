@@ -34,8 +34,8 @@ def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
     Raises:
         RescoldoError: the base has something that GGUF or llama.cpp cannot express.
     """
-    if source.base.kind == "gguf":
-        header = read_header(source.base.path)
+    if source.base.gguf_file is not None:
+        header = read_header(source.base.gguf_file)
         metadata = {
             key: Value(_plain(value), *header.types[key])
             for key, value in header.metadata.items()

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.hf import HfTensors, decoder_config, open_hf, read_config
-from rescoldo.base.hub_id import REFETCH
+from rescoldo.base.hf import INDEX, HfTensors, open_hf, read_config
 from rescoldo.base.model import check_tensors
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids
@@ -22,7 +21,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.dtypes import PLAIN, to_plain
 from rescoldo.export.source import Source
 from rescoldo.families import FAMILIES, Family
-from rescoldo.files import load_json, write_json
+from rescoldo.files import write_json
 
 DTYPES = tuple(PLAIN)
 SHARD_BYTES = 1 << 30  # one shard is in memory at a time
@@ -31,7 +30,7 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def default_dtype(source: Source) -> str:
-    """The base's own, BF16 where it is decoded from FP8 or the like, F16 where it is in GGUF's blocks, whose scales are
+    """The base's own, BF16 where it is decoded from FP8 or similar, F16 where it is in GGUF's blocks, whose scales are
     half precision."""
     tensors = source.base.tensors
     name = f"model.layers.0.{source.base.config.members('qkv')[0]}.weight"
@@ -41,22 +40,16 @@ def default_dtype(source: Source) -> str:
 
 
 def write_config(source: Source, directory: Path, dtype: str) -> None:
-    """config.json and generation_config.json: the base's own, or made from a GGUF file's metadata.
+    """config.json and generation_config.json: the base's own, or made from the decoder's config.
 
     Raises:
         RescoldoError: the base has something that a Hugging Face config cannot say.
     """
     config, tokenizer = source.base.config, source.tokenizer
     generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
-    if source.base.kind == "hf":
-        path = source.base.path / "config.json"
-        whole = load_json(path, REFETCH)
-        family, decoder = decoder_config(whole, str(path))
-        content = {key: v for key, v in decoder.items() if key != "torch_dtype"}
-        if decoder != whole:  # what is merged is the decoder, without what wrapped it
-            content["architectures"] = [family.hf_class]
-        own = source.base.path / "generation_config.json"
-        generation = load_json(own, REFETCH) if own.is_file() else generation
+    own = source.base.hf_config()
+    if own is not None:
+        content, generation = own[0], generation if own[1] is None else own[1]
     else:
         content = _config(config)
         for name in ("bos", "eos", "pad"):
@@ -194,7 +187,7 @@ def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callab
         del tensors
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_bytes(source, dtype)}, "weight_map": files}
-        write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / INDEX, index)
     written = HfTensors([directory / file for file in dict.fromkeys(files.values())])
     check_tensors(written, source.base.config, directory)
     for name in written.names():

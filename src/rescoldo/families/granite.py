@@ -1,4 +1,4 @@
-"""Granite 3 and 4 (dense): Llama's decoder with four factors."""
+"""Granite 3 and 4.1 (dense): Llama's decoder with four factors."""
 
 from rescoldo.families.family import Family, Key
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import end_of_turn, fix_date, prompt_ids, stop_ids
-from rescoldo.engine.types import CALIBRATED, CALIBRATION_EXAMPLES, PRECISIONS, Example
+from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical, is_calibrated
+from rescoldo.engine.types import CALIBRATION_EXAMPLES, Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
 from rescoldo.invocation import program
@@ -164,7 +165,7 @@ def dated_tokenizer(base: BaseModel, info: dict[str, Any]) -> Any:
 
 def load_for_inference(
     spec: str,
-    quantization: str = "auto",
+    quantization: str = AUTO,
     *,
     role: Role | None = None,
     records: Sequence[dict[str, Any]] = (),
@@ -192,11 +193,9 @@ def load_for_inference(
         raise RescoldoError(
             "no model is named: the name is empty", fix="a run directory, or a base model as sample:smollm2"
         )
-    wanted = {"bnb4": "nf4"}.get(quantization, quantization)
-    if wanted not in ("auto", *PRECISIONS):
-        raise RescoldoError(
-            f"there is no quantization {quantization!r}", where="--quantization", fix=f"auto, {', '.join(PRECISIONS)}"
-        )
+    wanted = canonical(quantization)
+    if wanted not in (AUTO, *PRECISIONS):
+        raise RescoldoError(f"there is no quantization {quantization!r}", where="--quantization", fix=ALLOWED)
     refuse_unfinished(Path(spec))
     run = Path(spec) if is_run(spec) else None
     info = run_info(run) if run else {}
@@ -209,13 +208,13 @@ def load_for_inference(
     if adapter:
         adapter.fits(base.config, base.spec)  # before minutes of loading
     tokenizer = dated_tokenizer(base, info)
-    measured = wanted in ("auto", *CALIBRATED) and info.get("quantization") in CALIBRATED
+    measured = (wanted == AUTO or is_calibrated(wanted)) and is_calibrated(info.get("quantization"))
     frozen = _frozen_state(run) if run and measured else None
     precision = _precision(wanted, info, base, calibrated=frozen is not None or bool(role and records))
 
     def load() -> LoraModel:
         calibration = None
-        if precision in CALIBRATED and frozen is None and role is not None:
+        if is_calibrated(precision) and frozen is None and role is not None:
             end = end_of_turn(tokenizer)
             prompts = [prompt_ids(role.messages(record), tokenizer) for record in records[:CALIBRATION_EXAMPLES]]
             calibration = [Example((*prompt, end), len(prompt)) for prompt in prompts]
@@ -242,10 +241,10 @@ def load_for_inference(
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
     """The precision to load in; int8 and nf4 only where ranges are known or can be measured, unless asked for."""
-    if wanted != "auto":
+    if wanted != AUTO:
         return wanted
     trained_in = info.get("quantization")
-    if trained_in in PRECISIONS and (trained_in not in CALIBRATED or calibrated):
+    if trained_in in PRECISIONS and (calibrated or not is_calibrated(trained_in)):
         return str(trained_in)
     from rescoldo.engine.auto import choose_precision
 

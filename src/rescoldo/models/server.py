@@ -57,10 +57,16 @@ def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
     """
     if importlib.util.find_spec("openai") is None:
         raise missing("servers", "asking a server needs the package openai", where=spec)
-    kind, _, rest = spec.partition(":")
-    if kind == "ollama":
-        host = ollama_host()
-        return ServerChat(spec, rest, host + "/v1", options or ServerOptions(), ollama_entry(rest, host))
+    prefix, colon, rest = spec.partition(":")
+    return _OPENERS[prefix + colon](spec, rest, options or ServerOptions())
+
+
+def _open_ollama(spec: str, name: str, options: ServerOptions) -> ServerChat:
+    host = ollama_host()
+    return ServerChat(spec, name, host + "/v1", options, ollama_entry(name, host))
+
+
+def _open_openai(spec: str, rest: str, options: ServerOptions) -> ServerChat:
     model, at, url = _split(rest)
     parts = parse_url(url)
     if not model or not at or parts is None:
@@ -76,7 +82,14 @@ def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
             fix=f"put it into the environment: {KEY_VARIABLE}",
         )
     url = url.rstrip("/")
-    return ServerChat(spec, model, url, options or ServerOptions(), server_entry(model, url))
+    return ServerChat(spec, model, url, options, server_entry(model, url))
+
+
+# a row for each of names.SERVERS
+_OPENERS: dict[str, Callable[[str, str, ServerOptions], ServerChat]] = {
+    "openai:": _open_openai,
+    "ollama:": _open_ollama,
+}
 
 
 def _split(rest: str) -> tuple[str, bool, str]:

@@ -23,11 +23,11 @@ from rescoldo.training.parts import Model, Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
 
-FAREWELL_SECONDS = 20.0  # how long torchrun may take to stop a worker that is to be started anew
+FAREWELL_SECONDS = 20.0  # how long torchrun may take to stop a worker that is to be started again
 
 
 class Leaving:
-    """Whether a signal has come: this process goes on, tells the leader so with its next gradients, and is sent home
+    """Whether a signal has come: this process continues, tells the leader so with its next gradients, and is sent home
     once the leader has saved."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
     """Work for the leader until it says that the run has ended.
 
     Returns:
-        0: it has. Otherwise the signal that made this process, or another, leave: the run goes on.
+        0: it has. Otherwise the signal that made this process, or another, leave: the run continues.
 
     Raises:
         RescoldoError: this machine has other data or settings than the leader, or lost it.

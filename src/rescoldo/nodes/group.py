@@ -72,7 +72,7 @@ class Command:
 
     Attributes:
         op: STEP (compute its gradients), UPDATE (change the weights by them), EVALUATE, STOP (the run is over) or AGAIN
-            (it goes on with other machines).
+            (it continues with other machines).
         step: the optimizer step's number, from 0: for dropout; of an update from 1.
         rate: the learning rate of an update.
         examples: places in the training or validation data, in the step's order.

@@ -106,7 +106,7 @@ class Launcher:
                 raise RescoldoError(
                     f"torchrun gave up: {_last_line(place.folder / 'agent.log')}",
                     where=str(self.config.output),
-                    fix="the same command on all machines goes on from the last checkpoint",
+                    fix="the same command on all machines resumes from the last checkpoint",
                     exit_code=EXIT_FAILURE,
                 )
 
@@ -125,7 +125,7 @@ class Launcher:
                 raise RescoldoError(
                     f"{nodes.endpoint}, the machine that leads, has not answered for {LEADER_SECONDS / 60:.0f} minutes",
                     where="--rendezvous",
-                    fix="give the same command there, then here: the run goes on from its last checkpoint; "
+                    fix="give the same command there, then here: the run resumes from its last checkpoint; "
                     "a firewall between the machines must let them talk",
                     exit_code=EXIT_FAILURE,
                 )

@@ -123,7 +123,7 @@ class Leader:
                     )
         if any(signals):
             names = ", ".join(self.group.name(rank) for rank, number in enumerate(signals) if number)
-            self._reporter.say(f"  {names} leaves or machines join: saving, then going on with those that are there")
+            self._reporter.say(f"  {names} leaves or machines join: saving, then continuing with those that are there")
             signal.raise_signal(signal.SIGTERM)  # the loop saves behind this step
 
     def stop(self, *, over: bool) -> None:
@@ -146,7 +146,7 @@ class SharedAdamW(AdamW):
 
 
 class SharedStep:
-    """A GradientStep over all machines. Its gradients are summed once, while the last backward pass goes on."""
+    """A GradientStep over all machines. Its gradients are summed once, while the last backward pass is running."""
 
     def __init__(self, leader: Leader, model: Model, examples: list[Example], step: int, seed: int) -> None:
         self._leader = leader
@@ -188,4 +188,4 @@ class SharedStep:
         return {}
 
     def load_state(self, state: Tensors) -> None:
-        """A step that one machine had begun is begun anew: see Loop."""
+        """A step that one machine had begun is started again: see Loop."""

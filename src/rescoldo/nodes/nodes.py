@@ -78,9 +78,9 @@ def count(text: str) -> tuple[int, int]:
     least, most = (int(match[1] or 1), int(match[2])) if match else (0, 0)
     if not 1 <= least <= most:
         raise RescoldoError(
-            f"{text!r} is no number of machines",
+            f"{text!r} is not a number of machines",
             where="--nodes",
-            fix="4: up to four, going on with those that are left; 2:4: as long as there are two",
+            fix="4: up to four, continuing with those that are left; 2:4: as long as there are two",
         )
     return least, most
 

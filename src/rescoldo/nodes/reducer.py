@@ -1,4 +1,4 @@
-"""The sum of a step's gradients on all machines, bucket by bucket, while the last backward pass goes on."""
+"""The sum of a step's gradients on all machines, bucket by bucket, while the last backward pass is running."""
 
 from __future__ import annotations
 

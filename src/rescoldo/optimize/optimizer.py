@@ -81,14 +81,14 @@ def optimize(
     """Optimize a role's prompt; write the program and how it was made into `output`.
 
     The model's answers are kept while it works, and DSPy asks the same questions in the same order for the same seed:
-    so an interrupted call goes on where it was. A finished one returns what is there.
+    so an interrupted call resumes where it was. A finished one returns what is there.
 
     Returns:
         The content of optimize.json: model, method, scores {"before", "after"} on the dev part, demos, config, …
 
     Raises:
         RescoldoError: dspy is missing, config or files are not as they must be, the model cannot answer, or `output`
-            holds a program that was made otherwise (restart makes it anew).
+            holds a program that was made otherwise (restart replaces it).
     """
     _check(config)
     dspy = import_dspy()
@@ -231,7 +231,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         raise RescoldoError(
             f"holds a program that was made otherwise ({what})",
             where=str(folder),
-            fix="choose another --output, or --restart to make it anew",
+            fix="choose another --output, or --restart to replace it",
         )
     return dict(record) if whole else None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import stat
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import sync_directory
+from rescoldo.files import append_lines
 from rescoldo.preference.ballots import Ballot
 from rescoldo.preference.statistics import LOSS, TIE, WIN
 
@@ -145,24 +143,7 @@ class VoteFile:
         lines = b"".join(text.encode("utf-8", "replace") + b"\n" for text in texts)
         with self._lock:
             try:
-                is_new = not self.path.exists()
-                with open(self.path, "a+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    size = file.seek(0, os.SEEK_END)
-                    if size:
-                        file.seek(size - 1)
-                        if file.read(1) != b"\n":  # a line that a crash has cut off
-                            lines = b"\n" + lines
-                    try:
-                        file.write(lines)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    except OSError:
-                        with contextlib.suppress(OSError):
-                            file.truncate(size)  # what was half-written is no vote
-                        raise
-                if is_new:
-                    sync_directory(self.path.parent)
+                append_lines(self.path, lines)
             except OSError as error:
                 raise RescoldoError(
                     f"the vote cannot be written: {error.strerror or error}",

@@ -1,4 +1,4 @@
-"""The page's server: for this machine and one reviewer, nothing but the standard library."""
+"""The pages' server: for this machine and one reviewer, nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -8,23 +8,44 @@ import secrets
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.review.page import ballot_page
-from rescoldo.review.session import Session
 
 HOST = "127.0.0.1"
-MAX_BODY = 32 << 10
 _SECONDS = 30  # that a client has to send its request
-_NOTICES = ("replaced", "undone", "nothing")
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
+    """What a request gets instead of an answer: an HTTP status, and why."""
+
     def __init__(self, status: int, what: str) -> None:
         super().__init__(what)
         self.status = status
+
+
+class Site(Protocol):
+    """What a server shows, and what it does when the page says so.
+
+    Attributes:
+        max_body: bytes of a request at most.
+    """
+
+    max_body: int
+
+    def page(self, number: int | None, *, nonce: str, notice: str, finished: bool) -> str:
+        """The HTML of one place; None: the page for when all is done. `notice` is what the address says, unchecked."""
+
+    def place(self, wanted: str) -> int | None:
+        """The place that an address names; where it names none, the first that is open."""
+
+    def act(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Do what the page says. Returns the query of the page that comes then.
+
+        Raises:
+            RefusedError: it cannot be done. RescoldoError: it cannot be written.
+        """
 
 
 class ReviewServer:
@@ -40,10 +61,10 @@ class ReviewServer:
         RescoldoError: the port cannot be used.
     """
 
-    def __init__(self, session: Session, *, lang: str = "en", port: int = 0) -> None:
+    def __init__(self, site: Site, *, port: int = 0) -> None:
         token = secrets.token_urlsafe(24)
         try:
-            self._http = _Server((HOST, port), _handler(session, token, lang, self.stop))
+            self._http = _Server((HOST, port), _handler(site, token, self.stop))
         except (OSError, OverflowError) as error:
             raise RescoldoError(
                 f"cannot listen on {HOST} port {port}: {getattr(error, 'strerror', None) or error}",
@@ -71,7 +92,7 @@ class _Server(ThreadingHTTPServer):
         """A client that went away is nobody's fault."""
 
 
-def _handler(session: Session, token: str, lang: str, stop: Callable[[], None]) -> type[BaseHTTPRequestHandler]:
+def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPRequestHandler]:
     finishing = threading.Event()  # somebody has asked for the end: it comes once the last page has been sent
 
     class Handler(BaseHTTPRequestHandler):
@@ -91,7 +112,7 @@ def _handler(session: Session, token: str, lang: str, stop: Callable[[], None]) 
         def _answer(self, work: Callable[[str], None]) -> None:
             try:
                 work(self._path())
-            except _RefusedError as error:
+            except RefusedError as error:
                 self.close_connection = True  # a body may be left unread
                 self._json(error.status, {"error": str(error)})
             except RescoldoError as error:
@@ -102,23 +123,20 @@ def _handler(session: Session, token: str, lang: str, stop: Callable[[], None]) 
             names = {f"{name}:{self.connection.getsockname()[1]}" for name in (HOST, "localhost")}
             hosts = self.headers.get_all("Host") or []
             if len(hosts) != 1 or hosts[0].lower() not in names:  # another name that was bound to this address
-                raise _RefusedError(421, "the server is not known under this name")
+                raise RefusedError(421, "the server is not known under this name")
             first, _, rest = urlsplit(self.path).path.removeprefix("/").partition("/")
             if not hmac.compare_digest(first.encode("utf-8", "replace"), token.encode()):
-                raise _RefusedError(404, "there is no such page")
+                raise RefusedError(404, "there is no such page")
             return rest
 
         def _get(self, path: str) -> None:
             if path:
-                raise _RefusedError(404, "there is no such page")
+                raise RefusedError(404, "there is no such page")
             query = parse_qs(urlsplit(self.path).query)
-            notice = query.get("notice", [""])[0]
-            number = self._number(query.get("n", [""])[0])
             finished = "finished" in query
             nonce = secrets.token_urlsafe(16)
-            html = ballot_page(
-                session, number, lang=lang, nonce=nonce, notice=notice if notice in _NOTICES else "", finished=finished
-            )
+            number = site.place(query.get("n", [""])[0])
+            html = site.page(number, nonce=nonce, notice=query.get("notice", [""])[0], finished=finished)
             policy = (
                 f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
                 "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -127,58 +145,29 @@ def _handler(session: Session, token: str, lang: str, stop: Callable[[], None]) 
             if finished and finishing.is_set():
                 stop()
 
-        def _number(self, text: str) -> int | None:
-            """The ballot that is asked for; without one the first that has no vote."""
-            if text == "done":
-                return None
-            if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(session):
-                return int(text)
-            return session.next_open()
-
         def _post(self, path: str) -> None:
-            origin, site = self.headers.get("Origin", ""), self.headers.get("Sec-Fetch-Site", "same-origin")
-            if origin.lower() != f"http://{self.headers['Host'].lower()}" or site != "same-origin":
-                raise _RefusedError(403, "only the page itself may do that")
+            origin, fetched = self.headers.get("Origin", ""), self.headers.get("Sec-Fetch-Site", "same-origin")
+            if origin.lower() != f"http://{self.headers['Host'].lower()}" or fetched != "same-origin":
+                raise RefusedError(403, "only the page itself may do that")
             body = self._body()
-            if path == "vote":
-                self._json(200, {"go": self._vote(body)})
-            elif path == "undo":
-                number = session.undo()
-                found = {"n": number, "notice": "undone"} if number is not None else {"notice": "nothing"}
-                self._json(200, {"go": found})
-            elif path == "finish":
+            if path == "finish":
                 finishing.set()
                 self._json(200, {"go": {"finished": 1}})
             else:
-                raise _RefusedError(404, "there is no such page")
-
-        def _vote(self, body: dict[str, Any]) -> dict[str, Any]:
-            """Keep a vote. Returns where the page goes then."""
-            number, vote, note, seen = (body.get(name) for name in ("number", "vote", "note", "seen"))
-            if type(number) is not int or type(vote) is not int or not isinstance(note, str):
-                raise _RefusedError(400, "number, vote (1, 2 or 0) and note are wanted")
-            try:
-                before = session.cast(number, vote, note)
-            except (ValueError, IndexError):
-                raise _RefusedError(400, "there is no such vote, or the note is too long") from None
-            following = session.next_open(number)
-            found: dict[str, Any] = {"n": "done" if following is None else following}
-            if before is not None and before not in (seen, vote):
-                found["notice"] = "replaced"
-            return found
+                self._json(200, {"go": site.act(path, body)})
 
         def _body(self) -> dict[str, Any]:
             if self.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
-                raise _RefusedError(415, "Content-Type must be application/json")
+                raise RefusedError(415, "Content-Type must be application/json")
             length = self.headers.get("Content-Length", "")
-            if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY:
-                raise _RefusedError(413, f"a body of at most {MAX_BODY} bytes is wanted")
+            if not (length.isascii() and length.isdigit()) or int(length) > site.max_body:
+                raise RefusedError(413, f"a body of at most {site.max_body} bytes is wanted")
             try:
                 value = json.loads(self.rfile.read(int(length)))
             except (ValueError, RecursionError):
                 value = None
             if not isinstance(value, dict):
-                raise _RefusedError(400, "a JSON object is wanted")
+                raise RefusedError(400, "a JSON object is wanted")
             return value
 
         def _json(self, status: int, value: dict[str, Any]) -> None:

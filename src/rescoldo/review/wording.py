@@ -36,7 +36,7 @@ ENGLISH = {
     "prompt": "1, 2, 0 = equal, n = note, b = back, u = undo, q = quit: ",
     "note_prompt": "Note: ",
     "unknown": "Please type 1, 2, 0, n, b, u or q.",
-    "saved": "The votes are saved; the same command goes on.",
+    "saved": "The votes are saved; the same command resumes.",
 }
 SPANISH = {
     "title": "¿Qué respuesta es mejor?",

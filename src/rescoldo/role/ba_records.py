@@ -1,4 +1,4 @@
-"""The Business Analyst's records (the contract's section 2): what is wrong with one, and what can be mended in it."""
+"""The Business Analyst's records: what is wrong with one, and what can be corrected in it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
             shown = repr(identifier)[:40] if isinstance(identifier, str | int | float) else kind(identifier)
             yield Finding(f"{field}.id", "id-format", f"is {shown}, {prefix} and three digits are wanted", True)
         elif identifier in seen:
-            what = f"{identifier} stands already in {name}[{seen[identifier]}]"
+            what = f"{identifier} is already used in {name}[{seen[identifier]}]"
             yield Finding(f"{field}.id", "id-repeated", what, True)
         else:
             seen[identifier] = index
@@ -110,7 +110,7 @@ def _priority(item: dict[str, Any], field: str) -> Iterator[Finding]:
 def mend(record: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
     """A mended copy of one record, and what was changed in it. Mending it again changes nothing.
 
-    IDs are counted anew in each list's order; a description that mentions one by name mentions the new one then, if the
+    IDs are renumbered in each list's order; a description that mentions one by name mentions the new one then, if the
     old was no other item's too.
     """
     record = copy.deepcopy(record)

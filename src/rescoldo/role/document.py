@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {str(key.value)[:60]!r} stands there twice", problem_mark=key.start_mark
+                    problem=f"the key {str(key.value)[:60]!r} is repeated", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -102,7 +102,9 @@ def read_document(path: Path, *, fix: str) -> Document:
     except UnicodeDecodeError:
         raise RescoldoError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise RescoldoError(f"is not JSON: {error.msg}", where=f"{path}:{error.lineno}", fix="mend it there") from None
+        raise RescoldoError(
+            f"is not JSON: {error.msg}", where=f"{path}:{error.lineno}", fix="correct it there"
+        ) from None
     except RecursionError:
         raise RescoldoError("is nested too deeply", where=str(path), fix="that is no role") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
@@ -111,7 +113,7 @@ def read_document(path: Path, *, fix: str) -> Document:
         problem = str(getattr(error, "problem", None) or error)[:200]
         name = "JSON" if path.suffix == ".json" else "YAML"
         raise RescoldoError(
-            f"is not {name} that can be read here: {problem}", where=where, fix="mend it there"
+            f"is not {name} that can be read here: {problem}", where=where, fix="correct it there"
         ) from None
     if not isinstance(value, dict):
         raise RescoldoError("a mapping of fields is expected", where=str(path), fix="docs/roles.md shows one")
@@ -128,6 +130,6 @@ def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in items:
         if key in result:
-            raise ValueError(f"the key {key[:60]!r} stands there twice")
+            raise ValueError(f"the key {key[:60]!r} is repeated")
         result[key] = value
     return result

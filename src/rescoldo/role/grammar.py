@@ -234,7 +234,7 @@ class _YamlWriter:
         texts: dict[str, None] = {}
         for value in values:
             if isinstance(value, list | dict):
-                raise GrammarError(f"{path}: only texts, numbers, truth values and null can be listed")
+                raise GrammarError(f"{path}: only strings, numbers, booleans and null can be listed")
             if value is None:
                 texts["null"] = None
                 continue

@@ -175,7 +175,7 @@ def _advice(error: BaseException | None, module: str, file: Path | None) -> str:
         if file is not None and file.with_name(f"{missing}.py").is_file():
             return f"a role's Python is one file: put what it needs of {missing}.py into {file.name}"
         return f"install the package that has {missing} where rescoldo is installed"
-    return f"mend {module}; its import must end without an error"
+    return f"fix {module}; its import must end without an error"
 
 
 @contextlib.contextmanager

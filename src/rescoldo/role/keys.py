@@ -23,7 +23,7 @@ _NOTED = """
     quality score scores rating ratings upvotes downvotes likes toxicity emotion lang language locale
     num_turns n_turns turn_count length tokens num_tokens token_count usage finish_reason stop_reason logprobs
     metadata meta extra extra_info info comment comments note notes title status reviewed verified type markdown
-    cache_control annotations parallel_tool_calls __index_level_0__
+    cache_control annotations parallel_tool_calls __index_level_0__ provenance
 """
 ANNOTATIONS = frozenset(_NOTED.split())
 _TEXT_ONLY = "only text can be learned here"
@@ -49,6 +49,18 @@ MEANINGS = {
 }
 JUDGED = ("label", "kto_tag")  # of a line: true for a good answer, false for a bad one
 LEARNED = ("weight", "train", "training", "loss", "loss_weight")  # of a message: whether it is learned
+
+
+UNREVIEWED = ("draft", "rejected")  # values of a line's `status` that keep it from being learned
+
+
+def unreviewed(line: dict[str, Any]) -> list[Finding]:
+    """Why a line may not be learned yet: it is a draft of a model's that no person has accepted."""
+    status = line.get("status")
+    if not isinstance(status, str) or status.strip().lower() not in UNREVIEWED:
+        return []
+    what = "is a draft that nobody has accepted yet: `data review` asks a person"
+    return [Finding("status", "draft", what if status.strip().lower() == "draft" else "says that it was rejected")]
 
 
 def is_empty(value: Any) -> bool:

@@ -157,7 +157,7 @@ def render(template: jinja2.Template, record: Mapping[str, Any]) -> str:
     except PromptError:
         raise
     except jinja2.UndefinedError as error:
-        raise PromptError(f"{error.message}: the prompt uses it, the record has it not") from None
+        raise PromptError(f"{error.message}: used by the prompt, missing from the record") from None
     except Exception as error:  # a filter on a value that it does not suit: errors of many kinds
         raise PromptError(f"{type(error).__name__}: {error}"[:300]) from None
     return "".join(parts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
+from rescoldo.role import keys
 from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend, recognized
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
@@ -119,7 +120,7 @@ class Role:
         try:
             return [{"role": who, "content": render(template, record)} for who, template in self._templates]
         except PromptError as error:
-            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="mend the record or the role") from None
+            raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="fix the record or the role") from None
 
     def conversation(self, record: dict[str, Any]) -> Conversation:
         """What the record teaches: its messages with the answers that are learned. One answer, unless the records are
@@ -196,7 +197,7 @@ class Role:
         """
         findings = self._input_findings(record, answers)
         if answers and not any(finding.code == FOREIGN for finding in findings):
-            findings += self._answer_findings(record, f"{file}:{line}")
+            findings += self._answer_findings(record, f"{file}:{line}") + keys.unreviewed(record)
         return [Fault(file, line, *finding) for finding in findings]
 
     def mend(self, record: dict[str, Any], where: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -267,7 +268,7 @@ class Role:
         return RescoldoError(
             f"{field}: {reference} failed{where}: {error.what}",
             where=error.where or self.source,
-            fix="mend the function; docs/roles.md says what it is called with and returns",
+            fix="fix the function; docs/roles.md says what it is called with and returns",
         )
 
     def _function(self, reference: str) -> Hook:

@@ -54,7 +54,7 @@ def _unique(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[j
     for index, item in enumerate(instance):
         value = item.get(name) if isinstance(item, dict) else None
         if isinstance(value, str) and seen.setdefault(value, index) != index:
-            message = f"{value[:40]} stands already in item {seen[value]}"
+            message = f"{value[:40]} is already used in item {seen[value]}"
             yield jsonschema.ValidationError(message, path=(index, name))
 
 
@@ -177,7 +177,7 @@ class Schema:
     def conform(self, value: Any, schema: Any = None, depth: int = 0) -> Any:
         """A copy of `value` in the schema's types, where text stands for something else without a doubt.
 
-        Lists and objects may stand as YAML in a text; numbers and truth values as they are written (YAML answers are
+        Lists and objects may stand as YAML in a text; numbers and booleans as they are written (YAML answers are
         read as text). What does not fit is left as it is.
         """
         schema = self._resolve(self.document if schema is None else schema) or {}

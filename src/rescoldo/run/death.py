@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rescoldo.run.state import State
 from rescoldo.system.cgroup import oom_kills
 
-MEMORY = "killed for memory"
 KMSG_BYTES = 8192
 
 
@@ -29,8 +29,19 @@ def current_boot() -> str:
         return ""
 
 
-def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, Any] | None) -> str:
-    """In words, why the process (pid, start) ended without having said so itself.
+@dataclass(frozen=True)
+class Cause:
+    """Why a process ended: in words, and whether the kernel killed it for memory."""
+
+    text: str
+    memory: bool = False
+
+
+_OUT_OF_MEMORY = Cause("killed for memory by the kernel", memory=True)
+
+
+def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, Any] | None) -> Cause:
+    """Why the process (pid, start) ended without having said so itself.
 
     Args:
         pid, start: as in the lock file or state.
@@ -38,18 +49,18 @@ def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, A
         ended: exit.json's content, if it is about this process.
     """
     if boot_of(start) and boot_of(start) != current_boot():
-        return "the machine was restarted or lost power while it ran"
+        return Cause("the machine was restarted or lost power while it ran")
     if ended is not None:
         number = ended["signal"] if isinstance(ended.get("signal"), int) else 0
         if number == signal.SIGKILL:
             by_kernel = bool(ended.get("oom_kill")) or kernel_named(pid)
-            return f"{MEMORY} by the kernel" if by_kernel else "killed (SIGKILL: kill -9 or a supervisor)"
+            return _OUT_OF_MEMORY if by_kernel else Cause("killed (SIGKILL: kill -9 or a supervisor)")
         if number:
-            return f"ended by {signal_name(number)}{_CRASHES.get(number, '')}"
-        return f"ended with exit code {ended.get('returncode')}"
+            return Cause(f"ended by {signal_name(number)}{_CRASHES.get(number, '')}")
+        return Cause(f"ended with exit code {ended.get('returncode')}")
     if kernel_named(pid) or (state is not None and oom_kills() > state.oom_kills):
-        return f"{MEMORY} by the kernel"
-    return "killed (SIGKILL, or a crash): it had no chance to say why"
+        return _OUT_OF_MEMORY
+    return Cause("killed (SIGKILL, or a crash): it had no chance to say why")
 
 
 _CRASHES = {

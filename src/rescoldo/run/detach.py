@@ -98,8 +98,8 @@ def _refused(output: Path, log: Path, at: int, code: int) -> RescoldoError:
 
 
 def follow_move(old: Path, new: Path) -> None:
-    """After `old` was renamed to `new` and made anew: where our standard output or standard error is the log that moved
-    along, write to a fresh one in `old` from now on."""
+    """After `old` was renamed to `new` and created again: where stdout or stderr is the log that moved along, write
+    to a fresh one in `old` from now on."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         with contextlib.suppress(OSError):
             if not os.path.samestat(os.fstat(number), os.stat(new / LOG_FILE)):

@@ -127,7 +127,7 @@ class Monitor:
         what = lost()
         if what and "streams" not in self._said:
             where = quote(self.file.path.parent)
-            self.say("streams", f"the run goes on without its terminal ({what})", f"{program()} logs -f {where}")
+            self.say("streams", f"the run continues without its terminal ({what})", f"{program()} logs -f {where}")
 
     def memory_is_low(self, free: int) -> None:
         """Take less for activations from the next pass on, and say so."""

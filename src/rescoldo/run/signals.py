@@ -92,7 +92,7 @@ def _write(text: str) -> None:
 
 def send_to(output: Path, number: signal.Signals) -> bool:
     """Send a signal to the process that holds `output`; never to another that got its pid meanwhile. One that stands
-    still (Ctrl-Z) is made to go on, so that it can answer.
+    still (Ctrl-Z) is continued, so that it can answer.
 
     Returns:
         False if no process of this machine holds it.

@@ -12,7 +12,8 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
 from rescoldo.invocation import program
-from rescoldo.run.death import MEMORY, boot_of, cause_of_death, current_boot, signal_name
+from rescoldo.names import is_server
+from rescoldo.run.death import boot_of, cause_of_death, current_boot, signal_name
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 from rescoldo.run.lock import Holder, is_stopped, process_start, read_holder
 from rescoldo.run.state import State, read_state
@@ -114,7 +115,7 @@ def _decide(output: Path, config: Any) -> str:
     base, val = config.get("base_model"), config.get("val")
     if not isinstance(base, str) or not isinstance(val, str):
         return f"{program()} verify {quote(output)}"
-    if base.startswith(("ollama:", "openai:")):
+    if is_server(base):
         base = f"engine:{base}"  # without the prefix, compare would ask a server for it
     models = f"--baseline {quote(base)} --finetuned {quote(output)}"
     return f"{program()} compare {models} --dataset {quote(val)} --output {quote(f'{output}.comparison.json')}"
@@ -148,8 +149,8 @@ def _sweep_status(output: Path, sweep: SweepState) -> Status:
     if sweep.finished:
         return replace(shown, status="finished", next=f"{program()} verify {quote(trial)}", pid=None)
     if holder is not None:  # the lock file stays when its holder is killed
-        why = cause_of_death(holder.pid, holder.start, None, None)
-        return replace(shown, status="died", why=why, next=again, pid=holder.pid)
+        cause = cause_of_death(holder.pid, holder.start, None, None)
+        return replace(shown, status="died", why=cause.text, next=again, pid=holder.pid)
     return replace(shown, status="stopped", next=again, pid=None)
 
 
@@ -178,11 +179,10 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
         return Status(str(output), "failed", why, f"{program()} logs {quote(output)}", pid=last[0], **known)
     if own_state is not None and own_state.host != platform.node() and not own_end:
         return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)
-    why = cause_of_death(*last, own_state, own_end)
-    killed = why.startswith(MEMORY)
-    if killed:
+    cause = cause_of_death(*last, own_state, own_end)
+    if cause.memory:
         again += ", with less memory for activations"
-    return Status(str(output), "died", why, again, killed, pid=last[0], **known)
+    return Status(str(output), "died", cause.text, again, cause.memory, pid=last[0], **known)
 
 
 def _later(state: State | None, ended: dict[str, Any]) -> bool:

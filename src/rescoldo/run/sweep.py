@@ -1,4 +1,4 @@
-"""What a sweep's directory says about it. Imports nothing heavy: `status` and the like ask here."""
+"""What a sweep's directory says about it. Imports nothing heavy: `status` and similar ask here."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class Scheduler:
                 lane = self._lane(job)
                 lane.decoder.admit(job.key, job.prompt, job.sampling, job.constraint)
                 lane.jobs[job.key] = job
-            except Exception as error:  # mostly no memory left; whatever it is, the thread must go on
+            except Exception as error:  # mostly no memory left; whatever it is, the thread must continue
                 _LOG.error("The engine could not take a request: %r", error)
                 job.emit("error")
             if others:
@@ -221,7 +221,7 @@ class Scheduler:
         try:
             steps = lane.decoder.step()
         except Exception as error:
-            _LOG.error("The engine could not go on with %d requests: %r", len(lane.jobs), error)
+            _LOG.error("The engine could not continue with %d requests: %r", len(lane.jobs), error)
             jobs = list(lane.jobs.values())
             self._leave(lane, set(lane.jobs))
             for job in jobs:

@@ -68,7 +68,7 @@ class _Strict(BaseModel):
 
 def _without_notes(value: Any, fields: Collection[str]) -> Any:
     """An object without what says nothing: fields that are null, known annotations, and fields outside `fields` that
-    are empty or false (clients send an answer back as it came, with refusal, reasoning_content and the like)."""
+    are empty or false (clients send an answer back as it came, with refusal, reasoning_content and similar)."""
     if not isinstance(value, dict):
         return value
     return {

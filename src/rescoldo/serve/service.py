@@ -188,7 +188,7 @@ class Running:
             elif event == "stopping":
                 raise _stopping()
             elif event == "constraint":
-                what = f"the answer cannot go on in the form that {self._form} asks for"
+                what = f"the answer cannot continue in the form that {self._form} asks for"
                 raise RequestError(400, what, code="constraint_failed", param=self._form)
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")

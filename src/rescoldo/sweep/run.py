@@ -1,6 +1,6 @@
 """A sweep: trial after trial on one base in memory, each a whole run, scored by the role's metric.
 
-OUTPUT/sweep.json has everything that is known, written anew after each step; OUTPUT/trial-001 and so on are runs like
+OUTPUT/sweep.json has everything that is known, written again after each step; OUTPUT/trial-001 and so on are runs like
 any other. Stopped half-way, the next call resumes the trial that was running.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from rescoldo.assemble import real_parts
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.precisions import AUTO
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_USAGE, RescoldoError
 from rescoldo.evaluation.evaluation import Console, evaluate_model
@@ -34,10 +35,9 @@ from rescoldo.training.identity import FREE, differences
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts
 from rescoldo.training.preset import apply_preset, check_against_base
-from rescoldo.training.progress import Reporter
+from rescoldo.training.progress import Reporter, Topic
 from rescoldo.training.start import train
 
-KEPT = ("Epoch ", "Evaluating:", "Resuming from", "SIG")  # of a later trial's words
 FORMAT = 1
 
 
@@ -50,16 +50,16 @@ class SweepResult:
 
 
 class _Inner(Reporter):
-    """A trial's own words, set apart from the sweep's. What is prepared once is said once: later trials have their
-    bars and warnings alone."""
+    """A trial's own messages, indented. Of later trials' only progress and warnings are shown: their setup is the first
+    one's, and their results are the sweep's to tell."""
 
     def __init__(self, outer: Reporter, *, first: bool) -> None:
         super().__init__(outer.console)
         self._outer, self._first = outer, first
 
-    def say(self, text: str) -> None:
-        if self._first or text.startswith(KEPT):
-            self._outer.say(f"    {text}")
+    def say(self, text: str, topic: Topic = Topic.PROGRESS) -> None:
+        if self._first or topic is Topic.PROGRESS:
+            self._outer.say(f"    {text}", topic)
 
     def warn(self, text: str) -> None:
         self._outer.warn(text)
@@ -121,7 +121,7 @@ def sweep(
             for trial in document["trials"]:
                 if trial["status"] == "failed":
                     trial["status"] = "running"
-        if config.quantization == "auto":
+        if config.quantization == AUTO:
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
         return sweeping.run(_ratio(config, space, base.config), sampling or role.sampling)
@@ -312,7 +312,7 @@ def _open(
         raise RescoldoError(
             f"{config.output} holds a sweep with other settings (was → is):{listed}",
             where="--output",
-            fix="give the settings it was started with to go on (values and --trials may change), or another --output",
+            fix="give the settings it was started with to resume it (values, --trials may change), or another --output",
         )
     return {**found, **wanted}
 

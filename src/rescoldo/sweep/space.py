@@ -69,7 +69,7 @@ def read_space(texts: Sequence[str]) -> dict[str, Choice | Range]:
             what = f"there is no field {name[:40]!r} to go over{nearest(name, list(FIELDS))}" if equals else "no values"
             raise RescoldoError(what, where=f"--over {text}", fix=f"FIELD=VALUES with one of {', '.join(FIELDS)}")
         if name in space:
-            raise RescoldoError("the field stands there twice", where=f"--over {text}", fix="give all values in one")
+            raise RescoldoError("the field is repeated", where=f"--over {text}", fix="give all values in one")
         space[name] = _read_values(name, values, text)
     if not space:
         raise RescoldoError(

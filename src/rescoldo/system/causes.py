@@ -99,7 +99,7 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
     if (after.swapped - before.swapped) / seconds > SWAP_BYTES_A_SECOND or (
         after.major_faults - before.major_faults
     ) / seconds > MAJOR_FAULTS_A_SECOND:
-        remedy = "end other programs, or start anew with --restart and --quantization int8 or nf4"
+        remedy = "end other programs, or start over with --restart and --quantization int8 or nf4"
         found.append(Cause("swapping", "memory is short: pages are read back from the disk", remedy))
     if fastest_clock and after.clock and after.clock < SLOW_CLOCK * fastest_clock:
         what = f"the CPU's clock is at {after.clock:.0f} MHz, it was at {fastest_clock:.0f} MHz"

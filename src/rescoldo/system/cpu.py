@@ -50,7 +50,11 @@ def _macos() -> list[str]:
         features |= {"asimd", "asimddp"}  # every Mac with Apple's CPU; macOS 11 does not say so
     elif "AVX512VNNI" in values.get("machdep.cpu.leaf7_features", "").split():
         features.add("avx512_vnni")
-    return [f"model name\t: {values.get('machdep.cpu.brand_string', '')}", f"flags\t: {' '.join(sorted(features))}"]
+    return [
+        f"vendor_id\t: {values.get('machdep.cpu.vendor', '')}",
+        f"model name\t: {values.get('machdep.cpu.brand_string', '')}",
+        f"flags\t: {' '.join(sorted(features))}",
+    ]
 
 
 @cache
@@ -66,6 +70,14 @@ def model() -> str:
         if line.startswith(("model name", "Hardware")) and ":" in line:
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def vendor() -> str:
+    """Who made the processor, in /proc/cpuinfo's words; "" where the system does not tell."""
+    for line in _lines():
+        if line.startswith("vendor_id") and ":" in line:
+            return line.split(":", 1)[1].strip()
+    return ""
 
 
 # of <asm/hwcap.h>: word of the auxiliary vector, bit

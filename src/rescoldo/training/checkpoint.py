@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if nothing had happened.
+"""Checkpoints: all that a run needs to resume as if nothing had happened.
 
 A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It appears under its name
 only when all of it is on the disk. Names sort by position:
@@ -31,7 +31,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256, sync_directory
 from rescoldo.run.layout import METRICS, list_checkpoints, order
 
-FORMAT = 2  # 1: other columns apart in int8
+FORMAT = 2  # 1: int8 with other outliers
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"  # the manifest's own hash
 TENSOR_FILES = ("adapter", "optimizer", "best", "gradients", "frozen")
@@ -118,7 +118,7 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, k
     """Write atomically, then remove all but the newest `keep` checkpoints that are not an epoch's end.
 
     Raises:
-        OSError: disk full or the like; what was there before is untouched and nothing half-written is left.
+        OSError: disk full or similar; what was there before is untouched and nothing half-written is left.
     """
     target = output / checkpoint.name(epoch_end)
     temporary = output / f".{target.name}.tmp"
@@ -222,7 +222,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 class UnresumableError(RescoldoError):
-    """What lies in the output directory cannot be gone on with: another run, another version's, or damaged."""
+    """What lies in the output directory cannot be resumed: another run, another version's, or damaged."""
 
 
 def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Path] | None:
@@ -246,14 +246,14 @@ def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, 
             with contextlib.suppress(OSError):
                 os.rename(bad, aside)
         if damaged:
-            warn(f"going on from {path.name}, the last good one; the damaged are kept as damaged-checkpoint-…")
+            warn(f"resuming from {path.name}, the last good one; the damaged are kept as damaged-checkpoint-…")
         return checkpoint, path
     if not paths:
         return None
     raise UnresumableError(
         f"all {len(paths)} checkpoints are damaged, so the run cannot be resumed",
         where=str(output),
-        fix="start anew with --restart (the old run is kept aside)",
+        fix="start over with --restart (the old run is kept aside)",
     )
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from rescoldo.allowed import number, refused
 from rescoldo.data.teaching import Beside, Teaching, beside
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, PLAIN
+from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
@@ -23,9 +24,9 @@ from rescoldo.names import similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 Schedule = Literal["cosine", "linear", "constant"]
-Quantization = Literal["auto", "int8", "nf4", "bf16", "fp32"]
 ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
 Preset = Literal["tuned", "original"]
 
@@ -69,7 +70,7 @@ class RunConfig(BaseModel):
     lora_targets: tuple[str, ...] = _field(
         ATTENTION, "linears that get an adapter", f"at least one of {', '.join(ALL_LINEARS)}; or attention, mlp, all"
     )
-    adapter: str = _field("lora", "kind of adapter", ", ".join(KINDS))
+    adapter: str = _field(PLAIN, "kind of adapter", ", ".join(KINDS))
     lora_ranks: dict[str, int] = _field({}, "ranks of single linears", "NAME=RANK,… for some of the targets, 1 to 1024")
     lora_alphas: dict[str, float] = _field({}, "alphas of single linears", "NAME=ALPHA,… for some of the targets")
     lora_layers: int | tuple[int, ...] | None = _field(
@@ -97,9 +98,7 @@ class RunConfig(BaseModel):
     desirable_weight: float = _field(1.0, "kto: weight of the good answers", gt=0, le=1000)
     undesirable_weight: float = _field(1.0, "kto: weight of the bad answers", gt=0, le=1000)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
-    quantization: Quantization = _field(
-        "auto", "precision of the frozen weights", "auto, int8, nf4 (or bnb4), bf16, fp32"
-    )
+    quantization: str = _field(AUTO, "precision of the frozen weights", ALLOWED)
     train_limit: int | None = _field(None, "use only the first N training examples", ge=1)
     val_limit: int | None = _field(None, "use only the first N validation examples", ge=1)
     max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
@@ -116,6 +115,9 @@ class RunConfig(BaseModel):
     memory_gb: float | None = _field(
         None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
     )
+    report_to: tuple[str, ...] = _field(
+        ("tensorboard",), "where the figures go", f"one or more of {', '.join(TRACKERS)}; or none"
+    )
 
     @property
     def replayed(self) -> tuple[Path, float] | None:
@@ -125,8 +127,11 @@ class RunConfig(BaseModel):
 
     @field_validator("quantization", mode="before")
     @classmethod
-    def _alias(cls, value: Any) -> Any:
-        return "nf4" if value == "bnb4" else value
+    def _precision(cls, value: Any) -> Any:
+        name = canonical(value) if isinstance(value, str) else value
+        if name not in (AUTO, *PRECISIONS):
+            raise ValueError  # the message says what is allowed
+        return name
 
     @field_validator("*", mode="before")
     @classmethod
@@ -148,6 +153,21 @@ class RunConfig(BaseModel):
         if not chosen:
             raise ValueError("no target is left: nothing would be trained")
         return tuple(name for name in ALL_LINEARS if name in chosen)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        """Take "wandb,mlflow", ["wandb", "mlflow"], "none" or an empty list."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("expected a list of names")
+        chosen = list(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
+        for name in chosen:
+            if name not in TRACKERS and name != "none":
+                raise ValueError(f"there is no {name!r}{nearest(name, [*TRACKERS, 'none'])}")
+        if ("none" in chosen and len(chosen) > 1) or (names and not chosen):
+            raise ValueError("none stands alone")
+        return () if chosen == ["none"] else tuple(chosen)
 
     @field_validator("adapter")
     @classmethod
@@ -351,7 +371,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if key.value in lines:
-                raise RescoldoError("the field stands there twice", where=_line(path, key), fix="keep one of them")
+                raise RescoldoError("the field is repeated", where=_line(path, key), fix="keep one of them")
             lines[str(key.value)] = key.start_mark.line + 1
         value = yaml.safe_load(text)
     except OSError as error:
@@ -380,7 +400,7 @@ def check_paths(config: RunConfig) -> None:
         _check_datasets(config)
         _check_output(config)
     except OSError as error:  # a name too long, a folder on the way that may not be entered
-        what, where = f"cannot be looked at: {error.strerror}", str(error.filename)
+        what, where = f"cannot be examined: {error.strerror}", str(error.filename)
         raise RescoldoError(what, where=where, fix="pass a path that you may use") from None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rescoldo.files import quote
 from rescoldo.invocation import program
+from rescoldo.run.layout import INFO_FILE
 from rescoldo.training.checkpoint import Position, UnresumableError
 from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import changed
@@ -53,6 +54,8 @@ def _rates(config: RunConfig, plan: Plan, steps: int) -> list[float]:
 
 def _remedy(config: RunConfig, before: int) -> str:
     more, beside = max(1, config.epochs - before), config.output.with_name(f"{config.output.name}-more")
+    if not (config.output / INFO_FILE).exists():
+        return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} anew"
     return (
         f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
         f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "

@@ -36,6 +36,7 @@ FREE = frozenset(
         "checkpoint_minutes",
         "keep_checkpoints",
         "memory_gb",
+        "report_to",
     }
 )
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
@@ -140,7 +141,7 @@ def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, 
         raise UnresumableError(
             f"{output} holds {what} with other settings (was → is):{listed}",
             where="--output",
-            fix="give the settings it was started with to go on; or another --output; or --restart to start anew "
+            fix="give the settings it was started with to resume it; or another --output; or --restart to start over "
             f"(the old run is kept as {free_name(output).name})",
         )
 
@@ -149,7 +150,7 @@ def refuse_if_foreign(output: Path) -> None:
     """Refuse to overwrite what another program has left.
 
     Raises:
-        RescoldoError: there is an adapter or the like and no run.json.
+        RescoldoError: there is an adapter or similar and no run.json.
     """
     found = [name for name in OURS if (output / name).exists()]
     if found and not (output / RUN_FILE).exists():
@@ -176,8 +177,8 @@ def free_name(output: Path) -> Path:
 
 
 def move_aside(output: Path) -> Path:
-    """Rename the output directory to a free name, make it anew, and return that name. A link to it stays, so that the
-    new run lies on the same disk.
+    """Rename the output directory to a free name, create it again, and return that name. A link to it stays, so that
+    the new run is on the same disk.
 
     Raises:
         RescoldoError: it cannot be renamed.

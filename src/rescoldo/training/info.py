@@ -30,7 +30,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def write_results(
     prepared: Prepared, position: Position, best: Tensors, calibration: Tensors, parts: Parts, adapter_bin: bool
 ) -> dict[str, Any]:
-    """Write everything of the contract's section 4 that is not there yet. Returns training_info.json's content.
+    """Write those result files that are not there yet. Returns training_info.json's content.
 
     Args:
         best: the best epoch's adapter.
@@ -95,8 +95,8 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
         "best_epoch": position.best_epoch,
         "adapter_of_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,
-        "train_overruns": train.overruns,
-        "val_overruns": val.overruns,
+        "train_overruns": [str(one) for one in train.overruns],
+        "val_overruns": [str(one) for one in val.overruns],
         "train_sha256": train.file_digest,
         "val_sha256": val.file_digest,
         "base_fingerprint": base.fingerprint(),

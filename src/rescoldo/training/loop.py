@@ -25,13 +25,14 @@ from rescoldo.run.layout import list_checkpoints
 from rescoldo.run.monitor import Monitor
 from rescoldo.run.signals import Interruption
 from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, mean_loss, write_checkpoint
-from rescoldo.training.metrics import MetricsLog, TensorBoard, Timings
+from rescoldo.training.metrics import MetricsLog, Timings
 from rescoldo.training.objectives import objective_of
 from rescoldo.training.optimizer import clip, lr_factor, warmup_steps
 from rescoldo.training.parts import Model, Parts, Step
 from rescoldo.training.plan import Plan
 from rescoldo.training.prepare import Prepared
 from rescoldo.training.progress import Bar, Reporter, Speed
+from rescoldo.training.tracking import Trackers
 from rescoldo.units import clock
 
 EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
@@ -73,9 +74,10 @@ class Loop:
         if checkpoint:
             self.optimizer.load_state(checkpoint.optimizer)
         if self.position.micro and not parts.resumable_steps:
-            self.begin_step_anew()
+            self.restart_step()
         self.metrics = MetricsLog(config.output, checkpoint.metrics if checkpoint else "", reporter.warn)
-        self.board = TensorBoard(config.output, self.position.step, reporter.warn)
+        facts = {"role_name": prepared.role.name, "train_examples": len(self.examples), "steps": self.plan.total_steps}
+        self.board = Trackers(config, facts, self.position.step, reporter.say, reporter.warn)
         self.interruption = Interruption()
         self.speed, self.evaluation_speed = Speed(), Speed()
         self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured
@@ -197,7 +199,7 @@ class Loop:
                         return self.stopped()
         return True
 
-    def begin_step_anew(self) -> None:
+    def restart_step(self) -> None:
         """Forget what an earlier process had done of a step, where a half-done step cannot be taken over."""
         at = self.position
         group = self.plan.groups(at.epoch)[at.step - at.epoch * self.plan.steps_per_epoch]
@@ -330,7 +332,7 @@ class Loop:
             self.saved_at += retry - 60 * self.config.checkpoint_minutes
             if not again:
                 self.reporter.warn(
-                    f"no checkpoint was written ({error.strerror}); the run goes on and tries again every {retry:.0f} s"
+                    f"no checkpoint was written ({error.strerror}); the run continues and retries every {retry:.0f} s"
                 )
         else:
             if self.unsaved:
@@ -345,7 +347,7 @@ class Loop:
         first."""
         if self.unsaved:
             self.reporter.warn(
-                f"all is computed, and {self.config.output} has no room for it: waiting for room there "
+                f"training finished, but the disk of {self.config.output} is full: waiting for space there "
                 "(Ctrl-C leaves, and loses what came after the last checkpoint)"
             )
         while self.unsaved:
@@ -356,7 +358,7 @@ class Loop:
         return True
 
     def stopped(self) -> bool:
-        """Say how to go on. Always False."""
+        """Say how to resume. Always False."""
         newest = next(iter(list_checkpoints(self.config.output)), None)
         self.timings.event("stop")
         self.monitor.update(now=True, phase="stopped", signal=int(self.interruption.received or 0))
@@ -423,7 +425,7 @@ class Loop:
         """What to do about numbers that are not finite."""
         newest = next(iter(list_checkpoints(self.config.output)), None)
         kept = f"the last good checkpoint is {newest.name}; " if newest else ""
-        return f"{kept}look at that example; then start anew with --restart and a lower --lr, or --quantization fp32"
+        return f"{kept}inspect that example; then start over with --restart and a lower --lr, or --quantization fp32"
 
 
 def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:

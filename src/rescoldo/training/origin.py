@@ -1,4 +1,4 @@
-"""What a run goes on from: the adapter that --from names. And a directory with an adapter given as base model."""
+"""What a run resumes from: the adapter that --from names. And a directory with an adapter given as base model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rescoldo.invocation import program
 from rescoldo.role import role_names
 from rescoldo.run.layout import INFO_FILE, RUN_FILE
 from rescoldo.training.config import RunConfig, flag, refusal
+from rescoldo.training.objectives import OBJECTIVES
 from rescoldo.training.parts import lora_config
 
 SETTINGS = ("adapter", "lora_r", "lora_alpha", "lora_targets", "lora_ranks", "lora_alphas", "lora_layers")
@@ -39,8 +40,8 @@ class Origin:
     info: dict[str, Any]
 
     def settings(self, config: RunConfig, base: BaseModel) -> RunConfig:
-        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout where none is
-        given.
+        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout where neither
+        the user nor the objective has one.
 
         Raises:
             RescoldoError: the config gives others, the adapter does not fit the base model, or the base model is not
@@ -80,12 +81,12 @@ class Origin:
                 where=flag("from_adapter"),
                 fix=f"leave it out; or leave {flag('from_adapter')} out, and a new adapter is trained",
             )
-        if "lora_dropout" not in config.model_fields_set:
+        if "lora_dropout" not in {*config.model_fields_set, *OBJECTIVES[config.objective].defaults}:
             of_adapter["lora_dropout"] = lora.dropout
         return _with(config, of_adapter, self.path)
 
     def sentence(self) -> str:
-        """What a run that goes on from it says."""
+        """What a run that resumes from it says."""
         lora = self.adapter.lora
         return (
             f"Going on from the adapter in {self.path} ({KINDS[lora.kind].title}, r={lora.rank}, alpha={lora.alpha:g}, "
@@ -152,7 +153,7 @@ def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
         raise RescoldoError(what, where=flag("base_model"), fix="name the base model itself")
     said = (
         f"{path} holds an adapter, not a base model: a new adapter is trained on its base model {base} "
-        f"(--from {quote(path)} instead goes on from the adapter)"
+        f"(--from {quote(path)} instead resumes from the adapter)"
     )
     return _with(config, {"base_model": base}, path), None, [said]
 

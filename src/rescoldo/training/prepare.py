@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rescoldo.base.chat_templates import plain_note
 from rescoldo.base.model import BaseModel
-from rescoldo.base.sample import SAMPLES
+from rescoldo.base.open import title_of
 from rescoldo.data.chat_template import thinks
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.replay import mixed
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import fix_date, let_think
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, PLAIN
 from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.precisions import AUTO
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.role import Role, get_role
@@ -29,8 +31,8 @@ from rescoldo.training.identity import identity
 from rescoldo.training.objectives import OBJECTIVES, apply_defaults, check_settings, check_step
 from rescoldo.training.origin import Origin, read_origin
 from rescoldo.training.parts import Parts, lora_config
-from rescoldo.training.preset import apply_preset, check_against_base
-from rescoldo.training.progress import Reporter
+from rescoldo.training.preset import apply_preset, check_against_base, tuned
+from rescoldo.training.progress import Reporter, Topic
 from rescoldo.units import count
 
 
@@ -56,6 +58,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     Raises:
         RescoldoError: whatever is wrong with paths, base model, settings or datasets.
     """
+    say = partial(reporter.say, topic=Topic.SETUP)
     check_paths(asked)
     asked, origin, notes = read_origin(asked)
     check_settings(asked)
@@ -70,19 +73,19 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     # a fault in them is told before anything is loaded
     in_train, in_val = (parts.check_dataset(path, role, **objective.reading) for path in (asked.train, asked.val))
     in_replay = parts.check_dataset(asked.replayed[0], role, **objective.reading) if asked.replayed else None
-    reporter.say(f"{reporter.heading_prefix}{role.spec.heading} - {model_name(asked.base_model)}")
-    reporter.say(f"Loading tokenizer from {asked.base_model}")
+    say(f"{reporter.heading_prefix}{role.spec.heading} - {title_of(asked.base_model)}")
+    say(f"Loading tokenizer from {asked.base_model}")
     for note in notes:
-        reporter.say(f"  {note}")
+        say(f"  {note}")
     base = parts.open_base(asked.base_model)
     asked = origin.settings(asked, base) if origin else asked
     tokenizer = base.tokenizer()
     if note := plain_note(tokenizer):
-        reporter.say(f"  {note}")
+        say(f"  {note}")
     day = parts.run_date(date_of_run(asked.output, restart=restart))
     dated = fix_date(tokenizer, day)
     if dated:
-        reporter.say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
+        say(f"  the chat template writes today's date: {day.isoformat()} in all prompts of this run")
 
     asked, from_objective = apply_defaults(asked)
     config, from_preset = with_preset(asked, base, parts, restart=restart)
@@ -91,42 +94,42 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     config, why = settle(config, base, restart=restart)
     decoder = base.config
     total = decoder.total_params
-    reporter.say(
-        f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})"
+    say(
+        f"Loading model {asked.base_model} ({decoder.architecture}, {total:,} parameters, {config.quantization})",
     )
     if why:
-        reporter.say(f"  {config.quantization} chosen ({why}); --quantization overrides it")
+        say(f"  {config.quantization} chosen ({why}); --quantization overrides it")
     if base.note():
-        reporter.say(f"  {base.note()}")
+        say(f"  {base.note()}")
     if from_preset:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_preset.items())
-        reporter.say(f"  preset {config.preset} in force, where no flag says otherwise: {shown}")
+        say(f"  preset {config.preset} in force, where no flag says otherwise: {shown}")
 
     if objective.make:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in from_objective.items())
-        reporter.say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
+        say(f"  objective: {objective.title}" + (f" ({shown}, where no flag says otherwise)" if shown else ""))
 
     lora = lora_config(config, decoder.n_layers)
-    more = "" if config.adapter == "lora" else f"{KINDS[config.adapter].title}, "
+    more = "" if config.adapter == PLAIN else f"{KINDS[config.adapter].title}, "
     some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
-    reporter.say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
+    say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
     trainable = adapter_parameters(decoder, lora)
     percent = 100 * trainable / (total + trainable)
-    reporter.say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
+    say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
 
-    reporter.say("Tokenizing datasets...")
-    train = read_train(config, parts, role, tokenizer, in_train, in_replay, reporter.say)
+    say("Tokenizing datasets...")
+    train = read_train(config, parts, role, tokenizer, in_train, in_replay, say)
     val = read_val(config, parts, role, tokenizer, in_val)
     if thinks(tokenizer):
-        reporter.say("  the answers have thinking parts: prompts let the model think")
+        say("  the answers have thinking parts: prompts let the model think")
     if train.texts and not train.is_text:
         tokens = sum(len(example.tokens) for example in train.examples[-train.texts :])
         of = f"{tokens / train.tokens:.0%} of the tokens"
-        reporter.say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
+        say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
     for name, data in (("training", train), ("validation", val)):
-        reporter.say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
+        say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
-            some = ", ".join(data.overruns[:3]) + (", …" if len(data.overruns) > 3 else "")
+            some = ", ".join(map(str, data.overruns[:3])) + (", …" if len(data.overruns) > 3 else "")
             limit = f"longer than --max-length {config.max_length}"
             left_out = count(len(data.overruns), f"{name} {objective.unit}")
             reporter.warn(f"left out, {limit}: {left_out} ({some})")
@@ -155,7 +158,7 @@ def read_train(
     row = OBJECTIVES[config.objective]
     learned = LAST if row.make else teaching(config)
     if not row.make:
-        let_think(tokenizer, records or (), role, learned)
+        let_think(tokenizer, [*(records or ()), *(old or ())], role, learned)
     length, read = config.max_length, parts.read_dataset
     data = read(
         config.train, role, tokenizer, length, config.train_limit, records, learned, text_of(config), **row.reading
@@ -184,16 +187,6 @@ def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, record
     )
 
 
-def model_name(spec: str) -> str:
-    """The base model as a person calls it: the last part of its path or id."""
-    if spec.startswith("sample:"):
-        name = spec.removeprefix("sample:")
-        return SAMPLES[name].title if name in SAMPLES else name
-    if spec.startswith("ollama:"):
-        return spec.removeprefix("ollama:")
-    return Path(spec).absolute().name
-
-
 def _settled_before(output: Path) -> dict[str, Any]:
     """The config that the run in `output` was started with, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
@@ -210,7 +203,16 @@ def with_preset(
     before: dict[str, Any] = {}
     if isinstance(config, dict) and isinstance(names, list) and config.get("preset", "tuned") == asked.preset:
         before = {name: config[name] for name in names if name in RunConfig.model_fields and name in config}
+        old = "preset" not in config  # a version that had the fields' own defaults
+        for name in tuned(asked, base.config).keys() - before.keys():
+            default = RunConfig.model_fields[name].default
+            if name not in config or (old and config[name] == _as_json(default)):
+                before[name] = default
     return apply_preset(asked, base.config, machines=not parts.resumable_steps, before=before)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def date_of_run(output: Path, *, restart: bool = False) -> date:
@@ -235,7 +237,7 @@ def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tupl
     threads = config.threads or before.get("threads") or available_threads()
     precision: Any = config.quantization
     why = ""
-    if precision == "auto":
+    if precision == AUTO:
         precision = before.get("quantization")
         if precision is None:
             from rescoldo.engine.auto import choose_precision

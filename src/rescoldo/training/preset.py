@@ -7,16 +7,16 @@ from typing import Any
 
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import FUSED_LINEARS, LINEARS, DecoderConfig
-from rescoldo.engine.kernels.ops import NF4_BLOCK
+from rescoldo.engine.precisions import AUTO, PRECISIONS
 from rescoldo.errors import RescoldoError
 from rescoldo.training.config import RunConfig, flag
 from rescoldo.training.parts import lora_config
 from rescoldo.units import count
 
 RANK, SCALE = 16, 4.0  # alpha is SCALE times the rank
-RATE, RATE_OF_SEVERAL = 1.5e-3, 2e-3  # for steps of one example and of several, at a hidden size of WIDTH
+STEP, STEP_OF_MACHINES = 4, 8  # examples in a step; where several machines share it
+RATE, RATE_OF_LARGER = 1.5e-3, 2e-3  # for steps of up to STEP examples and of more, at a hidden size of WIDTH
 WIDTH, POWER = 576, 0.78  # the rate falls with this power of the hidden size
-SEVERAL_MACHINES = 8  # examples in a step where machines share it
 
 
 def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) -> dict[str, Any]:
@@ -28,19 +28,21 @@ def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) 
     is extrapolated.
     """
     given = config.model_fields_set
-    grad_accum = config.grad_accum if "grad_accum" in given else SEVERAL_MACHINES if machines else 1
-    step = config.batch_size * grad_accum
-    rate = (RATE if step == 1 else RATE_OF_SEVERAL) * min(1.0, WIDTH / decoder.hidden_size) ** POWER
+    examples = STEP_OF_MACHINES if machines else STEP
+    grad_accum = config.grad_accum if "grad_accum" in given else max(1, examples // config.batch_size)
+    rate = (RATE if config.batch_size * grad_accum <= STEP else RATE_OF_LARGER) * min(
+        1.0, WIDTH / decoder.hidden_size
+    ) ** POWER
     rank = config.lora_r if "lora_r" in given else min(RANK, _narrowest(decoder))
     return {
-        "epochs": 1 if step == 1 else 2,
+        "epochs": 2,
         "lr": float(f"{rate:.2g}"),
         "grad_accum": grad_accum,
         "lora_r": rank,
         "lora_alpha": SCALE * rank,
         "lora_dropout": 0.1,
         "lora_targets": LINEARS,
-        "lr_schedule": "linear",
+        "warmup": 0.08,
     }
 
 
@@ -51,7 +53,7 @@ def apply_preset(
 
     Args:
         machines: whether several machines share a step.
-        before: what the preset set when the run that is resumed was started; it goes on with that.
+        before: what the preset set when the run that is resumed was started; it continues with that.
 
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
@@ -95,14 +97,8 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
             where=flag("lora_r"),
             fix=f"allowed for {base.spec}: 1 to {smallest}",
         )
-    inputs = {name: decoder.linear_shape(name)[1] for name in decoder.linears}
-    odd = [f"{name} ({size})" for name, size in inputs.items() if size % NF4_BLOCK]
-    if config.quantization == "nf4" and odd:
-        raise RescoldoError(
-            f"nf4 needs inputs in multiples of {NF4_BLOCK}, which this model does not have: {', '.join(odd)}",
-            where=flag("quantization"),
-            fix=f"allowed for {base.spec}: auto, int8, bf16, fp32",
-        )
+    if config.quantization != AUTO:
+        PRECISIONS[config.quantization].check(decoder, flag("quantization"), base.spec)
     if config.max_length > decoder.max_positions:
         if "max_length" in given:
             raise RescoldoError(

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
+from enum import Enum
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -21,6 +22,14 @@ def tolerant() -> Iterator[None]:
         yield
 
 
+class Topic(Enum):
+    """What a message is about, so that who passes messages on can choose among them."""
+
+    SETUP = "setup"  # base model, settings, data: the same for all trials of a sweep
+    PROGRESS = "progress"  # how far the run is, and what happens to it
+    RESULT = "result"  # what it has come to
+
+
 class Reporter:
     """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run.
 
@@ -31,7 +40,7 @@ class Reporter:
         self.console = console or Console(highlight=False)
         self.heading_prefix = heading_prefix
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, topic: Topic = Topic.PROGRESS) -> None:
         """One line, as it is."""
         with tolerant():
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -41,10 +50,10 @@ class Reporter:
         self.say(f"⚠️  {text}")
 
     @contextlib.contextmanager
-    def bar(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def bar(self, description: str, total: int, done: int = 0, topic: Topic = Topic.PROGRESS) -> Iterator[Bar]:
         """A bar from `done` to `total`; the line that remains ends in 100% if it got there."""
         if not self.console.is_terminal:
-            yield Bar(self, description, total, done, None)
+            yield Bar(self, description, total, done, None, topic)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -57,7 +66,7 @@ class Reporter:
         with tolerant():
             progress.start()
         try:
-            yield Bar(self, description, total, done, progress)
+            yield Bar(self, description, total, done, progress, topic)
         finally:
             with tolerant():
                 progress.stop()
@@ -66,8 +75,10 @@ class Reporter:
 class Bar:
     """A running count under a description."""
 
-    def __init__(self, reporter: Reporter, description: str, total: int, done: int, progress: Progress | None) -> None:
-        self._reporter, self._description, self._progress = reporter, description, progress
+    def __init__(
+        self, reporter: Reporter, description: str, total: int, done: int, progress: Progress | None, topic: Topic
+    ) -> None:
+        self._reporter, self._description, self._progress, self._topic = reporter, description, progress, topic
         self.total, self.done = total, done
         self._last = time.monotonic()
 
@@ -82,7 +93,7 @@ class Bar:
         if self.done >= self.total or waited >= (LINE_SECONDS if milestone else SILENCE_SECONDS):
             percent = 100 * self.done // max(1, self.total)
             count = f"{self.done}/{self.total} {percent}% | {detail}" if detail else f"{percent}%"
-            self._reporter.say(f"{self._description} {count}")
+            self._reporter.say(f"{self._description} {count}", self._topic)
             self._last = time.monotonic()
 
 

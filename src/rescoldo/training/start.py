@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from rescoldo.run.status import Status, read_status
 from rescoldo.run.streams import unfailing
 from rescoldo.system.awake import can_suspend
 from rescoldo.system.memory import memory_errors_in_words
-from rescoldo.training.checkpoint import Checkpoint, clean, prune, read_latest
+from rescoldo.training.checkpoint import Checkpoint, EpochLosses, clean, prune, read_latest
 from rescoldo.training.config import RunConfig
 from rescoldo.training.extend import extends
 from rescoldo.training.identity import (
@@ -43,7 +44,8 @@ from rescoldo.training.loop import Loop
 from rescoldo.training.metrics import Timings, worsened
 from rescoldo.training.parts import Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
-from rescoldo.training.progress import Reporter
+from rescoldo.training.progress import Reporter, Topic
+from rescoldo.training.tracking import check_trackers
 from rescoldo.units import clock, count
 
 COMPLETED = "✅ Fine-tuning completed!"
@@ -83,7 +85,7 @@ def train(
     Args:
         config: what to do; fields that were not given are filled by its preset.
         parts: engine and data modules: `assemble.real_parts()`.
-        restart: move what is in the output directory aside and begin anew.
+        restart: move what is in the output directory aside and start over.
         adapter_bin: write adapter_model.bin too.
         force: start although the checks of `rescoldo doctor` fail.
         reporter: where messages go (default: standard output).
@@ -101,6 +103,7 @@ def _train(
     config: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool, adapter_bin: bool, force: bool
 ) -> RunResult:
     output = config.output
+    check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
         with ExitStack() as stack:
@@ -126,7 +129,7 @@ def _train(
     except OSError as error:
         raise RescoldoError(
             f"{error.strerror or error}: {error.filename or output}",
-            fix="mend that and give the same command again: it goes on from the last checkpoint",
+            fix="fix that and repeat the command: it resumes from the last checkpoint",
             exit_code=EXIT_FAILURE,
         ) from error
     finally:
@@ -159,7 +162,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
     )
     if checkpoint is not None and extended:
         had = count(checkpoint.identity["epochs"], "epoch")
-        reporter.say(f"This run had {had}; with {config.epochs} it goes on exactly as if it had begun so")
+        reporter.say(f"This run had {had}; with {config.epochs} it continues exactly as if it had begun so")
         (output / INFO_FILE).unlink(missing_ok=True)  # it is not finished any more
     elif checkpoint is not None:
         refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
@@ -174,10 +177,12 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
 
     cap = None
     if before.killed_for_memory:
-        cap = cap_after_kill(before.state.get("keep_layers"), prepared.base.config.n_layers)
+        n = prepared.base.config.n_layers
+        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
-            f"{prepared.base.config.n_layers} layers (slower, the same result)"
+            f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
     with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
@@ -185,7 +190,10 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
         if not stack.enter_context(parts.stay_awake()) and can_suspend():
-            reporter.say("  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)")
+            reporter.say(
+                "  sleep cannot be prevented on this machine (neither systemd-inhibit nor caffeinate works)",
+                Topic.SETUP,
+            )
         with memory_errors_in_words():
             return _work(prepared, parts, reporter, adapter_bin, found, monitor, timings)
 
@@ -203,7 +211,9 @@ def _work(
     config, output = prepared.config, prepared.config.output
     checkpoint = found[0] if found else None
     torch.set_num_threads(config.threads or 1)
-    with reporter.bar(f"Preparing the weights ({config.quantization}, {config.threads} threads):", 100) as bar:
+    with reporter.bar(
+        f"Preparing the weights ({config.quantization}, {config.threads} threads):", 100, topic=Topic.SETUP
+    ) as bar:
         model = parts.load_model(
             prepared.base,
             config.quantization,
@@ -214,7 +224,7 @@ def _work(
             on_progress=lambda share: bar.advance(int(100 * share) - bar.done, ""),
         )
     loop = Loop(prepared, parts, reporter, model, checkpoint, monitor, timings)
-    reporter.say("Starting training...")
+    reporter.say("Starting training...", Topic.SETUP)
     if found:
         at = loop.position
         reporter.say(
@@ -238,10 +248,11 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
     """Write the results; their last file marks the run as finished."""
     data, at = loop.prepared, loop.position
     config, reporter = data.config, loop.reporter
-    reporter.say(f"Saving LoRA adapters to {config.output}")
+    reporter.say(f"Saving LoRA adapters to {config.output}", Topic.RESULT)
     loop.timings.event("finish")
     loop.monitor.update(now=True, phase="saving", share=1.0, seconds_left=0.0)
-    loop.board.close()
+    best = at.losses[at.best_epoch - 1]
+    loop.board.finish(verdict(at.losses, at.best_epoch, at.loss_before))
     try:
         loop.metrics.finish()
         info = write_results(data, at, loop.best, loop.model.frozen_state(), loop.parts, adapter_bin)
@@ -250,28 +261,39 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
         raise RescoldoError(
             f"the results cannot be written: {error.strerror}",
             where=str(error.filename or config.output),
-            fix=f"mend that and give the same command again: it finishes from {newest.name if newest else 'the start'}",
+            fix=f"fix that and repeat the command: it finishes from {newest.name if newest else 'the start'}",
             exit_code=EXIT_FAILURE,
         ) from error
     prune(config.output, 0)
-    best = at.losses[at.best_epoch - 1]
     if worsened(at.loss_before, best.val_loss):
         loop.monitor.file.trouble(worsened(at.loss_before, best.val_loss), worsened_remedy(config))
     loop.monitor.update(now=True, phase="finished")
     loop.parts.write_report(config.output, reporter.warn)
+    perplexity = f", perplexity {info['val_perplexity']:.2f}" if "val_perplexity" in info else ""
     before = "" if at.loss_before is None else f" ({at.loss_before:.4f} before training)"
     reporter.say(
-        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}; "
-        f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}"
+        f"  best epoch {at.best_epoch} of {len(at.losses)}: validation loss {best.val_loss:.4f}{before}{perplexity}; "
+        f"{clock(info['wall_seconds'])} in all, {count(len(info['resumptions']), 'interruption')}",
+        Topic.RESULT,
     )
     worse = worsened(at.loss_before, best.val_loss)
-    reporter.say(f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED)
+    reporter.say(
+        f"⚠️  Fine-tuning completed, and {worse}\n    → {worsened_remedy(config)}" if worse else COMPLETED, Topic.RESULT
+    )
     return RunResult("finished", config.output, info)
+
+
+def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None) -> dict[str, Any]:
+    """How a run ended, as a tracker is told."""
+    best = losses[best_epoch - 1]
+    found = {"best_epoch": best_epoch, "epochs_done": len(losses), "best_val_loss": best.val_loss}
+    known = {} if before is None else {"val_loss_before": before}
+    return {**found, **known, "verdict": worsened(before, best.val_loss) or "completed"}
 
 
 def worsened_remedy(config: RunConfig) -> str:
     """What to do about a training that made the model worse."""
     return (
-        f"keep the base model, or start anew with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
+        f"keep the base model, or start over with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
         "and report.html show the curve"
     )

@@ -1,1 +1,1 @@
-"""The engine's operations: in PyTorch (the reference twins) and in C, and the choice between them."""
+"""The engine's operations: in PyTorch (the reference) and in C, and the choice between them."""

@@ -44,6 +44,7 @@ class InstructionSet:
         machine: platform.machine() of the CPUs that have it.
         flags: of the compiler; gcc and clang know them.
         needs: features of the CPU, in /proc/cpuinfo's words.
+        slow_on: vendors of CPUs, in /proc/cpuinfo's words, on which those below it are faster.
     """
 
     name: str
@@ -51,6 +52,7 @@ class InstructionSet:
     machine: str
     flags: tuple[str, ...]
     needs: frozenset[str]
+    slow_on: frozenset[str] = frozenset()
 
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -64,11 +66,12 @@ _NEEDS_NEON = frozenset({"asimd", "asimddp"})
 # the fastest first
 INSTRUCTION_SETS = (
     InstructionSet(
-        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8"),
-        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8"},
+        "amx", "amx.h", "x86_64", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+        _NEEDS_AVX512 | {"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
     ),
     InstructionSet(
-        "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"}
+        "avx512bf16", "avx512.h", "x86_64", (*_AVX512, "-mavx512bf16"), _NEEDS_AVX512 | {"avx512_bf16"},
+        frozenset({"GenuineIntel"}),  # vdpbf16ps at a quarter of vpdpwssd's rate
     ),
     InstructionSet("avx512", "avx512.h", "x86_64", _AVX512, _NEEDS_AVX512),
     InstructionSet("avxvnni", "avxvnni.h", "x86_64", (*_AVX2, "-mavxvnni"), _NEEDS_AVX2 | {"avx_vnni"}),
@@ -89,11 +92,12 @@ def instruction_set(name: str) -> InstructionSet:
     return {row.name: row for row in INSTRUCTION_SETS}[name]
 
 
-def usable(features: frozenset[str], machine: str | None = None) -> list[InstructionSet]:
-    """The rows that a CPU with these features can run, the fastest first."""
+def usable(features: frozenset[str], machine: str | None = None, vendor: str = "") -> list[InstructionSet]:
+    """The rows that a CPU with these features, of this vendor, can run, the fastest first."""
     machine = machine or platform.machine()
     machine = "aarch64" if machine == "arm64" else machine  # macOS's word
-    return [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
+    rows = [row for row in INSTRUCTION_SETS if row.machine == machine and row.needs <= features]
+    return sorted(rows, key=lambda row: vendor in row.slow_on)
 
 
 def compiler(target: str | None = None) -> list[str]:
@@ -110,51 +114,79 @@ def compiler(target: str | None = None) -> list[str]:
     return [found]
 
 
+def _command(target: str | None, isa: InstructionSet, source: str) -> list[str]:
+    contract = _CONTRACT.get(source, "-ffp-contract=fast")
+    return [*compiler(target), *_FLAGS, *isa.flags, contract, f'-DRESCOLDO_ISA="isa/{isa.header}"']
+
+
+def assembly(target: str | None, isa: InstructionSet, source: str, out: Path) -> None:
+    """Compile one of SOURCES to an assembly file `out`, with the flags that `build` uses.
+
+    Raises:
+        BuildError: no compiler, or it failed.
+    """
+    try:
+        _run([*_command(target, isa, source), "-g0", "-S", str(C / source), "-o", str(out)])
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler(target)[0]} failed: {error}") from error
+
+
 def build(target: str | None, isa: InstructionSet, out: Path) -> None:
     """Compile the kernels for `isa` into the shared library `out`, for this machine or another `target`.
 
     Raises:
         BuildError: no compiler, or it failed.
     """
-    command = [*compiler(target), *_FLAGS, *isa.flags, f'-DRESCOLDO_ISA="isa/{isa.header}"']
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
             objects = [f"{scratch}/{Path(source).stem}.o" for source in SOURCES]
             for source, made in zip(SOURCES, objects, strict=True):
-                contract = _CONTRACT.get(source, "-ffp-contract=fast")
-                _run([*command, contract, "-c", str(C / source), "-o", made])
+                _run([*_command(target, isa, source), "-c", str(C / source), "-o", made])
             bare = ["-s"] if target else []  # no symbols but the exported ones: a wheel is downloaded
             _run([*compiler(target), "-shared", *bare, *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
             os.replace(f"{scratch}/library", out)
     except subprocess.CalledProcessError as error:
-        raise BuildError(f"{command[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
+        raise BuildError(f"{compiler(target)[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
 
 
 def library(isa: InstructionSet, folder: Path) -> Path:
-    """The library for `isa`: the package's, else built by this machine's compiler, once, in `folder`.
+    """The library for `isa`: the package's, else built by this machine's compiler, once, in `folder`; where no compiler
+    runs, one that was built there from these sources before.
 
     Raises:
-        BuildError: no compiler, or it failed.
+        BuildError: there is none, and no compiler, or it failed.
     """
     packaged = PACKAGED / f"{isa.name}.so"
     if packaged.exists():
         return packaged
-    command = compiler()
+    texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
+    sources = f"{isa.name}-{_digest(*_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts)}"
     try:
-        version = subprocess.run(
+        built = folder / f"{sources}-{_digest(_version(compiler()))}.so"
+    except BuildError:
+        before = sorted(folder.glob(f"{sources}-*.so"), key=lambda path: path.stat().st_mtime)
+        if not before:
+            raise
+        return before[-1]
+    if not built.exists():
+        build(None, isa, built)
+    return built
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _version(command: Sequence[str]) -> str:
+    try:
+        return subprocess.run(
             [*command, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
-    texts = [path.read_text(encoding="utf-8") for path in sorted(C.rglob("*.[ch]"))]
-    identity = "\n".join([version, *_FLAGS, *isa.flags, isa.header, repr(_CONTRACT), *texts])
-    built = folder / f"{isa.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not built.exists():
-        build(None, isa, built)
-    return built
 
 
 def _run(command: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def choice() -> Choice:
     wanted = os.environ.get(VARIABLE)
     if wanted == "torch":
         return Choice(TorchKernels(), {})
-    rows = usable(cpu.instructions())
+    rows = usable(cpu.instructions(), vendor=cpu.vendor())
     if wanted:
         known = [row.name for row in INSTRUCTION_SETS]
         if wanted not in known:
@@ -101,7 +101,7 @@ def kernels() -> TorchKernels:
 
 
 def use(implementation: TorchKernels | None) -> None:
-    """Choose the implementation from outside (tests, benchmarks); None: choose anew at the next call."""
+    """Choose the implementation from outside (tests, benchmarks); None: choose again at the next call."""
     global _used
     _used = implementation
     choice.cache_clear()

@@ -1,5 +1,5 @@
 """The small operations between the matrix products, in plain PyTorch. Where a compiler is at hand, `native` offers the
-same functions fused in C; these are their twins, used everywhere else and in tests.
+same functions fused in C; these are the reference, used everywhere else and in tests.
 
 Shapes: T tokens, D hidden size, F MLP size. Activations are float32 or bfloat16, the residual stream is float32.
 """

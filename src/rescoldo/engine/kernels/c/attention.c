@@ -6,6 +6,19 @@
 #include "lanes.h"
 #include "threads.h"
 
+// The largest of n floats, -infinity where there are none. Not a plain loop: clang does not vectorize that, since it keeps
+// what the comparison says of not-a-number and of the sign of zero.
+ALWAYS float largest_of(const float *x, i64 n) {
+  float largest = -INFINITY;
+  if (n < 16) {
+    for (i64 i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+  }
+  vf top = f_load(x + n - 16);
+  for (i64 i = 0; i + 16 <= n; i += 16) top = f_max(top, f_load(x + i));
+  return f_reduce_max(top);
+}
+
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
 typedef struct {
@@ -109,12 +122,11 @@ static void cached_piece(const void *how, i64 item, void *scratch) {
   SIMD for (i64 i = 0; i < group * d; i++) query[i] = bf16_to_f32(heads[i]) * scale;
   score(d, group, query, &keys, first, n, scores);
   for (i64 g = 0; g < group; g++) {
-    float *row = scores + g * n, largest = -INFINITY, sum = 0;
+    float *row = scores + g * n, sum = 0;
     if (cap > 0.0f) {
       SIMD for (i64 j = first; j < n; j++) row[j] = soft_capped(row[j], cap);
     }
-#pragma omp simd reduction(max : largest)
-    for (i64 j = first; j < n; j++) largest = row[j] > largest ? row[j] : largest;
+    float largest = largest_of(row + first, n - first);
 #pragma omp simd reduction(+ : sum)
     for (i64 j = first; j < n; j++) {
       row[j] = fast_exp(row[j] - largest);
@@ -145,6 +157,12 @@ enum { QB = 64, KB = 192 };  // queries, and keys, at a time
 // What the products take: 16 bits, two at a time. bf16, or int16 under one scale for each block that is multiplied: inputs
 // are bf16 already, so 12 bits of the largest lose less than bf16 products of weights would. A's pair (r, k) stands at
 // A + r * rs + k * ks; B is packed as [K/2][ldb][2]. K counts single operands and is even.
+#ifdef HAS_BF16_TILES
+enum { KEY_STEP = 32 };  // keys of a block of the backward pass are taken in multiples of this, zeros behind the last
+#else
+enum { KEY_STEP = 2 };
+#endif
+
 #ifdef HAS_BF16_DOT
 
 typedef bf16 operand;
@@ -197,6 +215,16 @@ static void to_operands(const bf16 *x, i64 stride, i64 n, i64 d, float scale, op
 
 #endif
 
+#ifdef HAS_BF16_TILES
+
+static void gemm(i64 M, i64 N, i64 K, const operand *A, i64 rs, i64 ks, const operand *B, i64 ldb, float *C, i64 ldc,
+                 const float *row_scale, float scale, int add) {
+  (void)row_scale, (void)scale;  // all 1
+  gemm_pairs(M, N, K, A, rs, ks, B, ldb, C, ldc, add);
+}
+
+#else
+
 ALWAYS void tile(const int M, const int NV, i64 K, const operand *A, i64 rs, i64 ks, const operand *B, i64 ldb, float *C,
                  i64 ldc, const float *row_scale, float scale, int add) {
   sums acc[MR][PANELS];
@@ -247,6 +275,8 @@ static void gemm(i64 M, i64 N, i64 K, const operand *A, i64 rs, i64 ks, const op
     }
   }
 }
+
+#endif
 
 // rows (n, d) -> packed [d/2][np][2], zeros behind them: the operand whose columns are the rows, 16 rows at a time
 static void pack_columns(const operand *rows, i64 n, i64 np, i64 d, operand *packed) {
@@ -369,18 +399,17 @@ static void attend_piece(const void *how, i64 item, void *scratch) {
     float inverse[QB];
     for (i64 i = 0; i < m; i++) {
       i64 at = a->P + b + i, lo = first_key(a, at), hi = at + 1;
-      float *row = scores + i * Lb, largest = -INFINITY, sum = 0;
+      float *row = scores + i * Lb;
       operand *w = weights + i * Lb;
       if (a->cap > 0.0f) cap_scores(row, Lb, scale, a->cap);
-#pragma omp simd reduction(max : largest)
-      for (i64 j = lo; j < hi; j++) largest = row[j] > largest ? row[j] : largest;
+      float largest = largest_of(row + lo, hi - lo);
       vf total = f_zero(), top = f_set(largest), factor = f_set(slope);
       for (i64 j = 0; j < Lb; j += 16) {  // weights of keys outside lo..hi-1 are 0
         vf x = f_within(f_exp(f_mul(f_sub(f_load(row + j), top), factor)), j, lo, hi);
         total = f_add(total, x);
         store_operands(w + j, f_mul(x, f_set(WEIGHT_LEVELS)));
       }
-      sum = f_reduce_add(total);
+      float sum = f_reduce_add(total);
       p->lse[h * a->T + start + b + i] = largest * slope + logf(sum);
       inverse[i] = 1.0f / sum;
     }
@@ -433,6 +462,7 @@ ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 
       }
       i_store(dpairs + (j / 2 * mp + i) * 2, i_or(words[0], i_left(words[1], 16)));
     }
+  memset(dpairs + PAD(n, 2) * mp, 0, sizeof(operand) * (size_t)((PAD(n, KEY_STEP) - PAD(n, 2)) * mp));
 }
 
 #else
@@ -522,7 +552,7 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
   memset(dkeys, 0, sizeof(float) * (size_t)(L * d));
   memset(dvalues, 0, sizeof(float) * (size_t)(L * d));
   float ks = both(a, a->k, a->pk, e, kh, keys), vs = both(a, a->v, a->pv, e, kh, values);
-  pack_rows(keys, L, PAD(L, 2), d, packed);
+  pack_rows(keys, L, PAD(L, KEY_STEP), d, packed);
   for (i64 b = piece.part * QB; b < S; b += piece.parts * QB) {
     i64 m = S - b < QB ? S - b : QB, mp = PAD(m, 16), Lb = a->P + b + m;
     const bf16 *q = a->q + (start + b) * a->qs + h * d;
@@ -547,7 +577,7 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
     for (i64 r = 0; r < m; r++) to_operands(dy + r * a->H * d, 0, 1, d, os[r], rows + r * d);
     pack_columns(rows, m, mp, d, oc);
     pack_rows(rows, m, mp, d, or_);
-    i64 lo = first_key(a, a->P + b) / 2 * 2;  // no query of the block sees an earlier key
+    i64 lo = first_key(a, a->P + b) / KEY_STEP * KEY_STEP;  // no query of the block sees an earlier key
     for (i64 j = lo; j < Lb; j += KB) {
       i64 n = Lb - j < KB ? Lb - j : KB;
       gemm(n, mp, d, keys + j * d, d, 2, qc, mp, scores, mp, NULL, ks * qs, 0);
@@ -562,7 +592,7 @@ static void backward_piece(const void *how, i64 i, void *scratch) {
       }
       gemm(n, d, mp, weights, mp, 2, or_, d, dvalues + j * d, d, key_p, 1.0f, 1);
       gemm(n, d, mp, dscores, mp, 2, qr, d, dkeys + j * d, d, key_d, qs, 1);
-      gemm(m, d, PAD(n, 2), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);
+      gemm(m, d, PAD(n, KEY_STEP), dpairs, 2, 2 * mp, packed + j * d, d, dqueries, d, query_d, ks, j > lo);
     }
     for (i64 r = 0; r < m; r++) {
       bf16 *o = p->dq + (start + b + r) * p->dqs + h * d;

@@ -1,7 +1,7 @@
-// The small operations between the matrix products, fused; twins of TorchKernels' methods. Plain C that a compiler
-// vectorizes by itself.
+// The small operations between the matrix products, fused; the same functions as TorchKernels' methods. Plain C that a compiler
+// vectorizes by itself, but for the MLP's gates, which take the most time.
 
-#include "kernels.h"
+#include "lanes.h"
 #include "threads.h"
 
 // --- norms, residual --------------------------------------------------------------------------------------------------
@@ -98,89 +98,64 @@ typedef struct {
   i64 F;
 } Gated;
 
-static void silu_mul_row(const void *how, i64 t, void *scratch) {
-  const Gated *p = how;
-  const i64 F = p->F;
-  const bf16 *g = p->gate_up + t * 2 * F, *u = g + F;
-  bf16 *a = p->out + t * F;
-  SIMD for (i64 i = 0; i < F; i++) {
-    float x = bf16_to_f32(g[i]);
-    a[i] = f32_to_bf16(x / (1.0f + fast_exp(-x)) * bf16_to_f32(u[i]));
+// x times a sigmoid, and its derivative
+typedef struct {
+  vf value, slope;
+} Gate;
+
+ALWAYS vf sigmoid(vf x) {
+  const vf one = f_set(1.0f), negative = f_sub(f_zero(), f_max(x, f_set(-88.0f)));  // beyond, f_exp overflows
+  return f_div(one, f_add(one, f_exp(negative)));
+}
+
+ALWAYS Gate silu(vf x) {
+  vf s = sigmoid(x), value = f_mul(x, s);
+  return (Gate){value, f_fma(value, f_sub(f_set(1.0f), s), s)};
+}
+
+// the tanh approximation of GELU (arXiv 1606.08415): x sigmoid(2u), u = sqrt(2/π) (x + 0.044715 x³)
+ALWAYS Gate gelu(vf x) {
+  const vf one = f_set(1.0f), twice = f_set(1.5957691216f);
+  vf z = f_sub(f_zero(), f_max(f_sub(f_zero(), f_max(x, f_set(-30.0f))), f_set(-30.0f)));  // beyond 30 it is 1 or 0
+  vf square = f_mul(z, z), s = sigmoid(f_mul(twice, f_fma(f_mul(square, z), f_set(0.044715f), z)));
+  vf inner = f_mul(twice, f_fma(square, f_set(0.134145f), one));
+  return (Gate){f_mul(x, s), f_fma(f_mul(f_mul(z, s), f_sub(one, s)), inner, s)};
+}
+
+#define GATED(NAME)                                                                                            \
+  static void NAME##_mul_row(const void *how, i64 t, void *scratch) {                                          \
+    const Gated *p = how;                                                                                      \
+    const bf16 *g = p->gate_up + t * 2 * p->F, *u = g + p->F;                                                  \
+    for (i64 i = 0; i < p->F; i += 16) {                                                                       \
+      const i64 n = p->F - i;                                                                                  \
+      h_store_some(p->out + t * p->F + i, n, f_mul(NAME(h_load_some(g + i, n)).value, h_load_some(u + i, n))); \
+    }                                                                                                          \
+    (void)scratch;                                                                                             \
+  }                                                                                                            \
+  void NAME##_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {                                                \
+    Gated p = {gate_up, NULL, a, F};                                                                           \
+    parallel(T, 0, NAME##_mul_row, &p);                                                                        \
+  }                                                                                                            \
+  static void NAME##_mul_backward_row(const void *how, i64 t, void *scratch) {                                 \
+    const Gated *p = how;                                                                                      \
+    bf16 *g = p->out + t * 2 * p->F, *u = g + p->F;                                                            \
+    for (i64 i = 0; i < p->F; i += 16) {                                                                       \
+      const i64 n = p->F - i;                                                                                  \
+      const vf y = h_load_some(p->da + t * p->F + i, n);                                                       \
+      const Gate gate = NAME(h_load_some(g + i, n));                                                           \
+      h_store_some(g + i, n, f_mul(f_mul(y, h_load_some(u + i, n)), gate.slope));                              \
+      h_store_some(u + i, n, f_mul(y, gate.value));                                                            \
+    }                                                                                                          \
+    (void)scratch;                                                                                             \
+  }                                                                                                            \
+  void NAME##_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {                                      \
+    Gated p = {NULL, da, gate_up, F};                                                                          \
+    parallel(T, 0, NAME##_mul_backward_row, &p);                                                               \
   }
-  (void)scratch;
-}
 
-// gate_up (T, 2F) -> a = silu(gate) * up (T, F)
-void silu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {
-  Gated p = {gate_up, NULL, a, F};
-  parallel(T, 0, silu_mul_row, &p);
-}
-
-static void silu_mul_backward_row(const void *how, i64 t, void *scratch) {
-  const Gated *p = how;
-  const i64 F = p->F;
-  bf16 *g = p->out + t * 2 * F, *u = g + F;
-  const bf16 *d = p->da + t * F;
-  SIMD for (i64 i = 0; i < F; i++) {
-    float x = bf16_to_f32(g[i]), y = bf16_to_f32(d[i]);
-    float s = 1.0f / (1.0f + fast_exp(-x));
-    float silu = x * s;
-    g[i] = f32_to_bf16(y * bf16_to_f32(u[i]) * (s + silu * (1.0f - s)));
-    u[i] = f32_to_bf16(y * silu);
-  }
-  (void)scratch;
-}
-
-// gate_up (T, 2F) becomes its gradient, for da (T, F)
-void silu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {
-  Gated p = {NULL, da, gate_up, F};
-  parallel(T, 0, silu_mul_backward_row, &p);
-}
-
-// the tanh approximation of GELU (arXiv 1606.08415), x / (1 + exp(-2u)), u = sqrt(2/π) (x + 0.044715 x³)
-static inline float gelu_sigmoid(float x) {
-  float z = x > 30.0f ? 30.0f : x < -30.0f ? -30.0f : x;  // beyond, it is 1 or 0
-  return 1.0f / (1.0f + fast_exp(-1.5957691216f * (z + 0.044715f * z * z * z)));
-}
-
-static void gelu_mul_row(const void *how, i64 t, void *scratch) {
-  const Gated *p = how;
-  const i64 F = p->F;
-  const bf16 *g = p->gate_up + t * 2 * F, *u = g + F;
-  bf16 *a = p->out + t * F;
-  SIMD for (i64 i = 0; i < F; i++) {
-    float x = bf16_to_f32(g[i]);
-    a[i] = f32_to_bf16(x * gelu_sigmoid(x) * bf16_to_f32(u[i]));
-  }
-  (void)scratch;
-}
-
-// gate_up (T, 2F) -> a = gelu(gate) * up (T, F)
-void gelu_mul(const bf16 *gate_up, i64 T, i64 F, bf16 *a) {
-  Gated p = {gate_up, NULL, a, F};
-  parallel(T, 0, gelu_mul_row, &p);
-}
-
-static void gelu_mul_backward_row(const void *how, i64 t, void *scratch) {
-  const Gated *p = how;
-  const i64 F = p->F;
-  bf16 *g = p->out + t * 2 * F, *u = g + F;
-  const bf16 *d = p->da + t * F;
-  SIMD for (i64 i = 0; i < F; i++) {
-    float x = bf16_to_f32(g[i]), y = bf16_to_f32(d[i]), s = gelu_sigmoid(x);
-    float z = x > 30.0f ? 30.0f : x < -30.0f ? -30.0f : x;
-    float slope = s + z * s * (1.0f - s) * 1.5957691216f * (1.0f + 0.134145f * z * z);
-    g[i] = f32_to_bf16(y * bf16_to_f32(u[i]) * slope);
-    u[i] = f32_to_bf16(y * x * s);
-  }
-  (void)scratch;
-}
-
-// gate_up (T, 2F) becomes its gradient, for da (T, F)
-void gelu_mul_backward(bf16 *gate_up, const bf16 *da, i64 T, i64 F) {
-  Gated p = {NULL, da, gate_up, F};
-  parallel(T, 0, gelu_mul_backward_row, &p);
-}
+// NAME_mul: gate_up (T, 2F) -> a = NAME(gate) * up (T, F). NAME_mul_backward: gate_up becomes its gradient, for da (T, F).
+GATED(silu)
+GATED(gelu)
 
 // --- rotary embedding -------------------------------------------------------------------------------------------------
 
@@ -312,9 +287,16 @@ static void entropy_row(const void *how, i64 t, void *scratch) {
   const i64 V = p->V, target = p->targets[t];
   const float weight = p->weight;
   bf16 *row = p->logits + t * V;
-  float largest = -INFINITY, sum = 0, hit = bf16_to_f32(row[target]);
-#pragma omp simd reduction(max : largest)
-  for (i64 i = 0; i < V; i++) largest = bf16_to_f32(row[i]) > largest ? bf16_to_f32(row[i]) : largest;
+  float largest = -INFINITY, sum = 0, hit = bf16_to_f32(row[target]), tops[32];
+  for (int j = 0; j < 32; j++) tops[j] = -INFINITY;
+  for (i64 i = 0; i + 32 <= V; i += 32) {  // clang does not vectorize the maximum of a plain loop
+    SIMD for (int j = 0; j < 32; j++) {
+      float x = bf16_to_f32(row[i + j]);
+      tops[j] = x > tops[j] ? x : tops[j];
+    }
+  }
+  for (i64 i = V / 32 * 32; i < V; i++) largest = bf16_to_f32(row[i]) > largest ? bf16_to_f32(row[i]) : largest;
+  for (int j = 0; j < 32; j++) largest = tops[j] > largest ? tops[j] : largest;
 #pragma omp simd reduction(+ : sum)
   for (i64 i = 0; i < V; i++) sum += fast_exp(bf16_to_f32(row[i]) - largest);
   float lse = largest + logf(sum);

@@ -199,9 +199,9 @@ ALWAYS void finish(const int m, const int NV, const Int8Product *p, i64 t, i64 p
       for (int v = 0; v < NV; v++) w[v] = f_load(b + (v * n + s) * 16);
 #pragma GCC unroll 12
       for (int r = 0; r < m; r++) {
-        vf x = f_set(z[r * p->Z + s]);
+        element x = load_element(z + r * p->Z + s);
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) acc[r][v] = f_fma(x, w[v], acc[r][v]);
+        for (int v = 0; v < NV; v++) acc[r][v] = f_fma_element(w[v], x, acc[r][v]);
       }
     }
   }
@@ -341,6 +341,8 @@ static void outer_piece(const void *how, i64 c, void *scratch) {
     i64 deep = p->T - t0 < OUTER_ROWS ? p->T - t0 : OUTER_ROWS;
     for (i64 t = t0; t < t0 + deep; t++) {
       uint32_t seed = row_seed(p->mask, t);
+      const bf16 *later = p->x + (t + 12 < p->T ? t + 12 : t) * p->stride + c0;
+      __builtin_prefetch(later), __builtin_prefetch(later + 32);
       for (i64 i = 0; i < np; i += 16)
         f_store(rows + (t - t0) * OUTER_COLUMNS + i,
                 masked(h_load_some(p->x + t * p->stride + c0 + i, n - i), p->mask, seed, c0 + i));

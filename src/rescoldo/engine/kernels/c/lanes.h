@@ -32,6 +32,12 @@ ALWAYS vf f_from_bf16(vw x) { return as_f(i_left(i_words(x), 16)); }
 ALWAYS vf h_load(const bf16 *p) { return f_from_bf16(w_load(p)); }
 ALWAYS void h_store(bf16 *p, vf x) { w_store(p, f_to_bf16(x)); }
 
+#ifndef HAS_ELEMENTS  // x y + z for one number y
+typedef vf element;
+ALWAYS element load_element(const float *p) { return f_set(*p); }
+ALWAYS vf f_fma_element(vf x, element y, vf z) { return f_fma(x, y, z); }
+#endif
+
 ALWAYS vf f_exp(vf x) {  // common.h's fast_exp
   vf y = f_max(x, f_set(-87.0f));
   vf n = f_round(f_mul(y, f_set(1.44269504f)));
@@ -69,9 +75,9 @@ ALWAYS void tile_f32(const int M, const int NV, i64 K, const float *A, i64 rs, i
     for (int v = 0; v < NV; v++) b[v] = f_load(B + k * ldb + v * 16);
 #pragma GCC unroll 12
     for (int r = 0; r < M; r++) {
-      vf a = f_set(A[r * rs + k * ks]);
+      element a = load_element(A + r * rs + k * ks);
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) acc[r][v] = f_fma(a, b[v], acc[r][v]);
+      for (int v = 0; v < NV; v++) acc[r][v] = f_fma_element(b[v], a, acc[r][v]);
     }
   }
 #pragma GCC unroll 12

@@ -1,5 +1,6 @@
-// AMX: int8 products in tiles of 16 rows by 16 outputs by up to 64 inputs (tdpbsud); everything else as with AVX-512. A
-// panel of the weights, (K/4, 16, 4), is a column of tiles as it stands.
+// AMX: int8 products in tiles of 16 rows by 16 outputs by up to 64 inputs (tdpbsud), and attention's products of bf16 pairs
+// in tiles of 16 by 16 by up to 32 (tdpbf16ps); everything else as with AVX-512. A panel of the weights, (K/4, 16, 4), is a
+// column of tiles as it stands, and so are attention's packed operands, [K/2][16][2].
 
 #ifndef RESCOLDO_ISA_H
 #define RESCOLDO_ISA_H
@@ -41,7 +42,7 @@ static inline void set_shapes(int m, int inputs) {
   shapes_now = m * 128 + inputs;
 }
 
-// inputs of a tile: k, a multiple of 16, in equal parts of at most 64
+// inputs of a tile: k, a multiple of 4, in equal parts of at most 64
 ALWAYS int tile_inputs(i64 k) {
   i64 n = (k + 63) / 64;
   while (k / 4 % n) n++;
@@ -71,6 +72,79 @@ ALWAYS void tile_group(const int high, const int two, i64 k, int inputs, const i
   if (high) _tile_stored(2, sums + 512, 128);
   if (high && two) _tile_stored(3, sums + 528, 128);
 }
+
+// --- attention's products ----------------------------------------------------------------------------------------------
+
+#define HAS_BF16_TILES  // gemm_pairs
+
+// sums of up to 32 rows by up to 32 columns over `pairs` pairs of inputs, a tile's `deep` at a time
+ALWAYS void tile_pairs(const int high, const int two, i64 pairs, int deep, const bf16 *a, i64 stride, const bf16 *b,
+                       i64 ldb, float *c, i64 ldc, int add) {
+  if (add) {
+    _tile_loadd(0, c, ldc * 4);
+    if (two) _tile_loadd(1, c + 16, ldc * 4);
+    if (high) _tile_loadd(2, c + 16 * ldc, ldc * 4);
+    if (high && two) _tile_loadd(3, c + 16 * ldc + 16, ldc * 4);
+  } else {
+    _tile_zero(0);
+    if (two) _tile_zero(1);
+    if (high) _tile_zero(2);
+    if (high && two) _tile_zero(3);
+  }
+  for (i64 k = 0; k < pairs; k += deep) {
+    _tile_loadd(4, a + 2 * k, stride * 2);
+    _tile_loadd(6, b + k * ldb * 2, ldb * 4);
+    if (two) _tile_loadd(7, b + k * ldb * 2 + 32, ldb * 4);
+    _tile_dpbf16ps(0, 4, 6);
+    if (two) _tile_dpbf16ps(1, 4, 7);
+    if (high) {
+      _tile_loadd(5, a + 16 * stride + 2 * k, stride * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      if (two) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, c, ldc * 4);
+  if (two) _tile_stored(1, c + 16, ldc * 4);
+  if (high) _tile_stored(2, c + 16 * ldc, ldc * 4);
+  if (high && two) _tile_stored(3, c + 16 * ldc + 16, ldc * 4);
+}
+
+// C (M, N) f32 (+)= A · B of bf16. A's pair (r, k) stands at A + r * rs + k * ks, ks 2, or rs 2 and K at most 2 MOST_PAIRS;
+// rows up to the next multiple of 16 can be read. B is packed as [K/2][ldb][2]. M any, N a multiple of 16, K even.
+enum { MOST_PAIRS = 96 };
+static void gemm_pairs(i64 M, i64 N, i64 K, const bf16 *A, i64 rs, i64 ks, const bf16 *B, i64 ldb, float *C, i64 ldc,
+                       int add) {
+  _Alignas(64) uint32_t turned[32 * MOST_PAIRS];
+  _Alignas(64) float edge[32 * 32];
+  const int deep = tile_inputs(K * 2) / 4;
+  shapes_now = 0;
+  set_shapes(32, deep * 4);
+  for (i64 m = 0; m < M; m += 32) {
+    const i64 rows = M - m < 32 ? M - m : 32, stride = ks == 2 ? rs : K;
+    const bf16 *a = A + m * rs;
+    if (ks != 2) {
+      for (i64 r = 0; r < rows; r += 16)
+        for (i64 k = 0; k < K / 2; k += 16)
+          transpose_words(a + r * rs + k * ks, ks / 2, K / 2 - k, turned + r * (K / 2) + k, K / 2);
+      a = (const bf16 *)turned;
+    }
+    for (i64 n = 0; n < N; n += 32) {
+      const int high = rows > 16, two = N - n > 16, whole = rows % 16 == 0;
+      float *c = whole ? C + m * ldc + n : edge;
+      const i64 wide = whole ? ldc : 32;
+      const bf16 *b = B + n * 2;
+      for (i64 r = 0; r < rows && add && !whole; r++) memcpy(edge + r * 32, C + (m + r) * ldc + n, two ? 128 : 64);
+      if (high && two) tile_pairs(1, 1, K / 2, deep, a, stride, b, ldb, c, wide, add);
+      else if (high) tile_pairs(1, 0, K / 2, deep, a, stride, b, ldb, c, wide, add);
+      else if (two) tile_pairs(0, 1, K / 2, deep, a, stride, b, ldb, c, wide, add);
+      else tile_pairs(0, 0, K / 2, deep, a, stride, b, ldb, c, wide, add);
+      for (i64 r = 0; r < rows && !whole; r++) memcpy(C + (m + r) * ldc + n, edge + r * 32, two ? 128 : 64);
+    }
+  }
+  _tile_release();
+}
+
+// --- int8 --------------------------------------------------------------------------------------------------------------
 
 static inline void product_tile(i64 m, int nv, const Int8Product *p, i64 t, i64 g0, i64 g1, const void *b, i64 apart,
                                 float *C) {

@@ -143,4 +143,29 @@ ALWAYS void transpose_rows(const int8_t *rows, uint8_t *to) {
   for (int i = 0; i < 8; i++) _mm512_storeu_si512(to + 64 * i, _mm512_xor_si512(y[i], top));
 }
 
+// 16 rows of 32-bit words, `stride` words apart, the first n of them -> each row's word k side by side in row k of `to`,
+// `apart` words from row to row; nothing is read behind row n
+ALWAYS void transpose_words(const void *from, i64 stride, i64 n, uint32_t *to, i64 apart) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  __m512i x[16], y[16];
+  for (int i = 0; i < 16; i++)
+    x[i] = i < n ? _mm512_loadu_si512((const uint32_t *)from + i * stride) : _mm512_setzero_si512();
+#pragma GCC unroll 2
+  for (int round = 0; round < 2; round++) {  // as in transpose_rows
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      y[i] = _mm512_permutex2var_epi32(x[2 * i], even, x[2 * i + 1]);
+      y[8 + i] = _mm512_permutex2var_epi32(x[2 * i], odd, x[2 * i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      x[i] = _mm512_permutex2var_epi32(y[2 * i], even, y[2 * i + 1]);
+      x[8 + i] = _mm512_permutex2var_epi32(y[2 * i], odd, y[2 * i + 1]);
+    }
+  }
+  const __mmask16 some = first(n);
+  for (int i = 0; i < 16; i++) _mm512_mask_storeu_epi32(to + i * apart, some, x[i]);
+}
+
 #endif

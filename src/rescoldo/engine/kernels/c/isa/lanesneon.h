@@ -13,9 +13,13 @@ typedef struct { int32x4_t v[4]; } vi;
 typedef uint8x16_t vb;
 typedef struct { uint16x8_t a, b; } vw;
 
+// of each vector l. Not a loop: clang unrolls it too late to keep the vectors in registers.
 #define EACH(T, expression)                        \
   T y_;                                            \
-  for (int l = 0; l < 4; l++) y_.v[l] = expression; \
+  { enum { l = 0 }; y_.v[l] = expression; }        \
+  { enum { l = 1 }; y_.v[l] = expression; }        \
+  { enum { l = 2 }; y_.v[l] = expression; }        \
+  { enum { l = 3 }; y_.v[l] = expression; }        \
   return y_
 
 ALWAYS vf f_set(float x) { EACH(vf, vdupq_n_f32(x)); }
@@ -40,7 +44,20 @@ ALWAYS vf f_sub(vf x, vf y) { EACH(vf, vsubq_f32(x.v[l], y.v[l])); }
 ALWAYS vf f_mul(vf x, vf y) { EACH(vf, vmulq_f32(x.v[l], y.v[l])); }
 ALWAYS vf f_div(vf x, vf y) { EACH(vf, vdivq_f32(x.v[l], y.v[l])); }
 ALWAYS vf f_max(vf x, vf y) { EACH(vf, vmaxq_f32(x.v[l], y.v[l])); }
-ALWAYS vf f_fma(vf x, vf y, vf z) { EACH(vf, vfmaq_f32(z.v[l], x.v[l], y.v[l])); }              // x y + z
+// x y + z. Not the intrinsic: clang 20 copies and spills a tile's sums around it.
+ALWAYS float32x4_t fma4(float32x4_t x, float32x4_t y, float32x4_t z) {
+  __asm__("fmla %0.4s, %1.4s, %2.4s" : "+w"(z) : "w"(x), "w"(y));
+  return z;
+}
+ALWAYS vf f_fma(vf x, vf y, vf z) { EACH(vf, fma4(x.v[l], y.v[l], z.v[l])); }
+#define HAS_ELEMENTS  // x y + z for one number y. It is loaded without the vector pipes, which a load into all lanes takes.
+typedef float element;
+ALWAYS element load_element(const float *p) { return *p; }
+ALWAYS float32x4_t fma4_element(float32x4_t x, element y, float32x4_t z) {
+  __asm__("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(z) : "w"(x), "w"(y));
+  return z;
+}
+ALWAYS vf f_fma_element(vf x, element y, vf z) { EACH(vf, fma4_element(x.v[l], y, z.v[l])); }
 ALWAYS vf f_fms(vf x, vf y, vf z) { EACH(vf, vfmaq_f32(vnegq_f32(z.v[l]), x.v[l], y.v[l])); }   // x y - z
 ALWAYS vf f_fnma(vf x, vf y, vf z) { EACH(vf, vfmsq_f32(z.v[l], x.v[l], y.v[l])); }             // z - x y
 ALWAYS vf f_abs(vf x) { EACH(vf, vabsq_f32(x.v[l])); }
@@ -185,23 +202,26 @@ ALWAYS vb b_mix32(uint32_t seed, uint32_t step) {
 }
 
 #define HAS_BF16_DOT  // sum += each lane's two bf16 of w · the two bf16 at `pair`
-ALWAYS void f_add_dot(vf *sum, vi w, const void *pair) {
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
-  int32_t two;
+ALWAYS float32x4_t dot4_element(float32x4_t sum, int32x4_t w, element pair) {
+  __asm__("bfdot %0.4s, %1.8h, %2.2h[0]" : "+w"(sum) : "w"(w), "w"(pair));
+  return sum;
+}
+ALWAYS vf f_dot_element(vf sum, vi w, element pair) { EACH(vf, dot4_element(sum.v[l], w.v[l], pair)); }
+ALWAYS void f_add_dot(vf *sum, vi w, const void *pair) {
+  element two;
   memcpy(&two, pair, 4);
-  bfloat16x8_t x = vreinterpretq_bf16_s32(vdupq_n_s32(two));
-  for (int l = 0; l < 4; l++) sum->v[l] = vbfdotq_f32(sum->v[l], vreinterpretq_bf16_s32(w.v[l]), x);
+  *sum = f_dot_element(*sum, w, two);
+}
 #else
+ALWAYS vf f_even(vi w) { EACH(vf, vreinterpretq_f32_s32(vshlq_n_s32(w.v[l], 16))); }
+ALWAYS vf f_odd(vi w) { EACH(vf, vreinterpretq_f32_s32(vandq_s32(w.v[l], vdupq_n_s32((int32_t)0xFFFF0000)))); }
+ALWAYS void f_add_dot(vf *sum, vi w, const void *pair) {
   bf16 two[2];
   memcpy(two, pair, 4);
-  float even = bf16_to_f32(two[0]), odd = bf16_to_f32(two[1]);
-  for (int l = 0; l < 4; l++) {
-    float32x4_t low = vreinterpretq_f32_s32(vshlq_n_s32(w.v[l], 16));
-    float32x4_t high = vreinterpretq_f32_s32(vandq_s32(w.v[l], vdupq_n_s32((int32_t)0xFFFF0000)));
-    sum->v[l] = vfmaq_n_f32(vfmaq_n_f32(sum->v[l], low, even), high, odd);
-  }
-#endif
+  *sum = f_fma(f_odd(w), f_set(bf16_to_f32(two[1])), f_fma(f_even(w), f_set(bf16_to_f32(two[0])), *sum));
 }
+#endif
 
 // rows of a tile, and panels of 16 side by side: as many sums as there are registers for
 enum { MR = 6, PANELS = 1 };

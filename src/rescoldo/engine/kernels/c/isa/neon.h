@@ -10,17 +10,24 @@ ALWAYS void tile_fixed(const int m, const Int8Product *p, i64 t, i64 g0, i64 g1,
   for (i64 g = g0; g < g1; g++) {
     i64 k = p->K - g * p->group < p->group ? p->K - g * p->group : p->group;
     vi acc[MR];
+    int8x16_t x[MR];
+#pragma GCC unroll 6
     for (int r = 0; r < m; r++) acc[r] = i_set(0);
-    for (i64 i = 0; i < k; i += 4, w += 64) {
-      int8x16_t b[4];
-      for (int l = 0; l < 4; l++) b[l] = vld1q_s8(w + 16 * l);
-      for (int r = 0; r < m; r++) {
-        int32_t four;
-        memcpy(&four, a + r * p->K + i, 4);
-        int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
-        for (int l = 0; l < 4; l++) acc[r].v[l] = vdotq_s32(acc[r].v[l], b[l], x);
-      }
+    for (i64 i = 0; i < k; i += 16, w += 256) {
+#pragma GCC unroll 6
+      for (int r = 0; r < m; r++) x[r] = vld1q_s8(a + r * p->K + i);
+#define FOUR_INPUTS(STEP)                                                                            \
+  _Pragma("GCC unroll 4") for (int l = 0; l < 4; l++) {                                              \
+    int8x16_t b = vld1q_s8(w + STEP * 64 + 16 * l);                                                  \
+    _Pragma("GCC unroll 6") for (int r = 0; r < m; r++) acc[r].v[l] = vdotq_laneq_s32(acc[r].v[l], b, x[r], STEP); \
+  }
+      FOUR_INPUTS(0)
+      FOUR_INPUTS(1)
+      FOUR_INPUTS(2)
+      FOUR_INPUTS(3)
+#undef FOUR_INPUTS
     }
+#pragma GCC unroll 6
     for (int r = 0; r < m; r++) add_group(acc[r], p->scale[(t + r) * p->groups + g], C + r * 16, add || g > g0);
     a += p->group;
   }

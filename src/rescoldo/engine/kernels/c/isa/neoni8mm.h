@@ -12,21 +12,28 @@ ALWAYS void tile_fixed(const int m, const Int8Product *p, i64 t, i64 g0, i64 g1,
   for (i64 g = g0; g < g1; g++) {
     i64 k = p->K - g * p->group < p->group ? p->K - g * p->group : p->group;
     int32x4_t acc[MR / 2][8];  // of two rows: outputs n, n + 1 by the rows
+#pragma GCC unroll 3
     for (int r = 0; r < (m + 1) / 2; r++)
+#pragma GCC unroll 8
       for (int l = 0; l < 8; l++) acc[r][l] = vdupq_n_s32(0);
     for (i64 i = 0; i < k; i += 8, w += 128) {
       int8x16_t x[MR / 2];
+#pragma GCC unroll 3
       for (int r = 0; r < (m + 1) / 2; r++) {
         const level *row = a + 2 * r * p->K + i;
         x[r] = vcombine_s8(vld1_s8(row), vld1_s8(2 * r + 1 < m ? row + second : row));
       }
+#pragma GCC unroll 8
       for (int l = 0; l < 8; l++) {
         int8x16_t b = vld1q_s8(w + 16 * l);
+#pragma GCC unroll 3
         for (int r = 0; r < (m + 1) / 2; r++) acc[r][l] = vmmlaq_s32(acc[r][l], b, x[r]);
       }
     }
+#pragma GCC unroll 6
     for (int r = 0; r < m; r++) {
       vi sums;
+#pragma GCC unroll 4
       for (int l = 0; l < 4; l++)
         sums.v[l] = r % 2 ? vuzp2q_s32(acc[r / 2][2 * l], acc[r / 2][2 * l + 1])
                           : vuzp1q_s32(acc[r / 2][2 * l], acc[r / 2][2 * l + 1]);

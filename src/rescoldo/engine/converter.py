@@ -13,15 +13,15 @@ from rescoldo.engine.config import SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.int8 import Int8Linear, smoothing
 from rescoldo.engine.kernels.attention import Layout
-from rescoldo.engine.kernels.blocks import NF4, Matrix, QuantizedMatrix
+from rescoldo.engine.kernels.blocks import Matrix, QuantizedMatrix
 from rescoldo.engine.kernels.choose import kernels, select_rows
-from rescoldo.engine.kernels.ops import NF4_BLOCK, Dropout
+from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import Kept, LoraGroup
-from rescoldo.engine.memory import stays_stored
+from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.rope import RopeTables
-from rescoldo.engine.types import CALIBRATED, Example
+from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 
 _CALIBRATION_TOKENS = 4_000_000  # times hidden size: 4 examples of the sample model, one of a 7B
@@ -35,12 +35,12 @@ class Converter:
     """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers
     that it has made, so that every weight is read once.
 
-    nf4 differs from int8 only in how the weights are stored. Those that a file has in blocks stay as they are in both.
+    Calibrated precisions differ in how the weights are stored. Those that a file has in blocks stay as they are.
 
     Args:
         config: the decoder's shapes.
-        precision: "fp32", "bf16", "int8" or "nf4".
-        calibration: examples to measure input ranges on (int8 and nf4 without `state`).
+        precision: a key of PRECISIONS.
+        calibration: examples to measure input ranges on (calibrated precisions without `state`).
         state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
         embedding: (V, D), to embed the calibration tokens.
         converted: where converted weights are kept from one start to the next.
@@ -55,18 +55,12 @@ class Converter:
         embedding: Matrix,
         converted: ConvertedWeights | None = None,
     ) -> None:
-        self.config, self.precision, self.converted = config, precision, converted
+        self.config, self.precision, self.converted = config, PRECISIONS[precision], converted
         self.state: dict[str, torch.Tensor] = dict(state or {})
         self.rows: Rows | None = None
-        odd = [name for name in config.linears if config.linear_shape(name)[1] % NF4_BLOCK]
-        if precision == "nf4" and odd:
-            raise RescoldoError(
-                f"nf4 packs weights in blocks of {NF4_BLOCK}, which the inputs of {odd[0]} "
-                f"({config.linear_shape(odd[0])[1]}) are no multiple of",
-                fix="use int8 or bf16",
-            )
-        self._unpacked = not stays_stored(config, precision)
-        if precision in CALIBRATED and not self.state:
+        self.precision.check(config)
+        self._unpacked = not self.precision.keeps_blocks(config)
+        if self.precision.calibrated and not self.state:
             if not calibration:
                 raise RescoldoError(
                     f"{precision} needs examples to measure the inputs' ranges on",
@@ -90,10 +84,10 @@ class Converter:
     ) -> dict[str, LoraGroup]:
         """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each.
 
-        Quantized matrices (int8 and nf4 only) are used as they are.
+        Quantized matrices (calibrated precisions only) are used as they are.
         """
-        if self.precision not in CALIBRATED:
-            dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+        if not self.precision.calibrated:
+            dtype = self.precision.dtype
             return {site: build(site, PlainLinear(_dense(weights[site]), dtype)) for site in SITES}
         if self.rows is not None:
             return self._measure(index, weights, norms, build)
@@ -104,8 +98,9 @@ class Converter:
         found = self.converted.read(key, self.state[key]) if self.converted else None
         if found is not None:
             return Int8Linear.restored(found, two_pass=two_pass)
-        if self.precision == "nf4" and not two_pass:
-            weights = [w if isinstance(w, QuantizedMatrix) else _nf4(w) for w in weights]
+        pack = self.precision.pack
+        if pack is not None and not two_pass:
+            weights = [w if isinstance(w, QuantizedMatrix) else pack(w) for w in weights]
         channel_scale, outliers = smoothing(self.state[key], weights)
         linear = Int8Linear(weights, channel_scale, outliers, two_pass=two_pass, unpacked=self._unpacked)
         if self.converted:
@@ -113,10 +108,10 @@ class Converter:
         return linear
 
     def head(self, weight: Matrix, norm: torch.Tensor) -> FrozenLinear:
-        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer. Its 8-bit
-        numbers are not cut down to nf4."""
-        if self.precision not in CALIBRATED:
-            return PlainLinear(_dense([weight]), torch.float32 if self.precision == "fp32" else torch.bfloat16)
+        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer. It is
+        stored as int8 in every calibrated precision."""
+        if not self.precision.calibrated:
+            return PlainLinear(_dense([weight]), self.precision.dtype)
         if self.rows is not None:
             x, _, _ = kernels().rms_norm(self.h, norm, self.config.norm_eps)
             self.state["head"] = x.abs().amax(0).float()
@@ -154,11 +149,6 @@ def embed(embedding: Matrix, tokens: torch.Tensor, config: DecoderConfig) -> tor
     """tokens (T,) int64 → the first layer's input (T, D) float32."""
     h = select_rows(embedding, tokens)
     return h if config.embedding_scale == 1.0 else h * config.embedding_scale
-
-
-def _nf4(weight: torch.Tensor) -> QuantizedMatrix:
-    packed, scales = kernels().nf4_pack(weight)
-    return QuantizedMatrix(NF4, packed, (weight.shape[0], weight.shape[1]), scales)
 
 
 def _dense(weights: Weights) -> list[torch.Tensor]:

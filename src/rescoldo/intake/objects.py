@@ -1,0 +1,161 @@
+"""JSON Lines, JSON arrays, and what people have instead: one object around all, or objects over several lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rescoldo.data.foreign import MAX_OBJECT_BYTES, wrapper
+from rescoldo.data.records import MAX_LINE_BYTES, Line, lines_in, parse_line
+from rescoldo.errors import RescoldoError
+from rescoldo.files import quote
+from rescoldo.intake.encoding import Encoding, as_text, as_utf8
+from rescoldo.intake.source import Row, Share, Source
+from rescoldo.intake.unpack import Packed
+
+_PIECE = 256 << 10  # characters of an array that are read at once
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
+
+
+def open_objects(content: Packed, encoding: Encoding) -> Source:
+    """A file of JSON objects.
+
+    Raises:
+        RescoldoError: it holds none, or holds them in a way that is not known.
+    """
+    with as_utf8(content.open, encoding) as (stream, _):
+        first = stream.readline(MAX_OBJECT_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
+        alone = not stream.read(1)
+    is_array = first.lstrip().startswith(b"[")
+    by_lines = is_array or _is_object(first, alone)
+
+    @contextmanager
+    def read() -> Iterator[tuple[Iterator[Row], Share]]:
+        if is_array:
+            with as_text(content.open, encoding) as (text, share):
+                yield _elements(text, content.path), share
+            return
+        with as_utf8(content.open, encoding) as (stream, share):
+            if by_lines:
+                yield (_row(line, content.path) for line in lines_in(stream, content.path)), share
+            else:
+                yield _of_whole(stream, content.path), share
+
+    kind = "JSON array" if is_array else "JSON Lines" if by_lines else "JSON"
+    return Source(content.path, kind, (*content.notes, encoding.words), False, read)
+
+
+def _is_object(line: bytes, alone: bool) -> bool:
+    """Whether a first line is an object of JSON Lines, or at least not the beginning of something else."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return not alone and line.strip() not in (b"{", b"") and line.rstrip().endswith(b"}")
+    return not (alone and isinstance(value, dict) and wrapper(value))
+
+
+def _row(line: Line, path: Path) -> Row:
+    faults = [(fault.field, fault.what) for fault in line.faults]
+    return Row(line.number, f"{path}:{line.number}", line.value, faults)
+
+
+def _elements(text: IO[str], path: Path) -> Iterator[Row]:
+    """The objects of an array, each read as if it were a line; of the text only a piece is in memory at a time."""
+    held, at, line, number, ended = text.read(_PIECE).lstrip("\ufeff"), 0, 1, 0, False
+
+    def more() -> bool:
+        """Let go of what was read and take in the next piece; False at the end."""
+        nonlocal held, at, ended
+        piece = text.read(_PIECE)
+        ended = not piece
+        held, at = held[at:] + piece, 0
+        return not ended
+
+    def skip() -> str:
+        """The character behind the white space, "" at the end."""
+        nonlocal at, line
+        while True:
+            found = _SPACE.match(held, at)
+            assert found is not None
+            line, at = line + found[0].count("\n"), found.end()
+            if at < len(held):
+                return held[at]
+            if not more():
+                return ""
+
+    def damaged(what: str) -> RescoldoError:
+        return RescoldoError(f"the JSON array is damaged: {what}", where=f"{path}:{line}", fix="correct it there")
+
+    skip()
+    at += 1  # the bracket
+    if skip() == "]":
+        at += 1
+    else:
+        while True:
+            skip()
+            try:
+                end = _DECODER.raw_decode(held, at)[1]
+                if end < len(held) or ended:  # else a number may go on
+                    number += 1
+                    raw = held[at:end].encode("utf-8", "surrogatepass")
+                    row = _row(parse_line(path, number, b" ".join(part.strip() for part in raw.splitlines())), path)
+                    row.where = f"{path}, record {number} (line {line})"
+                    yield row
+                    line, at = line + held.count("\n", at, end), end
+                    sign = skip()
+                    at += 1
+                    if sign == "]":
+                        break
+                    if sign != ",":
+                        raise damaged("Expecting ',' or ']'")
+                    continue
+            except json.JSONDecodeError as error:
+                if ended:
+                    raise damaged(error.msg) from None
+            except RecursionError:
+                raise damaged("nested too deeply") from None
+            if len(held) - at > MAX_LINE_BYTES:
+                raise damaged(f"a record is longer than {MAX_LINE_BYTES >> 20} MiB, or is not JSON")
+            more()
+    if skip():
+        raise damaged("Extra data behind its end")
+
+
+def _of_whole(stream: IO[bytes], path: Path) -> Iterator[Row]:
+    """Objects over several lines, one behind the other; or the records under a key of a single one."""
+    data = stream.read(MAX_OBJECT_BYTES + 1)
+    if len(data) > MAX_OBJECT_BYTES:
+        raise RescoldoError(
+            f"is no JSON Lines, and too large to be read as a whole ({MAX_OBJECT_BYTES >> 20} MiB)", where=str(path),
+            fix=f"jq -c '.' {quote(path)} > lines.jsonl",
+        )  # fmt: skip
+    text = data.decode("utf-8-sig")
+    decoder, at, found = json.JSONDecoder(), 0, 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        number = text.count("\n", 0, at) + 1
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise RescoldoError(
+                f"not JSON: {error.msg} (column {error.colno})", where=f"{path}:{error.lineno}", fix="correct it there"
+            ) from None
+        except RecursionError:
+            raise RescoldoError("not JSON that can be read: nested too deeply", where=f"{path}:{number}") from None
+        key = wrapper(value) if isinstance(value, dict) else ""
+        if key and not found and not text[end:].strip():
+            for place, one in enumerate(value[key]):
+                row = _row(parse_line(path, place + 1, json.dumps(one).encode()), path)
+                row.where = f"{path}, {key}[{place}]"
+                yield row
+            return
+        raw = b" ".join(part.strip() for part in text[at:end].encode().splitlines())
+        yield _row(parse_line(path, number, raw), path)
+        at, found = end, found + 1

@@ -1,0 +1,73 @@
+"""What a reviewer of drafts reads, in each language."""
+
+from __future__ import annotations
+
+ENGLISH = {
+    "title": "Is this a good example?",
+    "input": "Input",
+    "answer": "Answer",
+    "raw": "text as written",
+    "none": "no answer",
+    "empty": "empty",
+    "extract": "From",
+    "accept": "A · Accept",
+    "edit": "E · Edit",
+    "reject": "R · Reject",
+    "accepted": "accepted",
+    "rejected": "rejected",
+    "previous": "Previous",
+    "next": "Next",
+    "undo": "Undo last decision",
+    "finish": "Finish",
+    "keys": "Keys: A accepts, E edits (Esc leaves the field, Ctrl+Enter accepts), R rejects, ← and → move, U takes the "
+    "last decision back.",
+    "progress": "{number} of {total}, {accepted} accepted, {rejected} rejected",
+    "undone": "The decision was taken back.",
+    "nothing": "There is no decision to take back.",
+    "all_done": "All {total} drafts are decided about: {accepted} accepted, {rejected} rejected.",
+    "all_done_more": "You can go back and decide anew. Finish ends the program.",
+    "finished": "Finished. The accepted examples are in the dataset file, and this page can be closed.",
+    "lost": "The decision was NOT saved: the program does not answer. Start it again in the terminal and open the new "
+    "address; earlier decisions are kept.",
+    "refused": "The decision was NOT saved: ",
+    "script": "This page needs JavaScript.",
+    "prompt": "a = accept, e = edit, r = reject, b = back, u = undo, q = quit: ",
+    "unknown": "Please type a, e, r, b, u or q.",
+    "unchanged": "Nothing was changed.",
+    "from": "From",
+}
+SPANISH = {
+    "title": "¿Es un buen ejemplo?",
+    "input": "Entrada",
+    "answer": "Respuesta",
+    "raw": "texto tal como se escribió",
+    "none": "sin respuesta",
+    "empty": "vacío",
+    "extract": "De",
+    "accept": "A · Aceptar",
+    "edit": "E · Editar",
+    "reject": "R · Rechazar",
+    "accepted": "aceptado",
+    "rejected": "rechazado",
+    "previous": "Anterior",
+    "next": "Siguiente",
+    "undo": "Deshacer la última decisión",
+    "finish": "Terminar",
+    "keys": "Teclas: A acepta, E edita (Esc sale del campo, Ctrl+Intro acepta), R rechaza, ← y → pasan de uno a otro, "
+    "U deshace la última decisión.",
+    "progress": "{number} de {total}, {accepted} aceptados, {rejected} rechazados",
+    "undone": "La decisión se ha retirado.",
+    "nothing": "No hay ninguna decisión que deshacer.",
+    "all_done": "Los {total} borradores tienen su decisión: {accepted} aceptados, {rejected} rechazados.",
+    "all_done_more": "Puede volver atrás y decidir de nuevo. Terminar cierra el programa.",
+    "finished": "Terminado. Los ejemplos aceptados están en el archivo de datos y esta página se puede cerrar.",
+    "lost": "La decisión NO se ha guardado: el programa no responde. Vuelva a iniciarlo en el terminal y abra la nueva "
+    "dirección; las decisiones anteriores se conservan.",
+    "refused": "La decisión NO se ha guardado: ",
+    "script": "Esta página necesita JavaScript.",
+    "prompt": "a = aceptar, e = editar, r = rechazar, b = atrás, u = deshacer, q = salir: ",
+    "unknown": "Escriba a, e, r, b, u o q.",
+    "unchanged": "No se ha cambiado nada.",
+    "from": "De",
+}
+LANGUAGES = {"en": ENGLISH, "es": SPANISH}
