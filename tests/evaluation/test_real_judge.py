@@ -43,7 +43,7 @@ def test_the_sample_model_on_llama_cpps_server_is_unfit_too(tmp_path: Path) -> N
     with fake_server(lambda body, times: (200, good(f"answer {len(str(body))}"))) as server, llama_server() as judge:
         models = {"baseline": spec(server, "a"), "finetuned": spec(server, "other")}
         settings: Any = {
-            "server": ServerOptions(2, 120, 0), "sampling": Sampling(max_new_tokens=20),
+            "server": ServerOptions(2, 600, 0), "sampling": Sampling(max_new_tokens=20),
             "output": tmp_path / "c.json", "judges": [f"openai:smollm2@{judge.url}"], "judge_tokens": 4,
         }  # fmt: skip
         found = compare(models, val, Parts("baseline", finetuned="finetuned"), **settings)
