@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.data.chat_template import tools_of
+from rescoldo.data.preferences import Form, form_of, preference_lines
 from rescoldo.data.records import is_prose, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, is_text, read_documents, text_rows
@@ -89,6 +90,11 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             _audit_text(path, file)
             result.files.append(file)
             continue
+        form = form_of(path)
+        if form is not None and role.spec.format == "conversation":
+            entries.append(_audit_preferences(path, role, form, file))
+            result.files.append(file)
+            continue
         for line in read_lines(path):
             file.faults += line.faults
             if line.value is None:
@@ -108,6 +114,20 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
         entries.append(own)
     result.across = _across(entries, role)
     return result
+
+
+def _audit_preferences(path: Path, role: Role, form: Form, file: FileAudit) -> list[_Entry]:
+    """Preferences: what is wrong with each line. Several of one prompt are usual."""
+    entries: list[_Entry] = []
+    for line, judgements, faults in preference_lines(path, role, form):
+        file.faults += faults
+        file.records += line.value is not None
+        for judgement in judgements[:1]:
+            record = judgement.answers[0]
+            entries.append(
+                _Entry(str(path), line.number, "prompt", role.question(record), key_of(role, record), "", [])
+            )
+    return entries
 
 
 def _audit_text(path: Path, file: FileAudit) -> None:

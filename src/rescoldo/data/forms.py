@@ -8,6 +8,7 @@ from typing import Any
 
 from rescoldo.data import dataset, preferences
 from rescoldo.data.dataset import Dataset
+from rescoldo.data.preference_dataset import preference_dataset
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.role import Role
 
@@ -44,7 +45,7 @@ def read_dataset(
     """
     if form == "answers":
         return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)
-    return preferences.preference_dataset(path, role, tokenizer, max_length, limit, _known(form), records)
+    return preference_dataset(path, role, tokenizer, max_length, limit, _known(form), records)
 
 
 def _known(form: str) -> preferences.Form:

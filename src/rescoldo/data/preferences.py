@@ -15,20 +15,15 @@ Each answer becomes a conversation of the generic role, and is checked and token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescoldo.data.dataset import Dataset, Overrun, digest, inputs_of, short
-from rescoldo.data.records import Record, read_lines, refusal
-from rescoldo.data.template_check import check_template
-from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
-from rescoldo.engine.types import Example, Judged, Pair
+from rescoldo.data.records import Line, Record, is_prose, read_lines, refusal
 from rescoldo.errors import RescoldoError
-from rescoldo.files import sha256
-from rescoldo.role import Fault, Role, get_role, keys
-from rescoldo.role.conversation import COMPLETIONS, LISTED, Asked, Conversation
+from rescoldo.role import Fault, Role, get_role
+from rescoldo.role.conversation import COMPLETIONS, LISTED
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED
 
@@ -57,28 +52,53 @@ class Judgement:
     good: bool = True
 
 
+def form_of(path: Path) -> Form | None:
+    """What a file of preferences holds, as its first record says; None for a file of other data.
+
+    Raises:
+        RescoldoError: it cannot be read.
+    """
+    if is_prose(path):
+        return None
+    record = next((line.value for line in read_lines(path) if line.value is not None), {})
+    if any(name in record for pair in ANSWERS for name in pair):
+        return "pairs"
+    return "judged" if any(isinstance(record.get(key), bool) for key in JUDGED) else None
+
+
+def preference_lines(path: Path, role: Role, form: Form) -> Iterator[tuple[Line, list[Judgement], list[Fault]]]:
+    """Each line of a file of preferences with what is learned of it and what is wrong with it. As "judged" a pair is a
+    good and a bad answer.
+
+    Raises:
+        RescoldoError: the file cannot be read.
+    """
+    generic = get_role("generic")
+    for line in read_lines(path):
+        if line.value is None or line.faults:
+            yield line, [], line.faults
+            continue
+        judgements, findings = _judgements(line.value, role, generic, form)
+        for judgement in judgements:
+            for record in judgement.answers:
+                record.line = line.number
+        errors = [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
+        yield line, [] if errors else judgements, errors
+
+
 def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
-    """All lines of a file of preferences, checked. As "judged" a pair counts as a good and a bad answer.
+    """All lines of a file of preferences, checked.
 
     Raises:
         RescoldoError: one error that names file, line and field of the first faults.
     """
-    generic = get_role("generic")
     found: list[Judgement] = []
     faults: list[Fault] = []
-    for line in read_lines(path):
-        faults += line.faults
-        if line.value is None or line.faults:
-            continue
-        judgements, findings = _judgements(line.value, role, generic, form)
-        findings = findings or keys.unreviewed(line.value)
-        faults += [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
-        for judgement in judgements:
-            for record in judgement.answers:
-                record.line = line.number
+    for _, judgements, wrong in preference_lines(path, role, form):
         found += judgements
+        faults += wrong
     if faults:
-        raise refusal(faults, "fix these lines, or leave them out (docs/preferences.md has the formats)")
+        raise refusal(faults, "mend these lines, or leave them out (docs/preferences.md has the formats)")
     if not found:
         raise RescoldoError(
             "holds no records", where=str(path), fix="pass a JSON Lines file with one preference a line"
@@ -219,78 +239,3 @@ def _whole(answer: Any, prompt: Any) -> bool:
     """Whether an answer is the whole conversation, which the line's `prompt` repeats a question of."""
     first = answer[0] if isinstance(answer, list) and len(answer) > 1 else None
     return isinstance(first, dict) and first.get("content", first.get("value")) == prompt
-
-
-def preference_dataset(
-    path: Path,
-    role: Role,
-    tokenizer: Any,
-    max_length: int,
-    limit: int | None,
-    form: Form,
-    judgements: Sequence[Judgement] | None = None,
-) -> Dataset:
-    """As data.dataset.read_dataset. A line of which one answer is longer than max_length is left out.
-
-    Raises:
-        RescoldoError: faults in the file, or nothing left to use.
-    """
-    generic = get_role("generic")
-    judgements = (read_preferences(path, role, form) if judgements is None else judgements)[:limit]
-    flat = [record for judgement in judgements for record in judgement.answers]
-    refuse_control_tokens(path, flat, generic, tokenizer)
-    notes = tuple(check_template(path, flat, generic, tokenizer))
-
-    def tokenized(records: Sequence[Record]) -> list[Example | None]:
-        one = tokenize_records(records, generic, tokenizer, max_length)
-        found: list[Example | None] = [None] * len(records)
-        for place, example in zip(one.kept, one.examples, strict=True):
-            found[place] = example
-        return found
-
-    sequences = iter(tokenized(flat))
-    answers = [tuple(next(sequences) for _ in judgement.answers) for judgement in judgements]
-    others = _mismatched(judgements, tokenized) if form == "judged" else [None] * len(judgements)
-    examples: list[Example] = []
-    names: list[str] = []
-    overruns: list[Overrun] = []
-    for judgement, own, other in zip(judgements, answers, others, strict=True):
-        line = judgement.answers[0].line
-        first, *rest = own
-        if first is None or any(one is None for one in rest) or (form == "judged" and other is None):
-            overruns.append(Overrun(line))
-            continue
-        names.append(f"{path.name}:{line} ({short(generic.key(judgement.answers[0]))})")
-        if form == "pairs":
-            assert rest[0] is not None
-            examples.append(Pair(first.tokens, first.n_prompt, first.weights, rejected=rest[0]))
-        else:
-            assert other is not None
-            examples.append(Judged(first.tokens, first.n_prompt, first.weights, good=judgement.good, mismatched=other))
-    if not examples:
-        raise RescoldoError(
-            f"no line fits into {max_length} tokens", where=str(path), fix="a larger --max-length, or shorter answers"
-        )
-    firsts = [judgement.answers[0] for judgement in judgements]
-    return Dataset(
-        path, examples, names, overruns, digest(examples), sha256(path), notes, inputs=inputs_of(firsts, generic)
-    )
-
-
-def _mismatched(judgements: Sequence[Judgement], tokenized: Any) -> list[Example | None]:
-    """For each line its prompt with the answer of the line before it that answers another one, as TRL pairs them (the
-    first line's is the last one's)."""
-    n = len(judgements)
-    records: list[Record] = []
-    for place, judgement in enumerate(judgements):
-        own = judgement.answers[0]
-        before = (judgements[(place - step) % n].answers[0] for step in range(1, n))
-        other = next((one for one in before if one["turns"] != own["turns"]), judgements[place - 1].answers[0])
-        turns = own["turns"]
-        answered = (*turns, other["turns"].whole.messages[-1])
-        whole = Conversation(answered, (len(turns),), turns.whole.tools)
-        record = Record({**own, "turns": Asked(whole, turns), "answer": other["answer"]})
-        record.line = own.line
-        records.append(record)
-    found: list[Example | None] = tokenized(records)
-    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rescoldo.data.audit import by_words, input_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
+from rescoldo.data.preferences import Form, form_of, read_preferences
 from rescoldo.data.records import Record, is_prose, read_lines, read_records
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, LIKENESS, is_text, read_documents
@@ -114,9 +115,13 @@ def split_files(
     if twice:
         raise RescoldoError("the same file is named twice", where=twice[0], fix="name it once")
     role = role or get_role()
+    forms = [form_of(path) for path in paths]
     texts = [path for path in paths if is_text(path, role)]
     if texts:
         records: list[Record] = _documents(paths, texts)
+    elif any(forms):
+        records = [record for path, form in zip(paths, forms, strict=True) for record in _preferred(path, role, form)]
+        role = get_role("generic")  # which asks what the two answers answer
     else:
         records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
@@ -137,6 +142,18 @@ def split_files(
             train_out.unlink(missing_ok=True)
             raise unwritable(output, error) from None
     return split
+
+
+def _preferred(path: Path, role: Role, form: Form | None) -> list[Record]:
+    """The first answer of each line of a file of preferences, with its prompt.
+
+    Raises:
+        RescoldoError: faults in the file, or it holds other data.
+    """
+    if form is None:
+        what = "holds no preferences, and another file does"
+        raise RescoldoError(what, where=str(path), fix="divide them one by one")
+    return [judgement.answers[0] for judgement in read_preferences(path, role, form)]
 
 
 def _documents(paths: Sequence[Path], texts: Sequence[Path]) -> list[Record]:
