@@ -34,6 +34,7 @@ from rescoldo.engine.types import LoraConfig
 from rescoldo.invocation import program
 from rescoldo.role import get_role
 from rescoldo.run.lock import LOCK_FILE
+from rescoldo.system import cpu as processor
 from rescoldo.system.cgroup import memory_left, memory_limit
 from rescoldo.training.config import make_config
 from tests.base.make_models import tiny_gguf, tiny_hf
@@ -382,7 +383,7 @@ def test_threads_follow_the_tightest_real_quota_on_the_path():
 
 def test_memory_too_small(subject, monkeypatch):
     """Failure where not even the least fits, warnings where it swaps, is tight, or must compute twice."""
-    need = memory_need(subject.base.config, "fp32", subject.lora, subject.rows)
+    need = memory_need(subject.base.config, "fp32", subject.lora(subject.base), subject.rows)
     swap = type("Swap", (), {"free": 0})
     monkeypatch.setattr(room.psutil, "swap_memory", lambda: swap)
     for free, level in ((need.least - 1, "failure"), (need.least + 1, "warning"), (10 * need.full, "ok")):
@@ -508,6 +509,7 @@ def test_a_cpu_that_no_kernels_are_for(subject, monkeypatch, flags, level):
 
 def test_cpu_without_compiler_or_a_quick_precision(subject, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing was built there before
     from rescoldo.engine import auto
     from rescoldo.engine.kernels import choose
 
@@ -522,6 +524,25 @@ def test_cpu_without_compiler_or_a_quick_precision(subject, tmp_path, monkeypatc
     assert found["kernels"].remedy == "apt install gcc"
     assert found["precision"].remedy == "--quantization int8"
     assert "9.0 times slower" in found["precision"].what
+
+
+def test_kernels_slower_than_the_cpu_allows_are_named_with_the_faster_ones(monkeypatch):
+    from rescoldo.engine.kernels import choose
+    from rescoldo.engine.kernels.build import usable
+
+    names = [row.name for row in usable(processor.instructions(), vendor=processor.vendor())]
+    if len(names) < 2:
+        pytest.skip("one instruction set")
+    try:
+        for name, level in ((names[1], "warning"), (names[0], "ok")):
+            monkeypatch.setenv("RESCOLDO_KERNELS", name)
+            choose.use(None)
+            (found,) = machine._kernels()
+            assert found.level == level
+            assert name in found.what
+            assert level == "ok" or (names[0] in found.what and found.remedy == "unset RESCOLDO_KERNELS")
+    finally:
+        choose.use(None)
 
 
 def test_power(subject, tmp_path, monkeypatch):

@@ -38,12 +38,14 @@ def test_the_sample_model_is_unfit(tmp_path: Path) -> None:
 
 def test_the_sample_model_on_llama_cpps_server_is_unfit_too(tmp_path: Path) -> None:
     """A server is not held to the choices: what is neither 1, 2 nor 0 is counted as refused. Repeated, the comparison
-    asks for no reply again."""
-    val = write(tmp_path / "val.jsonl", *FEW)
+    asks for no reply again. Short texts: two whole requirement documents take this server seconds to read."""
+    texts = [{"prompt": f"What of {i}5?", "completion": f"It is {i}5. Topic {i} is {name}. Then {name} again."}
+             for i, name in enumerate(("red", "blue", "green"), 1)]  # fmt: skip
+    val = write(tmp_path / "val.jsonl", *texts)
     with fake_server(lambda body, times: (200, good(f"answer {len(str(body))}"))) as server, llama_server() as judge:
         models = {"baseline": spec(server, "a"), "finetuned": spec(server, "other")}
         settings: Any = {
-            "server": ServerOptions(2, 120, 0), "sampling": Sampling(max_new_tokens=20),
+            "role": "generic", "server": ServerOptions(2, 300, 0), "sampling": Sampling(max_new_tokens=20),
             "output": tmp_path / "c.json", "judges": [f"openai:smollm2@{judge.url}"], "judge_tokens": 4,
         }  # fmt: skip
         found = compare(models, val, Parts("baseline", finetuned="finetuned"), **settings)

@@ -336,9 +336,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, kind: str) -> None:
         else:
             workbook(path, {"s": [["prompt", "completion"], *([f"question {i}", i] for i in range(number))]})
         del rows
+        tracemalloc.start()
         source = open_source(str(path))
         plan = preview(source).plan
-        tracemalloc.start()
         import_rows(source, plan, tmp_path / f"{number}.out")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()

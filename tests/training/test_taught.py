@@ -85,7 +85,7 @@ def test_killed_runs_end_alike(folder: Path, tmp_path: Path, monkeypatch: pytest
     calm = train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(str(fields)), 0
     while True:
-        left = dice.randint(1, 2)
+        left = dice.randint(1, 3)
 
         class Step(parts.gradient_step):  # type: ignore[misc, name-defined]
             def micro_batch(self, indices: Any) -> Any:

@@ -48,6 +48,7 @@ def cpu(subject: Subject) -> Iterator[Check]:
 
 def _kernels() -> Iterator[Check]:
     """Which kernels run, and what would be faster."""
+    from rescoldo.engine.kernels.build import usable
     from rescoldo.engine.kernels.choose import VARIABLE, choice
 
     try:
@@ -56,6 +57,7 @@ def _kernels() -> Iterator[Check]:
         yield failure("kernels", f"{error.where}: {error.what}", f"unset {VARIABLE}")
         return
     name = chosen.kernels.name
+    fastest = [row.name for row in usable(processor.instructions(), vendor=processor.vendor())][:1]
     if "native" in chosen.passed_over:
         yield warning("kernels", f"slower kernels will be used: {chosen.passed_over['native']}", chosen.remedy)
     elif chosen.passed_over:
@@ -64,6 +66,9 @@ def _kernels() -> Iterator[Check]:
         yield warning("kernels", what, chosen.remedy)
     elif name == "pytorch":
         yield warning("kernels", f"{VARIABLE}=torch: slower kernels will be used", f"unset {VARIABLE}")
+    elif fastest != [name]:
+        what = f"{VARIABLE}={name}: slower kernels will be used than {fastest[0]}, which this CPU can run"
+        yield warning("kernels", what, f"unset {VARIABLE}")
     else:
         yield ok("kernels", f"{name} kernels", kernels=name)
 

@@ -123,7 +123,7 @@ def draft(
         texts.append((len(result.records), record, prediction.text))
         origin = {
             "model": spec,
-            "model_fingerprint": answerer.fingerprint()[:80],
+            "model_fingerprint": answerer.fingerprint(),
             "prompt_sha256": hashlib.sha256(answerer.render(messages).encode()).hexdigest(),
             "source": one.source,
             "place": one.place,

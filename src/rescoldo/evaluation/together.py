@@ -17,6 +17,7 @@ from rescoldo.role import Role, keep_role
 from rescoldo.role.load import OF_RUN
 from rescoldo.run.layout import RUN_FILE
 from rescoldo.training.config import RunConfig
+from rescoldo.training.objectives import OBJECTIVES
 
 NAME = "together"  # of the model in a comparison
 
@@ -59,6 +60,9 @@ def together_config(
         keep_role(taught, beside)
     except OSError as error:
         raise RescoldoError(f"cannot be written: {error.strerror or error}", where=str(beside)) from None
+    row = OBJECTIVES.get(str(settings.get("objective", "sft")))
+    of_others = {name for other in OBJECTIVES.values() for name in other.settings} - set(row.settings if row else ())
+    settings = {name: value for name, value in settings.items() if name not in of_others}  # the record has all fields
     return RunConfig.model_validate({**settings, "output": output, "role": str(beside / OF_RUN)})
 
 

@@ -24,7 +24,7 @@ _LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "mac_roman", "cp850
 _LIKELY += ["shift_jis", "euc_jp", "euc_kr"]
 _CLOSE = 0.05  # of charset-normalizer's measure of disorder: a difference below it decides nothing
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
-_PIECE = 1 << 20
+_PIECE = 256 << 10
 _SAMPLE = 64 << 10  # bytes of lines that are not ASCII, by which an encoding is guessed
 _MAX_LINE = 4 << 20
 

@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.intake.encoding import Encoding, as_text, as_utf8
 from rescoldo.intake.source import Row, Share, Source
-from rescoldo.intake.unpack import Packed
+from rescoldo.intake.unpack import HEAD, Packed
 
 _PIECE = 256 << 10  # characters of an array that are read at once
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -29,10 +29,8 @@ def open_objects(content: Packed, encoding: Encoding) -> Source:
         RescoldoError: it holds none, or holds them in a way that is not known.
     """
     with as_utf8(content.open, encoding) as (stream, _):
-        first = stream.readline(MAX_OBJECT_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
-        alone = not stream.read(1)
-    is_array = first.lstrip().startswith(b"[")
-    by_lines = is_array or _is_object(first, alone)
+        is_array = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    by_lines = not is_array and _by_lines(content, encoding)
 
     @contextmanager
     def read() -> Iterator[tuple[Iterator[Row], Share]]:
@@ -50,8 +48,11 @@ def open_objects(content: Packed, encoding: Encoding) -> Source:
     return Source(content.path, kind, (*content.notes, encoding.words), False, read)
 
 
-def _is_object(line: bytes, alone: bool) -> bool:
+def _by_lines(content: Packed, encoding: Encoding) -> bool:
     """Whether a first line is an object of JSON Lines, or at least not the beginning of something else."""
+    with as_utf8(content.open, encoding) as (stream, _):
+        line = stream.readline(MAX_OBJECT_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
+        alone = not stream.read(1)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
