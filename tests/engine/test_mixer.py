@@ -134,11 +134,11 @@ class Routed(Mlp):
         assert dy is not None
         chosen = self.chosen(rows, saved.gate_up.shape[1] // 2)
         a = self.activation.forward(saved.gate_up) * chosen
-        da = self.down.backward(dy, a, saved.z[1], rows.mask(self.index, "down"), gradients)
+        da = self.down.backward(dy, a, saved.kept[1], rows.mask(self.index, "down"), gradients)
         assert da is not None
         self.activation.backward_(saved.gate_up, da * chosen)
         mask = rows.mask(self.index, "gate_up")
-        return self.gate_up.backward(saved.gate_up, x(), saved.z[0], mask, gradients, want_input)
+        return self.gate_up.backward(saved.gate_up, x(), saved.kept[0], mask, gradients, want_input)
 
 
 class Reference(ReferenceDecoder):
