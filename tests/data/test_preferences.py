@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rescoldo.data.preferences import Judgement, read_preferences
+from rescoldo.data.audit import audit
+from rescoldo.data.preferences import Judgement, form_of, read_preferences
+from rescoldo.data.split import split_files
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
 from tests.data.examples import record, write
@@ -140,3 +143,39 @@ def test_faults_of_labels(tmp_path: Path, line: dict[str, Any], field: str, what
         read(tmp_path, line, form="judged")
     assert field in caught.value.where
     assert what in caught.value.what
+
+
+def test_files_are_divided_by_their_prompts(tmp_path: Path) -> None:
+    names = ("lamps", "boats", "bread", "clocks", "maps", "trains")
+    pairs = [
+        {"prompt": f"Tell me of {name} {name}.", "chosen": f"All of {name}.", "rejected": f"No {word}."}
+        for name in names
+        for word in ("way", "idea")
+    ]
+    source = write(tmp_path / "all.jsonl", *pairs)
+    outputs = [tmp_path / "train.jsonl", tmp_path / "val.jsonl"]
+    split = split_files([source], 0.3, 1, *outputs, get_role("generic"))
+    assert len(split.train) + len(split.val) == 12
+    prompts = [{json.loads(line)["prompt"] for line in path.read_text().splitlines()} for path in outputs]
+    assert all(prompts)
+    assert not prompts[0] & prompts[1]
+    found = audit([source, *outputs], get_role("generic"))
+    assert [file.records for file in found.files] == [12, len(split.train), len(split.val)]
+    assert {fault.code for fault in found.across} == {"leak"}
+    assert audit(outputs, get_role("generic")).ok
+
+
+def test_audit_names_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", FORMATS["trl text"], {"prompt": "Why?", "chosen": "So.", "rejected": "So."})
+    [fault] = audit([path], get_role("generic")).faults
+    assert (fault.line, fault.field, fault.code) == (2, "rejected", "same")
+
+
+def test_what_a_file_holds(tmp_path: Path) -> None:
+    for name, lines, form in (
+        ("pairs", [FORMATS["openai"]], "pairs"),
+        ("judged", [{"prompt": "Why?", "completion": "So.", "label": True}], "judged"),
+        ("answers", [{"prompt": "Why?", "completion": "So."}], None),
+        ("labels", [{"prompt": "Why?", "completion": "So.", "label": "why"}], None),
+    ):
+        assert form_of(write(tmp_path / f"{name}.jsonl", *lines)) == form
