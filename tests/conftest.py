@@ -27,10 +27,11 @@ settings.load_profile("beside others")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: as many workers as cores that this container may use, if there is memory for so many."""
+    """`-n auto`: one worker more than this container may use cores, since many tests wait for other processes; fewer if
+    there is not the memory for so many."""
     from rescoldo.system.cgroup import available_threads
 
-    return max(1, min(available_threads(), psutil.virtual_memory().available // WORKER_BYTES))
+    return max(1, min(available_threads() + 1, psutil.virtual_memory().available // WORKER_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
