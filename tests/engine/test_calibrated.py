@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescoldo.engine import calibrated, precision
+from rescoldo.engine import calibrated, converter
 from rescoldo.engine.calibrated import load_calibrated
 from rescoldo.engine.kernels import choose as dispatch
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
@@ -45,7 +45,7 @@ def test_a_second_start_measures_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     examples = [example(6, 10, seed=9)]
     loss, wanted = gradient(_load(), examples)
     assert len(_entries(tmp_path)) == 1
-    monkeypatch.setattr(precision.Converter, "_measure", _refuse)
+    monkeypatch.setattr(converter.Converter, "_measure", _refuse)
     again, found = gradient(_load(), examples)
     assert again == loss
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
