@@ -24,7 +24,7 @@ class Told(Silent):
         super().__init__()
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, topic: Topic = Topic.PROGRESS) -> None:
         self.lines.append(text)
 
 

@@ -25,7 +25,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.role.conversation import COMPLETIONS, LISTED
 from rescoldo.role.fault import Finding, kind
-from rescoldo.role.keys import JUDGED
+from rescoldo.role.keys import JUDGED, unreviewed
 
 Form = Literal["pairs", "judged"]
 ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
@@ -79,6 +79,7 @@ def preference_lines(path: Path, role: Role, form: Form) -> Iterator[tuple[Line,
             yield line, [], line.faults
             continue
         judgements, findings = _judgements(line.value, role, generic, form)
+        findings = findings or unreviewed(line.value)
         for judgement in judgements:
             for record in judgement.answers:
                 record.line = line.number
