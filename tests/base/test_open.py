@@ -128,7 +128,7 @@ def test_dispatch(tmp_path: Path) -> None:
 
 def test_an_adapters_directory_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/its-base"}')
-    with pytest.raises(RescoldoError, match="not supported") as caught:
+    with pytest.raises(RescoldoError, match="holds an adapter, not a base model") as caught:
         open_base(str(tmp_path))
     assert "org/its-base" in caught.value.fix
 

@@ -243,7 +243,7 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
                     filler.write_bytes(b"x" * 300_000)
 
         def make_room():
-            while "waiting for room" not in reporter.text:
+            while "waiting for space" not in reporter.text:
                 time.sleep(0.05)
             assert not (output / "adapter_model.safetensors").exists()
             filler.unlink()

@@ -15,6 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.training import start, tracking
 from rescoldo.training.config import make_config, refusal
 from rescoldo.training.metrics import TensorBoard
+from rescoldo.training.progress import Topic
 from tests.training.fake import PARTS, config
 from tests.training.test_resume import Killed, Silent, counting_parts
 
