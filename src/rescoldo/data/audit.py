@@ -90,8 +90,8 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             _audit_text(path, file)
             result.files.append(file)
             continue
-        form = form_of(path)
-        if form is not None and role.spec.format == "conversation":
+        form = form_of(path) if role.spec.format == "conversation" else None
+        if form is not None:
             entries.append(_audit_preferences(path, role, form, file))
             result.files.append(file)
             continue

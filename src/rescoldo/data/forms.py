@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rescoldo.data import dataset, preferences
 from rescoldo.data.dataset import Dataset
@@ -12,8 +12,10 @@ from rescoldo.data.preference_dataset import preference_dataset
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.role import Role
 
+AnyForm = Literal["answers"] | preferences.Form
 
-def check_dataset(path: Path, role: Role, form: str = "answers") -> Sequence[Any]:
+
+def check_dataset(path: Path, role: Role, form: AnyForm = "answers") -> Sequence[Any]:
     """The records of a file, checked, for read_dataset.
 
     Raises:
@@ -21,7 +23,7 @@ def check_dataset(path: Path, role: Role, form: str = "answers") -> Sequence[Any
     """
     if form == "answers":
         return dataset.check_dataset(path, role)
-    return preferences.read_preferences(path, role, _known(form))
+    return preferences.read_preferences(path, role, form)
 
 
 def read_dataset(
@@ -33,7 +35,7 @@ def read_dataset(
     records: Sequence[Any] | None = None,
     teaching: Teaching | None = None,
     beside: Beside | None = None,
-    form: str = "answers",
+    form: AnyForm = "answers",
 ) -> Dataset:
     """Tokenize a file; read it, unless its `records` are given, as check_dataset returned them.
 
@@ -45,12 +47,4 @@ def read_dataset(
     """
     if form == "answers":
         return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)
-    return preference_dataset(path, role, tokenizer, max_length, limit, _known(form), records)
-
-
-def _known(form: str) -> preferences.Form:
-    if form == "pairs":
-        return "pairs"
-    if form == "judged":
-        return "judged"
-    raise ValueError(form)
+    return preference_dataset(path, role, tokenizer, max_length, limit, form, records)

@@ -146,9 +146,9 @@ def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Jud
         return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}, true or false is wanted")]
     plain = {key: value for key, value in record.items() if key not in JUDGED}
     if _is_of(plain, role):
-        faults = [Finding(f.field, f.code, f.what, f.fixable, f.level) for f in role.check(plain, "", 0)]
-        if any(fault.level == "error" for fault in faults):
-            return [], faults
+        findings = _findings(plain, role)
+        if findings:
+            return [], findings
         messages = [*role.messages(plain), {"role": "assistant", "content": role.target(role.read(plain))}]
         plain = {"messages": messages}
     findings = _findings(plain, generic)
@@ -169,8 +169,9 @@ def _is_of(record: dict[str, Any], role: Role) -> bool:
     return role.spec.format != "conversation" and role.input in record
 
 
-def _findings(plain: dict[str, Any], generic: Role) -> list[Finding]:
-    faults = generic.check(plain, "", 0)
+def _findings(plain: dict[str, Any], role: Role, *, answers: bool = True) -> list[Finding]:
+    """The errors that the role's check finds."""
+    faults = role.check(plain, "", 0, answers=answers)
     return [Finding(f.field, f.code, f.what) for f in faults if f.level == "error"]
 
 
@@ -230,9 +231,8 @@ def _own(plain: dict[str, Any], name: str, value: Any, role: Role) -> tuple[dict
     if not isinstance(value, str) or not value.strip():
         what = f"is {kind(value)}, the answer as a text is wanted" if not isinstance(value, str) else "is empty"
         return {}, [Finding(name, "type", what)]
-    faults = [f for f in role.check(plain, "", 0, answers=False) if f.level == "error"]
-    if faults:
-        return {}, [Finding(f.field, f.code, f.what) for f in faults]
+    if findings := _findings(plain, role, answers=False):
+        return {}, findings
     return {"messages": [*role.messages(plain), {"role": "assistant", "content": value}]}, []
 
 

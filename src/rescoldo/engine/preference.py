@@ -35,13 +35,17 @@ def dpo(beta: float) -> Objective:
         beta: how strongly the model is held to the reference.
     """
 
+    def margin(example: Example, sums: Sequence[float]) -> float:
+        before = _before(example)
+        return beta * (sums[0] - sums[1] - (before[0] - before[1]))
+
     def slope(example: Example, sums: Sequence[float]) -> tuple[float, tuple[float, ...]]:
-        z = beta * (sums[0] - sums[1] - (_before(example)[0] - _before(example)[1]))
+        z = margin(example, sums)
         return -_log_sigmoid(z), (-beta * _sigmoid(-z), beta * _sigmoid(-z))
 
     def figures(example: Example, sums: Sequence[float]) -> tuple[float, ...]:
-        margin = beta * (sums[0] - sums[1] - (_before(example)[0] - _before(example)[1]))
-        return float(margin > 0), margin
+        z = margin(example, sums)
+        return float(z > 0), z
 
     return Objective(
         partial(_loss, slope), _count, evaluate=partial(_evaluate, slope, figures), figures=FIGURES, reference=True

@@ -23,7 +23,7 @@ from rescoldo.training.parts import Model, Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
 
-FAREWELL_SECONDS = 20.0  # how long torchrun may take to stop a worker that is to be started again
+STOP_SECONDS = 20.0  # how long torchrun may take to end this worker before it starts another
 
 
 class Leaving:
@@ -92,7 +92,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
                 gradients = _step(command, prepared, parts, group, model, noted)
         if command.op == STOP:
             return 0
-        until = time.monotonic() + FAREWELL_SECONDS
+        until = time.monotonic() + STOP_SECONDS
         while not noted.signal and time.monotonic() < until:
             time.sleep(0.1)
         return noted.signal or signal.SIGTERM
