@@ -146,8 +146,8 @@ def test_the_sdist_builds_its_kernels_on_first_use(made, tmp_path):
     (tree,) = tmp_path.glob("rescoldo-*")
     (row, *_) = usable(cpu.instructions())
     say = (
-        "import sys; from pathlib import Path; from rescoldo.engine.kernels import build; "
-        "print(build.__file__, build.library(build.instruction_set(sys.argv[1]), Path(sys.argv[2])))"
+        "import sys; from pathlib import Path; from rescoldo.engine.kernels import build; name, cache = sys.argv[1:]; "
+        "print(build.__file__, build.library(build.instruction_set(name), Path(cache)))"
     )
     command = [sys.executable, "-c", say, row.name, tmp_path / "cache"]
     done = subprocess.run(

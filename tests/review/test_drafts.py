@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,9 @@ from rescoldo.errors import RescoldoError
 from rescoldo.review.draft_page import DraftSite
 from rescoldo.review.draft_terminal import review_in_terminal
 from rescoldo.review.draft_words import ENGLISH, SPANISH
-from rescoldo.review.server import ReviewServer
 from tests.data.examples import record, write
 from tests.draft.fake import BA, GENERIC, asked, drafted
-from tests.review.test_server import EVIL, Client
+from tests.review.test_server import EVIL, Client, client_of
 
 
 @pytest.fixture
@@ -111,12 +109,8 @@ def test_what_is_refused(generic: Reviewing, tmp_path: Path) -> None:
 
 @pytest.fixture
 def client(generic: Reviewing) -> Iterator[Client]:
-    server = ReviewServer(DraftSite(generic))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield Client(server.url)
-    server.stop()
-    thread.join()
+    with client_of(DraftSite(generic)) as client:
+        yield client
 
 
 def test_the_server(client: Client, generic: Reviewing) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rescoldo.preference.ballots import ballots
 from rescoldo.preference.votes import VoteFile
 from rescoldo.review.page import BallotSite
-from rescoldo.review.server import ReviewServer
+from rescoldo.review.server import ReviewServer, Site
 from rescoldo.review.session import Session
 from tests.data.examples import record
 from tests.evaluation.fake import ROLE
@@ -68,14 +68,21 @@ def session(tmp_path: Path) -> Session:
     return Session(items, VoteFile(tmp_path / "v.jsonl"), "ana", 1)
 
 
-@pytest.fixture
-def client(session: Session) -> Iterator[Client]:
-    server = ReviewServer(BallotSite(session))
+@contextlib.contextmanager
+def client_of(site: Site) -> Iterator[Client]:
+    """A client of a server that serves the site, in this process."""
+    server = ReviewServer(site)
     thread = threading.Thread(target=server.run)
     thread.start()
     yield Client(server.url)
     server.stop()
     thread.join()
+
+
+@pytest.fixture
+def client(session: Session) -> Iterator[Client]:
+    with client_of(BallotSite(session)) as client:
+        yield client
 
 
 def test_pages_are_blind_and_text_stays_text(client: Client, session: Session) -> None:
