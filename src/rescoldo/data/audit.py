@@ -90,7 +90,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             _audit_text(path, file)
             result.files.append(file)
             continue
-        form = form_of(path) if role.spec.format == "conversation" else None
+        form = form_of(path) if role.spec.conversational else None
         if form is not None:
             entries.append(_audit_preferences(path, role, form, file))
             result.files.append(file)

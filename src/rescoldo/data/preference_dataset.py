@@ -8,7 +8,6 @@ from typing import Any
 
 from rescoldo.data.dataset import Dataset, Overrun, digest, inputs_of, short
 from rescoldo.data.preferences import Form, Judgement, read_preferences
-from rescoldo.data.records import Record
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 from rescoldo.engine.types import Example, Judged, Pair
@@ -16,6 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role, get_role
 from rescoldo.role.conversation import Asked, Conversation
+from rescoldo.role.record import Record
 
 
 def preference_dataset(

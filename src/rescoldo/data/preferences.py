@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rescoldo.data.records import Line, Record, is_prose, read_lines, refusal
+from rescoldo.data.records import Line, is_prose, read_lines, refusal
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.role.conversation import COMPLETIONS, LISTED
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED, unreviewed
+from rescoldo.role.record import Record
 
 Form = Literal["pairs", "judged"]
 ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
@@ -166,7 +167,7 @@ def _not(record: dict[str, Any], key: str, form: Form) -> Finding:
 
 def _is_of(record: dict[str, Any], role: Role) -> bool:
     """Whether a line asks as the role does, and is not a conversation."""
-    return role.spec.format != "conversation" and role.input in record
+    return not role.spec.conversational and role.input in record
 
 
 def _findings(plain: dict[str, Any], role: Role, *, answers: bool = True) -> list[Finding]:

@@ -17,7 +17,6 @@ from rescoldo.run.lock import representative
 from rescoldo.system.cgroup import oom_kills
 
 WRITE_SECONDS = 1.0  # at most this often
-ENDED = ("finished", "stopped", "failed")
 MAX_TROUBLES = 20
 MAX_NUMBER = 1e15  # no second, byte or step of a run is beyond it
 

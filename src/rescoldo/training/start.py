@@ -66,6 +66,11 @@ class RunResult:
     info: dict[str, Any] = field(default_factory=dict)
     signal: int = 0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before it was finished."""
+        return self.signal != 0
+
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {"status": self.status, "output": str(self.output), "signal": self.signal or None, "info": self.info}
@@ -172,7 +177,14 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         started = (read_json(output / RUN_FILE) or {}).get("started") if extended else None
         started = started or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         keep_role(prepared.role, output)
-        write_run_file(output, config, prepared.from_preset, prepared.identity, started)
+        write_run_file(
+            output,
+            config,
+            prepared.from_preset,
+            prepared.identity,
+            started,
+            {"train": len(prepared.train.examples), "val": len(prepared.val.examples)},
+        )
 
     cap = None
     if before.killed_for_memory:
