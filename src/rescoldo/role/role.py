@@ -137,9 +137,22 @@ class Role:
     def target(self, record: dict[str, Any]) -> str:
         """The text the model is to learn to answer with: the record's answer, written as the role says."""
         value = self.answer_of(record)
-        if self.spec.serialization == "text":
-            return str(value)
+        return str(value) if self.spec.serialization == "text" else self._dump(value)
+
+    def _dump(self, value: Any) -> str:
         return dump_json(value) if self.spec.serialization == "json" else dump_yaml(value)
+
+    def rewritten(self, text: str) -> str:
+        """A model's document in the layout of the role's own answers (indentation, quotes, a line for each value), with
+        all that is in it, so that what is measured of a text does not depend on its layout; the text itself where it is
+        no document or cannot be written so."""
+        value, fault = self.parse(text)
+        if fault or self.schema is None:
+            return text
+        try:
+            return self._dump(value)
+        except (ValueError, TypeError, RecursionError):  # NaN, an integer too long to print
+            return text
 
     def answer_of(self, record: dict[str, Any]) -> Any:
         """The record's answer as a value: what the schema names, in its order. None if there is none."""
