@@ -148,6 +148,18 @@ class Role:
 
         return record.once(self, "target", written) if isinstance(record, Record) else written()
 
+    def rewritten(self, text: str) -> str:
+        """A model's document in the layout of the role's own answers (indentation, quotes, a line for each value), with
+        all that is in it, so that what is measured of a text does not depend on its layout; the text itself where it is
+        no document or cannot be written so."""
+        value, fault = self.parse(text)
+        if fault or self.schema is None:
+            return text
+        try:
+            return SERIALIZATIONS[self.spec.serialization].dump(value)
+        except (ValueError, TypeError, RecursionError):  # NaN, an integer too long to print
+            return text
+
     def answer_of(self, record: dict[str, Any]) -> Any:
         """The record's answer as a value: what the schema names, in its order. None if there is none."""
         value = self.read(record, answers=False).get(self.spec.answer)

@@ -111,13 +111,12 @@ def _train(
     check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
-        with ExitStack() as stack:
+        with EndAtOnce(), ExitStack() as stack:  # a default handler would leave a lock behind, as a killed run does
             lock = RunLock(output)
             if output.is_dir():
                 stack.enter_context(lock)
-            with EndAtOnce():  # a default handler would leave a lock behind that looks like a run that was killed
-                prepared = prepare(config, parts, reporter, restart=restart)
-                parts.preflight(prepared, reporter, force)
+            prepared = prepare(config, parts, reporter, restart=restart)
+            parts.preflight(prepared, reporter, force)
             if not output.is_dir():  # made only now that all that was asked for has been checked
                 stack.enter_context(lock)
             elif restart and any(path.name not in (LOCK_FILE, LOG_FILE) for path in output.iterdir()):
@@ -197,7 +196,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
-    with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
+    with ExitStack() as stack:
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )
