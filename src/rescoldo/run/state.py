@@ -70,6 +70,11 @@ class State:
     signal: int = 0
     troubles: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def broken_off(self) -> bool:
+        """Whether the process itself has noted that it ended before the run was finished."""
+        return self.phase in ("stopped", "failed")
+
 
 def read_state(output: Path) -> State | None:
     """The state that the last process left in `output`; None if there is none or it says nothing useful."""

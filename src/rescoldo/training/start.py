@@ -139,7 +139,7 @@ def _train(
     finally:
         state = read_state(output)
         if (
-            state is not None and (state.pid, state.start) == representative() and state.phase in ("stopped", "failed")
+            state is not None and (state.pid, state.start) == representative() and state.broken_off
         ):  # with the lock free the page can say so, too
             parts.write_report(output, reporter.warn)
 
