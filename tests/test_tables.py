@@ -8,15 +8,18 @@ tables themselves. Anywhere else in the program it is a fault to compare with on
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
 
 import rescoldo
 from rescoldo.base.open import SCHEMES
+from rescoldo.cli.main import app
 from rescoldo.data.preferences import FORMS
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS
 from rescoldo.engine.kinds import KINDS
@@ -204,6 +207,29 @@ def test_what_the_types_admit_is_what_the_tables_have() -> None:
     assert set(get_args(Preset)) == set(PRESETS)
     assert set(get_args(RoleSpec.model_fields["serialization"].annotation)) == set(SERIALIZATIONS)
     assert set(_GRAMMARS) == {name for name, row in SERIALIZATIONS.items() if row.load is not None}
+
+
+def test_an_adapter_on_the_disk_is_of_one_kind() -> None:
+    """Two kinds with the same switches could not be told apart when the adapter is read."""
+    assert len({row.peft for row in KINDS.values()}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        ("train", "objective", OBJECTIVES),
+        ("train", "adapter", KINDS),
+        ("export", "to", FORMATS),
+        ("optimize", "method", METHODS),
+    ],
+)
+def test_help_names_every_row(command: str, option: str, names: Iterable[str]) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    found = next(parameter for parameter in group.commands[command].params if parameter.name == option)
+    assert isinstance(found, typer.core.TyperOption)
+    words = set(re.findall(r"[\w-]+", found.help or ""))
+    assert set(names) <= words
 
 
 def test_a_row_of_nf4_has_the_kernels_block() -> None:

@@ -154,7 +154,9 @@ def _check(config: OptimizeConfig) -> None:
     method = METHODS[config.method]
     if config.budget is not None and not method.takes_budget:
         raise RescoldoError(
-            f"{config.method} has no budget of answers", where="--budget", fix="--method gepa; --trials for mipro"
+            f"{config.method} has no budget of answers",
+            where="--budget",
+            fix=f"--method {' or '.join(name for name, one in METHODS.items() if one.takes_budget)}, or leave it out",
         )
     if config.reflection_model and not method.writes:
         raise RescoldoError(

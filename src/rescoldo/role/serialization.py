@@ -1,5 +1,5 @@
-"""How answers are written as text: a row each. To add one: a row, its name in RoleSpec.serialization, and where answers
-can be held to it a grammar in role/grammar.py."""
+"""How answers are written as text: a row each. To add one: a row, its name in RoleSpec.serialization, and where it has
+a `load` a grammar in role/grammar.py."""
 
 from __future__ import annotations
 
