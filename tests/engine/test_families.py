@@ -14,7 +14,7 @@ import torch
 
 from rescoldo.base.hf import read_config
 from rescoldo.engine.attend import PackedAttention
-from rescoldo.engine.config import LINEARS
+from rescoldo.engine.config import LAYER_SCALAR, LINEARS
 from rescoldo.engine.generate import generate
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.memory import kept_bytes
@@ -47,6 +47,7 @@ GRANITE = {
     "logits_scaling": 2.5,
 }
 WINDOWS = {"sliding_window": 8}
+GEMMA4 = {"rope": "gemma4", "kinds": "ssfsfssf", "num_kv_shared_layers": 3, "use_double_wide_mlp": True, **WINDOWS}
 CAPS = {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 9}
 # each family that is more than llama with switches, and each of its own switches
 FAMILY_VARIANTS: list[Variant] = [
@@ -68,6 +69,10 @@ FAMILY_VARIANTS: list[Variant] = [
     ("gemma2", {**CAPS, "attn_logit_softcapping": None}),
     ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 6}),
     ("gemma3_text", {"rope": "kinds", "query_pre_attn_scalar": 9, "num_attention_heads": 2, "head_dim": 64}),
+    ("gemma4_text", {**GEMMA4, "final_logit_softcapping": 1.5, "tie_word_embeddings": True}),
+    ("gemma4_text", {**GEMMA4, "kinds": "sff", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}),
+    ("gemma4_text", {**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2, "num_key_value_heads": 1, "head_dim": 64}),
+    ("gemma4_text", {"rope": "gemma4", "kinds": "ffff", "num_kv_shared_layers": 3, "attention_bias": True}),
 ]
 ONE_EACH = [
     variant for i, variant in enumerate(FAMILY_VARIANTS) if variant[0] not in {v[0] for v in FAMILY_VARIANTS[:i]}
@@ -163,6 +168,8 @@ def test_what_a_layer_keeps_is_what_the_memory_model_says(variant: Variant) -> N
     model = tiny_lora(architecture, lora=lora, **overrides)
     n = 40
     h, rows = model.embed(torch.arange(n)), model.rows(torch.arange(n))
+    if model.layer_embeddings is not None:
+        rows.layer_inputs[:] = model.layer_embeddings.rows(torch.arange(n), h)
     _, saved = model.layers[0].forward(h, rows, PackedAttention(Layout((0, n), 0)))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(saved)}
     expected = kept_bytes(model.config, 4, n)
@@ -177,7 +184,8 @@ def test_gguf_names_are_the_gguf_packages(name: str) -> None:
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.gguf)
     names = gguf.get_tensor_name_map(number, config.n_layers)
     for tensor in config.tensor_shapes():
-        theirs = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        scalar = tensor.endswith(LAYER_SCALAR)  # ".weight" is behind its name only in GGUF
+        theirs = names.get_name(f"{tensor}.weight" if scalar else tensor, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, tensor
         assert family.to_gguf(tensor) == theirs
         assert family.from_gguf(theirs) == tensor
