@@ -112,10 +112,10 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     def fail(what: str) -> RescoldoError:
         return RescoldoError(what, where=where)
 
-    n_layers, n_heads, n_kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
     several = set(getattr(config, "per_layer_attributes", None) or ()) - set(family.by_layer)
     if several:
         raise fail(f"per_layer_config gives layers {', '.join(sorted(several))} of their own, which is not supported")
+    n_layers, n_heads, n_kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
     first = config.per_layer_config[0] if getattr(config, "is_heterogeneous", False) else config
     head_dim = getattr(first, "head_dim", None) or config.hidden_size // n_heads
     if n_heads % n_kv_heads or head_dim < 2 or head_dim % 2:

@@ -109,9 +109,11 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
     content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
     for key, value in family.write_hf(config).items():
         content[key] = {**(content[key] or {}), **value} if isinstance(value, dict) else value
+        if value is None:
+            del content[key]
     if "partial_rotary_factor" in rope:
         content["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if rope["rope_type"] == "longrope":
+    if (config.rope_scaling or {}).get("rope_type") == "longrope":
         content["original_max_position_embeddings"] = config.max_positions
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None

@@ -88,7 +88,7 @@ class Family:
         gguf_by_layer: keys of GGUF's metadata whose values may differ by layer.
         gguf_integers: more keys of GGUF's metadata that `derive_gguf` reads, each a whole number or None; they are
             among its fields under their own names.
-        write_hf: what config.json says of fields that `derive_hf` makes.
+        write_hf: what config.json says of fields that `derive_hf` makes; None: it has no such key.
         write_gguf: what GGUF's metadata say of fields that `derive_gguf` makes, in place of what they say elsewhere.
         gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
         wrappers: other `model_type`s, whose `text_config` is of this family.

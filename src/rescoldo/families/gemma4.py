@@ -98,6 +98,7 @@ def _write_hf(config: DecoderConfig) -> dict[str, Any]:
         "use_double_wide_mlp": bool(config.intermediate_sizes),
         "hidden_size_per_layer_input": config.layer_input_dim,
         "vocab_size_per_layer_input": config.vocab_size,
+        **dict.fromkeys(("rope_theta", "rope_scaling")),  # said by kind of layer alone
     }
 
 
