@@ -13,7 +13,8 @@ import yaml
 from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.models.server import ServerOptions
-from rescoldo.optimize.optimizer import OptimizeConfig, _examples, optimize
+from rescoldo.optimize.config import OptimizeConfig
+from rescoldo.optimize.optimizer import _examples, optimize
 from rescoldo.optimize.watch import Watch, feedback
 from rescoldo.programs.program import read_program
 from rescoldo.role import get_role
