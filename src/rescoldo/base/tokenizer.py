@@ -274,13 +274,11 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
     }
     specials = {index for index in ids.values() if index is not None}
     model, pre_name = scalar(metadata, key + "model", where), scalar(metadata, key + "pre", where) or "default"
-    merges = metadata.get(key + "merges")
-    if model in ("gpt2", "gemma4") and not (isinstance(merges, list) and all(isinstance(one, str) for one in merges)):
-        raise RescoldoError(f"metadata key {key}merges is missing", where=where)
     if model == "gpt2":
-        backend, pre = build_byte_level(vocabulary, merges, pre_name, specials, where)
+        backend, pre = build_byte_level(vocabulary, _merges(metadata, where), pre_name, specials, where)
         bos_default = pre.add_bos
     elif model == "gemma4":  # SentencePiece's pieces, with the merges said; llama.cpp never puts a space first
+        merges = _merges(metadata, where)
         backend = build_sentencepiece(
             vocabulary, specials, prefix=False, prefix_everywhere=False, where=where, merges=merges
         )
@@ -312,6 +310,13 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
         tokenizer.chat_template = template
     names = [str(metadata.get(f"general.{part}", "")) for part in ("name", "basename", "finetune")]
     return tokenizer, names
+
+
+def _merges(metadata: dict[str, Any], where: str) -> list[str]:
+    merges = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+        raise RescoldoError("metadata key tokenizer.ggml.merges is missing", where=where)
+    return merges
 
 
 def _numbers(value: Any, n: int, default: float | None, key: str, where: str) -> list[float]:

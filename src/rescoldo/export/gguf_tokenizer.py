@@ -135,9 +135,9 @@ def _sentencepiece(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
     scores = [-float(rank.get(text, last)) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)]
     probe = source.tokenizer.tokenize("a")
     prefix = bool(probe) and probe[0].startswith("▁")
-    model = source.base.family.gguf_tokenizer
-    lists = _lists(model, "default", tokens, types)
-    if model == "gemma4":
+    with_merges = source.base.family.gguf_merges
+    lists = _lists("gemma4" if with_merges else "llama", "default", tokens, types)
+    if with_merges:
         if prefix:
             raise _refused(source, "it puts a space before a text, which a Gemma 4 tokenizer does not")
         lists["merges"] = Value([f"{left} {right}" for left, right in _pairs(backend)], _ARRAY, _STRING)

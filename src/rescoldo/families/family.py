@@ -69,7 +69,7 @@ class Family:
         name: `model_type` in config.json, and the family's name everywhere in this program.
         gguf: `general.architecture` in GGUF.
         hf_class: the class in transformers.
-        gguf_tokenizer: how GGUF has a SentencePiece BPE of this family: "llama" (by scores) or "gemma4" (by merges).
+        gguf_merges: whether GGUF says the merges of this family's SentencePiece tokenizer, beside its pieces' scores.
         fixed: fields of DecoderConfig that are the same in all models of the family, beside the class's own defaults.
         keys: fields that a model's config says, beside those that all families have.
         windows: which layers have a sliding window: none, all, or those that `layer_types` says.
@@ -104,7 +104,7 @@ class Family:
     windows: Literal["none", "all", "layer_types"] = "none"
     gguf_windows: Literal["all", "pattern"] | int = "all"
     hf_family: Callable[[DecoderConfig], str] = lambda config: ""
-    gguf_tokenizer: Literal["llama", "gemma4"] = "llama"
+    gguf_merges: bool = False
     rope_keys: tuple[str, ...] = ()
     partial_rope: bool = False
     interleaved_rope: bool = False

@@ -117,7 +117,7 @@ FAMILY = Family(
     "gemma4_text",
     gguf="gemma4",
     hf_class="Gemma4ForCausalLM",
-    gguf_tokenizer="gemma4",
+    gguf_merges=True,
     fixed={
         "norm_placement": "sandwich",
         "qk_norm": True,
