@@ -200,7 +200,7 @@ Answering = Callable[[int], dict[str, Any]]
 @cache
 def measured_parts(*models: Answering | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
     parts = {f"{i}": answered(model) for i, model in enumerate(models)}
-    return measure_content(parts, ROLE, records("val"), training=training(), training_records=lambda: records("train"))
+    return measure_content(parts, ROLE, records("val"), training=training(), training_records=records("train"))
 
 
 @cache
@@ -410,7 +410,7 @@ def test_without_enough_answers_of_its_own() -> None:
     content = decision(build_comparison(parts, baseline="base", finetuned="finetuned"))["content"]
     assert (content["status"], content["evidence"]) == ("unknown", [])
     assert "diagnostics" in [one["kind"] for one in content["missing"]]
-    parts, found = measure_content(models, ROLE, few, training_records=lambda: records("train"), training=training())
+    parts, found = measure_content(models, ROLE, few, training_records=records("train"), training=training())
     assert found is not None
     assert (found["source"], found["answers"]) == ("training", 98)
     assert "copied_from_training" not in found["ranges"], "they would all copy themselves"

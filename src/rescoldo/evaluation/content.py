@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ def measure_content(
     records: Records,
     *,
     training: TrainingAnswers | None = None,
-    training_records: Callable[[], Records] = tuple,
+    training_records: Records = (),
     scale: Scale | None = None,
     perplexity: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
@@ -69,7 +69,7 @@ def measure_content(
         length_unit, scale, ranges {name: {low, high}} (None on a side that is no bad sign) and their own `content`.
         Without enough references `outside` is empty and the second is None.
     """
-    source, chosen, learned = "dataset", _answered(role, records), _answered(role, training_records())
+    source, chosen, learned = "dataset", _answered(role, records), _answered(role, training_records)
     known = KnownPairs(role, [role.target(record) for record in (*chosen, *learned)])
     measured_by = _Measuring(role, training, scale, perplexity, known)
     if len(chosen) < FEWEST:
