@@ -47,7 +47,7 @@ def _sent(name: str) -> bool:
     """Whether the ignore file lets a file or folder at the top be copied: the last pattern that matches decides."""
     sent = True
     for pattern in IGNORED.splitlines():
-        if fnmatch.fnmatchcase(name.split("/")[0], pattern.removeprefix("!").rstrip("/")):
+        if fnmatch.fnmatchcase(name.split("/", maxsplit=1)[0], pattern.removeprefix("!").rstrip("/")):
             sent = pattern.startswith("!")
     return sent
 
