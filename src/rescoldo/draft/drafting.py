@@ -156,7 +156,7 @@ def _inputs(
         return
     finder = asker.chat.constrained(json_schema(_inputs_schema(number), strict=False))
     conversations: list[Messages] = [[{"role": "user", "content": _find(role, one.extract, number)}] for one in pieces]
-    limit = replace(sampling, max_new_tokens=min(INPUT_TOKENS, sampling.max_new_tokens))
+    limit = replace(sampling, max_new_tokens=INPUT_TOKENS)  # the role's own limit is for its answers, labels perhaps
     answers = asker.ask("Finding inputs", conversations, limit, finder)
     failed = [place for place, prediction in enumerate(answers) if prediction.error]
     if failed:  # not every server takes a schema
@@ -194,7 +194,7 @@ def _listed(text: str) -> Iterator[str]:
                 items.append(json.loads(quoted, strict=False))
             except ValueError:
                 continue
-    yield from (item.strip() for item in items if len(item.strip()) > 2)
+    yield from (item.strip() for item in items if sum(map(str.isalnum, item)) > 2)  # "…" is how the form is shown
 
 
 def _without_repeats(
@@ -246,7 +246,7 @@ def _answered(role: Role, record: dict[str, Any], prediction: Prediction) -> tup
 
 def with_answer(role: Role, record: dict[str, Any], answer: Any) -> dict[str, Any]:
     """A copy of a record with an answer in the place where its format has it."""
-    if role.spec.format == "conversation":
+    if role.spec.conversational:
         if isinstance(record.get("messages"), list):
             said = [one for one in record["messages"] if one is not record["messages"][-1] or one.get("role") == "user"]
             return {**record, "messages": [*said, {"role": "assistant", "content": answer}]}

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from rescoldo.engine.attend import PackedAttention, SharedPrefix, Span
+from rescoldo.engine.attend import KeysValues, PackedAttention, SharedPrefix, Span
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
@@ -19,6 +19,7 @@ from rescoldo.engine.types import Constraint, Example, Generated, Sampling
 
 _GROWTH = 128  # tokens by which a cache grows
 _SLOTS = 4  # rows by which it grows
+_SECOND = 2  # seeds the second choice of a row whose first one its constraint does not allow
 T = TypeVar("T")
 
 
@@ -28,7 +29,8 @@ class Cache:
     Attributes:
         prefix_k, prefix_v: a layer's (P, K, d) each, or None.
         states: of a layer with a recurrent state, (slots, …).
-        k, v: a layer's (slots, capacity, K, d) each; the rows in use come first.
+        k, v: a layer's (slots, capacity, K, d) each, K being 0 where it attends to another's; the rows in use come
+            first.
         lengths: (B,) int64, own tokens of each row in use.
     """
 
@@ -40,10 +42,13 @@ class Cache:
         self._empty()
 
     def _empty(self) -> None:
-        shape = (0, 0, self.config.n_kv_heads, self.config.head_dim)
         self.states: dict[int, torch.Tensor] = {}
-        self.k = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
-        self.v = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
+        self.k, self.v = self._nothing(), self._nothing()
+
+    def _nothing(self) -> list[torch.Tensor]:
+        c = self.config
+        heads = [c.n_kv_heads if c.kv_source(i) == i else 0 for i in range(c.n_layers)]
+        return [torch.empty(0, 0, heads[i], c.head_size(i), dtype=self.dtype) for i in range(c.n_layers)]
 
     @property
     def slots(self) -> int:
@@ -122,6 +127,12 @@ class _Decode:
         at = self.every, self.cache.lengths
         self.cache.k[layer][at], self.cache.v[layer][at] = k, v
 
+    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        pass  # they are in the cache
+
+    def lent(self, layer: int) -> KeysValues:
+        return self.cache.k[layer], self.cache.v[layer]
+
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +145,7 @@ class _Decode:
     def backward(self, *_: object) -> NoReturn:
         raise AssertionError("decoding has no backward pass")
 
-    end_state_gradient = start_state_gradient = backward
+    end_state_gradient = start_state_gradient = give_back = keys_values_gradient = backward
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:
@@ -273,18 +284,19 @@ class Decoder:
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
         """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together.
 
-        A greedy row's most probable token of all is as a rule one that its constraint allows: only where it is not, the
-        rest has to be masked.
+        A mask costs as much as many questions whether one token is allowed, and most tokens are. So every row first
+        chooses freely, and only where its constraint does not allow the token, the others are masked and it chooses
+        once more. Sampled, that is the same distribution as masking at once (with top_p = 1): where the allowed tokens
+        have the share A of the probability p, a token comes with p + (1 - A) p / A = p / A. With top_p < 1 each of the
+        two choices has its own nucleus.
         """
-        for row, line in zip(self._rows, logits, strict=True):
-            if row.constraint and row.sampling.temperature > 0:
-                row.error = row.constraint.mask_(line)
         tokens = self._draw(logits)
         for index, row in enumerate(self._rows):
-            if row.constraint and row.sampling.temperature <= 0 and not row.constraint.allows(int(tokens[index])):
+            if row.constraint and not row.constraint.allows(int(tokens[index])):
                 line = logits[index : index + 1]
                 row.error = row.constraint.mask_(line[0])
-                tokens[index] = choose(line, row.sampling, [row.random], row.position)[0]
+                again = mix_key(row.random, _SECOND)  # the first number was used up: it has said that none is allowed
+                tokens[index] = choose(line, row.sampling, [again], row.position)[0]
         return tokens
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:

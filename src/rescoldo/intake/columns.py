@@ -42,6 +42,8 @@ _STRUCTURED = frozenset(  # in a table's cell they stand as JSON
     }
     | {"rejected_messages", "function_call"}
 )
+# Columns that keep their meaning however they are capitalized. Tables often have a Name that is no speaker's.
+_TELLING = {*keys.MEANINGS, *keys.JUDGED, *keys.LEARNED} - {"name", "documents"}
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "si": True, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
 _PAIR = re.compile(r",(?=[\w.-]+=)")
 
@@ -86,7 +88,7 @@ class Plan:
             if not _put(record, self._steps(column, target), wanted):
                 faults.append((column, f"is to be {target}, and another column has a value there that is no object"))
         answer = self.role.spec.answer
-        if self.role.schema and self.role.spec.format == "record" and answer in record:
+        if self.role.schema and not self.role.spec.conversational and answer in record:
             record[answer] = self.role.schema.conform(record[answer])
         return record, faults
 
@@ -176,7 +178,7 @@ def make_plan(
 
 
 def _by_record(role: Role) -> bool:
-    return role.spec.format == "record"
+    return not role.spec.conversational
 
 
 def _fields(role: Role) -> set[str]:
@@ -207,7 +209,8 @@ def _beside(role: Role, column: str) -> str:
         return name
     if _by_record(role):
         return name
-    return f"metadata.{name}"
+    small = name.lower()  # keys of lines are compared so: what `train` would refuse is not hidden in `metadata`
+    return small if small in _TELLING else f"metadata.{name}"
 
 
 def _of_record(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -58,14 +58,19 @@ def apply_preset(
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
     """
-    values = {**tuned(config, decoder, machines=machines), **(before or {})} if config.preset == "tuned" else {}
-    values = {name: value for name, value in values.items() if name not in config.model_fields_set}
-    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+    values = PRESETS[config.preset](config, decoder, machines=machines)
+    return config.filled({**values, **(before or {})} if values else {})
+
+
+PRESETS: Mapping[str, Callable[..., dict[str, Any]]] = {  # "original": the fields' own defaults
+    "tuned": tuned,
+    "original": lambda config, decoder, *, machines=False: {},
+}
 
 
 def _narrowest(decoder: DecoderConfig) -> int:
     """The most that a rank can be."""
-    return min(min(decoder.linear_shape(name)) for name in decoder.linears)
+    return min(decoder.smallest_side(name) for name in decoder.linears)
 
 
 def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
@@ -84,13 +89,14 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
     config = _layers_of(config, base)
     lora = lora_config(config, decoder.n_layers)
     for name, rank in lora.ranks.items():
-        if rank > min(decoder.linear_shape(name)):
+        smallest = decoder.smallest_side(name)
+        if rank > smallest:
             raise RescoldoError(
-                f"rank {rank} is larger than {name} ({min(decoder.linear_shape(name))})",
+                f"rank {rank} is larger than {name} ({smallest})",
                 where=flag("lora_ranks"),
-                fix=f"allowed for {base.spec}: 1 to {min(decoder.linear_shape(name))}",
+                fix=f"allowed for {base.spec}: 1 to {smallest}",
             )
-    smallest = min((min(decoder.linear_shape(name)) for name in lora.targets if name not in lora.ranks), default=1)
+    smallest = min((decoder.smallest_side(name) for name in lora.targets if name not in lora.ranks), default=1)
     if config.lora_r > smallest and set(lora.targets) - lora.ranks.keys():
         raise RescoldoError(
             f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
