@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import itertools
+import math
 import os
 import re
 import shutil
@@ -613,6 +614,55 @@ def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(lanes: NativeKer
     assert gradient_[0].abs().max() < 1e-6
     assert gradient_[1, 4] == -1.0
     assert gradient_[1, 3] == 1.0
+
+
+@pytest.mark.parametrize("at", [2, 35])  # among whole vectors, and behind them
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_cross_entropy_of_what_is_no_number(lanes: NativeKernels, at: int, wrong: float) -> None:
+    logits = torch.zeros(1, 40)
+    logits[0, at] = wrong
+    loss, _ = lanes.cross_entropy(logits.to(HALVES), torch.tensor([3]), 1.0)
+    assert not math.isfinite(loss)
+
+
+@pytest.mark.parametrize(("n", "v", "group"), [(1, 2, 96), (3, 17, 96), (5, 288, 96), (2, 49152, 512), (33, 1000, 192)])
+@pytest.mark.parametrize("size", [0.01, 3.0, 100.0])
+def test_int8_cross_entropy(native: NativeKernels, n: int, v: int, group: int, size: float) -> None:
+    logits, scale = _halves(n, v, size=size), _random(v, seed=2).abs() + 0.1
+    targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
+    loss, ours = native.int8_cross_entropy_(logits.clone(), targets, 0.037, scale, group)
+    step_by_step, theirs = TorchKernels.int8_cross_entropy_(native, logits.clone(), targets, 0.037, scale, group)
+    assert loss == step_by_step
+    assert ours.group == theirs.group
+    for mine, other in ((ours.q, theirs.q), (ours.scale, theirs.scale), (ours.sum, theirs.sum)):
+        assert (mine is None and other is None) or (mine is not None and other is not None and torch.equal(mine, other))
+    passes = 2 if native.qmax == 127 else 1
+    assert ours.q.shape == (passes * n, padded(v))
+    held = ours.q.double() * ours.scale.double().repeat_interleave(group, dim=1)[:, : padded(v)]
+    expected = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)[1].double() * scale
+    torch.testing.assert_close(
+        held.view(n, passes, -1).sum(1)[:, :v], expected, rtol=2.5 * STEP, atol=2e-4 * float(expected.abs().max())
+    )
+
+
+@pytest.mark.parametrize("v", [288, 300])  # q in the logits' memory, and not
+def test_an_int8_heads_loss_is_that_of_its_products(native: NativeKernels, v: int) -> None:
+    weight = _halves(v, 64)
+    linear = Int8Linear([weight], *smoothing(torch.ones(64), [weight]), two_pass=True)
+    products = linear.adapted(None, None)
+    choose.use(native)
+    try:
+        for n in (7, 3, 12):  # less memory than before, and more
+            x, targets = _halves(n, 64, seed=n), torch.arange(n)
+            loss, dx = products.cross_entropy(x, targets, 0.01)
+            logits, z = products.forward(x, None)
+            expected, dlogits = native.cross_entropy(logits, targets, 0.01)
+            assert loss == expected
+            expected_dx = products.backward(dlogits, x, z, None, True)[0]
+            assert expected_dx is not None
+            assert torch.equal(dx, expected_dx)
+    finally:
+        choose.use(None)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -44,30 +44,6 @@ static inline float fast_exp(float x) {  // relative error below 3e-7; 0 below -
   return x < -87.0f ? 0.0f : p * s.f;
 }
 
-static inline float log_sum_exp(const bf16 *row, i64 n) {
-  float largest = -INFINITY, sum = 0, tops[32];
-  for (int j = 0; j < 32; j++) tops[j] = -INFINITY;
-  for (i64 i = 0; i + 32 <= n; i += 32) {  // clang does not vectorize the maximum of a plain loop
-    SIMD for (int j = 0; j < 32; j++) {
-      float x = bf16_to_f32(row[i + j]);
-      tops[j] = x > tops[j] ? x : tops[j];
-    }
-  }
-  for (i64 i = n / 32 * 32; i < n; i++) largest = bf16_to_f32(row[i]) > largest ? bf16_to_f32(row[i]) : largest;
-  for (int j = 0; j < 32; j++) largest = tops[j] > largest ? tops[j] : largest;
-#pragma omp simd reduction(+ : sum)
-  for (i64 i = 0; i < n; i++) sum += fast_exp(bf16_to_f32(row[i]) - largest);
-  return largest + logf(sum);
-}
-
-// to = weight * (softmax - onehot) of columns start..end-1 of a row of logits, for its log_sum_exp; may be the row itself
-static inline void softmax_gradient(const bf16 *row, i64 start, i64 end, i64 target, float lse, float weight, bf16 *to) {
-  const float hit = target >= start && target < end ? bf16_to_f32(row[target]) : 0;
-  row += start;
-  SIMD for (i64 i = 0; i < end - start; i++) to[i] = f32_to_bf16(weight * fast_exp(bf16_to_f32(row[i]) - lse));
-  if (target >= start && target < end) to[target - start] = f32_to_bf16(weight * (expf(hit - lse) - 1.0f));
-}
-
 // NormalFloat4: the quantiles of a normal distribution (QLoRA, arXiv 2305.14314, appendix E)
 static const float NF4_LEVELS[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
