@@ -55,6 +55,7 @@ class Head:
         total, dchosen = 0.0, torch.zeros_like(chosen)
         for start in range(0, len(at), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
+            dx: torch.Tensor | None
             if scale is not None and weights is None and self.config.logits_cap is None:
                 loss, dx = self.products.cross_entropy(x[rows], targets[rows], scale)
             else:

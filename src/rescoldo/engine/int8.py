@@ -219,7 +219,6 @@ class Int8Products(Products):
             dx += op.int8_product(rows, f.weight, f.in_features, f.channel_scale, None, dz, None, None, backward=True)
         return dx, gradients
 
-
     def cross_entropy(self, x: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
         f, op = self.frozen, kernels()
         if self.adapter is not None or self.bias is not None or not f.two_pass:
@@ -230,7 +229,16 @@ class Int8Products(Products):
         rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), [], self.outliers, self.width, None)
         assert rows is not None
         logits = op.int8_product(
-            rows, f.weight, f.out_features, f.scale, self.forward_term, z, None, None, backward=False, out=room[: len(x)]
+            rows,
+            f.weight,
+            f.out_features,
+            f.scale,
+            self.forward_term,
+            z,
+            None,
+            None,
+            backward=False,
+            out=room[: len(x)],
         )
         loss, rows = op.int8_cross_entropy_(logits, targets, weight, f.scale, group_size(f.out_features))
         dx = op.int8_product(rows, f.weight, f.in_features, f.channel_scale, None, z, None, None, backward=True)

@@ -55,10 +55,9 @@ class Products(ABC):
     ) -> tuple[torch.Tensor | None, Gradients]:
         """dy (T, out), and what `forward` took and gave → dx (T, in), None if not wanted; the adapter's gradients."""
 
-
     def cross_entropy(self, x: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
-        """The loss on y as logits: x (T, in), targets (T,) int64 → the losses' sum in nats, and `weight` times its gradient
-        w.r.t. x (T, in)."""
+        """The loss on y as logits: x (T, in), targets (T,) int64 → the losses' sum in nats, and `weight` times its
+        gradient w.r.t. x (T, in)."""
         logits, z = self.forward(x, None)
         loss, dlogits = kernels().cross_entropy(logits, targets, weight)
         del logits

@@ -128,7 +128,16 @@ def _mask(how: Dropout | None) -> _Mask:
     return _Mask(how.rows.data_ptr(), how.key, how.threshold, how.scale)
 
 
-_STRUCTURES = (_Mask, _Matrix, _Lazy, _Segment, _Int8Input, _Int8Entropy, _Int8Product, _Attention)  # as layout.c lists them
+_STRUCTURES = (
+    _Mask,
+    _Matrix,
+    _Lazy,
+    _Segment,
+    _Int8Input,
+    _Int8Entropy,
+    _Int8Product,
+    _Attention,
+)  # as layout.c lists them
 
 
 def _layout() -> list[int]:

@@ -191,7 +191,8 @@ class TorchKernels:
         assert rows.sum is not None
         assert again.sum is not None
         pairs = ((rows.q, again.q), (rows.scale, again.scale), (rows.sum, again.sum))
-        return loss, Quantized(*(torch.stack(pair, 1).flatten(0, 1) for pair in pairs), group)
+        q, scale, sums = (torch.stack(pair, 1).flatten(0, 1) for pair in pairs)
+        return loss, Quantized(q, scale, sums, group)
 
     def int8_product(
         self,
