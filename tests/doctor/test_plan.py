@@ -48,6 +48,17 @@ def test_a_slice_computes_what_the_first_layers_compute():
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_layers_memory_is_not_the_vocabularys(precision):
+    """A head of more bytes than all layers that are measured: paid once, not for each layer of the model."""
+    base = tiny_base("llama", vocab_size=1 << 18, hidden_size=64, num_hidden_layers=4, tie_word_embeddings=False)
+    examples = [example(20, 30, seed=i) for i in range(2)]
+    pieces = measure(base, precision, LoraConfig(4, 8, 0.1), examples[:1], examples[1:], layers=2)
+    head = (1 << 18) * 64
+    assert pieces.memory.fixed > head
+    assert pieces.memory.layer < 0.5 * head
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
 def test_pieces_are_there_in_each_precision(precision):
     base = tiny_base("llama", num_hidden_layers=4, hidden_size=64, intermediate_size=128)

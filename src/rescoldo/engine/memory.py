@@ -75,7 +75,13 @@ def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
 
 
 def memory_need(
-    decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: int, stored: int | None = None
+    decoder: DecoderConfig,
+    precision: str,
+    lora: LoraConfig,
+    rows: int,
+    stored: int | None = None,
+    *,
+    mapped: bool = False,
 ) -> MemoryNeed:
     """What training takes at its peak.
 
@@ -85,6 +91,7 @@ def memory_need(
         lora: the adapter.
         rows: tokens of the largest micro-batch.
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
+        mapped: whether the embeddings stay in the file (BaseModel.maps_embedding).
     """
     row = PRECISIONS[precision]
     wide = row.element_bytes
@@ -92,9 +99,10 @@ def memory_need(
     converted = 2 * largest if row.calibrated else 0
     trained = decoder.n_layers - lora.first_layer
     inputs = trained * rows * decoder.hidden_size * 2  # float32, of every second layer
-    work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * (wide + 4)
+    logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its slope are in float32
+    work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * logit
     return MemoryNeed(
-        weights=weight_bytes(decoder, precision, stored),
+        weights=weight_bytes(decoder, precision, stored, mapped=mapped),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
         layer_activations=kept_bytes(decoder, wide, rows, lora),
         other=PROCESS + converted + work + inputs,
@@ -102,17 +110,22 @@ def memory_need(
     )
 
 
-def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
+def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None, *, mapped: bool = False) -> int:
     """Bytes of the frozen model in this precision, embeddings included.
 
-    `stored`: bytes of the linears' blocks in the file, if it has such.
+    Args:
+        stored: bytes of the linears' blocks in the file, if it has such.
+        mapped: the embeddings stay in the file in the activations' dtype. Where the head has weights of its own, as in
+            int8, only the rows of the tokens are read of them, and they are not counted.
     """
-    row = PRECISIONS[precision]
+    row, table = PRECISIONS[precision], config.vocab_size * config.hidden_size
     linears = config.linear_weights * row.bytes_per_weight
     if stored is not None and row.keeps_blocks(config):
         linears = stored
-    tables = 1 if config.tied_embeddings else 2
-    return int(linears + tables * config.vocab_size * config.hidden_size * row.element_bytes)
+    if row.calibrated:
+        head = table * PRECISIONS["int8"].bytes_per_weight
+        return int(linears + head + (0 if mapped else table * row.element_bytes))
+    return int(linears + (1 if config.tied_embeddings else 2) * table * row.element_bytes)
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
