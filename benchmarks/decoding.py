@@ -1,10 +1,12 @@
-"""Decoding the 22 validation prompts together: this engine (free, and constrained to the role's grammar), transformers'
-batched generate, llama.cpp's parallel slots.
+"""Decoding the 22 validation prompts together: this engine (free, and constrained to the role's grammar; greedily, and
+sampled several times), transformers' batched generate, llama.cpp's parallel slots.
 
 python -m benchmarks.decoding --workload smollm2 --output benchmarks/out/decoding-smollm2.json
 
-They take turns. All decode greedily, `--tokens` new tokens a prompt, whether or not an end comes; the time is that
-of everything, prompts included. llama.cpp takes the file as it is (Q4_1), transformers --peer-dtype.
+They take turns. All but the sampled sides decode greedily, `--tokens` new tokens a prompt, whether or not an end comes;
+the time is that of everything, prompts included. llama.cpp takes the file as it is (Q4_1), transformers --peer-dtype.
+What constraints cost is also told in processor time of this process, which other programs disturb least: --alone leaves
+the other engines out for that.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import json
 import statistics
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +46,38 @@ from rescoldo.system.cgroup import available_threads
 Prompts = list[list[int]]
 
 
-def rescoldo(precision: str, tokens: int) -> tuple[Callable[[Prompts], int], Callable[[Prompts], int]]:
-    """This engine, free and constrained; the returned functions decode and say how many tokens."""
+FREE, HELD, SAMPLED, SAMPLED_HELD = (
+    "rescoldo", "rescoldo, constrained", "rescoldo, sampled", "rescoldo, sampled, constrained",
+)  # fmt: skip
+
+
+def rescoldo(precision: str, tokens: int, temperature: float, samples: int) -> dict[str, Callable[[Prompts], int]]:
+    """This engine, free and constrained, greedy and sampled `samples` times; the functions decode and say how many
+    tokens."""
     base = open_base("sample:smollm2")
     model = LoraModel.load(base, precision, None, seed=0, calibration=examples(base.spec, 4))
     tokenizer, grammar = base.tokenizer(), role_grammar(get_role("ba"))
     compiler = Compiler(tokenizer, base.config.vocab_size, stop_ids(tokenizer))
-    sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
+    greedy = [Sampling(temperature=0.0, max_new_tokens=tokens)]
+    sampled = [Sampling(temperature=temperature, max_new_tokens=tokens, seed=seed) for seed in range(samples)]
 
-    def free(prompts: Prompts) -> int:
-        return sum(len(row.tokens) for row in generate(model, prompts, sampling, frozenset()))
+    def side(samplings: Sequence[Sampling], held: bool) -> Callable[[Prompts], int]:
+        constrain = (lambda: compiler.start(grammar)) if held else None
+        return lambda prompts: sum(
+            len(row.tokens)
+            for sampling in samplings
+            for row in generate(model, prompts, sampling, frozenset(), None, constrain)
+        )
 
-    def constrained(prompts: Prompts) -> int:
-        rows = generate(model, prompts, sampling, frozenset(), None, lambda: compiler.start(grammar))
-        return sum(len(row.tokens) for row in rows)
+    return {
+        FREE: side(greedy, False), HELD: side(greedy, True),
+        SAMPLED: side(sampled, False), SAMPLED_HELD: side(sampled, True),
+    }  # fmt: skip
 
-    return free, constrained
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median and greatest."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def transformers(dtype: torch.dtype, tokens: int) -> Callable[[Prompts], int]:
@@ -107,9 +126,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="new tokens a prompt")
     parser.add_argument("--prompts", type=int, default=22)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the sampled sides")
+    parser.add_argument("--samples", type=int, default=3, help="answers to a prompt, of the sampled sides")
+    parser.add_argument("--alone", action="store_true", help="leave the other engines out")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    require("matplotlib", "xllamacpp")
+    require("matplotlib", *([] if args.alone else ["xllamacpp"]))
     writable(args.output)
     threads = available_threads()
     torch.set_num_threads(threads)
@@ -117,43 +139,54 @@ def main() -> None:
     prompts = [prompt_ids(role.messages(record), tokenizer) for record in read_records(VAL, role)[: args.prompts]]
     longest = max(map(len, prompts)) + args.tokens + 8
     rates: dict[str, list[float]] = {}
-    with server(open_base("sample:smollm2").path, slots=len(prompts), context=longest, threads=threads) as url:
-        free, constrained = rescoldo(args.precision, args.tokens)
-        sides: dict[str, Callable[[Prompts], int]] = {
-            "rescoldo": free,
-            "rescoldo, constrained": constrained,
-            "transformers": transformers(getattr(torch, args.peer_dtype), args.tokens),
-            "llama.cpp": llama_cpp(url, args.tokens),
-        }
-        free(prompts), constrained(prompts)  # not counted: the kernels' and the lexer's first use
+    seconds: dict[str, list[float]] = {}  # of processor time a token
+    with ExitStack() as stack:
+        sides = rescoldo(args.precision, args.tokens, args.temperature, args.samples)
+        if not args.alone:
+            path = open_base("sample:smollm2").path
+            url = stack.enter_context(server(path, slots=len(prompts), context=longest, threads=threads))
+            sides["transformers"] = transformers(getattr(torch, args.peer_dtype), args.tokens)
+            sides["llama.cpp"] = llama_cpp(url, args.tokens)
+        sides[FREE](prompts), sides[HELD](prompts)  # not counted: the kernels' and the lexer's first use
         for _ in range(args.rounds):
             for name, run in sides.items():
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 decoded = run(prompts)
+                seconds.setdefault(name, []).append((time.process_time() - busy) / decoded)
                 rates.setdefault(name, []).append(decoded / (time.perf_counter() - began))
-    ratios = {name: sorted(a / b for a, b in zip(rates["rescoldo"], rates[name], strict=True)) for name in rates}
+    ratios = {name: spread([a / b for a, b in zip(rates[FREE], rates[name], strict=True)]) for name in rates}
     document: dict[str, Any] = {
         "workload": args.workload, "machine": describe(threads),
-        "peer": f"transformers {args.peer_dtype}; llama.cpp Q4_1",
+        "peer": None if args.alone else f"transformers {args.peer_dtype}; llama.cpp Q4_1",
         "precision": args.precision, "prompts": len(prompts), "new_tokens": args.tokens,
+        "temperature": args.temperature, "samples": args.samples,
         "runs": [{name: rates[name][i] for name in rates} for i in range(args.rounds)],
-        "ratio": {"min": ratios["transformers"][0], "median": statistics.median(ratios["transformers"]),
-                  "max": ratios["transformers"][-1]},
-        "ratio_llama_cpp": {"min": ratios["llama.cpp"][0], "median": statistics.median(ratios["llama.cpp"]),
-                            "max": ratios["llama.cpp"][-1]},
-        "ratio_constrained": {"min": ratios["rescoldo, constrained"][0],
-                              "median": statistics.median(ratios["rescoldo, constrained"]),
-                              "max": ratios["rescoldo, constrained"][-1]},
+        "ratio": ratios.get("transformers"),
+        "ratio_llama_cpp": ratios.get("llama.cpp"),
+        "ratio_constrained": ratios[HELD],
+        # constrained / free: below 1.1 a constraint costs less than 10 %
+        "processor_time_constrained": {
+            kind: spread([held / free for free, held in zip(seconds[without], seconds[with_], strict=True)])
+            for kind, without, with_ in (("greedy", FREE, HELD), ("sampled", SAMPLED, SAMPLED_HELD))
+        },
     }  # fmt: skip
     write_json(args.output, document)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     bars(args.output, f"{len(prompts)} prompts at once", "new tokens a second, prompts included", middle)
     table = Table(title=f"{len(prompts)} prompts, {args.tokens} new tokens each, {threads} threads")
-    for column in ("", "tokens/s", "rescoldo is faster by"):
+    for column in ("", "tokens/s", "rescoldo is faster by", "processor ms a token"):
         table.add_column(column, justify="right" if column else "left")
+
+    def ours(name: str) -> str:
+        return f"{1000 * statistics.median(seconds[name]):.2f}" if name.startswith(FREE) else "–"
+
     for name, values in rates.items():
-        table.add_row(name, f"{statistics.median(values):.0f}", f"{statistics.median(ratios[name]):.2f}x")
+        table.add_row(name, f"{statistics.median(values):.0f}", f"{ratios[name]['median']:.2f}x", ours(name))
     Console().print(table)
+    for kind, cost in document["processor_time_constrained"].items():
+        print(
+            f"constrained / free, {kind}, processor time: {cost['median']:.2f} ({cost['min']:.2f} to {cost['max']:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ class RescoldoError(Exception):
         self.what, self.where, self.fix, self.exit_code = what, where, fix, exit_code
         super().__init__(str(self))
 
+    def document(self) -> dict[str, str]:
+        """Its parts, for programs."""
+        return {"what": self.what, "where": self.where, "fix": self.fix}
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  → {self.fix}" if self.fix else text

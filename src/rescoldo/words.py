@@ -1,11 +1,12 @@
-"""The words of a text, when two texts are the same, and what of a text a terminal may be given."""
+"""The words of a text, when two texts are the same, and what of a text a terminal or a page may be given."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# control characters, and the marks that turn the direction of text: what stands behind them would look reversed
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def words(text: str) -> list[str]:
@@ -23,5 +24,6 @@ def same(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal would obey: control characters but newline and tab become U+FFFD."""
-    return _CONTROL.sub("\ufffd", text)
+    """A text without what a terminal or a page would obey: control characters but newline and tab, and marks that
+    reverse the text behind them, become U+FFFD; line ends become newlines."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))

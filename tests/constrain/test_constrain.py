@@ -83,18 +83,19 @@ def test_an_object_without_a_schema() -> None:
     assert isinstance(json.loads(text), dict) if row.ended else len(row.tokens) == 60
 
 
-def test_answers_that_were_valid_stay_as_they_were() -> None:
-    """Greedily, token by token, also where the tokens are not those that the tokenizer would make of the text."""
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_that_were_valid_stay_as_they_were(temperature: float) -> None:
+    """Token by token, also where the tokens are not those that the tokenizer would make of the text."""
     compared, tokenizer = 0, tiny().tokenizer
     for number in range(80):
         prompt = f"prompt {number}"
-        free, row = answer(None, temperature=0, n=6, prompt=prompt)
+        free, row = answer(None, temperature=temperature, n=6, prompt=prompt)
         if "\ufffd" in free or any(
             token >= len(tokenizer) or token in tokenizer.all_special_ids for token in row.tokens
         ):
             continue  # bytes of no character, or tokens of no text: no grammar has them
         for grammar in (regex("(?s:.*)"), choices([free + " and more", "another"])):
-            held, same = answer(grammar, temperature=0, n=6, prompt=prompt)
+            held, same = answer(grammar, temperature=temperature, n=6, prompt=prompt)
             assert (held, same.tokens) == (free, row.tokens)
             compared += 1
     assert compared > 10
@@ -205,7 +206,31 @@ def test_one_token_is_allowed_where_the_mask_allows_it(schema: dict[str, Any] | 
         constraint.accept(drawn.choice(going_on))
 
 
-def test_a_greedy_row_is_masked_only_where_its_best_token_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_tokens_come_with_the_probabilities_of_the_masked_distribution() -> None:
+    """Whether the first choice was allowed or not: against the softmax of the masked logits, by a chi-squared test."""
+    from scipy.stats import chisquare
+
+    loaded, prompt, n = tiny(), ids("Say it"), 3000
+    grammar = regex("[a-m](?s:.*)|[0-9A-Z]")
+    free = Decoder(loaded.model, stop_ids(loaded.tokenizer), prompt[:-1])
+    free.admit(0, prompt, Sampling(temperature=0.9, max_new_tokens=1))
+    logits = loaded.model.head.logits(torch.stack(free._hidden))[0].float() / 0.9
+    before = logits.softmax(-1)
+    assert loaded.constraint(grammar).mask_(logits) == ""
+    wanted = logits.softmax(-1)
+    assert 0.02 < float(before[wanted > 0].sum()) < 0.9, "both ways are taken"
+    decoder = Decoder(loaded.model, stop_ids(loaded.tokenizer), prompt[:-1])
+    for seed in range(n):
+        constraint = loaded.constraint(grammar)
+        decoder.admit(seed, prompt, Sampling(temperature=0.9, max_new_tokens=1, seed=seed), constraint)
+    drawn = torch.tensor([step.token for step in decoder.step()])
+    groups = torch.arange(len(wanted)) % 9
+    expected = torch.zeros(9).index_add_(0, groups, wanted).double()
+    seen = torch.bincount(groups[drawn], minlength=9)
+    assert chisquare(seen, n * expected / expected.sum()).pvalue > 1e-4
+
+
+def test_a_row_is_masked_only_where_its_free_choice_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the same answer as that of masks at every step."""
     from rescoldo.constrain.matcher import Constraint
 
@@ -225,6 +250,11 @@ def test_a_greedy_row_is_masked_only_where_its_best_token_is_not_allowed(monkeyp
     monkeypatch.setattr(Constraint, "allows", lambda *_: False)
     assert [answer(grammar, temperature=0, n=n, prompt=prompt)[1].tokens for grammar, n, prompt in questions] == some
     assert 0 < seldom < masked
+    monkeypatch.undo()
+    monkeypatch.setattr(Constraint, "mask_", counting)
+    masked = 0
+    _, row = answer(regex("(?s:.*)"), temperature=1.0, n=20)
+    assert masked < len(row.tokens), "also where it is sampled"
 
 
 def test_tokens_beyond_the_tokenizer_are_never_chosen() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from rescoldo.data.dataset import read_dataset
-from rescoldo.data.records import Record
 from rescoldo.data.tokenize import end_of_turn, prompt_ids, prompt_text, stop_ids, tokenize_records
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
+from rescoldo.role.record import Record
 from tests.base.make_models import CHATML, tiny_tokenizer
 from tests.data.examples import record, write
 

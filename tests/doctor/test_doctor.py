@@ -545,12 +545,38 @@ def test_kernels_slower_than_the_cpu_allows_are_named_with_the_faster_ones(monke
         choose.use(None)
 
 
+def test_a_name_of_no_kernels_is_a_failure_and_the_other_checks_go_on(folder, monkeypatch):
+    from rescoldo.engine.kernels import choose
+
+    monkeypatch.setenv("RESCOLDO_KERNELS", "mmx")
+    try:
+        choose.use(None)
+        found = {check.name: check for check in checks(folder)}
+    finally:
+        choose.use(None)
+    assert found["kernels"].level == "failure"
+    assert "expected torch, " in found["kernels"].what
+    assert found["kernels"].remedy == "unset RESCOLDO_KERNELS"
+    assert {"threads", "load", "sleep", "libraries"} <= found.keys()
+
+
 def test_power(subject, tmp_path, monkeypatch):
     (tmp_path / "governor").write_text("powersave\n")
     monkeypatch.setattr(machine, "GOVERNOR", tmp_path / "governor")
     battery = type("Battery", (), {"power_plugged": False, "percent": 40})
     monkeypatch.setattr(machine.psutil, "sensors_battery", lambda: battery, raising=False)
     assert [check.level for check in machine.power(subject)] == ["warning", "warning"]
+
+
+def test_power_of_a_machine_that_tells_nothing(subject, tmp_path, monkeypatch):
+    """As psutil does where there is no /sys/class/power_supply."""
+
+    def absent():
+        raise FileNotFoundError(2, "No such file or directory", "/sys/class/power_supply")
+
+    monkeypatch.setattr(machine, "GOVERNOR", tmp_path / "none")
+    monkeypatch.setattr(machine.psutil, "sensors_battery", absent, raising=False)
+    assert [*machine.power(subject)] == []
 
 
 def test_sleep(subject, tmp_path, monkeypatch):

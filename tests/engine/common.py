@@ -143,6 +143,33 @@ def example(
     return Example((*prefix, *own), len(prefix) + n_prompt)
 
 
+# a common beginning of 20 tokens, one example without it, different lengths
+MIXED = [
+    example(4, 9, seed=1, prefix=range(20)),
+    example(30, 1, seed=2),
+    example(2, 17, seed=3, prefix=range(20)),
+]
+
+
+def assert_equal_gradients(
+    found: dict[str, torch.Tensor], theirs: Any, *, within: float, whole: float, floor: float = 1e-6
+) -> None:
+    """Every gradient is PEFT's: none missing, none too small to say anything.
+
+    Args:
+        within: difference of an element allowed, relative to the tensor's largest.
+        whole: `distance` of the whole gradients allowed.
+        floor: what the largest element of each of theirs must exceed.
+    """
+    expected = {name: p.grad for name, p in peft_parameters(theirs).items() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, one in expected.items():
+        assert found[name].shape == one.shape
+        assert one.abs().max() > floor, name
+        assert (found[name] - one).abs().max() < 1e-6 + within * one.abs().max(), name
+    assert distance(found, expected) < whole
+
+
 def gradient(
     model: LoraModel,
     examples: Sequence[Example],

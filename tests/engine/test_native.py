@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cache
@@ -124,6 +124,13 @@ def _near(ours: torch.Tensor, theirs: torch.Tensor, worst: float = 0.02, mean: f
     assert (a - b).abs().max() <= worst * (scale + b.abs().max())
 
 
+def _cases(*axes: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The product of `axes`, for one test of one set of kernels. The last one printed is the one that failed."""
+    for case in itertools.product(*axes):
+        print(case)
+        yield case
+
+
 SIZES = [(1, 16), (3, 7), (5, 64), (2, 63), (17, 65), (130, 576), (1, 1536), (4, 4097)]
 
 
@@ -147,19 +154,18 @@ def test_every_kernel_has_a_test() -> None:
 # --- small operations -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("t", "d"), SIZES)
-@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
-def test_rms_norm(lanes: NativeKernels, t: int, d: int, size: float) -> None:
-    h, weight = _random(t, d, size=size), _halves(d, seed=1)
-    ours, theirs = lanes.rms_norm(h, weight, 1e-5), PYTORCH.rms_norm(h, weight, 1e-5)
-    _close(ours[1], theirs[1])
-    _close(ours[0], theirs[0], steps=4)  # rounded twice
-    torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=0)
-    dy, dh = _halves(t, d, seed=2), _random(t, d, seed=3)
-    mine, other = dh.clone(), dh.clone()
-    lanes.rms_norm_backward(dy, theirs[1], theirs[2], weight, mine)
-    PYTORCH.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
-    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float((other - dh).abs().max() + 1))
+def test_rms_norm(lanes: NativeKernels) -> None:
+    for (t, d), size in _cases(SIZES, [1e-3, 1.0, 300.0]):
+        h, weight = _random(t, d, size=size), _halves(d, seed=1)
+        ours, theirs = lanes.rms_norm(h, weight, 1e-5), PYTORCH.rms_norm(h, weight, 1e-5)
+        _close(ours[1], theirs[1])
+        _close(ours[0], theirs[0], steps=4)  # rounded twice
+        torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=0)
+        dy, dh = _halves(t, d, seed=2), _random(t, d, seed=3)
+        mine, other = dh.clone(), dh.clone()
+        lanes.rms_norm_backward(dy, theirs[1], theirs[2], weight, mine)
+        PYTORCH.rms_norm_backward(dy, theirs[1], theirs[2], weight, other)
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * float((other - dh).abs().max() + 1))
 
 
 def test_rms_norm_takes_views(lanes: NativeKernels) -> None:
@@ -182,27 +188,26 @@ def test_rms_norm_of_a_zero_row(lanes: NativeKernels) -> None:
     assert rstd.isfinite().all()
 
 
-@pytest.mark.parametrize(("t", "d"), SIZES)
-def test_add(lanes: NativeKernels, t: int, d: int) -> None:
-    h, y = _random(t, d), _halves(t, d, seed=1)
-    for addend in (y, _halves(d, t, seed=2).T, _random(t, d, seed=3)):
-        ours, theirs = h.clone(), h.clone()
-        lanes.add_(ours, addend)
-        PYTORCH.add_(theirs, addend)
-        assert torch.equal(ours, theirs)
+def test_add(lanes: NativeKernels) -> None:
+    for ((t, d),) in _cases(SIZES):
+        h, y = _random(t, d), _halves(t, d, seed=1)
+        for addend in (y, _halves(d, t, seed=2).T, _random(t, d, seed=3)):
+            ours, theirs = h.clone(), h.clone()
+            lanes.add_(ours, addend)
+            PYTORCH.add_(theirs, addend)
+            assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("t", "f"), SIZES)
-@pytest.mark.parametrize("size", [1.0, 60.0])
-def test_silu_mul(lanes: NativeKernels, t: int, f: int, size: float) -> None:
-    gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
-    _close(lanes.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-5)
-    ours, turned, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
-    lanes.silu_mul_backward_(ours, da)
-    lanes.silu_mul_backward_(turned, da.T.contiguous().T)
-    PYTORCH.silu_mul_backward_(theirs, da)
-    _close(ours, theirs, floor=1e-4)
-    assert torch.equal(ours, turned)
+def test_silu_mul(lanes: NativeKernels) -> None:
+    for (t, f), size in _cases(SIZES, [1.0, 60.0]):
+        gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
+        _close(lanes.silu_mul(gate_up), PYTORCH.silu_mul(gate_up), floor=1e-5)
+        ours, turned, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
+        lanes.silu_mul_backward_(ours, da)
+        lanes.silu_mul_backward_(turned, da.T.contiguous().T)
+        PYTORCH.silu_mul_backward_(theirs, da)
+        _close(ours, theirs, floor=1e-4)
+        assert torch.equal(ours, turned)
 
 
 def test_silu_mul_of_extremes(lanes: NativeKernels) -> None:
@@ -215,18 +220,17 @@ def test_silu_mul_of_extremes(lanes: NativeKernels) -> None:
     _close(ours, theirs, floor=1e-6)
 
 
-@pytest.mark.parametrize(("t", "f"), SIZES)
-@pytest.mark.parametrize("size", [1.0, 60.0])
-def test_gelu_mul(lanes: NativeKernels, t: int, f: int, size: float) -> None:
-    gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
-    gate_up[0, 0], gate_up[-1, -1] = -1e4, 1e4
-    _close(lanes.gelu_mul(gate_up), PYTORCH.gelu_mul(gate_up), floor=1e-5)
-    ours, transposed, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
-    lanes.gelu_mul_backward_(ours, da)
-    lanes.gelu_mul_backward_(transposed, da.T.contiguous().T)
-    PYTORCH.gelu_mul_backward_(theirs, da)
-    _close(ours, theirs, floor=1e-4)
-    assert torch.equal(ours, transposed)
+def test_gelu_mul(lanes: NativeKernels) -> None:
+    for (t, f), size in _cases(SIZES, [1.0, 60.0]):
+        gate_up, da = _halves(t, 2 * f, size=size), _halves(t, f, seed=1)
+        gate_up[0, 0], gate_up[-1, -1] = -1e4, 1e4
+        _close(lanes.gelu_mul(gate_up), PYTORCH.gelu_mul(gate_up), floor=1e-5)
+        ours, transposed, theirs = gate_up.clone(), gate_up.clone(), gate_up.clone()
+        lanes.gelu_mul_backward_(ours, da)
+        lanes.gelu_mul_backward_(transposed, da.T.contiguous().T)
+        PYTORCH.gelu_mul_backward_(theirs, da)
+        _close(ours, theirs, floor=1e-4)
+        assert torch.equal(ours, transposed)
 
 
 def test_gelu_mul_backward_is_what_autograd_says() -> None:
@@ -239,25 +243,24 @@ def test_gelu_mul_backward_is_what_autograd_says() -> None:
     torch.testing.assert_close(gate_up, leaf.grad.float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("d", [2, 8, 16, 24, 64, 128])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_rotate(lanes: NativeKernels, d: int, sign: float) -> None:
-    t, heads, n_kv = 13, 3, 1
-    angles = _random(t, d // 2, size=50.0)
-    cos, sin = angles.cos(), angles.sin()
-    packed = _halves(t, (heads + 2 * n_kv) * d, seed=1)
-    ours, theirs = packed.clone(), packed.clone()
-    for buffer, implementation in ((ours, lanes), (theirs, PYTORCH)):
-        q, k, _ = buffer.unflatten(1, (-1, d)).split([heads, n_kv, n_kv], dim=1)
-        implementation.rotate_(q, cos, sin, sign)
-        implementation.rotate_(k, cos, sin, sign)
-    _close(ours, theirs, floor=STEP / 4)
-    assert torch.equal(ours[:, (heads + n_kv) * d :], packed[:, (heads + n_kv) * d :])  # v is left alone
-    apart = _halves(t, d, heads, seed=2).transpose(1, 2)  # columns not side by side
-    ours, theirs = apart.clone(), apart.clone()
-    lanes.rotate_(ours, cos, sin, sign)
-    PYTORCH.rotate_(theirs, cos, sin, sign)
-    _close(ours, theirs, floor=STEP / 4)
+def test_rotate(lanes: NativeKernels) -> None:
+    for d, sign in _cases([2, 8, 16, 24, 64, 128], [1.0, -1.0]):
+        t, heads, n_kv = 13, 3, 1
+        angles = _random(t, d // 2, size=50.0)
+        cos, sin = angles.cos(), angles.sin()
+        packed = _halves(t, (heads + 2 * n_kv) * d, seed=1)
+        ours, theirs = packed.clone(), packed.clone()
+        for buffer, implementation in ((ours, lanes), (theirs, PYTORCH)):
+            q, k, _ = buffer.unflatten(1, (-1, d)).split([heads, n_kv, n_kv], dim=1)
+            implementation.rotate_(q, cos, sin, sign)
+            implementation.rotate_(k, cos, sin, sign)
+        _close(ours, theirs, floor=STEP / 4)
+        assert torch.equal(ours[:, (heads + n_kv) * d :], packed[:, (heads + n_kv) * d :])  # v is left alone
+        apart = _halves(t, d, heads, seed=2).transpose(1, 2)  # columns not side by side
+        ours, theirs = apart.clone(), apart.clone()
+        lanes.rotate_(ours, cos, sin, sign)
+        PYTORCH.rotate_(theirs, cos, sin, sign)
+        _close(ours, theirs, floor=STEP / 4)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -267,19 +270,18 @@ def _how(t: int, threshold: int = 26, key: int = 0xDEADBEEF) -> Dropout:
     return Dropout(threshold, key, torch.arange(t) * 7 + (3 << 18))
 
 
-@pytest.mark.parametrize(("t", "d"), SIZES)
-@pytest.mark.parametrize("threshold", [1, 26, 128, 255])
-def test_dropout_masks_are_identical(lanes: NativeKernels, t: int, d: int, threshold: int) -> None:
-    x, how = _halves(t, d), _how(t, threshold)
-    assert torch.equal(lanes.dropout(x, how), PYTORCH.dropout(x, how))
-    assert torch.equal(lanes.dropout(torch.ones_like(x), how) != 0, how.mask(d))
-    dx = _halves(t, d, seed=1)
-    ours, theirs = dx.clone(), dx.clone()
-    lanes.dropout_backward(ours, x, how)
-    PYTORCH.dropout_backward(theirs, x, how)
-    _close(ours, theirs, floor=1e-6)
-    assert torch.equal(ours == dx, (x == 0) | ~how.mask(d) | (ours == dx))  # dropped elements stay as they were
-    assert torch.equal(ours[~how.mask(d)], dx[~how.mask(d)])
+def test_dropout_masks_are_identical(lanes: NativeKernels) -> None:
+    for (t, d), threshold in _cases(SIZES, [1, 26, 128, 255]):
+        x, how = _halves(t, d), _how(t, threshold)
+        assert torch.equal(lanes.dropout(x, how), PYTORCH.dropout(x, how))
+        assert torch.equal(lanes.dropout(torch.ones_like(x), how) != 0, how.mask(d))
+        dx = _halves(t, d, seed=1)
+        ours, theirs = dx.clone(), dx.clone()
+        lanes.dropout_backward(ours, x, how)
+        PYTORCH.dropout_backward(theirs, x, how)
+        _close(ours, theirs, floor=1e-6)
+        assert torch.equal(ours == dx, (x == 0) | ~how.mask(d) | (ours == dx))  # dropped elements stay as they were
+        assert torch.equal(ours[~how.mask(d)], dx[~how.mask(d)])
 
 
 def test_dropout_of_views_and_without_a_mask(lanes: NativeKernels) -> None:
@@ -294,30 +296,29 @@ def test_dropout_of_views_and_without_a_mask(lanes: NativeKernels) -> None:
 # --- int8, nf4 --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("t", "d"), SIZES)
-@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
 @pytest.mark.parametrize("group", [16, 192])
-def test_int8_input_quantizes_by_groups(native: NativeKernels, t: int, d: int, size: float, group: int) -> None:
-    x = _halves(t, d, size=size)
-    columns = _random(d, seed=1).abs() if d % 2 else None
-    if columns is not None:
-        columns[::5] = 0.0  # columns kept apart
-    (ours, _), (theirs, _) = (k.int8_input(x, columns, group, [], None, 0, None) for k in (native, _twins(native)))
-    assert ours is not None
-    assert theirs is not None
-    assert (ours.q.int() - theirs.q.int()).abs().max() <= 1
-    assert (ours.q != theirs.q).float().mean() < 0.01
-    torch.testing.assert_close(ours.scale, theirs.scale, rtol=1e-6, atol=0)
-    wanted = torch.zeros(t, padded(d), dtype=torch.float64)
-    wanted[:, :d] = x.double() if columns is None else x.double() * columns
-    assert ours.q.shape == wanted.shape
-    for g, start in enumerate(range(0, padded(d), group)):
-        q, scale = ours.q[:, start : start + group].double(), ours.scale[:, g, None].double()
-        assert ((q * scale - wanted[:, start : start + group]).abs() <= 0.501 * scale).all()
-        assert (q.abs().amax(1) == native.qmax).logical_or(scale[:, 0] == 0).all()
-        if ours.sum is not None:
-            assert torch.equal(ours.sum[:, g], 128 * q.sum(1).int())
-    assert (ours.sum is None) == (native.qmax > 127)
+def test_int8_input_quantizes_by_groups(native: NativeKernels, group: int) -> None:
+    for (t, d), size in _cases(SIZES, [1e-20, 1.0, 1e20]):
+        x = _halves(t, d, size=size)
+        columns = _random(d, seed=1).abs() if d % 2 else None
+        if columns is not None:
+            columns[::5] = 0.0  # columns kept apart
+        (ours, _), (theirs, _) = (k.int8_input(x, columns, group, [], None, 0, None) for k in (native, _twins(native)))
+        assert ours is not None
+        assert theirs is not None
+        assert (ours.q.int() - theirs.q.int()).abs().max() <= 1
+        assert (ours.q != theirs.q).float().mean() < 0.01
+        torch.testing.assert_close(ours.scale, theirs.scale, rtol=1e-6, atol=0)
+        wanted = torch.zeros(t, padded(d), dtype=torch.float64)
+        wanted[:, :d] = x.double() if columns is None else x.double() * columns
+        assert ours.q.shape == wanted.shape
+        for g, start in enumerate(range(0, padded(d), group)):
+            q, scale = ours.q[:, start : start + group].double(), ours.scale[:, g, None].double()
+            assert ((q * scale - wanted[:, start : start + group]).abs() <= 0.501 * scale).all()
+            assert (q.abs().amax(1) == native.qmax).logical_or(scale[:, 0] == 0).all()
+            if ours.sum is not None:
+                assert torch.equal(ours.sum[:, g], 128 * q.sum(1).int())
+        assert (ours.sum is None) == (native.qmax > 127)
 
 
 def test_int8_input_of_zeros_and_of_next_to_nothing(native: NativeKernels) -> None:
@@ -332,24 +333,24 @@ def test_int8_input_of_zeros_and_of_next_to_nothing(native: NativeKernels) -> No
     assert not native.int8_input(_halves(9, 40), None, None, [], None, 0, None)[0]
 
 
-@pytest.mark.parametrize("into", [40, 600])
-def test_int8_residual_is_what_was_lost(native: NativeKernels, into: int) -> None:
-    x, columns = _halves(7, into), _random(into, seed=1).abs() + 0.1
-    columns[::5] = 0.0
-    results = []
-    for kernels in (native, _twins(native)):
-        lost = x.clone()
-        rows, _ = kernels.int8_input(x, columns, 192, [], None, 0, None)
-        assert rows is not None
-        kernels.int8_residual_(lost, columns, rows)
-        again, _ = kernels.int8_input(lost, columns, 192, [], None, 0, None)
-        assert again is not None
-        scales = [r.scale.repeat_interleave(192, dim=1)[:, : r.q.shape[1]] for r in (rows, again)]
-        held = (rows.q.double() * scales[0] + again.q.double() * scales[1])[:, :into]
-        assert (held - x.double() * columns).abs().max() < 1e-3 * (x.double() * columns).abs().max()
-        results.append(lost)
-    assert not results[0][:, ::5].any()
-    _near(results[0].double(), results[1].double(), worst=0.3, mean=0.02)  # a rounding that differs is a whole step
+def test_int8_residual_is_what_was_lost(native: NativeKernels) -> None:
+    for (into,) in _cases([40, 600]):
+        x, columns = _halves(7, into), _random(into, seed=1).abs() + 0.1
+        columns[::5] = 0.0
+        results = []
+        for kernels in (native, _twins(native)):
+            lost = x.clone()
+            rows, _ = kernels.int8_input(x, columns, 192, [], None, 0, None)
+            assert rows is not None
+            kernels.int8_residual_(lost, columns, rows)
+            again, _ = kernels.int8_input(lost, columns, 192, [], None, 0, None)
+            assert again is not None
+            scales = [r.scale.repeat_interleave(192, dim=1)[:, : r.q.shape[1]] for r in (rows, again)]
+            held = (rows.q.double() * scales[0] + again.q.double() * scales[1])[:, :into]
+            assert (held - x.double() * columns).abs().max() < 1e-3 * (x.double() * columns).abs().max()
+            results.append(lost)
+        assert not results[0][:, ::5].any()
+        _near(results[0].double(), results[1].double(), worst=0.3, mean=0.02)  # a rounding that differs is a whole step
 
 
 @given(out=st.integers(1, 70), into=st.integers(1, 70))
@@ -365,26 +366,26 @@ def test_panels_come_back(out: int, into: int) -> None:
     assert panels[(out - 1) // 16, (into - 1) // 4, (out - 1) % 16, (into - 1) % 4] == int(q[-1, -1]) + 128
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 16), (33, 70), (200, 576)])
-def test_int8_pack(lanes: NativeKernels, n: int, k: int) -> None:
-    weight, columns = _halves(n, k), _random(k, seed=1).abs()
-    weight[0] = 0
-    columns[::7] = 0
-    (ours, scale), (theirs, scale2) = lanes.int8_pack(weight, columns), PYTORCH.int8_pack(weight, columns)
-    torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
-    a, b = unpack_panels(ours).int(), unpack_panels(theirs).int()
-    assert (a - b).abs().max() <= 1
-    assert (a != b).float().mean() < 0.01
-    exact = weight.double() * columns
-    assert ((a[:n, :k] * scale[:, None].double() - exact).abs() <= 0.501 * scale[:, None].double()).all()
+def test_int8_pack(lanes: NativeKernels) -> None:
+    for ((n, k),) in _cases([(1, 1), (16, 16), (33, 70), (200, 576)]):
+        weight, columns = _halves(n, k), _random(k, seed=1).abs()
+        weight[0] = 0
+        columns[::7] = 0
+        (ours, scale), (theirs, scale2) = lanes.int8_pack(weight, columns), PYTORCH.int8_pack(weight, columns)
+        torch.testing.assert_close(scale, scale2, rtol=1e-6, atol=0)
+        a, b = unpack_panels(ours).int(), unpack_panels(theirs).int()
+        assert (a - b).abs().max() <= 1
+        assert (a != b).float().mean() < 0.01
+        exact = weight.double() * columns
+        assert ((a[:n, :k] * scale[:, None].double() - exact).abs() <= 0.501 * scale[:, None].double()).all()
 
 
 INT8_SHAPES = [
     (1, (64,), 64, 4), (5, (16, 16), 16, 1), (13, (24, 8, 8), 40, 4), (23, (96, 40), 72, 8),
     (37, (192, 64, 64), 192, 16), (61, (576,), 1536, 16), (12, (1536, 1536), 576, 16), (25, (33,), 21, 2),
-    (25, (40,), 2100, 4), (770, (16,), 40, 2), pytest.param(50, (2100,), 2100, 8, marks=pytest.mark.slow),
-    pytest.param(801, (48,), 2300, 8, marks=pytest.mark.slow),
+    (25, (40,), 2100, 4), (770, (16,), 40, 2),
 ]  # fmt: skip
+LARGE_INT8_SHAPES = [(50, (2100,), 2100, 8), (801, (48,), 2300, 8)]
 
 
 def _int8(
@@ -408,71 +409,69 @@ def _int8(
     return Int8Linear(weights, *smoothing(x.abs().amax(0).float(), weights)), Adapter(members, rank), x, dy
 
 
-@pytest.mark.parametrize(("t", "outs", "into", "rank"), INT8_SHAPES)
-@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("shapes", [INT8_SHAPES, pytest.param(LARGE_INT8_SHAPES, marks=pytest.mark.slow)])
 def test_an_int8_linear_with_its_adapter(
-    native: NativeKernels, t: int, outs: tuple[int, ...], into: int, rank: int, drop: bool
+    native: NativeKernels, shapes: list[tuple[int, tuple[int, ...], int, int]]
 ) -> None:
     """Forward, input gradient, adapter gradients: native against twins, and both against the plain formulas."""
-    linear, adapter, x, dy = _int8(t, outs, into, rank)
-    bias = _halves(sum(outs), seed=3)
-    mask = Dropout(26, 12345, torch.arange(t) + 5) if drop else None
-    results = []
-    try:
-        for implementation in (native, _twins(native)):
-            choose.use(implementation)
-            products = linear.adapted(adapter, bias)
-            y, z = products.forward(x, mask)
-            dx, gradients = products.backward(dy, x, z, mask, True)
-            assert products.backward(dy, x, z, mask, False)[0] is None
-            assert dx is not None
-            results.append([y, dx, *(one for pair in gradients for one in pair)])
-    finally:
-        choose.use(None)
-    for ours, theirs in zip(*results, strict=True):
-        _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
-    weight = linear.dense().double()
-    dropped = (PYTORCH.dropout(x, mask) if mask else x).double()
-    y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
-    extra = torch.zeros_like(dx)
-    for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
-        part, a, b = dy[:, m.start : m.end].double(), m.a.double(), m.b.double()
-        y[:, m.start : m.end] += m.scale * (dropped @ a.T) @ b.T
-        extra += m.scale * (part @ b) @ a
-        _near(da.double(), m.scale * (part @ b).T @ dropped, worst=0.01, mean=0.001)
-        _near(db.double(), m.scale * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
-    dx += extra if mask is None else extra * mask.mask(into) * mask.scale
-    _near(results[0][0].double(), y, worst=0.06, mean=0.012)
-    _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
+    for (t, outs, into, rank), drop in _cases(shapes, [False, True]):
+        linear, adapter, x, dy = _int8(t, outs, into, rank)
+        bias = _halves(sum(outs), seed=3)
+        mask = Dropout(26, 12345, torch.arange(t) + 5) if drop else None
+        results = []
+        try:
+            for implementation in (native, _twins(native)):
+                choose.use(implementation)
+                products = linear.adapted(adapter, bias)
+                y, z = products.forward(x, mask)
+                dx, gradients = products.backward(dy, x, z, mask, True)
+                assert products.backward(dy, x, z, mask, False)[0] is None
+                assert dx is not None
+                results.append([y, dx, *(one for pair in gradients for one in pair)])
+        finally:
+            choose.use(None)
+        for ours, theirs in zip(*results, strict=True):
+            _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
+        weight = linear.dense().double()
+        dropped = (PYTORCH.dropout(x, mask) if mask else x).double()
+        y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
+        extra = torch.zeros_like(dx)
+        for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
+            part, a, b = dy[:, m.start : m.end].double(), m.a.double(), m.b.double()
+            y[:, m.start : m.end] += m.scale * (dropped @ a.T) @ b.T
+            extra += m.scale * (part @ b) @ a
+            _near(da.double(), m.scale * (part @ b).T @ dropped, worst=0.01, mean=0.001)
+            _near(db.double(), m.scale * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
+        dx += extra if mask is None else extra * mask.mask(into) * mask.scale
+        _near(results[0][0].double(), y, worst=0.06, mean=0.012)
+        _near(results[0][1].double(), dx, worst=0.06, mean=0.012)
 
 
-@pytest.mark.parametrize(
-    ("t", "k", "n", "group"), [(1, 16, 1, 16), (33, 272, 80, 96), (50, 2112, 33, 192), (17, 80, 40, 96)]
-)
-@pytest.mark.parametrize("backward", [False, True])
-def test_an_int8_product_is_exact(native: NativeKernels, t: int, k: int, n: int, group: int, backward: bool) -> None:
+def test_an_int8_product_is_exact(native: NativeKernels) -> None:
     """Extreme operands, and scales that are powers of two: sums are whole numbers that both hold without rounding."""
-    generator = torch.Generator().manual_seed(t)
-    inputs, outputs = (n, k) if backward else (k, n)
-    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
-    q = torch.randint(-native.qmax, native.qmax + 1, (t, padded(inputs)), generator=generator)
-    q[:, inputs:] = 0
-    q[0], weight[0] = native.qmax * (torch.arange(q.shape[1]) < inputs), 127
-    sums = [128 * part.sum(1) for part in q.split(group, dim=1)]
-    rows = Quantized(
-        q.to(level_type(native.qmax)),
-        2.0 ** torch.randint(-24, -20, (t, len(sums)), generator=generator),
-        torch.stack(sums, 1).int() if native.qmax == 127 else None,
-        group,
-    )
-    arguments = (rows, pack_panels(weight), outputs, torch.ones(outputs), None, torch.zeros(t, 0), None, None)
-    ours = native.int8_product(*arguments, backward=backward)
-    exact = rows.q.double() * rows.scale.double().repeat_interleave(group, dim=1)[:, : q.shape[1]]
-    exact = exact[:, :inputs] @ (weight.double() if backward else weight.double().T)
-    if native.qmax == 127:
-        assert torch.equal(ours, exact.float().to(HALVES))
-    else:
-        _close(ours, exact.to(HALVES), steps=1.0)
+    shapes = [(1, 16, 1, 16), (33, 272, 80, 96), (50, 2112, 33, 192), (17, 80, 40, 96)]
+    for (t, k, n, group), backward in _cases(shapes, [False, True]):
+        generator = torch.Generator().manual_seed(t)
+        inputs, outputs = (n, k) if backward else (k, n)
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
+        q = torch.randint(-native.qmax, native.qmax + 1, (t, padded(inputs)), generator=generator)
+        q[:, inputs:] = 0
+        q[0], weight[0] = native.qmax * (torch.arange(q.shape[1]) < inputs), 127
+        sums = [128 * part.sum(1) for part in q.split(group, dim=1)]
+        rows = Quantized(
+            q.to(level_type(native.qmax)),
+            2.0 ** torch.randint(-24, -20, (t, len(sums)), generator=generator),
+            torch.stack(sums, 1).int() if native.qmax == 127 else None,
+            group,
+        )
+        arguments = (rows, pack_panels(weight), outputs, torch.ones(outputs), None, torch.zeros(t, 0), None, None)
+        ours = native.int8_product(*arguments, backward=backward)
+        exact = rows.q.double() * rows.scale.double().repeat_interleave(group, dim=1)[:, : q.shape[1]]
+        exact = exact[:, :inputs] @ (weight.double() if backward else weight.double().T)
+        if native.qmax == 127:
+            assert torch.equal(ours, exact.float().to(HALVES))
+        else:
+            _close(ours, exact.to(HALVES), steps=1.0)
 
 
 def test_threads_do_not_change_an_int8_linear(native: NativeKernels) -> None:
@@ -492,17 +491,16 @@ def test_threads_do_not_change_an_int8_linear(native: NativeKernels) -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (3, 128), (7, 576), (33, 1536)])
-@pytest.mark.parametrize("size", [1e-3, 1.0])
-def test_nf4_is_identical(lanes: NativeKernels, shape: tuple[int, int], size: float) -> None:
-    weight = _halves(*shape, size=size)
-    weight[0, :64] = 0
-    (packed, scales), (packed2, scales2) = lanes.nf4_pack(weight), PYTORCH.nf4_pack(weight)
-    assert torch.equal(packed, packed2)
-    assert torch.equal(scales, scales2)
-    packed, scales = lanes.nf4_pack(weight.float())
-    assert torch.equal(packed, packed2)
-    assert torch.equal(lanes.nf4_pack(_halves(64, 5).T)[0], PYTORCH.nf4_pack(_halves(64, 5).T)[0])
+def test_nf4_is_identical(lanes: NativeKernels) -> None:
+    for shape, size in _cases([(1, 64), (3, 128), (7, 576), (33, 1536)], [1e-3, 1.0]):
+        weight = _halves(*shape, size=size)
+        weight[0, :64] = 0
+        (packed, scales), (packed2, scales2) = lanes.nf4_pack(weight), PYTORCH.nf4_pack(weight)
+        assert torch.equal(packed, packed2)
+        assert torch.equal(scales, scales2)
+        packed, scales = lanes.nf4_pack(weight.float())
+        assert torch.equal(packed, packed2)
+        assert torch.equal(lanes.nf4_pack(_halves(64, 5).T)[0], PYTORCH.nf4_pack(_halves(64, 5).T)[0])
 
 
 def test_nf4_every_code_survives_and_is_the_nearest(lanes: NativeKernels) -> None:
@@ -542,67 +540,65 @@ def _blocks(kind: str, out: int, into: int, seed: int = 0, shuffled: bool = Fals
     return QuantizedMatrix(kind, torch.from_numpy(data), (out, into), order=order)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocks_decode_to_the_same_numbers(native: NativeKernels, kind: str) -> None:
-    parts = [_blocks(kind, 37, 512, seed=1), _blocks(kind, 16, 512, seed=2, shuffled=True)]
-    decoded = native.blocks_decode(parts)
-    assert decoded.unique().numel() > 100
-    assert torch.equal(decoded, PYTORCH.blocks_decode(parts))
-    assert torch.equal(native.blocks_widest(parts), PYTORCH.blocks_widest(parts))
-    columns, apart = torch.rand(512, generator=torch.Generator().manual_seed(3)) + 0.5, torch.tensor([0, 17, 511])
-    for ours, theirs in zip(
-        native.blocks_scale(parts, columns, apart), PYTORCH.blocks_scale(parts, columns, apart), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-    stored = LazyInt8(parts, columns, 127 / PYTORCH.blocks_scale(parts, columns, apart)[0])
-    assert torch.equal(native.int8_unpack(stored), PYTORCH.int8_unpack(stored))
+def test_blocks_decode_to_the_same_numbers(native: NativeKernels) -> None:
+    for (kind,) in _cases(KINDS):
+        parts = [_blocks(kind, 37, 512, seed=1), _blocks(kind, 16, 512, seed=2, shuffled=True)]
+        decoded = native.blocks_decode(parts)
+        assert decoded.unique().numel() > 100
+        assert torch.equal(decoded, PYTORCH.blocks_decode(parts))
+        assert torch.equal(native.blocks_widest(parts), PYTORCH.blocks_widest(parts))
+        columns, apart = torch.rand(512, generator=torch.Generator().manual_seed(3)) + 0.5, torch.tensor([0, 17, 511])
+        for ours, theirs in zip(
+            native.blocks_scale(parts, columns, apart), PYTORCH.blocks_scale(parts, columns, apart), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+        stored = LazyInt8(parts, columns, 127 / PYTORCH.blocks_scale(parts, columns, apart)[0])
+        assert torch.equal(native.int8_unpack(stored), PYTORCH.int8_unpack(stored))
 
 
-@pytest.mark.parametrize("kinds", [("nf4",), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0")])
 @pytest.mark.parametrize(
-    ("t", "outs", "into"),
-    [(5, 32, 256), (40, 33, 1536), (17, 48, 2304), pytest.param(801, 48, 2304, marks=pytest.mark.slow)],
+    "shapes",
+    [[(5, 32, 256), (40, 33, 1536), (17, 48, 2304)], pytest.param([(801, 48, 2304)], marks=pytest.mark.slow)],
 )
-def test_a_linear_of_blocks_is_its_unpacked_one(
-    native: NativeKernels, kinds: tuple[str, ...], t: int, outs: int, into: int
-) -> None:
+def test_a_linear_of_blocks_is_its_unpacked_one(native: NativeKernels, shapes: list[tuple[int, int, int]]) -> None:
     """Bit for bit, forward and backward, whatever the pieces."""
-    parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
-    x, dy = _halves(t, into, seed=7), _halves(t, outs * len(parts), seed=8)
-    how = smoothing(x.abs().amax(0).float(), parts)
-    adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6), 2.0)], 4)
-    results = []
-    try:
-        choose.use(native)
-        for unpacked in (True, False):
-            linear = Int8Linear(parts, *how, unpacked=unpacked)
-            products = linear.adapted(adapter, None)
-            y, z = products.forward(x, None)
-            dx, gradients = products.backward(dy, x, z, None, True)
-            assert dx is not None
-            results.append([y, dx, *gradients[0], linear.dense()])
-    finally:
-        choose.use(None)
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.equal(ours, theirs)
-    exact = PYTORCH.blocks_decode(parts)
-    assert (results[0][4] - exact).norm() < 0.02 * exact.norm()
+    mixtures = [("nf4",), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0")]
+    for kinds, (t, outs, into) in _cases(mixtures, shapes):
+        parts = [_blocks(kind, outs, into, seed=i, shuffled=i == 0) for i, kind in enumerate(kinds)]
+        x, dy = _halves(t, into, seed=7), _halves(t, outs * len(parts), seed=8)
+        how = smoothing(x.abs().amax(0).float(), parts)
+        adapter = Adapter([Member(0, outs, _random(4, into, seed=5), _random(outs, 4, seed=6), 2.0)], 4)
+        results = []
+        try:
+            choose.use(native)
+            for unpacked in (True, False):
+                linear = Int8Linear(parts, *how, unpacked=unpacked)
+                products = linear.adapted(adapter, None)
+                y, z = products.forward(x, None)
+                dx, gradients = products.backward(dy, x, z, None, True)
+                assert dx is not None
+                results.append([y, dx, *gradients[0], linear.dense()])
+        finally:
+            choose.use(None)
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.equal(ours, theirs)
+        exact = PYTORCH.blocks_decode(parts)
+        assert (results[0][4] - exact).norm() < 0.02 * exact.norm()
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "v"), [(1, 2), (3, 17), (5, 288), (2, 49152), (65, 1000)])
-@pytest.mark.parametrize("size", [0.01, 3.0, 100.0])
-def test_cross_entropy(lanes: NativeKernels, n: int, v: int, size: float) -> None:
-    logits = _halves(n, v, size=size)
-    targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
-    theirs_loss, theirs = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)
-    ours_loss, ours = lanes.cross_entropy(logits.clone(), targets, 0.037)
-    assert ours_loss == pytest.approx(theirs_loss, rel=1e-5, abs=1e-5 * n)
-    _close(ours, theirs, floor=1e-6)
-    expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-    assert ours_loss == pytest.approx(float(expected), rel=1e-5, abs=1e-5 * n)
+def test_cross_entropy(lanes: NativeKernels) -> None:
+    for (n, v), size in _cases([(1, 2), (3, 17), (5, 288), (2, 49152), (65, 1000)], [0.01, 3.0, 100.0]):
+        logits = _halves(n, v, size=size)
+        targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
+        theirs_loss, theirs = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)
+        ours_loss, ours = lanes.cross_entropy(logits.clone(), targets, 0.037)
+        assert ours_loss == pytest.approx(theirs_loss, rel=1e-5, abs=1e-5 * n)
+        _close(ours, theirs, floor=1e-6)
+        expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+        assert ours_loss == pytest.approx(float(expected), rel=1e-5, abs=1e-5 * n)
 
 
 def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(lanes: NativeKernels) -> None:
@@ -701,80 +697,78 @@ def _in_floats(operands: dict[str, Any]) -> dict[str, Any]:
 WINDOWS = [None, 1, 20, 1000]
 
 
-def _attention_cases() -> Iterator[Any]:
-    """Each layout with each shape, the windows in turns, so that each layout and each shape has them all; the rest of
-    the combinations is slow."""
-    for i, (layout, j, w) in enumerate(itertools.product(LAYOUTS, range(len(SHAPES)), range(len(WINDOWS)))):
-        fast = (i // (len(SHAPES) * len(WINDOWS)) + j) % len(WINDOWS) == w
-        yield pytest.param(*layout, *SHAPES[j], WINDOWS[w], marks=() if fast else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("bounds", "prefix", "heads", "n_kv", "d", "window"), _attention_cases())
-def test_attention(
-    native: NativeKernels, bounds: tuple[int, ...], prefix: int, heads: int, n_kv: int, d: int, window: int | None
-) -> None:
-    layout = Layout(bounds, prefix)
-    operands = _operands(layout, heads, n_kv, d)
-    exact, _ = PYTORCH.attend(**_in_floats(operands), window=window)
-    out, saved = native.attend(**operands, window=window)
-    assert out.dtype == HALVES
-    _near(out, exact)
-    dout = _halves(bounds[-1], heads, d, seed=5)
-    sums = [torch.zeros(2, prefix, n_kv, d) + 0.5 for _ in range(2)]
-    ours = native.attend_backward(
-        dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0][0], dprefix_v=sums[0][1]
+@cache
+def _exact_attention(
+    layout: Layout, heads: int, n_kv: int, d: int, window: int | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """In float32: what comes out, and the gradients of q, k, v and of the prefix's k and v, which begin at 0.5."""
+    operands, dout = _in_floats(_operands(layout, heads, n_kv, d)), _halves(layout.bounds[-1], heads, d, seed=5).float()
+    exact, _ = PYTORCH.attend(**operands, window=window)
+    sums = torch.zeros(2, layout.prefix, n_kv, d) + 0.5
+    grads = PYTORCH.attend_backward(
+        dout, **operands, out=exact, saved=torch.empty(0), window=window, dprefix_k=sums[0], dprefix_v=sums[1]
     )
-    theirs = PYTORCH.attend_backward(
-        dout.float(), **_in_floats(operands), out=exact, saved=torch.empty(0), window=window,
-        dprefix_k=sums[1][0], dprefix_v=sums[1][1],
-    )  # fmt: skip
-    size = max(float(x.abs().max()) for x in theirs)  # a row with one key has dq = dk = 0, in theory
-    for a, b in zip((*ours, sums[0][0], sums[0][1]), (*theirs, sums[1][0], sums[1][1]), strict=True):
-        assert a.isfinite().all()
-        if b.numel():
+    return exact, [*grads, *sums]
+
+
+@pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
+def test_attention(native: NativeKernels, heads: int, n_kv: int, d: int) -> None:
+    for (bounds, prefix), window in _cases(LAYOUTS, WINDOWS):
+        layout = Layout(bounds, prefix)
+        operands = _operands(layout, heads, n_kv, d)
+        exact, theirs = _exact_attention(layout, heads, n_kv, d, window)
+        out, saved = native.attend(**operands, window=window)
+        assert out.dtype == HALVES
+        _near(out, exact)
+        dout = _halves(bounds[-1], heads, d, seed=5)
+        sums = torch.zeros(2, prefix, n_kv, d) + 0.5
+        grads = native.attend_backward(
+            dout, **operands, out=out, saved=saved, window=window, dprefix_k=sums[0], dprefix_v=sums[1]
+        )
+        size = max(float(x.abs().max()) for x in theirs[:3])  # a row with one key has dq = dk = 0, in theory
+        for a, b in zip((*grads, *sums), theirs, strict=True):
+            assert a.isfinite().all()
+            if b.numel():
+                assert (a.double() - b.double()).abs().max() <= 0.02 * size
+                assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
+
+
+def test_attention_with_capped_scores_and_another_scale(native: NativeKernels) -> None:
+    """Kernels, PyTorch's operations, and PyTorch's autograd over the formula agree."""
+    shapes = [(4, 2, 16), (9, 3, 64), (4, 2, 24)]
+    for (heads, n_kv, d), scale, soft_cap in _cases(shapes, [None, 0.0625, 1.0], [None, 50.0, 2.0]):
+        layout = Layout((0, 65, 66, 131), 31)
+        operands, how = _operands(layout, heads, n_kv, d), {"window": 50, "scale": scale, "soft_cap": soft_cap}
+        out, saved = native.attend(**operands, **how)
+        dout = _halves(131, heads, d, seed=5)
+        sums = [torch.zeros(2, 31, n_kv, d) for _ in range(2)]
+        ours = native.attend_backward(
+            dout, **operands, out=out, saved=saved, dprefix_k=sums[0][0], dprefix_v=sums[0][1], **how
+        )
+        floats = _in_floats(operands)
+        exact, _ = PYTORCH.attend(**floats, **how)
+        _near(out, exact, mean=0.005)
+        theirs = PYTORCH.attend_backward(
+            dout.float(), **floats, out=exact, saved=torch.empty(0), dprefix_k=sums[1][0], dprefix_v=sums[1][1], **how
+        )
+        leaves = {name: floats[name].clone().requires_grad_() for name in ("q", "k", "v", "prefix_k", "prefix_v")}
+        PYTORCH.attend(**leaves, layout=layout, **how)[0].backward(dout.float())
+        size = max(float(x.abs().max()) for x in theirs)
+        for a, b, leaf in zip((*ours, *sums[0]), (*theirs, *sums[1]), leaves.values(), strict=True):
+            assert leaf.grad is not None
+            torch.testing.assert_close(b, leaf.grad, rtol=1e-3, atol=1e-5 * size)
             assert (a.double() - b.double()).abs().max() <= 0.02 * size
             assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
-
-
-@pytest.mark.parametrize("soft_cap", [None, 50.0, 2.0])
-@pytest.mark.parametrize("scale", [None, 0.0625, 1.0])
-@pytest.mark.parametrize(("heads", "n_kv", "d"), [(4, 2, 16), (9, 3, 64), (4, 2, 24)])
-def test_attention_with_capped_scores_and_another_scale(
-    native: NativeKernels, heads: int, n_kv: int, d: int, scale: float | None, soft_cap: float | None
-) -> None:
-    """Kernels, PyTorch's operations, and PyTorch's autograd over the formula agree."""
-    layout = Layout((0, 65, 66, 131), 31)
-    operands, how = _operands(layout, heads, n_kv, d), {"window": 50, "scale": scale, "soft_cap": soft_cap}
-    out, saved = native.attend(**operands, **how)
-    dout = _halves(131, heads, d, seed=5)
-    sums = [torch.zeros(2, 31, n_kv, d) for _ in range(2)]
-    ours = native.attend_backward(
-        dout, **operands, out=out, saved=saved, dprefix_k=sums[0][0], dprefix_v=sums[0][1], **how
-    )
-    floats = _in_floats(operands)
-    exact, _ = PYTORCH.attend(**floats, **how)
-    _near(out, exact, mean=0.005)
-    theirs = PYTORCH.attend_backward(
-        dout.float(), **floats, out=exact, saved=torch.empty(0), dprefix_k=sums[1][0], dprefix_v=sums[1][1], **how
-    )
-    leaves = {name: floats[name].clone().requires_grad_() for name in ("q", "k", "v", "prefix_k", "prefix_v")}
-    PYTORCH.attend(**leaves, layout=layout, **how)[0].backward(dout.float())
-    size = max(float(x.abs().max()) for x in theirs)
-    for a, b, leaf in zip((*ours, *sums[0]), (*theirs, *sums[1]), leaves.values(), strict=True):
-        assert leaf.grad is not None
-        torch.testing.assert_close(b, leaf.grad, rtol=1e-3, atol=1e-5 * size)
-        assert (a.double() - b.double()).abs().max() <= 0.02 * size
-        assert (a.double() - b.double()).norm() <= 0.008 * b.double().norm() + 0.003 * size * b.numel() ** 0.5
-    lengths = torch.tensor([1, 20])
-    q, k, v = _halves(2, heads, d, seed=6), _halves(2, 20, n_kv, d, seed=7), _halves(2, 20, n_kv, d, seed=8)
-    pk, pv = operands["prefix_k"].contiguous(), operands["prefix_v"].contiguous()
-    ours_cached = native.attend_cached(q, pk, pv, k, v, lengths, **how)
-    in_floats = [x.float() for x in (q, pk, pv, k, v)]
-    _near(ours_cached, PYTORCH.attend_cached(*in_floats, lengths, **how), worst=0.005)
-    queries = torch.zeros(20, heads, d)
-    queries[-1] = q[1].float()
-    full, _ = PYTORCH.attend(queries, *(x[1].float() for x in (k, v)), *in_floats[1:3], Layout((0, 20), 31), **how)
-    torch.testing.assert_close(PYTORCH.attend_cached(*in_floats, lengths, **how)[1], full[-1], rtol=1e-4, atol=1e-5)
+        lengths = torch.tensor([1, 20])
+        q, k, v = _halves(2, heads, d, seed=6), _halves(2, 20, n_kv, d, seed=7), _halves(2, 20, n_kv, d, seed=8)
+        pk, pv = operands["prefix_k"].contiguous(), operands["prefix_v"].contiguous()
+        ours_cached = native.attend_cached(q, pk, pv, k, v, lengths, **how)
+        in_floats = [x.float() for x in (q, pk, pv, k, v)]
+        _near(ours_cached, PYTORCH.attend_cached(*in_floats, lengths, **how), worst=0.005)
+        queries = torch.zeros(20, heads, d)
+        queries[-1] = q[1].float()
+        full, _ = PYTORCH.attend(queries, *(x[1].float() for x in (k, v)), *in_floats[1:3], Layout((0, 20), 31), **how)
+        torch.testing.assert_close(PYTORCH.attend_cached(*in_floats, lengths, **how)[1], full[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_attention_of_large_scores(native: NativeKernels) -> None:
@@ -791,69 +785,69 @@ def test_attention_of_large_scores(native: NativeKernels) -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_attention_repeats_bit_for_bit(native: NativeKernels, threads: int) -> None:
-    layout = Layout((0, 50, 90, 131), 37)
-    operands = _operands(layout, 9, 3, 64)
-    dout = _halves(131, 9, 64, seed=3)
-    results = []
-    torch.set_num_threads(threads)
-    try:
-        for _ in range(3):
-            out, saved = native.attend(**operands, window=50)
-            dk, dv = torch.zeros(37, 3, 64), torch.zeros(37, 3, 64)
-            grads = native.attend_backward(
-                dout, **operands, out=out, saved=saved, window=50, dprefix_k=dk, dprefix_v=dv
-            )
-            results.append([out, *grads, dk, dv])
-    finally:
-        torch.set_num_threads(1)
-    for again in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+def test_attention_repeats_bit_for_bit(native: NativeKernels) -> None:
+    for (threads,) in _cases([1, 2]):
+        layout = Layout((0, 50, 90, 131), 37)
+        operands = _operands(layout, 9, 3, 64)
+        dout = _halves(131, 9, 64, seed=3)
+        results = []
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(3):
+                out, saved = native.attend(**operands, window=50)
+                dk, dv = torch.zeros(37, 3, 64), torch.zeros(37, 3, 64)
+                grads = native.attend_backward(
+                    dout, **operands, out=out, saved=saved, window=50, dprefix_k=dk, dprefix_v=dv
+                )
+                results.append([out, *grads, dk, dv])
+        finally:
+            torch.set_num_threads(1)
+        for again in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
 
 
-@pytest.mark.parametrize(("heads", "n_kv"), [(9, 3), (3, 1), (8, 2), (7, 7)])
-def test_attention_of_heads_that_threads_share(native: NativeKernels, heads: int, n_kv: int) -> None:
+def test_attention_of_heads_that_threads_share(native: NativeKernels) -> None:
     """Where heads cannot be shared out evenly, the last are cut into parts: to the same results."""
-    layout = Layout((0, 300, 305, 480), 37)
-    operands = _operands(layout, heads, n_kv, 32)
-    dout = _halves(480, heads, 32, seed=3)
-    results = {}
-    try:
-        for threads in (1, 2, 3, 4, 5, 12):
-            torch.set_num_threads(threads)
-            out, saved = native.attend(**operands, window=None)
-            dk, dv = torch.zeros(37, n_kv, 32), torch.zeros(37, n_kv, 32)
-            grads = native.attend_backward(
-                dout, **operands, out=out, saved=saved, window=None, dprefix_k=dk, dprefix_v=dv
+    for ((heads, n_kv),) in _cases([(9, 3), (3, 1), (8, 2), (7, 7)]):
+        layout = Layout((0, 300, 305, 480), 37)
+        operands = _operands(layout, heads, n_kv, 32)
+        dout = _halves(480, heads, 32, seed=3)
+        results = {}
+        try:
+            for threads in (1, 2, 3, 4, 5, 12):
+                torch.set_num_threads(threads)
+                out, saved = native.attend(**operands, window=None)
+                dk, dv = torch.zeros(37, n_kv, 32), torch.zeros(37, n_kv, 32)
+                grads = native.attend_backward(
+                    dout, **operands, out=out, saved=saved, window=None, dprefix_k=dk, dprefix_v=dv
+                )
+                results[threads] = [out, *grads, dk, dv]
+        finally:
+            torch.set_num_threads(1)
+        for shared in results.values():
+            assert torch.equal(shared[0], results[1][0])
+            for a, b in zip(shared[1:], results[1][1:], strict=True):
+                assert (a.double() - b.double()).norm() <= 0.003 * b.double().norm()
+
+
+def test_cached_attention(lanes: NativeKernels) -> None:
+    for prefix, (heads, n_kv, d), window in _cases([0, 1, 45], SHAPES, [None, 1, 10, 50]):
+        lengths = torch.tensor([1, 7, 30, 12])
+        q = _halves(4, (heads + 2 * n_kv) * d).unflatten(1, (-1, d))[:, :heads]
+        k, v = _halves(4, 33, n_kv, d, seed=1), _halves(4, 33, n_kv, d, seed=2)
+        pk, pv = (_halves(prefix, n_kv, d, seed=s) if prefix else None for s in (3, 4))
+        floats = [None if x is None else x.float() for x in (q, pk, pv, k, v)]
+        exact = PYTORCH.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
+        _near(lanes.attend_cached(q, pk, pv, k, v, lengths, window), exact, worst=0.005)
+        # and both are the last row of the attention that training uses
+        for row, n in enumerate(lengths.tolist()):
+            queries = torch.zeros(n, heads, d)
+            queries[-1] = q[row].float()
+            layout = Layout((0, n), prefix)
+            full, _ = PYTORCH.attend(
+                queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window
             )
-            results[threads] = [out, *grads, dk, dv]
-    finally:
-        torch.set_num_threads(1)
-    for shared in results.values():
-        assert torch.equal(shared[0], results[1][0])
-        for a, b in zip(shared[1:], results[1][1:], strict=True):
-            assert (a.double() - b.double()).norm() <= 0.003 * b.double().norm()
-
-
-@pytest.mark.parametrize("prefix", [0, 1, 45])
-@pytest.mark.parametrize(("heads", "n_kv", "d"), SHAPES)
-@pytest.mark.parametrize("window", [None, 1, 10, 50])
-def test_cached_attention(lanes: NativeKernels, prefix: int, heads: int, n_kv: int, d: int, window: int | None) -> None:
-    lengths = torch.tensor([1, 7, 30, 12])
-    q = _halves(4, (heads + 2 * n_kv) * d).unflatten(1, (-1, d))[:, :heads]
-    k, v = _halves(4, 33, n_kv, d, seed=1), _halves(4, 33, n_kv, d, seed=2)
-    pk, pv = (_halves(prefix, n_kv, d, seed=s) if prefix else None for s in (3, 4))
-    floats = [None if x is None else x.float() for x in (q, pk, pv, k, v)]
-    exact = PYTORCH.attend_cached(*floats, lengths, window)  # type: ignore[arg-type]
-    _near(lanes.attend_cached(q, pk, pv, k, v, lengths, window), exact, worst=0.005)
-    # and both are the last row of the attention that training uses
-    for row, n in enumerate(lengths.tolist()):
-        queries = torch.zeros(n, heads, d)
-        queries[-1] = q[row].float()
-        layout = Layout((0, n), prefix)
-        full, _ = PYTORCH.attend(queries, k[row, :n].float(), v[row, :n].float(), floats[1], floats[2], layout, window)
-        torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
 
 
 # --- all together -----------------------------------------------------------------------------------------------------
@@ -891,22 +885,18 @@ def _step(
         choose.use(None)
 
 
-def _whole_cases() -> Iterator[Any]:
-    """int8 and nf4 with each instruction set; bf16, which has attention and small operations only, with each lane
-    width."""
-    for precision, names in (("int8", NAMES), ("nf4", NAMES), ("bf16", BY_LANES)):
-        for name, (architecture, overrides) in itertools.product(names, ARCHITECTURES):
-            slow = precision == "nf4" and architecture != "llama"
-            yield pytest.param(name, precision, architecture, overrides, marks=pytest.mark.slow if slow else ())
+# bf16 has attention and small operations only
+WHOLE = [(precision, name) for precision in ("int8", "nf4") for name in NAMES] + [("bf16", name) for name in BY_LANES]
 
 
-@pytest.mark.parametrize(("name", "precision", "architecture", "overrides"), _whole_cases())
-def test_a_whole_gradient(name: str, precision: str, architecture: str, overrides: tuple[tuple[str, int], ...]) -> None:
+@pytest.mark.parametrize(("precision", "name"), WHOLE)
+def test_a_whole_gradient(precision: str, name: str) -> None:
     """With either set of kernels the same step; dropout included, since masks are identical."""
-    ours = _whole(name, precision, architecture, overrides)
-    theirs = _whole(_native(name).qmax, precision, architecture, overrides)
-    assert ours[0] == pytest.approx(theirs[0], rel=0.01)
-    assert cosine(ours[1], theirs[1]) > (0.99 if precision == "int8" else 0.999)
+    for ((architecture, overrides),) in _cases(ARCHITECTURES):
+        ours = _whole(name, precision, architecture, overrides)
+        theirs = _whole(_native(name).qmax, precision, architecture, overrides)
+        assert ours[0] == pytest.approx(theirs[0], rel=0.01)
+        assert cosine(ours[1], theirs[1]) > (0.99 if precision == "int8" else 0.999)
 
 
 @pytest.mark.skipif(not {"amx", "avx512bf16"} <= {*NAMES}, reason="this CPU has no AMX")

@@ -168,7 +168,8 @@ def test_the_training_set_beside_the_score(val: Path, tmp_path: Path) -> None:
 def test_a_program_a_run_and_its_base(base: Path, run: Path, val: Path, tmp_path: Path) -> None:
     """M1, M2, M3 and a fourth: base, program over the base, run; one copy of the weights."""
     pytest.importorskip("dspy")
-    from rescoldo.optimize.optimizer import OptimizeConfig, optimize
+    from rescoldo.optimize.config import OptimizeConfig
+    from rescoldo.optimize.optimizer import optimize
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(5, 9)))
     program = tmp_path / "program"

@@ -193,7 +193,8 @@ def test_a_server_that_ignores_the_schema_is_found_out(role: str, topics: Path) 
 
 def test_optimizers_over_a_constrained_model(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("dspy")
-    from rescoldo.optimize.optimizer import OptimizeConfig, optimize
+    from rescoldo.optimize.config import OptimizeConfig
+    from rescoldo.optimize.optimizer import optimize
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(4)))
     constrained = f"constrained:{base}"

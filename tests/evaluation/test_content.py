@@ -200,7 +200,7 @@ Answering = Callable[[int], dict[str, Any]]
 @cache
 def measured_parts(*models: Answering | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
     parts = {f"{i}": answered(model) for i, model in enumerate(models)}
-    return measure_content(parts, ROLE, records("val"), training=training(), training_records=lambda: records("train"))
+    return measure_content(parts, ROLE, records("val"), training=training(), training_records=records("train"))
 
 
 @cache
@@ -410,7 +410,7 @@ def test_without_enough_answers_of_its_own() -> None:
     content = decision(build_comparison(parts, baseline="base", finetuned="finetuned"))["content"]
     assert (content["status"], content["evidence"]) == ("unknown", [])
     assert "diagnostics" in [one["kind"] for one in content["missing"]]
-    parts, found = measure_content(models, ROLE, few, training_records=lambda: records("train"), training=training())
+    parts, found = measure_content(models, ROLE, few, training_records=records("train"), training=training())
     assert found is not None
     assert (found["source"], found["answers"]) == ("training", 98)
     assert "copied_from_training" not in found["ranges"], "they would all copy themselves"
@@ -494,6 +494,62 @@ def test_free_text_and_json() -> None:
     assert found["input_words_used"] is None
     value = {"title": "Shop", "functional_requirements": [{"id": "FR001", "description": "x", "priority": "High"}] * 2}
     assert content_of(ROLE, json.dumps(value)).items == ["x", "x"]
+
+
+def test_the_layout_of_a_document_is_not_its_content(tmp_path: Path) -> None:
+    """The same answers on one line, as servers write JSON, measure the same: nothing is doubtful, repeats are seen."""
+    schema = {"type": "object", "properties": {"title": {"type": "string"}, "steps": {"type": "array", "items": {
+        "type": "object", "properties": {"text": {"type": "string"}}}}}}  # fmt: skip
+    spec = {"name": "plans", "input": "goal", "answer": "plan", "serialization": "json", "prompt": "{{ goal }}",
+            "metric": "valid", "schema": schema}  # fmt: skip
+    (tmp_path / "plans.yaml").write_text(json.dumps(spec))
+    role = get_role(str(tmp_path / "plans.yaml"))
+
+    def plan(i: int, *more: str) -> dict[str, Any]:
+        steps = [f"Order {i} metres of rope for boat {i}", f"Ask harbour {i} for a place", *more]
+        return {"title": f"Boat {i} in harbour {i}", "steps": [{"text": text} for text in steps]}
+
+    rows = [{"goal": f"Boat {i} in harbour {i} with {i} metres of rope", "plan": plan(i)} for i in range(12)]
+
+    def model(write: Callable[[int], str]) -> dict[str, Any]:
+        class Plans(Fake):
+            def prompt(self, record: dict[str, Any]) -> str:
+                return str(record["goal"])
+
+            def predict(self, records: Any, sampling: Any, on_progress: Any = None) -> Any:
+                yield from ((i, Prediction(write(i), True, 10, 0.5)) for i in range(len(records)))
+
+        return evaluate(Plans(), rows, role, Sampling())
+
+    ask = "Ask harbour {} for a place"
+    parts, _ = measure_content(
+        {
+            "own": model(lambda i: role.target(rows[i])),
+            "one line": model(lambda i: json.dumps(plan(i))),
+            "tight": model(lambda i: "```json\n" + json.dumps(plan(i), separators=(",", ":")) + "\n```"),
+            "repeating": model(lambda i: json.dumps(plan(i, ask.format(i)))),
+            "unknown key": model(lambda i: json.dumps({**plan(i), "more": "word " * 400})),
+        },
+        role, rows,
+    )  # fmt: skip
+    for name in ("one line", "tight"):
+        assert parts[name]["content"] == parts["own"]["content"]
+        assert parts[name]["diagnostics"] == parts["own"]["diagnostics"]
+    assert not parts["own"]["content"]["doubtful"]
+    assert parts["repeating"]["diagnostics"]["duplicate_descriptions"] == 12
+    assert parts["unknown key"]["content"]["by_measure"]["length"] == {"above": 12}, "nothing is left out"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
+).map(json.dumps))  # fmt: skip
+def test_a_rewritten_answer_is_the_same_document(text: str) -> None:
+    for role in (ROLE, get_role("po")):
+        written = role.rewritten(text)
+        assert role.rewritten(written) == written
+        assert repr(role.parse(written)[0]) == repr(role.parse(text)[0])
 
 
 def test_repeated_answers_count_once() -> None:

@@ -22,6 +22,7 @@ from tests.data.examples import record
 from tests.evaluation.fake import ROLE, Fake
 
 EVIL = '<script>console.error("ran")</script><img src=x onerror="console.error(1)"><!-- </div> {{ 7*7 }}'
+MARKS = "\x00\x07\x1b[31m\u202edesrever\u2066"  # a terminal or a browser would obey them
 LONG = "w" * 300
 CUT_OFF = """() => [...document.querySelectorAll('main *')].filter(e => {
   const box = e.getBoundingClientRect();
@@ -43,17 +44,44 @@ def document(repeats: int = 1) -> dict[str, Any]:
         ][index % 4]
 
     def evil(index: int, prediction: Prediction) -> Prediction:
-        return replace(prediction, text=EVIL + LONG if index % 2 else prediction.text)
+        return replace(prediction, text=EVIL + MARKS + LONG if index % 2 else prediction.text)
 
     records = [record(i) for i in range(5)]
-    records[1]["concept"] = EVIL + " " + LONG
+    records[1]["concept"] = EVIL + " " + MARKS + LONG
     models = {
         name: evaluate(Fake(edit), records, ROLE, Sampling(), repeats=repeats)
         for name, edit in (("baseline", evil), ("optimized", faulty), ("finetuned", lambda i, p: p))
     }
     models["baseline"]["spec"] = EVIL
+    models["finetuned"]["warnings"] = [LONG]
     return build_comparison(models, baseline="baseline", optimized="optimized", finetuned="finetuned",
                             metadata={"dataset": LONG + ".jsonl", "examples": 5, "role": "ba"})  # fmt: skip
+
+
+def test_figures_and_names_stay_in_one_piece(tmp_path: Path) -> None:
+    """Also beside names of models that are long: a table is rather as wide as the page, or scrolls."""
+    models = {
+        name: evaluate(Fake(), [record(i) for i in range(6)], ROLE, Sampling())
+        for name in ("baseline", "baseline_constrained", "optimized", "together", "finetuned")
+    }
+    found = build_comparison(models, baseline="baseline", finetuned="finetuned", metadata={})
+
+    def look(page: Any) -> None:
+        broken = """() => [...document.querySelectorAll('th, td')].slice(1).filter(e => {
+            const range = document.createRange(); range.selectNodeContents(e);
+            const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+            return lines > 1 && lines > e.textContent.trim().split(/[ \\n-]+/).length;
+        }).map(e => e.textContent)"""
+        assert page.evaluate(broken) == []
+
+    assert open_page(write_document(found, tmp_path / "c.json")[1], act=look).overflow == 0
+
+
+def test_a_long_address_of_a_judge_stays_in_the_verdict(tmp_path: Path) -> None:
+    path = write_document(document(), tmp_path / "c.json")[1]
+    path.write_text(path.read_text().replace('<p class="sentence">', f'<p class="sentence">{LONG} ', 1))
+    found = open_page(path, width=390, act=lambda page: page.evaluate("1"))
+    assert found.overflow == 0
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (320, True)])
@@ -71,6 +99,12 @@ def test_in_a_browser(width: int, dark: bool, tmp_path: Path) -> None:
         entry.click()
         assert page.locator(".raw[open] .text").first.is_visible()
         assert "finetuned" in page.locator("#key").inner_text()
+        colours = "e => getComputedStyle(e).color"
+        items = page.locator(".answer .document li")
+        assert items.count()
+        text = page.locator("body").evaluate(colours)
+        assert {item.evaluate(colours) for item in items.all()[:5]} == {text}, "an item of an answer is no fault"
+        assert page.locator(".answer .notes").first.evaluate(colours) != text
 
     found = open_page(path, width=width, dark=dark, act=open_all, screenshot=tmp_path / "page.png")
     assert (found.console, found.requests, found.overflow) == ([], [], 0)
@@ -78,6 +112,8 @@ def test_in_a_browser(width: int, dark: bool, tmp_path: Path) -> None:
     assert "rank 1, +40.0 points against the baseline" in found.text
     assert "HTTP 500: out of order" in found.text
     assert EVIL in found.text, "it is shown as the text that it is"
+    assert not set(path.read_text()) & set("\x00\x07\x1b\u202e\u2066")
+    assert "\ufffd[31m\ufffddesrever" in found.text
     assert found.background == ("rgb(23, 21, 19)" if dark else "rgb(251, 250, 248)")
 
 

@@ -94,7 +94,8 @@ def test_a_program_over_the_server_is_optimized_kept_loaded_and_compared(tmp_pat
     pytest.importorskip("dspy")
     from rescoldo.engine.types import Sampling
     from rescoldo.evaluation import Parts, compare
-    from rescoldo.optimize.optimizer import OptimizeConfig, optimize
+    from rescoldo.optimize.config import OptimizeConfig
+    from rescoldo.optimize.optimizer import optimize
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(3, 6)))
     val = write(tmp_path / "val.jsonl", record(0), record(1))

@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("RESCOLDO_TEST_KILLS", "3"))  # 20 take three minutes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("elastic"))
+    return make_folder(tmp_path_factory.mktemp("elastic"), gguf=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+IGNORED = (ROOT / ".containerignore").read_text(encoding="utf-8")
 TEXT = (ROOT / "Containerfile").read_text(encoding="utf-8")
 
 
@@ -39,6 +41,23 @@ def _copied(stage: list[tuple[str, str]]) -> list[str]:
 def test_what_is_copied_is_there() -> None:
     assert _copied(BUILD)
     assert all((ROOT / name).exists() for name in (*_copied(BUILD), *_copied(RUN)))
+
+
+def _sent(name: str) -> bool:
+    """Whether the ignore file lets a file or folder at the top be copied: the last pattern that matches decides."""
+    sent = True
+    for pattern in IGNORED.splitlines():
+        if fnmatch.fnmatchcase(name.split("/", maxsplit=1)[0], pattern.removeprefix("!").rstrip("/")):
+            sent = pattern.startswith("!")
+    return sent
+
+
+def test_what_is_copied_is_not_ignored() -> None:
+    """By podman or buildah, and by docker, which read files of different names."""
+    assert (ROOT / ".dockerignore").read_text(encoding="utf-8") == IGNORED
+    assert [name for name in (*_copied(BUILD), *_copied(RUN)) if not _sent(name)] == []
+    assert not _sent("artifacts")
+    assert not _sent(".venv")
 
 
 def test_it_runs_the_program_as_a_user_without_rights_and_without_a_compiler() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ from rescoldo.cli.watch import picture
 from rescoldo.report.curve import MOST_POINTS, Series, bounds, svg_chart, text_chart, thin
 from rescoldo.report.history import read_history
 from rescoldo.report.run_page import render, write_report
+from rescoldo.run.layout import RUN_FILE
 from rescoldo.run.status import read_status
 from rescoldo.training.start import train
 from tests.browser import open_page
@@ -207,3 +209,13 @@ def test_watch_on_80_columns(finished, tmp_path):
     assert "loss by step" in done.stdout
     found = json.loads(rescoldo(tmp_path, "watch", str(finished), "--json").stdout)
     assert len(found["curves"]["val_loss"]) == 3  # the first before the training
+
+
+def test_the_numbers_of_examples_come_from_the_run_s_record(finished):
+    record = json.loads((finished / RUN_FILE).read_text())
+    assert record["examples"].keys() == {"train", "val"}
+    text = html.unescape(render(finished))
+    for name, number in record["examples"].items():
+        assert f"{record['config'][name]}: {number} examples" in text
+    (finished / RUN_FILE).write_text(json.dumps({**record, "examples": {"train": "many"}}))
+    assert render(finished).count("? examples") == 2

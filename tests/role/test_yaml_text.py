@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rescoldo.role.prompt import dump_yaml
 from rescoldo.role.yaml_text import MAX_DEPTH, MAX_NODES, YamlRefusedError, parse_yaml
 
 ANY = st.recursive(
@@ -105,3 +106,11 @@ def test_bounds(text: str) -> None:
     with pytest.raises(YamlRefusedError):
         parse_yaml(text)
     assert time.monotonic() - started < 2
+
+
+@given(
+    st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=6)
+)
+@example(["a\x85b", {"\x85": "\u2028 \u2029"}, "a\nb", ""])
+def test_what_is_written_is_read_back(value: Any) -> None:
+    assert parse_yaml(dump_yaml(value)) == value

@@ -15,7 +15,7 @@ from rescoldo.cli.keeper import keep
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
 from rescoldo.run.detach import start_detached, train_command
-from rescoldo.run.layout import EXIT_FILE, LOG_FILE
+from rescoldo.run.layout import ERROR_FILE, EXIT_FILE, LOG_FILE
 from rescoldo.run.status import read_status
 from tests.run.common import environment, rescoldo, tiny_run, wait_for
 
@@ -116,6 +116,20 @@ def test_keeper_notes_the_end_and_tells(tmp_path):
     assert (ended["signal"], ended["oom_kill"]) == (9, False)
     assert json.loads(told.read_text())["status"] == "died"
     assert keep(tmp_path, "", [sys.executable, "-c", "raise SystemExit(4)"]) == 4
+
+
+def test_the_error_that_ended_a_run_is_kept_as_data(tmp_path):
+    (tmp_path / ERROR_FILE).write_text('{"pid": 1, "what": "of an earlier run"}')
+    program = "import sys; from rescoldo.cli.main import main; sys.argv = ['rescoldo', 'train', '--no-such']; main()"
+    assert keep(tmp_path, "", [sys.executable, "-c", program]) == 2
+    error = (read_json(tmp_path / EXIT_FILE) or {})["error"]
+    assert error["what"] == "there is no option --no-such"
+    assert "--help" in error["fix"] or "did you mean" in error["fix"]
+    assert not (tmp_path / ERROR_FILE).exists()
+    assert read_status(tmp_path).why.startswith("there is no option --no-such\n  → ")
+    said = "print('error: not an error of ours'); raise SystemExit(2)"
+    assert keep(tmp_path, "", [sys.executable, "-c", said]) == 2
+    assert (read_json(tmp_path / EXIT_FILE) or {})["error"] is None
 
 
 def test_a_command_that_fails_is_named(tmp_path, capfd):

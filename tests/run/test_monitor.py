@@ -19,6 +19,7 @@ from rescoldo.run import monitor
 from rescoldo.run.guard import MemoryGuard, cap_after_kill
 from rescoldo.run.layout import read_timings
 from rescoldo.run.monitor import Monitor
+from rescoldo.run.signals import EndedBySignal
 from rescoldo.run.state import read_state
 from rescoldo.system import causes as looking
 from rescoldo.system import clock as clocks
@@ -48,6 +49,18 @@ class Ears:
 @pytest.fixture
 def watcher(tmp_path):
     return Monitor(tmp_path, Ears())
+
+
+def test_a_signal_while_it_starts_is_in_the_state(watcher, monkeypatch, tmp_path):
+    def start() -> None:
+        raise EndedBySignal(signal.SIGTERM)
+
+    monkeypatch.setattr(watcher._thread, "start", start)
+    with pytest.raises(EndedBySignal):
+        watcher.__enter__()
+    state = read_state(tmp_path)
+    assert state is not None
+    assert (state.phase, state.signal) == ("stopped", signal.SIGTERM)
 
 
 def test_figures_of_the_system_are_there():

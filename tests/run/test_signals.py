@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -74,3 +75,72 @@ def test_while_loading_a_signal_ends_at_once_whatever_swallows_exceptions():
     with pytest.raises(EndedBySignal, match="SIGTERM"), EndAtOnce(), contextlib.suppress(Exception):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Dropped:
+    """Something with a weak reference whose callback gets the signal, as those of the import locks can."""
+
+
+def swallow(number: int) -> None:
+    """Receive a signal where the exception is printed and dropped."""
+    thing = Dropped()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+    del thing
+    assert reference() is None
+
+
+SWALLOWED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@SWALLOWED
+def test_a_signal_whose_exception_was_dropped_is_raised_again_while_work_goes_on():
+    before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+
+    def work() -> None:
+        swallow(signal.SIGTERM)
+        while time.monotonic() < began + 20:
+            time.sleep(0.01)
+
+    with pytest.raises(EndedBySignal, match="SIGTERM"), EndAtOnce():
+        work()
+    assert time.monotonic() < began + 10
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0
+
+
+@SWALLOWED
+def test_a_signal_whose_exception_was_dropped_ends_the_context():
+    with pytest.raises(EndedBySignal, match="SIGTERM"), EndAtOnce():
+        swallow(signal.SIGTERM)
+
+
+@SWALLOWED
+def test_a_signal_whose_exception_was_dropped_is_known_to_what_comes_after():
+    with EndAtOnce():
+        swallow(signal.SIGTERM)
+        with Interruption() as interruption:
+            assert interruption.received == signal.SIGTERM
+            time.sleep(0.6)  # nothing is raised in here
+
+    def nested() -> None:
+        swallow(signal.SIGHUP)
+        with EndAtOnce():
+            pytest.fail("it was entered")
+
+    with pytest.raises(EndedBySignal, match="SIGHUP"), EndAtOnce():
+        nested()
+
+
+def test_cleaning_up_after_a_signal_is_not_disturbed():
+    cleaned = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            time.sleep(0.6)
+            cleaned.append(True)
+
+    with pytest.raises(EndedBySignal), EndAtOnce():
+        work()
+    assert cleaned

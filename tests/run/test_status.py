@@ -153,11 +153,15 @@ def test_failed_says_why(output, dead):
 
 
 def test_failed_before_it_wrote_anything(output, dead):
-    (output / "run.log").write_text("FASE 8.4\nerror: --train: nothing in it\n  → fill it\n")
+    (output / "run.log").write_text("FASE 8.4\nerror: an error of an earlier run\n")
+    error = {"pid": dead[0], "what": "nothing in it", "where": "--train", "fix": "fill it"}
     ended = {"pid": dead[0], "start": dead[1], "time": 1.0, "returncode": 2, "signal": 0, "oom_kill": False}
-    (output / EXIT_FILE).write_text(json.dumps(ended))
+    (output / EXIT_FILE).write_text(json.dumps({**ended, "error": error}))
     found = read_status(output)
     assert (found.status, found.why) == ("failed", "--train: nothing in it\n  → fill it")
+    for nothing in (None, "x", {}, {**error, "what": 3}):
+        (output / EXIT_FILE).write_text(json.dumps({**ended, "error": nothing}))
+        assert read_status(output).why == "exit code 2"
 
 
 def test_stopped_and_finished(output, dead):

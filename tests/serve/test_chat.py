@@ -93,6 +93,7 @@ def test_a_conversation_remembers_until_it_is_reset(
 
 
 def test_a_terminal_obeys_nothing_that_a_model_says() -> None:
+    assert printable("a\r\nb\u202ec\u2066d\u200fe") == "a\nb\ufffdc\ufffdd\u200fe", "no text runs backwards"
     assert printable("a\x1b[2Jb\r\x9b1m\tñ 漢\u3000👩‍👧\n\x07") == "a\ufffd[2Jb\ufffd\ufffd1m\tñ 漢\u3000👩‍👧\n\ufffd"
 
 

@@ -176,7 +176,7 @@ def test_a_tracker_that_fails_or_hangs_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     monkeypatch.setattr(Broken, "fails", fails)
-    monkeypatch.setattr(tracking, "Wandb", Broken)
+    monkeypatch.setitem(tracking.CLIENTS, "wandb", Broken)
     monkeypatch.setattr(tracking, "END_SECONDS", 0.3)
     began = time.monotonic()
     result, told = run(tmp_path, "wandb")

@@ -7,6 +7,7 @@ keeper itself is killed. `python -m rescoldo.cli.keeper OUTPUT ON_EXIT COMMAND�
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from rescoldo.files import write_json
-from rescoldo.run.layout import EXIT_FILE
+from rescoldo.files import read_json, write_json
+from rescoldo.run.exits import VARIABLE
+from rescoldo.run.layout import ERROR_FILE, EXIT_FILE
 from rescoldo.run.lock import process_start
 from rescoldo.run.notify import run_on_exit
 from rescoldo.run.status import read_status
@@ -25,7 +27,9 @@ from rescoldo.system.cgroup import oom_kills
 def keep(output: Path, on_exit: str, command: list[str]) -> int:
     """Run `command` to its end, write exit.json, run the user's `on_exit` command. Returns the exit code."""
     before = oom_kills()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    error_file = output.absolute() / ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, VARIABLE: str(error_file)})
     start = process_start(child.pid)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -36,6 +40,7 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
         signal.signal(one, pass_on)
     code = child.wait()
     number = -code if code < 0 else 0
+    error = read_json(error_file)
     document = {
         "pid": child.pid,
         "start": start,
@@ -43,10 +48,12 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
         "signal": number,
         "oom_kill": oom_kills() > before,
         "time": time.time(),
+        "error": error if error is not None and error.get("pid") == child.pid else None,
     }
     with contextlib.suppress(OSError):
         write_json(output / EXIT_FILE, document)
-    if read_status(output).status == "died":  # it could not say so on its own page
+        error_file.unlink(missing_ok=True)
+    if read_status(output).kind.silent:
         from rescoldo.report.run_page import write_report
 
         write_report(output, lambda text: print(f"⚠️  {text}", flush=True))

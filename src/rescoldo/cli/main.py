@@ -43,6 +43,7 @@ from rescoldo.cli.verify import verify
 from rescoldo.cli.watch import EXAMPLE as WATCH_EXAMPLE
 from rescoldo.cli.watch import watch
 from rescoldo.errors import EXIT_FAILURE, EXIT_INTERRUPTED, RescoldoError
+from rescoldo.run.exits import note_error
 from rescoldo.run.streams import fill_absent
 from rescoldo.system.cgroup import hold_libraries_to_quota
 from rescoldo.version import __version__
@@ -150,11 +151,12 @@ def _memory_errors() -> Iterator[None]:
 def _refused(error: RescoldoError) -> int:
     """Say what is wrong; with --json on standard output too, where a program reads. Returns the exit code."""
     if "--json" in sys.argv:
-        document = {"status": "failed", "error": str(error), "what": error.what, "where": error.where, "fix": error.fix}
+        document = {"status": "failed", "error": str(error), **error.document()}
         with contextlib.suppress(OSError):  # it may be that very output that cannot be written
             print(json.dumps(document, ensure_ascii=False), flush=True)
     with contextlib.suppress(OSError):  # a terminal that is gone: the exit code says it still
         print(f"error: {error}", file=sys.stderr, flush=True)
+    note_error(error)
     return error.exit_code
 
 

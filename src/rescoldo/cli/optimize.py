@@ -69,7 +69,7 @@ def optimize(
     check_number("--concurrency", concurrency, whole=True, ge=1, le=1000)
     check_number("--timeout", timeout, gt=0, le=1e6)
     from rescoldo.models.server import ServerOptions
-    from rescoldo.optimize.optimizer import OptimizeConfig
+    from rescoldo.optimize.config import OptimizeConfig
     from rescoldo.optimize.optimizer import optimize as run_optimizer
 
     config = OptimizeConfig(

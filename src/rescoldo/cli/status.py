@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
-MARKS = {
-    "running": "▶",
-    "starting": "▶",
-    "paused": "⏸",
-    "finished": "✅",
-    "stopped": "⏸",
-    "failed": "❌",
-    "died": "❌",
-}
 SILENT_SECONDS = 60.0  # without a sign of life of a run that lives: it gives one every second
 TAIL_BYTES = 1 << 20
 
@@ -64,9 +55,9 @@ def status(output: Output = None, json_: AsJson = False) -> None:
     if json_:
         print(json.dumps(found.as_json(), ensure_ascii=False))
     else:
-        for line in describe(found.as_json()):
+        for line in describe(found):
             print(line)
-    if found.status in ("failed", "died"):
+    if found.kind.failed:
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -75,7 +66,7 @@ def renew_report(found: Status) -> None:
     in the foreground has nobody who would note that it was killed)."""
     from rescoldo.run.layout import REPORT_FILE
 
-    if found.status not in ("stopped", "failed", "died"):
+    if not found.kind.ended:
         return
     where = Path(found.trial or found.output)
     with contextlib.suppress(OSError):
@@ -86,20 +77,21 @@ def renew_report(found: Status) -> None:
             write_report(where, lambda text: None)
 
 
-def describe(found: dict[str, Any]) -> Iterator[str]:
-    """The lines of `status` for the document that `--json` prints."""
+def describe(found: Status) -> Iterator[str]:
+    """The lines of `status`."""
     from rescoldo.units import clock, gigabytes, when
 
-    state, kind = found["state"], found["status"]
-    phase = f", {state['phase']}" if kind == "running" and state else ""
-    pid = f" (process {found['pid']})" if found["pid"] and kind in ("running", "starting", "paused") else ""
-    yield f"{MARKS.get(kind, '·')} {kind}{phase}{pid}: {found['output']}"
-    if found["sweep"]:
-        yield f"  sweep        {found['sweep']}"
-    if found["why"]:
-        yield f"  reason       {found['why']}"
-    if found["base_model"]:
-        yield f"  base model   {found['base_model']}, started {when(found['started'])}"
+    state, kind = found.state, found.kind
+    now = kind.active and kind.reports
+    phase = f", {state['phase']}" if now and state else ""
+    pid = f" (process {found.pid})" if found.pid and kind.alive else ""
+    yield f"{kind.mark} {found.status}{phase}{pid}: {found.output}"
+    if found.sweep:
+        yield f"  sweep        {found.sweep}"
+    if found.why:
+        yield f"  reason       {found.why}"
+    if found.base_model:
+        yield f"  base model   {found.base_model}, started {when(found.started)}"
     if state.get("steps"):
         loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
         loss += "" if state["val_loss"] is None else f", validation {state['val_loss']:.4f}"
@@ -112,32 +104,32 @@ def describe(found: dict[str, Any]) -> Iterator[str]:
             else (f", validation {before:.4f} before training")
         )
         yield f"  epoch        {state['epoch']} of {state['epochs']}, step {state['step']} of {state['steps']}{loss}"
-    if kind in ("running", "paused") and state.get("tokens_per_second"):
+    if kind.reports and state.get("tokens_per_second"):
         yield f"  speed        {state['tokens_per_second']:.0f} tokens/s"
     left = state.get("seconds_left")
-    if kind == "running" and left is not None:
+    if now and left is not None:
         guess = "" if state.get("tokens_per_second") else " (estimated: no training step is done yet)"
         yield f"  time left    {clock(left)}, finished at about {when(time.time() + left)}{guess}"
-    if kind == "running" and state and time.time() - state["updated"] > SILENT_SECONDS:
+    if now and state and time.time() - state["updated"] > SILENT_SECONDS:
         yield f"  ⚠️  it has given no sign of life for {clock(time.time() - state['updated'])}"
         yield "      → its container may be frozen, the machine overloaded, or a disk may not answer"
-    if kind == "running" and state.get("memory_bytes"):
+    if now and state.get("memory_bytes"):
         yield (
             f"  memory       {gigabytes(state['memory_bytes'])}, at most {gigabytes(state['peak_memory_bytes'])}, "
             f"{gigabytes(state['free_bytes'])} free"
         )
-    if found["checkpoint"]:
-        yield f"  checkpoint   {found['checkpoint']}, {clock(found['checkpoint_age'] or 0)} ago"
+    if found.checkpoint:
+        yield f"  checkpoint   {found.checkpoint}, {clock(found.checkpoint_age or 0)} ago"
     if state.get("checkpoint_error"):
         yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
     for trouble in state.get("troubles", [])[-3:]:
         yield f"  ⚠️  {when(trouble.get('time', 0))}: {trouble.get('what')}"
-        if kind in ("running", "starting"):  # afterwards nothing can be done about it
+        if kind.active:  # afterwards nothing can be done about it
             yield f"      → {trouble.get('remedy')}"
-    if found["log"]:
-        yield f"  log          {found['log']}"
-    if found["next"]:
-        yield f"  → {found['next']}"
+    if found.log:
+        yield f"  log          {found.log}"
+    if found.next:
+        yield f"  → {found.next}"
 
 
 def logs(
@@ -210,7 +202,7 @@ def stop(
 
     where = chosen(output)
     found = require_run(where)
-    if found.status == "unknown":
+    if found.kind.elsewhere:
         raise RescoldoError(found.why, where=str(where), fix="log in there", exit_code=EXIT_FAILURE)
     sent = found.alive and send_to(where, signal.SIGTERM)
     if sent and not json_:
@@ -222,7 +214,7 @@ def stop(
     if json_:
         print(json.dumps({**found.as_json(), "stopped_now": sent}, ensure_ascii=False))
     else:
-        for line in describe(found.as_json()):
+        for line in describe(found):
             print(line)
     if found.alive:
         raise typer.Exit(EXIT_FAILURE)
@@ -243,14 +235,13 @@ def list_(
     for path in [*known_runs(), *find_runs(folders or [])]:
         found = read_status(path)
         renew_report(found)
-        if found.status != "never":
+        if found.kind.exists:
             seen.setdefault(str(path.resolve()), found)
     if json_:
         print(json.dumps({"runs": [found.as_json() for found in seen.values()]}, ensure_ascii=False))
         return
     for found in seen.values():
-        state = found.state
-        share = "100 %" if found.status == "finished" else f"{100 * state.get('share', 0):.0f} %"
-        print(f"{MARKS.get(found.status, '·')} {found.status:<9} {share:>5}  {found.base_model:<24} {found.output}")
+        share = f"{100 * found.share:.0f} %"
+        print(f"{found.kind.mark} {found.status:<9} {share:>5}  {found.base_model:<24} {found.output}")
     if not seen:
         print(f"no run is known here; `{program()} list FOLDER` searches a folder")

@@ -103,15 +103,14 @@ def picture(where: Path, found: Status, width: int, encoding: str, height: int =
     history = read_history(Path(found.trial or where))
     dots = ("·", "●") if "utf" in encoding.lower() else (".", "o")
     series = [Series("training", history.train_loss, dots[0]), Series("validation", history.val_loss, dots[1])]
-    share = 1.0 if found.status == "finished" else float(found.state.get("share") or 0.0)
-    lines = list(describe(found.as_json()))
+    lines = list(describe(found))
     room = height - sum(-(-len(line) // width) for line in lines) - 3  # the bar, the legend, the rule above the log
     log_lines = min(LOG_LINES, max(2, room // 3))
     rows = min(CHART_LINES, max(5, room - log_lines))
     chart = [f"loss by step: {dots[0]} training  {dots[1]} validation", *text_chart(series, width, rows)]
     parts: list[RenderableType] = [
         *(Text(line, overflow="fold") for line in lines),
-        ProgressBar(total=1.0, completed=share, width=width),
+        ProgressBar(total=1.0, completed=found.share, width=width),
         Text(""),  # the bar ends no line
         *(Text(line, no_wrap=True) for line in chart),
     ]

@@ -53,7 +53,7 @@ def _work(place: Place, job: dict[str, object]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         place.end(error.exit_code, error=str(error))
         return error.exit_code
-    if result.status == "interrupted" and not place.stopping:
+    if result.interrupted and not place.stopping:
         reporter.say("the machines of this run change: continuing from here with those that are there")
         return AGAIN
     place.end(128 + result.signal if result.signal else 0, summary=result.summary())

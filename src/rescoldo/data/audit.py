@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.data.chat_template import tools_of
-from rescoldo.data.preferences import Form, form_of, preference_lines
+from rescoldo.data.preferences import form_of, preference_lines
 from rescoldo.data.records import is_prose, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, is_text, read_documents, text_rows
@@ -90,7 +90,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             _audit_text(path, file)
             result.files.append(file)
             continue
-        form = form_of(path) if role.spec.format == "conversation" else None
+        form = form_of(path) if role.spec.conversational else None
         if form is not None:
             entries.append(_audit_preferences(path, role, form, file))
             result.files.append(file)
@@ -116,7 +116,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     return result
 
 
-def _audit_preferences(path: Path, role: Role, form: Form, file: FileAudit) -> list[_Entry]:
+def _audit_preferences(path: Path, role: Role, form: str, file: FileAudit) -> list[_Entry]:
     """Preferences: what is wrong with each line. Several of one prompt are usual."""
     entries: list[_Entry] = []
     for line, judgements, faults in preference_lines(path, role, form):

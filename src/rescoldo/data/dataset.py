@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.data.audit import key_of
-from rescoldo.data.records import Record, read_records
+from rescoldo.data.records import read_records
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.data.template_check import check_template
 from rescoldo.data.text import KEY, LIKENESS, Document, chosen, is_text, read_documents, text_windows
@@ -18,6 +18,7 @@ from rescoldo.engine.types import Example, Judged
 from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role
+from rescoldo.role.record import Record
 
 
 @dataclass(frozen=True)

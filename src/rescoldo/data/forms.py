@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rescoldo.data import dataset, preferences
 from rescoldo.data.dataset import Dataset
@@ -12,18 +12,18 @@ from rescoldo.data.preference_dataset import preference_dataset
 from rescoldo.data.teaching import Beside, Teaching
 from rescoldo.role import Role
 
-AnyForm = Literal["answers"] | preferences.Form
+ANSWERS = "answers"  # the form of a file whose lines are learned as they are; the others: preferences.FORMS
 
 
-def check_dataset(path: Path, role: Role, form: AnyForm = "answers") -> Sequence[Any]:
+def check_dataset(path: Path, role: Role, form: str = ANSWERS) -> Sequence[Any]:
     """The records of a file, checked, for read_dataset.
 
     Raises:
         RescoldoError: one error that names file, line and field of the first faults.
     """
-    if form == "answers":
-        return dataset.check_dataset(path, role)
-    return preferences.read_preferences(path, role, form)
+    if form in preferences.FORMS:
+        return preferences.read_preferences(path, role, form)
+    return dataset.check_dataset(path, role)
 
 
 def read_dataset(
@@ -35,7 +35,7 @@ def read_dataset(
     records: Sequence[Any] | None = None,
     teaching: Teaching | None = None,
     beside: Beside | None = None,
-    form: AnyForm = "answers",
+    form: str = ANSWERS,
 ) -> Dataset:
     """Tokenize a file; read it, unless its `records` are given, as check_dataset returned them.
 
@@ -45,6 +45,6 @@ def read_dataset(
     Raises:
         RescoldoError: faults in the file, or nothing left to use.
     """
-    if form == "answers":
-        return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)
-    return preference_dataset(path, role, tokenizer, max_length, limit, form, records)
+    if form in preferences.FORMS:
+        return preference_dataset(path, role, tokenizer, max_length, limit, form, records)
+    return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.data.dataset import Dataset, Overrun, digest, inputs_of, short
-from rescoldo.data.preferences import Form, Judgement, read_preferences
-from rescoldo.data.records import Record
+from rescoldo.data.preferences import FORMS, Judgement, read_preferences
 from rescoldo.data.template_check import check_template
 from rescoldo.data.tokenize import refuse_control_tokens, tokenize_records
 from rescoldo.engine.types import Example, Judged, Pair
@@ -16,6 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import sha256
 from rescoldo.role import Role, get_role
 from rescoldo.role.conversation import Asked, Conversation
+from rescoldo.role.record import Record
 
 
 def preference_dataset(
@@ -24,7 +24,7 @@ def preference_dataset(
     tokenizer: Any,
     max_length: int,
     limit: int | None,
-    form: Form,
+    form: str,
     judgements: Sequence[Judgement] | None = None,
 ) -> Dataset:
     """As data.dataset.read_dataset. A line of which one answer is longer than max_length is left out.
@@ -47,18 +47,19 @@ def preference_dataset(
 
     sequences = iter(tokenized(flat))
     answers = [tuple(next(sequences) for _ in judgement.answers) for judgement in judgements]
-    others = _mismatched(judgements, tokenized) if form == "judged" else [None] * len(judgements)
+    single = FORMS[form].single
+    others = _mismatched(judgements, tokenized) if single else [None] * len(judgements)
     examples: list[Example] = []
     names: list[str] = []
     overruns: list[Overrun] = []
     for judgement, own, other in zip(judgements, answers, others, strict=True):
         line = judgement.answers[0].line
         first, *rest = own
-        if first is None or any(one is None for one in rest) or (form == "judged" and other is None):
+        if first is None or any(one is None for one in rest) or (single and other is None):
             overruns.append(Overrun(line))
             continue
         names.append(f"{path.name}:{line} ({short(generic.key(judgement.answers[0]))})")
-        if form == "pairs":
+        if not single:
             assert rest[0] is not None
             examples.append(Pair(first.tokens, first.n_prompt, first.weights, rejected=rest[0]))
         else:

@@ -15,19 +15,19 @@ Each answer becomes a conversation of the generic role, and is checked and token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rescoldo.data.records import Line, Record, is_prose, read_lines, refusal
+from rescoldo.data.records import Line, is_prose, read_lines, refusal
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.role.conversation import COMPLETIONS, LISTED
 from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED, unreviewed
+from rescoldo.role.record import Record
 
-Form = Literal["pairs", "judged"]
 ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _NOTED = frozenset(  # what publishers of pairs note about the two answers
     f"{first}{joint}{second}"
@@ -36,6 +36,25 @@ _NOTED = frozenset(  # what publishers of pairs note about the two answers
     for note in ("score", "rating", "model", "source", "avg_rating", "reward")
     for first, second in ((side, note), (note, side))
 )
+
+
+@dataclass(frozen=True)
+class PreferenceForm:
+    """What a line of preference data is learned as.
+
+    Attributes:
+        wanted: what each line must have, in words.
+        single: each answer by itself, as a good or a bad one; else the two answers of a pair together.
+    """
+
+    wanted: str
+    single: bool = False
+
+
+FORMS: Mapping[str, PreferenceForm] = {
+    "pairs": PreferenceForm("a chosen and a rejected answer"),
+    "judged": PreferenceForm("a label (true or false), or chosen and rejected", single=True),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class Judgement:
     good: bool = True
 
 
-def form_of(path: Path) -> Form | None:
+def form_of(path: Path) -> str | None:
     """What a file of preferences holds, as its first record says; None for a file of other data.
 
     Raises:
@@ -66,7 +85,7 @@ def form_of(path: Path) -> Form | None:
     return "judged" if any(isinstance(record.get(key), bool) for key in JUDGED) else None
 
 
-def preference_lines(path: Path, role: Role, form: Form) -> Iterator[tuple[Line, list[Judgement], list[Fault]]]:
+def preference_lines(path: Path, role: Role, form: str) -> Iterator[tuple[Line, list[Judgement], list[Fault]]]:
     """Each line of a file of preferences with what is learned of it and what is wrong with it. As "judged" a pair is a
     good and a bad answer.
 
@@ -87,7 +106,7 @@ def preference_lines(path: Path, role: Role, form: Form) -> Iterator[tuple[Line,
         yield line, [] if errors else judgements, errors
 
 
-def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
+def read_preferences(path: Path, role: Role, form: str) -> list[Judgement]:
     """All lines of a file of preferences, checked.
 
     Raises:
@@ -107,11 +126,11 @@ def read_preferences(path: Path, role: Role, form: Form) -> list[Judgement]:
     return found
 
 
-def _judgements(record: dict[str, Any], role: Role, generic: Role, form: Form) -> tuple[list[Judgement], list[Finding]]:
+def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) -> tuple[list[Judgement], list[Finding]]:
     """A line as what is learned of it, or what is wrong with it."""
     names = next((pair for pair in ANSWERS if any(name in record for name in pair)), None)
     if names is None:
-        return _judged(record, role, generic) if form == "judged" else ([], [_not(record, "chosen", form)])
+        return _judged(record, role, generic) if FORMS[form].single else ([], [_not(record, "chosen", form)])
     marks = [key for key in JUDGED if isinstance(record.get(key), bool)]
     if marks:
         return [], [
@@ -130,7 +149,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: Form) -
         return [], [Finding(names[1], "prompt", what)]
     if chosen["turns"].whole.messages[-1] == rejected["turns"].whole.messages[-1]:
         return [], [Finding(names[1], "same", f"is the same answer as {names[0]}: nothing is preferred")]
-    if form == "pairs":
+    if not FORMS[form].single:
         return [Judgement((chosen, rejected))], []
     return [Judgement((chosen,)), Judgement((rejected,), good=False)], []
 
@@ -157,16 +176,15 @@ def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Jud
     return [Judgement((Record(generic.read(plain)),), record[marks[0]])], []
 
 
-def _not(record: dict[str, Any], key: str, form: Form) -> Finding:
-    wanted = {"pairs": "a chosen and a rejected answer", "judged": "a label (true or false), or chosen and rejected"}
+def _not(record: dict[str, Any], key: str, form: str) -> Finding:
     return Finding(
-        key, "missing", f"is missing: {wanted[form]} are wanted in each line, this one has {', '.join(record)[:80]}"
+        key, "missing", f"is missing: expected {FORMS[form].wanted} in each line, this one has {', '.join(record)[:80]}"
     )
 
 
 def _is_of(record: dict[str, Any], role: Role) -> bool:
     """Whether a line asks as the role does, and is not a conversation."""
-    return role.spec.format != "conversation" and role.input in record
+    return not role.spec.conversational and role.input in record
 
 
 def _findings(plain: dict[str, Any], role: Role, *, answers: bool = True) -> list[Finding]:

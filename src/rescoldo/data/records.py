@@ -16,6 +16,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
+from rescoldo.role.record import Record
 from rescoldo.role.role import FOREIGN
 
 MAX_LINE_BYTES = 4 << 20
@@ -25,16 +26,6 @@ TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".text")  # of documents: see data.
 SHOWN = 5  # faults that an error message lists
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
-
-
-class Record(dict[str, Any]):
-    """A record of the dataset as it stands in the file (unknown keys kept), read by its role (Role.read).
-
-    Attributes:
-        line: its line in the file, from 1 (see read_lines).
-    """
-
-    line: int = 0
 
 
 @dataclass

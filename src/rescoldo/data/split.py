@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rescoldo.data.audit import by_words, input_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
-from rescoldo.data.preferences import Form, form_of, read_preferences
-from rescoldo.data.records import Record, is_prose, read_lines, read_records
+from rescoldo.data.preferences import form_of, read_preferences
+from rescoldo.data.records import is_prose, read_lines, read_records
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, LIKENESS, is_text, read_documents
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role, get_role
+from rescoldo.role.record import Record
 from rescoldo.words import same
 
 
@@ -144,7 +145,7 @@ def split_files(
     return split
 
 
-def _preferred(path: Path, role: Role, form: Form | None) -> list[Record]:
+def _preferred(path: Path, role: Role, form: str | None) -> list[Record]:
     """The first answer of each line of a file of preferences, with its prompt.
 
     Raises:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.data.chat_template import Messages, accepted, behind_last, is_in, missing_call, missing_tool, render
-from rescoldo.data.records import Record
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import (
     Ending,
@@ -24,6 +23,7 @@ from rescoldo.data.tokenize import (
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
 from rescoldo.role.conversation import Turns
+from rescoldo.role.record import Record
 from rescoldo.role.thinking import MARKS, is_closed, opened_at_end, spoken
 
 SHOWN = 5  # lines that a message names

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rescoldo.data.records import MAX_ARRAY_BYTES, Record, is_prose, read_lines
+from rescoldo.data.records import MAX_ARRAY_BYTES, is_prose, read_lines
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.role import Fault, Role, keys
 from rescoldo.role.conversation import FORMATS, OTHERS
 from rescoldo.role.fault import Finding, text_findings
+from rescoldo.role.record import Record
 
 KEY = "text"
 LIKENESS = 2000  # characters of a document that are compared with others
@@ -40,7 +41,7 @@ def is_text(path: Path, role: Role) -> bool:
     value = first.value if first is not None else None
     if value is None or KEY not in value or any(name in value for name in (*FORMATS, *_NOT_TEXT)):
         return False
-    own = {role.input, role.spec.answer} if role.spec.format == "record" else set()
+    own = {role.input, role.spec.answer} if not role.spec.conversational else set()
     return not own & set(value)
 
 

@@ -29,13 +29,13 @@ from rescoldo.data.chat_template import (
     render,
     tools_of,
 )
-from rescoldo.data.records import Record
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.text import Document
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
 from rescoldo.role.conversation import Conversation, Turns
+from rescoldo.role.record import Record
 from rescoldo.role.thinking import split_thinking
 
 SHOWN = 5  # lines that an error names beside the first

@@ -42,8 +42,10 @@ def cpu(subject: Subject) -> Iterator[Check]:
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
-    yield from _kernels()
-    yield from _precision(subject)
+    kernels = [*_kernels()]
+    yield from kernels
+    if not any(check.level == "failure" for check in kernels):  # without kernels no product can be measured
+        yield from _precision(subject)
 
 
 def _kernels() -> Iterator[Check]:
@@ -141,7 +143,10 @@ def power(subject: Subject) -> Iterator[Check]:
         governor = ""
     if governor == "powersave":
         yield warning("power", "the CPU's governor is powersave", "sudo cpupower frequency-set -g performance")
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    try:
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    except (OSError, psutil.Error):  # a container, or a kernel, without /sys/class/power_supply
+        battery = None
     if battery is not None and not battery.power_plugged:
         what = f"on battery, {battery.percent:.0f} % left: slower, and it will not last for a long run"
         yield warning("power", what, "plug it in")

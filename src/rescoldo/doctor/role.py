@@ -153,7 +153,7 @@ def _template(role: Role) -> Iterator[Result]:
     if role.spec.prompt is None:
         return
     used = set[str]().union(*(fields_used(template) for _, template in role.spec.templates()))
-    asked = {role.input, "turns"} if role.spec.format == "conversation" else {role.input}
+    asked = {role.input, "turns"} if role.spec.conversational else {role.input}
     if role.spec.answer in used:
         what = f"it uses `{role.spec.answer}`, the answer that is to be learned"
         yield Result("prompt", False, [what], "take it out: an answer that is given away teaches nothing")

@@ -94,14 +94,14 @@ def _texts(value: Any) -> list[str]:
 
 
 def _question(role: Role, record: dict[str, Any]) -> str:
-    if role.spec.format != "conversation":
+    if not role.spec.conversational:
         return role.key(record)
     return str(role.read(record, answers=False).get(role.input, ""))
 
 
 def _answer(role: Role, record: dict[str, Any]) -> str:
     """The answer as the role writes it; one that is not in its form as it stands."""
-    if role.spec.format == "conversation":
+    if role.spec.conversational:
         return str(role.read(record, answers=False).get(role.spec.answer) or "")
     value = record.get(role.spec.answer)
     if isinstance(value, str):
@@ -299,7 +299,7 @@ def _other(before: str, now: str) -> str | None:
 
 def _with_input(role: Role, record: dict[str, Any], text: str) -> dict[str, Any]:
     """A copy of a record that asks something else."""
-    if role.spec.format == "conversation" and isinstance(record.get("messages"), list):
+    if role.spec.conversational and isinstance(record.get("messages"), list):
         messages = [dict(one) for one in record["messages"]]
         asked = [one for one in messages if one.get("role") == "user"]
         asked[-1]["content"] = text

@@ -246,7 +246,7 @@ def _answered(role: Role, record: dict[str, Any], prediction: Prediction) -> tup
 
 def with_answer(role: Role, record: dict[str, Any], answer: Any) -> dict[str, Any]:
     """A copy of a record with an answer in the place where its format has it."""
-    if role.spec.format == "conversation":
+    if role.spec.conversational:
         if isinstance(record.get("messages"), list):
             said = [one for one in record["messages"] if one is not record["messages"][-1] or one.get("role") == "user"]
             return {**record, "messages": [*said, {"role": "assistant", "content": answer}]}

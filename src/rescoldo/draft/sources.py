@@ -61,7 +61,7 @@ def read_inputs(path: Path, role: Role, column: str = "") -> list[Asked]:
     if bad is not None:
         raise RescoldoError(bad.faults[0][1], where=bad.where, fix="fix that row")
     columns = list(dict.fromkeys(name for row in found_rows[:LOOKED_AT] for name in row.values or ()))
-    conversation = role.spec.format == "conversation" and "messages" in columns and not column
+    conversation = role.spec.conversational and "messages" in columns and not column
     chosen = column or next((name for name in columns if name.lower() == role.input.lower()), "")
     if not chosen and len(columns) == 1:
         chosen = columns[0]
@@ -76,7 +76,7 @@ def read_inputs(path: Path, role: Role, column: str = "") -> list[Asked]:
         if conversation:
             asked.append(Asked({"messages": values.get("messages")}, "", path.name, f"row {row.number}"))
         elif values.get(chosen) not in (None, ""):
-            others = {} if role.spec.format == "conversation" else values
+            others = {} if role.spec.conversational else values
             record = {k: v for k, v in others.items() if k not in (chosen, role.spec.answer) and v not in (None, "")}
             record[role.input] = values[chosen] if isinstance(values[chosen], str) else str(values[chosen])
             asked.append(Asked(record, "", path.name, f"row {row.number}"))

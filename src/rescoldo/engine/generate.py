@@ -19,6 +19,7 @@ from rescoldo.engine.types import Constraint, Example, Generated, Sampling
 
 _GROWTH = 128  # tokens by which a cache grows
 _SLOTS = 4  # rows by which it grows
+_SECOND = 2  # seeds the second choice of a row whose first one its constraint does not allow
 T = TypeVar("T")
 
 
@@ -273,18 +274,19 @@ class Decoder:
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
         """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together.
 
-        A greedy row's most probable token of all is as a rule one that its constraint allows: only where it is not, the
-        rest has to be masked.
+        A mask costs as much as many questions whether one token is allowed, and most tokens are. So every row first
+        chooses freely, and only where its constraint does not allow the token, the others are masked and it chooses
+        once more. Sampled, that is the same distribution as masking at once (with top_p = 1): where the allowed tokens
+        have the share A of the probability p, a token comes with p + (1 - A) p / A = p / A. With top_p < 1 each of the
+        two choices has its own nucleus.
         """
-        for row, line in zip(self._rows, logits, strict=True):
-            if row.constraint and row.sampling.temperature > 0:
-                row.error = row.constraint.mask_(line)
         tokens = self._draw(logits)
         for index, row in enumerate(self._rows):
-            if row.constraint and row.sampling.temperature <= 0 and not row.constraint.allows(int(tokens[index])):
+            if row.constraint and not row.constraint.allows(int(tokens[index])):
                 line = logits[index : index + 1]
                 row.error = row.constraint.mask_(line[0])
-                tokens[index] = choose(line, row.sampling, [row.random], row.position)[0]
+                again = mix_key(row.random, _SECOND)  # the first number was used up: it has said that none is allowed
+                tokens[index] = choose(line, row.sampling, [again], row.position)[0]
         return tokens
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:

@@ -156,14 +156,16 @@ def _minimum(function: Callable[[float], float], low: float, high: float) -> flo
     return math.exp((a + b) / 2)
 
 
-def fitting_records(info: dict[str, Any], role: Role, dataset: Path) -> list[dict[str, Any]]:
+def fitting_records(
+    info: dict[str, Any], role: Role, dataset: Path, records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The run's own validation records, to fit the temperature on; [] where they are those that are evaluated, or are
-    not there any more."""
+    not there any more. `records` are those of `dataset` that are evaluated, which are left out."""
     path = Path(str(info.get("val_dataset") or ""))
     if not path.is_file() or path.resolve() == dataset.resolve():
         return []
     try:
-        asked = {role.question(record) for record in read_records(dataset, role)}
+        asked = {role.question(record) for record in records}
         return [record for record in read_records(path, role) if role.question(record) not in asked]
     except RescoldoError:
         return []

@@ -14,7 +14,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluation.comparison import build_comparison
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
-from rescoldo.evaluation.evaluation import Console, evaluate, role_for, scale_of, training_answers
+from rescoldo.evaluation.evaluation import Console, evaluate, role_for, scale_of, training_set
 from rescoldo.evaluation.judge import TOKENS, Judge, judge_document, pairs_to_judge
 from rescoldo.evaluation.verdict import constrained_name, with_verdict
 from rescoldo.models.loaded import is_run, run_info
@@ -252,8 +252,8 @@ def _compare(
             fix="add a model of our engine, or leave it out",
         )
     measuring = [ChatPredictor(scale, role, "")] if perplexity and scale else []  # its weights are kept to the end
-    training, training_file = training_answers(train, info, role)
-    learned = read_records(training_file, role)[:train_limit] if training_file is not None and train_limit != 0 else []
+    training = training_set(train, info, role)
+    learned = training.records[:train_limit]
     models: dict[str, Any] = {}
     on_training: dict[str, Any] | None = None
     with partial_cache(target, reuse) as cache:
@@ -261,7 +261,7 @@ def _compare(
             try:
                 models[predictor.name] = evaluate(
                     predictor, records, role, sampling,
-                    repeats=repeats, cache=cache, training=training, console=console,
+                    repeats=repeats, cache=cache, training=training.answers, console=console,
                 )  # fmt: skip
             except RescoldoError as error:
                 if predictor.name not in optional:
@@ -276,13 +276,18 @@ def _compare(
                 later = predictors[place + 1 :]
                 opener.release(predictor, [*later, *panel, *measuring])
         models, reference = measure_content(
-            models, role, records, training=training, scale=scale, perplexity=perplexity,
-            training_records=lambda: read_records(training_file, role) if training_file is not None else (),
-        )  # fmt: skip
+            models,
+            role,
+            records,
+            training=training.answers,
+            training_records=training.records,
+            scale=scale,
+            perplexity=perplexity,
+        )
         if opener and measuring:
             opener.release(measuring[0], panel)
         train_score = on_training["scores"]["mean"] if on_training else None
-        facts = metadata(role, dataset, len(records), limit, training_file, started, output=target, lang=lang)
+        facts = metadata(role, dataset, len(records), limit, training.path, started, output=target, lang=lang)
         document = build_comparison(
             models,
             baseline=parts.baseline,
@@ -298,7 +303,7 @@ def _compare(
             reference=reference,
         )
         if on_training:
-            document["training"] = {"model": parts.finetuned, "dataset": training_file, **on_training}
+            document["training"] = {"model": parts.finetuned, "dataset": training.path, **on_training}
         if panel:
             document["judges"] = []
             selves = {predictor.fingerprint(): predictor.name for predictor in predictors if predictor.name in models}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ def measure_content(
     records: Records,
     *,
     training: TrainingAnswers | None = None,
-    training_records: Callable[[], Records] = tuple,
+    training_records: Records = (),
     scale: Scale | None = None,
     perplexity: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
@@ -69,7 +69,7 @@ def measure_content(
         length_unit, scale, ranges {name: {low, high}} (None on a side that is no bad sign) and their own `content`.
         Without enough references `outside` is empty and the second is None.
     """
-    source, chosen, learned = "dataset", _answered(role, records), _answered(role, training_records())
+    source, chosen, learned = "dataset", _answered(role, records), _answered(role, training_records)
     known = KnownPairs(role, [role.target(record) for record in (*chosen, *learned)])
     measured_by = _Measuring(role, training, scale, perplexity, known)
     if len(chosen) < FEWEST:
@@ -114,7 +114,8 @@ def unlike_references(
         return None
     measured_by = _Measuring(role, None, None, False, KnownPairs(role, [role.target(one) for one in chosen]))
     ranges = ranges_of(measured_by([(i, one, role.target(one)) for i, one in enumerate(chosen)], own=True))
-    return [outside(values, ranges) for values in measured_by(answers)]
+    written = [(asked, record, role.rewritten(text)) for asked, record, text in answers]
+    return [outside(values, ranges) for values in measured_by(written)]
 
 
 def _judged(
@@ -150,9 +151,10 @@ def _answered(role: Role, records: Records) -> list[dict[str, Any]]:
 
 
 def _text(role: Role, record: dict[str, Any], row: Mapping[str, Any]) -> str:
-    """An answer as the role writes answers, where a program returned it as fields; else as the model wrote it."""
+    """An answer as the role writes answers: what a program returned as fields, and a document in another layout, as a
+    server's JSON on one line; what is no document stays as the model wrote it."""
     if "fields" not in row:
-        return str(row["text"])
+        return role.rewritten(str(row["text"]))
     return role.target({**record, role.spec.answer: row["fields"]})
 
 

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -204,22 +204,33 @@ def evaluate_model(
         console.say(note)
     if base and loaded.run is None:
         raise RescoldoError(f"{loaded.spec} is a base model already", where="--base", fix="leave --base out")
-    training, training_file = training_answers(train, loaded.info, the_role)
+    training = training_set(train, loaded.info, the_role)
     grammar = role_grammar(the_role) if constrained else None
     predictor = EnginePredictor(loaded, the_role, adapter=not base, name=name, grammar=grammar)
     with partial_cache(target) as cache:
         part = evaluate(
-            predictor, records, the_role, sampling, repeats=samples, cache=cache, training=training, console=console
+            predictor,
+            records,
+            the_role,
+            sampling,
+            repeats=samples,
+            cache=cache,
+            training=training.answers,
+            console=console,
         )
         if choices:
-            others = fitting_records(loaded.info, the_role, Path(dataset))
+            others = fitting_records(loaded.info, the_role, Path(dataset), records)
             part["choices"] = choices_part(EngineChat(loaded, adapter=not base), the_role, records, others)
         models, reference = measure_content(
-            {predictor.name: part}, the_role, records, training=training, scale=scale_of([predictor]),
+            {predictor.name: part},
+            the_role,
+            records,
+            training=training.answers,
+            training_records=training.records,
+            scale=scale_of([predictor]),
             perplexity=perplexity,
-            training_records=lambda: read_records(training_file, the_role) if training_file is not None else (),
-        )  # fmt: skip
-        facts = metadata(the_role, Path(dataset), len(records), limit, training_file, started, output=target, lang=lang)
+        )
+        facts = metadata(the_role, Path(dataset), len(records), limit, training.path, started, output=target, lang=lang)
         document = {"metadata": facts, "reference": reference, "models": models}
         if target:
             write_document(document, target)
@@ -278,20 +289,34 @@ def role_for(model: str | Loaded, given: str | None) -> Role:
     return role_of_run(model.run, model.info, given).ready()
 
 
-def training_answers(
-    train: Path | str | None, info: dict[str, Any], role: Role
-) -> tuple[TrainingAnswers | None, str | None]:
-    """The answers of the training set named, else of the run's own where it is still there; and its path.
+@dataclass(frozen=True)
+class TrainingSet:
+    """A training set as evaluations use it, read once.
+
+    Attributes:
+        path: of its file; None where there is none.
+        records: all of them.
+        answers: what answers are compared with to find what is copied; None without records.
+    """
+
+    path: str | None = None
+    records: Sequence[dict[str, Any]] = ()
+    answers: TrainingAnswers | None = None
+
+
+def training_set(train: Path | str | None, info: dict[str, Any], role: Role) -> TrainingSet:
+    """The training set named, else the run's own where it is still there and readable.
 
     Raises:
         RescoldoError: the set that was named cannot be read.
     """
     path = Path(train) if train is not None else Path(str(info.get("train_dataset") or ""))
     if train is None and not path.is_file():
-        return None, None
+        return TrainingSet()
     try:
-        return TrainingAnswers((role.target(record) for record in read_records(path, role)), role.form), str(path)
+        records = read_records(path, role)
+        return TrainingSet(str(path), records, TrainingAnswers(map(role.target, records), role.form))
     except RescoldoError:
         if train is not None:
             raise
-        return None, None  # the run's own file has changed since: no diagnostics then
+        return TrainingSet()  # the run's own file has changed since: no diagnostics then

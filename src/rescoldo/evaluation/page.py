@@ -30,6 +30,7 @@ from rescoldo.evaluation.report import (
 from rescoldo.evaluation.score import doubts
 from rescoldo.evaluation.wording import content_head, content_rows, why_outside
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
+from rescoldo.words import printable
 
 BINS = 10  # of the scores' distribution
 
@@ -147,12 +148,21 @@ def _values(models: Mapping[str, Any], component: str) -> list[float]:
     return [100 * part["component_scores"].get(component, 0.0) for part in models.values()]
 
 
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 @cache
 def environment(*folders: Path) -> Environment:
-    """Templates of pages: this folder's (answer.html.j2 and style.css.j2 are for answers), and other folders'."""
+    """Templates of pages: this folder's (answer.html.j2 and style.css.j2 are for answers), and other folders'.
+
+    Texts are escaped, and shown as `printable` has them; only in a field where text is edited it has to stay as it is
+    (`| e`).
+    """
     return Environment(
         loader=FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

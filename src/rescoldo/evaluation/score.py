@@ -62,7 +62,7 @@ def score_row(
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),
         "diagnostics": {
-            **diagnose(role.key(record) if use_input else None, prediction.text, training, role.form),
+            **diagnose(role.key(record) if use_input else None, role.rewritten(prediction.text), training, role.form),
             "document_score": document_score(role, prediction, record),
         },
     }

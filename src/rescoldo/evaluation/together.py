@@ -68,7 +68,7 @@ def together_config(
 
 def _with_instruction(role: Role, file: Path, allow_pickle: bool) -> Role:
     """The role with the program's prompt in the place of its own."""
-    if role.spec.format == "conversation":
+    if role.spec.conversational:
         raise RescoldoError(
             f"--together puts an instruction in the place of the role's prompt, and the role {role.name} has none: its "
             "records are whole conversations",

@@ -86,7 +86,7 @@ class Plan:
             if not _put(record, self._steps(column, target), wanted):
                 faults.append((column, f"is to be {target}, and another column has a value there that is no object"))
         answer = self.role.spec.answer
-        if self.role.schema and self.role.spec.format == "record" and answer in record:
+        if self.role.schema and not self.role.spec.conversational and answer in record:
             record[answer] = self.role.schema.conform(record[answer])
         return record, faults
 
@@ -176,7 +176,7 @@ def make_plan(
 
 
 def _by_record(role: Role) -> bool:
-    return role.spec.format == "record"
+    return not role.spec.conversational
 
 
 def _fields(role: Role) -> set[str]:

@@ -93,7 +93,7 @@ def messages_of(record: dict[str, Any], role: Role) -> tuple[list[Message], dict
     Raises:
         _UnfitError: it has no messages.
     """
-    if role.spec.format == "record" or role.spec.prompt is not None:
+    if not role.spec.conversational or role.spec.prompt is not None:
         asked = [dict(message) for message in role.messages(record)]
         rest = {k: v for k, v in record.items() if k not in (role.input, role.spec.answer) and k in keys.ANNOTATIONS}
         return [*asked, {"role": "assistant", "content": role.target(record)}], rest

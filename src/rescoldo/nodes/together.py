@@ -43,5 +43,5 @@ def train_here(
         leader = Leader(parts, group)
         result = train(config, leader.parts(), restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
         place = current_place()
-        leader.stop(over=result.status != "interrupted" or place is None or place.stopping)
+        leader.stop(over=not result.interrupted or place is None or place.stopping)
         return result

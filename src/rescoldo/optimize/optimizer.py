@@ -7,8 +7,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.evaluation.evaluation import Console, evaluate
 from rescoldo.evaluation.open import CONSTRAINED, Opener
-from rescoldo.extras import missing
 from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
-from rescoldo.optimize.watch import Watch, dspy_log, without_bars
+from rescoldo.optimize.config import OptimizeConfig
+from rescoldo.optimize.methods import METHODS, Task
+from rescoldo.optimize.watch import Watch, dspy_log
 from rescoldo.programs import import_dspy
 from rescoldo.programs.lm import MAX_BATCH, Desk, make_adapter, make_lm
 from rescoldo.programs.predictor import ProgramPredictor
@@ -31,43 +32,7 @@ from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
 from rescoldo.version import __version__
 
-METHODS = ("labeled", "bootstrap", "mipro", "gepa")
-WRITES = ("mipro", "gepa")  # those in which a model writes instructions
 WRITING_TEMPERATURE = 1.0  # as DSPy has it: instructions are to differ
-REFLECTED = 3  # answers that GEPA reflects on at a time
-
-
-@dataclass(frozen=True)
-class OptimizeConfig:
-    """What is optimized, and how.
-
-    Attributes:
-        model: spec of the model under the program.
-        method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2), gepa (GEPA).
-        shots: examples that the program shows at most; of them as many as can be bootstrapped, with bootstrap, mipro.
-        trials: prompts that MIPROv2 and GEPA try.
-        budget: answers that GEPA may score; None: as many as `trials` prompts may need.
-        reflection_model: spec of the model that writes instructions (mipro, gepa); None: `model`, unconstrained.
-        dev: share of the training set that prompts are scored on, not shown.
-        threshold: score from which on a model's own answer may become an example.
-        limit: only the first so many training examples.
-    """
-
-    model: str
-    train: str
-    method: str = "mipro"
-    shots: int = 3
-    trials: int = 10
-    budget: int | None = None
-    reflection_model: str | None = None
-    dev: float = 0.2
-    threshold: float = 0.8
-    limit: int | None = None
-    temperature: float = 0.7
-    max_new_tokens: int = 2048
-    seed: int = 42
-    role: str = "ba"
-    quantization: str = "auto"
 
 
 def optimize(
@@ -134,12 +99,19 @@ def optimize(
             dspy.context(lm=make_lm(desk, sampling), adapter=make_adapter()),
         ):
             try:
-                made = _compile(
-                    dspy, config, program.module, _examples(dspy, role, shown), _examples(dspy, role, dev), watch,
-                    threads=MAX_BATCH if chat.batches else workers,
-                    writer=make_lm(writing, replace(sampling, temperature=WRITING_TEMPERATURE)),
-                    gone=lambda: bool(desk.failure or writing.failure),
-                )  # fmt: skip
+                made = METHODS[config.method].compile(
+                    Task(
+                        dspy=dspy,
+                        config=config,
+                        module=program.module,
+                        shown=_examples(dspy, role, shown),
+                        dev=_examples(dspy, role, dev),
+                        watch=watch,
+                        threads=MAX_BATCH if chat.batches else workers,
+                        writer=make_lm(writing, replace(sampling, temperature=WRITING_TEMPERATURE)),
+                        failed=lambda: bool(desk.failure or writing.failure),
+                    )
+                )
             except Exception as error:  # DSPy's own errors are many
                 if isinstance(error, RescoldoError):
                     raise
@@ -158,7 +130,7 @@ def optimize(
             "rescoldo": __version__,
             "model": config.model,
             "model_described": chat.describe(),
-            "reflection_model_described": writer.describe() if config.method in WRITES else None,
+            "reflection_model_described": writer.describe() if METHODS[config.method].writes else None,
             "method": config.method,
             "scores": {"before": before, "after": after},
             "shown_examples": len(shown),
@@ -179,15 +151,17 @@ def optimize(
 def _check(config: OptimizeConfig) -> None:
     if config.method not in METHODS:
         raise RescoldoError(f"there is no method {config.method!r}", where="--method", fix=", ".join(METHODS))
-    if config.budget is not None and config.method != "gepa":
+    method = METHODS[config.method]
+    if config.budget is not None and not method.takes_budget:
         raise RescoldoError(
             f"{config.method} has no budget of answers", where="--budget", fix="--method gepa; --trials for mipro"
         )
-    if config.reflection_model and config.method not in WRITES:
+    if config.reflection_model and not method.writes:
         raise RescoldoError(
-            f"with {config.method} no model writes instructions", where="--reflection-model",
-            fix=f"--method {' or '.join(WRITES)}, or leave it out",
-        )  # fmt: skip
+            f"with {config.method} no model writes instructions",
+            where="--reflection-model",
+            fix=f"--method {' or '.join(name for name, one in METHODS.items() if one.writes)}, or leave it out",
+        )
     if (config.reflection_model or "").startswith(CONSTRAINED):
         raise RescoldoError(
             "instructions are not of the role's form", where=f"--reflection-model {config.reflection_model}",
@@ -241,79 +215,6 @@ def _examples(dspy: Any, role: Role, records: Sequence[dict[str, Any]]) -> list[
         dspy.Example({role.input: role.question(r), role.spec.answer: role.target(r)}).with_inputs(role.input)
         for r in records
     ]
-
-
-def _compile(
-    dspy: Any,
-    config: OptimizeConfig,
-    module: Any,
-    shown: list[Any],
-    dev: list[Any],
-    watch: Watch,
-    *,
-    threads: int,
-    writer: Any,
-    gone: Callable[[], bool],
-) -> Any:
-    """Run the optimizer; returns the new module.
-
-    Args:
-        writer: the dspy.LM that writes instructions.
-        gone: whether no more answers can be had: there is no use in going on.
-    """
-    many = 1 << 30  # a model's bad answers are what is being scored, no reason to stop
-    if config.method == "labeled":
-        random.seed(config.seed)
-        return dspy.LabeledFewShot(k=config.shots).compile(module, trainset=shown, sample=True)
-    if config.method == "bootstrap":
-        return dspy.BootstrapFewShot(
-            metric=watch.metric, metric_threshold=config.threshold, max_bootstrapped_demos=config.shots,
-            max_labeled_demos=config.shots, max_errors=many,
-        ).compile(module, trainset=shown)  # fmt: skip
-    if config.method == "gepa":
-        return _gepa(dspy, config, module, shown, dev, watch, threads=threads, writer=writer, gone=gone)
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
-    candidates = max(2, min(8, config.trials))
-    return dspy.MIPROv2(
-        metric=watch.metric, metric_threshold=config.threshold, auto=None, num_candidates=candidates,
-        max_bootstrapped_demos=config.shots, max_labeled_demos=config.shots, num_threads=threads, max_errors=many,
-        seed=config.seed, prompt_model=writer,
-    ).compile(
-        module, trainset=shown, valset=dev, num_trials=config.trials, minibatch=False, seed=config.seed
-    )  # fmt: skip
-
-
-def _gepa(
-    dspy: Any,
-    config: OptimizeConfig,
-    module: Any,
-    shown: list[Any],
-    dev: list[Any],
-    watch: Watch,
-    *,
-    threads: int,
-    writer: Any,
-    gone: Callable[[], bool],
-) -> Any:
-    """GEPA (arXiv 2507.19457): a model reads a few answers with what the metric says of them in words, and writes a
-    better instruction; those that are best on some example of `dev` are developed further. See _compile.
-
-    Its own checkpoints are pickles; it is resumed as the others are, from the answers that are kept.
-    """
-    from dspy.teleprompt.gepa import InstructionProposer
-
-    # a try scores its few answers before and after, and, where they are better, all of dev
-    budget = config.budget or len(dev) + config.trials * (2 * REFLECTED + len(dev))
-    with without_bars():
-        return dspy.GEPA(
-            metric=watch.feedback, max_metric_calls=budget, reflection_minibatch_size=min(REFLECTED, len(shown)),
-            reflection_lm=writer, instruction_proposer=InstructionProposer(adapter=make_adapter()),
-            add_format_failure_as_feedback=True, num_threads=threads, seed=config.seed,
-            gepa_kwargs={"stop_callbacks": [lambda state: gone()]},
-        ).compile(module, trainset=shown, valset=dev)  # fmt: skip
 
 
 def _write_program(module: Any, path: Path) -> None:

@@ -40,7 +40,6 @@ def render(output: Path) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    share = 1.0 if status.status == "finished" else float(status.state.get("share") or 0.0)
     charts = [
         svg_chart(
             "loss by optimizer step", [Series("training", history.train_loss), Series("validation", history.val_loss)]
@@ -59,7 +58,7 @@ def render(output: Path) -> str:
             (when(float(one.get("time") or 0)), str(one.get("what", "")), str(one.get("remedy", "")))
             for one in _troubles(status)
         ],
-        percent=round(100 * share),
+        percent=round(100 * status.share),
         facts=list(_facts(status, history)),
         charts=[chart for chart in charts if chart is not None],
         interruptions=[
@@ -110,20 +109,19 @@ def _facts(status: Status, history: History) -> Any:
 
 
 def _data(config: dict[str, Any], info: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, str]]:
-    identity = run.get("identity")
-    identity = identity if isinstance(identity, dict) else {}
-    counts = [str(identity.get(f"{name} examples", "?")).partition(",")[0] for name in ("training", "validation")]
+    counts = run.get("examples")
+    counts = counts if isinstance(counts, dict) else {}
     found = [
-        ("training", f"{config.get('train', '?')}: {_examples(counts[0])}"),
-        ("validation", f"{config.get('val', '?')}: {_examples(counts[1])}"),
+        (title, f"{config.get(name, '?')}: {_examples(counts.get(name))}")
+        for title, name in (("training", "train"), ("validation", "val"))
     ]
     if info.get("tokens"):
         found.append(("tokens in training", f"{info['tokens']:,}"))
     return found
 
 
-def _examples(number: str) -> str:
-    return count(int(number), "example") if number.isdecimal() else "? examples"
+def _examples(number: Any) -> str:
+    return count(number, "example") if isinstance(number, int) else "? examples"
 
 
 def _artefacts(output: Path, info: dict[str, Any]) -> list[tuple[str, str]]:

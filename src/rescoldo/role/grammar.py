@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,15 +60,23 @@ def role_grammar(role: Role) -> Grammar:
         raise RescoldoError(
             "answers cannot be constrained: the role has no schema", where=role.source, fix="leave out --constrained"
         )
-    document = role.schema.document
     try:
-        if role.spec.serialization == "json":
-            found = json_schema(_closed(document), strict=False)
-            return replace(found, unchecked=(*found.unchecked, *_own(document)))
-        writer = _YamlWriter(role.schema)
-        return Grammar("yaml", lark(writer.grammar()).text, _closed(document), tuple(writer.unchecked))
+        return _GRAMMARS[role.spec.serialization](role.schema)
     except GrammarError as error:
         raise RescoldoError(f"answers cannot be constrained: {error}", where=f"{role.source}, schema") from None
+
+
+def _json_grammar(schema: Schema) -> Grammar:
+    found = json_schema(_closed(schema.document), strict=False)
+    return replace(found, unchecked=(*found.unchecked, *_own(schema.document)))
+
+
+def _yaml_grammar(schema: Schema) -> Grammar:
+    writer = _YamlWriter(schema)
+    return Grammar("yaml", lark(writer.grammar()).text, _closed(schema.document), tuple(writer.unchecked))
+
+
+_GRAMMARS: Mapping[str, Callable[[Schema], Grammar]] = {"json": _json_grammar, "yaml": _yaml_grammar}
 
 
 def _closed(schema: Any) -> Any:

@@ -53,9 +53,23 @@ class PromptError(ValueError):
         super().__init__(what)
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, but for texts with a Unicode line break: it would write them in single quotes, in which U+0085 is read
+    back as a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def dump_yaml(value: Any) -> str:
     """`value` as YAML: one line a value, whatever its length, keys in their order, no line end."""
-    text = yaml.safe_dump(value, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    text = yaml.dump(
+        value, Dumper=_Dumper, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
     return text.removesuffix("...\n").rstrip("\n")
 
 

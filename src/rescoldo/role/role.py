@@ -17,12 +17,14 @@ from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Note, Score, from_function
-from rescoldo.role.prompt import PromptError, compile_template, dump_json, dump_yaml, fields_used, render
+from rescoldo.role.prompt import PromptError, compile_template, fields_used, render
+from rescoldo.role.record import Record
 from rescoldo.role.schema import Form, Schema
+from rescoldo.role.serialization import SERIALIZATIONS
 from rescoldo.role.spec import RoleSpec
 from rescoldo.role.thinking import MARKS, split_thinking, spoken
 from rescoldo.role.tools import written_calls
-from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, strip_fence
+from rescoldo.role.yaml_text import strip_fence
 
 __all__ = ["Role", "Score"]
 RUBRIC = """\
@@ -129,17 +131,34 @@ class Role:
         Raises:
             RescoldoError: the record lacks a field that the prompt uses.
         """
-        if self.spec.format == "conversation" and self.spec.prompt is None:
+        if self.spec.conversational and self.spec.prompt is None:
             return self.read(record)["turns"].whole  # type: ignore[no-any-return]
-        asked = self.messages(record)
-        return Conversation((*asked, {"role": "assistant", "content": self.target(record)}), (len(asked),))
+
+        def rendered() -> Conversation:
+            asked = self.messages(record)
+            return Conversation((*asked, {"role": "assistant", "content": self.target(record)}), (len(asked),))
+
+        return record.once(self, "conversation", rendered) if isinstance(record, Record) else rendered()
 
     def target(self, record: dict[str, Any]) -> str:
         """The text the model is to learn to answer with: the record's answer, written as the role says."""
-        value = self.answer_of(record)
-        if self.spec.serialization == "text":
-            return str(value)
-        return dump_json(value) if self.spec.serialization == "json" else dump_yaml(value)
+
+        def written() -> str:
+            return SERIALIZATIONS[self.spec.serialization].dump(self.answer_of(record))
+
+        return record.once(self, "target", written) if isinstance(record, Record) else written()
+
+    def rewritten(self, text: str) -> str:
+        """A model's document in the layout of the role's own answers (indentation, quotes, a line for each value), with
+        all that is in it, so that what is measured of a text does not depend on its layout; the text itself where it is
+        no document or cannot be written so."""
+        value, fault = self.parse(text)
+        if fault or self.schema is None:
+            return text
+        try:
+            return SERIALIZATIONS[self.spec.serialization].dump(value)
+        except (ValueError, TypeError, RecursionError):  # NaN, an integer too long to print
+            return text
 
     def answer_of(self, record: dict[str, Any]) -> Any:
         """The record's answer as a value: what the schema names, in its order. None if there is none."""
@@ -183,7 +202,7 @@ class Role:
         A conversation in any known format gets `turns`, `prompt` and `answer`; of other records, lists and objects
         that stood as YAML texts become what they say.
         """
-        if self.spec.format == "conversation":
+        if self.spec.conversational:
             return convert(record, answers, self._known_keys)[0]
         if not answers or self.schema is None or not isinstance(record.get(self.spec.answer), dict | list | str):
             return record
@@ -208,7 +227,7 @@ class Role:
             RescoldoError: the role's own mend fails, or returns what it may not.
         """
         if not self.spec.mend:
-            return mend(record) if self.spec.format == "conversation" else (record, [])
+            return mend(record) if self.spec.conversational else (record, [])
         try:
             return self._function(self.spec.mend).call(mended_of, record)
         except HookError as error:
@@ -312,7 +331,7 @@ class Role:
         return []
 
     def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
-        if self.spec.format == "conversation":
+        if self.spec.conversational:
             record, findings = convert(record, answers, self._known_keys)
         else:
             findings = self._foreign(record) or text_findings(record, self.spec.input)
@@ -332,7 +351,7 @@ class Role:
             except HookError as error:
                 raise self._failed("check", self.spec.check, error, where) from None
         name = self.spec.answer
-        if self.spec.format == "conversation":
+        if self.spec.conversational:
             record, faults = convert(record, True, self._known_keys)
             if faults:
                 return []  # named already
@@ -368,7 +387,7 @@ class Role:
 
     def said(self, text: str, record: dict[str, Any] | None = None) -> str:
         """A model's text as a conversation's answer is put: without its thinking, with calls of tools as call_text."""
-        if self.spec.format != "conversation":
+        if not self.spec.conversational:
             return text
         said = split_thinking(text)[1]
         if said == text and not any(start in text for start, _ in MARKS) and any(end in text for _, end in MARKS):
@@ -378,20 +397,16 @@ class Role:
 
     def parse(self, text: str) -> tuple[Any, str]:
         """(value, "") of a model's text, or (None, why it cannot be read)."""
-        if self.schema is None:
+        row = SERIALIZATIONS[self.spec.serialization]
+        if self.schema is None or row.load is None:
             return text.strip(), ""
         try:
-            if self.spec.serialization == "json":
-                if len(text) > MAX_CHARACTERS:
-                    raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
-                value = json.loads(strip_fence(text))
-            else:
-                value = parse_yaml(strip_fence(text))
+            value = row.load(strip_fence(text))
         except RecursionError:
             return None, "nested too deeply"
         except ValueError as error:
             line = getattr(error, "line", None) or getattr(error, "lineno", None)
-            return None, Note.at(f"not {self.spec.serialization.upper()}: {error}", *([line] if line else []))
+            return None, Note.at(f"not {row.title}: {error}", *([line] if line else []))
         if not isinstance(value, dict | list):
             return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
         return self.schema.conform(value), ""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from rescoldo.role.fault import kind
 from rescoldo.role.hooks import is_reference
 from rescoldo.role.metrics import NAMED, PERPLEXITY
+from rescoldo.role.serialization import SERIALIZATIONS
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 NAME_IN_WORDS = "small letters, digits, - and _, a letter first, 50 at most"
@@ -103,19 +104,25 @@ class RoleSpec(_Strict):
 
     @model_validator(mode="after")
     def _together(self) -> RoleSpec:
-        if self.format == "record" and self.prompt is None:
+        if not self.conversational and self.prompt is None:
             raise ValueError("prompt is missing: only records that are conversations have one of their own")
-        if self.format == "conversation" and (self.input, self.answer) != ("prompt", "answer"):
+        if self.conversational and (self.input, self.answer) != ("prompt", "answer"):
             raise ValueError("a conversation's input is `prompt` and its answer `answer`: leave both out")
         if isinstance(self.prompt, list) and (not self.prompt or self.prompt[-1].role != "user"):
             raise ValueError("the last message of the prompt must be the user's")
-        if self.serialization == "text" and self.schema_ is not None:
-            raise ValueError("a text has no schema: serialization yaml or json")
-        if self.serialization != "text" and self.schema_ is None:
+        structured = [name for name, row in SERIALIZATIONS.items() if row.load is not None]
+        if self.serialization not in structured and self.schema_ is not None:
+            raise ValueError(f"a text has no schema: serialization {' or '.join(structured)}")
+        if self.serialization in structured and self.schema_ is None:
             raise ValueError(f"schema is missing: what is the {self.serialization} to look like?")
         if self.input == self.answer:
             raise ValueError("input and answer are the same field")
         return self
+
+    @property
+    def conversational(self) -> bool:
+        """Whether records are whole conversations; else an input and an answer, each in a field."""
+        return self.format == "conversation"
 
     def templates(self) -> list[tuple[str, str]]:
         """(role, template) of the prompt's messages; [] where the records are conversations."""

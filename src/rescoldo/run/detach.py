@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import quote
-from rescoldo.run.layout import LOG_FILE
+from rescoldo.files import quote, read_json
+from rescoldo.run.layout import EXIT_FILE, LOG_FILE
 from rescoldo.run.lock import RunLock, read_holder
-from rescoldo.run.status import last_error, read_status
+from rescoldo.run.status import error_of, read_status
 
 POLL = 0.05
 SETTLE_SECONDS = 15.0  # how long the starting command waits for the run to have checked what it was given
@@ -55,7 +55,7 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
     with RunLock(output):  # refuses now, on the terminal, instead of later in a log
         pass
     path = output / LOG_FILE
-    began = time.monotonic()
+    began, since = time.monotonic(), time.time()
     with open(path, "ab", buffering=0) as log:
         at = log.tell()
         try:
@@ -76,19 +76,21 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
         holder = read_holder(output)
         if holder is not None and holder.alive:
             pid = holder.pid
-            if read_status(output).status == "running":
+            if read_status(output).kind.reports:
                 return pid
         code = keeper.poll()
         if code is not None:
             if code == 0:
                 return pid or keeper.pid  # it was finished already, or is now
-            raise _refused(output, path, at, code)
+            raise _refused(output, path, at, code, since)
         time.sleep(POLL)
     return pid
 
 
-def _refused(output: Path, log: Path, at: int, code: int) -> RescoldoError:
-    what = last_error(output)
+def _refused(output: Path, log: Path, at: int, code: int, since: float) -> RescoldoError:
+    ended = read_json(output / EXIT_FILE) or {}
+    at_all = isinstance(ended.get("time"), int | float) and ended["time"] >= since  # else an earlier run's
+    what = error_of(ended) if at_all else ""
     if not what:
         with contextlib.suppress(OSError), open(log, "rb") as file:
             file.seek(at)

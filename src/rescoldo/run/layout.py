@@ -15,6 +15,7 @@ RUN_FILE = "run.json"  # what was started here: config in force and identity
 INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
 STATE_FILE = "state.json"  # where the run stands, renewed every few seconds
 EXIT_FILE = "exit.json"  # how a detached run's process ended
+ERROR_FILE = "error.json"  # the error that ended its process, until exit.json has it
 LOG_FILE = "run.log"  # what a run says that was detached, or whose terminal went away
 REPORT_FILE = "report.html"
 METRICS = "metrics.jsonl"

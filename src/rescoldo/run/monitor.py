@@ -76,15 +76,20 @@ class Monitor:
         self._thread = threading.Thread(target=self._watch, name="rescoldo-monitor", daemon=True)
 
     def __enter__(self) -> Monitor:
-        self.file.update(now=True, free_bytes=memory_available())
-        self._thread.start()
+        try:
+            self.file.update(now=True, free_bytes=memory_available())
+            self._thread.start()
+        except BaseException as error:  # a signal: state.json, which says that this process works, must say the end
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self.streams_are_lost()
         if isinstance(error, EndedBySignal):
             self.file.update(now=True, phase="stopped", signal=int(error.signal))

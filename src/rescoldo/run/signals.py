@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from rescoldo.run.lock import process_start, read_holder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_KEYSTROKE_SECONDS = 0.3  # launchers pass on the Ctrl-C that the terminal has already sent us
+RAISE_AGAIN_SECONDS = 0.25  # after an EndedBySignal that was swallowed
 
 
 class _Answered:
@@ -22,9 +24,13 @@ class _Answered:
 
     A signal that was ignored when the process started stays ignored (nohup's SIGHUP). Outside the main thread, where
     Python allows no handlers, nothing is installed.
+
+    Attributes:
+        received: the signal that asked us to end, None so far.
     """
 
     def __init__(self) -> None:
+        self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -41,21 +47,32 @@ class _Answered:
             signal.signal(number, handler)
         self._before.clear()
 
+    def _unanswered(self) -> signal.Signals | None:
+        """The signal that an EndAtOnce around this one has received and whose exception was swallowed; from now on it
+        is this one's to answer."""
+        for handler in self._before.values():
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, EndAtOnce) and outer.received is not None:
+                received, outer.received = outer.received, None
+                return received
+        return None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         raise NotImplementedError
 
 
 class Interruption(_Answered):
-    """Around work that can only stop between two pieces.
-
-    Attributes:
-        received: the signal that asked us to end, None so far.
-    """
+    """Around work that can only stop between two pieces."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.received: signal.Signals | None = None
         self._at = 0.0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if (number := self._unanswered()) is not None:
+            self._handle(number, None)
+        return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # plain writes: a handler may interrupt Python's own buffered output
@@ -79,10 +96,57 @@ class EndedBySignal(BaseException):
 
 class EndAtOnce(_Answered):
     """Around work that may be broken off anywhere: a signal raises EndedBySignal. Interruption may be used inside and
-    then has the say."""
+    then has the say.
+
+    Python calls a handler between any two instructions, also inside a weak reference's callback, a `__del__` or a
+    callback from C, where an exception is printed and dropped (imports have such callbacks). So it is raised again
+    every RAISE_AGAIN_SECONDS until it is on its way up, and at the latest when this context or one inside it is
+    entered or left.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alarm: Any = None
+        self._timer: tuple[float, float] | None = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if (number := self._unanswered()) is not None:
+            super().__exit__(None, None, None)
+            raise EndedBySignal(number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            signal.setitimer(signal.ITIMER_REAL, *self._timer)
+            signal.signal(signal.SIGALRM, self._alarm)
+            self._timer = None
+        super().__exit__(kind, error, trace)
+        if self.received is not None and (error is None or isinstance(error, Exception)):
+            raise EndedBySignal(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        if self._timer is None:
+            self._alarm = signal.signal(signal.SIGALRM, self._raise_again)
+            self._timer = signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_SECONDS, RAISE_AGAIN_SECONDS)
         raise EndedBySignal(number)
+
+    def _raise_again(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and not _on_its_way():
+            raise EndedBySignal(self.received)
+
+
+def _on_its_way() -> bool:
+    """Whether an EndedBySignal is being handled now: `finally` blocks and context managers are cleaning up after it."""
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, EndedBySignal):
+            return True
+        error = error.__context__
+    return False
 
 
 def _write(text: str) -> None:

@@ -17,7 +17,6 @@ from rescoldo.run.lock import representative
 from rescoldo.system.cgroup import oom_kills
 
 WRITE_SECONDS = 1.0  # at most this often
-ENDED = ("finished", "stopped", "failed")
 MAX_TROUBLES = 20
 MAX_NUMBER = 1e15  # no second, byte or step of a run is beyond it
 
@@ -70,6 +69,11 @@ class State:
     error: str = ""
     signal: int = 0
     troubles: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether the process itself has noted that it ended before the run was finished."""
+        return self.phase in ("stopped", "failed")
 
 
 def read_state(output: Path) -> State | None:

@@ -14,12 +14,11 @@ from rescoldo.files import quote, read_json
 from rescoldo.invocation import program
 from rescoldo.names import is_server
 from rescoldo.run.death import boot_of, cause_of_death, current_boot, signal_name
+from rescoldo.run.kinds import KINDS, Kind
 from rescoldo.run.layout import EXIT_FILE, INFO_FILE, LOG_FILE, RUN_FILE, STATE_FILE, list_checkpoints
 from rescoldo.run.lock import Holder, is_stopped, process_start, read_holder
 from rescoldo.run.state import State, read_state
 from rescoldo.run.sweep import SweepState, read_sweep
-
-ALIVE = ("starting", "running", "paused")
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Status:
     """A run as seen from outside.
 
     Attributes:
-        status: "starting", "running", "paused" (Ctrl-Z, SIGSTOP), "finished", "stopped" (saved after a signal),
-            "failed" (an error), "died" (killed, crashed, machine restarted), "unknown" (it runs, or ran, on another
-            host), "never" (no run here).
+        status: a key of run.kinds.KINDS: "starting", "running", "paused" (Ctrl-Z, SIGSTOP), "finished", "stopped"
+            (saved after a signal), "failed" (an error), "died" (killed, crashed, machine restarted), "unknown" (it
+            runs, or ran, on another host), "never" (no run here).
         why: for paused, stopped, failed and died: the reason in words.
         next: a command to type next, "" if there is nothing to do.
         killed_for_memory: whether the last process was.
@@ -57,9 +56,19 @@ class Status:
     trial: str = ""
 
     @property
+    def kind(self) -> Kind:
+        """What the status means."""
+        return KINDS[self.status]
+
+    @property
     def alive(self) -> bool:
         """Whether a process works there now, as far as can be seen."""
-        return self.status in ALIVE
+        return self.kind.alive
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0..1."""
+        return 1.0 if self.kind.finished else float(self.state.get("share") or 0.0)
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints and `--on-exit` gets."""
@@ -175,7 +184,7 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
     if isinstance(code, int) and code > 128:  # it was still making ready, and had no state to say so in
         return Status(str(output), "stopped", f"by {signal_name(code - 128)}", again, pid=last[0], **known)
     if code:
-        why = last_error(output) or f"exit code {code}"
+        why = error_of(own_end) or f"exit code {code}"
         return Status(str(output), "failed", why, f"{program()} logs {quote(output)}", pid=last[0], **known)
     if own_state is not None and own_state.host != platform.node() and not own_end:
         return Status(str(output), "unknown", f"it ran on {own_state.host}", again, pid=last[0], **known)
@@ -191,16 +200,16 @@ def _later(state: State | None, ended: dict[str, Any]) -> bool:
     return state is not None and isinstance(at, int | float) and state.updated > at
 
 
-def last_error(output: Path) -> str:
-    """The last "error: …" in the log of a detached run, "" if there is none."""
-    try:
-        with open(output / LOG_FILE, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
-            text = file.read().decode(errors="replace")
-    except OSError:
+def error_of(ended: dict[str, Any] | None) -> str:
+    """The message of the error that ended a detached run, from exit.json; "" where there is none."""
+    error = ended.get("error") if ended is not None else None
+    if not isinstance(error, dict):
         return ""
-    _, found, rest = text.rpartition("\nerror: ")
-    return rest.strip() if found else ""
+    what, where, fix = (part if isinstance(part := error.get(name), str) else None for name in _ERROR)
+    return "" if what is None or where is None or fix is None else str(RescoldoError(what, where=where, fix=fix))
+
+
+_ERROR = ("what", "where", "fix")  # RescoldoError.document
 
 
 def _age(checkpoint: Path) -> float | None:
@@ -226,7 +235,7 @@ def require_run(output: Path) -> Status:
             what, fix = f"cannot be read: {error.strerror}", "look as the user who started the run"
             raise RescoldoError(what, where=str(output / name), fix=fix) from None
     status = read_status(output)
-    if status.status == "never":
+    if not status.kind.exists:
         what = "no run has been started here" if output.is_dir() else "there is no such directory"
         what = "is a file, not a directory" if output.is_file() else what
         raise RescoldoError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote, read_json
@@ -12,6 +13,7 @@ from rescoldo.invocation import program
 from rescoldo.units import count
 
 FILE = "sweep.json"
+Trial = TypeVar("Trial", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ def read_sweep(output: Path) -> SweepState | None:
     if document is None or not isinstance(document.get("trials"), list):
         return None
     trials = [trial for trial in document["trials"] if isinstance(trial, dict) and _is_name(trial.get("name"))]
-    done = [trial for trial in trials if trial.get("status") == "finished"]
-    running = next((str(trial["name"]) for trial in trials if trial.get("status") == "running"), "")
+    done = of_status(trials, "finished")
+    running = next((str(trial["name"]) for trial in of_status(trials, "running")), "")
     best = (document.get("best") or {}).get("by_score")
     words = f"{count(len(done), 'trial')} finished"
     if running:
@@ -46,6 +48,11 @@ def read_sweep(output: Path) -> SweepState | None:
             words += f"; best so far: {best}, {trial['score']:.1%}"
     shown = running or (str(best) if _is_name(best) else "")
     return SweepState(bool(document.get("finished")), shown, words)
+
+
+def of_status(trials: Iterable[Trial], status: Literal["running", "finished", "failed"]) -> list[Trial]:
+    """The trials of that status."""
+    return [trial for trial in trials if trial.get("status") == status]
 
 
 def refuse_sweep(output: Path, command: str) -> None:

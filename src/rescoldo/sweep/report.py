@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.files import write_atomic, write_text
+from rescoldo.run.sweep import of_status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,7 @@ def best_trials(trials: Sequence[Trial]) -> dict[str, Any]:
         by_score (of equal scores the lower loss, then the cheaper), by_loss, None where nothing is finished; and
         front: those that no other beats in score without costing more seconds of training, cheapest first.
     """
-    done = [trial for trial in trials if trial["status"] == "finished"]
+    done = of_status(trials, "finished")
     if not done:
         return {"by_score": None, "by_loss": None, "front": []}
     front: list[Trial] = []
@@ -41,7 +42,7 @@ def rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     fields = list(document["space"])
     best = document["best"]
     trials = sorted(document["trials"], key=lambda trial: (-trial.get("score", -1.0), trial.get("val_loss", 0.0)))
-    table = []
+    table, finished = [], of_status(trials, "finished")
     for trial in trials:
         marks = [
             word
@@ -49,12 +50,11 @@ def rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             if name == trial["name"]
         ]
         marks += ["front"] if trial["name"] in best["front"] else []
-        done = trial["status"] == "finished"
         table.append(
             [
                 trial["name"],
                 *(_shown(trial["params"].get(field)) for field in fields),
-                f"{trial['score']:.1%}" if done else trial["status"],
+                f"{trial['score']:.1%}" if trial in finished else trial["status"],
                 f"{trial['val_loss']:.4f}" if "val_loss" in trial else "–",
                 f"{trial['seconds']:.0f}" if "seconds" in trial else "–",
                 f"{trial['trainable_params']:,}" if "trainable_params" in trial else "–",
@@ -73,7 +73,7 @@ def write_report(document: Mapping[str, Any], output: Path) -> None:
     head, table = rows(document)
     lines = ["# Sweep", "", *sentences(document), "", _line(head), _line(["---"] * len(head))]
     lines += [_line([cell.replace("|", "\\|") for cell in row]) for row in table]
-    failed = [trial for trial in document["trials"] if trial["status"] == "failed"]
+    failed = of_status(document["trials"], "failed")
     lines += ["", *(f"- {trial['name']}: {trial['error'].splitlines()[0]}" for trial in failed)]
     if document["best"]["by_score"]:
         with contextlib.suppress(ImportError):
@@ -126,7 +126,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     best = document["best"]
-    done = {trial["name"]: trial for trial in document["trials"] if trial["status"] == "finished"}
+    done = {trial["name"]: trial for trial in of_status(document["trials"], "finished")}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     front = [done[name] for name in best["front"]]

@@ -25,7 +25,7 @@ from rescoldo.run.layout import LOG_FILE, read_timings
 from rescoldo.run.lock import RunLock
 from rescoldo.run.signals import EndAtOnce, EndedBySignal
 from rescoldo.run.streams import unfailing
-from rescoldo.run.sweep import FILE
+from rescoldo.run.sweep import FILE, of_status
 from rescoldo.sweep.report import best_trials, write_report
 from rescoldo.sweep.search import Tried, next_params, require_optuna
 from rescoldo.sweep.shared import Shared
@@ -118,9 +118,8 @@ def sweep(
         stack.enter_context(RunLock(config.output))
         document = _open(config, now, settings, space, trials)
         if retry:
-            for trial in document["trials"]:
-                if trial["status"] == "failed":
-                    trial["status"] = "running"
+            for trial in of_status(document["trials"], "failed"):
+                trial["status"] = "running"
         if config.quantization == AUTO:
             document.setdefault("quantization", _precision(base))
         sweeping = _Sweep(config, space, role, shared, document, reporter, console, trials, force)
@@ -170,7 +169,7 @@ class _Sweep:
 
     def _next(self) -> dict[str, Any] | None:
         known: list[dict[str, Any]] = self.document["trials"]
-        open_ = next((trial for trial in known if trial["status"] == "running"), None)
+        open_ = next(iter(of_status(known, "running")), None)
         if open_:
             return open_
         history = [Tried(trial["params"], trial.get("score")) for trial in known]

@@ -24,7 +24,8 @@ from rescoldo.names import similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
-TRACKERS = ("tensorboard", "wandb", "mlflow")
+BUILT_IN = "tensorboard"  # the tracker whose files are written here
+TRACKERS = (BUILT_IN, "wandb", "mlflow")
 
 Schedule = Literal["cosine", "linear", "constant"]
 ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
@@ -246,6 +247,11 @@ class RunConfig(BaseModel):
     def _home(cls, value: Any) -> Any:
         """No shell expands the ~ of --output=~/run or of a config file; a directory named ~ is what nobody wants."""
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+    def filled(self, values: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
+        """The config with `values` (field → value) where the user gave none, and those of them that were taken."""
+        taken = {name: value for name, value in values.items() if name not in self.model_fields_set}
+        return RunConfig.model_validate({**self.model_dump(exclude_unset=True), **taken}), taken
 
 
 def _linears(name: str) -> tuple[str, ...]:

@@ -161,10 +161,23 @@ def refuse_if_foreign(output: Path) -> None:
         )
 
 
-def write_run_file(output: Path, config: RunConfig, preset: dict[str, Any], now: dict[str, Any], started: str) -> None:
-    """Note what was started, for the resumption and for `status`."""
+def write_run_file(
+    output: Path,
+    config: RunConfig,
+    preset: dict[str, Any],
+    now: dict[str, Any],
+    started: str,
+    examples: dict[str, int],
+) -> None:
+    """Note what was started, for the resumption, `status` and the run's page.
+
+    Args:
+        preset: the fields that the preset set.
+        now: the identity.
+        examples: their number in `train` and `val`.
+    """
     value = {"format": FORMAT, "started": started, "config": config.model_dump(mode="json")}
-    write_json(output / RUN_FILE, {**value, "from_preset": sorted(preset), "identity": now})
+    write_json(output / RUN_FILE, {**value, "from_preset": sorted(preset), "examples": examples, "identity": now})
 
 
 def free_name(output: Path) -> Path:

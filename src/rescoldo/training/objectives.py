@@ -20,7 +20,7 @@ class Row:
     Attributes:
         title: its name in words.
         make: the engine's objective for a run; None: cross-entropy on the answers.
-        form: what a line of the data holds: "answers", "pairs" or "judged" (data.preferences.Form).
+        form: what a line of preference data holds, a key of data.preferences.FORMS; None: answers to learn.
         settings: the fields that belong to it and to no objective that does not name them.
         defaults: field → value, over the base model's preset, where the user gives none.
         unit: what one example is called.
@@ -30,7 +30,7 @@ class Row:
 
     title: str
     make: Callable[[RunConfig], Objective] | None
-    form: str
+    form: str | None = None
     settings: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "example"
@@ -40,7 +40,7 @@ class Row:
     @property
     def reading(self) -> dict[str, str]:
         """What data.forms must be told beside what it is told for answers."""
-        return {} if self.form == "answers" else {"form": self.form}
+        return {"form": self.form} if self.form else {}
 
 
 def _dpo(config: RunConfig) -> Objective:
@@ -69,8 +69,7 @@ OBJECTIVES: dict[str, Row] = {
     "sft": Row(
         "the answers",
         None,
-        "answers",
-        ("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
+        settings=("loss", "thinking", "prompt_loss_weight", "balance_classes", "text"),
         several=True,
     ),
     "dpo": Row("direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
@@ -130,5 +129,4 @@ def apply_defaults(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     Returns:
         The config, and the fields that were set.
     """
-    values = {k: v for k, v in OBJECTIVES[config.objective].defaults.items() if k not in config.model_fields_set}
-    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+    return config.filled(OBJECTIVES[config.objective].defaults)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rescoldo.base.model import BaseModel
@@ -58,9 +58,14 @@ def apply_preset(
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
     """
-    values = {**tuned(config, decoder, machines=machines), **(before or {})} if config.preset == "tuned" else {}
-    values = {name: value for name, value in values.items() if name not in config.model_fields_set}
-    return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **values}), values
+    values = PRESETS[config.preset](config, decoder, machines=machines)
+    return config.filled({**values, **(before or {})} if values else {})
+
+
+PRESETS: Mapping[str, Callable[..., dict[str, Any]]] = {  # "original": the fields' own defaults
+    "tuned": tuned,
+    "original": lambda config, decoder, *, machines=False: {},
+}
 
 
 def _narrowest(decoder: DecoderConfig) -> int:

@@ -66,6 +66,11 @@ class RunResult:
     info: dict[str, Any] = field(default_factory=dict)
     signal: int = 0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before it was finished."""
+        return self.signal != 0
+
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {"status": self.status, "output": str(self.output), "signal": self.signal or None, "info": self.info}
@@ -106,13 +111,12 @@ def _train(
     check_trackers(config)
     before = read_status(output)  # how the last process ended: to be seen before this one takes its place
     try:
-        with ExitStack() as stack:
+        with EndAtOnce(), ExitStack() as stack:  # a default handler would leave a lock behind, as a killed run does
             lock = RunLock(output)
             if output.is_dir():
                 stack.enter_context(lock)
-            with EndAtOnce():  # a default handler would leave a lock behind that looks like a run that was killed
-                prepared = prepare(config, parts, reporter, restart=restart)
-                parts.preflight(prepared, reporter, force)
+            prepared = prepare(config, parts, reporter, restart=restart)
+            parts.preflight(prepared, reporter, force)
             if not output.is_dir():  # made only now that all that was asked for has been checked
                 stack.enter_context(lock)
             elif restart and any(path.name not in (LOCK_FILE, LOG_FILE) for path in output.iterdir()):
@@ -135,7 +139,7 @@ def _train(
     finally:
         state = read_state(output)
         if (
-            state is not None and (state.pid, state.start) == representative() and state.phase in ("stopped", "failed")
+            state is not None and (state.pid, state.start) == representative() and state.broken_off
         ):  # with the lock free the page can say so, too
             parts.write_report(output, reporter.warn)
 
@@ -173,7 +177,14 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
         started = (read_json(output / RUN_FILE) or {}).get("started") if extended else None
         started = started or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         keep_role(prepared.role, output)
-        write_run_file(output, config, prepared.from_preset, prepared.identity, started)
+        write_run_file(
+            output,
+            config,
+            prepared.from_preset,
+            prepared.identity,
+            started,
+            {"train": len(prepared.train.examples), "val": len(prepared.val.examples)},
+        )
 
     cap = None
     if before.killed_for_memory:
@@ -185,7 +196,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
             f"{trained} layers (slower, the same result)"
         )
     timings = Timings(output)
-    with EndAtOnce(), ExitStack() as stack:  # until the training begins there is nothing to save
+    with ExitStack() as stack:
         monitor = stack.enter_context(
             Monitor(output, reporter, cap=cap, expected_rate=parts.expected_rate(config), event=timings.event)
         )

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 from rescoldo.errors import RescoldoError
 from rescoldo.extras import missing
 from rescoldo.files import read_json, write_json
-from rescoldo.training.config import RunConfig
+from rescoldo.training.config import BUILT_IN, RunConfig
 from rescoldo.training.metrics import TensorBoard
 
 IDS = "tracking.json"  # in the output directory: by which id a resumed run continues in each tracker
@@ -48,8 +48,8 @@ def check_trackers(config: RunConfig) -> None:
     """Raises RescoldoError where a tracker was asked for whose package is not installed (TensorBoard, the default, is
     only warned about)."""
     for name in config.report_to:
-        if name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise missing(name, f"{name} is not installed", where="--report-to", otherwise="--report-to tensorboard")
+        if name in CLIENTS and importlib.util.find_spec(name) is None:
+            raise missing(name, f"{name} is not installed", where="--report-to", otherwise=f"--report-to {BUILT_IN}")
 
 
 class Trackers:
@@ -69,14 +69,13 @@ class Trackers:
         say: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
-        self._board = TensorBoard(config.output, first_step, warn) if "tensorboard" in config.report_to else None
+        self._board = TensorBoard(config.output, first_step, warn) if BUILT_IN in config.report_to else None
         facts = {**settings, **shared_settings(config)}
-        makers: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {"wandb": Wandb, "mlflow": Mlflow}
         self._others: list[_InBackground] = []
         for name in config.report_to:
-            if name in makers:
+            if name in CLIENTS:
                 try:
-                    tracker = makers[name](config.output, facts)
+                    tracker = CLIENTS[name](config.output, facts)
                 except Exception as error:
                     warn(f"{name} is left out: {_short(error)}")
                     continue
@@ -294,6 +293,10 @@ def _has_key(host: str) -> bool:
         return netrc.netrc().authenticators(urlsplit(host).hostname or "") is not None
     except (OSError, netrc.NetrcParseError, RuntimeError):
         return False
+
+
+# the trackers beside TensorBoard, whose files are written here; each is the name of its package
+CLIENTS: Mapping[str, Callable[[Path, Mapping[str, Any]], Any]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
 def _short(error: BaseException) -> str:

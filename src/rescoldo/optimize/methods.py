@@ -1,0 +1,137 @@
+"""DSPy's optimizers, a row of METHODS each. To add one: a function of a Task that returns the new module, and a row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rescoldo.extras import missing
+from rescoldo.optimize.config import OptimizeConfig
+from rescoldo.optimize.watch import Watch, without_bars
+from rescoldo.programs.lm import make_adapter
+
+REFLECTED = 3  # answers that GEPA reflects on at a time
+_NO_LIMIT = 1 << 30  # of errors: a model's bad answers are what is being scored, no reason to stop
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an optimizer is given.
+
+    Attributes:
+        dspy: the package, which is imported only where it is asked for.
+        module: the program to optimize, a dspy.Module.
+        shown: the examples that prompts may show, dspy.Example each.
+        dev: the examples that prompts are scored on.
+        watch: the metric, as DSPy and as GEPA call it.
+        threads: answers that are asked for at the same time.
+        writer: the dspy.LM that writes instructions.
+        failed: whether a model can no longer answer, so that further trials are useless.
+    """
+
+    dspy: Any
+    config: OptimizeConfig
+    module: Any
+    shown: list[Any]
+    dev: list[Any]
+    watch: Watch
+    threads: int
+    writer: Any
+    failed: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer.
+
+    Attributes:
+        compile: runs it; returns the optimized module.
+        writes: whether a model writes instructions (--reflection-model).
+        takes_budget: whether the number of answers that it scores can be bounded (--budget).
+    """
+
+    compile: Callable[[Task], Any]
+    writes: bool = False
+    takes_budget: bool = False
+
+
+def _labeled(task: Task) -> Any:
+    random.seed(task.config.seed)
+    return task.dspy.LabeledFewShot(k=task.config.shots).compile(task.module, trainset=task.shown, sample=True)
+
+
+def _bootstrap(task: Task) -> Any:
+    config = task.config
+    optimizer = task.dspy.BootstrapFewShot(
+        metric=task.watch.metric,
+        metric_threshold=config.threshold,
+        max_bootstrapped_demos=config.shots,
+        max_labeled_demos=config.shots,
+        max_errors=_NO_LIMIT,
+    )
+    return optimizer.compile(task.module, trainset=task.shown)
+
+
+def _mipro(task: Task) -> Any:
+    """MIPROv2 (arXiv 2406.11695)."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
+    config = task.config
+    optimizer = task.dspy.MIPROv2(
+        metric=task.watch.metric,
+        metric_threshold=config.threshold,
+        auto=None,
+        num_candidates=max(2, min(8, config.trials)),
+        max_bootstrapped_demos=config.shots,
+        max_labeled_demos=config.shots,
+        num_threads=task.threads,
+        max_errors=_NO_LIMIT,
+        seed=config.seed,
+        prompt_model=task.writer,
+    )
+    return optimizer.compile(
+        task.module,
+        trainset=task.shown,
+        valset=task.dev,
+        num_trials=config.trials,
+        minibatch=False,
+        seed=config.seed,
+    )
+
+
+def _gepa(task: Task) -> Any:
+    """GEPA (arXiv 2507.19457): a model reads a few answers with what the metric says of them in words, and writes a
+    better instruction; those that are best on some example of `dev` are developed further.
+
+    Its own checkpoints are pickles; it is resumed as the others are, from the answers that are kept.
+    """
+    from dspy.teleprompt.gepa import InstructionProposer
+
+    config, dev = task.config, task.dev
+    # a trial scores its few answers before and after, and, where they are better, all of dev
+    budget = config.budget or len(dev) + config.trials * (2 * REFLECTED + len(dev))
+    with without_bars():
+        optimizer = task.dspy.GEPA(
+            metric=task.watch.feedback,
+            max_metric_calls=budget,
+            reflection_minibatch_size=min(REFLECTED, len(task.shown)),
+            reflection_lm=task.writer,
+            instruction_proposer=InstructionProposer(adapter=make_adapter()),
+            add_format_failure_as_feedback=True,
+            num_threads=task.threads,
+            seed=config.seed,
+            gepa_kwargs={"stop_callbacks": [lambda state: task.failed()]},
+        )
+        return optimizer.compile(task.module, trainset=task.shown, valset=dev)
+
+
+METHODS: Mapping[str, Method] = {
+    "labeled": Method(_labeled),
+    "bootstrap": Method(_bootstrap),
+    "mipro": Method(_mipro, writes=True),
+    "gepa": Method(_gepa, writes=True, takes_budget=True),
+}
