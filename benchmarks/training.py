@@ -31,7 +31,6 @@ from benchmarks.plot import bars
 from benchmarks.workloads import add_arguments, base_model, examples
 from rescoldo.base import open_base
 from rescoldo.engine.auto import measure_products
-from rescoldo.engine.config import LINEARS
 from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.files import write_json
@@ -81,8 +80,7 @@ def necessary_work(model: str, count: int, steps: list[int]) -> dict[int, float]
     """For each step number 4·N·(distinct tokens) in operations: N the weights of all layers' linears for every distinct
     token, and the head's for every target token."""
     data, c = examples(model), open_base(model).config
-    shapes = [c.linear_shape(name) for name in LINEARS]
-    layers = c.n_layers * sum(out * into for out, into in shapes)
+    layers = c.linear_weights
     work = {}
     for number in steps:
         start = number * count % (len(data) - count + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -155,13 +156,15 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 def append_lines(path: Path, lines: bytes) -> None:
     """Append whole lines to a file that several processes may append to; they are on the disk when this returns. A last
-    line that a crash has cut off is ended first.
+    line that a crash has cut off is ended first. A symbolic link is not followed: it could lead to any file.
 
     Raises:
         OSError: as the system says; nothing of `lines` is in the file then.
     """
     is_new = not path.exists()
-    with open(path, "a+b") as file:
+    refuse_link(path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -178,6 +181,12 @@ def append_lines(path: Path, lines: bytes) -> None:
             raise
     if is_new:
         sync_directory(path.parent)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises OSError where a symbolic link is in the place of a file that is appended to."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -66,6 +66,10 @@ ROPE_BY_KIND: dict[str, dict[str, Any]] = {  # one for each kind of layer
         },
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
+    "gemma4": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 100000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
 }
 
 
@@ -108,8 +112,9 @@ def tiny_tokenizer() -> Any:
 def tiny_config(architecture: str, **overrides: Any) -> Any:
     """A transformers config: hidden 64, 2 layers, 4 heads, 2 KV heads, vocabulary 288; `overrides` win.
 
-    `rope="linear"|"dynamic"|…` (see ROPE) sets the RoPE scaling; anything else is the config's own field
-    (attention_bias, mlp_bias, tie_word_embeddings, sliding_window, use_sliding_window, max_window_layers, head_dim …).
+    `rope="linear"|"dynamic"|…` (see ROPE) sets the RoPE scaling, `kinds="sfs…"` the layers' types; anything else is the
+    config's own field (attention_bias, mlp_bias, tie_word_embeddings, sliding_window, use_sliding_window,
+    max_window_layers, head_dim …).
     """
     from transformers import AutoConfig
 
@@ -138,6 +143,11 @@ def tiny_config(architecture: str, **overrides: Any) -> Any:
         values["original_max_position_embeddings"] = 128
     if architecture == "qwen2":
         del values["head_dim"]
+    if architecture == "gemma4_text":
+        values |= {"global_head_dim": 32, "vocab_size_per_layer_input": 288, "hidden_size_per_layer_input": 32}
+    if kinds := overrides.pop("kinds", ""):  # "sf": a layer with a sliding window, one with full attention
+        values["layer_types"] = [{"s": "sliding_attention", "f": "full_attention"}[kind] for kind in kinds]
+        values["num_hidden_layers"] = len(kinds)
     return AutoConfig.for_model(architecture, **{**values, **overrides})
 
 
@@ -152,8 +162,13 @@ def tiny_model(architecture: str, *, seed: int = 0, **overrides: Any) -> Any:
             for name, parameter in model.named_parameters():
                 if "norm" in name:
                     parameter.add_(0.2 * torch.randn_like(parameter))
+                    if architecture == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
+                        parameter.mul_(len(parameter) ** -0.25)  # as trained ones do: its scores have no factor
                 elif name.endswith(".bias"):
                     parameter.copy_(0.2 * torch.randn_like(parameter))
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    buffer.uniform_(0.7, 1.3)
     return model.eval()
 
 

@@ -255,7 +255,7 @@ def test_impossible_metadata(tmp_path: Path, metadata: dict[str, object], messag
 
 
 @pytest.mark.parametrize(
-    ("architecture", "needs"), [("gemma4", "an embedding for each layer"), ("gpt-oss", "attention sinks"), ("x", "")]
+    ("architecture", "needs"), [("gemma3n", "an embedding for each layer"), ("gpt-oss", "attention sinks"), ("x", "")]
 )
 def test_what_an_architecture_lacks_is_said(tmp_path: Path, architecture: str, needs: str) -> None:
     writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), architecture)

@@ -93,8 +93,9 @@ def _edit(directory: Path, **values: Any) -> None:
     [
         ({"model_type": "mamba"}, "'mamba' is not supported(.|\n)*llama, mistral, ministral3, qwen2"),
         ({"model_type": "mixtral"}, "'mixtral' is not supported: it has a mixture of experts"),
-        ({"model_type": "gemma4"}, "'gemma4' is not supported: it has keys and values shared between layers"),
-        ({"model_type": "gemma4_text"}, "'gemma4_text' is not supported: it has keys and values shared"),
+        ({"model_type": "gemma3n"}, "'gemma3n' is not supported: it has keys and values shared between layers"),
+        ({"model_type": "gemma3n_text"}, "'gemma3n_text' is not supported: it has keys and values shared"),
+        ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "per_layer_config gives layers num_key_value_heads"),
         ({"model_type": "qwen3_5_text"}, "'qwen3_5_text' is not supported: it has layers with linear attention"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": None}, "no model_type"),

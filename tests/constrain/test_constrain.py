@@ -64,6 +64,26 @@ def test_constrained_answers_are_valid_whatever_the_schema(schema: dict[str, Any
     jsonschema.Draft202012Validator(schema).validate(json.loads(text))
 
 
+@pytest.mark.parametrize(("part", "what"), [
+    ({"type": "strin"}, "Invalid type: strin"), ({"type": "string", "pattern": "("}, "unclosed group"),
+    ({"$ref": "#/$defs/none"}, "none"),
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+])  # fmt: skip
+def test_the_place_of_a_fault_in_a_schema(part: dict[str, Any], what: str) -> None:
+    fine = {"$defs": {"ok": {"type": "null"}}, "properties": {"first": {"$ref": "#/$defs/ok"}}, "type": "object"}
+    for path, schema in (
+        ("properties.a.items.anyOf[1]: ", {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/ok"}, part]}}),
+        ("properties.a: ", part),
+    ):
+        with pytest.raises(GrammarError, match=what) as caught:
+            json_schema({**fine, "required": ["a"], "properties": {**fine["properties"], "a": schema}})  # type: ignore[dict-item]
+        assert str(caught.value).startswith(path), caught.value
+    with pytest.raises(GrammarError, match=r"^\$defs\.ok: ") as caught:
+        json_schema({"$defs": {"ok": {"type": "nul"}}, "type": "array", "items": {"$ref": "#/$defs/ok"}})
+    with pytest.raises(GrammarError, match=r"^[^:]*$|^Inv"):
+        json_schema({"type": "nul"})
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_regular_expressions_choices_and_lark(seed: int) -> None:
     text, row = answer(regex("(ab|c)[0-9]{2,4}é?"), seed=seed)

@@ -45,6 +45,13 @@ FORMATS: dict[str, dict[str, Any]] = {
         "preferred_output": [said("So.")], "non_preferred_output": [said("No.")],
     },
     "messages": {"messages": [ASKED], "chosen": "So.", "rejected": "No."},
+    "llama-factory v1": {
+        f"{side}_messages": [
+            {"role": "user", "content": [{"type": "text", "value": "Why?"}], "loss_weight": 0.0},
+            {"role": "assistant", "content": [{"type": "text", "value": said_so}], "loss_weight": 1.0},
+        ]
+        for side, said_so in (("chosen", "So."), ("rejected", "No."))
+    },
 }  # fmt: skip
 
 

@@ -106,6 +106,22 @@ MARKED = {  # « » around what is learned, the end of the turn included; one te
             "«In Paris.\nNot far.<end_of_turn>»"
         ],
     ),
+    "white space that the template removes": (
+        t.GEMMA,
+        {"bos_token": "<|endoftext|>", "eos_token": "<end_of_turn>"},
+        [user("Where?"), assistant(" \n In Madrid.\n"), user("And?"), assistant("In Paris.\n")],
+        [
+            "<|endoftext|><start_of_turn>user\nWhere?<end_of_turn>\n<start_of_turn>model\n"
+            "«In Madrid.<end_of_turn>»\n<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n"
+            "«In Paris.<end_of_turn>»"
+        ],
+    ),
+    "white space that the template keeps": (
+        CHATML,
+        {},
+        [user("Where?"), assistant("  In Madrid.\n")],
+        ["<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n«  In Madrid.\n<|im_end|>»"],
+    ),
     "phi": (
         t.PHI3,
         {"eos_token": "<|endoftext|>"},

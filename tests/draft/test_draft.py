@@ -13,9 +13,11 @@ from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.preferences import read_preferences
 from rescoldo.data.text import read_documents as read_plain
-from rescoldo.draft.drafting import _listed
+from rescoldo.draft.drafting import INPUT_TOKENS, Asker, _listed, draft
 from rescoldo.draft.sources import read_documents, read_inputs
+from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
+from rescoldo.models.cache import PredictionCache
 from rescoldo.words import words
 from tests.data.examples import record, write
 from tests.draft.fake import BA, GENERIC, FakeChat, asked, drafted
@@ -155,6 +157,29 @@ def test_documents_become_inputs_and_answers(tmp_path: Path) -> None:
 )
 def test_inputs_are_read_however_they_are_listed(said: str) -> None:
     assert list(_listed(said)) == ["first one", 'the "second" one']
+
+
+def test_the_form_that_is_shown_is_no_input() -> None:
+    assert not list(_listed('{"inputs": ["…", "…"]}'))
+    assert list(_listed('{"inputs": ["…”,", "What is E7?"]}')) == ["What is E7?"]
+
+
+def test_inputs_are_not_cut_off_by_the_limit_of_answers(tmp_path: Path) -> None:
+    (tmp_path / "d.md").write_text("\n\n".join(PARAGRAPHS))
+    limits: list[int] = []
+
+    class Chat(FakeChat):
+        def constrained(self, grammar: Any) -> FakeChat:
+            return self
+
+        def complete(self, conversations: Any, sampling: Any, on_progress: Any = None) -> Any:
+            limits.append(sampling.max_new_tokens)
+            return super().complete(conversations, sampling, on_progress)
+
+    chat, pieces = Chat(find), read_documents([tmp_path / "d.md"], 100)
+    asker = Asker(chat, PredictionCache(None), lambda *told: None)
+    draft(pieces, GENERIC, asker, chat, Sampling(max_new_tokens=8), spec="openai:m@http://x/v1", per_piece=2)
+    assert limits == [INPUT_TOKENS, 8], "labels are of a word or two, and the questions are not"
 
 
 def test_a_server_that_takes_no_schema_is_asked_without(tmp_path: Path) -> None:

@@ -14,15 +14,18 @@ import torch
 
 from rescoldo.base.hf import read_config
 from rescoldo.engine.attend import PackedAttention
-from rescoldo.engine.config import LINEARS
-from rescoldo.engine.generate import generate
+from rescoldo.engine.config import LAYER_SCALAR, LINEARS
+from rescoldo.engine.generate import Decoder, generate
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.memory import kept_bytes
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.reference import ReferenceDecoder
+from rescoldo.engine.rope import inverse_frequencies, of_kind
+from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import LoraConfig, Sampling
+from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES
-from tests.base.make_models import tiny_model
+from tests.base.make_models import tiny_config, tiny_model
 from tests.engine.common import (
     MIXED,
     VOCABULARY,
@@ -49,6 +52,7 @@ GRANITE = {
     "logits_scaling": 2.5,
 }
 WINDOWS = {"sliding_window": 8}
+GEMMA4 = {"rope": "gemma4", "kinds": "ssfsfssf", "num_kv_shared_layers": 3, "use_double_wide_mlp": True, **WINDOWS}
 CAPS = {"attn_logit_softcapping": 0.7, "final_logit_softcapping": 1.5, "query_pre_attn_scalar": 9}
 # each family that is more than llama with switches, and each of its own switches
 FAMILY_VARIANTS: list[Variant] = [
@@ -70,6 +74,10 @@ FAMILY_VARIANTS: list[Variant] = [
     ("gemma2", {**CAPS, "attn_logit_softcapping": None}),
     ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, **WINDOWS, "num_hidden_layers": 6}),
     ("gemma3_text", {"rope": "kinds", "query_pre_attn_scalar": 9, "num_attention_heads": 2, "head_dim": 64}),
+    ("gemma4_text", {**GEMMA4, "final_logit_softcapping": 1.5, "tie_word_embeddings": True}),
+    ("gemma4_text", {**GEMMA4, "kinds": "sff", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}),
+    ("gemma4_text", {**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2, "num_key_value_heads": 1, "head_dim": 64}),
+    ("gemma4_text", {"rope": "gemma4", "kinds": "ffff", "num_kv_shared_layers": 3, "attention_bias": True}),
 ]
 ONE_EACH = [
     variant for i, variant in enumerate(FAMILY_VARIANTS) if variant[0] not in {v[0] for v in FAMILY_VARIANTS[:i]}
@@ -156,6 +164,8 @@ def test_what_a_layer_keeps_is_what_the_memory_model_says(variant: Variant) -> N
     model = tiny_lora(architecture, lora=lora, **overrides)
     n = 40
     h, rows = model.embed(torch.arange(n)), model.rows(torch.arange(n))
+    if model.layer_embeddings is not None:
+        rows.layer_inputs[:] = model.layer_embeddings.rows(torch.arange(n), h)
     _, saved = model.layers[0].forward(h, rows, PackedAttention(Layout((0, n), 0)))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(saved)}
     expected = kept_bytes(model.config, 4, n)
@@ -170,13 +180,105 @@ def test_gguf_names_are_the_gguf_packages(name: str) -> None:
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.gguf)
     names = gguf.get_tensor_name_map(number, config.n_layers)
     for tensor in config.tensor_shapes():
-        theirs = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        scalar = tensor.endswith(LAYER_SCALAR)  # ".weight" is behind its name only in GGUF
+        theirs = names.get_name(f"{tensor}.weight" if scalar else tensor, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, tensor
         assert family.to_gguf(tensor) == theirs
         assert family.from_gguf(theirs) == tensor
     assert all(
         family.from_gguf(odd) is None for odd in ("blk.01.attn_q.weight", "blk.0.attn_q.scale", "blk.0.x.weight")
     )
+
+
+@pytest.mark.parametrize("layers", [(5, 6, 7), (4, 7), (3, 6), (0,)], ids=str)
+def test_adapters_on_some_layers_of_a_model_that_shares_keys_and_values(layers: tuple[int, ...]) -> None:
+    """Above the layers whose keys and values are shared, on them, and below: PEFT's gradients, in one go and continued
+    from the step's state."""
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.0, targets=LINEARS, layers=layers)
+    model = tiny_lora("gemma4_text", lora=lora, **GEMMA4)
+    loss = their_loss(theirs := peft_twin(model, "gemma4_text", **GEMMA4), EXAMPLES)
+    loss.backward()
+    expected = {name: p.grad for name, p in peft_parameters(theirs).items() if p.grad is not None}
+    assert expected.keys() == model.parameters.keys()
+    first = GradientStep(model, EXAMPLES, step=0, seed=0)
+    ours = first.micro_batch([0, 3])
+    second = GradientStep(model, EXAMPLES, step=0, seed=0)
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    ours += second.micro_batch([1, 2])
+    assert ours / second.total == pytest.approx(float(loss.detach()), abs=1e-4)
+    assert distance(second.finish(), expected) < 1e-4
+
+
+def test_keys_and_values_are_kept_by_the_layers_that_have_them() -> None:
+    """In the cache, and of a shared prefix, whose pass ends with the last of them."""
+    model = LoraModel.load(tiny_base("gemma4_text", **GEMMA4), "fp32", None, seed=0)
+    assert model.config.kv_sources == (0, 1, 2, 3, 4, 3, 3, 4)
+    assert model.prefix(range(20)).keys_values.keys() == {0, 1, 2, 3, 4}
+    decoder = Decoder(model, frozenset(), range(20))
+    decoder.admit(0, range(25), Sampling(max_new_tokens=4))
+    widths = [model.config.n_kv_heads * model.config.head_size(i) for i in range(5)]
+    assert [cache[0, 0].numel() for cache in decoder._cache.k] == [*widths, 0, 0, 0]
+    assert model.config.kv_width == sum(widths)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}, "a mixture of experts, as in 26B-A4B"),
+        ({"attention_k_eq_v": True}, "values that are the keys, as in 31B"),
+        ({"use_bidirectional_attention": "all"}, "attention to later tokens"),
+        ({"num_kv_shared_layers": 7}, "the last 7 of 8 layers share keys and values that no earlier layer has"),
+        ({"num_kv_shared_layers": 9}, "the last 9 of 8 layers share keys and values that no earlier layer has"),
+        ({"vocab_size_per_layer_input": 100}, "vocab_size_per_layer_input is not vocab_size"),
+        ({"per_layer_config": {"2": {"head_dim": 32}, "0": {"head_dim": 8}}}, "head sizes must be even, and the same"),
+        ({"per_layer_config": {"2": {"intermediate_size": 32}}}, "per_layer_config gives layers intermediate_size"),
+    ],
+    ids=str,
+)
+def test_what_of_gemma4_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    config = {**tiny_config("gemma4_text", **GEMMA4).to_dict(), **values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RescoldoError, match=message):
+        read_config(tmp_path)
+
+
+def test_gemma4_as_its_own_config_says_it(tmp_path: Path) -> None:
+    """E2B's text_config, with the head size of the layers without a window beside the other."""
+    config = {
+        "model_type": "gemma4_text",
+        "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+        "hidden_size": 1536,
+        "hidden_size_per_layer_input": 256,
+        "intermediate_size": 6144,
+        "use_double_wide_mlp": True,
+        "num_hidden_layers": 35,
+        "num_kv_shared_layers": 20,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "num_global_key_value_heads": None,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "sliding_window": 512,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+        "final_logit_softcapping": 30.0,
+        "use_bidirectional_attention": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma4", "text_config": config}))
+    found = read_config(tmp_path)
+    assert found.tied_embeddings
+    assert [found.head_size(i) for i in (3, 4)] == [256, 512]
+    assert [found.kv_source(i) for i in (13, 14, 15, 19, 34)] == [13, 14, 13, 14, 14]
+    assert [found.linear_shape("up_proj", i)[0] for i in (14, 15)] == [6144, 12288]
+    assert found.layer_linears(15) == tuple(name for name in LINEARS if name not in ("k_proj", "v_proj"))
+    assert 4.6e9 < found.total_params < 5.2e9  # 5.1 billion with the towers
+    speeds = inverse_frequencies(of_kind(found, "main"))[0]
+    assert len(speeds) == 256
+    assert int((speeds > 0).sum()) == 64
 
 
 def test_weights_of_targets() -> None:
@@ -223,7 +325,6 @@ def test_an_objective_of_ones_own() -> None:
     """A function of the answers' log-probabilities, as preference objectives are: against autograd through PEFT."""
     from rescoldo.engine.head import Head
     from rescoldo.engine.objective import Objective, Targets
-    from rescoldo.engine.step import GradientStep
 
     def loss(head: Head, h: torch.Tensor, targets: Targets, scale: float) -> tuple[float, torch.Tensor]:
         found = head.log_probabilities(h, targets.at, targets.tokens).double()

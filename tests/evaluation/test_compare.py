@@ -372,3 +372,15 @@ def test_bad_flags(
     assert "Traceback" not in err
     assert val.read_bytes() == before
     assert not (tmp_path / "out.json").exists()
+
+
+def test_votes_that_cannot_be_read_are_named_before_anything_is_asked(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "v.jsonl", *(record(i) for i in range(2)))
+    (tmp_path / "c.json.votes.jsonl").mkdir()
+    with fake_server(lambda body, times: (200, good("x"))) as server:
+        models = dict.fromkeys(("a", "b"), f"openai:m@{server.address}/v1")
+        with pytest.raises(RescoldoError, match="not a regular file"):
+            compare(
+                models, dataset, Parts("a", finetuned="b"), output=tmp_path / "c.json", server=ServerOptions(2, 5, 0)
+            )
+        assert not server.requests

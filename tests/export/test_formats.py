@@ -20,7 +20,7 @@ from rescoldo.export import export_run
 from rescoldo.export.gguf_file import Planned, Value, write_gguf
 from rescoldo.models.loaded import load_for_inference
 from tests.base.make_models import tiny_hf
-from tests.engine.test_families import GRANITE
+from tests.engine.test_families import GEMMA4, GRANITE
 from tests.export.common import make_run
 
 pytest.importorskip("xllamacpp")
@@ -37,6 +37,7 @@ WIDE = {  # every row is a whole number of 256-blocks
     "initializer_range": 0.06,
 }
 GEMMA = {"tie_word_embeddings": True, "query_pre_attn_scalar": 64, "sliding_window": 16}
+GEMMA4_WIDE = {"global_head_dim": 128, "hidden_size_per_layer_input": 256}
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("qwen3", {}),
@@ -49,6 +50,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("gemma2", GEMMA),
     ("gemma3_text", {**GEMMA, "rope": "kinds", "num_hidden_layers": 6}),
+    ("gemma4_text", {**GEMMA4, "tie_word_embeddings": True, "sliding_window": 16, **GEMMA4_WIDE}),
 ]
 KINDS = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 # of K-quants: where a block has its half-precision scales, and what they are

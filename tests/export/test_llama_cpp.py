@@ -23,7 +23,7 @@ from rescoldo.families import FAMILIES
 from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
-from tests.engine.test_families import GRANITE
+from tests.engine.test_families import GEMMA4, GRANITE
 from tests.export.common import CONCEPTS, PHI_LONG, make_run
 
 pytest.importorskip("xllamacpp")
@@ -133,6 +133,8 @@ HF: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("gemma3_text", {**GEMMA, "rope": "kinds", "sliding_window": 64, "num_hidden_layers": 7}),
     ("gemma2", {**GEMMA, "sliding_window": 64, "num_hidden_layers": 3}),
+    ("gemma4_text", {**GEMMA4, "tie_word_embeddings": True, "sliding_window": 64, "final_logit_softcapping": 5.0}),
+    ("gemma4_text", {**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2, "use_double_wide_mlp": False}),
 ]
 
 
@@ -177,7 +179,9 @@ def test_adapter_on_a_quantized_file_of_each_family(
         assert follow(mine.model, on_top, asked, 12).largest_difference > 0.2, "the adapter hardly does anything"
 
 
-@pytest.mark.parametrize(("architecture", "overrides"), [one for one in HF if one[0] in ("phi3", "ministral3")])
+@pytest.mark.parametrize(
+    ("architecture", "overrides"), [one for one in HF if one[0] in ("phi3", "ministral3", "gemma3_text", "gemma4_text")]
+)
 def test_a_gguf_base_of_the_family(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
     """A merged file is a base itself: its adapter in llama.cpp, its merged directory in transformers."""
     first = make_run(tmp_path / "first", str(tiny_hf(tmp_path / "hf", architecture, **{**TINY, **overrides})), size=0.1)

@@ -17,7 +17,7 @@ from rescoldo.models.loaded import load_for_inference
 from rescoldo.role import get_role
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.base.test_quantized import fp8_model
-from tests.engine.test_families import GRANITE
+from tests.engine.test_families import GEMMA4, GRANITE
 from tests.export.common import CONCEPTS, PHI_LONG, make_run
 
 SIZES: dict[str, Any] = {"max_position_embeddings": 4096, "intermediate_size": 96}
@@ -53,6 +53,7 @@ def _theirs(directory: Path, tokens: list[int]) -> torch.Tensor:
         ("gemma", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
         ("gemma3_text", {"rope": "kinds", "tie_word_embeddings": True, "sliding_window": 64, "num_hidden_layers": 7}),
         ("gemma2", {"tie_word_embeddings": True, "sliding_window": 64}),
+        ("gemma4_text", {**GEMMA4, "tie_word_embeddings": True, "sliding_window": 64}),
     ],
 )
 def test_of_a_hugging_face_base(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rescoldo.base import open_base
+from rescoldo.base.gguf_header import read_header
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.base.tokenizer_build import PRES
 from rescoldo.errors import RescoldoError
@@ -23,10 +24,11 @@ from tests.base.llama_cpp import LlamaCpp
 TEMPLATE = "{% for m in messages %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
 
 
-def _directory(path: Path, vocabulary: dict[str, Any], **gguf: Any) -> Path:
+def _directory(path: Path, vocabulary: dict[str, Any], base: str = "llama", **gguf: Any) -> Path:
     """A Hugging Face directory with the tokenizer of that vocabulary as transformers saves it."""
     sizes = {"vocab_size": len(vocabulary["tokens"]) + 5, "num_hidden_layers": 1, "max_position_embeddings": 4096}
-    tiny_hf(path, "llama", tokenizer=False, **sizes)
+    own = {"rope": "gemma4", "kinds": "sf", "num_hidden_layers": 2, "vocab_size_per_layer_input": sizes["vocab_size"]}
+    tiny_hf(path, base, tokenizer=False, **{**sizes, **(own if base == "gemma4_text" else {})})
     sizes["vocab_size"] -= 5
     file = tiny_gguf(path.with_suffix(".gguf"), vocabulary=vocabulary, template=TEMPLATE, **sizes, **gguf)
     save_tokenizer(open_base(str(file)).tokenizer(), path)
@@ -61,6 +63,17 @@ def test_sentencepiece_from_a_tokenizer_json(tmp_path: Path) -> None:
     base = _directory(tmp_path / "base", _sentencepiece_vocabulary(_mistral_file("v1")), add_bos=True)
     assert (base / "tokenizer.json").is_file()
     _check(base, _merged(tmp_path, base))
+
+
+def test_sentencepiece_of_gemma4(tmp_path: Path) -> None:
+    """llama.cpp takes the merges themselves, and puts no space before a text."""
+    vocabulary = _sentencepiece_vocabulary(_mistral_file("v1"))
+    base = _directory(
+        tmp_path / "base", vocabulary, "gemma4_text", add_bos=True, metadata={"tokenizer.ggml.add_space_prefix": False}
+    )
+    merged = _merged(tmp_path, base)
+    assert read_header(merged).metadata["tokenizer.ggml.model"] == "gemma4"
+    _check(base, merged)
 
 
 def test_each_pre_tokenizer_is_told_from_the_others() -> None:

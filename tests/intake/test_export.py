@@ -112,12 +112,84 @@ def test_sharegpt_s_tools_become_openai_s(tmp_path: Path) -> None:
     assert taught(tmp_path / "o.jsonl") == taught(path)
 
 
+def call(name: str, number: int) -> dict[str, Any]:
+    return {"id": name, "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": number})}}
+
+
+ASK = [{"role": "user", "content": "q"}]
+SAID_AND_CALLED = {"role": "assistant", "content": "Let me look.", "tool_calls": [call("c", 1)]}
+BOTH = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call("c", 1), call("d", 2)]}]
+RESULTS = [{"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("c", "d")]
+LAST = {"role": "assistant", "content": "a"}
+CROSSED = [*BOTH, *reversed(RESULTS), LAST]
+
+
+def without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_ids(one) for key, one in value.items() if key not in ("id", "tool_call_id")}
+    return [without_ids(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("turns", [[*TOOLS[:3], LAST], [*BOTH, *RESULTS, LAST]])
+def test_calls_in_sharegpt_s_way_and_back(tmp_path: Path, turns: list[Any]) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": turns, "tools": DEFINED})
+    export_records(path, GENERIC, "sharegpt", tmp_path / "s.jsonl")
+    (made,) = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [turn["from"] for turn in made["conversations"]][:3] == ["human", "function_call", "observation"]
+    assert isinstance(json.loads(made["tools"])[0]["name"], str)
+    again = back(tmp_path / "s.jsonl")
+    assert without_ids(taught(again)) == without_ids(taught(path))
+    (mine,), (theirs,) = read_records(path, GENERIC), read_records(again, GENERIC)
+    assert GENERIC.conversation(mine).tools == GENERIC.conversation(theirs).tools
+    export_records(tmp_path / "s.jsonl", GENERIC, "sharegpt", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "s.jsonl").read_text()
+
+
+def test_openai_is_given_what_it_takes(tmp_path: Path) -> None:
+    function = {"name": "f", "arguments": {"x": 1}}
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": "r"},
+        LAST,
+    ]
+    row = {"messages": turns, "tools": json.dumps([{"name": "f", "description": "d", "parameters": {}}])}
+    export_records(write(tmp_path / "d.jsonl", row), GENERIC, "openai", tmp_path / "o.jsonl")
+    made = json.loads((tmp_path / "o.jsonl").read_text())
+    assert made["tools"][0]["type"] == "function", "a list of objects, and not the text of one"
+    [called] = made["messages"][1]["tool_calls"]
+    assert (called["type"], called["function"]["arguments"]) == ("function", '{"x": 1}')
+    assert made["messages"][2]["tool_call_id"] == called["id"]
+
+
+def test_loose_calls_in_a_prompt_of_messages(tmp_path: Path) -> None:
+    loose = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    row = {"prompt": [*ASK, loose, {"role": "tool", "content": "r"}], "completion": [LAST], "tools": DEFINED}
+    path = write(tmp_path / "d.jsonl", row)
+    export_records(path, GENERIC, "openai", tmp_path / "o.jsonl")
+    assert taught(tmp_path / "o.jsonl") == taught(path)
+
+
+def test_alpaca_s_history_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", SEVERAL[2])
+    export_records(path, GENERIC, "alpaca", tmp_path / "a.jsonl")
+    made = json.loads((tmp_path / "a.jsonl").read_text())
+    assert made["history"] == SEVERAL[2]["history"]
+    assert taught(back(tmp_path / "a.jsonl")) == taught(path)
+
+
+def typed(message: dict[str, Any]) -> dict[str, Any]:
+    """Its calls with the type that OpenAI wants."""
+    calls = message.get("tool_calls")
+    return {"tool_calls": [{**one, "type": "function"} for one in calls]} if calls else {}
+
+
 def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
     rows = [{"messages": TOOLS, "tools": DEFINED}]
     path = write(tmp_path / "d.jsonl", *rows)
     export_records(path, GENERIC, "openai", tmp_path / "o.jsonl")
     assert [json.loads(line) for line in back(tmp_path / "o.jsonl").read_text().splitlines()] == [
-        {"messages": [{**one, "content": one.get("content")} for one in TOOLS], "tools": DEFINED}
+        {"messages": [{**one, "content": one.get("content"), **typed(one)} for one in TOOLS], "tools": DEFINED}
     ]
 
 
@@ -126,10 +198,9 @@ def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
     [
         ("alpaca", SEVERAL[0], "messages[2].weight has no place"),
         ("alpaca", SEVERAL[1], "messages[2].weight has no place"),
-        ("alpaca", SEVERAL[2], "holds 4 turns"),
         ("alpaca", {"messages": TOOLS}, "has no place in Alpaca's form"),
-        ("sharegpt", {"messages": TOOLS}, "has no place in ShareGPT's form"),
-        ("sharegpt", {**ONE[4], "tools": DEFINED}, "tools has no place in ShareGPT's form"),
+        ("sharegpt", {"messages": [*ASK, SAID_AND_CALLED]}, "messages[1].tool_calls has no place in ShareGPT's form"),
+        ("sharegpt", {"messages": CROSSED}, "results are in another order than calls"),
         ("alpaca", {**ONE[0], "tools": DEFINED}, "tools has no place in Alpaca's form"),
     ],
 )

@@ -476,6 +476,56 @@ def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "hf download org/name --repo-type dataset" in caught.value.fix
 
 
+def hub_cache(folder: Path, *files: str) -> None:
+    """What the Hub's client leaves of the dataset acme/faq in its cache."""
+    pyarrow = pytest.importorskip("pyarrow")
+    commit, repository = "0" * 40, folder / "hub" / "datasets--acme--faq"
+    for name in files:
+        path = repository / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = pyarrow.table({"prompt": [f"p {path.stem}"], "completion": ["c"]})
+        pytest.importorskip("pyarrow.parquet").write_table(made, path)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_without_a_network_what_was_fetched_before_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def dataset_info(self, name: str, timeout: float) -> Any:
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("rescoldo.intake.hub.hub_cache", lambda: str(tmp_path / "hub"))
+    hub_cache(tmp_path, "data/train-00000-of-00001.parquet", "data/test-00000-of-00002.parquet")
+    with open_source("acme/faq", split="train").read() as (rows, _):
+        assert [row.values["prompt"] for row in rows if row.values] == ["p train-00000-of-00001"]
+    with pytest.raises(RescoldoError, match="no route to host"):
+        open_source("acme/faq", split="dev")
+    with pytest.raises(RescoldoError, match="1 of the 2 files of test: number 00001 is missing"):
+        open_source("acme/faq", split="test")
+
+
+def test_arguments_that_look_like_columns_of_messages(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    trip = {"from": ["Ávila"], "to": ["León"]}
+    call = {"function": {"name": "route", "arguments": {"trip": trip}}}
+    turns = [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns}]), tmp_path / "t.parquet")
+    [record] = records(tmp_path / "t.parquet")
+    assert record["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"trip": trip}
+
+
+@pytest.mark.parametrize("key", ["Weight", "LABEL", "loss_mask", "Images", "ignore", "Chosen"])
+def test_what_train_refuses_is_not_hidden_in_metadata(tmp_path: Path, key: str) -> None:
+    line = {"prompt": "p", "completion": "c", key: [0, 1]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n")
+    [record] = records(tmp_path / "d.jsonl")
+    assert record[key.lower()] == [0, 1]
+    faults = get_role("generic").check(record, "d.jsonl", 1)
+    assert any(fault.level == "error" for fault in faults)
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(*words: Any) -> tuple[int, str, str]:

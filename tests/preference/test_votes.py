@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.preference.ballots import ballots, default_pairs
 from rescoldo.preference.export import preference_pairs, write_pairs
 from rescoldo.preference.people import people, take_votes_in
-from rescoldo.preference.votes import VoteFile, read_vote, votes_beside
+from rescoldo.preference.votes import VoteFile, own_votes, read_vote, votes_beside
 from rescoldo.review.session import Session
 from rescoldo.role import get_role
 from tests.preference.documents import comparison
@@ -132,6 +132,31 @@ def test_what_is_no_vote_is_left_out(tmp_path: Path) -> None:
     for value in bad:
         assert read_vote(json.dumps(value).encode()) is None, value
     assert read_vote(b"[" * 100_000) is None
+
+
+@pytest.mark.parametrize("change", [
+    {"reviewer": ""}, {"reviewer": "x" * 81}, {"reviewer": "\x1b[31mred"}, {"reviewer": "a\u202eb"},
+    {"reviewer": "\ud800"},
+    {"note": "n" * 4001}, {"time": "9999"}, {"time": "2026-01-01T00:00:00"}, {"time": "tomorrow"},
+])  # fmt: skip
+def test_votes_that_nobody_can_have_given_here_do_not_count(change: dict[str, str], tmp_path: Path) -> None:
+    """A name that commands a terminal, a time that is later than all others."""
+    path = tmp_path / "v.jsonl"
+    prefer(session(comparison(), path), "finetuned", range(1))
+    (line,) = path.read_text().splitlines()
+    assert read_vote(line.encode()) is not None
+    assert read_vote(json.dumps({**json.loads(line), **change}).encode()) is None
+
+
+def test_a_link_in_the_place_of_votes_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine\n")
+    votes_beside(tmp_path / "c.json").symlink_to(precious)
+    with pytest.raises(RescoldoError, match="symbolic link"):
+        own_votes(tmp_path / "c.json")
+    with pytest.raises(RescoldoError, match="symbolic link"):
+        session(comparison(), votes_beside(tmp_path / "c.json")).cast(0, 1)
+    assert precious.read_text() == "mine\n"
 
 
 def test_several_write_at_once(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class FakeModel:
         self.parameters: dict[str, torch.Tensor] = {}
         for layer in range(DECODER.n_layers):
             for name in lora.targets:
-                out, into = DECODER.linear_shape(name)
+                out, into = DECODER.linear_shape(name, layer)
                 part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
                 key = f"model.layers.{layer}.{part}.{name}"
                 rank = lora.rank_of(name)

@@ -28,6 +28,7 @@ from rescoldo.training.config import RunConfig
 from rescoldo.training.metrics import TensorBoard
 from rescoldo.training.start import train
 from tests.base.make_models import tiny_hf
+from tests.engine.test_families import GEMMA4
 from tests.training.fake import Silent
 from tests.training.test_resume import Killed, results
 
@@ -56,7 +57,9 @@ def write_records(path: Path, begin: int, end: int) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    tiny_hf(folder / "base", "llama", max_position_embeddings=4096, intermediate_size=128)
+    sizes = {"max_position_embeddings": 4096, "intermediate_size": 128}
+    tiny_hf(folder / "base", "llama", **sizes)
+    tiny_hf(folder / "gemma4", "gemma4_text", **{**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2}, **sizes)
     write_records(folder / "train.jsonl", 0, 5)
     write_records(folder / "val.jsonl", 5, 7)
     return folder
@@ -81,11 +84,16 @@ DORA = {"adapter": "dora", "lora_layers": 1, "lora_ranks": "mlp=2", "lora_plus":
 
 @pytest.mark.parametrize(
     ("quantization", "adapter"),
-    [*((name, {"lora_targets": "all"}) for name in ("fp32", "bf16", "int8", "nf4")), ("bf16", DORA), ("int8", DORA)],
+    [
+        *((name, {"lora_targets": "all"}) for name in ("fp32", "bf16", "int8", "nf4")),
+        ("bf16", DORA),
+        ("int8", DORA),
+        ("int8", {"lora_targets": "all", "base_model": "gemma4"}),
+    ],
 )
 def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adapter):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
-    fields = {"quantization": quantization, **adapter}
+    fields = {"quantization": quantization, **adapter, "base_model": str(folder / adapter.get("base_model", "base"))}
     train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:

@@ -16,43 +16,41 @@ from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import LoraConfig
 from tests.base.make_models import tiny_config
 from tests.engine.common import randomize
+from tests.engine.test_families import GEMMA4
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+PROJECTOR = "multi_modal_projector, vision_tower"
 
 
 def _wrapped(path: Path, wrapper: str, decoder: str, **overrides: Any) -> Any:
     """A random model of the wrapper's class, saved to `path`."""
-    from transformers import AutoConfig, Gemma3ForConditionalGeneration, Mistral3ForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    vision = {
-        **TINY,
-        "patch_size": 14,
-        "head_dim": 16,
-        "model_type": "pixtral" if wrapper == "mistral3" else "siglip_vision_model",
-    }
+    kinds = {"mistral3": "pixtral", "gemma3": "siglip_vision_model", "gemma4": "gemma4_vision"}
+    vision = {**TINY, "patch_size": 14, "head_dim": 16, "model_type": kinds[wrapper]}
     text = tiny_config(decoder, **overrides).to_dict()
     config = AutoConfig.for_model(
         wrapper, text_config=text, vision_config=vision, tie_word_embeddings=overrides.get("tie_word_embeddings", False)
     )
-    made = Mistral3ForConditionalGeneration if wrapper == "mistral3" else Gemma3ForConditionalGeneration
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = made._from_config(config, dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.save_pretrained(path)
     return model.eval()
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "decoder", "overrides"),
+    ("wrapper", "decoder", "overrides", "left_alone"),
     [
-        ("mistral3", "ministral3", {"rope": "ministral"}),
-        ("mistral3", "ministral3", {"rope": "ministral", "tie_word_embeddings": True}),
-        ("mistral3", "mistral", {}),
-        ("gemma3", "gemma3_text", {"rope": "kinds", "tie_word_embeddings": True}),
+        ("mistral3", "ministral3", {"rope": "ministral"}, PROJECTOR),
+        ("mistral3", "ministral3", {"rope": "ministral", "tie_word_embeddings": True}, PROJECTOR),
+        ("mistral3", "mistral", {}, PROJECTOR),
+        ("gemma3", "gemma3_text", {"rope": "kinds", "tie_word_embeddings": True}, PROJECTOR),
+        ("gemma4", "gemma4_text", {**GEMMA4, "tie_word_embeddings": True}, "embed_vision, vision_tower"),
     ],
 )
 def test_peft_loads_the_adapter_on_the_wrappers_class(
-    tmp_path: Path, wrapper: str, decoder: str, overrides: dict[str, Any]
+    tmp_path: Path, wrapper: str, decoder: str, overrides: dict[str, Any], left_alone: str
 ) -> None:
     from peft import PeftModel
 
@@ -60,7 +58,7 @@ def test_peft_loads_the_adapter_on_the_wrappers_class(
     base = open_base(str(tmp_path / "base"))
     assert base.wrapper == type(theirs).__name__
     assert base.config.architecture == decoder
-    assert f"{len(base.left_alone)} tensors of multi_modal_projector, vision_tower left alone" in base.note()
+    assert f"{len(base.left_alone)} tensors of {left_alone} left alone" in base.note()
     assert base.wrapper in base.note()
     lora = LoraConfig(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj", "down_proj"))
     model = LoraModel.load(base, "fp32", lora, seed=1)

@@ -59,6 +59,8 @@ class GgufTensors(TensorSource):
         self._infos: dict[str, TensorInfo] = {}
         for info in header.tensors.values():
             name = FAMILIES[config.architecture].from_gguf(info.name)
+            if name in config.unused_tensors:
+                continue
             if name is not None:
                 self._infos[name] = info
             elif info.name not in (ROPE_FACTORS, *LONGROPE_FACTORS.values()):

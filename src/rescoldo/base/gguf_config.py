@@ -50,6 +50,16 @@ class _Reader:
             raise self.fail(f"metadata key {self.prefix}.{key} {said}")
         return value
 
+    def integers(self, key: str, low: int, high: int, n: int) -> list[int]:
+        """An integer in [low, high] for each of `n` layers, or one for all."""
+        values = self.metadata.get(f"{self.prefix}.{key}")
+        if not isinstance(values, np.ndarray):
+            return [self.integer(key, low, high)] * n
+        found: list[Any] = values.tolist()
+        if len(found) != n or not all(type(value) is int and low <= value <= high for value in found):
+            raise self.fail(f"metadata key {self.prefix}.{key} is not a whole number from {low} to {high} by layer")
+        return found
+
     def number(self, key: str, default: float | None = None) -> float:
         """A positive, finite number."""
         value = self.metadata.get(f"{self.prefix}.{key}", default)
@@ -178,11 +188,14 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     scaling = _rope_scaling(reader, header, rotary_dim, max_positions)
     if scaling and scaling["rope_type"] == "longrope":
         max_positions = scaling["original_max_position_embeddings"]
+    several = "feed_forward_length" in family.gguf_by_layer
+    widths = reader.integers("feed_forward_length", 1, 1 << 22, n_layers) if several else []
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": embedding.shape[0],
         "hidden_size": d,
-        "intermediate_size": reader.integer("feed_forward_length", 1, 1 << 22),
+        "intermediate_size": widths[0] if widths else reader.integer("feed_forward_length", 1, 1 << 22),
+        "intermediate_sizes": tuple(widths) if len(set(widths)) > 1 else (),
         "n_layers": n_layers,
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
@@ -207,7 +220,11 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     found = {**fields, **family.fixed, **biases}
     beta = "attention.temperature_scale"
     temperature = reader.number(beta) if reader.get(beta) not in (None, 0) else None
-    derived = family.derive_gguf({**found, "attention_temperature": temperature})
+    more = {key: None if reader.get(key) is None else reader.integer(key, 0, 1 << 24) for key in family.gguf_integers}
+    try:
+        derived = family.derive_gguf({**found, **more, "attention_temperature": temperature})
+    except ValueError as error:
+        raise reader.fail(str(error)) from None
     if temperature and "query_growth" not in derived:
         raise reader.fail(f"metadata key {reader.prefix}.{beta} is not supported for this architecture")
     return DecoderConfig(**{**found, **derived, **said})

@@ -23,7 +23,7 @@ from rescoldo.files import load_json
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 _FACTORS = ("short_factor", "long_factor")  # of longrope
 _ROPE_KEYS = {
     *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
@@ -112,8 +112,12 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     def fail(what: str) -> RescoldoError:
         return RescoldoError(what, where=where)
 
+    several = set(getattr(config, "per_layer_attributes", None) or ()) - set(family.by_layer)
+    if several:
+        raise fail(f"per_layer_config gives layers {', '.join(sorted(several))} of their own, which is not supported")
     n_layers, n_heads, n_kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    first = config.per_layer_config[0] if getattr(config, "is_heterogeneous", False) else config
+    head_dim = getattr(first, "head_dim", None) or config.hidden_size // n_heads
     if n_heads % n_kv_heads or head_dim < 2 or head_dim % 2:
         raise fail(f"{n_heads} heads, {n_kv_heads} key-value heads and head size {head_dim} do not fit together")
     activation = _ACTIVATIONS.get(str(getattr(config, family.activation_key)))
@@ -150,11 +154,15 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
         "activation": activation,
         "tied_embeddings": bool(config.tie_word_embeddings),
     }
-    for key, value in family.refused.items():
+    for key, (value, what) in family.refused.items():
         if getattr(config, key, None) == value:
-            raise fail(f"{key} is {value!r:.40}, which is not supported")
+            raise fail(f"{key} is {value!r:.40}: {what} is not supported")
+    try:
+        derived = family.derive_hf(config)
+    except ValueError as error:
+        raise fail(str(error)) from None
     said = {name: _field(getattr(config, key.hf), name, key.hf, fail) for name, key in family.keys.items() if key.hf}
-    return DecoderConfig(**{**fields, **family.fixed, **said, **family.derive_hf(config)})
+    return DecoderConfig(**{**fields, **family.fixed, **said, **derived})
 
 
 def _field(value: Any, name: str, key: str, fail: Any) -> Any:
@@ -219,6 +227,11 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     if kind == "default":
         return theta, None
     scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}, **factors}
+    if kind == "proportional":
+        share = parameters.get("partial_rotary_factor", 1.0)
+        if not _positive(share) or share > 1:
+            raise fail(f"RoPE parameter partial_rotary_factor is {share!r:.80}, not a number above 0 and up to 1")
+        scaling["partial_rotary_factor"] = float(share)
     if isinstance(parameters.get("truncate"), bool):
         scaling["truncate"] = parameters["truncate"]
     return theta, scaling
@@ -232,7 +245,9 @@ def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | 
     """How much of a head is rotated, None: all of it."""
     parameters = config.rope_parameters or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    shares = {kind.get("partial_rotary_factor") or 1.0 for kind in kinds}
+    shares = {
+        kind.get("partial_rotary_factor") or 1.0 for kind in kinds if kind.get("rope_type") != "proportional"
+    }  # that type is of the whole head, with pairs that do not turn
     if shares == {1.0}:
         return None
     share = shares.pop()
@@ -453,7 +468,8 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
 
     def name(stored: str) -> str | None:
         found = family.decoder_name(stored, wrapped=wrapped)
-        return None if found == "lm_head.weight" and config.tied_embeddings else found
+        unused = found in config.unused_tensors or (found == "lm_head.weight" and config.tied_embeddings)
+        return None if unused else found
 
     files = weight_files(directory)
     tensors = HfTensors(files, name, family.norm_offset, quantization_of(raw, str(path)))
@@ -469,5 +485,9 @@ def open_hf(directory: Path, spec: str) -> BaseModel:
         wrapper=(str(architectures[0]) if isinstance(architectures, list) and architectures else raw["model_type"])
         if wrapped
         else "",
-        left_alone=tuple(name for name in tensors.left_alone if not name.endswith((".inv_freq", "lm_head.weight"))),
+        left_alone=tuple(
+            stored
+            for stored in tensors.left_alone
+            if not stored.endswith(".inv_freq") and family.decoder_name(stored, wrapped=wrapped) is None
+        ),
     )

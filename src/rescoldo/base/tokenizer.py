@@ -275,11 +275,14 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
     specials = {index for index in ids.values() if index is not None}
     model, pre_name = scalar(metadata, key + "model", where), scalar(metadata, key + "pre", where) or "default"
     if model == "gpt2":
-        merges = metadata.get(key + "merges")
-        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
-            raise RescoldoError(f"metadata key {key}merges is missing", where=where)
-        backend, pre = build_byte_level(vocabulary, merges, pre_name, specials, where)
+        backend, pre = build_byte_level(vocabulary, _merges(metadata, where), pre_name, specials, where)
         bos_default = pre.add_bos
+    elif model == "gemma4":  # SentencePiece's pieces, with the merges said; llama.cpp never puts a space first
+        merges = _merges(metadata, where)
+        backend = build_sentencepiece(
+            vocabulary, specials, prefix=False, prefix_everywhere=False, where=where, merges=merges
+        )
+        bos_default = True
     elif model == "llama":
         scores = _numbers(metadata.get(key + "scores"), n, None, key + "scores", where)
         vocabulary = Vocabulary(tokens, vocabulary.types, scores)
@@ -294,7 +297,7 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
         )
         bos_default = True
     else:
-        raise RescoldoError(f"tokenizer model {model!r:.40} is not supported; gpt2 and llama are", where=where)
+        raise RescoldoError(f"tokenizer model {model!r:.40} is not supported; gpt2, llama and gemma4 are", where=where)
     add_begin_and_end(
         backend,
         vocabulary,
@@ -307,6 +310,13 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
         tokenizer.chat_template = template
     names = [str(metadata.get(f"general.{part}", "")) for part in ("name", "basename", "finetune")]
     return tokenizer, names
+
+
+def _merges(metadata: dict[str, Any], where: str) -> list[str]:
+    merges = metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+        raise RescoldoError("metadata key tokenizer.ggml.merges is missing", where=where)
+    return merges
 
 
 def _numbers(value: Any, n: int, default: float | None, key: str, where: str) -> list[float]:

@@ -1,11 +1,14 @@
 """Fast tokenizers from a bare vocabulary, as GGUF files and SentencePiece models hold it.
 
 Two kinds exist in the architectures that work here: byte-level BPE ("gpt2" in GGUF: SmolLM2, Llama 3, Qwen, Tekken) and
-SentencePiece BPE with scores and byte fallback ("llama" in GGUF: Llama 2, Mistral 7B).
+SentencePiece BPE with byte fallback, by its pieces' scores ("llama" in GGUF: Llama 2, Mistral 7B, Gemma to 3) or by
+merges ("gemma4").
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +107,30 @@ def pre_tokenizer(pre: Pre) -> Any:
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def _pairs(merges: list[str], where: str) -> list[tuple[str, str]]:
+    """Merges as a GGUF file has them ("left right"), the first ones first.
+
+    Raises:
+        RescoldoError: one is of another form.
+    """
+    pairs = []
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        if not space or not left or not right:
+            raise RescoldoError(f"merge {merge!r:.80} is not two tokens with a space between", where=where)
+        pairs.append((left, right))
+    return pairs
+
+
+@contextlib.contextmanager
+def _fitting(where: str) -> Iterator[None]:
+    """Inside, vocabulary and merges are put together."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises a plain Exception for a merge outside the vocabulary
+        raise RescoldoError(f"vocabulary and merges do not fit: {error!s:.200}", where=where) from None
+
+
 def build_byte_level(
     vocabulary: Vocabulary, merges: list[str], pre: str, specials: set[int], where: str
 ) -> tuple[Any, Pre]:
@@ -119,18 +146,9 @@ def build_byte_level(
         raise RescoldoError(
             f"pre-tokenizer {pre!r:.80} is not supported", where=where, fix=f"these are: {', '.join(sorted(PRES))}"
         )
-    pairs = []
-    for merge in merges:
-        left, space, right = merge.partition(" ")
-        if not space or not left or not right:
-            raise RescoldoError(f"merge {merge!r:.80} is not two tokens with a space between", where=where)
-        pairs.append((left, right))
-    try:
-        model = models.BPE(_numbered(vocabulary.tokens, where), pairs, ignore_merges=known.ignore_merges)
-    except Exception as error:  # tokenizers raises a plain Exception for a merge outside the vocabulary
-        if isinstance(error, RescoldoError):
-            raise
-        raise RescoldoError(f"vocabulary and merges do not fit: {error!s:.200}", where=where) from None
+    ids, pairs = _numbered(vocabulary.tokens, where), _pairs(merges, where)
+    with _fitting(where):
+        model = models.BPE(ids, pairs, ignore_merges=known.ignore_merges)
     backend = Tokenizer(model)
     if known.nfc:
         backend.normalizer = normalizers.NFC()
@@ -149,17 +167,24 @@ def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]
 
 
 def build_sentencepiece(
-    vocabulary: Vocabulary, specials: set[int], *, prefix: bool, prefix_everywhere: bool, where: str
+    vocabulary: Vocabulary,
+    specials: set[int],
+    *,
+    prefix: bool,
+    prefix_everywhere: bool,
+    where: str,
+    merges: list[str] | None = None,
 ) -> Any:
     """A SentencePiece BPE with byte fallback as a `tokenizers.Tokenizer`.
 
     Args:
+        merges: as the file has them; None: they are found from the pieces' scores.
         prefix: a space is put before the text.
         prefix_everywhere: also before the text that follows a special token (Llama 2 and Mistral's first tokenizer),
             not only at the very beginning.
 
     Raises:
-        RescoldoError: scores that are no BPE's, a token that is repeated.
+        RescoldoError: scores that are no BPE's, merges that do not fit the vocabulary, a token that is repeated.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -168,9 +193,10 @@ def build_sentencepiece(
         (token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN), None
     )
     byte_fallback = BYTE in vocabulary.types
-    backend = Tokenizer(
-        models.BPE(ids, _merges(vocabulary, ids), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
-    )
+    pairs = _merges(vocabulary, ids) if merges is None else _pairs(merges, where)
+    with _fitting(where):
+        model = models.BPE(ids, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+    backend = Tokenizer(model)
     if prefix and prefix_everywhere:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     elif prefix:

@@ -61,7 +61,7 @@ def review(
     check_number("--port", port, whole=True, ge=0, le=65535)
     from rescoldo.evaluation.document import read_document
     from rescoldo.preference.ballots import ballots, default_pairs
-    from rescoldo.preference.votes import VoteFile, votes_beside
+    from rescoldo.preference.votes import own_votes
     from rescoldo.review.wording import LANGUAGES
 
     if judged and export_pairs is None:
@@ -71,7 +71,7 @@ def review(
     if terminal and json_ and not summary and export_pairs is None:
         raise RescoldoError("--terminal asks a person and --json answers a program", fix="leave one of them out")
     document = read_document(file)
-    votes = VoteFile(votes_beside(file))
+    votes = own_votes(file)
     for other in merge or []:
         _merge(votes, other, quiet=json_)
     pairs = [_pair(text) for text in pair or []] or default_pairs(document, str(file))
@@ -196,7 +196,8 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
     for line in summary_lines(found, put):
         print(line)
     if votes.damaged:
-        print(f"{count(votes.damaged, 'line')} of {votes.path} hold no vote and are left out")
+        verbs = ("holds", "is") if votes.damaged == 1 else ("hold", "are")
+        print(f"{count(votes.damaged, 'line')} of {votes.path} {verbs[0]} no vote and {verbs[1]} left out")
     print(f"Votes: {votes.path}")
     if not found:
         print(f"To continue: {program()} review {quote(file)}")

@@ -79,7 +79,7 @@ def serve(
         reporter.say(note)
     service = Service(loaded, role, Limits(max_body, context, max_tokens, timeout, rows, waiting), name)
     c = loaded.model.config
-    size = 2 * c.n_layers * c.n_kv_heads * c.head_dim * loaded.model.dtype.itemsize * service.limits.context * rows
+    size = 2 * c.kv_width * loaded.model.dtype.itemsize * service.limits.context * rows
 
     def ready(url: str) -> None:
         if json_:

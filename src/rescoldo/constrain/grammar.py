@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MAX_CHARACTERS = 256 * 1024
 MAX_CHOICES = 10_000
+MAX_PARTS = 300  # of a schema that are looked at for the place of a fault
+_DEFINITIONS = ("$defs", "definitions")
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a run of blanks ends: small models would repeat them for ever
 
 
@@ -64,17 +66,70 @@ def json_schema(schema: dict[str, Any] | bool, *, strict: bool = True) -> Gramma
     Raises:
         GrammarError: not a schema, or one that cannot be used.
     """
-    from llguidance import LLMatcher
-
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
+    try:
+        text, notes = _compiled(schema, strict)
+    except GrammarError as error:
+        where = _place(schema, strict, str(error))
+        raise GrammarError(f"{where}: {error}" if where else str(error)) from None
+    return Grammar("json", text, schema, tuple(name for note in notes for name in re.findall(r'"([^"]+)"', note)))
+
+
+def _compiled(schema: dict[str, Any], strict: bool) -> tuple[str, list[str]]:
+    """A schema as llguidance takes it, and warnings.
+
+    Raises:
+        GrammarError: it cannot be used.
+    """
+    from llguidance import LLMatcher
+
     options: Any = {"whitespace_pattern": _WHITESPACE, "lenient": not strict}
     try:
         text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
     except (ValueError, RecursionError) as error:
         raise GrammarError(_line(str(error))) from None
-    notes = _validated(text)
-    return Grammar("json", text, schema, tuple(name for note in notes for name in re.findall(r'"([^"]+)"', note)))
+    return text, _validated(text)
+
+
+def _fault(schema: dict[str, Any], strict: bool) -> str:
+    try:
+        _compiled(schema, strict)
+    except GrammarError as error:
+        return str(error)
+    return ""
+
+
+def _place(schema: dict[str, Any], strict: bool, fault: str) -> str:
+    """Where in a schema a fault is, as properties.name.items: llguidance does not tell, so the innermost part is looked
+    for that has the same fault by itself. "" where that is the whole."""
+    named = {name: schema[name] for name in _DEFINITIONS if name in schema}  # what parts refer to
+    shared = {} if _fault(named, strict) else named
+    path, part, looked_at = "", schema, 0
+    while True:
+        for step, inner in _inner(part):
+            looked_at += 1
+            if looked_at > MAX_PARTS:
+                return path
+            if _fault({**shared, **inner}, strict) == fault:
+                path, part = f"{path}.{step}".strip("."), inner
+                break
+        else:
+            return path
+
+
+def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, schema) of the schemas that one is made of."""
+    for name, value in schema.items():
+        if name in ("properties", "patternProperties", *_DEFINITIONS) and isinstance(value, dict):
+            parts = [(f"{name}.{key}", one) for key, one in value.items()]
+        elif name in ("prefixItems", "anyOf", "allOf", "oneOf") and isinstance(value, list):
+            parts = [(f"{name}[{index}]", one) for index, one in enumerate(value)]
+        elif name in ("items", "additionalProperties", "contains", "not", "propertyNames", "if", "then", "else"):
+            parts = [(name, value)]
+        else:
+            parts = []
+        yield from ((place, one) for place, one in parts if isinstance(one, dict))
 
 
 def regex(pattern: str) -> Grammar:

@@ -3,7 +3,7 @@
 Read as TRL, LLaMA-Factory and OpenAI define them, and with a role's own inputs:
 
     {"prompt": …, "chosen": …, "rejected": …}          texts, or lists of messages
-    {"chosen": [messages], "rejected": [messages]}      whole conversations that begin alike
+    {"chosen": [messages], "rejected": [messages]}      whole conversations that begin alike (or chosen_messages, …)
     {"messages" or "conversations": […], "chosen": {message}, "rejected": {message}}
     {"instruction": …, "input": …, "chosen": …, "rejected": …}
     {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
@@ -28,7 +28,11 @@ from rescoldo.role.fault import Finding, kind
 from rescoldo.role.keys import JUDGED, unreviewed
 from rescoldo.role.record import Record
 
-ANSWERS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+ANSWERS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("preferred_output", "non_preferred_output"),
+)
 _NOTED = frozenset(  # what publishers of pairs note about the two answers
     f"{first}{joint}{second}"
     for joint in "_-"

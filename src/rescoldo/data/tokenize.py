@@ -102,17 +102,25 @@ class Ending:
         lead: white space that the template writes in front of an answer.
         end: the token that is learned behind an answer.
         others: tokens that end an answer, by their text: the template may close a turn that calls a tool with another.
+        trims: whether the template removes white space in front of an answer, and behind it.
     """
 
     lead: str
     end: int
     others: dict[str, int]
+    trims: tuple[bool, bool] = (False, False)
 
     @classmethod
     def of(cls, tokenizer: Any) -> Ending:
         """Ask the template once."""
         others = {tokenizer.convert_ids_to_tokens(index): index for index in stop_ids(tokenizer)}
-        return cls(_answer_lead(tokenizer), end_of_turn(tokenizer), others)
+        return cls(_answer_lead(tokenizer), end_of_turn(tokenizer), others, _trims(tokenizer))
+
+    def written(self, answer: str) -> str:
+        """An answer without the white space that the template removes: it is not written behind a prompt, nor read in
+        the turns that follow."""
+        answer = answer.lstrip() if self.trims[0] else answer
+        return answer.rstrip() if self.trims[1] else answer
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ def _answered(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Endi
     prompt, text = _prompt(asked, tokenizer)
     templated = text_of_answer(asked, answer, tokenizer, ending)
     if templated is None:
-        ids = _answer_ids(prompt, text, answer["content"], ending.lead, tokenizer)
+        ids = _answer_ids(prompt, text, ending.written(answer["content"]), ending.lead, tokenizer)
         return _Answered(tuple(prompt), (*ids, ending.end), 0)
     if templated.missing:
         raise RescoldoError(templated.missing, where="chat template", fix=templated.fix)
@@ -445,16 +453,29 @@ def fix_date(tokenizer: Any, day: date) -> bool:
 
 def _answer_frame(tokenizer: Any) -> tuple[str, str]:
     """What the template writes between a prompt and its answer, and behind an answer; ("", "") if it cannot say."""
+    asked, before, ending = _around(tokenizer, _SENTINEL)
+    return (before[len(asked) :] if before.startswith(asked) else ""), ending
+
+
+def _around(tokenizer: Any, answer: str) -> tuple[str, str, str]:
+    """The prompt of a question, and what the template writes before and behind the sentinel of an answer to it; thrice
+    "" if it cannot say."""
     if not getattr(tokenizer, "chat_template", None):
-        return "", ""
+        return "", "", ""
     question = [{"role": "user", "content": "?"}]
     try:
         asked = render(tokenizer, question, add_generation_prompt=True)
-        whole = render(tokenizer, [*question, {"role": "assistant", "content": _SENTINEL}], add_generation_prompt=False)
+        whole = render(tokenizer, [*question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
     except Exception:  # a template that cannot write an answer
-        return "", ""
+        return "", "", ""
     before, _, ending = whole.rpartition(_SENTINEL)
-    return (before[len(asked) :] if before.startswith(asked) else ""), ending
+    return asked, before, ending
+
+
+def _trims(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether the template removes white space in front of an answer, and behind it."""
+    _, before, ending = _around(tokenizer, f" \n{_SENTINEL}\n ")
+    return bool(before) and not before.endswith(" \n"), bool(before) and not ending.startswith("\n ")
 
 
 def _answer_lead(tokenizer: Any) -> str:

@@ -182,6 +182,7 @@ def sub_model(model: LoraModel, layers: int) -> LoraModel:
         model.head,
         model.layers[:layers],
         {},
+        model.layer_embeddings,
     )
 
 
@@ -216,9 +217,9 @@ def scaled(one: Line, factor: float) -> Line:
 
 def guess_step_seconds(config: DecoderConfig, rate: float, rows: int, layers: int) -> float:
     """About how long a step over `rows` tokens takes on `layers` layers, from the rate of the machine's products."""
-    linears = sum(out * into for out, into in map(config.linear_shape, config.linears))
+    linears = config.first_layers(layers).linear_weights
     head = config.vocab_size * config.hidden_size
-    return 4.0 * rows * (layers * linears + head) / (SHARE_OF_PRODUCTS * rate)
+    return 4.0 * rows * (linears + head) / (SHARE_OF_PRODUCTS * rate)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,6 @@ OTHER_FILES = 30_000_000  # tokenizer, logs, metrics, report
 def disk_need(decoder: DecoderConfig, lora: LoraConfig, epochs: int, keep: int) -> int:
     """Bytes that a run's output takes at its largest: one checkpoint an epoch, `keep` between, one being written."""
     adapter = 4 * adapter_parameters(decoder, lora)
-    prefix = 8 * decoder.n_layers * decoder.n_kv_heads * decoder.head_dim * 512  # gradients of a shared beginning
+    prefix = 8 * decoder.kv_width * 512  # gradients of a shared beginning
     between = ADAPTERS_BETWEEN * adapter + prefix
     return ADAPTERS_IN_CHECKPOINT * adapter * epochs + between * (keep + 1) + 2 * adapter + OTHER_FILES

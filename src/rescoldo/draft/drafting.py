@@ -156,7 +156,7 @@ def _inputs(
         return
     finder = asker.chat.constrained(json_schema(_inputs_schema(number), strict=False))
     conversations: list[Messages] = [[{"role": "user", "content": _find(role, one.extract, number)}] for one in pieces]
-    limit = replace(sampling, max_new_tokens=min(INPUT_TOKENS, sampling.max_new_tokens))
+    limit = replace(sampling, max_new_tokens=INPUT_TOKENS)  # the role's own limit is for its answers, labels perhaps
     answers = asker.ask("Finding inputs", conversations, limit, finder)
     failed = [place for place, prediction in enumerate(answers) if prediction.error]
     if failed:  # not every server takes a schema
@@ -194,7 +194,7 @@ def _listed(text: str) -> Iterator[str]:
                 items.append(json.loads(quoted, strict=False))
             except ValueError:
                 continue
-    yield from (item.strip() for item in items if len(item.strip()) > 2)
+    yield from (item.strip() for item in items if sum(map(str.isalnum, item)) > 2)  # "…" is how the form is shown
 
 
 def _without_repeats(

@@ -7,12 +7,14 @@ key/value heads, d head size, P tokens of a shared prefix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 
+from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 
@@ -35,12 +37,27 @@ class SharedPrefix:
 
 @dataclass(frozen=True)
 class PrefixGrad:
-    """Gradients that examples send to the shared prefix: to its keys and values, (layers, P, K, d) float32 each, and by
-    layer to its states."""
+    """Gradients that examples send to the shared prefix.
+
+    Attributes:
+        k, v: to the keys and values of all layers behind each other, float32.
+        layers: the same by layer, (P, K, d) each: views.
+        states: by layer to its states.
+    """
 
     k: torch.Tensor
     v: torch.Tensor
+    layers: Mapping[int, KeysValues]
     states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def zeros(cls, config: DecoderConfig, length: int) -> PrefixGrad:
+        """For a prefix of `length` tokens."""
+        k, v = torch.zeros(2, length * config.kv_width).unbind()
+        shapes = [(length, config.n_kv_heads, config.head_size(i)) for i in config.kv_layers]
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = zip(config.kv_layers, shapes, k.split(sizes), v.split(sizes), strict=True)
+        return cls(k, v, {i: (part_k.view(shape), part_v.view(shape)) for i, shape, part_k, part_v in parts})
 
 
 class Attended(NamedTuple):
@@ -94,10 +111,23 @@ class Attend(Protocol):
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Take note of a layer's keys and values (T, K, d), rotated."""
 
+    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keep a layer's keys and values (T, K, d) for the later layers that attend to them."""
+
+    def lent(self, layer: int) -> KeysValues:
+        """What `layer` has lent."""
+
+    def give_back(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        """Collect the gradient (T, K, d) w.r.t. keys and values that `layer` has lent."""
+
+    def keys_values_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> KeysValues:
+        """The layer's own gradient (T, K, d) w.r.t. its keys and values, and what others have sent to them."""
+
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q (T, H, d), k and v (T, K, d) → (T, H, d), and what the backward pass needs besides."""
+        """q (T, H, d), k and v (T, K, d) → (T, H, d), and what the backward pass needs besides; `layer` is the one that
+        k and v belong to."""
 
     def backward(
         self,
@@ -122,6 +152,8 @@ class PackedAttention:
         self, layout: Layout, prefix: SharedPrefix | None = None, prefix_grad: PrefixGrad | None = None
     ) -> None:
         self.layout, self.prefix, self.prefix_grad = layout, prefix, prefix_grad
+        self._lent: dict[int, KeysValues] = {}
+        self._given_back: dict[int, KeysValues] = {}  # float32
 
     @property
     def bounds(self) -> Sequence[int]:
@@ -148,6 +180,25 @@ class PackedAttention:
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pass
 
+    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        if layer not in self._lent:  # a layer that is recomputed has lent them already
+            self._lent[layer] = k.contiguous(), v.contiguous()
+
+    def lent(self, layer: int) -> KeysValues:
+        return self._lent[layer]
+
+    def give_back(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        if layer in self._given_back:
+            all_dk, all_dv = self._given_back[layer]
+            all_dk += dk
+            all_dv += dv
+        else:
+            self._given_back[layer] = dk.to(torch.float32, copy=True), dv.to(torch.float32, copy=True)
+
+    def keys_values_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> KeysValues:
+        more = self._given_back.pop(layer, None)
+        return (dk, dv) if more is None else _added((dk, dv), more)
+
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,24 +215,30 @@ class PackedAttention:
         assert dmixed is not None
         q, k, v, mixed, state = attended
         pk, pv = self.prefix.keys_values[layer] if self.prefix else (None, None)
-        grad = self.prefix_grad
-        dk, dv = (grad.k[layer], grad.v[layer]) if grad else (None, None)
+        dk, dv = self.prefix_grad.layers[layer] if self.prefix_grad else (None, None)
         return kernels().attend_backward(
             dmixed, q, k, v, pk, pv, mixed, state, self.layout, span.window, dk, dv, span.scale, span.soft_cap
         )
 
 
+def _added(gradients: KeysValues, more: KeysValues) -> KeysValues:
+    """Two gradients of keys and values together, in the first one's dtype."""
+    dk, dv = ((one.float() + other).to(one.dtype) for one, other in zip(gradients, more, strict=True))
+    return dk, dv
+
+
 class PrefixAttention(PackedAttention):
-    """Attention within a shared prefix, up to the last layer's keys and values, which is all that examples need of it.
+    """Attention within a shared prefix, up to the keys and values of the last layer that has its own, which is all that
+    examples need of it.
 
     Attributes:
         found: what its examples need of it, once the forward pass has gone through.
         received: the gradients that its examples have sent, added in the backward pass.
     """
 
-    def __init__(self, length: int, n_layers: int) -> None:
+    def __init__(self, length: int, last: int) -> None:
         super().__init__(Layout((0, length), 0))
-        self.last = n_layers - 1
+        self.last = last
         self.found = SharedPrefix()
         self.received: PrefixGrad | None = None
 
@@ -207,9 +264,9 @@ class PrefixAttention(PackedAttention):
     ) -> Gradients:
         if dmixed is None:
             dq, dk, dv = (torch.zeros_like(x) for x in attended[:3])
-        else:
-            dq, dk, dv = super().backward(layer, dmixed, attended, span)
-        if self.received is not None:
-            dk = (dk.float() + self.received.k[layer]).to(dq.dtype)
-            dv = (dv.float() + self.received.v[layer]).to(dq.dtype)
-        return dq, dk, dv
+            return dq, dk, dv
+        return super().backward(layer, dmixed, attended, span)
+
+    def keys_values_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> KeysValues:
+        dk, dv = super().keys_values_gradient(layer, dk, dv)
+        return (dk, dv) if self.received is None else _added((dk, dv), self.received.layers[layer])

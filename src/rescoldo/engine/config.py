@@ -28,6 +28,12 @@ NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
 }
 
+# of per-layer embeddings: the model's tensors, and a layer's norm and tensors
+INPUT_TABLE, INPUT_PROJECTION = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection.weight"
+INPUT_NORM = "model.per_layer_projection_norm.weight"
+LAYER_GATE, LAYER_PROJECTION = "per_layer_input_gate.weight", "per_layer_projection.weight"
+LAYER_NORM, LAYER_SCALAR = "post_per_layer_input_norm", "layer_scalar"
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -56,6 +62,13 @@ class DecoderConfig:
         mixers: by layer what mixes its rows, a key of `layer.MIXERS`; empty: attention everywhere.
         mlp: a key of `layer.MLPS`.
         fused: the groups ("qkv", "gate_up") that the model has as one linear.
+        head_dims: by layer the head size; empty: `head_dim` everywhere.
+        intermediate_sizes: by layer the MLP's width; empty: `intermediate_size` everywhere.
+        kv_sources: by layer the layer whose keys and values it attends to, itself or an earlier one; empty: each its
+            own.
+        v_norm: whether values are normalized by head, without a weight.
+        layer_input_dim: the width of the embeddings that each layer has for itself (`layer_inputs`); 0: there are none.
+        layer_scalar: whether each layer's output is multiplied by a number of its own.
     """
 
     architecture: str
@@ -92,6 +105,12 @@ class DecoderConfig:
     mixers: tuple[str, ...] = ()
     mlp: str = "gated"
     query_growth: tuple[float, int] | None = None
+    head_dims: tuple[int, ...] = ()
+    intermediate_sizes: tuple[int, ...] = ()
+    kv_sources: tuple[int, ...] = ()
+    v_norm: bool = False
+    layer_input_dim: int = 0
+    layer_scalar: bool = False
 
     def described(self) -> dict[str, Any]:
         """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what
@@ -122,30 +141,56 @@ class DecoderConfig:
 
     def first_layers(self, n: int) -> DecoderConfig:
         """The same decoder cut off after `n` layers."""
-        no_rope = tuple(i for i in self.no_rope if i < n)
-        return replace(self, n_layers=n, windows=self.windows[:n], no_rope=no_rope, mixers=self.mixers[:n])
+        by_layer = ("windows", "mixers", "head_dims", "intermediate_sizes", "kv_sources")
+        cut: dict[str, Any] = {name: getattr(self, name)[:n] for name in by_layer}
+        return replace(self, n_layers=n, no_rope=tuple(i for i in self.no_rope if i < n), **cut)
 
-    def members(self, site: str) -> tuple[str, ...]:
+    def head_size(self, layer: int) -> int:
+        """The head size of one layer."""
+        return self.head_dims[layer] if self.head_dims else self.head_dim
+
+    def mlp_size(self, layer: int) -> int:
+        """The width of one layer's MLP."""
+        return self.intermediate_sizes[layer] if self.intermediate_sizes else self.intermediate_size
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values this one attends to: itself, or an earlier one."""
+        return self.kv_sources[layer] if self.kv_sources else layer
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that have keys and values of their own (or a state), in order. Tokens that come later need
+        nothing of the layers above the last of them."""
+        return tuple(i for i in range(self.n_layers) if self.kv_source(i) == i)
+
+    @property
+    def kv_width(self) -> int:
+        """How many elements the keys of one token are in all layers together, and the values too."""
+        return self.n_kv_heads * sum(self.head_size(i) for i in self.kv_layers)
+
+    def members(self, site: str, layer: int) -> tuple[str, ...]:
         """The linears of one of SITES, as modules of a layer ("self_attn.q_proj", …)."""
+        if site == "qkv" and self.kv_source(layer) != layer:
+            return _MEMBERS[site][:1]
         return _FUSED[site] if site in self.fused else _MEMBERS[site]
+
+    def layer_linears(self, layer: int) -> tuple[str, ...]:
+        """One layer's linears by their short names ("q_proj", …)."""
+        return tuple(member.split(".")[1] for site in SITES for member in self.members(site, layer))
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """A layer's linears by their short names ("q_proj", …)."""
-        return tuple(member.split(".")[1] for site in SITES for member in self.members(site))
+        """All linears' short names ("q_proj", …). The first layer has all of them."""
+        return self.layer_linears(0)
 
-    def linear_shape(self, name: str) -> tuple[int, int]:
-        """(out_features, in_features) of a linear by its short name.
+    def linear_shape(self, name: str, layer: int) -> tuple[int, int]:
+        """(out_features, in_features) of a layer's linear by its short name.
 
         Raises:
             KeyError: no decoder has a linear of this name.
         """
-        d, f, q, kv = (
-            self.hidden_size,
-            self.intermediate_size,
-            self.n_heads * self.head_dim,
-            self.n_kv_heads * self.head_dim,
-        )
+        d, f, head = self.hidden_size, self.mlp_size(layer), self.head_size(layer)
+        q, kv = self.n_heads * head, self.n_kv_heads * head
         return {
             "q_proj": (q, d),
             "k_proj": (kv, d),
@@ -158,19 +203,46 @@ class DecoderConfig:
             "down_proj": (d, f),
         }[name]
 
-    def norm_shapes(self) -> dict[str, int]:
+    def smallest_side(self, name: str) -> int:
+        """The smaller side of a linear by its short name, in whichever layer that is smallest: the most that an
+        adapter's rank can be."""
+        layers = (i for i in range(self.n_layers) if name in self.layer_linears(i))
+        return min(min(self.linear_shape(name, i)) for i in layers)
+
+    def norm_shapes(self, layer: int) -> dict[str, int]:
         """The norms of a layer, as modules of it ("input_layernorm", "self_attn.q_norm", …), and their widths."""
         attention, mlp = NORMS[self.norm_placement]
         shapes = dict.fromkeys((name for name in (*attention, *mlp) if name), self.hidden_size)
         if self.qk_norm:
-            for name, heads in (("q_norm", self.n_heads), ("k_norm", self.n_kv_heads)):
-                shapes[f"self_attn.{name}"] = self.head_dim * (heads if self.qk_norm_full else 1)
+            sides = (("q_norm", self.n_heads), ("k_norm", self.n_kv_heads))
+            for name, heads in sides if self.kv_source(layer) == layer else sides[:1]:
+                shapes[f"self_attn.{name}"] = self.head_size(layer) * (heads if self.qk_norm_full else 1)
+        if self.layer_input_dim:
+            shapes[LAYER_NORM] = self.hidden_size
         return shapes
+
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What a layer has for its own embeddings and its output, beside a norm, as tensors of it, and their shapes."""
+        d, p = self.hidden_size, self.layer_input_dim
+        shapes: dict[str, tuple[int, ...]] = {LAYER_GATE: (p, d), LAYER_PROJECTION: (d, p)} if p else {}
+        return {**shapes, LAYER_SCALAR: (1,)} if self.layer_scalar else shapes
+
+    @property
+    def unused_tensors(self) -> frozenset[str]:
+        """Names that a model's files may have and that the decoder does not use: the projections and norms for the
+        keys and values of layers that attend to another's."""
+        unused = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias", "k_norm.weight", "v_norm.weight")
+        layers = (i for i in range(self.n_layers) if self.kv_source(i) != i)
+        return frozenset(f"model.layers.{i}.self_attn.{name}" for i in layers for name in unused)
+
+    def layer_weights(self, layer: int) -> int:
+        """How many weights one layer's linears have."""
+        return sum(math.prod(self.linear_shape(name, layer)) for name in self.layer_linears(layer))
 
     @property
     def linear_weights(self) -> int:
         """How many weights all layers' linears have."""
-        return self.n_layers * sum(math.prod(self.linear_shape(name)) for name in self.linears)
+        return sum(self.layer_weights(layer) for layer in range(self.n_layers))
 
     def has_bias(self, site: str) -> bool:
         """Whether the linears of one of SITES have biases."""
@@ -181,12 +253,17 @@ class DecoderConfig:
         where the embeddings are tied."""
         d = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
+        if self.layer_input_dim:
+            wide = self.n_layers * self.layer_input_dim
+            shapes |= {INPUT_TABLE: (self.vocab_size, wide), INPUT_PROJECTION: (wide, d)}
+            shapes[INPUT_NORM] = (self.layer_input_dim,)
         for layer in range(self.n_layers):
             prefix = f"model.layers.{layer}."
-            shapes |= {f"{prefix}{name}.weight": (width,) for name, width in self.norm_shapes().items()}
+            shapes |= {f"{prefix}{name}.weight": (width,) for name, width in self.norm_shapes(layer).items()}
+            shapes |= {f"{prefix}{name}": shape for name, shape in self.input_shapes().items()}
             for site in SITES:
-                for member in self.members(site):
-                    shape = self.linear_shape(member.split(".")[1])
+                for member in self.members(site, layer):
+                    shape = self.linear_shape(member.split(".")[1], layer)
                     shapes[f"{prefix}{member}.weight"] = shape
                     if self.has_bias(site):
                         shapes[f"{prefix}{member}.bias"] = shape[:1]
@@ -197,8 +274,6 @@ class DecoderConfig:
 
     @property
     def total_params(self) -> int:
-        """Parameters of the base model, tied embeddings counted once."""
-        one = replace(self, n_layers=1, windows=(), no_rope=(), mixers=self.mixers[:1])
-        sizes = {name: math.prod(shape) for name, shape in one.tensor_shapes().items()}
-        layer = sum(size for name, size in sizes.items() if name.startswith("model.layers."))
-        return self.n_layers * layer + sum(sizes.values()) - layer
+        """Parameters of the base model, tied embeddings counted once; a layer's scalar is not one."""
+        shapes = self.tensor_shapes().items()
+        return sum(math.prod(shape) for name, shape in shapes if not name.endswith(LAYER_SCALAR))

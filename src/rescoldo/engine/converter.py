@@ -17,6 +17,7 @@ from rescoldo.engine.kernels.blocks import Matrix, QuantizedMatrix
 from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.engine.layer import Layer, Rows
+from rescoldo.engine.layer_inputs import LayerEmbeddings
 from rescoldo.engine.linear import FrozenLinear, PlainLinear
 from rescoldo.engine.lora import Kept, LoraGroup
 from rescoldo.engine.precisions import PRECISIONS
@@ -44,6 +45,7 @@ class Converter:
         state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
         embedding: (V, D), to embed the calibration tokens.
         converted: where converted weights are kept from one start to the next.
+        layer_embeddings: the layers' own embeddings, in models that have such.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Converter:
         state: dict[str, torch.Tensor] | None,
         embedding: Matrix,
         converted: ConvertedWeights | None = None,
+        layer_embeddings: LayerEmbeddings | None = None,
     ) -> None:
         self.config, self.precision, self.converted = config, PRECISIONS[precision], converted
         self.state: dict[str, torch.Tensor] = dict(state or {})
@@ -76,13 +79,15 @@ class Converter:
                     bounds.append(len(tokens))
             self.h = embed(embedding, torch.tensor(tokens), config)
             positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds)])
-            self.rows = Rows(RopeTables(config).at(positions), positions)
+            own = layer_embeddings.rows(torch.tensor(tokens), self.h) if layer_embeddings else []
+            self.rows = Rows(RopeTables(config).at(positions), positions, layer_inputs=own)
             self.attend = PackedAttention(Layout(tuple(bounds), 0))
 
     def layer(
-        self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
+        self, index: int, weights: dict[str, Weights], tensors: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
-        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each.
+        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each, `tensors`
+        are the layer's others.
 
         Quantized matrices (calibrated precisions only) are used as they are.
         """
@@ -90,7 +95,7 @@ class Converter:
             dtype = self.precision.dtype
             return {site: build(site, PlainLinear(_dense(weights[site]), dtype)) for site in SITES}
         if self.rows is not None:
-            return self._measure(index, weights, norms, build)
+            return self._measure(index, weights, tensors, build)
         return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
     def integer(self, key: str, weights: Weights, *, two_pass: bool = False) -> Int8Linear:
@@ -118,11 +123,11 @@ class Converter:
         return self.integer("head", [weight], two_pass=True)
 
     def _measure(
-        self, index: int, weights: dict[str, Weights], norms: dict[str, torch.Tensor], build: Build
+        self, index: int, weights: dict[str, Weights], tensors: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
         assert self.rows is not None
         measuring = {site: _Measuring(self, f"layers.{index}.{site}", site, weights[site], build) for site in SITES}
-        layer = Layer(index, self.config, cast("dict[str, LoraGroup]", measuring), norms, torch.bfloat16)
+        layer = Layer(index, self.config, cast("dict[str, LoraGroup]", measuring), tensors, torch.bfloat16)
         self.h, _ = layer.forward(self.h, self.rows, self.attend)
         return {site: one.made() for site, one in measuring.items()}
 

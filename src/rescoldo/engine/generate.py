@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from rescoldo.engine.attend import PackedAttention, SharedPrefix, Span
+from rescoldo.engine.attend import KeysValues, PackedAttention, SharedPrefix, Span
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import mix_key
@@ -29,7 +29,8 @@ class Cache:
     Attributes:
         prefix_k, prefix_v: a layer's (P, K, d) each, or None.
         states: of a layer with a recurrent state, (slots, …).
-        k, v: a layer's (slots, capacity, K, d) each; the rows in use come first.
+        k, v: a layer's (slots, capacity, K, d) each, K being 0 where it attends to another's; the rows in use come
+            first.
         lengths: (B,) int64, own tokens of each row in use.
     """
 
@@ -41,10 +42,13 @@ class Cache:
         self._empty()
 
     def _empty(self) -> None:
-        shape = (0, 0, self.config.n_kv_heads, self.config.head_dim)
         self.states: dict[int, torch.Tensor] = {}
-        self.k = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
-        self.v = [torch.empty(shape, dtype=self.dtype) for _ in range(self.config.n_layers)]
+        self.k, self.v = self._nothing(), self._nothing()
+
+    def _nothing(self) -> list[torch.Tensor]:
+        c = self.config
+        heads = [c.n_kv_heads if c.kv_source(i) == i else 0 for i in range(c.n_layers)]
+        return [torch.empty(0, 0, heads[i], c.head_size(i), dtype=self.dtype) for i in range(c.n_layers)]
 
     @property
     def slots(self) -> int:
@@ -123,6 +127,12 @@ class _Decode:
         at = self.every, self.cache.lengths
         self.cache.k[layer][at], self.cache.v[layer][at] = k, v
 
+    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        pass  # they are in the cache
+
+    def lent(self, layer: int) -> KeysValues:
+        return self.cache.k[layer], self.cache.v[layer]
+
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +145,7 @@ class _Decode:
     def backward(self, *_: object) -> NoReturn:
         raise AssertionError("decoding has no backward pass")
 
-    end_state_gradient = start_state_gradient = backward
+    end_state_gradient = start_state_gradient = give_back = keys_values_gradient = backward
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:

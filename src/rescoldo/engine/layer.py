@@ -9,17 +9,26 @@ T rows, D hidden size, F MLP size, H heads, K key/value heads, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from rescoldo.engine.activation import ACTIVATIONS
 from rescoldo.engine.attend import Attend, Attended, Span
-from rescoldo.engine.config import NORMS, SITES, DecoderConfig
+from rescoldo.engine.config import (
+    LAYER_GATE,
+    LAYER_NORM,
+    LAYER_PROJECTION,
+    LAYER_SCALAR,
+    NORMS,
+    SITES,
+    DecoderConfig,
+)
 from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout, mix_key
+from rescoldo.engine.linear import PlainLinear
 from rescoldo.engine.lora import Kept, LoraGroup
 from rescoldo.engine.rope import Rotation
 
@@ -35,12 +44,15 @@ class Rows:
         identity: (T,) int64 below 2³²: which row of the optimizer step this is, whatever micro-batch it comes in.
         seed: the run's seed and the optimizer step, or None where there is no dropout.
         threshold: dropout's probability in 256ths.
+        layer_inputs: by layer the rows of its own embeddings, (T, p), in models that have such; the forward pass makes
+            them (`layer_inputs.LayerEmbeddings`).
     """
 
     rope: Mapping[str, Rotation]
     identity: torch.Tensor
     seed: tuple[int, int] | None = None
     threshold: int = 0
+    layer_inputs: list[torch.Tensor] = field(default_factory=list)
 
     def mask(self, layer: int, site: str) -> Dropout | None:
         """The dropout of one group of linears in one layer."""
@@ -80,8 +92,8 @@ class Part(Protocol):
 class AttentionSaved:
     """What attention's backward pass needs; all of it in the activations' dtype but the norms' scales."""
 
-    qkv: torch.Tensor  # (T, (H + 2K)·d), q and k rotated
-    heads: tuple[torch.Tensor, ...]  # with q/k norms: normed q, its rstd, normed k, its rstd
+    qkv: torch.Tensor  # (T, (H + 2K)·d), q and k rotated; (T, H·d) where k and v are another layer's
+    heads: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of q's, k's, v's norm by head: normed, rstd
     mixed: torch.Tensor | None  # (T, H·d) attention's output; None: the pass ended at the keys and values
     state: torch.Tensor | None  # the attention kernel's own
     kept: tuple[Kept, Kept]  # of the groups qkv and o
@@ -96,27 +108,38 @@ class Attention:
         self.index, self.config = index, config
         self.groups: Mapping[str, LoraGroup] = {site: groups[site] for site in ("qkv", "o")}
         self.qkv, self.o = groups["qkv"], groups["o"]
-        self.q_norm, self.k_norm = norms.get("self_attn.q_norm"), norms.get("self_attn.k_norm")
+        self.head_dim = config.head_size(index)
+        self.head_norms = [norms[name] for name in ("self_attn.q_norm", "self_attn.k_norm") if name in norms]
+        self.source = config.kv_source(index)  # the layer whose keys and values it attends to
+        self.borrows = self.source != index
+        self.lends = index in config.kv_sources[index + 1 :]
+        if config.v_norm and not self.borrows:
+            self.head_norms.append(torch.ones(self.head_dim, dtype=self.head_norms[0].dtype))
         self.span = Span(config.window(index), config.attention_scale, config.attention_cap)
         self.rope = config.rope(index)
-        self.rotary_dim = config.rotary_dim or config.head_dim
+        self.rotary_dim = config.rotary_dim or self.head_dim
 
-    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """qkv (T, (H + 2K)·d) → views q (T, H, d), k (T, K, d), v (T, K, d)."""
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """qkv (T, (H + 2K)·d) → views q (T, H, d), k (T, K, d), v (T, K, d); q alone where k and v are another
+        layer's."""
         c = self.config
-        parts = qkv.unflatten(1, (-1, c.head_dim)).split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=1)
-        return parts[0], parts[1], parts[2]
+        heads = [c.n_heads] if self.borrows else [c.n_heads, c.n_kv_heads, c.n_kv_heads]
+        return tuple(torch.split(qkv.unflatten(1, (-1, self.head_dim)), heads, dim=1))
 
     def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, AttentionSaved]:
         """See Part."""
         qkv, z1 = self.qkv.forward(x, rows.mask(self.index, "qkv"))
-        q, k, v = self.split(qkv)
-        heads = self._norm(q, k)
-        self._rotate(q, k, rows, 1.0)
-        attend.keys_values(self.index, k, v)
+        own = self.split(qkv)
+        heads = self._norm(own)
+        self._rotate(own, rows, 1.0)
+        if not self.borrows:
+            attend.keys_values(self.index, *own[1:])
+        if self.lends:
+            attend.lend(self.index, *own[1:])
         if attend.stops_at_keys(self.index):
             return None, AttentionSaved(qkv, heads, None, None, (z1, None))
-        mixed, state = attend.forward(self.index, q, k, v, self.span)
+        q, (k, v) = own[0], attend.lent(self.source) if self.borrows else own[1:]
+        mixed, state = attend.forward(self.source, q, k, v, self.span)
         mixed = mixed.flatten(1)
         y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"))
         return y, AttentionSaved(qkv, heads, mixed, state, (z1, z2))
@@ -132,7 +155,8 @@ class Attention:
         want_input: bool,
     ) -> torch.Tensor | None:
         """See Part."""
-        q, k, v = self.split(saved.qkv)
+        own = self.split(saved.qkv)
+        q, (k, v) = own[0], attend.lent(self.source) if self.borrows else own[1:]
         dmixed: torch.Tensor | None = None
         mixed, state = q, q  # unused where the pass ended at its keys and values
         if dy is not None:
@@ -145,47 +169,49 @@ class Attention:
             dmixed, mixed, state = dmixed.view(q.shape), saved.mixed.view(q.shape), saved.state
         elif not want_input and not self.qkv.adapted:
             return None
-        dq, dk, dv = attend.backward(self.index, dmixed, Attended(q, k, v, mixed, state), self.span)
-        self._rotate(dq, dk, rows, -1.0)
-        dq, dk = self._norm_backward(dq, dk, saved.heads)
-        dqkv = _side_by_side(dq, dk, dv)
+        dq, dk, dv = attend.backward(self.source, dmixed, Attended(q, k, v, mixed, state), self.span)
+        if self.borrows:
+            attend.give_back(self.source, dk, dv)
+            grads: tuple[torch.Tensor, ...] = (dq,)
+        else:
+            grads = (dq, *attend.keys_values_gradient(self.index, dk, dv))
+        self._rotate(grads, rows, -1.0)
+        grads = self._norm_backward(grads, saved.heads)
+        dqkv = grads[0].flatten(1) if self.borrows else _side_by_side(*grads)
         return self.qkv.backward(dqkv, x(), saved.kept[0], rows.mask(self.index, "qkv"), gradients, want_input)
 
-    def _rotate(self, q: torch.Tensor, k: torch.Tensor, rows: Rows, sign: float) -> None:
-        """Rotate q and k in place; sign -1: their gradients, by the transpose."""
+    def _rotate(self, heads: Sequence[torch.Tensor], rows: Rows, sign: float) -> None:
+        """Rotate q, and k behind it, in place; sign -1: their gradients, by the transpose."""
         if self.rope == "none":
             return
         keys = rows.rope[self.rope]
-        for x, (cos, sin) in ((q, rows.rope.get(f"{self.rope} queries", keys)), (k, keys)):
-            whole = self.rotary_dim == self.config.head_dim
+        for x, (cos, sin) in zip(heads, (rows.rope.get(f"{self.rope} queries", keys), keys), strict=False):
+            whole = self.rotary_dim == self.head_dim
             kernels().rotate_(x if whole else x[..., : self.rotary_dim], cos, sin, sign)
 
     def _grouped(self, x: torch.Tensor) -> torch.Tensor:
         """(T, heads, d) → the rows that a q/k norm normalizes."""
         return x.flatten(1).contiguous() if self.config.qk_norm_full else x.flatten(0, 1)
 
-    def _norm(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalize q and k in place; returns what the backward pass needs."""
-        if self.q_norm is None or self.k_norm is None:
-            return ()
-        saved: list[torch.Tensor] = []
-        for x, weight in ((q, self.q_norm), (k, self.k_norm)):
+    def _norm(self, heads: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Normalize q, k and v in place, those that have a norm; returns what the backward pass needs."""
+        saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for x, weight in zip(heads, self.head_norms, strict=False):
             y, normed, rstd = kernels().rms_norm(self._grouped(x.float()), weight, self.config.norm_eps)
             x.copy_(y.view(x.shape))
-            saved += [normed, rstd]
+            saved.append((normed, rstd))
         return tuple(saved)
 
     def _norm_backward(
-        self, dq: torch.Tensor, dk: torch.Tensor, heads: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not heads or self.q_norm is None or self.k_norm is None:
-            return dq, dk
+        self, grads: tuple[torch.Tensor, ...], saved: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients w.r.t. q, k and v → those before their norms."""
         out = []
-        for grad, normed, rstd, weight in ((dq, *heads[:2], self.q_norm), (dk, *heads[2:], self.k_norm)):
+        for grad, weight, (normed, rstd) in zip(grads, self.head_norms, saved, strict=False):
             dx = torch.zeros(normed.shape, dtype=torch.float32)
             kernels().rms_norm_backward(self._grouped(grad), normed, rstd, weight, dx)
             out.append(dx.to(grad.dtype).view(grad.shape))
-        return out[0], out[1]
+        return (*out, *grads[len(out) :])
 
 
 @dataclass
@@ -231,6 +257,37 @@ class Mlp:
         return self.gate_up.backward(
             saved.gate_up, x(), saved.kept[0], rows.mask(self.index, "gate_up"), gradients, want_input
         )
+
+
+class LayerInput:
+    """What a layer adds of its own embeddings e (T, p): projection(activation(gate(x)) · e). No adapters."""
+
+    def __init__(self, index: int, config: DecoderConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.index, self.activation = index, ACTIVATIONS[config.activation]
+        self.gate, self.projection = (
+            PlainLinear([tensors[n]], tensors[n].dtype) for n in (LAYER_GATE, LAYER_PROJECTION)
+        )
+        self.groups: Mapping[str, LoraGroup] = {}
+
+    def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """See Part."""
+        gated = torch.cat((self.gate.forward(x), rows.layer_inputs[self.index]), dim=1)
+        return self.projection.forward(self.activation.forward(gated)), gated
+
+    def backward(
+        self,
+        dy: torch.Tensor | None,
+        x: Callable[[], torch.Tensor],
+        saved: torch.Tensor,
+        rows: Rows,
+        attend: Attend,
+        gradients: Grads,
+        want_input: bool,
+    ) -> torch.Tensor | None:
+        """See Part."""
+        assert dy is not None
+        self.activation.backward_(saved, self.projection.input_grad(dy))
+        return self.gate.input_grad(saved[:, : self.gate.out_features].contiguous())
 
 
 @dataclass
@@ -328,25 +385,35 @@ class LayerSaved:
 
     mixer: SublayerSaved
     mlp: SublayerSaved | None  # None: the pass ended at this layer's keys and values
+    input: SublayerSaved | None = None  # of its own embeddings
 
 
 class Layer:
-    """A decoder layer: a mixer of rows (attention), then an MLP. Holds no activations."""
+    """A decoder layer: a mixer of rows (attention), then an MLP; in some families also what it adds of its own
+    embeddings, and a factor on all of it. Holds no activations.
+
+    Args:
+        tensors: its norms by their names, and what DecoderConfig.input_shapes names, in `dtype`.
+    """
 
     def __init__(
         self,
         index: int,
         config: DecoderConfig,
         groups: Mapping[str, LoraGroup],
-        norms: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
         dtype: torch.dtype,
     ) -> None:
-        self.index, self.config, self.norms, self.dtype = index, config, norms, dtype
+        self.index, self.config, self.tensors, self.dtype = index, config, tensors, dtype
         (pre1, post1), (pre2, post2) = NORMS[config.norm_placement]
-        mixer = MIXERS[config.mixer(index)](index, config, groups, norms)
+        mixer = MIXERS[config.mixer(index)](index, config, groups, tensors)
         mlp = MLPS[config.mlp](index, config, groups)
-        self.mixer = Sublayer(mixer, norms.get(pre1), norms.get(post1), config, dtype)
-        self.mlp = Sublayer(mlp, norms.get(pre2), norms.get(post2), config, dtype)
+        self.mixer = Sublayer(mixer, tensors.get(pre1), tensors.get(post1), config, dtype)
+        self.mlp = Sublayer(mlp, tensors.get(pre2), tensors.get(post2), config, dtype)
+        self.input: Sublayer | None = None
+        if LAYER_GATE in tensors:
+            self.input = Sublayer(LayerInput(index, config, tensors), None, tensors[LAYER_NORM], config, dtype)
+        self.scalar = float(tensors[LAYER_SCALAR]) if LAYER_SCALAR in tensors else 1.0
 
     @property
     def groups(self) -> dict[str, LoraGroup]:
@@ -355,12 +422,19 @@ class Layer:
 
     def with_groups(self, groups: Mapping[str, LoraGroup]) -> Layer:
         """The same layer with other groups of linears, sharing its norms."""
-        return Layer(self.index, self.config, groups, self.norms, self.dtype)
+        return Layer(self.index, self.config, groups, self.tensors, self.dtype)
 
     def forward(self, h: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor, LayerSaved]:
         """h (T, D) float32, overwritten with the layer's output and returned."""
         mixer = self.mixer.forward(h, rows, attend)
-        return h, LayerSaved(mixer, None if mixer.ended else self.mlp.forward(h, rows, attend))
+        if mixer.ended:
+            return h, LayerSaved(mixer, None)
+        saved = LayerSaved(mixer, self.mlp.forward(h, rows, attend))
+        if self.input is not None:
+            saved.input = self.input.forward(h, rows, attend)
+        if self.scalar != 1.0:
+            h.mul_(self.scalar)
+        return h, saved
 
     def backward(
         self,
@@ -374,6 +448,10 @@ class Layer:
         """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input (not with
         `want_input` False: in the lowest layer with an adapter, whose input depends on nothing that is trained)."""
         through_mixer = want_input or self.mixer.trained
+        if self.scalar != 1.0 and saved.mlp is not None:
+            dh.mul_(self.scalar)
+        if self.input is not None and saved.input is not None:
+            self.input.backward(dh, saved.input, rows, attend, gradients)
         if saved.mlp is not None and (through_mixer or self.mlp.trained):
             self.mlp.backward(dh, saved.mlp, rows, attend, gradients, through_mixer)
         if through_mixer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class MemoryNeed:
     Attributes:
         weights: the frozen model in its precision, embeddings included.
         adapter: the adapter, its gradients and optimizer.
-        layer_activations: what one layer keeps for its backward pass.
+        layer_activations: what one layer keeps for its backward pass, on the average of those that it goes through.
         other: the process itself, logits, one layer's work.
         n_layers: layers whose activations would be kept at best: those that the backward pass goes through.
     """
@@ -55,11 +56,11 @@ def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple
     rank), and for kinds with magnitudes …lora_magnitude_vector → (out,)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(config.n_layers) if lora.layers is None else lora.layers:
-        for member in (member for site in SITES for member in config.members(site)):
+        for member in (member for site in SITES for member in config.members(site, i)):
             short = member.split(".")[1]
             if short in lora.targets:
                 (out, into), rank, module = (
-                    config.linear_shape(short),
+                    config.linear_shape(short, i),
                     lora.rank_of(short),
                     f"model.layers.{i}.{member}",
                 )
@@ -95,16 +96,19 @@ def memory_need(
     """
     row = PRECISIONS[precision]
     wide = row.element_bytes
-    largest = max(out * into for out, into in map(decoder.linear_shape, decoder.linears))
+    every = range(decoder.n_layers)
+    largest = max(math.prod(decoder.linear_shape(name, i)) for i in every for name in decoder.layer_linears(i))
     converted = 2 * largest if row.calibrated else 0
     trained = decoder.n_layers - lora.first_layer
-    inputs = trained * rows * decoder.hidden_size * 2  # float32, of every second layer
+    inputs = _inputs(decoder, trained, wide, rows)
+    kept = [kept_bytes(decoder, wide, rows, lora, i) for i in every[lora.first_layer :]]
+    work = 5 * max(kept_bytes(decoder, wide, rows, layer=i) for i in every)
     logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its slope are in float32
-    work = 5 * kept_bytes(decoder, wide, rows) + HEAD_ROWS * decoder.vocab_size * logit
+    work += HEAD_ROWS * decoder.vocab_size * logit
     return MemoryNeed(
         weights=weight_bytes(decoder, precision, stored, mapped=mapped),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
-        layer_activations=kept_bytes(decoder, wide, rows, lora),
+        layer_activations=math.ceil(sum(kept) / len(kept)),
         other=PROCESS + converted + work + inputs,
         n_layers=trained,
     )
@@ -122,27 +126,42 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
     linears = config.linear_weights * row.bytes_per_weight
     if stored is not None and row.keeps_blocks(config):
         linears = stored
+    # gates and projections of the layers' own embeddings; of their table, which is mapped, some rows are read
+    own = 3 * config.n_layers * config.layer_input_dim * config.hidden_size * row.element_bytes
     if row.calibrated:
         head = table * PRECISIONS["int8"].bytes_per_weight
-        return int(linears + head + (0 if mapped else table * row.element_bytes))
-    return int(linears + (1 if config.tied_embeddings else 2) * table * row.element_bytes)
+        return int(linears + own + head + (0 if mapped else table * row.element_bytes))
+    return int(linears + own + (1 if config.tied_embeddings else 2) * table * row.element_bytes)
 
 
-def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None) -> int:
-    """Bytes that one layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
-    before it keeps its input), q, k, v, attention's output, gate and up; and with magnitudes the outputs of the adapted
-    linears before them."""
+def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, layer: int = 0) -> int:
+    """Bytes that a layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
+    before it keeps its input), q, k, v, attention's output, gate and up, the input, the gate and the embeddings of a
+    layer that has its own; and with magnitudes the outputs of the adapted linears before them."""
     streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
-    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    kept = streams * config.hidden_size + 2 * config.intermediate_size + 2 * q + 2 * kv
+    head, own = config.head_size(layer), config.kv_source(layer) == layer
+    q, kv = config.n_heads * head, config.n_kv_heads * head if own else 0
+    kept = streams * config.hidden_size + 2 * config.mlp_size(layer) + 2 * q + 2 * kv
     if config.qk_norm:
         kept += q + kv
+    if config.v_norm:
+        kept += kv
+    if config.layer_input_dim:
+        kept += 2 * config.hidden_size + 2 * config.layer_input_dim
     if lora is not None and lora.magnitude:
         for site in SITES:
-            members = [member.split(".")[1] for member in config.members(site)]
+            members = [member.split(".")[1] for member in config.members(site, layer)]
             if any(name in lora.targets for name in members):
-                kept += sum(config.linear_shape(name)[0] for name in members)
+                kept += sum(config.linear_shape(name, layer)[0] for name in members)
     return tokens * element * kept
+
+
+def _inputs(config: DecoderConfig, trained: int, element: int, tokens: int) -> int:
+    """Bytes that a pass keeps beside its layers' activations: the input of every second layer that is recomputed, in
+    float32; the layers' own embeddings; keys and values that other layers attend to."""
+    own = element * config.n_layers * config.layer_input_dim
+    lent = 2 * (element + 4) * config.n_kv_heads * sum(config.head_size(i) for i in set(config.kv_sources))
+    return tokens * (trained * config.hidden_size * 2 + own + lent)
 
 
 def layers_to_keep(
@@ -158,7 +177,7 @@ def layers_to_keep(
         free: bytes to fit into; memory_available() where left out.
     """
     free = memory_available() if free is None else free
-    layer = kept_bytes(config, element, tokens, lora)
-    trained = config.n_layers - (lora.first_layer if lora else 0)
-    inputs = trained * tokens * config.hidden_size * 2  # of every second layer that is recomputed
-    return max(0, min(trained, int((HEADROOM * free - inputs - 5 * layer) // layer)))
+    lowest = lora.first_layer if lora else 0
+    layers = [kept_bytes(config, element, tokens, lora, i) for i in range(lowest, config.n_layers)]
+    room = HEADROOM * free - _inputs(config, len(layers), element, tokens) - 5 * max(layers)
+    return sum(total <= room for total in itertools.accumulate(reversed(layers)))

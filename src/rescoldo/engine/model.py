@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from rescoldo.engine.attend import Attend, PackedAttention, PrefixAttention, SharedPrefix
-from rescoldo.engine.config import SITES, DecoderConfig
+from rescoldo.engine.config import INPUT_NORM, INPUT_PROJECTION, INPUT_TABLE, SITES, DecoderConfig
 from rescoldo.engine.converted import ConvertedWeights
 from rescoldo.engine.converter import Converter, Weights, embed
 from rescoldo.engine.head import Head, folded_norm
@@ -17,6 +17,7 @@ from rescoldo.engine.kernels.blocks import KINDS, Matrix
 from rescoldo.engine.kernels.ops import mix_key
 from rescoldo.engine.kinds import A
 from rescoldo.engine.layer import Layer, Rows
+from rescoldo.engine.layer_inputs import LayerEmbeddings
 from rescoldo.engine.linear import FrozenLinear
 from rescoldo.engine.lora import LoraGroup, Place, new_a
 from rescoldo.engine.memory import layers_to_keep, parameter_shapes, weight_bytes
@@ -67,9 +68,10 @@ class LoraModel:
         head: Head,
         layers: list[Layer],
         frozen_state: dict[str, torch.Tensor],
+        layer_embeddings: LayerEmbeddings | None = None,
     ) -> None:
         self.config, self.precision, self.lora, self.parameters = config, precision, lora, parameters
-        self.embedding, self.head, self.layers = embedding, head, layers
+        self.embedding, self.head, self.layers, self.layer_embeddings = embedding, head, layers, layer_embeddings
         self.dtype = head.dtype
         self.keep_layers: int | None = None
         self.share_prefix = True
@@ -110,20 +112,22 @@ class LoraModel:
         row = PRECISIONS[precision]
         dtype = row.dtype
         embedding = _embedding(source, config, row)
+        layer_embeddings = _layer_embeddings(source, config, dtype) if config.layer_input_dim else None
         head_name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
         converted: ConvertedWeights | None = None
         if keep_converted and row.calibrated and config.linear_weights > SMALL and not base.stored_bytes():
             converted = ConvertedWeights(base.fingerprint(), precision, weight_bytes(config, precision))
-        converter = Converter(config, precision, calibration, frozen_state, embedding, converted)
+        converter = Converter(config, precision, calibration, frozen_state, embedding, converted, layer_embeddings)
         layers: list[Layer] = []
         for i in range(config.n_layers):
             prefix = f"model.layers.{i}"
-            norms = {n: source.get(f"{prefix}.{n}.weight").to(dtype, copy=True) for n in config.norm_shapes()}
+            stored = {n: f"{n}.weight" for n in config.norm_shapes(i)} | {n: n for n in config.input_shapes()}
+            small = {n: source.get(f"{prefix}.{name}").to(dtype, copy=True) for n, name in stored.items()}
 
-            def build(site: str, frozen: FrozenLinear, prefix: str = prefix) -> LoraGroup:
+            def build(site: str, frozen: FrozenLinear, layer: int = i, prefix: str = prefix) -> LoraGroup:
                 places, start, biases = [], 0, []
-                for member in config.members(site):
-                    out = config.linear_shape(member.split(".")[1])[0]
+                for member in config.members(site, layer):
+                    out = config.linear_shape(member.split(".")[1], layer)[0]
                     places.append(Place(f"{prefix}.{member}", start, start + out))
                     bias = f"{prefix}.{member}.bias"
                     biases.append(source.get(bias).to(dtype) if bias in names else torch.zeros(out, dtype=dtype))
@@ -132,10 +136,10 @@ class LoraModel:
                 return LoraGroup(frozen, places, torch.cat(biases) if has_bias else None, lora, parameters)
 
             weights = {
-                site: _weights(source, [f"{prefix}.{m}.weight" for m in config.members(site)], row) for site in SITES
+                site: _weights(source, [f"{prefix}.{m}.weight" for m in config.members(site, i)], row) for site in SITES
             }
-            groups: dict[str, LoraGroup] = converter.layer(i, weights, norms, build)
-            layers.append(Layer(i, config, groups, norms, dtype))
+            groups: dict[str, LoraGroup] = converter.layer(i, weights, small, build)
+            layers.append(Layer(i, config, groups, small, dtype))
             del weights
             source.release()  # pages of the file that were read count as this process's memory until it lets them go
             if on_progress:
@@ -144,9 +148,8 @@ class LoraModel:
         head = converter.head(_weights(source, [head_name], row)[0], final_norm)
         if converted:
             converted.prune()
-        return cls(
-            config, precision, lora, parameters, embedding, Head(head, final_norm, config), layers, converter.state
-        )
+        output = Head(head, final_norm, config)
+        return cls(config, precision, lora, parameters, embedding, output, layers, converter.state, layer_embeddings)
 
     @property
     def first_layer(self) -> int:
@@ -204,8 +207,10 @@ class LoraModel:
         self, tokens: torch.Tensor, rows: Rows, attend: Attend, saved: SavedActivations | None = None
     ) -> torch.Tensor:
         """tokens (T,) int64 → the last layer's output (T, D) float32: the one forward pass of training, prefill and
-        decoding, which differ in `attend`. `saved` takes what the backward pass needs."""
+        decoding, which differ in `attend`, where it may end earlier. `saved` takes what the backward pass needs."""
         h = self.embed(tokens)
+        if self.layer_embeddings is not None:
+            rows.layer_inputs[:] = self.layer_embeddings.rows(tokens, h)
         for i, layer in enumerate(self.layers):
             if saved is not None:
                 saved.before(i, h)
@@ -213,11 +218,13 @@ class LoraModel:
             if saved is not None:
                 saved.after(i, activations)
             del activations  # before the next layer makes its own
+            if attend.stops_at_keys(i):
+                break
         return h
 
     def prefix(self, tokens: Sequence[int]) -> SharedPrefix:
         """What later rows need of a prefix that they share."""
-        attend = PrefixAttention(len(tokens), self.config.n_layers)
+        attend = PrefixAttention(len(tokens), self.config.kv_layers[-1])
         self.forward(torch.tensor(tokens), self.rows(torch.arange(len(tokens))), attend)
         return attend.found
 
@@ -235,6 +242,13 @@ def _embedding(source: TensorSource, config: DecoderConfig, precision: Precision
         return _weights(source, [name], precision)[0]
     embedding = source.get(name)
     return embedding if embedding.dtype in (precision.dtype, torch.bfloat16) else embedding.to(precision.dtype)
+
+
+def _layer_embeddings(source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> LayerEmbeddings:
+    """The layers' own embeddings: the table as the file has it, of which only some rows are ever read."""
+    blocks = source.quantized(INPUT_TABLE)
+    table: Matrix = blocks if blocks is not None and blocks.kind in KINDS else source.get(INPUT_TABLE)
+    return LayerEmbeddings(table, source.get(INPUT_PROJECTION), source.get(INPUT_NORM), config, dtype)
 
 
 def _weights(source: TensorSource, names: Sequence[str], precision: Precision) -> Weights:

@@ -67,8 +67,11 @@ class Precision:
 
     def misfits(self, config: DecoderConfig) -> dict[str, int]:
         """The linears (short names) whose number of inputs is no multiple of `block`, and that number."""
-        inputs = {name: config.linear_shape(name)[1] for name in config.linears}
-        return {name: size for name, size in inputs.items() if size % self.block}
+        found: dict[str, int] = {}
+        for layer in range(config.n_layers):
+            inputs = {name: config.linear_shape(name, layer)[1] for name in config.layer_linears(layer)}
+            found |= {name: size for name, size in inputs.items() if size % self.block}
+        return found
 
     def check(self, config: DecoderConfig, where: str = "", model: str = "this model") -> None:
         """Refuse a decoder whose shapes this precision cannot hold.

@@ -9,7 +9,17 @@ import torch
 from torch.nn.functional import cross_entropy, embedding
 
 from rescoldo.engine.activation import ACTIVATIONS, soft_cap
-from rescoldo.engine.config import NORMS, DecoderConfig
+from rescoldo.engine.config import (
+    INPUT_NORM,
+    INPUT_PROJECTION,
+    INPUT_TABLE,
+    LAYER_GATE,
+    LAYER_NORM,
+    LAYER_PROJECTION,
+    LAYER_SCALAR,
+    NORMS,
+    DecoderConfig,
+)
 from rescoldo.engine.kernels.ops import rotate
 from rescoldo.engine.kinds import MAGNITUDE, A, B
 from rescoldo.engine.rope import query_factors, rope_tables
@@ -59,37 +69,62 @@ class ReferenceDecoder:
         c = self.config
         (pre1, post1), (pre2, post2) = NORMS[c.norm_placement]
         h = embedding(tokens, self.weight("model.embed_tokens.weight")) * c.embedding_scale  # (T, D)
+        own = self.layer_embeddings(tokens, h) if c.layer_input_dim else None  # (T, L, p)
+        self.lent: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for i in range(c.n_layers):
             layer = f"model.layers.{i}"
             y = self.attention(self.norm(h, f"{layer}.{pre1}") if pre1 else h, i)
             h = h + c.residual_scale * (self.norm(y, f"{layer}.{post1}") if post1 else y)
             y = self.mlp(self.norm(h, f"{layer}.{pre2}") if pre2 else h, i)
             h = h + c.residual_scale * (self.norm(y, f"{layer}.{post2}") if post2 else y)
+            if own is not None:
+                gate = ACTIVATIONS[c.activation].plain(h @ self.weight(f"{layer}.{LAYER_GATE}").T)
+                y = (gate * own[:, i]) @ self.weight(f"{layer}.{LAYER_PROJECTION}").T
+                h = h + self.norm(y, f"{layer}.{LAYER_NORM}")
+            if c.layer_scalar:
+                h = h * self.weight(f"{layer}.{LAYER_SCALAR}")
         h = self.norm(h, "model.norm")
         logits = h @ self.weight("model.embed_tokens.weight" if c.tied_embeddings else "lm_head.weight").T
         return soft_cap(logits / c.logits_divisor, c.logits_cap)
 
+    def layer_embeddings(self, tokens: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """What each layer is given of the tokens (T,), embedded h (T, D): (T, layers, p)."""
+        c = self.config
+        shape = len(tokens), c.n_layers, c.layer_input_dim
+        looked_up = embedding(tokens, self.weight(INPUT_TABLE)).view(shape) * math.sqrt(c.layer_input_dim)
+        projected = (h @ self.weight(INPUT_PROJECTION).T).view(shape) / math.sqrt(c.hidden_size)
+        return (rms_norm(projected, self.weight(INPUT_NORM), c.norm_eps) + looked_up) / math.sqrt(2)
+
+    def heads(self, x: torch.Tensor, i: int, name: str) -> torch.Tensor:
+        """Queries ("q"), keys ("k") or values ("v") of layer i, normalized and rotated: x (T, D) → (T, heads, d)."""
+        c, layer, d = self.config, f"model.layers.{i}.self_attn", self.config.head_size(i)
+        if "qkv" in c.fused:
+            widths = [c.n_heads * d, c.n_kv_heads * d, c.n_kv_heads * d]
+            y = torch.split(self.linear(x, f"{layer}.qkv_proj"), widths, dim=1)["qkv".index(name)]
+        else:
+            y = self.linear(x, f"{layer}.{name}_proj")
+        if c.qk_norm_full:
+            y = self.norm(y, f"{layer}.{name}_norm")
+        y = y.view(len(x), -1, d)
+        if c.qk_norm and not c.qk_norm_full:
+            y = self.norm(y, f"{layer}.{name}_norm")
+        if name == "v":
+            return rms_norm(y, torch.ones(d), c.norm_eps) if c.v_norm else y
+        if c.rope(i) != "none":
+            cos, sin = rope_tables(c, len(x), c.rope(i))
+            r = c.rotary_dim or d
+            y = torch.cat((rotate(y[..., :r], cos, sin), y[..., r:]), dim=-1)
+        return y
+
     def attention(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """Causal attention of layer i: x (T, D) → (T, D)."""
         c, layer, n = self.config, f"model.layers.{i}.self_attn", x.shape[0]
-        widths = [c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim]
-        if "qkv" in c.fused:
-            q, k, v = self.linear(x, f"{layer}.qkv_proj").split(widths, dim=1)
-        else:
-            q, k, v = (self.linear(x, f"{layer}.{name}") for name in ("q_proj", "k_proj", "v_proj"))
-        if c.qk_norm_full:
-            q, k = self.norm(q, f"{layer}.q_norm"), self.norm(k, f"{layer}.k_norm")
-        q, k, v = (t.view(n, -1, c.head_dim) for t in (q, k, v))
-        if c.qk_norm and not c.qk_norm_full:
-            q, k = self.norm(q, f"{layer}.q_norm"), self.norm(k, f"{layer}.k_norm")
-        if c.rope(i) != "none":
-            cos, sin = rope_tables(c, n, c.rope(i))
-            r = c.rotary_dim or c.head_dim
-            q, k = (torch.cat((rotate(t[..., :r], cos, sin), t[..., r:]), dim=-1) for t in (q, k))
-        q = q * query_factors(c, n)[:, None, None]
+        q = self.heads(x, i, "q") * query_factors(c, n)[:, None, None]
+        if c.kv_source(i) == i:
+            self.lent[i] = self.heads(x, i, "k"), self.heads(x, i, "v")
         group = c.n_heads // c.n_kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        scale = 1 / math.sqrt(c.head_dim) if c.attention_scale is None else c.attention_scale
+        k, v = (t.repeat_interleave(group, dim=1) for t in self.lent[c.kv_source(i)])
+        scale = 1 / math.sqrt(c.head_size(i)) if c.attention_scale is None else c.attention_scale
         scores = soft_cap(torch.einsum("thd,shd->hts", q, k) * scale, c.attention_cap)
         at = torch.arange(n)
         hidden = at[None, :] > at[:, None]  # keys after the query

@@ -15,8 +15,8 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
     """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin (1 but for YaRN and longrope).
 
     Raises:
-        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic, longrope or GGUF's
-            factor list.
+        RescoldoError: a scaling of another kind than linear, llama3, yarn, dynamic, longrope, proportional or
+            GGUF's factor list.
     """
     dim = config.rotary_dim or config.head_dim
     half = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
@@ -29,6 +29,10 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
         return speeds / float(scaling["factor"]), 1.0
     if kind == "factors":
         return speeds / torch.tensor(scaling["factors"], dtype=torch.float32), 1.0
+    if kind == "proportional":  # the pairs behind the first part of the head have angle 0: they are not rotated
+        pairs = int(float(scaling.get("partial_rotary_factor", 1.0)) * dim // 2)
+        turned = torch.arange(dim // 2) < pairs
+        return torch.where(turned, speeds / float(scaling.get("factor", 1.0)), 0.0), 1.0
     if kind == "llama3":
         return _llama3(speeds, scaling), 1.0
     if kind == "yarn":
@@ -38,7 +42,7 @@ def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
     raise RescoldoError(
         f"rope scaling of type {kind!r} is not supported",
         where="config.json, rope_scaling",
-        fix="models with no scaling, linear, llama3, yarn, longrope or dynamic work",
+        fix="models with no scaling, linear, llama3, yarn, longrope, proportional or dynamic work",
     )
 
 
@@ -86,12 +90,22 @@ def _yarn(config: DecoderConfig, scaling: dict[str, float]) -> tuple[torch.Tenso
 def rope_tables(config: DecoderConfig, length: int, kind: str = "main") -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin for positions 0..length-1, each (length, rotary_dim/2) float32, of one kind of layer: "main" or
     "local" (DecoderConfig.rope)."""
-    if kind == "local":
-        assert config.local_rope_theta is not None
-        config = replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
-    speeds, factor = inverse_frequencies(config)
+    speeds, factor = inverse_frequencies(of_kind(config, kind))
     angles = torch.outer(torch.arange(length, dtype=torch.float32), speeds)
     return angles.cos() * factor, angles.sin() * factor
+
+
+def of_kind(config: DecoderConfig, kind: str) -> DecoderConfig:
+    """The config with the rotation and head size of one kind of layer: "main" or "local" (DecoderConfig.rope)."""
+    if config.head_dims:
+        sizes = {config.head_size(i) for i in range(config.n_layers) if config.rope(i) == kind}
+        if len(sizes) > 1:
+            raise ValueError(f"layers with the same rotation ({kind}) have heads of several sizes: {sorted(sizes)}")
+        config = replace(config, head_dim=next(iter(sizes), config.head_dim))
+    if kind == "local":
+        assert config.local_rope_theta is not None
+        return replace(config, rope_theta=config.local_rope_theta, rope_scaling=None)
+    return config
 
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of some rows, (T, r/2) float32, r the elements rotated

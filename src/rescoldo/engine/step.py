@@ -23,11 +23,10 @@ class _Shared:
     def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], beside: int) -> None:
         c, positions = model.config, torch.arange(len(tokens))
         self.rows = model.rows(positions, positions + (owner << _POSITION_BITS), seed)
-        self.attend = PrefixAttention(len(tokens), c.n_layers)
+        self.attend = PrefixAttention(len(tokens), c.kv_layers[-1])
         self.saved = model.saved_activations(self.rows, self.attend, beside)
         model.forward(torch.tensor(tokens), self.rows, self.attend, self.saved)
-        shape = (c.n_layers, len(tokens), c.n_kv_heads, c.head_dim)
-        self.grad = self.attend.received = PrefixGrad(torch.zeros(shape), torch.zeros(shape))
+        self.grad = self.attend.received = PrefixGrad.zeros(c, len(tokens))
 
 
 class GradientStep:
@@ -135,7 +134,7 @@ class GradientStep:
         lowest = self.model.first_layer
         for i in reversed(range(lowest, self.model.config.n_layers)):  # the outer loop: the top layers are ready early
             layer = self.model.layers[i]
-            for one, dh in passes:
+            for one, dh in passes if i <= self.model.config.kv_layers[-1] else ():
                 layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > lowest)
             self._ready(i)
         self._shared.clear()
@@ -168,4 +167,4 @@ class GradientStep:
                 if layer:
                     shared.grad.states[int(layer[0])] = value
                 else:
-                    {"k": shared.grad.k, "v": shared.grad.v}[part].copy_(value)
+                    {"k": shared.grad.k, "v": shared.grad.v}[part].copy_(value.flatten())

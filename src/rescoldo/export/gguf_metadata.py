@@ -11,12 +11,13 @@ import numpy as np
 from rescoldo.base.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS
 from rescoldo.base.gguf_header import read_header
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.rope import inverse_frequencies
+from rescoldo.engine.rope import inverse_frequencies, of_kind
 from rescoldo.errors import RescoldoError
 from rescoldo.export.gguf_file import Value
 from rescoldo.export.gguf_tokenizer import tokenizer_metadata
 from rescoldo.export.source import Source
 from rescoldo.families import Family
+from rescoldo.families.gemma4 import UNROTATED
 
 _STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
 _NOT_CARRIED = (
@@ -93,14 +94,19 @@ def _model(source: Source) -> dict[str, Value]:
         "rope.dimension_count": config.rotary_dim or config.head_dim,
         "vocab_size": config.vocab_size,
     }
-    metadata |= {f"{name}.{key}": Value(value, _UINT32) for key, value in integers.items()}
+    own = {**integers, **family.write_gguf(config)}
+    metadata |= {
+        f"{name}.{key}": Value(value, _ARRAY, _UINT32) if isinstance(value, list) else Value(value, _UINT32)
+        for key, value in own.items()
+    }
     numbers = {"attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta}
     said = {field: key.gguf for field, key in family.keys.items() if key.gguf and getattr(config, field) is not None}
     numbers |= {key: getattr(config, field) for field, key in said.items()}
     temperature = config.query_growth[0] if config.query_growth else None
     if temperature:
         numbers["attention.temperature_scale"] = temperature
-    for field, value in family.derive_gguf({**asdict(config), "attention_temperature": temperature}).items():
+    fields = {**dict.fromkeys(family.gguf_integers), **asdict(config), **own, "attention_temperature": temperature}
+    for field, value in family.derive_gguf(fields).items():
         if field not in said and getattr(config, field) != value:
             raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
@@ -164,6 +170,11 @@ def rope_factors(source: Source) -> dict[str, np.ndarray[Any, np.dtype[np.float3
         return {ROPE_FACTORS: np.asarray(scaling["factors"], np.float32)}
     if kind == "longrope":
         return {name: np.asarray(scaling[key], np.float32) for key, name in LONGROPE_FACTORS.items()}
+    if kind == "proportional":
+        main = of_kind(config, "main")
+        factor, pairs = float(scaling.get("factor", 1.0)), main.head_dim // 2
+        rotated = int((inverse_frequencies(main)[0] > 0).sum())
+        return {ROPE_FACTORS: np.asarray([factor] * rotated + [UNROTATED] * (pairs - rotated), np.float32)}
     if kind != "llama3":
         return {}
     half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim

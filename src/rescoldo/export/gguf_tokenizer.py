@@ -1,7 +1,8 @@
 """A Hugging Face tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of the same text.
 
 Two families, as in base.tokenizer_build: byte-level BPE ("gpt2") with llama.cpp's name of its pre-tokenizer, found by
-what it does to text, and SentencePiece BPE ("llama") with scores, which a tokenizer.json has as its merges' order.
+what it does to text, and SentencePiece BPE ("llama") with scores, which a tokenizer.json has as its merges' order, or
+with the merges themselves ("gemma4").
 """
 
 from __future__ import annotations
@@ -134,5 +135,10 @@ def _sentencepiece(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
     scores = [-float(rank.get(text, last)) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)]
     probe = source.tokenizer.tokenize("a")
     prefix = bool(probe) and probe[0].startswith("▁")
-    lists = _lists("llama", "default", tokens, types)
+    with_merges = source.base.family.gguf_merges
+    lists = _lists("gemma4" if with_merges else "llama", "default", tokens, types)
+    if with_merges:
+        if prefix:
+            raise _refused(source, "it puts a space before a text, which a Gemma 4 tokenizer does not")
+        lists["merges"] = Value([f"{left} {right}" for left, right in _pairs(backend)], _ARRAY, _STRING)
     return {**lists, "scores": Value(scores, _ARRAY, _FLOAT32), "add_space_prefix": Value(prefix, _BOOL)}

@@ -16,7 +16,7 @@ from rescoldo.base.model import check_tensors
 from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.rope import inverse_frequencies
+from rescoldo.engine.rope import inverse_frequencies, of_kind
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.dtypes import PLAIN, to_plain
 from rescoldo.export.source import Source
@@ -33,7 +33,7 @@ def default_dtype(source: Source) -> str:
     """The base's own, BF16 where it is decoded from FP8 or similar, F16 where it is in GGUF's blocks, whose scales are
     half precision."""
     tensors = source.base.tensors
-    name = f"model.layers.0.{source.base.config.members('qkv')[0]}.weight"
+    name = f"model.layers.0.{source.base.config.members('qkv', 0)[0]}.weight"
     if tensors.decoded(name):
         return "BF16"
     return "F16" if tensors.quantized(name) is not None else _NAMES[tensors.get(name).dtype]
@@ -72,11 +72,12 @@ def _family(config: DecoderConfig) -> Family:
 
 def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
     """The same decoder, RoPE's scaling compared by what it does."""
-    speeds = [inverse_frequencies(config) for config in (written, meant)]
-    same = torch.allclose(speeds[0][0], speeds[1][0], rtol=1e-5, atol=0) and abs(speeds[0][1] - speeds[1][1]) < 1e-6
-    return same and replace(written, rope_scaling=None) == replace(
-        meant, rope_scaling=None, architecture=written.architecture
-    )
+    for kind in sorted({meant.rope(i) for i in range(meant.n_layers)} - {"none"}):
+        speeds = [inverse_frequencies(of_kind(config, kind)) for config in (written, meant)]
+        same = torch.allclose(speeds[0][0], speeds[1][0], rtol=1e-5, atol=0) and abs(speeds[0][1] - speeds[1][1]) < 1e-6
+        if not same:
+            return False
+    return replace(written, rope_scaling=None) == replace(meant, rope_scaling=None, architecture=written.architecture)
 
 
 def _config(config: DecoderConfig) -> dict[str, Any]:
@@ -108,9 +109,11 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
     content |= {key.hf: getattr(config, field) for field, key in family.keys.items() if key.hf}
     for key, value in family.write_hf(config).items():
         content[key] = {**(content[key] or {}), **value} if isinstance(value, dict) else value
+        if value is None:
+            del content[key]
     if "partial_rotary_factor" in rope:
         content["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if rope["rope_type"] == "longrope":
+    if (config.rope_scaling or {}).get("rope_type") == "longrope":
         content["original_max_position_embeddings"] = config.max_positions
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None

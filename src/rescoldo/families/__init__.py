@@ -6,6 +6,7 @@ from rescoldo.families import (
     gemma,
     gemma2,
     gemma3,
+    gemma4,
     granite,
     llama,
     ministral3,
@@ -19,7 +20,7 @@ from rescoldo.families import (
 )
 from rescoldo.families.family import Family, Key
 
-_ROWS = (llama, mistral, ministral3, qwen2, qwen3, granite, olmo2, olmo3, smollm3, phi3, gemma, gemma2, gemma3)
+_ROWS = (llama, mistral, ministral3, qwen2, qwen3, granite, olmo2, olmo3, smollm3, phi3, gemma, gemma2, gemma3, gemma4)
 FAMILIES: dict[str, Family] = {row.FAMILY.name: row.FAMILY for row in _ROWS}
 WRAPPERS: dict[str, tuple[Family, ...]] = {  # the first one is transformers' default
     name: tuple(family for family in FAMILIES.values() if name in family.wrappers)

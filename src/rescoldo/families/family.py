@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rescoldo.engine.config import NORMS, DecoderConfig
+from rescoldo.engine.config import (
+    INPUT_NORM,
+    INPUT_PROJECTION,
+    INPUT_TABLE,
+    LAYER_GATE,
+    LAYER_NORM,
+    LAYER_PROJECTION,
+    LAYER_SCALAR,
+    NORMS,
+    DecoderConfig,
+)
 
 # where a wrapper for images or sound keeps the decoder's tensors: transformers 5, transformers 4
 _WRAPPED = (
@@ -15,7 +25,14 @@ _WRAPPED = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
-_TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_TOP_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "per_layer_token_embd": INPUT_TABLE.removesuffix(".weight"),
+    "per_layer_model_proj": INPUT_PROJECTION.removesuffix(".weight"),
+    "per_layer_proj_norm": INPUT_NORM.removesuffix(".weight"),
+}
 _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -26,6 +43,10 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "inp_gate": LAYER_GATE.removesuffix(".weight"),
+    "proj": LAYER_PROJECTION.removesuffix(".weight"),
+    "post_norm": LAYER_NORM,
+    "layer_output_scale": LAYER_SCALAR,  # a tensor without ".weight" behind its name
 }
 _FUSED_NAMES = {"qkv": {"attn_qkv": "self_attn.qkv_proj"}, "gate_up": {"ffn_up": "mlp.gate_up_proj"}}
 _NORM_NAMES = (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm"))  # as config.NORMS
@@ -48,6 +69,7 @@ class Family:
         name: `model_type` in config.json, and the family's name everywhere in this program.
         gguf: `general.architecture` in GGUF.
         hf_class: the class in transformers.
+        gguf_merges: whether GGUF says the merges of this family's SentencePiece tokenizer, beside its pieces' scores.
         fixed: fields of DecoderConfig that are the same in all models of the family, beside the class's own defaults.
         keys: fields that a model's config says, beside those that all families have.
         windows: which layers have a sliding window: none, all, or those that `layer_types` says.
@@ -59,10 +81,16 @@ class Family:
         interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
         norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
         activation_key: where config.json says the activation.
-        refused: values in config.json that stand for something that the engine does not compute.
-        derive_hf: more fields of DecoderConfig, from transformers' config.
+        refused: values in config.json that stand for something that the engine does not compute, and what that is.
+        by_layer: keys of config.json whose values may differ by layer (per_layer_config); `derive_hf` reads them.
+        derive_hf: more fields of DecoderConfig, from transformers' config. It and `derive_gguf` raise a ValueError
+            where values do not fit together.
         derive_gguf: more fields, from those that the metadata says.
-        write_hf: what config.json says of fields that `derive_hf` makes.
+        gguf_by_layer: keys of GGUF's metadata whose values may differ by layer.
+        gguf_integers: more keys of GGUF's metadata that `derive_gguf` reads, each a whole number or None; they are
+            among its fields under their own names.
+        write_hf: what config.json says of fields that `derive_hf` makes; None: it has no such key.
+        write_gguf: what GGUF's metadata say of fields that `derive_gguf` makes, in place of what they say elsewhere.
         gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
         wrappers: other `model_type`s, whose `text_config` is of this family.
         left_alone: beginnings of the names of a wrapper's tensors that are not the decoder's.
@@ -76,15 +104,20 @@ class Family:
     windows: Literal["none", "all", "layer_types"] = "none"
     gguf_windows: Literal["all", "pattern"] | int = "all"
     hf_family: Callable[[DecoderConfig], str] = lambda config: ""
+    gguf_merges: bool = False
     rope_keys: tuple[str, ...] = ()
     partial_rope: bool = False
     interleaved_rope: bool = False
     norm_offset: float = 0.0
     activation_key: str = "hidden_act"
-    refused: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    by_layer: tuple[str, ...] = ()
     derive_hf: Callable[[Any], dict[str, Any]] = lambda config: {}
     derive_gguf: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    gguf_by_layer: tuple[str, ...] = ()
+    gguf_integers: tuple[str, ...] = ()
     write_hf: Callable[[DecoderConfig], dict[str, Any]] = lambda config: {}
+    write_gguf: Callable[[DecoderConfig], dict[str, int | list[int]]] = lambda config: {}
     gguf_refused: Mapping[str, Any] = field(default_factory=dict)
     wrappers: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
@@ -121,6 +154,8 @@ class Family:
         if block != "blk" or not number.isdecimal() or str(int(number)) != number:
             return None
         found = self.gguf_layer_names().get(module)
+        if found == LAYER_SCALAR and kind == "weight":
+            return f"model.layers.{number}.{found}"
         return f"model.layers.{number}.{found}.{kind}" if found else None
 
     def to_gguf(self, name: str) -> str:
@@ -129,7 +164,7 @@ class Family:
         Raises:
             KeyError: there is none.
         """
-        stem, _, kind = name.rpartition(".")
+        stem, _, kind = (f"{name}.weight" if name.endswith(f".{LAYER_SCALAR}") else name).rpartition(".")
         for theirs, ours in _TOP_NAMES.items():
             if stem == ours:
                 return f"{theirs}.{kind}"

@@ -22,7 +22,7 @@ FAMILY = Family(
     fixed={"activation": "gelu_tanh"},
     keys={"qkv_bias": Key("attention_bias"), "o_bias": Key("attention_bias")},
     norm_offset=1.0,
-    refused={"use_bidirectional_attention": True},
+    refused={"use_bidirectional_attention": (True, "attention to later tokens")},
     derive_hf=_derive_hf,
     derive_gguf=_derive_gguf,
 )

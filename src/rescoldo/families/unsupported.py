@@ -4,13 +4,9 @@ from __future__ import annotations
 
 _EXPERTS = "a mixture of experts"
 _DELTA_NET = "layers with linear attention (Gated DeltaNet)"
-_GEMMA4 = (
-    "keys and values shared between layers, an embedding for each layer, heads of two sizes and MLPs of two widths"
-)
 _GRANITE_HYBRID = "layers with a state space (Mamba), experts, or an MLP stored as a shared expert"
 # by model_type in config.json and by general.architecture in GGUF, without "_", "-" and a wrapper's "_text"
 _NEEDS = {
-    "gemma4": _GEMMA4,
     "gemma3n": "keys and values shared between layers, an embedding for each layer, AltUp and LAuReL",
     "qwen35": _DELTA_NET,
     "qwen3next": f"{_DELTA_NET} and {_EXPERTS}",

@@ -22,7 +22,8 @@ from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.unpack import Packed, packed
 
 BATCH = 500  # rows
-_SHARD = re.compile(r"(?P<split>[\w.-]+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
+_SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<place>\d{5})-of-(?P<all>\d{5})(?:-[0-9a-f]+)?$")
+_SPOKEN = (("role", "content"), ("from", "value"))  # the keys of a message
 _SPLITS = ("train", "validation", "valid", "val", "test", "dev")
 
 
@@ -67,6 +68,7 @@ def open_dataset(folder: Path, split: str = "") -> Source:
             fix="name a file, or the folder that save_to_disk has written",
         )  # fmt: skip
     chosen = _chosen(list(shards), split, folder)
+    _refuse_missing(shards[chosen], folder)
     kind = f"dataset of {len(shards[chosen])} {shards[chosen][0].suffix[1:]} files"
     return _source(folder, kind, (f"split {chosen}",), [packed(path) for path in shards[chosen]], {})
 
@@ -83,6 +85,20 @@ def _split_of(path: Path) -> str:
     if shard:
         return shard["split"]
     return next((name for name in _SPLITS if name in (path.stem, path.parent.name)), path.stem)
+
+
+def _refuse_missing(files: Sequence[Path], folder: Path) -> None:
+    """Raises RescoldoError where the names of the files say that there are more of them."""
+    shards = [shard for path in files if (shard := _SHARD.match(path.stem))]
+    wanted = max((int(shard["all"]) for shard in shards), default=0)
+    there = {int(shard["place"]) for shard in shards}
+    lacking = next((place for place in range(wanted) if place not in there), None)
+    if lacking is not None:
+        raise RescoldoError(
+            f"has {len(there)} of the {wanted} files of {shards[0]['split']}: number {lacking:05} is missing",
+            where=str(folder),
+            fix="fetch the rest; or name one of the files, to import it alone",
+        )
 
 
 def _saved(folder: Path) -> Source:
@@ -247,10 +263,10 @@ def _plain(value: Any) -> Any:
 
 def _transposed(fields: dict[str, Any]) -> Any:
     """A list of messages that Hugging Face's library keeps as an object of lists (`Sequence` of a struct)."""
-    speaker = next((key for key in ("role", "from") if isinstance(fields.get(key), list)), None)
-    if speaker is None or len(fields) < 2:
-        return fields
-    length = len(fields[speaker])
+    said = next((pair for pair in _SPOKEN if all(isinstance(fields.get(key), list) for key in pair)), None)
+    if said is None:
+        return fields  # arguments of a call may be called "from" too
+    length = len(fields[said[0]])
     if not all(isinstance(column, list) and len(column) == length for column in fields.values()):
         return fields
     return [{key: column[i] for key, column in fields.items() if column[i] is not None} for i in range(length)]

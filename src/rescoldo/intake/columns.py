@@ -42,6 +42,8 @@ _STRUCTURED = frozenset(  # in a table's cell they stand as JSON
     }
     | {"rejected_messages", "function_call"}
 )
+# Columns that keep their meaning however they are capitalized. Tables often have a Name that is no speaker's.
+_TELLING = {*keys.MEANINGS, *keys.JUDGED, *keys.LEARNED} - {"name", "documents"}
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "si": True, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
 _PAIR = re.compile(r",(?=[\w.-]+=)")
 
@@ -207,7 +209,8 @@ def _beside(role: Role, column: str) -> str:
         return name
     if _by_record(role):
         return name
-    return f"metadata.{name}"
+    small = name.lower()  # keys of lines are compared so: what `train` would refuse is not hidden in `metadata`
+    return small if small in _TELLING else f"metadata.{name}"
 
 
 def _of_record(

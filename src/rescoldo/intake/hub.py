@@ -13,6 +13,7 @@ _CONVERTED = "refs/convert/parquet"  # where the Hub keeps what it has made of d
 
 def fetch_dataset(name: str, split: str = "") -> Path:
     """The folder of the dataset `name` ("org/name"), its Parquet files fetched as far as they are not there already.
+    Where the Hub cannot be reached, what was fetched before will do.
 
     Args:
         split: only the files whose path names it; "" for all.
@@ -46,6 +47,9 @@ def fetch_dataset(name: str, split: str = "") -> Path:
             fix="check the path or name, or `hf auth login`",
         ) from None  # fmt: skip
     except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+        held = _fetched_before(name, wanted)
+        if held is not None:
+            return held
         reason = " ".join(str(error).split())[:160]
         raise RescoldoError(
             f"there is no such file, and the Hub cannot be asked for a dataset of that name "
@@ -55,3 +59,22 @@ def fetch_dataset(name: str, split: str = "") -> Path:
     if not any(folder.rglob("*.parquet")):
         raise RescoldoError("the dataset has no Parquet files there", where=name, fix=recipe)
     return folder
+
+
+def _fetched_before(name: str, wanted: list[str]) -> Path | None:
+    """The folder of what the Hub's cache holds of a dataset; None if that is no Parquet file that is wanted."""
+    from huggingface_hub import snapshot_download
+
+    for revision in (None, _CONVERTED):
+        try:
+            folder = Path(
+                snapshot_download(
+                    name, repo_type="dataset", revision=revision, allow_patterns=wanted, cache_dir=hub_cache(),
+                    local_files_only=True,
+                )
+            )  # fmt: skip
+        except Exception:  # not there: the client says it in several ways
+            continue
+        if any(path.match(pattern) for pattern in wanted for path in folder.rglob("*.parquet")):
+            return folder
+    return None

@@ -8,11 +8,12 @@ import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import append_lines
+from rescoldo.files import append_lines, refuse_link
 from rescoldo.preference.ballots import Ballot
 from rescoldo.preference.statistics import LOSS, TIE, WIN
 
@@ -71,6 +72,22 @@ def ballot_key(ballot: Ballot, reviewer: str) -> Key:
 def votes_beside(document: Path) -> Path:
     """Where the votes on a comparison lie."""
     return document.with_name(document.name + ".votes.jsonl")
+
+
+def own_votes(document: Path) -> VoteFile:
+    """The votes on a comparison, to be added to.
+
+    Raises:
+        RescoldoError: the file cannot be read, or is not one that votes are written to.
+    """
+    path = votes_beside(document)
+    try:
+        refuse_link(path)
+    except OSError as error:
+        raise RescoldoError(
+            f"votes cannot be kept there: {error.strerror}", where=str(path), fix="move it away"
+        ) from None
+    return VoteFile(path)
 
 
 class VoteFile:
@@ -166,6 +183,19 @@ class VoteFile:
         return len(fresh)
 
 
+def is_reviewer(name: str) -> bool:
+    """Whether votes can be signed with a name: it is shown on terminals and in reports."""
+    return bool(name.strip()) and len(name) <= MAX_REVIEWER and name.isprintable()
+
+
+def _is_time(text: str) -> bool:
+    """Whether it is a time as votes have it: by its text the later of two votes is found."""
+    try:
+        return datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except (ValueError, OverflowError):
+        return False
+
+
 def _as_json(vote: Vote) -> dict[str, Any]:
     return {
         "pair": list(vote.pair),
@@ -201,5 +231,8 @@ def read_vote(line: bytes) -> Vote | None:
         and all(isinstance(answers.get(name), str) for name in pair)
         and all(type(number) is int for number in (vote.example, vote.repeat))
         and (vote.vote is None or (type(vote.vote) is int and vote.vote in (LEFT, RIGHT, EQUAL)))
+        and is_reviewer(vote.reviewer)
+        and len(vote.note) <= MAX_NOTE
+        and _is_time(vote.time)
     )
     return vote if whole else None

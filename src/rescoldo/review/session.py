@@ -9,7 +9,17 @@ from datetime import UTC, datetime
 
 from rescoldo.errors import RescoldoError
 from rescoldo.preference.ballots import Ballot
-from rescoldo.preference.votes import EQUAL, LEFT, MAX_NOTE, MAX_REVIEWER, RIGHT, Vote, VoteFile, ballot_key
+from rescoldo.preference.votes import (
+    EQUAL,
+    LEFT,
+    MAX_NOTE,
+    MAX_REVIEWER,
+    RIGHT,
+    Vote,
+    VoteFile,
+    ballot_key,
+    is_reviewer,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Session:
     """
 
     def __init__(self, ballots: Sequence[Ballot], votes: VoteFile, reviewer: str, seed: int) -> None:
-        if not reviewer.strip() or len(reviewer) > MAX_REVIEWER or not reviewer.isprintable():
+        if not is_reviewer(reviewer):
             raise RescoldoError(
                 f"{reviewer[:60]!r} is no name: 1 to {MAX_REVIEWER} printable characters are wanted",
                 where="--reviewer",

@@ -30,6 +30,9 @@ _TEXT_ONLY = "only text can be learned here"
 _PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo, orpo or kto"
 _THOUGHTS = "thinking is learned as a part of the assistant's messages"
 _TOOLS = "calls belong to the assistant's messages, their ids to the tools' results, definitions to the line"
+_MASKS = ["mask", "masks", "loss_mask", "label_mask", "labels_mask", "target_mask", "completion_mask"]
+_MASKS += ["assistant_mask", "assistant_masks", "assistant_tokens_mask", "ignore", "ignored", "skip"]
+_MASKS += ["exclude", "excluded"]
 _BAD = "marks a bad answer, and answers are learned here as they stand"
 MEANINGS = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), _TOOLS),
@@ -41,6 +44,7 @@ MEANINGS = {
     ),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), _THOUGHTS),
     **dict.fromkeys(("completions", "labels", "reward", "rewards"), "graded answers cannot be learned here"),
+    **dict.fromkeys(_MASKS, "what is learned of a conversation says the `weight` (0 or 1) of each of its messages"),
     **dict.fromkeys(("train_detail", "training_detail"), "parts of an answer cannot be left out of what is learned"),
     "documents": "documents beside the messages cannot be given to the model here yet",
     "chat_template_kwargs": "settings of the chat template for one line cannot be given here yet",

@@ -70,7 +70,7 @@ PRESETS: Mapping[str, Callable[..., dict[str, Any]]] = {  # "original": the fiel
 
 def _narrowest(decoder: DecoderConfig) -> int:
     """The most that a rank can be."""
-    return min(min(decoder.linear_shape(name)) for name in decoder.linears)
+    return min(decoder.smallest_side(name) for name in decoder.linears)
 
 
 def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
@@ -89,13 +89,14 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
     config = _layers_of(config, base)
     lora = lora_config(config, decoder.n_layers)
     for name, rank in lora.ranks.items():
-        if rank > min(decoder.linear_shape(name)):
+        smallest = decoder.smallest_side(name)
+        if rank > smallest:
             raise RescoldoError(
-                f"rank {rank} is larger than {name} ({min(decoder.linear_shape(name))})",
+                f"rank {rank} is larger than {name} ({smallest})",
                 where=flag("lora_ranks"),
-                fix=f"allowed for {base.spec}: 1 to {min(decoder.linear_shape(name))}",
+                fix=f"allowed for {base.spec}: 1 to {smallest}",
             )
-    smallest = min((min(decoder.linear_shape(name)) for name in lora.targets if name not in lora.ranks), default=1)
+    smallest = min((decoder.smallest_side(name) for name in lora.targets if name not in lora.ranks), default=1)
     if config.lora_r > smallest and set(lora.targets) - lora.ranks.keys():
         raise RescoldoError(
             f"rank {config.lora_r} is larger than the smallest target ({smallest}, hidden size {decoder.hidden_size})",
