@@ -23,13 +23,13 @@ from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.export.formats import FORMATS
 from rescoldo.families import FAMILIES, WRAPPERS
-from rescoldo.names import SERVERS
+from rescoldo.names import SERVERS, ObjectiveName
 from rescoldo.optimize.methods import METHODS
 from rescoldo.role.grammar import _GRAMMARS
 from rescoldo.role.serialization import SERIALIZATIONS
 from rescoldo.role.spec import RoleSpec
 from rescoldo.run.kinds import KINDS as STATES
-from rescoldo.training.config import ObjectiveName, Preset
+from rescoldo.training.config import Preset
 from rescoldo.training.objectives import OBJECTIVES
 from rescoldo.training.preset import PRESETS
 from rescoldo.training.tracking import CLIENTS

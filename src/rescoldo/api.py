@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 if TYPE_CHECKING:
     from rescoldo.engine.types import Sampling
     from rescoldo.models.loaded import Loaded
+    from rescoldo.names import ObjectiveName
     from rescoldo.role import Role
-    from rescoldo.training.config import ObjectiveName, Preset, Schedule
+    from rescoldo.training.config import Preset, Schedule
     from rescoldo.training.start import RunResult
 
 

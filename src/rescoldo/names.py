@@ -1,9 +1,12 @@
-"""Names: what other programs call a setting, and which names of models mean one behind a server."""
+"""Names: the objectives, what other programs call a setting, and which names of models mean one behind a server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
+
+ObjectiveName = Literal["sft", "dpo", "ipo", "orpo", "kto"]  # the rows of training.objectives
 
 # what other programs and papers call it → the names here, the likeliest first (a command has only some of them)
 SYNONYMS: dict[str, tuple[str, ...]] = {

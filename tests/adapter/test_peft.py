@@ -43,6 +43,7 @@ def save(base: Path, folder: Path, **options: Any) -> Any:
 
 
 KINDS: dict[str, dict[str, Any]] = {
+    "target_modules": {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [5, 6]},
     "lora_bias": {"lora_bias": True, "target_modules": ["q_proj"]},
     "bias": {"bias": "lora_only"},
@@ -62,6 +63,7 @@ OTHERS: list[dict[str, Any]] = [
     {"use_dora": True, "use_rslora": True, "layers_to_transform": [0, 2]},
     {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
     {"rank_pattern": {"down_proj": 9}, "use_rslora": True, "layers_to_transform": [1]},
+    {"target_modules": [f"model.layers.{n}.{name}" for n in (0, 2) for name in ("self_attn.q_proj", "mlp.up_proj")]},
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from rescoldo.doctor import energy as counters
 from rescoldo.doctor.energy import energy, unreadable
-from rescoldo.doctor.measure import Line, distinct_rows, line, measure, slice_of, sub_model
+from rescoldo.doctor.measure import Line, Pieces, distinct_rows, line, measure, slice_of, sub_model
 from rescoldo.doctor.plan import shortened
 from rescoldo.doctor.rate import expected_rate
 from rescoldo.engine.model import LoraModel
@@ -20,6 +20,7 @@ from rescoldo.engine.types import LoraConfig
 from rescoldo.run.layout import read_timings
 from rescoldo.system.cgroup import available_threads
 from tests.engine.common import example, tiny_base
+from tests.engine.test_families import GEMMA4
 from tests.run.common import rescoldo, tiny_run
 
 DATA = Path(__file__).parents[2] / "artifacts" / "synthetic"
@@ -30,6 +31,20 @@ def test_line():
     assert line({4: 10.0}) == Line(0.0, 2.5)
     assert line({4: 10.0, 2: 11.0}).layer == 0.0  # noise must not make layers free of charge twice over
     assert Line(2.0, 2.0).at(30) == 62.0
+
+
+def test_layers_that_differ_cost_by_their_weights() -> None:
+    """A model whose upper layers are larger than those measured; one whose layers are alike is left as it is."""
+    two = Line(1.0, 2.0)
+    pieces = Pieces("int8", two, 3.0, two, two, two, two, rows=100, layers=2, watts=None)
+    assert pieces.of_mean_layer(tiny_base("llama").config) == pieces
+    config = tiny_base("gemma4_text", **GEMMA4).config
+    share = config.linear_weights / 8 / (config.layer_weights(0) + config.layer_weights(1)) * 2
+    assert share > 1.1
+    found = pieces.of_mean_layer(config)
+    assert found.row.layer == pytest.approx(2 * share)
+    assert found.row.fixed == 1.0
+    assert found.calibrate_row == pytest.approx(3 * share)
 
 
 def test_a_slice_computes_what_the_first_layers_compute():

@@ -11,7 +11,9 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from rescoldo.base import open_base
 from rescoldo.base.hf import read_config
 from rescoldo.engine.attend import PackedAttention
 from rescoldo.engine.config import LAYER_SCALAR, LINEARS
@@ -25,7 +27,7 @@ from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import LoraConfig, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES
-from tests.base.make_models import tiny_config, tiny_model
+from tests.base.make_models import tiny_config, tiny_hf, tiny_model
 from tests.engine.common import (
     MIXED,
     VOCABULARY,
@@ -219,6 +221,22 @@ def test_keys_and_values_are_kept_by_the_layers_that_have_them() -> None:
     widths = [model.config.n_kv_heads * model.config.head_size(i) for i in range(5)]
     assert [cache[0, 0].numel() for cache in decoder._cache.k] == [*widths, 0, 0, 0]
     assert model.config.kv_width == sum(widths)
+
+
+def test_projections_that_no_layer_uses_are_left_alone(tmp_path: Path) -> None:
+    """Published checkpoints have keys' and values' projections and norms in the layers that attend to another's."""
+    base = tiny_hf(tmp_path, "gemma4_text", tokenizer=False, **GEMMA4)
+    file = base / "model.safetensors"
+    extra = {f"model.layers.7.self_attn.{name}.weight": torch.ones(2, 2) for name in ("k_proj", "v_proj", "k_norm")}
+    save_file({**load_file(file), **extra}, file)
+    opened = open_base(str(base))
+    assert opened.note() == ""
+    tokens = torch.arange(30)
+    expected = LoraModel.load(tiny_base("gemma4_text", **GEMMA4), "fp32", None, seed=0).logits(tokens)
+    assert torch.equal(LoraModel.load(opened, "fp32", None, seed=0).logits(tokens), expected)
+    save_file({**load_file(file), "model.layers.3.self_attn.v_norm.weight": torch.ones(2)}, file)
+    with pytest.raises(RescoldoError, match=r"v_norm\.weight is not part of a gemma4_text decoder"):
+        open_base(str(base))
 
 
 @pytest.mark.parametrize(

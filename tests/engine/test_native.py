@@ -1134,3 +1134,15 @@ def test_a_failing_compiler_is_reported_with_its_last_line(tmp_path: Path, monke
     with pytest.raises(BuildError, match="no such flag"):
         NativeKernels("avx2")
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_a_build_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler says that a file does not exist, and another compiler would not help."""
+    fake = tmp_path / "cc"
+    fake.write_text("#!/bin/sh\necho 'Fatal error: attention.o: No such file or directory' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CC", str(fake))
+    monkeypatch.setattr(build_module, "_free", lambda folder: 4096)
+    with pytest.raises(BuildError, match="the disk is full") as caught:
+        build_module.build(None, INSTRUCTION_SETS[0], tmp_path / "made" / "a.so")
+    assert "XDG_CACHE_HOME" in caught.value.remedy

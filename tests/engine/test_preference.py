@@ -1,10 +1,10 @@
-"""DPO, ORPO and KTO in fp32 against TRL's trainers on transformers + PEFT."""
+"""DPO, IPO, ORPO and KTO in fp32 against TRL's trainers on transformers + PEFT."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,15 @@ def _equal(ours: tuple[float, dict[str, torch.Tensor]], theirs: tuple[float, dic
 
 
 @pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[0], [1], [2], [3]], [[2, 0], [3, 1]]], ids=str)
-def test_dpo_equals_trl(tmp_path: Path, parts: list[list[int]]) -> None:
+@pytest.mark.parametrize(("objective", "loss_type"), [(preference.dpo, "sigmoid"), (preference.ipo, "ipo")])
+def test_dpo_and_ipo_equal_trl(
+    tmp_path: Path, parts: list[list[int]], objective: Callable[[float], Objective], loss_type: str
+) -> None:
     model = tiny_lora("llama", lora=LORA)
     pairs = _referred(model, PAIRS)
-    ours = _ours(model, pairs, preference.dpo(0.3), parts)
+    ours = _ours(model, pairs, objective(0.3), parts)
     theirs = peft_twin(model, "llama")
-    trainer = _trainer("dpo", theirs, tmp_path, beta=0.3)
+    trainer = _trainer("dpo", theirs, tmp_path, beta=0.3, loss_type=[loss_type])
     rows = [
         {
             "prompt_ids": list(pair.tokens[: pair.n_prompt]),
@@ -206,17 +209,18 @@ def test_a_pair_computes_its_prompt_once() -> None:
     assert groups[place[0]].length >= 29
 
 
-def test_before_the_training_nothing_is_preferred() -> None:
+@pytest.mark.parametrize(("objective", "at_first"), [(preference.dpo, math.log(2)), (preference.ipo, 25.0)])
+def test_before_the_training_nothing_is_preferred(objective: Callable[[float], Objective], at_first: float) -> None:
     model = tiny_lora("llama", lora=LORA)
     for parameter in model.parameters.values():
         parameter.zero_()
     model.sync()
     pairs = _referred(model, PAIRS)
-    objective = preference.dpo(0.1)
-    assert objective.evaluate is not None
-    for loss, n, accuracy, margin in objective.evaluate(partial(log_probabilities, model), pairs):
+    evaluate = objective(0.1).evaluate
+    assert evaluate is not None
+    for loss, n, accuracy, margin in evaluate(partial(log_probabilities, model), pairs):
         assert (n, accuracy) == (1.0, 0.0)
-        assert loss == pytest.approx(math.log(2), abs=1e-6)
+        assert loss == pytest.approx(at_first, rel=1e-5)
         assert margin == pytest.approx(0, abs=1e-6)
 
 

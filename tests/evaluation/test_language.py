@@ -159,6 +159,15 @@ def test_no_english_in_spanish_reports(model: Any, evidence: dict[str, Any]) -> 
     assert "finetuned has learned" in sentence, "the document itself stays English"
 
 
+def test_models_that_answer_alike_leave_nothing_to_choose() -> None:
+    """It is said so, instead of a win rate of no vote."""
+    none = {**votes(1, 0), "wins": 0, "win_rate": 0.5, "interval": [0.0, 1.0], "settled": False}
+    for lang, said in (("en", "no two answers to choose from"), ("es", "no hay dos respuestas entre las que elegir")):
+        found = markdown(compared(reference, judges=[judge(none)], metadata={"lang": lang}))
+        (line,) = (line for line in found.splitlines() if said in line)
+        assert "50" not in line
+
+
 def test_the_verdict_is_first() -> None:
     found = compared(repeating, metadata={"lang": "es"})
     assert (

@@ -53,7 +53,6 @@ def document(repeats: int = 1) -> dict[str, Any]:
         for name, edit in (("baseline", evil), ("optimized", faulty), ("finetuned", lambda i, p: p))
     }
     models["baseline"]["spec"] = EVIL
-    models["finetuned"]["warnings"] = [LONG]
     return build_comparison(models, baseline="baseline", optimized="optimized", finetuned="finetuned",
                             metadata={"dataset": LONG + ".jsonl", "examples": 5, "role": "ba"})  # fmt: skip
 
@@ -78,10 +77,12 @@ def test_figures_and_names_stay_in_one_piece(tmp_path: Path) -> None:
 
 
 def test_a_long_address_of_a_judge_stays_in_the_verdict(tmp_path: Path) -> None:
-    path = write_document(document(), tmp_path / "c.json")[1]
+    """Also one in a warning."""
+    found = document()
+    found["models"]["finetuned"]["warnings"] = [LONG]
+    path = write_document(found, tmp_path / "c.json")[1]
     path.write_text(path.read_text().replace('<p class="sentence">', f'<p class="sentence">{LONG} ', 1))
-    found = open_page(path, width=390, act=lambda page: page.evaluate("1"))
-    assert found.overflow == 0
+    assert open_page(path, width=390).overflow == 0
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (320, True)])

@@ -147,7 +147,7 @@ def test_killed_in_the_middle(file: Path) -> None:
             page.keyboard.type("kept")
             page.keyboard.press("Escape")
             page.keyboard.press("2")
-            page.wait_for_function("document.getElementById('notice').textContent.includes('NOT saved')")
+            page.wait_for_function("() => document.getElementById('notice').textContent.includes('NOT saved')")
             assert page.input_value("#note") == "kept", "what was written is still there"
         with served(file) as (url, _):
             page.goto(url)

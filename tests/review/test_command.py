@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ def test_in_the_terminal(file: Path, command: Any) -> None:
     assert code == 0
     assert votes(file) == [1, 0, 0]
     assert SPANISH["all_done"].format(total=3) in out
+    assert "3 votos de 1 persona\nfinetuned frente a baseline: preferido en " in out
+    assert "sin aclarar" in out
+    assert not {"votes", "preferred", "settled", "against"} & set(out.partition("votos de")[2].split())
     document = json.loads(file.read_text())
     assert document["people"]["votes"] == 3
 
@@ -138,3 +142,14 @@ def test_reports_that_cannot_be_made_lose_no_vote(command: Any, tmp_path: Path) 
     assert code == 2
     assert "the votes are kept" in err
     assert votes(poor) == [1]
+
+
+def test_the_result_has_the_same_texts_in_each_language() -> None:
+    from rescoldo.review.wording import LANGUAGES, SUMMARY
+
+    assert SUMMARY.keys() == LANGUAGES.keys()
+    for texts in SUMMARY.values():
+        assert texts.keys() == SUMMARY["en"].keys()
+        for name, text in texts.items():
+            assert sorted(re.findall(r"{\w+}", text)) == sorted(re.findall(r"{\w+}", SUMMARY["en"][name])), name
+            assert text.count("|") == SUMMARY["en"][name].count("|")

@@ -71,7 +71,7 @@ def test_the_keyboard_alone(file: Path) -> None:
         press(page, "a")
         assert number(page) == 1
         page.keyboard.press("a")  # no YAML: it cannot be accepted as it is
-        page.wait_for_function("document.getElementById('notice').textContent.includes('NOT saved')")
+        page.wait_for_function("() => document.getElementById('notice').textContent.includes('NOT saved')")
         assert len(accepted(file)) == 1
         page.keyboard.press("e")
         assert page.is_visible("#editor")
@@ -133,7 +133,7 @@ def test_killed_in_the_middle(file: Path) -> None:
             page.keyboard.insert_text("kept")
             page.keyboard.press("Escape")
             page.keyboard.press("a")
-            page.wait_for_function("document.getElementById('notice').textContent.includes('NOT saved')")
+            page.wait_for_function("() => document.getElementById('notice').textContent.includes('NOT saved')")
             assert "kept" in page.input_value("#text"), "what was written is still there"
         with served(file) as (url, _):
             page.goto(url)

@@ -40,7 +40,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
     return RunConfig(**(given | settings | {"threads": 1, "quantization": "fp32", "lora_targets": "all"} | fields))
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
+@pytest.mark.parametrize("objective", ["dpo", "ipo", "orpo", "kto"])
 def test_learns_and_survives_interruptions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
@@ -91,7 +91,7 @@ def test_learns_and_survives_interruptions(
 @pytest.mark.parametrize(
     ("fields", "where", "what"),
     [
-        ({"beta": 0.2}, "--beta", "dpo, orpo, kto"),
+        ({"beta": 0.2}, "--beta", "dpo, ipo, orpo, kto"),
         ({"objective": "dpo", "desirable_weight": 2.0}, "--desirable-weight", "kto"),
         ({"objective": "kto", "grad_accum": 1}, "--grad-accum", "has 1"),
     ],

@@ -28,6 +28,7 @@ _WRAPPED = re.compile(
     r"model\\\.language_model\\\.layers\\\.(?P<layers>\\d\+|\([0-9|]+\))"
     r"\\\.\(self_attn\|mlp\)\\\.\((?P<names>[a-z_|]+)\)"
 )
+_FULL = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(?P<layer>\d{1,4})\.(?:self_attn|mlp)\.(?P<name>\w+)")
 
 Test = Callable[[Any], bool]
 
@@ -60,12 +61,25 @@ def _wrapped_targets(lora: LoraConfig) -> str:
 
 
 def _unwrapped(value: Any) -> tuple[Any, Any]:
-    """target_modules as a list, and layers_to_transform where `_wrapped_targets` wrote it as a pattern."""
+    """target_modules as a list, and layers_to_transform where it says the layers, too: as a pattern that
+    `_wrapped_targets` wrote, or as the full names that PEFT makes of "all-linear" where they are few."""
     match = _WRAPPED.fullmatch(value) if isinstance(value, str) else None
     if not match:
-        return value, None
+        return _shortened(value) if isinstance(value, list) and value else (value, None)
     layers = None if match["layers"] == r"\d+" else [int(layer) for layer in re.findall(r"\d+", match["layers"])]
     return match["names"].split("|"), layers
+
+
+def _shortened(names: list[Any]) -> tuple[Any, Any]:
+    """Full names of the same linears in each of some layers as their names and the layers; others as they are."""
+    matches = [_FULL.fullmatch(name) if isinstance(name, str) else None for name in names]
+    by_layer: dict[int, set[str]] = {}
+    for match in matches:
+        if match is None:
+            return names, None
+        by_layer.setdefault(int(match["layer"]), set()).add(match["name"])
+    several = list(by_layer.values())
+    return (sorted(several[0]), sorted(by_layer)) if all(one == several[0] for one in several) else (names, None)
 
 
 def _linears(value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -319,6 +321,12 @@ class HfTensors(TensorSource):
         self._quantized = Quantized(quantization, self._stored, str(files[0].parent) if files else "")
         dtypes: dict[str, str] = {}
         for path in files:
+            if not os.access(path, os.R_OK):  # safetensors says that there is no such file
+                raise RescoldoError(
+                    "the weight file cannot be read: this user has no permission",
+                    where=str(path),
+                    fix=f"as its owner: chmod a+r {shlex.quote(str(path))}",
+                )
             try:
                 handle: Any = safe_open(path, framework="pt")
                 self._handles[path] = handle

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+
+from rescoldo.engine.kinds import KINDS, PLAIN
+from rescoldo.names import ObjectiveName
 
 if TYPE_CHECKING:
     from rescoldo.training.config import RunConfig
 
 BASICS, LORA, RUN = "What", "How", "Run"
+_FROM_ANSWERS, *_FROM_PREFERENCES = get_args(ObjectiveName)
 
 ConfigFile = Annotated[
     Path | None,
@@ -98,7 +102,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "adapter": Annotated[
         str | None,
-        typer.Option(help="Kind of adapter: lora, rslora, dora, rsdora. (default lora)", rich_help_panel=LORA),
+        typer.Option(help=f"Kind of adapter: {', '.join(KINDS)}. (default {PLAIN})", rich_help_panel=LORA),
     ],
     "lora_ranks": Annotated[
         str | None,
@@ -160,14 +164,15 @@ OPTIONS: dict[str, Any] = {
     "objective": Annotated[
         str | None,
         typer.Option(
-            help="What is minimized: sft (the answers), or from preferences dpo, orpo, kto. (default sft)",
+            help=f"What is minimized: {_FROM_ANSWERS} (the answers), or from preferences "
+            f"{', '.join(_FROM_PREFERENCES)}. (default {_FROM_ANSWERS})",
             rich_help_panel=LORA,
         ),
     ],
     "beta": Annotated[
         float | None,
         typer.Option(
-            help="dpo, kto: how strongly the model is held to the reference; orpo: weight of the odds. (default 0.1)",
+            help="How strongly the model is held to the reference; orpo: weight of the odds. (default 0.1)",
             rich_help_panel=LORA,
         ),
     ],

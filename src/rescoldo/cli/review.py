@@ -46,7 +46,7 @@ def review(
         str | None, typer.Option(help="For --export-pairs: whose prompt. (default the comparison's role)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of answers and inputs.")] = 42,
-    lang: Annotated[str, typer.Option(help="What the page and the questions are written in: en, es.")] = "en",
+    lang: Annotated[str, typer.Option(help="What page, questions and result are written in: en, es.")] = "en",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     json_: Annotated[
@@ -79,7 +79,7 @@ def review(
     if export_pairs is not None:
         _export(document, votes, file, export_pairs, role, json_, judged=judged)
     if merge or summary or export_pairs is not None:
-        _result(file, votes, put, json_ and export_pairs is None, quiet=json_)
+        _result(file, votes, put, json_ and export_pairs is None, quiet=json_, lang=lang)
         return
     from rescoldo.review.session import Session
 
@@ -110,7 +110,7 @@ def review(
             server.run()
     except KeyboardInterrupt:  # the way to end it
         print(file=sys.stderr)
-    _result(file, votes, put, False, quiet=json_)
+    _result(file, votes, put, False, quiet=json_, lang=lang)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -171,11 +171,11 @@ def _export(
         print(f"Written: {output}, {count(len(pairs), 'preference pair')}")
 
 
-def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bool) -> None:
+def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bool, lang: str) -> None:
     """Take the votes into the comparison and its reports, and say what they say."""
     from rescoldo.evaluation.document import read_document, write_document
     from rescoldo.preference.people import take_votes_in
-    from rescoldo.review.summary import summary_lines
+    from rescoldo.review.summary import Words, summary_lines
 
     document = read_document(file)  # as it is now: a comparison may have been made again meanwhile
     before = document.get("people")
@@ -193,11 +193,11 @@ def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bo
         print(json.dumps(found or {}, ensure_ascii=False))
     if quiet:
         return
-    for line in summary_lines(found, put):
+    words = Words(lang)
+    for line in summary_lines(found, put, lang):
         print(line)
     if votes.damaged:
-        verbs = ("holds", "is") if votes.damaged == 1 else ("hold", "are")
-        print(f"{count(votes.damaged, 'line')} of {votes.path} {verbs[0]} no vote and {verbs[1]} left out")
-    print(f"Votes: {votes.path}")
+        print(words("damaged", lines=words.count(votes.damaged, "line"), file=str(votes.path)))
+    print(words("votes", file=str(votes.path)))
     if not found:
-        print(f"To continue: {program()} review {quote(file)}")
+        print(words("again", command=f"{program()} review {quote(file)}"))

@@ -45,6 +45,7 @@ class Forecast:
 def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, free: int, *, rough: bool) -> Forecast:
     """From what a few layers cost to the whole run."""
     config, decoder = prepared.config, prepared.base.config
+    pieces = pieces.of_mean_layer(decoder)
     n, plan = decoder.n_layers, Plan(config, len(prepared.train.examples))
     lora = lora_config(config, n)
     trained = n - lora.first_layer  # layers that the backward pass goes through

@@ -1,7 +1,7 @@
 """The time and memory of a few layers of a model, measured with the engine that trains: what a plan is made from.
 
-All layers of a model have the same shapes. So a slice of them tells what one layer costs, and what is left over (the
-head, the embeddings) is paid once.
+The layers of most models have the same shapes. So a slice of them tells what one layer costs, and what is left over
+(the head, the embeddings) is paid once. Where they differ, the cost is taken to grow with a layer's weights.
 """
 
 from __future__ import annotations
@@ -68,6 +68,25 @@ class Pieces:
     rows: int
     layers: int
     watts: float | None
+
+    def of_mean_layer(self, config: DecoderConfig) -> Pieces:
+        """The same by a layer of the whole model, by the weights of its linears: where layers differ, those measured,
+        the lowest, may be smaller than the others."""
+        measured = config.first_layers(self.layers).linear_weights / self.layers
+        share = config.linear_weights / config.n_layers / measured
+
+        def mean(one: Line) -> Line:
+            return Line(one.fixed, share * one.layer)
+
+        return replace(
+            self,
+            load=mean(self.load),
+            calibrate_row=share * self.calibrate_row,
+            row=mean(self.row),
+            evaluate_row=mean(self.evaluate_row),
+            update=mean(self.update),
+            memory=mean(self.memory),
+        )
 
 
 def distinct_rows(examples: Sequence[Example]) -> int:

@@ -1,8 +1,8 @@
-"""Objectives on preferences: DPO, ORPO and KTO.
+"""Objectives on preferences: DPO, IPO, ORPO and KTO.
 
-All three are functions of the summed log-probability of an answer, so their gradient is that of cross-entropy with one
-weight for all tokens of an answer, which may be negative. A pair's two answers share their prompt's forward and
-backward pass (engine/prefix.py). The reference model's log-probabilities are measured once, before the training.
+All are functions of the summed log-probability of an answer, so their gradient is that of cross-entropy with one weight
+for all tokens of an answer, which may be negative. A pair's two answers share their prompt's forward and backward pass
+(engine/prefix.py). The reference model's log-probabilities are measured once, before the training.
 """
 
 from __future__ import annotations
@@ -46,6 +46,34 @@ def dpo(beta: float) -> Objective:
     def figures(example: Example, sums: Sequence[float]) -> tuple[float, ...]:
         z = margin(example, sums)
         return float(z > 0), z
+
+    return Objective(
+        partial(_loss, slope), _count, evaluate=partial(_evaluate, slope, figures), figures=FIGURES, reference=True
+    )
+
+
+def ipo(beta: float) -> Objective:
+    """Identity preference optimization (arXiv 2310.12036, equation 17): (d - 1 / (2 * beta))², where d is how much more
+    than under the reference model the preferred answer is preferred, by token: the difference of the log-probability
+    ratios, each divided by the length of its answer, as the paper's authors and TRL compute it.
+
+    Args:
+        beta: tau there; the margin that is aimed at is 1 / (2 * beta) nats per token.
+    """
+
+    def margin(example: Example, sums: Sequence[float]) -> float:
+        before = _before(example)
+        good, bad = ((now - was) / one.n_targets for now, was, one in zip(sums, before, example.passes, strict=True))
+        return good - bad
+
+    def slope(example: Example, sums: Sequence[float]) -> tuple[float, tuple[float, ...]]:
+        away = margin(example, sums) - 1 / (2 * beta)
+        good, bad = (2 * away / one.n_targets for one in example.passes)
+        return away**2, (good, -bad)
+
+    def figures(example: Example, sums: Sequence[float]) -> tuple[float, ...]:
+        d = margin(example, sums)
+        return float(d > 0), d
 
     return Objective(
         partial(_loss, slope), _count, evaluate=partial(_evaluate, slope, figures), figures=FIGURES, reference=True

@@ -138,8 +138,11 @@ TEXTS = {
     "whether its content is better is not settled": "no está claro que su contenido sea mejor",
     "people": "las personas",
     "the judge {model}": "el juez {model}",
-    "{who} preferred its content to that of {others}": "{who}: su contenido es preferible al de {others}",
-    "{who} preferred the content of {others}": "{who}: es preferible el contenido de {others}",
+    "{who}: {a} against {b}: no two answers to choose from (identical, or failed)": (
+        "{who}: {a} frente a {b}: no hay dos respuestas entre las que elegir (son idénticas o fallaron)"
+    ),
+    "{who} preferred its content to that of {others}": "según {who}, su contenido es preferible al de {others}",
+    "{who} preferred the content of {others}": "según {who}, es preferible el contenido de {others}",
     "`{command}` (about {votes} votes)": "`{command}` (unos {votes} votos)",
     "the comparison with `--judge MODEL`": "la comparación con `--judge MODELO`",
     " or ": " o ",

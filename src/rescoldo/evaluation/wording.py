@@ -201,6 +201,12 @@ def _judge(one: Mapping[str, Any], say: Language) -> list[str]:
 
 
 def _pair(who: str, pair: Mapping[str, Any], say: Language) -> str:
+    if not pair["wins"] + pair["ties"] + pair["losses"]:
+        text = say(
+            "{who}: {a} against {b}: no two answers to choose from (identical, or failed)",
+            who=who, a=pair["a"], b=pair["b"],
+        )  # fmt: skip
+        return say("content: {text}", text=text)
     low, high = pair["interval"]
     text = say(
         "{who}: {a} against {b} {wins} won, {ties} equal, {losses} lost, win rate {rate} "

@@ -5,46 +5,66 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rescoldo.evaluation.language import language
 from rescoldo.preference.ballots import Ballots
-from rescoldo.units import count
+from rescoldo.review.wording import SUMMARY
 
 
-def summary_lines(people: Mapping[str, Any] | None, ballots: Ballots | None = None) -> Iterator[str]:
+class Words:
+    """The summary's texts in one language."""
+
+    def __init__(self, lang: str) -> None:
+        self._texts, self.say = SUMMARY[lang], language(lang)
+
+    def __call__(self, name: str, **values: str) -> str:
+        return self._texts[name].format(**values)
+
+    def count(self, number: int, noun: str) -> str:
+        one, many = self._texts[noun].split("|")
+        return f"{self.say.number(number, ',d')} {one if number == 1 else many}"
+
+
+def summary_lines(people: Mapping[str, Any] | None, ballots: Ballots | None = None, lang: str = "en") -> Iterator[str]:
     """The result of a vote.
 
     Args:
         people: as rescoldo.preference.people makes it; None where no vote counts.
         ballots: what was put to the vote, to say what could not be.
+        lang: en or es.
     """
+    words = Words(lang)
     if people is None:
-        yield "No votes yet"
+        yield words("no_votes")
     else:
-        yield f"{count(people['votes'], 'vote')} by {count(people['reviewers'], 'reviewer')}"
+        voted, reviewers = words.count(people["votes"], "vote"), words.count(people["reviewers"], "reviewer")
+        yield words("by", votes=voted, reviewers=reviewers)
         for pair in people["pairs"]:
-            yield from _pair(pair)
+            yield from _pair(pair, words)
         alpha, items = people["agreement"]["alpha"], people["agreement"]["items"]
         if items:
-            known = "not defined: all votes are alike" if alpha is None else f"{alpha:.2f}"
-            yield f"  agreement of the reviewers (Krippendorff's alpha) on {count(items, 'answer')}: {known}"
+            known = words("undefined") if alpha is None else words.say.number(alpha, ".2f")
+            yield "  " + words("agreement", answers=words.count(items, "answer"), alpha=known)
         if people.get("not_counted"):
-            yield f"  {count(people['not_counted'], 'vote')} on answers that are not in the comparison any more"
+            yield "  " + words("not_counted", votes=words.count(people["not_counted"], "vote"))
     for (a, b), number in ballots.identical.items() if ballots else ():
         if number:
-            yield f"  {a} and {b} gave {count(number, 'identical answer')}: nothing to choose there"
+            yield "  " + words("identical", a=a, b=b, answers=words.count(number, "identical_answer"))
     for (a, b), number in ballots.failed.items() if ballots else ():
         if number:
-            yield f"  {count(number, 'input')} left out: {a} or {b} failed to answer"
+            yield "  " + words("failed", inputs=words.count(number, "input"), a=a, b=b)
 
 
-def _pair(pair: Mapping[str, Any]) -> Iterator[str]:
+def _pair(pair: Mapping[str, Any], words: Words) -> Iterator[str]:
     low, high = pair["interval"]
-    yield (
-        f"{pair['a']} against {pair['b']}: preferred on {pair['wins']}, equal on {pair['ties']}, worse on "
-        f"{pair['losses']} inputs; win rate {pair['win_rate']:.0%} (95 % interval {low:.0%} to {high:.0%})"
-    )
+    say = words.say
+    yield words(
+        "pair", a=pair["a"], b=pair["b"], wins=say.number(pair["wins"]), ties=say.number(pair["ties"]),
+        losses=say.number(pair["losses"]), rate=say.percent(pair["win_rate"]), low=say.percent(low),
+        high=say.percent(high),
+    )  # fmt: skip
     if pair["settled"]:
-        yield f"  settled: {pair['a'] if pair['win_rate'] > 0.5 else pair['b']} is preferred"
+        yield "  " + words("settled", winner=pair["a"] if pair["win_rate"] > 0.5 else pair["b"])
     elif pair["more_votes"] is None:
-        yield "  not settled: so close that no practicable number of votes would settle it"
+        yield "  " + words("too_close")
     else:
-        yield f"  not settled: votes on about {count(pair['more_votes'], 'more input')} would settle it"
+        yield "  " + words("open", inputs=words.count(pair["more_votes"], "more_input"))

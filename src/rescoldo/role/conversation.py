@@ -32,9 +32,9 @@ _READ = {  # the keys of each format
 }
 _REPEATED = ("prompt", "instruction", "input", "question", *COMPLETIONS)  # may stand beside messages that say the same
 OTHERS = {
-    "chosen": "a preference pair: train with --objective dpo, orpo or kto",
-    "preferred_output": "a preference pair: train with --objective dpo, orpo or kto",
-    "chosen_messages": "a preference pair: train with --objective dpo, orpo or kto",
+    "chosen": "a preference pair: train with --objective dpo or another one for preferences",
+    "preferred_output": "a preference pair: train with --objective dpo or another one for preferences",
+    "chosen_messages": "a preference pair: train with --objective dpo or another one for preferences",
     "segments": "axolotl's segments of text, which cannot be learned here",
     "text": "plain text without a question: all lines of a file must be plain text, or none",
 }

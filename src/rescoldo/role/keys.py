@@ -27,7 +27,7 @@ _NOTED = """
 """
 ANNOTATIONS = frozenset(_NOTED.split())
 _TEXT_ONLY = "only text can be learned here"
-_PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo, orpo or kto"
+_PREFERENCES = "a preferred and a rejected answer are learned with --objective dpo or another one for preferences"
 _THOUGHTS = "thinking is learned as a part of the assistant's messages"
 _TOOLS = "calls belong to the assistant's messages, their ids to the tools' results, definitions to the line"
 _MASKS = ["mask", "masks", "loss_mask", "label_mask", "labels_mask", "target_mask", "completion_mask"]

@@ -19,7 +19,7 @@ from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical
 from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
-from rescoldo.names import similar
+from rescoldo.names import ObjectiveName, similar
 
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -28,7 +28,6 @@ BUILT_IN = "tensorboard"  # the tracker whose files are written here
 TRACKERS = (BUILT_IN, "wandb", "mlflow")
 
 Schedule = Literal["cosine", "linear", "constant"]
-ObjectiveName = Literal["sft", "dpo", "orpo", "kto"]
 Preset = Literal["tuned", "original"]
 
 
@@ -93,9 +92,11 @@ class RunConfig(BaseModel):
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     objective: ObjectiveName = _field(
-        "sft", "what is minimized: sft learns the answers, the others from preferences", "sft, dpo, orpo, kto"
+        "sft",
+        "what is minimized: sft learns the answers, the others from preferences",
+        ", ".join(get_args(ObjectiveName)),
     )
-    beta: float = _field(0.1, "dpo, kto: how strongly the reference holds; orpo: the odds' weight", gt=0, le=100)
+    beta: float = _field(0.1, "how strongly the reference holds; orpo: the odds' weight", gt=0, le=100)
     desirable_weight: float = _field(1.0, "kto: weight of the good answers", gt=0, le=1000)
     undesirable_weight: float = _field(1.0, "kto: weight of the bad answers", gt=0, le=1000)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)

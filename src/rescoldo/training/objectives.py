@@ -49,6 +49,12 @@ def _dpo(config: RunConfig) -> Objective:
     return dpo(config.beta)
 
 
+def _ipo(config: RunConfig) -> Objective:
+    from rescoldo.engine.preference import ipo
+
+    return ipo(config.beta)
+
+
 def _orpo(config: RunConfig) -> Objective:
     from rescoldo.engine.preference import orpo
 
@@ -73,6 +79,7 @@ OBJECTIVES: dict[str, Row] = {
         several=True,
     ),
     "dpo": Row("direct preference optimization", _dpo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
+    "ipo": Row("identity preference optimization", _ipo, "pairs", ("beta",), {"lr": 5e-5, **_SETTINGS}, "preference"),
     "orpo": Row("odds ratio preference optimization", _orpo, "pairs", ("beta",), dict(_SETTINGS), "preference"),
     "kto": Row(
         "Kahneman-Tversky optimization",

@@ -20,6 +20,7 @@ _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fn
 # a decoded weight is the same number everywhere: no product and sum in one rounding
 _CONTRACT = {"blocks.c": "-ffp-contract=off"}
 _SECONDS = 300  # for one source
+_ROOM = 2_000_000  # bytes that a library and its objects take
 
 
 ELSEWHERE = "export XDG_CACHE_HOME=/a/folder/that/can/be/written (on a file system that is not mounted noexec)"
@@ -147,9 +148,19 @@ def build(target: str | None, isa: InstructionSet, out: Path) -> None:
             _run([*compiler(target), "-shared", *bare, *objects, "-o", f"{scratch}/library", "-lm", "-pthread"])
             os.replace(f"{scratch}/library", out)
     except subprocess.CalledProcessError as error:
+        free = _free(out.parent)
+        if free is not None and free < _ROOM:  # the compiler's own message names a file that it could not make
+            raise BuildError(f"building in {out.parent} failed: the disk is full", ELSEWHERE) from error
         raise BuildError(f"{compiler(target)[0]} failed: {str(error.stderr).strip().splitlines()[-1:]}") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"building in {out.parent} failed: {error}", ELSEWHERE) from error
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def library(isa: InstructionSet, folder: Path) -> Path:
