@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rescoldo.doctor.energy import energy, unreadable
 from rescoldo.doctor.measure import Line, Pieces, distinct_rows, line, measure, slice_of, sub_model
 from rescoldo.doctor.plan import shortened
 from rescoldo.doctor.rate import expected_rate
+from rescoldo.engine.memory import table_bytes
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.precisions import is_calibrated
 from rescoldo.engine.step import GradientStep
@@ -61,6 +63,18 @@ def test_a_slice_computes_what_the_first_layers_compute():
         gradients.append(step.finish())
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_layers_memory_is_not_the_vocabularys(precision, monkeypatch):
+    """Embeddings and head are paid once, not for each layer of the model."""
+    base = tiny_base("llama", num_hidden_layers=4, tie_word_embeddings=False)
+    examples = [example(20, 30, seed=i) for i in range(2)]
+    tables, layer = table_bytes(base.config, precision, mapped=False), 1000
+    held = itertools.chain([0], itertools.repeat(tables + 2 * layer))  # before loading two layers, and from then on
+    monkeypatch.setattr("rescoldo.doctor.measure.own_memory", lambda: next(held))
+    memory = measure(base, precision, LoraConfig(4, 8, 0.1), examples[:1], examples[1:], layers=2).memory
+    assert (memory.fixed, memory.layer) == (tables, layer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import itertools
+import math
 import os
 import re
 import shutil
@@ -609,6 +610,58 @@ def test_cross_entropy_of_a_certain_and_of_an_impossible_answer(lanes: NativeKer
     assert gradient_[0].abs().max() < 1e-6
     assert gradient_[1, 4] == -1.0
     assert gradient_[1, 3] == 1.0
+
+
+def test_cross_entropy_of_what_is_no_number(lanes: NativeKernels) -> None:
+    for at, wrong in itertools.product([2, 35], [float("nan"), float("inf")]):  # among whole vectors, and behind them
+        logits = torch.zeros(1, 40)
+        logits[0, at] = wrong
+        loss, _ = lanes.cross_entropy(logits.to(HALVES), torch.tensor([3]), 1.0)
+        assert not math.isfinite(loss), (at, wrong)
+
+
+def test_int8_cross_entropy(native: NativeKernels) -> None:
+    shapes = [(1, 2, 96), (3, 17, 96), (5, 288, 96), (2, 49152, 512), (33, 1000, 192)]
+    for (n, v, group), size in _cases(shapes, [0.01, 3.0, 100.0]):
+        logits, scale = _halves(n, v, size=size), _random(v, seed=2).abs() + 0.1
+        targets = torch.randint(0, v, (n,), generator=torch.Generator().manual_seed(1))
+        loss, ours = native.int8_cross_entropy_(logits.clone(), targets, 0.037, scale, group)
+        step_by_step, theirs = TorchKernels.int8_cross_entropy_(native, logits.clone(), targets, 0.037, scale, group)
+        assert loss == step_by_step
+        assert ours.group == theirs.group
+        assert torch.equal(ours.q, theirs.q)
+        assert torch.equal(ours.scale, theirs.scale)
+        assert (ours.sum is None) == (theirs.sum is None)
+        if ours.sum is not None and theirs.sum is not None:
+            assert torch.equal(ours.sum, theirs.sum)
+        passes = 2 if native.qmax == 127 else 1
+        assert ours.q.shape == (passes * n, padded(v))
+        held = ours.q.double() * ours.scale.double().repeat_interleave(group, dim=1)[:, : padded(v)]
+        expected = PYTORCH.cross_entropy(logits.clone(), targets, 0.037)[1].double() * scale
+        torch.testing.assert_close(
+            held.view(n, passes, -1).sum(1)[:, :v], expected, rtol=2.5 * STEP, atol=2e-4 * float(expected.abs().max())
+        )
+
+
+def test_an_int8_heads_loss_is_that_of_its_products(native: NativeKernels) -> None:
+    choose.use(native)
+    try:
+        # q in the logits' memory, and not; less memory than before, and more
+        for v, n in itertools.product([288, 300], [7, 3, 12]):
+            if n == 7:
+                weight = _halves(v, 64)
+                linear = Int8Linear([weight], *smoothing(torch.ones(64), [weight]), two_pass=True)
+                products = linear.adapted(None, None)
+            x, targets = _halves(n, 64, seed=n), torch.arange(n)
+            loss, dx = products.cross_entropy(x, targets, 0.01)
+            logits, z = products.forward(x, None)
+            expected, dlogits = native.cross_entropy(logits, targets, 0.01)
+            assert loss == expected
+            expected_dx = products.backward(dlogits, x, z, None, True)[0]
+            assert expected_dx is not None
+            assert torch.equal(dx, expected_dx)
+    finally:
+        choose.use(None)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -438,6 +438,10 @@ class HfModel(BaseModel):
             content["architectures"] = [family.hf_class]
         return content, load_json(beside, REFETCH) if beside.is_file() else None
 
+    def maps_embedding(self) -> bool:
+        name = "model.embed_tokens.weight"
+        return not self.tensors.decoded(name) and self.tensors.get(name).dtype == torch.bfloat16
+
     def disagreements(self) -> Iterator[str]:
         """Tensors that the index says to be in another shard than they are."""
         path = self.path / INDEX

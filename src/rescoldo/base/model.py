@@ -85,6 +85,10 @@ class BaseModel:
             return None
         return sum(one.data.numel() for one in blocks if one is not None)
 
+    def maps_embedding(self) -> bool:
+        """Whether the embeddings are taken from the mapped file as they are, in bfloat16."""
+        return False
+
     def fingerprint(self) -> str:
         """SHA-256 over the weight files' content and the config (hex); cached by each file's path, size and mtime."""
         return fingerprint(self.weight_files, self.config)

@@ -57,7 +57,8 @@ def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, f
     largest = max(
         sum(len(group[i].tokens) for i in batch) for group in groups for batch in plan.batches(list(range(len(group))))
     )
-    need = memory_need(decoder, pieces.precision, lora, largest, prepared.base.stored_bytes())
+    stored, mapped = prepared.base.stored_bytes(), prepared.base.maps_embedding()
+    need = memory_need(decoder, pieces.precision, lora, largest, stored, mapped=mapped)
     room = free - pieces.memory.fixed - n * (pieces.memory.layer - need.layer_activations)
     kept = max(0, min(trained, int(0.9 * room / need.layer_activations)))
     again = (trained - kept) * pieces.evaluate_row.layer * rows  # layers whose forward pass is done twice

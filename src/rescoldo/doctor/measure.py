@@ -16,6 +16,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.doctor.energy import energy
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.memory import table_bytes
 from rescoldo.engine.model import LoraModel, evaluate_loss
 from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.prefix import group_by_prefix
@@ -154,7 +155,8 @@ def measure(
         began = time.monotonic()
         evaluate_loss(one_model, val)
         evaluated[one_model.config.n_layers] = time.monotonic() - began
-    weights = (loaded - started) / n  # the embeddings' part is put right by the plan, which knows their size
+    # not measured between two layers: the second takes memory that the first has left
+    weights = max(0, loaded - started - table_bytes(sliced.config, precision, mapped=base.maps_embedding())) / n
     memory = line(peaks)
     return Pieces(
         precision,

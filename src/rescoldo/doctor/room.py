@@ -14,7 +14,7 @@ from rescoldo.base.model import BaseModel
 from rescoldo.doctor.check import Check, failure, ok, refused, warning
 from rescoldo.doctor.needs import disk_need
 from rescoldo.doctor.subject import Subject
-from rescoldo.engine.memory import memory_need
+from rescoldo.engine.memory import MemoryNeed, memory_need
 from rescoldo.engine.precisions import fitting, is_calibrated
 from rescoldo.errors import RescoldoError
 from rescoldo.files import choose_cache, quote, read_json
@@ -90,7 +90,7 @@ def memory(subject: Subject) -> Iterator[Check]:
     if base is None:
         return
     precision = subject.config.quantization
-    need = memory_need(base.config, precision, subject.lora(base), subject.rows, base.stored_bytes())
+    need = _need(subject, base, precision)
     free, swap, limit = memory_available(), psutil.swap_memory().free, memory_limit()
     figures = {
         "least_bytes": need.least,
@@ -124,8 +124,13 @@ def memory(subject: Subject) -> Iterator[Check]:
         yield ok("memory", f"peak about {gigabytes(need.peak(free))} in {precision}, {have}", **figures)
 
 
+def _need(subject: Subject, base: BaseModel, precision: str) -> MemoryNeed:
+    lora, mapped = subject.lora(base), base.maps_embedding()
+    return memory_need(base.config, precision, lora, subject.rows, base.stored_bytes(), mapped=mapped)
+
+
 def _fits(subject: Subject, base: BaseModel, precision: str, free: int) -> bool:
-    need = memory_need(base.config, precision, subject.lora(base), subject.rows, base.stored_bytes())
+    need = _need(subject, base, precision)
     return need.least <= COMFORT * free
 
 

@@ -55,27 +55,39 @@ class Head:
         total, dchosen = 0.0, torch.zeros_like(chosen)
         for start in range(0, len(at), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            logits, z = self.products.forward(x[rows], None)
-            cap, capped = self.config.logits_cap, None
-            if cap is not None:
-                capped = soft_cap(logits.float(), cap)
-                logits = capped.to(logits.dtype, copy=True)  # the kernel may overwrite it
-            if weights is None:
-                loss, dlogits = op.cross_entropy(logits, targets[rows], scale or 0.0)
+            dx: torch.Tensor | None
+            if scale is not None and weights is None and self.config.logits_cap is None:
+                loss, dx = self.products.cross_entropy(x[rows], targets[rows], scale)
             else:
-                loss, dlogits = _weighted(logits, targets[rows], weights[rows], scale or 0.0)
+                loss, dx = self._loss(x[rows], targets[rows], None if weights is None else weights[rows], scale)
             total += loss
-            if scale is not None:
-                if cap is not None and capped is not None:
-                    dlogits = (dlogits * (1 - (capped / cap).square())).to(dlogits.dtype)
-                dx, _ = self.products.backward(dlogits, x[rows], z, None, True)
-                assert dx is not None
+            if dx is not None:
                 op.rms_norm_backward(dx, normed[rows], rstd[rows], self.final_norm, dchosen[rows])
         if scale is None:
             return total, None
         dh = torch.zeros_like(h)
         dh.index_copy_(0, at, dchosen)
         return total, dh
+
+    def _loss(
+        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, scale: float | None
+    ) -> tuple[float, torch.Tensor | None]:
+        """`loss` of some normed rows x (n, D), step by step; its gradient w.r.t. x."""
+        logits, z = self.products.forward(x, None)
+        cap, capped = self.config.logits_cap, None
+        if cap is not None:
+            capped = soft_cap(logits.float(), cap)
+            logits = capped.to(logits.dtype, copy=True)  # the kernel may overwrite it
+        if weights is None:
+            loss, dlogits = kernels().cross_entropy(logits, targets, scale or 0.0)
+        else:
+            loss, dlogits = _weighted(logits, targets, weights, scale or 0.0)
+        if scale is None:
+            return loss, None
+        if cap is not None and capped is not None:
+            dlogits = (dlogits * (1 - (capped / cap).square())).to(dlogits.dtype)
+        dx, _ = self.products.backward(dlogits, x, z, None, True)
+        return loss, dx
 
     def log_probabilities(self, h: torch.Tensor, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The log-probability (n,) float32, in nats, of each of `targets` (n,) at the rows `at` (n,) of h (T, D)."""

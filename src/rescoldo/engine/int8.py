@@ -154,6 +154,7 @@ class Int8Products(Products):
 
     def __init__(self, frozen: Int8Linear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
         self.frozen, self.adapter, self.bias = frozen, adapter, bias
+        self._logits: torch.Tensor | None = None  # kept from one loss to the next: new memory is dear to get
         n, self.rank = len(frozen.outliers), adapter.rank if adapter else 0
         members = adapter.members if adapter else []
         self.total = total = self.rank * len(members)
@@ -217,6 +218,32 @@ class Int8Products(Products):
             assert rows is not None
             dx += op.int8_product(rows, f.weight, f.in_features, f.channel_scale, None, dz, None, None, backward=True)
         return dx, gradients
+
+    def cross_entropy(self, x: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
+        f, op = self.frozen, kernels()
+        if self.adapter is not None or self.bias is not None or not f.two_pass:
+            return super().cross_entropy(x, targets, weight)
+        room, self._logits = self._logits, None  # a second thread makes its own
+        if room is None or len(room) < len(x):
+            room = torch.empty(len(x), f.out_features, dtype=x.dtype)
+        rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), [], self.outliers, self.width, None)
+        assert rows is not None
+        logits = op.int8_product(
+            rows,
+            f.weight,
+            f.out_features,
+            f.scale,
+            self.forward_term,
+            z,
+            None,
+            None,
+            backward=False,
+            out=room[: len(x)],
+        )
+        loss, rows = op.int8_cross_entropy_(logits, targets, weight, f.scale, group_size(f.out_features))
+        dx = op.int8_product(rows, f.weight, f.in_features, f.channel_scale, None, z, None, None, backward=True)
+        self._logits = room
+        return loss, dx if len(dx) == len(x) else dx[0::2] + dx[1::2]
 
 
 def _wide(b: torch.Tensor) -> torch.Tensor:

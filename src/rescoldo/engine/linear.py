@@ -55,6 +55,16 @@ class Products(ABC):
     ) -> tuple[torch.Tensor | None, Gradients]:
         """dy (T, out), and what `forward` took and gave → dx (T, in), None if not wanted; the adapter's gradients."""
 
+    def cross_entropy(self, x: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
+        """The loss on y as logits: x (T, in), targets (T,) int64 → the losses' sum in nats, and `weight` times its
+        gradient w.r.t. x (T, in)."""
+        logits, z = self.forward(x, None)
+        loss, dlogits = kernels().cross_entropy(logits, targets, weight)
+        del logits
+        dx, _ = self.backward(dlogits, x, z, None, True)
+        assert dx is not None
+        return loss, dx
+
 
 class FrozenLinear(ABC):
     """A frozen (out, in) weight. Inputs and outputs are in `dtype`: float32 for fp32, bfloat16 for the others."""

@@ -76,7 +76,13 @@ def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
 
 
 def memory_need(
-    decoder: DecoderConfig, precision: str, lora: LoraConfig, rows: int, stored: int | None = None
+    decoder: DecoderConfig,
+    precision: str,
+    lora: LoraConfig,
+    rows: int,
+    stored: int | None = None,
+    *,
+    mapped: bool = False,
 ) -> MemoryNeed:
     """What training takes at its peak.
 
@@ -86,6 +92,7 @@ def memory_need(
         lora: the adapter.
         rows: tokens of the largest micro-batch.
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
+        mapped: whether the embeddings stay in the file (BaseModel.maps_embedding).
     """
     row = PRECISIONS[precision]
     wide = row.element_bytes
@@ -96,9 +103,10 @@ def memory_need(
     inputs = _inputs(decoder, trained, wide, rows)
     kept = [kept_bytes(decoder, wide, rows, lora, i) for i in every[lora.first_layer :]]
     work = 5 * max(kept_bytes(decoder, wide, rows, layer=i) for i in every)
-    work += HEAD_ROWS * decoder.vocab_size * (wide + 4)
+    logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its slope are in float32
+    work += HEAD_ROWS * decoder.vocab_size * logit
     return MemoryNeed(
-        weights=weight_bytes(decoder, precision, stored),
+        weights=weight_bytes(decoder, precision, stored, mapped=mapped),
         adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
         layer_activations=math.ceil(sum(kept) / len(kept)),
         other=PROCESS + converted + work + inputs,
@@ -106,19 +114,33 @@ def memory_need(
     )
 
 
-def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None) -> int:
+def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None, *, mapped: bool = False) -> int:
     """Bytes of the frozen model in this precision, embeddings included.
 
-    `stored`: bytes of the linears' blocks in the file, if it has such.
+    Args:
+        stored: bytes of the linears' blocks in the file, if it has such.
+        mapped: the embeddings stay in the file in the activations' dtype. Where the head has weights of its own, as in
+            int8, only the rows of the tokens are read of them, and they are not counted.
     """
     row = PRECISIONS[precision]
     linears = config.linear_weights * row.bytes_per_weight
     if stored is not None and row.keeps_blocks(config):
         linears = stored
-    tables = 1 if config.tied_embeddings else 2
     # gates and projections of the layers' own embeddings; of their table, which is mapped, some rows are read
-    own = 3 * config.n_layers * config.layer_input_dim * config.hidden_size
-    return int(linears + (tables * config.vocab_size * config.hidden_size + own) * row.element_bytes)
+    own = 3 * config.n_layers * config.layer_input_dim * config.hidden_size * row.element_bytes
+    mapped = mapped and row.calibrated  # otherwise the head reads all of them for each product
+    return int(linears + own) + table_bytes(config, precision, mapped=mapped)
+
+
+def table_bytes(config: DecoderConfig, precision: str, *, mapped: bool) -> int:
+    """Bytes of the embeddings and the head that the process holds, with the embeddings `mapped` from a bfloat16 file or
+    not."""
+    row, table = PRECISIONS[precision], config.vocab_size * config.hidden_size
+    embeddings = 0 if mapped else table * row.element_bytes
+    if row.calibrated:
+        return int(table * PRECISIONS["int8"].bytes_per_weight) + embeddings
+    head = 0 if config.tied_embeddings or (mapped and row.element_bytes == 2) else table * row.element_bytes
+    return embeddings + head
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, layer: int = 0) -> int:

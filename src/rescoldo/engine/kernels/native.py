@@ -61,6 +61,14 @@ class _Int8Input(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Int8Entropy(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("T", "V", "Vp", "group", "groups", "passes")),
+        *((name, ctypes.c_void_p) for name in ("logits", "targets", "channel_scale", "q", "scale", "sum", "loss")),
+        ("weight", ctypes.c_float),
+    )
+
+
 class _Int8Product(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("T", "K", "N", "group", "groups")),
@@ -120,7 +128,16 @@ def _mask(how: Dropout | None) -> _Mask:
     return _Mask(how.rows.data_ptr(), how.key, how.threshold, how.scale)
 
 
-_STRUCTURES = (_Mask, _Matrix, _Lazy, _Segment, _Int8Input, _Int8Product, _Attention)  # as layout.c lists them
+_STRUCTURES = (
+    _Mask,
+    _Matrix,
+    _Lazy,
+    _Segment,
+    _Int8Input,
+    _Int8Entropy,
+    _Int8Product,
+    _Attention,
+)  # as layout.c lists them
 
 
 def _layout() -> list[int]:
@@ -326,11 +343,12 @@ class NativeKernels(TorchKernels):
         bias: torch.Tensor | None,
         *,
         backward: bool,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         panels = weight if isinstance(weight, torch.Tensor) else None
         lazy = None if isinstance(weight, torch.Tensor) else _Lazy(weight.parts, weight.channel_scale, weight.inverse)
         t, k = x.q.shape
-        y = torch.empty(t, outputs, dtype=_HALVES)
+        y = torch.empty(t, outputs, dtype=_HALVES) if out is None else out
         how = _Int8Product(
             t, k, outputs, x.group, x.scale.shape[1], x.q.data_ptr(), x.scale.data_ptr(), _address(x.sum),
             _address(panels), ctypes.addressof(lazy) if lazy else None, backward, channel_scale.data_ptr(),
@@ -415,6 +433,26 @@ class NativeKernels(TorchKernels):
             _pointer(loss),
         )  # fmt: skip
         return float(loss.double().sum()), logits
+
+    def int8_cross_entropy_(
+        self, logits: torch.Tensor, targets: torch.Tensor, weight: float, channel_scale: torch.Tensor, group: int
+    ) -> tuple[float, Quantized]:
+        """As PyTorch's; where the vocabulary needs no padding, q is in the logits' memory."""
+        if logits.dtype != _HALVES or not logits.is_contiguous():
+            return super().int8_cross_entropy_(logits, targets, weight, channel_scale, group)
+        (t, v), kind = logits.shape, level_type(self.qmax)
+        vp, passes = padded(v), 2 if self.qmax == 127 else 1
+        groups = -(-vp // group)
+        q = logits.view(kind).view(passes * t, v) if v == vp else torch.empty(passes * t, vp, dtype=kind)
+        scale, loss = torch.empty(passes * t, groups), torch.empty(t)
+        rows = Quantized(q, scale, torch.empty(scale.shape, dtype=torch.int32) if passes == 2 else None, group)
+        how = _Int8Entropy(
+            t, v, vp, group, groups, passes, logits.data_ptr(), targets.data_ptr(), channel_scale.data_ptr(),
+            q.data_ptr(), scale.data_ptr(), _address(rows.sum), loss.data_ptr(), weight,
+        )  # fmt: skip
+        if self._c.int8_entropy(ctypes.byref(how)):
+            raise MemoryError("no memory left for the loss")
+        return float(loss.double().sum()), rows
 
     def _attention(
         self,

@@ -169,6 +169,31 @@ class TorchKernels:
         else:
             x.copy_(torch.where(channel_scale != 0, x.float() - held / channel_scale, 0.0))
 
+    def int8_cross_entropy_(
+        self, logits: torch.Tensor, targets: torch.Tensor, weight: float, channel_scale: torch.Tensor, group: int
+    ) -> tuple[float, Quantized]:
+        """`cross_entropy` whose gradient, times channel_scale (V,) float32, is quantized in groups of columns.
+
+        In 8 bits each row of logits (n, V) is followed by what its quantization has lost, quantized in its turn: a row
+        2i and a row 2i + 1 of (2n, V), whose products with the same weight are to be added. The logits are lost.
+
+        Returns:
+            The summed loss in nats, the quantized rows.
+        """
+        loss, gradient = self.cross_entropy(logits, targets, weight)
+        rows, _ = self.int8_input(gradient, channel_scale, group, [], None, 0, None)
+        assert rows is not None
+        if self.qmax != 127:
+            return loss, rows
+        self.int8_residual_(gradient, channel_scale, rows)
+        again, _ = self.int8_input(gradient, channel_scale, group, [], None, 0, None)
+        assert again is not None
+        assert rows.sum is not None
+        assert again.sum is not None
+        pairs = ((rows.q, again.q), (rows.scale, again.scale), (rows.sum, again.sum))
+        q, scale, sums = (torch.stack(pair, 1).flatten(0, 1) for pair in pairs)
+        return loss, Quantized(q, scale, sums, group)
+
     def int8_product(
         self,
         x: Quantized,
@@ -181,10 +206,11 @@ class TorchKernels:
         bias: torch.Tensor | None,
         *,
         backward: bool,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x · Wᵀ (or, backward, x · W) times channel_scale (outputs,), plus mask · z · low_rank, plus bias.
 
-        Weights in blocks are unpacked before. Returns (T, outputs) bfloat16.
+        Weights in blocks are unpacked before. Returns (T, outputs) bfloat16, contiguous: `out` where it is given.
         """
         unpacked = unpack_panels(self.int8_unpack(weight) if isinstance(weight, LazyInt8) else weight)
         unpacked = unpacked if backward else unpacked.T
@@ -198,7 +224,7 @@ class TorchKernels:
             y += extra if mask is None else extra * mask.mask(outputs) * mask.scale
         if bias is not None:
             y += bias.float()
-        return y.to(torch.bfloat16)
+        return y.to(torch.bfloat16) if out is None else out.copy_(y)
 
     def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
         """factor · zᵀ · x, (R, C) float32, of z (T, R) float32 and x (T, C) bfloat16 behind the dropout."""

@@ -285,24 +285,10 @@ typedef struct {
 static void entropy_row(const void *how, i64 t, void *scratch) {
   const Entropy *p = how;
   const i64 V = p->V, target = p->targets[t];
-  const float weight = p->weight;
   bf16 *row = p->logits + t * V;
-  float largest = -INFINITY, sum = 0, hit = bf16_to_f32(row[target]), tops[32];
-  for (int j = 0; j < 32; j++) tops[j] = -INFINITY;
-  for (i64 i = 0; i + 32 <= V; i += 32) {  // clang does not vectorize the maximum of a plain loop
-    SIMD for (int j = 0; j < 32; j++) {
-      float x = bf16_to_f32(row[i + j]);
-      tops[j] = x > tops[j] ? x : tops[j];
-    }
-  }
-  for (i64 i = V / 32 * 32; i < V; i++) largest = bf16_to_f32(row[i]) > largest ? bf16_to_f32(row[i]) : largest;
-  for (int j = 0; j < 32; j++) largest = tops[j] > largest ? tops[j] : largest;
-#pragma omp simd reduction(+ : sum)
-  for (i64 i = 0; i < V; i++) sum += fast_exp(bf16_to_f32(row[i]) - largest);
-  float lse = largest + logf(sum);
-  p->loss[t] = lse - hit;
-  SIMD for (i64 i = 0; i < V; i++) row[i] = f32_to_bf16(weight * fast_exp(bf16_to_f32(row[i]) - lse));
-  row[target] = f32_to_bf16(weight * (expf(hit - lse) - 1.0f));
+  float lse = log_sum_exp(row, V);
+  p->loss[t] = lse - bf16_to_f32(row[target]);
+  softmax_gradient(row, 0, V, target, lse, p->weight, row);
   (void)scratch;
 }
 

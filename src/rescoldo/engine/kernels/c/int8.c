@@ -75,15 +75,18 @@ typedef struct {
   const level *q;
 } Residual;
 
+// n (at most 16) numbers at x, times those at channel_scale (NULL: 1) quantized to q and `scale` -> what that has lost
+ALWAYS void lost(bf16 *x, const float *channel_scale, i64 n, const level *q, float scale) {
+  vf c = channel_scale ? f_load_some(channel_scale, n) : f_set(1.0f);
+  vf held = f_mul(f_of(load_levels(q)), f_set(scale));
+  h_store_some(x, n, f_not_zero(f_sub(h_load_some(x, n), f_div(held, c)), c));
+}
+
 static void residual_row(const void *how, i64 t, void *scratch) {
   const Residual *p = how;
-  for (i64 i = 0; i < p->K; i += 16) {
-    bf16 *x = p->x + t * p->K + i;
-    vf c = p->channel_scale ? f_load_some(p->channel_scale + i, p->K - i) : f_set(1.0f);
-    vf n = f_mul(f_of(load_levels(p->q + t * p->Kp + i)), f_set(p->scale[t * p->groups + i / p->group]));
-    vf lost = f_sub(h_load_some(x, p->K - i), f_div(n, c));
-    h_store_some(x, p->K - i, f_not_zero(lost, c));
-  }
+  for (i64 i = 0; i < p->K; i += 16)
+    lost(p->x + t * p->K + i, p->channel_scale ? p->channel_scale + i : NULL, p->K - i, p->q + t * p->Kp + i,
+         p->scale[t * p->groups + i / p->group]);
   (void)scratch;
 }
 
@@ -92,6 +95,36 @@ void int8_residual(bf16 *x, const float *channel_scale, i64 T, i64 K, i64 Kp, i6
                    const float *scale) {
   Residual p = {x, channel_scale, scale, K, Kp, group, groups, q};
   parallel(T, 0, residual_row, &p);
+}
+
+// A row's gradient is made, quantized and, in two passes, what that has lost quantized again, group by group in cache.
+// The logits' memory can be q's: a group's numbers are written behind it when it has been read, the second pass's at last.
+static void entropy_row(const void *how, i64 t, void *scratch) {
+  const Int8Entropy *p = how;
+  const bf16 *row = p->logits + t * p->V;
+  const i64 target = p->targets[t], first = t * p->passes;
+  level *q = (level *)p->q + first * p->Vp, *again = scratch;
+  bf16 *piece = (bf16 *)((char *)scratch + PAD(p->Vp * (i64)sizeof(level), 64));
+  float lse = log_sum_exp(row, p->V);
+  p->loss[t] = lse - bf16_to_f32(row[target]);
+  for (i64 g = 0, start = 0; start < p->Vp; g++, start += p->group) {
+    i64 end = start + p->group < p->Vp ? start + p->group : p->Vp, some = end < p->V ? end : p->V;
+    softmax_gradient(row, start, some, target, lse, p->weight, piece);
+    for (i64 pass = 0; pass < p->passes; pass++) {
+      i64 at = (first + pass) * p->groups + g;
+      level *to = pass ? again : q;
+      int total;
+      p->scale[at] = quantize(QMAX, piece, p->channel_scale + start, some - start, 0, end - start, to + start, &total);
+      if (p->sum) p->sum[at] = 128 * total;
+      for (i64 i = 0; i < some - start && pass + 1 < p->passes; i += 16)
+        lost(piece + i, p->channel_scale + start + i, some - start - i, to + start + i, p->scale[at]);
+    }
+  }
+  if (p->passes > 1) memcpy(q + p->Vp, again, (size_t)p->Vp * sizeof(level));
+}
+
+int int8_entropy(const Int8Entropy *p) {
+  return parallel(p->T, (size_t)(PAD(p->Vp * (i64)sizeof(level), 64) + PAD(p->group, 16) * 2), entropy_row, p);
 }
 
 typedef struct {

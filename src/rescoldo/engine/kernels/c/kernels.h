@@ -51,6 +51,18 @@ typedef struct {
 } Int8Input;
 
 typedef struct {
+  i64 T, V, Vp, group, groups, passes;  // passes: 2: with what the first quantization has lost
+  const bf16 *logits;          // (T, V), lost where q is in the same memory
+  const i64 *targets;          // (T,)
+  const float *channel_scale;  // (V,)
+  void *q;                     // (T, passes, Vp) int8 or int16; the logits' memory, or none of it
+  float *scale;                // (T, passes, groups)
+  int32_t *sum;                // (T, passes, groups), NULL for int16
+  float *loss;                 // (T,)
+  float weight;
+} Int8Entropy;
+
+typedef struct {
   i64 T, K, N;           // rows, inputs padded to 16, outputs
   i64 group, groups;     // inputs under one scale of a row
   const void *q;         // (T, K) int8 or int16
@@ -109,6 +121,8 @@ int int8_pack(const bf16 *weight, const float *channel_scale, i64 N, i64 K, uint
 int int8_input(const Int8Input *p);
 void int8_residual(bf16 *x, const float *channel_scale, i64 T, i64 K, i64 Kp, i64 group, i64 groups, const void *q,
                    const float *scale);
+// cross_entropy, its gradient times channel_scale quantized as int8_input does it
+int int8_entropy(const Int8Entropy *p);
 int int8_product(const Int8Product *p);
 int outer_rows(const float *z, i64 Z, i64 R, const bf16 *x, i64 stride, i64 T, i64 C, const Mask *mask, float factor,
                float *out);

@@ -38,8 +38,7 @@ ALWAYS element load_element(const float *p) { return f_set(*p); }
 ALWAYS vf f_fma_element(vf x, element y, vf z) { return f_fma(x, y, z); }
 #endif
 
-ALWAYS vf f_exp(vf x) {  // common.h's fast_exp
-  vf y = f_max(x, f_set(-87.0f));
+ALWAYS vf f_exp_within(vf x, vf y) {  // common.h's fast_exp; y: x, but at least -87
   vf n = f_round(f_mul(y, f_set(1.44269504f)));
   vf r = f_fnma(n, f_set(0.693359375f), y);
   r = f_fma(n, f_set(2.12194440e-4f), r);
@@ -53,10 +52,42 @@ ALWAYS vf f_exp(vf x) {  // common.h's fast_exp
   return f_not_below(f_scale(p, n), x, -87.0f);
 }
 
+ALWAYS vf f_exp(vf x) { return f_exp_within(x, f_max(x, f_set(-87.0f))); }
+
+// not-a-number stays one: x86's maximum is its second operand then
+ALWAYS vf f_exp_or_nan(vf x) { return f_exp_within(x, f_max(f_set(-87.0f), x)); }
+
 ALWAYS vf f_tanh(vf x) {
   vf y = f_sub(f_zero(), f_max(f_sub(f_zero(), f_max(x, f_set(-20.0f))), f_set(-20.0f)));  // within -20..20
   vf e = f_exp(f_mul(y, f_set(-2.0f)));
   return f_div(f_sub(f_set(1.0f), e), f_add(f_set(1.0f), e));
+}
+
+// --- softmax ----------------------------------------------------------------------------------------------------------
+
+// log(sum(exp(row))), row (n,)
+static inline float log_sum_exp(const bf16 *row, i64 n) {
+  vf top[2] = {f_set(-INFINITY), f_set(-INFINITY)}, sum[2] = {f_zero(), f_zero()};
+  float largest = -INFINITY, rest = 0;
+  i64 i = 0;
+  for (; i + 32 <= n; i += 32)
+    for (int v = 0; v < 2; v++) top[v] = f_max(top[v], h_load(row + i + 16 * v));
+  for (i64 j = i; j < n; j++) largest = bf16_to_f32(row[j]) > largest ? bf16_to_f32(row[j]) : largest;
+  float most = f_reduce_max(f_max(top[0], top[1]));
+  largest = most > largest ? most : largest;
+  for (i = 0; i + 32 <= n; i += 32)
+    for (int v = 0; v < 2; v++) sum[v] = f_add(sum[v], f_exp_or_nan(f_sub(h_load(row + i + 16 * v), f_set(largest))));
+  for (; i < n; i++) rest += fast_exp(bf16_to_f32(row[i]) - largest);
+  return largest + logf(f_reduce_add(f_add(sum[0], sum[1])) + rest);
+}
+
+// to = weight * (softmax - onehot) of columns start..end-1 of a row of logits, for its log_sum_exp; may be the row itself
+static inline void softmax_gradient(const bf16 *row, i64 start, i64 end, i64 target, float lse, float weight, bf16 *to) {
+  const float hit = target >= start && target < end ? bf16_to_f32(row[target]) : 0;
+  row += start;
+  for (i64 i = 0, n = end - start; i < n; i += 16)
+    h_store_some(to + i, n - i, f_mul(f_set(weight), f_exp_or_nan(f_sub(h_load_some(row + i, n - i), f_set(lse)))));
+  if (target >= start && target < end) to[target - start] = f32_to_bf16(weight * (expf(hit - lse) - 1.0f));
 }
 
 // --- float products ---------------------------------------------------------------------------------------------------
