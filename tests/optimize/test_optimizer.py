@@ -14,6 +14,7 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.errors import RescoldoError
 from rescoldo.models.server import ServerOptions
 from rescoldo.optimize.config import OptimizeConfig
+from rescoldo.optimize.methods import METHODS
 from rescoldo.optimize.optimizer import _examples, optimize
 from rescoldo.optimize.watch import Watch, feedback
 from rescoldo.programs.program import read_program
@@ -177,8 +178,9 @@ def test_a_constrained_models_instructions_are_written_without_the_constraint(
 
     with fake_server(constrained) as server:
         model = f"constrained:openai:m@{server.address}/v1"
-        made = optimize(OptimizeConfig(model, str(train), method, shots=1, trials=2, dev=0.3), tmp_path / "out",
-                        server=QUICK)  # fmt: skip
+        shots = 1 if "shots" in METHODS[method].uses else None
+        config = OptimizeConfig(model, str(train), method, shots=shots, trials=2, dev=0.3)
+        made = optimize(config, tmp_path / "out", server=QUICK)
         held = ["response_format" in body for body in server.requests]
         task = ["oncept: " in body["messages"][-1]["content"] and "[[ ## " not in body["messages"][-1]["content"]
                 for body in server.requests]  # fmt: skip
@@ -287,7 +289,12 @@ def test_command(
         (["--trials", "0"], "--trials"),
         (["--budget", "9"], "mipro has no budget of answers"),
         (["--method", "gepa", "--budget", "0"], "--budget 0 is not allowed"),
-        (["--method", "labeled", "--reflection-model", "sample:smollm2"], "no model writes instructions"),
+        (["--method", "labeled", "--reflection-model", "sample:smollm2"], "no instructions written by a model"),
+        (["--method", "labeled", "--trials", "5"], "--method mipro or gepa, or leave it out"),
+        (["--method", "labeled", "--threshold", "0.5"], "labeled shows no answers of the model's own"),
+        (["--method", "bootstrap", "--trials", "5"], "bootstrap tries no number of prompts"),
+        (["--method", "gepa", "--shots", "2"], "gepa shows no examples"),
+        (["--method", "gepa", "--budget", "9", "--trials", "2"], "--budget stands in place of --trials"),
         (["--method", "gepa", "--reflection-model", "constrained:x"], "not of the role's form"),
         (["--limit", "1"], "--limit"),
         (["--temperature", "-1"], "--temperature"),

@@ -34,8 +34,12 @@ def optimize(
             "(GEPA: instructions, from what the metric says in words)."
         ),
     ] = "mipro",
-    shots: Annotated[int, typer.Option(help="Most examples in the prompt.")] = 3,
-    trials: Annotated[int, typer.Option(help="Number of prompts that MIPROv2 or GEPA tries.")] = 10,
+    shots: Annotated[
+        int | None, typer.Option(help="Most examples in the prompt (labeled, bootstrap, mipro). (default 3)")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of prompts that MIPROv2 or GEPA tries. (default 10)")
+    ] = None,
     budget: Annotated[
         int | None, typer.Option(help="Most answers that GEPA scores. (default what --trials prompts may need)")
     ] = None,
@@ -45,8 +49,11 @@ def optimize(
     ] = None,
     dev: Annotated[float, typer.Option(help="Fraction of the training set that prompts are scored on.")] = 0.2,
     threshold: Annotated[
-        float, typer.Option(help="Score from which on the model's own answer may be an example.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            help="Score from which on the model's own answer may be an example (bootstrap, mipro). (default 0.8)"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N training examples.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+DEFAULTS: Mapping[str, Any] = {"shots": 3, "trials": 10, "threshold": 0.8}  # of what not every method uses
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,7 @@ class OptimizeConfig:
     Attributes:
         model: spec of the model under the program.
         method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2), gepa (GEPA).
+        shots, trials, threshold: None: DEFAULTS, by `filled`.
         shots: examples that the program shows at most; of them as many as can be bootstrapped, with bootstrap, mipro.
         trials: prompts that MIPROv2 and GEPA try.
         budget: answers that GEPA may score; None: as many as `trials` prompts may need.
@@ -24,15 +29,19 @@ class OptimizeConfig:
     model: str
     train: str
     method: str = "mipro"
-    shots: int = 3
-    trials: int = 10
+    shots: int | None = None
+    trials: int | None = None
     budget: int | None = None
     reflection_model: str | None = None
     dev: float = 0.2
-    threshold: float = 0.8
+    threshold: float | None = None
     limit: int | None = None
     temperature: float = 0.7
     max_new_tokens: int = 2048
     seed: int = 42
     role: str = "ba"
     quantization: str = "auto"
+
+    def filled(self) -> OptimizeConfig:
+        """With the default values of what was not given."""
+        return replace(self, **{name: value for name, value in DEFAULTS.items() if getattr(self, name) is None})

@@ -13,6 +13,14 @@ from rescoldo.optimize.watch import Watch, without_bars
 from rescoldo.programs.lm import make_adapter
 
 REFLECTED = 3  # answers that GEPA reflects on at a time
+# fields of OptimizeConfig that not every method uses, and what they say
+SETTINGS: Mapping[str, str] = {
+    "shots": "shows no examples",
+    "trials": "tries no number of prompts",
+    "threshold": "shows no answers of the model's own",
+    "budget": "has no budget of answers",
+    "reflection_model": "has no instructions written by a model",
+}
 _NO_LIMIT = 1 << 30  # of errors: a model's bad answers are what is being scored, no reason to stop
 
 
@@ -48,13 +56,16 @@ class Method:
 
     Attributes:
         compile: runs it; returns the optimized module.
-        writes: whether a model writes instructions (--reflection-model).
-        takes_budget: whether the number of answers that it scores can be bounded (--budget).
+        uses: which of SETTINGS it uses; others are refused.
     """
 
     compile: Callable[[Task], Any]
-    writes: bool = False
-    takes_budget: bool = False
+    uses: tuple[str, ...]
+
+    @property
+    def writes(self) -> bool:
+        """Whether a model writes instructions."""
+        return "reflection_model" in self.uses
 
 
 def _labeled(task: Task) -> Any:
@@ -81,6 +92,7 @@ def _mipro(task: Task) -> Any:
     except ImportError:
         raise missing("dspy", "MIPROv2 needs the package optuna", where="--method") from None
     config = task.config
+    assert config.trials is not None
     optimizer = task.dspy.MIPROv2(
         metric=task.watch.metric,
         metric_threshold=config.threshold,
@@ -112,6 +124,7 @@ def _gepa(task: Task) -> Any:
     from dspy.teleprompt.gepa import InstructionProposer
 
     config, dev = task.config, task.dev
+    assert config.trials is not None
     # a trial scores its few answers before and after, and, where they are better, all of dev
     budget = config.budget or len(dev) + config.trials * (2 * REFLECTED + len(dev))
     with without_bars():
@@ -130,8 +143,8 @@ def _gepa(task: Task) -> Any:
 
 
 METHODS: Mapping[str, Method] = {
-    "labeled": Method(_labeled),
-    "bootstrap": Method(_bootstrap),
-    "mipro": Method(_mipro, writes=True),
-    "gepa": Method(_gepa, writes=True, takes_budget=True),
+    "labeled": Method(_labeled, ("shots",)),
+    "bootstrap": Method(_bootstrap, ("shots", "threshold")),
+    "mipro": Method(_mipro, ("shots", "threshold", "trials", "reflection_model")),
+    "gepa": Method(_gepa, ("trials", "budget", "reflection_model")),
 }

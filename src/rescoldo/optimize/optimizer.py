@@ -22,7 +22,7 @@ from rescoldo.files import sha256, write_atomic, write_json
 from rescoldo.models.cache import PredictionCache
 from rescoldo.models.server import ServerOptions
 from rescoldo.optimize.config import OptimizeConfig
-from rescoldo.optimize.methods import METHODS, Task
+from rescoldo.optimize.methods import METHODS, SETTINGS, Task
 from rescoldo.optimize.watch import Watch, dspy_log
 from rescoldo.programs import import_dspy
 from rescoldo.programs.lm import MAX_BATCH, Desk, make_adapter, make_lm
@@ -56,6 +56,7 @@ def optimize(
             holds a program that was made otherwise (restart replaces it).
     """
     _check(config)
+    config = config.filled()
     dspy = import_dspy()
     role, folder = get_role(config.role).ready(), Path(output)
     records = read_records(config.train, role)[: config.limit]
@@ -152,18 +153,15 @@ def _check(config: OptimizeConfig) -> None:
     if config.method not in METHODS:
         raise RescoldoError(f"there is no method {config.method!r}", where="--method", fix=", ".join(METHODS))
     method = METHODS[config.method]
-    if config.budget is not None and not method.takes_budget:
-        raise RescoldoError(
-            f"{config.method} has no budget of answers",
-            where="--budget",
-            fix=f"--method {' or '.join(name for name, one in METHODS.items() if one.takes_budget)}, or leave it out",
-        )
-    if config.reflection_model and not method.writes:
-        raise RescoldoError(
-            f"with {config.method} no model writes instructions",
-            where="--reflection-model",
-            fix=f"--method {' or '.join(name for name, one in METHODS.items() if one.writes)}, or leave it out",
-        )
+    for name, what in SETTINGS.items():
+        if getattr(config, name) is not None and name not in method.uses:
+            raise RescoldoError(
+                f"{config.method} {what}",
+                where=f"--{name.replace('_', '-')}",
+                fix=f"--method {' or '.join(key for key, one in METHODS.items() if name in one.uses)}, or leave it out",
+            )
+    if config.budget is not None and config.trials is not None:
+        raise RescoldoError("--budget stands in place of --trials", where="--budget", fix="leave one of them out")
     if (config.reflection_model or "").startswith(CONSTRAINED):
         raise RescoldoError(
             "instructions are not of the role's form", where=f"--reflection-model {config.reflection_model}",
