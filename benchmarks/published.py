@@ -97,7 +97,9 @@ def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-model", default="sample:gemma3-270m")
-    parser.add_argument("--folder", type=Path, required=True, help="for the run and the comparison")
+    parser.add_argument(
+        "--folder", type=Path, help="for the run and the comparison; OUTPUT without its ending if left out"
+    )
     parser.add_argument("--limit", type=int, default=22, help="validation examples that are answered and scored")
     parser.add_argument("--questions", type=int, default=4, help="of these, answered by llama.cpp, too")
     parser.add_argument("--tokens", type=int, default=256, help="of llama.cpp's answers")
@@ -105,7 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     require("xllamacpp")
     writable(args.output)
-    run, comparison, seconds = args.folder / "run", args.folder / "comparison.json", {}
+    folder = args.folder or args.output.with_suffix("")
+    run, comparison, seconds = folder / "run", folder / "comparison.json", {}
     if not (run / "training_info.json").exists():
         base = f"--base-model={args.base_model}"
         seconds["train"] = rescoldo(

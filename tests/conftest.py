@@ -19,8 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="rescoldo-tests-state-")  # no test's run in the user's list
 
-# A shell's background jobs inherit Ctrl-C as ignored, and so would the processes that the tests interrupt.
+# A shell's background jobs inherit Ctrl-C as ignored, those of nohup the signal of a closed terminal, and so would the
+# processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("beside others", deadline=None)  # how long an example takes depends on what runs beside it
 settings.load_profile("beside others")

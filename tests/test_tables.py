@@ -24,6 +24,7 @@ from rescoldo.data.preferences import FORMS
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS
 from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.precisions import PRECISIONS
+from rescoldo.engine.rope_scaling import SCALINGS
 from rescoldo.export.formats import FORMATS
 from rescoldo.families import FAMILIES, WRAPPERS
 from rescoldo.names import SERVERS, ObjectiveName
@@ -66,6 +67,11 @@ TABLES = {
         ),
     ),
     "export formats": Table(FORMATS, "export/formats.py"),
+    "RoPE scalings": Table(  # without the names that mean other things elsewhere
+        set(SCALINGS) - {"default", "linear", "factors"},
+        "engine/rope_scaling.py",
+        ("base/tokenizer_build.py",),  # a pre-tokenizer's name
+    ),
     "kinds of adapter": Table(KINDS, "engine/kinds.py", lists=("names.py",)),  # what other programs call a setting
     "objectives": Table(OBJECTIVES, "training/objectives.py"),
     "presets": Table(PRESETS, "training/preset.py"),
@@ -96,7 +102,7 @@ TABLES = {
 }
 # by these names a row is known: comparing one with any text is a chain, whatever the text
 KEYS = {
-    *("adapter", "architecture", "objective", "precision", "quantization", "model_type", "hf_class"),
+    *("adapter", "architecture", "objective", "precision", "quantization", "model_type", "hf_class", "rope_type"),
     *("preset", "serialization"),
 }
 AUTOMATIC = {"auto"}  # no row, but the wish to have one chosen

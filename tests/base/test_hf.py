@@ -183,7 +183,11 @@ def test_truncated_shard(tmp_path: Path, keep: int) -> None:
 def test_a_shard_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """safetensors writes weights for their owner alone."""
     tiny_hf(tmp_path, "llama", tokenizer=False)
-    monkeypatch.setattr("rescoldo.base.hf.os.access", lambda path, mode: False)  # root may read everything
+
+    def refuse(path: Path, mode: str) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("rescoldo.base.hf.open", refuse, raising=False)  # root may read everything
     with pytest.raises(RescoldoError, match="no permission") as caught:
         open_base(str(tmp_path))
     assert caught.value.fix == f"as its owner: chmod a+r {tmp_path / 'model.safetensors'}"

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rescoldo.base.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS, read_config
+from rescoldo.base.gguf_config import read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.tokenizer import GgufTokenizer
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
+from rescoldo.engine.rope_scaling import LIST_TENSORS
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES
@@ -63,7 +64,7 @@ class GgufTensors(TensorSource):
                 continue
             if name is not None:
                 self._infos[name] = info
-            elif info.name not in (ROPE_FACTORS, *LONGROPE_FACTORS.values()):
+            elif info.name not in LIST_TENSORS:
                 self._infos[info.name] = info  # unknown: check_tensors refuses it by name
 
     @cached_property

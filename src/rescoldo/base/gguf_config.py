@@ -10,13 +10,10 @@ import numpy as np
 
 from rescoldo.base.gguf_header import GgufHeader
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.rope_scaling import LEGACY_LINEAR, SCALINGS, short_context
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, Family, family_of_gguf
 from rescoldo.families.unsupported import unsupported
-
-ROPE_FACTORS = "rope_freqs.weight"
-_LOG = "rope.scaling.yarn_log_multiplier"
-LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 
 
 def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
@@ -74,47 +71,27 @@ class _Reader:
 
 
 def _rope_scaling(reader: _Reader, header: GgufHeader, rotary_dim: int, max_positions: int) -> dict[str, Any] | None:
-    """The RoPE scaling in Hugging Face's words, or {"rope_type": "factors", "factors": […]}: divisors of the
-    rotary_dim / 2 inverse frequencies."""
+    """The RoPE scaling, in Hugging Face's words as far as they have any: named by its type, or known by its tensors of
+    divisors of the rotary_dim / 2 inverse frequencies."""
     kind = reader.get("rope.scaling.type")
-    scaling: dict[str, Any] | None = None
-    if any(name in header.tensors for name in LONGROPE_FACTORS.values()):
-        if kind not in (None, "none", "longrope") or ROPE_FACTORS in header.tensors:
-            raise reader.fail(f"the file has longrope's factors and another RoPE scaling, {kind or ROPE_FACTORS!r:.80}")
-        original = reader.integer("rope.scaling.original_context_length", 1, 1 << 30, max_positions)
-        return {
-            "rope_type": "longrope",
-            **{key: _factors(reader, header, name, rotary_dim) for key, name in LONGROPE_FACTORS.items()},
-            "attention_factor": reader.number("rope.scaling.attn_factor", 1.0),
-            "original_max_position_embeddings": min(original, max_positions),
-            "max_position_embeddings": max_positions,
-        }
-    if kind == "linear" or (kind is None and reader.get("rope.scale_linear") is not None):
-        factor = reader.number("rope.scaling.factor" if kind else "rope.scale_linear")
-        scaling = {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
-    elif kind == "yarn":
-        factor = reader.number("rope.scaling.factor")
-        scaling = {
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": reader.integer(
-                "rope.scaling.original_context_length", 1, 1 << 30, max_positions
-            ),
-            "beta_fast": reader.number("rope.scaling.yarn_beta_fast", 32.0),
-            "beta_slow": reader.number("rope.scaling.yarn_beta_slow", 1.0),
-        }
-        attention = reader.number("rope.scaling.attn_factor", 1.0)
-        weight = reader.number(_LOG) if reader.get(_LOG) not in (None, 0) else 0.0
-        if attention != 1.0 or weight:
-            grown = math.log(max(factor, 1.0))
-            scaling["attention_factor"] = attention * (0.1 * grown + 1.0) / (0.1 * weight * grown + 1.0)
-    elif kind not in (None, "none"):
-        raise reader.fail(f"RoPE scaling {kind!r:.80} is not supported; none, linear and yarn are")
-    if ROPE_FACTORS not in header.tensors:
-        return scaling
-    if scaling is not None:
-        raise reader.fail(f"the file has both {ROPE_FACTORS} and RoPE scaling {scaling['rope_type']}")
-    return {"rope_type": "factors", "factors": _factors(reader, header, ROPE_FACTORS, rotary_dim)}
+    if kind is None and reader.get(LEGACY_LINEAR) is not None:
+        kind = "linear"
+    found = []
+    for name, row in SCALINGS.items():
+        named = kind == name and not row.lists
+        if row.read_gguf is None or not (named or any(tensor in header.tensors for tensor in row.lists.values())):
+            continue
+        lists = {key: _factors(reader, header, tensor, rotary_dim) for key, tensor in row.lists.items()}
+        scaling = row.read_gguf(reader, max_positions)
+        found.append((name, None if scaling is None else {"rope_type": name, **lists, **scaling}))
+    names = [name for name, _ in found]
+    if kind not in (None, "none", *names):
+        known = ", ".join(name for name, row in SCALINGS.items() if row.read_gguf is not None and not row.lists)
+        raise reader.fail(f"RoPE scaling {kind!r:.80} is not supported: expected one of none, {known}")
+    scalings = [scaling for _, scaling in found if scaling is not None]
+    if len(scalings) > 1:
+        raise reader.fail(f"the file has several RoPE scalings: {', '.join(names)}")
+    return scalings[0] if scalings else None
 
 
 def _factors(reader: _Reader, header: GgufHeader, name: str, rotary_dim: int) -> list[float]:
@@ -186,8 +163,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
         raise reader.fail(f"RoPE over {rotary_dim} of a head's {head_dim} elements is not supported")
     max_positions = reader.integer("context_length", 1, 1 << 30)
     scaling = _rope_scaling(reader, header, rotary_dim, max_positions)
-    if scaling and scaling["rope_type"] == "longrope":
-        max_positions = scaling["original_max_position_embeddings"]
+    max_positions = short_context(scaling, max_positions)
     several = "feed_forward_length" in family.gguf_by_layer
     widths = reader.integers("feed_forward_length", 1, 1 << 22, n_layers) if several else []
     fields: dict[str, Any] = {

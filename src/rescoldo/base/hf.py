@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from rescoldo.base.model import BaseModel, check_tensors
 from rescoldo.base.quantized import Quantization, Quantized, read_quantization
 from rescoldo.base.tokenizer import DirectoryTokenizer
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.rope_scaling import NO_SCALING, SCALINGS, short_context
 from rescoldo.engine.weights import TensorSource
 from rescoldo.errors import RescoldoError
 from rescoldo.families import FAMILIES, WRAPPERS, Family
@@ -25,8 +25,6 @@ from rescoldo.files import load_json
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
-_FACTORS = ("short_factor", "long_factor")  # of longrope
 _ROPE_KEYS = {
     *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
     *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
@@ -134,9 +132,12 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
     theta, scaling, local_theta = _rope(family, config, fail)
     rotary_dim = _rotary_dim(family, config, head_dim, fail)
     max_positions = config.max_position_embeddings
-    if scaling and scaling["rope_type"] == "longrope":
-        scaling = _longrope(scaling, max_positions, rotary_dim or head_dim, fail)
-        max_positions = scaling["original_max_position_embeddings"]
+    if scaling is not None:
+        try:
+            scaling = SCALINGS[scaling["rope_type"]].complete(scaling, max_positions, rotary_dim or head_dim)
+        except ValueError as error:
+            raise fail(str(error)) from None
+        max_positions = short_context(scaling, max_positions)
     fields: dict[str, Any] = {
         "architecture": family.name,
         "vocab_size": config.vocab_size,
@@ -199,10 +200,12 @@ def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any]
 
 
 def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, Any] | None]:
-    kind = parameters.get("rope_type", "default")
-    if kind not in _ROPE_TYPES:
-        raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {', '.join(_ROPE_TYPES)}")
-    factors = {key: parameters.get(key) for key in _FACTORS} if kind == "longrope" else {}
+    kind = parameters.get("rope_type", NO_SCALING)
+    row = SCALINGS.get(kind) if isinstance(kind, str) else None
+    if row is None or not row.in_config:
+        known = ", ".join(name for name, one in SCALINGS.items() if one.in_config)
+        raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {known}")
+    factors = {key: parameters.get(key) for key in row.lists}
     apart = ("rope_type", "type", "truncate", "partial_rotary_factor", *factors)
     numbers = {key: value for key, value in parameters.items() if key not in apart}
     for key, value in numbers.items():
@@ -213,23 +216,16 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     for key, value in factors.items():
         if not isinstance(value, list | tuple) or not all(map(_positive, value)):
             raise fail(f"RoPE parameter {key} is {value!r:.80}, not a list of positive numbers")
-    needed = {
-        "linear": ["factor"],
-        "dynamic": ["factor"],
-        "yarn": ["factor"],
-        "longrope": ["original_max_position_embeddings"],
-        "llama3": ["factor", "low_freq_factor", "high_freq_factor"],
-    }
-    for key in ["rope_theta", *needed.get(kind, [])]:
+    for key in ("rope_theta", *row.needs):
         if numbers.get(key) is None:
             raise fail(f"RoPE type {kind} needs the parameter {key}")
-    if kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
-        raise fail("RoPE parameter low_freq_factor must be below high_freq_factor")
+    if row.ascending and numbers[row.ascending[0]] >= numbers[row.ascending[1]]:
+        raise fail(f"RoPE parameter {row.ascending[0]} must be below {row.ascending[1]}")
     theta = float(numbers.pop("rope_theta"))
-    if kind == "default":
+    if kind == NO_SCALING:
         return theta, None
     scaling = {"rope_type": kind, **{key: value for key, value in numbers.items() if value is not None}, **factors}
-    if kind == "proportional":
+    if row.takes_share:
         share = parameters.get("partial_rotary_factor", 1.0)
         if not _positive(share) or share > 1:
             raise fail(f"RoPE parameter partial_rotary_factor is {share!r:.80}, not a number above 0 and up to 1")
@@ -243,13 +239,15 @@ def _positive(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
+def _takes_share(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in SCALINGS and SCALINGS[kind].takes_share
+
+
 def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | None:
     """How much of a head is rotated, None: all of it."""
     parameters = config.rope_parameters or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    shares = {
-        kind.get("partial_rotary_factor") or 1.0 for kind in kinds if kind.get("rope_type") != "proportional"
-    }  # that type is of the whole head, with pairs that do not turn
+    shares = {kind.get("partial_rotary_factor") or 1.0 for kind in kinds if not _takes_share(kind.get("rope_type"))}
     if shares == {1.0}:
         return None
     share = shares.pop()
@@ -259,25 +257,6 @@ def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | 
     if rotary_dim < 2 or rotary_dim % 2:
         raise fail(f"partial_rotary_factor {share} of a head of {head_dim} is not an even number of elements")
     return rotary_dim
-
-
-def _longrope(scaling: dict[str, Any], whole: int, rotary_dim: int, fail: Any) -> dict[str, Any]:
-    """The scaling with everything said: the factor on cos and sin, and the `whole` context."""
-    for key in _FACTORS:
-        if len(scaling[key]) != rotary_dim // 2:
-            raise fail(f"RoPE parameter {key} has {len(scaling[key])} numbers, not {rotary_dim // 2}")
-    original = scaling["original_max_position_embeddings"]
-    if not isinstance(original, int) or original < 2:
-        raise fail(f"RoPE parameter original_max_position_embeddings is {original!r:.80}, not a whole number above 1")
-    factor = scaling.get("factor", whole / original)
-    attention = scaling.get("attention_factor", math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original)))
-    return {
-        "rope_type": "longrope",
-        **{key: [float(value) for value in scaling[key]] for key in _FACTORS},
-        "attention_factor": float(attention),
-        "original_max_position_embeddings": min(original, whole),
-        "max_position_embeddings": whole,
-    }
 
 
 def _windows(family: Family, config: Any, fail: Any) -> tuple[int | None, ...]:
@@ -321,12 +300,14 @@ class HfTensors(TensorSource):
         self._quantized = Quantized(quantization, self._stored, str(files[0].parent) if files else "")
         dtypes: dict[str, str] = {}
         for path in files:
-            if not os.access(path, os.R_OK):  # safetensors says that there is no such file
+            try:
+                open(path, "rb").close()  # safetensors says of one that may not be read that there is no such file
+            except PermissionError:
                 raise RescoldoError(
                     "the weight file cannot be read: this user has no permission",
                     where=str(path),
                     fix=f"as its owner: chmod a+r {shlex.quote(str(path))}",
-                )
+                ) from None
             try:
                 handle: Any = safe_open(path, framework="pt")
                 self._handles[path] = handle

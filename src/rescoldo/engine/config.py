@@ -43,8 +43,7 @@ class DecoderConfig:
         architecture: the family's name, a key of `families.FAMILIES`.
         max_positions: the context in tokens. With longrope that of the short factors, which the engine computes with;
             the whole is `rope_scaling`'s max_position_embeddings.
-        rope_scaling: the Hugging Face dictionary ({"rope_type": "llama3"|"linear"|"yarn"|"dynamic"|"longrope", …}) or
-            None.
+        rope_scaling: a scaling in Hugging Face's words (`rope_scaling.SCALINGS`), or None.
         windows: by layer the sliding attention window in tokens (a token sees itself and the window-1 before it), None
             for full attention; empty: full attention everywhere.
         local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: as all others.
@@ -121,9 +120,8 @@ class DecoderConfig:
 
     @property
     def whole_context(self) -> int:
-        """The context in tokens that the model itself has: more than `max_positions` with longrope."""
-        scaling = self.rope_scaling or {}
-        return int(scaling["max_position_embeddings"]) if scaling.get("rope_type") == "longrope" else self.max_positions
+        """The context in tokens that the model itself has: more than `max_positions` where RoPE's scaling says so."""
+        return int((self.rope_scaling or {}).get("max_position_embeddings", self.max_positions))
 
     def window(self, layer: int) -> int | None:
         """The sliding window of one layer, None where attention is full."""

@@ -37,6 +37,7 @@ class ConvertedWeights:
     def __init__(self, fingerprint: str, precision: str, n_bytes: int, folder: Path | None = None) -> None:
         self.identity, self.n_bytes = f"{_VERSION}|{fingerprint}|{precision}", n_bytes
         self.folder = folder or cache_root() / "weights"
+        self._own: set[Path] = set()  # entries of this model
         self.writes = cache_used()
         self.reads = self.writes
         with contextlib.suppress(OSError):
@@ -45,7 +46,9 @@ class ConvertedWeights:
 
     def _path(self, key: str, ranges: torch.Tensor) -> Path:
         text = f"{self.identity}|{key}|".encode() + ranges.contiguous().numpy().tobytes()
-        return self.folder / f"{hashlib.sha256(text).hexdigest()[:32]}.safetensors"
+        path = self.folder / f"{hashlib.sha256(text).hexdigest()[:32]}.safetensors"
+        self._own.add(path)
+        return path
 
     def read(self, key: str, ranges: torch.Tensor) -> Tensors | None:
         """A group's tensors, mapped from the disk, None if they are not there or damaged."""
@@ -76,13 +79,13 @@ class ConvertedWeights:
             self.writes = False
 
     def prune(self) -> None:
-        """Delete the entries used longest ago that are beyond a few models' worth."""
+        """Delete the entries used longest ago that are beyond a few models' worth; none of this model's."""
         with contextlib.suppress(OSError):
             entries = sorted(self.folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
             total = 0
             for path in entries:
                 total += path.stat().st_size
-                if total > _MODELS * self.n_bytes * 1.1:
+                if total > _MODELS * self.n_bytes * 1.1 and path not in self._own:
                     path.unlink()
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from rescoldo.base.gguf_config import LONGROPE_FACTORS, ROPE_FACTORS
 from rescoldo.base.gguf_header import read_header
 from rescoldo.engine.config import DecoderConfig
-from rescoldo.engine.rope import inverse_frequencies, of_kind
+from rescoldo.engine.rope import of_kind
+from rescoldo.engine.rope_scaling import scaling_of
 from rescoldo.errors import RescoldoError
 from rescoldo.export.gguf_file import Value
 from rescoldo.export.gguf_tokenizer import tokenizer_metadata
 from rescoldo.export.source import Source
 from rescoldo.families import Family
-from rescoldo.families.gemma4 import UNROTATED
 
 _STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
 _NOT_CARRIED = (
@@ -136,47 +134,18 @@ def _windows(family: Family, config: DecoderConfig) -> dict[str, Value]:
 
 
 def _scaling(config: DecoderConfig) -> dict[str, Value]:
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type")
-    if kind == "longrope":  # its factors are tensors, by which llama.cpp knows it
-        return {
-            "rope.scaling.original_context_length": Value(config.max_positions, _UINT32),
-            "rope.scaling.attn_factor": _float(scaling["attention_factor"]),
-        }
-    if kind not in ("linear", "yarn"):
-        return {}  # llama3 is written as a tensor of factors; dynamic changes nothing within the context
-    found = {"rope.scaling.type": Value(kind, _STRING), "rope.scaling.factor": _float(scaling["factor"])}
-    if kind == "yarn":
-        context = int(scaling.get("original_max_position_embeddings") or config.max_positions)
-        found["rope.scaling.original_context_length"] = Value(context, _UINT32)
-        defaults = {"beta_fast": 32.0, "beta_slow": 1.0}
-        for key, default in defaults.items():
-            found[f"rope.scaling.yarn_{key}"] = _float(scaling.get(key) or default)
-        usual = 0.1 * math.log(scaling["factor"]) + 1.0
-        attention = inverse_frequencies(config)[1]
-        if not math.isclose(attention, usual, rel_tol=1e-6):
-            found["rope.scaling.attn_factor"] = _float(attention / usual)
-        if scaling.get("truncate") is False:
-            raise RescoldoError("YaRN without truncation cannot be written as GGUF", fix="--to merged")
-    return found
+    row, scaling = scaling_of(config)
+    return {key: _value(value) for key, value in row.write_gguf(config, scaling).items()}
+
+
+def _value(value: str | int | float) -> Value:
+    if isinstance(value, str):
+        return Value(value, _STRING)
+    return Value(value, _UINT32) if isinstance(value, int) else _float(value)
 
 
 def rope_factors(source: Source) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """What the base's inverse frequencies are divided by, (rotary_dim / 2,), as the tensors that GGUF keeps of it."""
-    config = source.base.config
-    scaling = config.rope_scaling or {}
-    kind = scaling.get("rope_type")
-    if kind == "factors":
-        return {ROPE_FACTORS: np.asarray(scaling["factors"], np.float32)}
-    if kind == "longrope":
-        return {name: np.asarray(scaling[key], np.float32) for key, name in LONGROPE_FACTORS.items()}
-    if kind == "proportional":
-        main = of_kind(config, "main")
-        factor, pairs = float(scaling.get("factor", 1.0)), main.head_dim // 2
-        rotated = int((inverse_frequencies(main)[0] > 0).sum())
-        return {ROPE_FACTORS: np.asarray([factor] * rotated + [UNROTATED] * (pairs - rotated), np.float32)}
-    if kind != "llama3":
-        return {}
-    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    factors = 1.0 / config.rope_theta**half / inverse_frequencies(config)[0].double().numpy()
-    return {ROPE_FACTORS: np.asarray(factors, np.float32)}
+    row, scaling = scaling_of(source.base.config)
+    lists = row.write_lists(of_kind(source.base.config, "main"), scaling)
+    return {name: np.asarray(divisors, np.float32) for name, divisors in lists.items()}

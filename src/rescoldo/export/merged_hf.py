@@ -17,6 +17,7 @@ from rescoldo.base.tokenizer import save_tokenizer
 from rescoldo.data.tokenize import stop_ids
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.rope import inverse_frequencies, of_kind
+from rescoldo.engine.rope_scaling import NO_SCALING, scaling_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.export.dtypes import PLAIN, to_plain
 from rescoldo.export.source import Source
@@ -82,11 +83,11 @@ def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
 
 def _config(config: DecoderConfig) -> dict[str, Any]:
     family = _family(config)
-    rope: dict[str, Any] = {"rope_type": "default", **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
+    rope: dict[str, Any] = {"rope_type": NO_SCALING, **(_rope_scaling(config) or {}), "rope_theta": config.rope_theta}
     if config.rotary_dim is not None:
         rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
     if config.local_rope_theta is not None:
-        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        local = {"rope_type": NO_SCALING, "rope_theta": config.local_rope_theta}
         rope = {"full_attention": rope, "sliding_attention": local}
     content: dict[str, Any] = {
         "architectures": [family.hf_class],
@@ -113,7 +114,7 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
             del content[key]
     if "partial_rotary_factor" in rope:
         content["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if (config.rope_scaling or {}).get("rope_type") == "longrope":
+    if config.rope_scaling is not None and "max_position_embeddings" in config.rope_scaling:
         content["original_max_position_embeddings"] = config.max_positions
     windows = [window for window in config.windows if window is not None]
     content["sliding_window"] = windows[0] if windows else None
@@ -125,28 +126,13 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
-    """The scaling in Hugging Face's words. A GGUF file's list of divisors is recognised if it is Llama 3's.
+    """The scaling in config.json's words.
 
     Raises:
-        RescoldoError: it is another one.
+        RescoldoError: it has none for it.
     """
-    scaling = config.rope_scaling
-    if scaling and scaling.get("rope_type") == "longrope":  # the whole context is said beside it
-        return {key: value for key, value in scaling.items() if key != "max_position_embeddings"}
-    if scaling is None or scaling.get("rope_type") != "factors":
-        return scaling
-    for factor in (8.0, 32.0):  # Llama 3.1, Llama 3.2
-        llama3 = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        made = inverse_frequencies(replace(config, rope_scaling=llama3))[0]
-        if torch.allclose(made, inverse_frequencies(config)[0], rtol=1e-4, atol=0):
-            return llama3
-    raise RescoldoError("RoPE is scaled in a way that a Hugging Face config cannot express", fix="--to merged-gguf")
+    row, scaling = scaling_of(config)
+    return row.to_config(config, scaling) or None
 
 
 def plan_shards(source: Source, dtype: str) -> list[list[str]]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.engine.config import DecoderConfig
+from rescoldo.engine.rope_scaling import UNROTATED
 from rescoldo.families.family import Family, Key
 
-UNROTATED = 1e30  # what GGUF divides a pair's frequency by that is not rotated
 _SHARED, _INPUTS = "attention.shared_kv_layers", "embedding_length_per_layer_input"
 _HEAD, _LOCAL_HEAD = "attention.key_length", "attention.key_length_swa"
 _LOCAL_VALUES, _LOCAL_ROTATED = "attention.value_length_swa", "rope.dimension_count_swa"
