@@ -398,8 +398,9 @@ def test_what_cannot_be_mended_is_dropped_by_name(tmp_path: Path) -> None:
     assert [json.loads(line) for line in dropped.content.splitlines()] == [{"messages": [user, assistant]}]
     assert audit([write(tmp_path / "e.jsonl", dropped.content.rstrip())], generic).ok
     nothing = write(tmp_path / "n.jsonl", {"messages": [user]}, "[")
-    with pytest.raises(RescoldoError, match="no line is left: all 2"):
+    with pytest.raises(RescoldoError, match="no line is left: all 2") as caught:
         fix.fix_file(nothing, generic, drop=True)
+    assert f"data audit {nothing} --role generic names them" in caught.value.fix
 
 
 def test_split_goes_by_what_the_role_calls_the_same(tmp_path: Path) -> None:

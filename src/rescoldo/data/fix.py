@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rescoldo.data.audit import answer_of, input_of
-from rescoldo.data.records import read_lines
+from rescoldo.data.records import flag, read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_atomic
 from rescoldo.invocation import program
@@ -83,7 +83,7 @@ def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fix
         raise RescoldoError(
             f"no line is left: all {len(fixed.dropped)} have faults ({first_fault.what})",
             where=first_fault.where,
-            fix=f"{program()} data audit {quote(path)} names them; is it another role's file (--role)?",
+            fix=f"{program()} data audit {quote(path)}{flag(role)} names them; is it another role's file (--role)?",
         )
     fixed.content = b"".join(line + b"\n" for line in lines)
     return fixed

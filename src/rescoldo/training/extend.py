@@ -53,9 +53,11 @@ def _rates(config: RunConfig, plan: Plan, steps: int) -> list[float]:
 
 
 def _remedy(config: RunConfig, before: int) -> str:
-    more, beside = max(1, config.epochs - before), config.output.with_name(f"{config.output.name}-more")
     if not (config.output / INFO_FILE).exists():
         return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} anew"
+    if config.epochs < before:
+        return f"--epochs {before} leaves it as it is; --restart trains {count(config.epochs, 'epoch')} anew"
+    more, beside = config.epochs - before, config.output.with_name(f"{config.output.name}-more")
     return (
         f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
         f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
