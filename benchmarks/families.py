@@ -44,7 +44,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"hidden_act": "gelu_pytorch_tanh"},
     "gemma2": {"sliding_window": 512, "query_pre_attn_scalar": 256},
     "gemma3_text": {"sliding_window": 512, "layer_types": WINDOWS, "query_pre_attn_scalar": 256},
-}
+    "gemma4_text": {  # without the layers' own embeddings and MLPs of two widths, which are more work
+        "sliding_window": 512, "layer_types": WINDOWS, "global_head_dim": 256, "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 2048,
+    },
+}  # fmt: skip
 
 
 def examples() -> list[Example]:
