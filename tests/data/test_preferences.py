@@ -121,7 +121,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "margin": 2}, "margin", "is not known"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "images": ["a.png"]}, "images", "only text"),
-    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": True}, "label", "stands beside"),
+    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": True}, "label", "is given beside"),
     ({"input": {"messages": "Why?"}, "preferred_output": [], "non_preferred_output": []}, "input.messages", "missing"),
     ({"messages": "Why?", "chosen": "So.", "rejected": "No."}, "messages", "a list of messages"),
 ]

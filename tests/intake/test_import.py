@@ -403,7 +403,7 @@ BAD: dict[str, tuple[str, bytes, str, str]] = {
     "cut xz": ("t.jsonl.xz", lzma.compress(lines() * 99)[:-40], "", "damaged or cut off"),
     "cut bzip2": ("t.jsonl.bz2", bz2.compress(lines() * 99)[:-40], "", "damaged or cut off"),
     "twice packed": ("t.jsonl.gz", gzip.compress(gzip.compress(lines())), "", "compressed twice"),
-    "two members": ("t.zip", zipped({"a.csv": b"x", "b.csv": b"y"}), "", "2 files, one is wanted (a.csv, b.csv)"),
+    "two members": ("t.zip", zipped({"a.csv": b"x", "b.csv": b"y"}), "", "2 files: expected one (a.csv, b.csv)"),
     "no workbook": ("t.xlsx", zipped({"xl/workbook.xml": b"<x/>"}), "", "not a workbook that can be read"),
     "parquet": ("t.parquet", b"PAR1" + b"x" * 50, "", "damaged or cannot be read"),
     "arrow": ("t.arrow", b"ARROW1\0\0" + b"x" * 50, "", "damaged or cannot be read"),

@@ -52,7 +52,7 @@ def test_an_installed_module_that_is_not_there(tmp_path: Path) -> None:
 CALLS = {
     "return 1 / 0": "ZeroDivisionError: division by zero, m.py:3",
     "sys.exit(0)": "it calls sys.exit(0), m.py:3",
-    "return float('nan')": "returned nan as f, a number between 0 and 1 is wanted, m.py:2",
+    "return float('nan')": "returned nan as f: expected a number between 0 and 1, m.py:2",
     "return len()": "TypeError: len() takes exactly one argument (0 given), m.py:3",
 }
 

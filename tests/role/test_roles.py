@@ -106,7 +106,7 @@ def test_partial_credit_by_hand() -> None:
         "stories": pytest.approx(0.5 + 1 / 3),
         "out_of_scope": 0.0,
     }
-    assert "stories: stories[0].priority is 'High', one of Must, Should, Could, Won't is wanted" in score.notes
+    assert "stories: stories[0].priority is 'High': expected one of Must, Should, Could, Won't" in score.notes
 
 
 def test_skeleton_passes_the_check(
@@ -204,12 +204,15 @@ LINES = {  # what is wrong → line of the file, what the message says
         7,
         "did you mean `max_new_tokens`? (fields: temperature, top_p,",
     ),
-    "sampling:\n  top_p: high": (7, "sampling.top_p: is 'high', a number is wanted"),
+    "sampling:\n  top_p: high": (7, "sampling.top_p: is 'high': expected a number"),
     "input: _x": (6, "'_x' is no field's name"),
-    "input: no": (6, "input: is False, text is wanted"),
-    "serialization: xml": (6, "is 'xml', one of 'yaml', 'json' or 'text' is wanted"),
-    "prompt: 3": (6, "prompt: is 3, text or a list is wanted"),
-    "prompt:\n- {role: system, content: x}\n- {role: boss, content: x}": (8, "prompt[1].role: is 'boss', one of"),
+    "input: no": (6, "input: is False: expected text"),
+    "serialization: xml": (6, "is 'xml': expected one of 'yaml', 'json' or 'text'"),
+    "prompt: 3": (6, "prompt: is 3: expected text or a list"),
+    "prompt:\n- {role: system, content: x}\n- {role: boss, content: x}": (
+        8,
+        "prompt[1].role: is 'boss': expected one of",
+    ),
     "prompt:\n- role: user": (7, "prompt[0].content: is missing"),
     "prompt: |\n  one\n  {{ question }} {% x %}\n": (8, "prompt: Encountered unknown tag 'x'"),
     "prompt:\n- role: user\n  content: |-\n    {{ a }}\n    {{ a | b }}": (
@@ -218,10 +221,10 @@ LINES = {  # what is wrong → line of the file, what the message says
     ),
     "serialization: yaml\nschema:\n  properties:\n    a: {type: text}": (
         9,
-        "properties.a.type: is 'text', one of object,",
+        "properties.a.type: is 'text': expected one of object,",
     ),
     "serialization: yaml\nschema: {type: array}\nmetric: fields": (8, "`fields` needs a schema that is an object"),
-    "serialization: 5\nsampling: {top_p: 2}": (6, "wanted; line 7, sampling.top_p: is 2, at most 1"),
+    "serialization: 5\nsampling: {top_p: 2}": (6, "; line 7, sampling.top_p: is 2: expected at most 1"),
 }
 
 
@@ -241,7 +244,7 @@ def test_faults_are_at_their_line_in_plain_words(tmp_path: Path, text: str) -> N
 
 
 SCHEMA_FILES = {
-    "s.json": ('{"type":\n"objekt"}', "s.json", "type: is 'objekt', one of"),
+    "s.json": ('{"type":\n"objekt"}', "s.json", "type: is 'objekt': expected one of"),
     "t.json": ('{"type":\n\t"object",}', "t.json:2", "is not JSON"),
     "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' is repeated"),
     "v.yaml": ("type: object\nproperties:\n  a: {type: text}", "v.yaml:3", "properties.a.type: is 'text'"),
@@ -315,7 +318,7 @@ def test_faults_of_an_answer_are_named(tmp_path: Path) -> None:
         return [(fault.field, fault.what) for fault in role.check({"question": "q", "reply": reply}, "f", 1)]
 
     assert faults(ANSWER) == []
-    assert faults({"sum": 1.5, "steps": ANSWER["steps"]}) == [("reply.sum", "is a number, a whole number is wanted")]
+    assert faults({"sum": 1.5, "steps": ANSWER["steps"]}) == [("reply.sum", "is a number: expected a whole number")]
     assert faults({"steps": []}) == [
         ("reply.sum", "is missing"),
         ("reply.steps", "0 items, at least 1 wanted"),
@@ -325,10 +328,10 @@ def test_faults_of_an_answer_are_named(tmp_path: Path) -> None:
     wrong = {"sum": 1, "steps": [{"id": "1", "text": 5}, "x"]}
     assert faults(wrong) == [
         ("reply.steps[0].id", "is '1', which does not match ^S[0-9]$"),
-        ("reply.steps[0].text", "is a number, text is wanted"),
-        ("reply.steps[1]", "is text, an object is wanted"),
+        ("reply.steps[0].text", "is a number: expected text"),
+        ("reply.steps[1]", "is text: expected an object"),
     ]
-    assert faults(None) == [("reply", "is null, an answer is wanted")]
+    assert faults(None) == [("reply", "is null: expected an answer")]
 
 
 def test_only_what_teaches_is_in_the_digest(tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def test_functions_of_a_role(tmp_path: Path) -> None:
     assert score.total == pytest.approx(0.5)
     assert score.notes == [
         "bad: KeyError: 'x', m.py:3",
-        "wild: returned 7 as wild, a number between 0 and 1 is wanted, m.py:4",
+        "wild: returned 7 as wild: expected a number between 0 and 1, m.py:4",
     ]
     assert list(score.failures) == ["bad", "wild"]
     _, results = check_role(str(tmp_path))
@@ -448,7 +451,7 @@ def test_check_finds_what_is_unfit(
     (tmp_path / "s.jsonl").write_text('{"question": "x", "reply": "y"}\n{"question": 5, "reply": "y"}\n')
     role_file(tmp_path, samples="s.jsonl")
     code, out, _ = run(monkeypatch, capsys, "role", "check", tmp_path)
-    assert f"{tmp_path / 's.jsonl'}:2, question: is a number, text is wanted" in out
+    assert f"{tmp_path / 's.jsonl'}:2, question: is a number: expected text" in out
 
 
 def test_what_is_worth_a_look_is_no_failure(

@@ -107,7 +107,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
                 answer = answer_of(role, line.value)
                 own.append(_Entry(str(path), line.number, role.input, question, key, answer, listed))
         if not file.records and not file.faults:
-            file.faults.append(Fault(str(path), 1, "", "no-records", "holds no records: one example a line is wanted"))
+            file.faults.append(Fault(str(path), 1, "", "no-records", "holds no records: expected one example a line"))
         file.faults += _among(own, role)
         file.faults.sort(key=lambda fault: fault.line)
         result.files.append(file)

@@ -138,7 +138,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) ->
     marks = [key for key in JUDGED if isinstance(record.get(key), bool)]
     if marks:
         return [], [
-            Finding(marks[0], "ambiguous", f"stands beside {names[0]} and {names[1]}: one of the two is wanted")
+            Finding(marks[0], "ambiguous", f"is given beside {names[0]} and {names[1]}: expected one of the two")
         ]
     both: list[Record] = []
     for name in names:
@@ -149,7 +149,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) ->
         both.append(Record(generic.read(plain)))
     chosen, rejected = both
     if chosen["turns"] != rejected["turns"]:
-        what = f"answers another prompt than {names[0]}: both are wanted for the same one"
+        what = f"answers another prompt than {names[0]}: expected two answers to the same prompt"
         return [], [Finding(names[1], "prompt", what)]
     if chosen["turns"].whole.messages[-1] == rejected["turns"].whole.messages[-1]:
         return [], [Finding(names[1], "same", f"is the same answer as {names[0]}: nothing is preferred")]
@@ -166,7 +166,7 @@ def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Jud
     if len(marks) > 1 and record[marks[0]] != record[marks[1]]:
         return [], [Finding(marks[1], "ambiguous", f"says the contrary of {marks[0]}")]
     if not isinstance(record[marks[0]], bool):
-        return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}, true or false is wanted")]
+        return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}: expected true or false")]
     plain = {key: value for key, value in record.items() if key not in JUDGED}
     if _is_of(plain, role):
         findings = _findings(plain, role)
@@ -215,7 +215,7 @@ def _answered(
     if value is None:
         return {}, [Finding(name, "missing", f"is missing beside {names[names[0] == name]}")]
     if not isinstance(value, str | dict | list):
-        return {}, [Finding(name, "type", f"is {kind(value)}, a text or messages are wanted")]
+        return {}, [Finding(name, "type", f"is {kind(value)}: expected a text or messages")]
     plain = {key: one for key, one in record.items() if key not in (*names, *_NOTED)}
     answer = [value] if isinstance(value, dict) else value
     listed = next((key for key in LISTED if key in plain), None)
@@ -223,7 +223,7 @@ def _answered(
     if isinstance(asked, dict):  # OpenAI's
         del plain["input"]
         if not isinstance(asked.get("messages"), list):
-            return {}, [Finding("input.messages", "missing", "is missing: a list of messages is wanted")]
+            return {}, [Finding("input.messages", "missing", "is missing: expected a list of messages")]
         plain = {**plain, **asked}
         listed = "messages"
     if listed and plain[listed] in [record[one] for one in names]:  # a repetition of one of the two
@@ -231,27 +231,27 @@ def _answered(
         listed = None
     if listed:
         if not isinstance(plain[listed], list):
-            return {}, [Finding(listed, "type", f"is {kind(plain[listed])}, a list of messages is wanted")]
+            return {}, [Finding(listed, "type", f"is {kind(plain[listed])}: expected a list of messages")]
         said = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
         return {**plain, listed: [*plain[listed], *said]}, []
     if _is_of(plain, role):
         return _own(plain, name, value, role)
     if "instruction" in plain:
         if not isinstance(value, str):
-            return {}, [Finding(name, "type", f"is {kind(value)}, text is wanted")]
+            return {}, [Finding(name, "type", f"is {kind(value)}: expected text")]
         return {**plain, "output": value}, []
     if "prompt" in plain and not _whole(answer, plain["prompt"]):
         return {**plain, "completion": answer}, []
     plain.pop("prompt", None)
     if isinstance(answer, list):
         return {**plain, "messages": answer}, []
-    return {}, [Finding("prompt", "missing", "is missing: what both answer is wanted in each line")]
+    return {}, [Finding("prompt", "missing", "is missing: expected what both answer, in each line")]
 
 
 def _own(plain: dict[str, Any], name: str, value: Any, role: Role) -> tuple[dict[str, Any], list[Finding]]:
     """A line that asks as the role does; its answer is a text as the model is to write it."""
     if not isinstance(value, str) or not value.strip():
-        what = f"is {kind(value)}, the answer as a text is wanted" if not isinstance(value, str) else "is empty"
+        what = f"is {kind(value)}: expected the answer as a text" if not isinstance(value, str) else "is empty"
         return {}, [Finding(name, "type", what)]
     if findings := _findings(plain, role, answers=False):
         return {}, findings

@@ -211,7 +211,7 @@ def parse_line(path: Path, number: int, raw: bytes) -> Line:
         return Line(number, raw, None, [fault("json", "nested too deeply")])
     if not isinstance(value, dict):
         kind = "null" if value is None else type(value).__name__
-        return Line(number, raw, None, [fault("json", f"a JSON object is wanted, this is {kind}")])
+        return Line(number, raw, None, [fault("json", f"is {kind}: expected a JSON object")])
     return Line(number, raw, value, faults)
 
 

@@ -128,7 +128,7 @@ class Reviewing:
 
     def __init__(self, path: Path, role: Role, output: Path, reviewer: str) -> None:
         if not reviewer.strip() or len(reviewer) > MAX_REVIEWER or not reviewer.isprintable():
-            what = f"{reviewer[:60]!r} is no name: 1 to {MAX_REVIEWER} printable characters are wanted"
+            what = f"{reviewer[:60]!r} is no name: expected 1 to {MAX_REVIEWER} printable characters"
             raise RescoldoError(what, where="--reviewer")
         self.path, self.role, self.output, self.reviewer = path, role, output, reviewer
         self.drafts: Sequence[Draft] = read_drafts(path, role)

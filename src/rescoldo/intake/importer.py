@@ -75,7 +75,7 @@ def _refuse_unreadable(source: Source, rows: Sequence[Row]) -> None:
     for row in rows:
         for column, what in row.faults:
             raise RescoldoError(what, where=_place(row, column), fix="correct it there")
-    raise RescoldoError("holds no rows", where=str(source.path), fix="a header and at least one row are wanted")
+    raise RescoldoError("holds no rows", where=str(source.path), fix="a header and at least one row are expected")
 
 
 def import_rows(

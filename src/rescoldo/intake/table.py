@@ -75,7 +75,7 @@ def open_table(content: Packed, encoding: Encoding, separator: str = "", names_l
     first = next((row for row in rows if row.number >= names_line), None)
     if first is None or first.cells is None:
         where = f"{content.path}:{first.number}" if first else str(content.path)
-        raise RescoldoError(first.what if first else "is empty", where=where, fix="a header and rows are wanted")
+        raise RescoldoError(first.what if first else "is empty", where=where, fix="a header and rows are expected")
     names, header_line = header(first.cells, f"{content.path}:{first.number}"), first.number
 
     @contextmanager
@@ -186,7 +186,7 @@ def find_dialect(sample: str, cut: bool, content: Packed, separator: str = "") -
         prose = "; plain text (.txt, .md) is learned as it is" if content.name.lower().endswith((".txt", ".md")) else ""
         raise RescoldoError(
             "is neither JSON nor a table", where=str(content.path),
-            fix=f"a header with the columns' names is wanted, and a separator (--separator){prose}",
+            fix=f"a header with the columns' names is expected, and a separator (--separator){prose}",
         )  # fmt: skip
     return _quoting(chosen, skip, body, cut)
 

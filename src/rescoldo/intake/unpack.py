@@ -135,7 +135,7 @@ def _zipped(path: Path) -> Packed:
         if len(real) != 1:
             listed = ", ".join(one.filename for one in real[:8])
             raise RescoldoError(
-                f"is a ZIP archive of {len(real)} files, one is wanted ({listed})", where=str(path),
+                f"is a ZIP archive of {len(real)} files: expected one ({listed})", where=str(path),
                 fix=f"unzip {quote(path)}, and import one after the other",
             )  # fmt: skip
         if real[0].flag_bits & 1:

@@ -118,7 +118,7 @@ def _rows(models: Mapping[str, Any], name: str, where: str) -> dict[tuple[int, i
         whole = isinstance(example, int) and isinstance(repeat, int)
         if not whole or not isinstance(concept, str) or not isinstance(text, str):
             raise RescoldoError(
-                "is not as it must be: example, repeat, concept and text are wanted",
+                "is not as it must be: expected example, repeat, concept and text",
                 where=f"{where}, models.{name}.predictions[{place}]",
             )
         found[example, repeat] = concept, text, bool(row.get("error"))

@@ -80,7 +80,7 @@ class DraftSite:
         number, decision, input_, answer = (body.get(name) for name in ("number", "decision", "input", "answer"))
         texts = isinstance(input_, str) and isinstance(answer, str)
         if type(number) is not int or decision not in _DECIDED or not texts:
-            raise RefusedError(400, "number, decision (accept or reject), input and answer are wanted")
+            raise RefusedError(400, "expected number, decision (accept or reject), input and answer")
         try:
             self.reviewing.decide(number, decision, str(input_), str(answer))
         except NotSoundError as error:

@@ -77,7 +77,7 @@ class BallotSite:
         """Keep a vote. Returns where the page goes then."""
         number, vote, note, seen = (body.get(name) for name in ("number", "vote", "note", "seen"))
         if type(number) is not int or type(vote) is not int or not isinstance(note, str):
-            raise RefusedError(400, "number, vote (1, 2 or 0) and note are wanted")
+            raise RefusedError(400, "expected number, vote (1, 2 or 0) and note")
         try:
             before = self.session.cast(number, vote, note)
         except (ValueError, IndexError):

@@ -161,13 +161,13 @@ def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPR
                 raise RefusedError(415, "Content-Type must be application/json")
             length = self.headers.get("Content-Length", "")
             if not (length.isascii() and length.isdigit()) or int(length) > site.max_body:
-                raise RefusedError(413, f"a body of at most {site.max_body} bytes is wanted")
+                raise RefusedError(413, f"the body is too long: expected at most {site.max_body} bytes")
             try:
                 value = json.loads(self.rfile.read(int(length)))
             except (ValueError, RecursionError):
                 value = None
             if not isinstance(value, dict):
-                raise RefusedError(400, "a JSON object is wanted")
+                raise RefusedError(400, "the body is no JSON object: expected one")
             return value
 
         def _json(self, status: int, value: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Session:
     def __init__(self, ballots: Sequence[Ballot], votes: VoteFile, reviewer: str, seed: int) -> None:
         if not is_reviewer(reviewer):
             raise RescoldoError(
-                f"{reviewer[:60]!r} is no name: 1 to {MAX_REVIEWER} printable characters are wanted",
+                f"{reviewer[:60]!r} is no name: expected 1 to {MAX_REVIEWER} printable characters",
                 where="--reviewer",
             )
         self.ballots = sorted(ballots, key=lambda ballot: ballot.place(seed, reviewer))

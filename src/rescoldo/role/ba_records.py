@@ -34,7 +34,7 @@ def check(record: dict[str, Any]) -> list[Finding]:
     """The faults of a record's requirements, by themselves."""
     requirements = record.get("requirements")
     if not isinstance(requirements, dict):
-        what = "is missing" if "requirements" not in record else f"is {kind(requirements)}, an object is wanted"
+        what = "is missing" if "requirements" not in record else f"is {kind(requirements)}: expected an object"
         return [Finding("requirements", "requirements", what)]
     found = [finding for name in ("title", "description") for finding in text_findings(requirements, name)]
     found += _lengths(requirements)
@@ -61,8 +61,8 @@ def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
         return
     items = as_list(value)
     if items is None:
-        wanted = "a list is wanted" + (" (or YAML that holds one)" if isinstance(value, str) else "")
-        yield Finding(name, "type", f"is {kind(value)}, {wanted}")
+        wanted = "expected a list" + (" (or YAML that holds one)" if isinstance(value, str) else "")
+        yield Finding(name, "type", f"is {kind(value)}: {wanted}")
         return
     if isinstance(value, str):
         yield Finding(name, "yaml-string", "is a YAML string; it is read as a list", True, "warning")
@@ -75,7 +75,7 @@ def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
     for index, item in enumerate(items):
         field = f"{name}[{index}]"
         if not isinstance(item, dict):
-            yield Finding(field, "type", f"is {kind(item)}, an object with id, description, priority is wanted")
+            yield Finding(field, "type", f"is {kind(item)}: expected an object with id, description, priority")
             continue
         yield from text_findings(item, "description", f"{field}.description")
         yield from _priority(item, field)
@@ -84,7 +84,7 @@ def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
             yield Finding(f"{field}.id", "id-missing", "is missing or empty", True)
         elif not isinstance(identifier, str) or not re.fullmatch(prefix + "[0-9]{3}", identifier):
             shown = repr(identifier)[:40] if isinstance(identifier, str | int | float) else kind(identifier)
-            yield Finding(f"{field}.id", "id-format", f"is {shown}, {prefix} and three digits are wanted", True)
+            yield Finding(f"{field}.id", "id-format", f"is {shown}: expected {prefix} and three digits", True)
         elif identifier in seen:
             what = f"{identifier} is already used in {name}[{seen[identifier]}]"
             yield Finding(f"{field}.id", "id-repeated", what, True)
@@ -103,7 +103,7 @@ def _priority(item: dict[str, Any], field: str) -> Iterator[Finding]:
         what = "is missing"
     else:
         shown = repr(value[:40]) if isinstance(value, str) else kind(value)
-        what = f"is {shown}, one of {', '.join(PRIORITIES)} is wanted"
+        what = f"is {shown}: expected one of {', '.join(PRIORITIES)}"
     yield Finding(f"{field}.priority", "priority", what, fixable)
 
 

@@ -219,7 +219,7 @@ def _tools(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]
 def _listed(value: Any, name: str) -> tuple[list[Message], list[Finding]]:
     """A list of messages."""
     if not isinstance(value, list):
-        return [], [Finding(name, "type", f"is {kind(value)}, a list of messages is wanted")]
+        return [], [Finding(name, "type", f"is {kind(value)}: expected a list of messages")]
     if not value:
         return [], [Finding(name, "empty", "is empty")]
     turns: list[Message] = []
@@ -258,7 +258,7 @@ def _alpaca(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
     parts = [record.get("instruction")]
     for name in ("input", "context"):
         if not isinstance(record.get(name), str | None):
-            findings.append(Finding(name, "type", f"is {kind(record[name])}, text is wanted"))
+            findings.append(Finding(name, "type", f"is {kind(record[name])}: expected text"))
         elif (record.get(name) or "").strip():
             parts.append(record[name])
     if len(parts) > 2:
@@ -314,12 +314,12 @@ def _history(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
     """The earlier turns in LLaMA-Factory's `history`: pairs of a question and its answer."""
     value = record.get("history") or []
     if not isinstance(value, list):
-        return [], [Finding("history", "type", f"is {kind(value)}, a list of [question, answer] is wanted")]
+        return [], [Finding("history", "type", f"is {kind(value)}: expected a list of [question, answer]")]
     turns: list[Message] = []
     for index, pair in enumerate(value):
         where = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            return [], [Finding(where, "type", f"is {kind(pair)}, [question, answer] is wanted")]
+            return [], [Finding(where, "type", f"is {kind(pair)}: expected [question, answer]")]
         for place, speaker in enumerate(("user", "assistant")):
             findings = text_findings({where: pair[place]}, where, f"{where}[{place}]")
             if findings:
@@ -360,7 +360,7 @@ def _order(turns: list[Message], name: str, answers: bool) -> list[Finding]:
     for index, turn in enumerate(turns[first:]):
         wanted = _NEXT[before]
         if turn.role not in wanted:
-            what = f"is the {turn.role}'s, the {wanted[0]}'s is wanted: they take turns, the user begins"
+            what = f"is the {turn.role}'s: expected the {wanted[0]}'s (they take turns, the user begins)"
             if before == "calls":
                 what = f"is the {turn.role}'s, and the result of the tool that was called is missing before it"
             elif turn.role == "tool":

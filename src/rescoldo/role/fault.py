@@ -64,7 +64,7 @@ def text_findings(holder: dict[str, Any], name: str, path: str | None = None) ->
     if name not in holder:
         return [Finding(where, "missing", "is missing")]
     if not isinstance(value, str):
-        return [Finding(where, "type", f"is {kind(value)}, text is wanted")]
+        return [Finding(where, "type", f"is {kind(value)}: expected text")]
     return [] if value.strip() else [Finding(where, "empty", "is empty")]
 
 
@@ -74,19 +74,19 @@ def findings_of(result: Any) -> list[Finding]:
     Raises:
         ValueError: it is no list of (field, code, what), longer by Finding's other two fields at most.
     """
-    wanted = "a list of (field, code, what) is wanted"
+    wanted = "expected a list of (field, code, what)"
     if not isinstance(result, list | tuple):
-        raise ValueError(f"returned {_returned(result)}, {wanted}")
+        raise ValueError(f"returned {_returned(result)}: {wanted}")
     for item in result:
         fits = (
             isinstance(item, list | tuple) and 3 <= len(item) <= 5 and all(isinstance(text, str) for text in item[:3])
         )
         if not fits:
-            raise ValueError(f"returned a list with {repr(item)[:60]} in it, {wanted}")
+            raise ValueError(f"returned a list with {repr(item)[:60]} in it: {wanted}")
     found = [Finding(*item) for item in result]
     odd = next((finding.level for finding in found if finding.level not in LEVELS), None)
     if odd is not None:
-        raise ValueError(f"returned the level {repr(odd)[:40]}, one of {', '.join(LEVELS)} is wanted")
+        raise ValueError(f"returned the level {repr(odd)[:40]}: expected one of {', '.join(LEVELS)}")
     return found
 
 
@@ -96,15 +96,15 @@ def mended_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     Raises:
         ValueError: it is something else.
     """
-    wanted = "(the mended record, a list of (field, what)) is wanted"
+    wanted = "expected (the mended record, a list of (field, what))"
     if not isinstance(result, list | tuple) or len(result) != 2:
-        raise ValueError(f"returned {_returned(result)}, {wanted}")
+        raise ValueError(f"returned {_returned(result)}: {wanted}")
     record, changes = result
     if not isinstance(record, dict) or not isinstance(changes, list | tuple):
-        raise ValueError(f"returned ({_returned(record)}, {_returned(changes)}), {wanted}")
+        raise ValueError(f"returned ({_returned(record)}, {_returned(changes)}): {wanted}")
     for change in changes:
         if not isinstance(change, list | tuple) or [type(part) for part in change] != [str, str]:
-            raise ValueError(f"returned the change {repr(change)[:60]}, {wanted}")
+            raise ValueError(f"returned the change {repr(change)[:60]}: {wanted}")
     return record, [(field, what) for field, what in changes]
 
 

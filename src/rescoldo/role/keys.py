@@ -105,7 +105,7 @@ def weight(message: dict[str, Any], where: str) -> tuple[float | None, list[Find
         if value is None:
             continue
         if isinstance(value, str) or value not in (0, 1):
-            return None, [Finding(f"{where}.{key}", "meaning", f"is {value!r:.40}, 0 or 1 (false or true) is wanted")]
+            return None, [Finding(f"{where}.{key}", "meaning", f"is {value!r:.40}: expected 0 or 1 (false or true)")]
         if found is not None and found != value:
             return None, [Finding(f"{where}.{key}", "meaning", "says the contrary of the message's other weight")]
         found = float(value)

@@ -61,7 +61,7 @@ class _Content:
 def read_message(message: Any, where: str) -> tuple[Message | None, list[Finding]]:
     """The message, or None and what is wrong with it."""
     if not isinstance(message, dict):
-        return None, [Finding(where, "type", f"is {kind(message)}, an object is wanted")]
+        return None, [Finding(where, "type", f"is {kind(message)}: expected an object")]
     role_key = "from" if "from" in message else "role"
     usual, other = ("value", "content") if role_key == "from" else ("content", "value")
     text_key = other if other in message and usual not in message else usual
@@ -70,7 +70,7 @@ def read_message(message: Any, where: str) -> tuple[Message | None, list[Finding
         return None, findings
     speaker = message[role_key].strip().lower()
     if speaker not in SPEAKERS and speaker not in _CALLERS:
-        what = f"is {speaker[:40]!r}, one of {', '.join([*SPEAKERS, *_CALLERS])} is wanted"
+        what = f"is {speaker[:40]!r}: expected one of {', '.join([*SPEAKERS, *_CALLERS])}"
         return None, [Finding(f"{where}.{role_key}", "speaker", what)]
     role = SPEAKERS.get(speaker, "assistant")
     weight, wrong = keys.weight(message, where)
@@ -140,7 +140,7 @@ def _thoughts(message: dict[str, Any], content: _Content, where: str) -> tuple[s
     for key in thinking.KEYS:
         if not keys.is_empty(message.get(key)):
             if not isinstance(message[key], str):
-                return "", [Finding(f"{where}.{key}", "type", f"is {kind(message[key])}, text is wanted")]
+                return "", [Finding(f"{where}.{key}", "type", f"is {kind(message[key])}: expected text")]
             found[key] = message[key]
     if len(set(found.values())) > 1 or (found and thinking.split_thinking(content.text)[0]):
         what = f"holds two thinking parts ({', '.join(found)}{' and in the content' if len(found) < 2 else ''})"
@@ -152,4 +152,4 @@ def _text(message: dict[str, Any], key: str, where: str) -> tuple[str, list[Find
     value = message.get(key)
     if value is None or isinstance(value, str):
         return (value or "").strip(), []
-    return "", [Finding(f"{where}.{key}", "type", f"is {kind(value)}, text is wanted")]
+    return "", [Finding(f"{where}.{key}", "type", f"is {kind(value)}: expected text")]

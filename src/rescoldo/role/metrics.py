@@ -215,5 +215,5 @@ def from_function(result: Any, name: str) -> Outcome:
         if isinstance(value, bool | int | float) and 0 <= value <= 1:
             components[key] = float(value)
         else:
-            raise ValueError(f"returned {str(value)[:40]} as {key}, a number between 0 and 1 is wanted")
+            raise ValueError(f"returned {str(value)[:40]} as {key}: expected a number between 0 and 1")
     return components, notes

@@ -361,7 +361,7 @@ class Role:
             return [Finding(name, "missing", "is missing")]
         value = self.schema.conform(record[name])
         if value is None:
-            return [Finding(name, "type", f"is {kind(value)}, an answer is wanted")]
+            return [Finding(name, "type", f"is {kind(value)}: expected an answer")]
         return self.schema.findings(value, name)
 
     def _read_answer(self, prediction: Any, record: dict[str, Any] | None) -> Answer:

@@ -317,10 +317,10 @@ def _schema_fault(error: jsonschema.SchemaError) -> str:
     """One of jsonschema's errors about a schema, in words."""
     keyword = error.absolute_path[-1] if error.absolute_path else ""
     if keyword == "type":
-        return f"is {str(error.instance)[:40]!r}, one of {', '.join(_WORDS)} is wanted"
+        return f"is {str(error.instance)[:40]!r}: expected one of {', '.join(_WORDS)}"
     if error.validator == "type":
         wanted = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
-        return f"is {kind(error.instance)}, {' or '.join(_WORDS[name] for name in wanted)} is wanted"
+        return f"is {kind(error.instance)}: expected {' or '.join(_WORDS[name] for name in wanted)}"
     if error.validator == "format":
         return f"{str(error.instance)[:60]!r} is no regular expression"
     return str(error.message)[:200]
@@ -345,9 +345,9 @@ def _finding(error: jsonschema.ValidationError, root: str) -> Finding:
         return Finding(_path([quoted[1] if quoted else missing], path), "missing", "is missing")
     if keyword == "type":
         wanted = " or ".join(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
-        return Finding(path, "type", f"is {kind(value)}, {wanted} is wanted")
+        return Finding(path, "type", f"is {kind(value)}: expected {wanted}")
     if keyword == "enum":
-        return Finding(path, "enum", f"is {shown}, one of {', '.join(map(str, limit))[:200]} is wanted")
+        return Finding(path, "enum", f"is {shown}: expected one of {', '.join(map(str, limit))[:200]}")
     if keyword == "pattern":
         return Finding(path, "pattern", f"is {shown}, which does not match {limit[:80]}")
     if keyword in ("minLength", "minItems", "maxLength", "maxItems"):

@@ -43,7 +43,7 @@ def read_tools(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
     except ValueError as error:
         return [], [Finding(where, "tools", f"is not JSON: {error}")]
     if not isinstance(listed, list):
-        return [], [Finding(where, "tools", f"is {kind(listed)}, a list of tools is wanted")]
+        return [], [Finding(where, "tools", f"is {kind(listed)}: expected a list of tools")]
     tools: list[dict[str, Any]] = []
     for index, tool in enumerate(listed):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -52,7 +52,7 @@ def read_tools(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
                 Finding(f"{where}[{index}]", "tools", f"is of type {tool['type']!r:.40}, only functions are known")
             ]
         if not isinstance(function, dict) or not _is_name(function.get("name")):
-            what = 'is not a function with a name: {"type": "function", "function": {"name": …}} is wanted'
+            what = 'is not a function with a name: expected {"type": "function", "function": {"name": …}}'
             return [], [Finding(f"{where}[{index}]", "tools", what)]
         tools.append(tool if "function" in tool else {"type": "function", "function": function})
     return tools, []
@@ -77,10 +77,10 @@ def read_calls(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
         except ValueError as error:
             return [], [Finding(place, "tools", f"holds arguments that are not JSON: {error}")]
         if not isinstance(arguments, dict):
-            return [], [Finding(place, "tools", f"holds arguments that are {kind(arguments)}, an object is wanted")]
+            return [], [Finding(place, "tools", f"holds arguments that are {kind(arguments)}: expected an object")]
         kept = call.get("id")
         if kept is not None and not isinstance(kept, str):
-            return [], [Finding(f"{place}.id", "type", f"is {kind(kept)}, text is wanted")]
+            return [], [Finding(f"{place}.id", "type", f"is {kind(kept)}: expected text")]
         made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
         calls.append({"id": kept, **made} if kept else made)
     return calls, []

@@ -71,7 +71,7 @@ def _what(problem: Any, steps: tuple[str | int, ...]) -> str:
     else:
         return str(problem["msg"])
     shown = repr(value)[:60] if isinstance(value, str | int | float) else kind(value)
-    return f"is {shown}, {wanted} is wanted"
+    return f"is {shown}: expected {wanted}"
 
 
 def _no_such_field(steps: tuple[str | int, ...]) -> str:
