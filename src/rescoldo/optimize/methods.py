@@ -16,8 +16,8 @@ REFLECTED = 3  # answers that GEPA reflects on at a time
 # fields of OptimizeConfig that not every method uses, and what they say
 SETTINGS: Mapping[str, str] = {
     "shots": "shows no examples",
-    "trials": "tries no number of prompts",
-    "threshold": "shows no answers of the model's own",
+    "trials": "does not try several prompts",
+    "threshold": "does not show answers of the model itself",
     "budget": "has no budget of answers",
     "reflection_model": "has no instructions written by a model",
 }
