@@ -10,7 +10,6 @@ import psutil
 import pytest
 from hypothesis import settings
 
-LONGEST = {"test_elastic.py", "test_arm.py", "test_llama_cpp.py", "test_two.py"}  # minutes each
 WORKER_BYTES = 2_500_000_000  # memory that a worker and what it starts may take
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,7 +37,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, the longest before all: with the quick ones last, the workers end at about the same
-    time. A file stays with one worker (--dist loadfile), since its fixtures are made once for it."""
+    """Files with slow tests first, those of several machines before all: with the quick ones last, the workers end at
+    about the same time. A file stays together, since its fixtures are made once for it."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name not in LONGEST))
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "nodes"))
