@@ -28,7 +28,8 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
     """Run `command` to its end, write exit.json, run the user's `on_exit` command. Returns the exit code."""
     before = oom_kills()
     error_file = output.absolute() / ERROR_FILE
-    error_file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # one that stays is told by its pid
+        error_file.unlink()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, VARIABLE: str(error_file)})
     start = process_start(child.pid)
 
@@ -52,7 +53,7 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
     }
     with contextlib.suppress(OSError):
         write_json(output / EXIT_FILE, document)
-        error_file.unlink(missing_ok=True)
+        error_file.unlink()
     if read_status(output).kind.silent:
         from rescoldo.report.run_page import write_report
 
