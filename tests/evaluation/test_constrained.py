@@ -198,7 +198,7 @@ def test_optimizers_over_a_constrained_model(base: Path, tmp_path: Path) -> None
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(4)))
     constrained = f"constrained:{base}"
-    with pytest.raises(RescoldoError, match="not of the role's form"):
+    with pytest.raises(RescoldoError, match="no schema to constrain"):
         optimize(OptimizeConfig(str(base), str(train), "mipro", reflection_model=constrained), tmp_path / "p")
     made = OptimizeConfig(
         constrained, str(train), "labeled", shots=1, temperature=0, max_new_tokens=4, quantization="fp32"

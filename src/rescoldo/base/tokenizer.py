@@ -152,7 +152,7 @@ def _from_directory(directory: Path, max_positions: int) -> Any:
     if (directory / TEKKEN).is_file():
         backend, vocabulary, ids, template = from_tekken(directory / TEKKEN)
         tokenizer = _wrap(backend, vocabulary, ids, max_positions)
-        tokenizer.chat_template = _template_beside(directory) or template or None
+        tokenizer.chat_template = _template_in(directory) or template or None
         return tokenizer
     raise RescoldoError(
         "there is no tokenizer: neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json with merges.txt",
@@ -246,11 +246,11 @@ def _from_sentencepiece(path: Path, max_positions: int) -> Any:
         eos if settings.get("add_eos_token", False) else None,
     )
     tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, max_positions)
-    tokenizer.chat_template = _template_beside(path.parent) or None
+    tokenizer.chat_template = _template_in(path.parent) or None
     return tokenizer
 
 
-def _template_beside(directory: Path) -> str:
+def _template_in(directory: Path) -> str:
     """The chat template in chat_template.jinja or tokenizer_config.json; empty: there is none."""
     template, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if template.is_file():

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
-from rescoldo.data.teaching import Beside, Teaching, beside
+from rescoldo.data.teaching import ExtraText, Teaching, extra_text
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
 from rescoldo.engine.kinds import KINDS, PLAIN
 from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical
@@ -88,7 +88,9 @@ class RunConfig(BaseModel):
     prompt_loss_weight: float = _field(0.0, "weight of the prompts' tokens in the loss", ge=0, le=1)
     balance_classes: bool = _field(False, "repeat examples of rarer answers", "true or false")
     text: str | None = _field(
-        None, "plain text that is learned beside the examples", "PATH[,PATH…][:SHARE], the share between 0 and 1"
+        None,
+        "plain text that is learned in addition to the examples",
+        "PATH[,PATH…][:SHARE], the share between 0 and 1",
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     objective: ObjectiveName = _field(
@@ -226,7 +228,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _text(cls, value: str | None) -> str | None:
         if value is not None:
-            beside(value)
+            extra_text(value)
         return value
 
     @field_validator("warmup")
@@ -279,9 +281,9 @@ def teaching(config: RunConfig) -> Teaching:
     return Teaching(config.loss, config.thinking, config.prompt_loss_weight, config.balance_classes)
 
 
-def text_of(config: RunConfig) -> Beside | None:
+def text_of(config: RunConfig) -> ExtraText | None:
     """The plain text that is learned beside the training data."""
-    return beside(config.text) if config.text else None
+    return extra_text(config.text) if config.text else None
 
 
 def nearest(name: str, known: list[str]) -> str:

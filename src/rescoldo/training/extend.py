@@ -57,9 +57,9 @@ def _remedy(config: RunConfig, before: int) -> str:
         return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} anew"
     if config.epochs < before:
         return f"--epochs {before} leaves it as it is; --restart trains {count(config.epochs, 'epoch')} anew"
-    more, beside = config.epochs - before, config.output.with_name(f"{config.output.name}-more")
+    more, longer = config.epochs - before, config.output.with_name(f"{config.output.name}-more")
     return (
-        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
+        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(longer)} … trains on from "
         f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
         "--lr-schedule constant, and --warmup in steps, can be extended"
     )

@@ -141,8 +141,8 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
 def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
     path = Path(os.path.expanduser(config.base_model))
     try:
-        beside = (path / "config.json").is_file() or any(path.glob("*.gguf"))
-        if beside or not (path / CONFIG_FILE).is_file():
+        is_model = (path / "config.json").is_file() or any(path.glob("*.gguf"))
+        if is_model or not (path / CONFIG_FILE).is_file():
             return config, None, []
     except (OSError, ValueError):  # whoever opens it says what is wrong
         return config, None, []

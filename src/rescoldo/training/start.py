@@ -14,7 +14,7 @@ import torch
 from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import read_json, write_beside
+from rescoldo.files import allow_cache_near, read_json
 from rescoldo.invocation import program
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
@@ -99,7 +99,7 @@ def train(
         RescoldoError: whatever the user can mend. What was on the disk before is still there.
     """
     reporter = reporter or Reporter()
-    write_beside(config.output)
+    allow_cache_near(config.output)
     with unfailing(config.output / LOG_FILE):
         return _train(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
 
