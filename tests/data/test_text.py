@@ -77,7 +77,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "too little": ("a.txt", b"", "is empty"),
     "a number": ("b.jsonl", [{"text": "x"}, {"text": 5}], "is a number"),
     "a row of another kind": ("b.jsonl", [{"text": "x"}, {"prompt": "y", "completion": "z"}], "has no `text`"),
-    "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "parts": [1]}], "is not known here"),
+    "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "parts": [1]}], "is unknown and may"),
     "a label": ("b.jsonl", [{"text": "x", "label": True}], "is a label of the text"),
     "a mask": ("b.jsonl", [{"text": "x", "mask": [1]}], "changes what the line means"),
     "images beside": ("b.jsonl", [{"text": "x", "images": ["a.jpg"]}], "only text"),

@@ -344,7 +344,7 @@ def test_a_real_cpu_quota():
     said = within("cpu", limits, "machine.threads")
     assert said.startswith("warning: ")
     assert "a quota of 0.5" in said
-    assert "one thread is all it is worth" in said
+    assert "less than one core" in said
     assert "raise the CPU quota" in said
 
 

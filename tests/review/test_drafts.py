@@ -99,7 +99,7 @@ def test_what_is_refused(generic: Reviewing, tmp_path: Path) -> None:
     for path, output, reviewer, what in (
         (generic.path, other, "ana", "does not come from drafts.jsonl"),
         (generic.path, tmp_path / "n", "a\nb", "invalid reviewer name"),
-        (write(tmp_path / "e.jsonl", {"x": 1}), tmp_path / "n", "ana", "is in no format"),
+        (write(tmp_path / "e.jsonl", {"x": 1}), tmp_path / "n", "ana", "is in no known format"),
         (write(tmp_path / "f.jsonl"), tmp_path / "n", "ana", "holds no drafts"),
     ):
         with pytest.raises(RescoldoError) as caught:

@@ -94,7 +94,7 @@ def test_a_slow_step_is_named_with_its_cause(watcher, monkeypatch):
     watcher.step_done(6, 1000, 10.0)
     (said,) = watcher._listener.said
     assert "step 6 took 10.0 s, 10.0 times as long as it should" in said
-    for cause in ("other processes use 1.0 of", "quota held this process back", "read back from the disk", "1500 MHz"):
+    for cause in ("other processes use 1.0 of", "quota throttled this process", "read back from the disk", "1500 MHz"):
         assert cause in said
     assert "→ raise the quota" in said
     assert "step 6" in read_state(watcher.file.path.parent).troubles[0]["what"]
