@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never half of each."""
+"""Atomic file writing: a file is always either the old version or the new one."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ from typing import Any
 
 from rescoldo.errors import RescoldoError
 
-MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
-STALE_SECONDS = 7 * 86400.0  # after which another machine's temporary file is nobody's
+MAX_JSON = 64 << 20  # bytes; the index of a very large model has a few MB
+STALE_SECONDS = 7 * 86400.0  # after this, another machine's temporary file is assumed to be abandoned
 
-
-_beside: Path | None = None  # what the user has named as a place to write to
-_swept: set[Path] = set()  # paths beside which stale temporary files have been removed
+_output: Path | None = None  # an output path that the user has named
+_swept: set[Path] = set()  # paths for which stale temporary files have been removed
 
 
 def home() -> Path | None:
-    """The user's home directory; None for a user id without an entry in the system's list and without $HOME."""
+    """The user's home directory; None for a user id without a passwd entry and without $HOME."""
     try:
         return Path.home()
     except RuntimeError:
         return None
 
 
-def write_beside(output: Path) -> None:
-    """Let caches lie beside `output` where the user's own cache directory cannot be written."""
-    global _beside
-    _beside = Path(os.path.abspath(output)).parent
+def allow_cache_near(output: Path) -> None:
+    """Allow caches next to `output`, for users whose own cache directory cannot be written."""
+    global _output
+    _output = Path(os.path.abspath(output)).parent
 
 
 def cache_root(*, loadable: bool = False) -> Path:
@@ -51,19 +50,19 @@ def cache_root(*, loadable: bool = False) -> Path:
 
 
 def choose_cache(*, loadable: bool = False) -> tuple[Path, str]:
-    """Where caches lie: the first folder that can be written of $XDG_CACHE_HOME/rescoldo, ~/.cache/rescoldo,
-    .rescoldo-cache beside the output directory (see `write_beside`), and a private folder below the temporary one.
+    """The folder for caches: the first writable one of $XDG_CACHE_HOME/rescoldo, ~/.cache/rescoldo, .rescoldo-cache
+    next to the output directory (see `allow_cache_near`), and a private folder in the temporary one.
 
     Args:
-        loadable: whether programs have to be loaded from there: file systems mounted noexec are passed over.
+        loadable: whether shared libraries will be loaded from it: file systems mounted noexec are skipped.
 
     Returns:
-        The folder, which need not exist yet, and why it is not the first one, "" if it is.
+        The folder, which need not exist yet, and why it is not the first one; "" if it is.
     """
     chosen, own = os.environ.get("XDG_CACHE_HOME"), home()
     folders = [Path(chosen) / "rescoldo"] if chosen else []
     folders += [own / ".cache" / "rescoldo"] if own is not None else []
-    folders += [_beside / ".rescoldo-cache"] if _beside is not None else []
+    folders += [_output / ".rescoldo-cache"] if _output is not None else []
     reasons = [] if own is not None or chosen else ["this user has no home directory"]
     for folder in folders:
         why = _unfit(folder, loadable)
@@ -74,7 +73,7 @@ def choose_cache(*, loadable: bool = False) -> tuple[Path, str]:
 
 
 def _unfit(folder: Path, loadable: bool) -> str:
-    """Why a folder that may not exist yet cannot hold a cache, "" if it can."""
+    """Why a folder, which need not exist yet, cannot hold a cache; "" if it can."""
     place = Path(os.path.abspath(folder))
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -91,7 +90,7 @@ def _unfit(folder: Path, loadable: bool) -> str:
 
 
 def private_folder() -> Path:
-    """A folder below the temporary one that nobody else can write: the same for all processes of this user, unless
+    """A folder in the temporary one that nobody else can write to: the same for all processes of this user, unless
     somebody else has taken its name."""
     folder = Path(tempfile.gettempdir()) / f"rescoldo-{os.getuid()}"
     with contextlib.suppress(OSError):
@@ -111,12 +110,12 @@ def _own_temporary_folder() -> Path:
 
 
 def quote(path: Path | str) -> str:
-    """A path as a shell takes it, for commands that are printed."""
+    """A path quoted for a shell, for printed commands."""
     return shlex.quote(str(path))
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable (no-op where directories cannot be opened)."""
+    """Make a rename inside `path` durable (no-op if directories cannot be opened)."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -179,10 +178,10 @@ def _machine() -> str:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
-    """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it onto `path`.
+    """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it to `path`.
 
     Raises:
-        OSError: as the system says (disk full, read-only); `path` is then unchanged and the temporary file gone.
+        OSError: from the system (disk full, read-only); `path` is unchanged and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -209,11 +208,11 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append whole lines to a file that several processes may append to; they are on the disk when this returns. A last
-    line that a crash has cut off is ended first. A symbolic link is not followed: it could lead to any file.
+    """Append whole lines to a file that several processes may append to; they are on disk when this returns. A last
+    line truncated by a crash is terminated first. A symbolic link is not followed, because it could point to any file.
 
     Raises:
-        OSError: as the system says; nothing of `lines` is in the file then.
+        OSError: from the system; none of `lines` is in the file.
     """
     is_new = not path.exists()
     refuse_link(path)
@@ -238,26 +237,26 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raises OSError where a symbolic link is in the place of a file that is appended to."""
+    """Raise OSError if a file that is appended to is a symbolic link."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON to `path` atomically; NaN and infinity are refused (ValueError)."""
+    """Write `value` as indented UTF-8 JSON to `path` atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so is Git LFS's note about a file that has not been fetched."""
+    """Whether this is the beginning of a Git LFS pointer, whose file has not been fetched."""
     return head.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def refuse_pointer(path: Path) -> None:
-    """Stop at a Git LFS pointer in the place of the file at `path`; other files, and missing ones, pass.
+    """Refuse a Git LFS pointer in place of the file at `path`; other files, and missing ones, pass.
 
     Raises:
-        RescoldoError: it is one.
+        RescoldoError: it is a pointer.
     """
     try:
         with open(path, "rb") as file:
@@ -273,14 +272,14 @@ def refuse_pointer(path: Path) -> None:
 
 
 def load_json(path: Path, fix: str = "") -> dict[str, Any]:
-    """The JSON object in the file at `path`, which is needed.
+    """The JSON object in the file at `path`, which must exist.
 
     Args:
         path: the file.
-        fix: what to do if it cannot be had.
+        fix: what the user can do if the file cannot be read.
 
     Raises:
-        RescoldoError: it cannot be read, is too long, or is no JSON object.
+        RescoldoError: it cannot be read, is too long, or is not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON:
@@ -297,7 +296,7 @@ def load_json(path: Path, fix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file that may be missing or damaged: None then."""
+    """The JSON object in a file; None if it is missing or damaged."""
     try:
         return load_json(path)
     except RescoldoError:

@@ -206,7 +206,7 @@ BROKEN = {
     "no architecture": (_file(), "general.architecture is missing"),
     "no weights": (
         _file(_key(b"general.architecture", 8, _le("Q", 5) + b"llama"), keys=1),
-        "holds no language model's weights",
+        "expected a language model's weights",
     ),
 }
 

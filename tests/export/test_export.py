@@ -148,7 +148,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RescoldoError, match="its base model cannot be opened: /gone: there is no such") as error:
         export_run(copy, "merged")
     assert error.value.where == str(copy)
-    assert "base_model in training_info.json says which" in error.value.fix
+    assert "base_model in training_info.json names it" in error.value.fix
     (copy / "training_info.json").write_text(json.dumps(info))
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))

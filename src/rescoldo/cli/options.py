@@ -288,9 +288,9 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     Raises:
         RescoldoError: a value is missing, unknown or out of range.
     """
-    from rescoldo.files import write_beside
+    from rescoldo.files import allow_cache_near
     from rescoldo.training.config import make_config
 
     made = make_config(given, config)
-    write_beside(made.output)
+    allow_cache_near(made.output)
     return made

@@ -11,7 +11,7 @@ import time
 
 from rescoldo.errors import EXIT_FAILURE, EXIT_USAGE, RescoldoError
 from rescoldo.invocation import program
-from rescoldo.nodes.place import Place, current_place
+from rescoldo.nodes.place import WorkerFolder, current_folder
 from rescoldo.run.lock import process_start
 
 AGAIN = 75  # exit code for: torchrun, start me again
@@ -20,7 +20,7 @@ WATCH_SECONDS = 0.5
 
 def main() -> int:
     """Train as the job says. What starting again cannot mend is over for good; all else torchrun starts again."""
-    place = current_place()
+    place = current_folder()
     if place is None:
         print(f"error: this is started by `{program()} train --nodes`", file=sys.stderr)
         return EXIT_USAGE
@@ -33,7 +33,7 @@ def main() -> int:
     return _work(place, job)
 
 
-def _work(place: Place, job: dict[str, object]) -> int:
+def _work(place: WorkerFolder, job: dict[str, object]) -> int:
     from rescoldo.assemble import real_parts
     from rescoldo.nodes.group import LostOthersError
     from rescoldo.nodes.together import train_here

@@ -1,4 +1,4 @@
-"""Is what a run left behind whole? One line a check."""
+"""Checks of a finished run's files. One line per check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rescoldo.run.layout import INFO_FILE
 from rescoldo.training.metrics import worsened
 from rescoldo.units import count
 
-# every key that training_info.json must have
+# the keys that every training_info.json has
 INFO_KEYS = (
     "base_model",
     "train_dataset",
@@ -45,7 +45,7 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json", "
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `detail` says what was found, in a few words."""
+    """The result of one check; `detail` describes the finding in a few words."""
 
     name: str
     ok: bool
@@ -53,7 +53,7 @@ class Check:
 
 
 def verify(output: Path) -> Iterator[Check]:
-    """Check the artefacts of a finished run, one after the other. Reads only.
+    """Check the files of a finished run, one after the other, without changing anything.
 
     Raises:
         RescoldoError: there is no such directory.
@@ -84,7 +84,7 @@ def verify(output: Path) -> Iterator[Check]:
 
 
 def _average(averaged: Any) -> Check:
-    """Of an average of adapters: what it was made of."""
+    """Check an average of adapters: its list of parts."""
     try:
         said = ", ".join(f"{part['weight']:.3g} · {part['path']}" for part in averaged["parts"])
         return Check("training_info", True, f"average of {said}")
@@ -118,7 +118,7 @@ def _hash(output: Path, name: str) -> str:
 
 
 def _shapes(adapter: Adapter, info: dict[str, Any]) -> Check:
-    """Each target of each layer has its A (rank, in) and B (out, rank), and nothing else is there."""
+    """Each adapted linear of each layer has A (rank, in) and B (out, rank), and there are no other tensors."""
     from rescoldo.base import open_base
     from rescoldo.engine.config import DecoderConfig
 
@@ -152,7 +152,7 @@ def _values(adapter: Adapter, info: dict[str, Any]) -> Iterator[Check]:
 
 
 def _loss(info: dict[str, Any]) -> Iterator[Check]:
-    """Whether the training lowered the validation loss; nothing where an older version did not measure it before."""
+    """Whether training has lowered the validation loss; no result if the loss before training was not recorded."""
     before, losses, best = info.get("val_loss_before"), info.get("losses"), info.get("best_epoch")
     try:
         after = losses[best - 1]["val_loss"]  # type: ignore[index,operator]
@@ -173,6 +173,6 @@ def _bin(path: Path, adapter: Adapter) -> Check:
         expected = to_peft(adapter.parameters, wrapped=adapter.wrapped)
         if state.keys() != expected.keys() or not all(torch.equal(state[key], expected[key]) for key in expected):
             problem = f"differs from {WEIGHTS_FILE}"
-    except Exception as error:  # whatever a damaged file makes the loader raise
+    except Exception as error:  # the loader raises many types for a damaged file
         problem = f"cannot be read: {type(error).__name__}"
     return Check(BIN_FILE, not problem, problem or f"the same as {WEIGHTS_FILE}")

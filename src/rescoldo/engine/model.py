@@ -200,11 +200,11 @@ class LoraModel:
         """tokens (T,) int64 → (T, D) float32."""
         return embed(self.embedding, tokens, self.config)
 
-    def saved_activations(self, rows: Rows, attend: Attend, beside: int = 0) -> SavedActivations:
-        """What keeps a pass's activations for its backward pass, with room left for passes over `beside` rows."""
+    def saved_activations(self, rows: Rows, attend: Attend, other_rows: int = 0) -> SavedActivations:
+        """What keeps a pass's activations for its backward pass, with room left for passes over `other_rows` rows."""
         wanted, lowest = self.keep_layers, self.first_layer
         if wanted is None:
-            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + beside, self.lora)
+            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + other_rows, self.lora)
         first = self.config.n_layers - min(wanted, self.config.n_layers - lowest)
         return SavedActivations(self.layers, rows, attend, first, lowest)
 

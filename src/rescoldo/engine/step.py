@@ -20,11 +20,13 @@ _POSITION_BITS = 18  # a row's identity: who it belongs to, then its position
 class _Shared:
     """A group's prefix while its step lasts: the saved pass and the gradients collected for its keys and values."""
 
-    def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], beside: int) -> None:
+    def __init__(
+        self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], other_rows: int
+    ) -> None:
         c, positions = model.config, torch.arange(len(tokens))
         self.rows = model.rows(positions, positions + (owner << _POSITION_BITS), seed)
         self.attend = PrefixAttention(len(tokens), c.kv_layers[-1])
-        self.saved = model.saved_activations(self.rows, self.attend, beside)
+        self.saved = model.saved_activations(self.rows, self.attend, other_rows)
         model.forward(torch.tensor(tokens), self.rows, self.attend, self.saved)
         self.grad = self.attend.received = PrefixGrad.zeros(c, len(tokens))
 

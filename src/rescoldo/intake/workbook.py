@@ -1,4 +1,4 @@
-"""Excel workbooks, by openpyxl in its read-only mode: one row after the other, values and not formulas."""
+"""Excel workbooks, read row by row with openpyxl's read-only mode; values, not formulas."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.table import header
 from rescoldo.intake.unpack import FREE_BYTES, MAX_RATIO, Packed
 
-MAX_STRINGS = 1 << 30  # bytes of the workbook's list of texts, which is kept in memory
+MAX_STRINGS = 1 << 30  # bytes of the workbook's string table, which is kept in memory
 _PIECE = 1 << 20
 _LOOKED_AT = 200  # rows whose number formats are looked at before the import
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")
 
 
 def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Source:
-    """A sheet of a workbook.
+    """Open a sheet of a workbook.
 
     Args:
-        sheet: its name, "" for the only one that has rows.
+        sheet: its name; "" for the only one that has rows.
         names_row: the row of the header, or a blank one before it.
 
     Raises:
@@ -69,14 +69,14 @@ def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Sourc
 
 @contextmanager
 def _opened(place: Path, path: Path, values: bool) -> Iterator[Any]:
-    """The workbook, with the values of its formulas or the formulas themselves."""
+    """The workbook, with the values of its formulas or with the formulas themselves."""
     import openpyxl
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about styles and the like, which are not read
+            warnings.simplefilter("ignore")  # about styles and the like, which are not used
             book = openpyxl.load_workbook(place, read_only=True, data_only=values, keep_links=False)
-    except Exception as error:  # of openpyxl and the XML parser, of many kinds
+    except Exception as error:  # openpyxl and the XML parser raise many types
         raise _damaged(path, error) from None
     try:
         yield book
@@ -96,7 +96,7 @@ def _look_inside(place: Path, path: Path) -> bool:
     """Whether any sheet has formulas.
 
     Raises:
-        RescoldoError: it is no ZIP, or unpacks to more than is plausible.
+        RescoldoError: it is not a ZIP, or unpacks to more than is plausible.
     """
     try:
         with zipfile.ZipFile(place) as archive:
@@ -161,7 +161,7 @@ def _unapplied(sheet: Any, names: list[str], begin: int, path: Path) -> tuple[st
 
 def _filled(sheet: Any) -> Iterator[tuple[int, Any]]:
     """(number, cells) of each row with something in it."""
-    sheet.reset_dimensions()  # what other programs say of a sheet's size is often wrong
+    sheet.reset_dimensions()  # other programs often store wrong dimensions
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         if any(cell.value not in (None, "") for cell in cells):
             yield number, cells
@@ -172,7 +172,7 @@ def _where(path: Path, sheet: str, number: int) -> str:
 
 
 def _rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int], begin: int) -> Iterator[Row]:
-    """The rows behind the header, which is row `begin`. `written` is the same sheet with its formulas, to tell those
+    """The rows after the header, which is row `begin`. `written` is the same sheet with its formulas, to find formulas
     without a value."""
     try:
         yield from _read_rows(sheet, written, names, path, at, begin)
@@ -202,7 +202,7 @@ def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[
             value = _value(cell)
             if place >= len(names):
                 if value not in (None, ""):
-                    what = "stands outside of the columns that the header names (--header ROW says where it stands)"
+                    what = "is outside of the columns that the header names (or --header ROW is needed)"
                     faults.append((cell.coordinate, what))
                 continue
             if cell.value is not None and cell.data_type == "e":

@@ -1,16 +1,16 @@
 """The Business Analyst's metric, which scores requirements in YAML. The role itself is builtin/ba/role.yaml.
 
-What the metric leaves open is decided so:
+Details of the metric:
 
-- Values count as the text that was written (see yaml_text): `id: 001` is no ID, `priority: Yes` no priority, a title
-  `2024-01-01` is ten characters. Surrounding white space does not count. Empty are null, an empty string, list or
-  mapping.
+- Values are the text as written (see yaml_text): `id: 001` is not an ID, `priority: Yes` is not a priority, a title
+  `2024-01-01` has ten characters. Surrounding white space is ignored. null and an empty string, list or mapping are
+  empty.
 - Priorities are spelled exactly High, Medium, Low.
-- An empty list is a list (a third), but has neither two items nor items that are complete.
-- An ID that occurs twice in its list is unique nowhere: none of its occurrences counts as matching. Items without an
-  ID are not in the count of IDs.
-- A list field that is a YAML string is parsed in a DSPy prediction (a mapping), not in a model's text.
-- A code fence counts as surrounding only if the text begins and ends with it.
+- An empty list earns the third for being a list, but not those for two items and for complete items.
+- An ID that occurs twice in its list does not match at any of its occurrences. Items without an ID do not count in the
+  number of IDs.
+- A list field that is a YAML string is parsed in a DSPy prediction (a mapping), but not in a model's text.
+- A code fence is removed only if the text begins and ends with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DESCRIPTION_LENGTH = 100
 
 
 def score(prediction: Any, record: dict[str, Any] | None = None) -> Score:
-    """The BA metric: the mean of seven components, each 0..1 (COMPONENTS). The record is not looked at."""
+    """The BA metric: the mean of seven components, each 0..1 (COMPONENTS). The record is not used."""
     try:
         fields = parse_answer(prediction)
     except YamlRefusedError as refusal:
@@ -78,7 +78,7 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
             try:
                 parsed = parse_yaml(strip_fence(fields[name]))
             except YamlRefusedError:
-                continue  # it stays a string: there, but not a list
+                continue  # the field stays a string: present, but not a list
             if isinstance(parsed, list):
                 fields[name] = parsed
         elif isinstance(fields.get(name), tuple):
@@ -87,14 +87,14 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A scalar as stripped text; "" for None, lists, mappings and any other object."""
+    """A scalar as stripped text; "" for None, lists, mappings and other objects."""
     if isinstance(value, str):
         return value.strip()
     if not isinstance(value, int | float | date):
         return ""
     try:
         return str(value)
-    except ValueError:  # an integer too long to print
+    except ValueError:  # an integer with too many digits to print
         return ""
 
 
@@ -105,7 +105,7 @@ def _empty(value: Any) -> bool:
 def _item(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
-    dump = getattr(value, "model_dump", None)  # a DSPy signature may type its items as pydantic models
+    dump = getattr(value, "model_dump", None)  # a DSPy signature may declare its items as pydantic models
     dumped = dump() if callable(dump) else None
     return dumped if isinstance(dumped, Mapping) else None
 

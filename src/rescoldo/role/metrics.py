@@ -1,4 +1,4 @@
-"""The metrics that a role can name. Each gives components, 0..1, and says in words what cost points."""
+"""The metrics for roles. Each gives components in 0..1 and notes on what lost points."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from rescoldo.role.rouge import rouge_l
 from rescoldo.role.schema import Schema
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
-PERPLEXITY = "perplexity"  # of a whole set, measured by the engine; not a score
-NOTES = 20  # that one answer gets
+PERPLEXITY = "perplexity"  # of a whole dataset, measured by the engine; not a score of answers
+NOTES = 20  # maximum number for one answer
 
 
 Place = tuple[str | int, ...]
-"""Where in an answer: keys and indices from the top; a number alone is a line, from 1, or -1 for the last one."""
+"""A place in an answer: keys and indices from the top; a single number is a line, from 1, or -1 for the last one."""
 
 
 class Note(Phrase):
-    """What cost points, in words, and where in the answer it is (() where it is nowhere)."""
+    """A description of what lost points, and its place in the answer (() if it has none)."""
 
     place: Place = ()
 
     @classmethod
     def at(cls, text: str, *place: str | int) -> Note:
-        """A note on a place: a phrase, or a text that reports show as it is."""
+        """A note with a place. A text that is no phrase is shown as it is in all languages."""
         note = cls(text.template, **text.values) if isinstance(text, Phrase) else cls("{text}", text=text)
         note.place = place
         return note
 
 
 def place_of(note: str) -> Place:
-    """Where in the answer a note is about; () where that is not known."""
+    """The place in the answer that a note is about; () if it is unknown."""
     return note.place if isinstance(note, Note) else ()
 
 
@@ -46,8 +46,7 @@ class Score:
     Attributes:
         total: mean of the components, 0..1.
         components: name → 0..1.
-        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]"); Note where the
-            place is known.
+        notes: what lost points ("id_format: FR01 in functional_requirements[0]"); of type Note if the place is known.
         failures: metric → why its function gave no score; it counts as 0.
     """
 
@@ -59,14 +58,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a metric sees.
+    """The input of a metric.
 
     Attributes:
-        text: as the model wrote it.
-        value: what it says, as the role's serialization reads it; None if `fault`.
-        fault: why it cannot be read, "" if it can.
-        wanted_text, wanted: the same of the record's own answer; None where the record has none.
-        schema: the role's, if any.
+        text: the answer as the model wrote it.
+        value: the text parsed by the role's serialization; None if `fault`.
+        fault: why it cannot be parsed; "" if it can.
+        wanted_text, wanted: the same for the record's reference answer; None if the record has none.
+        schema: the role's, if it has one.
     """
 
     text: str
@@ -81,7 +80,7 @@ Outcome = tuple[dict[str, float], list[str]]
 
 
 def exact_match(answer: Answer) -> Outcome:
-    """1 if the answer is the record's own: as a value, or as a text in which white space does not count."""
+    """1 if the answer equals the reference: as a value, or as a text up to white space."""
     if answer.wanted_text is None:
         return {}, []
     if isinstance(answer.wanted, str):
@@ -92,7 +91,7 @@ def exact_match(answer: Answer) -> Outcome:
 
 
 def rouge(answer: Answer) -> Outcome:
-    """ROUGE-L (F1) against the record's own answer."""
+    """ROUGE-L (F1) against the reference answer."""
     if answer.wanted_text is None:
         return {}, []
     value = rouge_l(answer.text, answer.wanted_text)
@@ -100,10 +99,11 @@ def rouge(answer: Answer) -> Outcome:
 
 
 def valid(answer: Answer) -> Outcome:
-    """1 if the answer can be read and satisfies the schema.
+    """1 if the answer can be parsed and satisfies the schema.
 
-    Without a schema: if the record's own answer is a JSON or YAML document, the answer must be one with the same keys;
-    if it is neither, there is nothing to satisfy and no component.
+    Without a schema: if the reference answer is a JSON or YAML document, the answer must be one with the same keys; if
+        it
+    is neither, there is no component.
     """
     if answer.schema is None:
         wanted = structure(answer.wanted_text or "")
@@ -118,12 +118,13 @@ def valid(answer: Answer) -> Outcome:
 
 
 def fields(answer: Answer) -> Outcome:
-    """Credit for each part: `completeness`, the share of required fields that are there and not empty; and each field.
+    """Credit for each part: `completeness`, the fraction of required fields that are present and not empty; and each
+    field.
 
-    A field is 1 if it satisfies its own schema, else 0. One that is a list gets half for the list itself (its length,
-    its unique IDs) and half for the share of its items that satisfy theirs.
+    A field scores 1 if it satisfies its own schema, else 0. A field that is a list gets half for the list itself (its
+    length, its unique IDs) and half for the fraction of items that satisfy their schema.
     """
-    assert answer.schema is not None, "a role with this metric has a schema with properties: see load.py"
+    assert answer.schema is not None, "load.py requires a schema with properties for this metric"
     schema, parts = answer.schema, answer.schema.properties()
     if answer.fault or not isinstance(answer.value, dict):
         why = answer.fault or Phrase("not an object")
@@ -175,7 +176,7 @@ def _in_words(component: str, finding: Finding) -> str:
 
 
 def structure(text: str) -> Any:
-    """The JSON or YAML document in `text`, scalars as text; None for prose (and for YAML of less than two keys)."""
+    """The JSON or YAML document in `text`, scalars as text; None for prose (and for YAML with fewer than two keys)."""
     try:
         value = parse_yaml(text)
     except YamlRefusedError:
@@ -187,7 +188,8 @@ def structure(text: str) -> Any:
 
 
 def same_shape(wanted: Any, value: Any) -> bool:
-    """Whether `value` has the keys, lists and scalars of `wanted`, whatever they say; a list's items those of all."""
+    """Whether `value` has the same keys, lists and scalars as `wanted`, with any content; items may have the keys of
+    any."""
     if isinstance(wanted, dict):
         return isinstance(value, dict) and all(
             name in value and same_shape(part, value[name]) for name, part in wanted.items()
@@ -212,7 +214,7 @@ NEED_ANSWERS = ("exact_match", "rouge_l", PERPLEXITY)
 
 
 def from_function(result: Any, name: str) -> Outcome:
-    """What a role's own function returned, as components: a number, a mapping of numbers, or a Score.
+    """The components that a role's own function returned: a number, a mapping of numbers, or a Score.
 
     Raises:
         ValueError: anything else, or a number that is not between 0 and 1.

@@ -1,5 +1,5 @@
-"""How answers are written as text: a row each. To add one: a row, its name in RoleSpec.serialization, and where it has
-a `load` a grammar in role/grammar.py."""
+"""How answers are written as text, one row each. To add one: a row, its name in RoleSpec.serialization, and, if it has
+a `load`, a grammar in role/grammar.py."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml
 
 @dataclass(frozen=True)
 class Serialization:
-    """How values become texts and texts become values.
+    """Conversion between values and texts.
 
     Attributes:
         title: its name in messages.
         dump: the text of a value.
-        load: the value of a text, raising YamlRefusedError where it is none; None where any text is an answer, so that
-            there is no schema.
+        load: the value of a text; raises YamlRefusedError for an invalid one. None if any text is a valid answer, so
+            that there is no schema.
     """
 
     title: str

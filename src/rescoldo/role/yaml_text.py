@@ -1,12 +1,12 @@
-"""YAML or JSON from a source that is not trusted, within bounds, every scalar as the text that was written.
+"""YAML or JSON from an untrusted source, parsed with limits, with every scalar as the text that was written.
 
-A model's answer is read event by event into lists, dicts, strings and None; nothing is ever constructed by tag, so
-`id: 001` is the text "001", `priority: Yes` the text "Yes", a date its own digits, an integer of a million digits a
-string. Only an empty plain scalar, `~` and `null` become None. There is no recursion and an alias costs what it
-expands to, so no text can exhaust the stack, the memory or the clock. `<<` merges as in YAML 1.1.
+A model's answer is parsed event by event into lists, dicts, strings and None; nothing is ever constructed by tag, so
+`id: 001` is the text "001", `priority: Yes` the text "Yes", a date a string of its digits, and so is an integer of a
+million digits. Only an empty plain scalar, `~` and `null` become None. There is no recursion, and an alias costs as
+much as its expansion, so no text can exhaust the stack, the memory or the time. `<<` merges as in YAML 1.1.
 
-What is JSON is read by JSON's own rules, which YAML does not quite contain: the two halves of an escaped surrogate
-pair are one character there.
+JSON is parsed by JSON's own rules, of which YAML is not quite a superset: in JSON the two halves of an escaped
+surrogate pair are one character.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import yaml
 from rescoldo.phrase import Phrase
 
 MAX_CHARACTERS = 256 * 1024
-MAX_NODES = 20_000  # an alias counts as all the nodes it stands for
+MAX_NODES = 20_000  # an alias counts as all the nodes of its expansion
 MAX_DEPTH = 32
 MAX_ALIASES = 100
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "<<"
-# a character beyond U+FFFF as JSON escapes it, with all backslashes before it
+# a character above U+FFFF as JSON escapes it, with all backslashes before it
 _PAIR = re.compile(r"(?<!\\)(\\+)u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -64,11 +64,11 @@ _PROBLEMS = {  # what libyaml and json say most often, as phrases of ours
 
 
 class YamlRefusedError(ValueError):
-    """The text is no YAML, or more YAML than is read here; the message says which in one line.
+    """The text is not YAML, or exceeds the limits; the message says why in one line.
 
     Attributes:
         what: the message, a Phrase.
-        line: where, from 1; None where that is not known.
+        line: its line, from 1; None if it is unknown.
     """
 
     def __init__(self, what: Phrase, line: int | None = None) -> None:
@@ -78,18 +78,18 @@ class YamlRefusedError(ValueError):
 
 @dataclass
 class _Open:
-    """A list or mapping whose end has not come yet."""
+    """A list or mapping that is not closed yet."""
 
     value: list[Any] | dict[str, Any]
     anchor: str | None
     nodes_before: int
-    key: str | None = None  # mapping only: the key that waits for its value
-    merging: bool = False  # the key that waits is a merge key
-    merged: dict[str, Any] = field(default_factory=dict)  # what merge keys have brought
+    key: str | None = None  # mapping only: the key whose value comes next
+    merging: bool = False  # that key is a merge key
+    merged: dict[str, Any] = field(default_factory=dict)  # the entries from merge keys
 
 
 def strip_fence(text: str) -> str:
-    """`text` without the one code fence around it, if it begins and ends with one."""
+    """`text` without the single code fence around it, if it begins and ends with one."""
     stripped = text.strip("\ufeff \t\r\n")
     opening, _, rest = stripped.partition("\n")
     mark = opening[0] if opening[:3] in ("```", "~~~") else ""
@@ -141,7 +141,7 @@ def problem(what: str | None) -> Phrase:
 
 
 def _joined(pair: re.Match[str]) -> str:
-    """An escaped surrogate pair as YAML escapes the character; unless its backslash is escaped itself."""
+    """An escaped surrogate pair as YAML escapes the character, unless its backslash is itself escaped."""
     slashes, high, low = pair.groups()
     if len(slashes) % 2 == 0:
         return pair[0]
@@ -149,10 +149,10 @@ def _joined(pair: re.Match[str]) -> str:
 
 
 def _bounded(value: Any) -> Any:
-    """JSON within the same bounds as YAML, its scalars as text.
+    """JSON with the same limits as YAML, its scalars as text.
 
     Raises:
-        YamlRefusedError: over one of the bounds.
+        YamlRefusedError: it exceeds a limit.
     """
     nodes = 0
 
@@ -175,12 +175,12 @@ def _bounded(value: Any) -> Any:
 
 
 def _whole(text: str) -> str:
-    """Text that can be written as UTF-8: half a surrogate pair is no character."""
+    """A text that can be encoded as UTF-8: lone surrogates are replaced."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def _merge(top: _Open, value: Any) -> None:
-    """Take in what a merge key brings: a mapping, or several, of which an earlier one goes before a later one.
+    """Add the entries of a merge key's value: a mapping, or a list of mappings, of which earlier ones take precedence.
 
     Raises:
         YamlRefusedError: it is something else.
@@ -193,7 +193,7 @@ def _merge(top: _Open, value: Any) -> None:
 
 def _build(events: Iterable[yaml.Event]) -> Any:
     root: Any = None
-    before: Any = None  # the document that was there before this one
+    before: Any = None  # the document before this one
     documents = nodes = aliases = 0
     stack: list[_Open] = []
     anchors: dict[str, tuple[Any, int]] = {}  # name → value, nodes in it
@@ -230,7 +230,7 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             aliases += 1
             if event.anchor not in anchors:
                 raise YamlRefusedError(
-                    Phrase("alias *{name} stands for nothing, or for itself", name=str(event.anchor))
+                    Phrase("alias *{name} is undefined, or refers to itself", name=str(event.anchor))
                 )
             value, size = anchors[event.anchor]
             nodes += size
