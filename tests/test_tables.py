@@ -20,6 +20,7 @@ import typer
 import rescoldo
 from rescoldo.base.open import SCHEMES
 from rescoldo.cli.main import app
+from rescoldo.data.foreign import COMPRESSIONS
 from rescoldo.data.preferences import FORMS
 from rescoldo.engine.kernels.build import INSTRUCTION_SETS
 from rescoldo.engine.kinds import KINDS
@@ -80,6 +81,7 @@ TABLES = {
         "training/tracking.py",
         lists=("training/config.py", "extras.py"),  # for the help; their packages
     ),
+    "endings of compressed files": Table(COMPRESSIONS, "data/foreign.py"),
     "forms of preferences": Table(FORMS, "data/preferences.py"),
     "optimizers": Table(METHODS, "optimize/methods.py"),
     "states of a run": Table(

@@ -1,4 +1,4 @@
-"""Messages that can be shown in another language: English texts that know the template and the values they are of."""
+"""Messages that can be shown in another language: English texts that carry their template and values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import reduce
 from typing import Any
 
 Value = str | int | float
-"""What stands in a template's place: a text as it is, another phrase, or a number, written as the template's format
-specification says."""
+"""A value of a template: a text, another phrase, or a number, which is written as the template's format specification
+says."""
 
 
 class Phrase(str):
     """An English text of this program, made from a template.
 
-    It is the text wherever a text is wanted (messages, exceptions, JSON). What shows it in another language takes the
-    template and the values (`json`), so nothing ever has to find them in the text again.
+    It is a str for all who need a text (messages, exceptions, JSON). A report in another language is made from the
+    template and the values (`json`), so that no code has to parse the text.
 
     Args:
-        template: with places as in str.format: "{k} of {n} answers", "{share:.1%}".
-        values: for each place.
+        template: in the syntax of str.format, with named fields: "{k} of {n} answers", "{share:.1%}".
+        values: for each field.
     """
 
     template: str
@@ -42,7 +42,7 @@ class Phrase(str):
 
 
 def as_data(texts: Iterable[str]) -> list[dict[str, Any] | None]:
-    """Phrase.json of each text; None for one that is no phrase, such as a note of a role's own metric."""
+    """Phrase.json of each text; None for a text that is no phrase, such as a note of a role's own metric."""
     return [text.json if isinstance(text, Phrase) else None for text in texts]
 
 

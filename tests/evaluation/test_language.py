@@ -117,6 +117,8 @@ def test_every_phrase_has_a_translation_and_every_translation_a_phrase() -> None
     assert len(all_templates()) > 80
     assert all_templates() - set(MESSAGES) == set()
     assert set(MESSAGES) - all_templates() == set()
+    imported = (FOLDER / "language.py").read_text(encoding="utf-8")
+    assert "import re" not in imported, "a message is never found by its text"
 
 
 def test_the_search_for_phrases_refuses_what_it_cannot_see() -> None:

@@ -1,8 +1,8 @@
 """The languages of reports: a table of messages, and numbers as the language writes them.
 
-What a report says is an English template with values. So are a document's own messages (reasons, warnings, notes): the
-JSON has their English text, and beside it under `messages` the templates and values (see rescoldo.phrase). A message
-without them, as in the documents of earlier versions and in the notes of a role's own metric, is shown as it is.
+All texts of a report are English templates with values. So are a document's own messages (reasons, warnings, notes):
+the JSON has their English text, and under `messages` their templates and values (see rescoldo.phrase). A message
+without these, as in documents of earlier versions and in notes of a role's own metric, is shown in English.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Language:
 
     Attributes:
         texts: English template → the language's, of all texts; empty for English itself.
-        marks: what the language writes for the marks of a number as Python formats it (see str.translate).
+        marks: replacements for the characters of a number that Python has formatted (for str.translate).
     """
 
     code: str
@@ -33,7 +33,7 @@ class Language:
         """A text.
 
         Args:
-            values: texts as they are to stand there, numbers, and what Phrase.json gives of a phrase.
+            values: texts, which are inserted unchanged, numbers, and the JSON form of phrases.
 
         Raises:
             KeyError: the table does not have the template.
@@ -59,17 +59,17 @@ class Language:
         return self("{first} and {last}", first=", ".join(parts[:-1]), last=parts[-1])
 
     def message(self, part: Mapping[str, Any], key: str) -> str:
-        """A document's own message, which it has under this key."""
+        """The document's own message under this key."""
         return self._shown(str(part[key]), _data(part, key))
 
     def messages(self, part: Mapping[str, Any], key: str) -> list[str]:
-        """A document's own messages, of which it has a list under this key."""
+        """The document's own messages in the list under this key."""
         texts, data = part.get(key) or (), _data(part, key)
         known = data if isinstance(data, Sequence) and len(data) == len(texts) else [None] * len(texts)
         return [self._shown(str(text), one) for text, one in zip(texts, known, strict=True)]
 
     def _shown(self, text: str, data: Any) -> str:
-        """A message by its template and values. They come from a file: only the table's templates are filled in."""
+        """A message from its template and values. These come from a file, so only templates of the table are used."""
         if not self.texts:
             return text
         try:
@@ -79,7 +79,7 @@ class Language:
 
 
 class _Filled(Formatter):
-    """Fills the places of a template: numbers as a language writes them, phrases in that language."""
+    """Fills in a template: numbers as the language writes them, phrases in that language."""
 
     def __init__(self, language: Language) -> None:
         self._language = language

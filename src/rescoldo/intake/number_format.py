@@ -1,7 +1,7 @@
-"""A spreadsheet's number formats (ECMA-376, 18.8.30), as far as they change what a reader takes a number for.
+"""A spreadsheet's number formats (ECMA-376, 18.8.30), as far as they change the meaning of a number.
 
-A workbook holds 0.25 where the sheet shows 25%. Percentages are taken as they are shown; what else a format adds to a
-number (a currency, a unit) is not part of the cell's value, and is reported.
+A workbook holds 0.25 for a cell that shows 25%. Percentages are imported as they are shown. Other additions of a format
+(a currency, a unit) are not part of the cell's value, and are reported.
 """
 
 from __future__ import annotations
