@@ -92,9 +92,9 @@ def test_other_data_is_refused_everywhere(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_follower_that_dies_loses_nothing_that_was_saved(folder: Path, tmp_path: Path) -> None:
-    (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", "fp32", "--epochs", 6))
+    (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", "fp32", "--epochs", 20))
     assert one[0] == 0, one[1]
-    more = ["--quantization", "fp32", "--epochs", 6, "--checkpoint-minutes", 0]
+    more = ["--quantization", "fp32", "--epochs", 20, "--checkpoint-minutes", 0]
     processes = start(folder, tmp_path / "two", 2, *more)
     deadline = time.monotonic() + 200
     while not list((tmp_path / "two").glob("checkpoint-*")) and time.monotonic() < deadline:

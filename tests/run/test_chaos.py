@@ -162,7 +162,7 @@ class Driver:
 
 @pytest.mark.slow
 def test_fifty_disturbances(tmp_path, place, monkeypatch):
-    flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True)
+    flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True, brief=False)  # steps that take a while
     calm, output, clock = tmp_path / "calm", place / "stormy", tmp_path / "offset"
     undisturbed = subprocess.Popen(
         [sys.executable, "-m", "rescoldo", "train", *flags, f"--output={calm}"],
