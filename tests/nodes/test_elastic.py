@@ -37,7 +37,7 @@ KILLS = int(os.environ.get("RESCOLDO_TEST_KILLS", "3"))  # 20 take three minutes
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = make_folder(tmp_path_factory.mktemp("elastic"), gguf=True)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", slow_disk(made, 0.03))
+        patched.setenv("PYTHONPATH", slow_disk(made, 0.015))
         yield made
 
 
@@ -49,6 +49,7 @@ def alone(folder: Path) -> list[float]:
     return curve(folder / "alone")
 
 
+# 84 checkpoints of ten files and folders each: on the slow disk, more than ten seconds
 LONG = ["--quantization", "fp32", "--epochs", 12, "--checkpoint-minutes", 0]
 
 
