@@ -18,7 +18,7 @@ import psutil
 
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.evaluation.llama_server import free_port
-from tests.run.common import brief_role
+from tests.run.common import brief_role, customized
 from tests.training.test_real import write_records
 
 SLOW_DISK = """
@@ -48,9 +48,7 @@ def make_folder(folder: Path, *, gguf: bool = False) -> Path:
 def slow_disk(folder: Path, seconds: float) -> str:
     """A PYTHONPATH with which processes wait whenever they make sure that something is on the disk. A run with a
     checkpoint behind each step takes long then, as is needed to disturb it, and leaves the processor to other tests."""
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=seconds))
-    return f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return customized(folder, SLOW_DISK.format(seconds=seconds))
 
 
 def command(folder: Path, output: Path, *more: Any, train: str = "train.jsonl") -> list[str]:

@@ -85,6 +85,14 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **own, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
+def customized(folder: Path, code: str) -> str:
+    """A PYTHONPATH with which Python runs `code` when it starts, behind what is in tests/lean."""
+    lean = Path(__file__).parents[1] / "lean" / "sitecustomize.py"
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(lean.read_text() + code)
+    return f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+
 def rescoldo(folder: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a `rescoldo` command."""
     command = [sys.executable, "-m", "rescoldo", *arguments]
