@@ -60,10 +60,12 @@ def follow(
     prefix = model.prefix(prompts[0][:common]) if common else None
     for prompt in prompts:
         answer = llama_cpp.greedy(prompt, n)
+        if not answer:
+            continue
         tokens = torch.tensor((prompt + [token for token, _ in answer])[common:-1])
         rows = model.rows(torch.arange(common, common + len(tokens)))
         h = model.forward(tokens, rows, PackedAttention(Layout((0, len(tokens)), common), prefix))
-        logits = model.head.logits(h[len(h) - len(answer) :]).double()
+        logits = model.head.logits(h[-len(answer) :]).double()
         ours = logits.log_softmax(-1)
         for row, scores, (token, theirs) in zip(logits, ours, answer, strict=True):
             positions += 1
