@@ -1,4 +1,4 @@
-"""The kinds of LoRA adapter. One is a row of KINDS; whoever has to know what sets them apart asks the row."""
+"""The kinds of LoRA adapter, a row of KINDS each; code that depends on their differences uses the row's fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # an adapter's tensors, as PEFT calls them
+A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # an adapter's tensors, with PEFT's names
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class AdapterKind:
         y = g ∘ (W·x + s·B·(A·dropout(x))) + bias
 
     Attributes:
-        title: as people write it.
-        scale: s of (alpha, r).
-        magnitude: whether there is a trained magnitude m (out,) beside A and B, and g = m / ‖W + s·B·A‖ by row, the
-            norm taken as a constant in the backward pass (arXiv 2402.09353, section 4.3); without one g = 1.
-        peft: the switches of PEFT's LoraConfig that say so, all others being off.
+        title: its name for people.
+        scale: s as a function of (alpha, r).
+        magnitude: whether there is a trained magnitude m (out,), with g = m / ‖W + s·B·A‖ by row, the norm being a
+            constant in the backward pass (arXiv 2402.09353, section 4.3); otherwise g = 1.
+        peft: the switches of PEFT's LoraConfig that are on for this kind; all others are off.
     """
 
     title: str
@@ -43,7 +43,7 @@ KINDS: dict[str, AdapterKind] = {
     "dora": AdapterKind("DoRA", _by_rank, True, frozenset({"use_dora"})),  # arXiv 2402.09353
     "rsdora": AdapterKind("DoRA with rsLoRA's scale", _by_root, True, frozenset({"use_dora", "use_rslora"})),
 }
-PLAIN = "lora"  # the kind that is meant where none is said
+PLAIN = "lora"  # the default kind
 PEFT_SWITCHES = tuple(sorted(frozenset().union(*(kind.peft for kind in KINDS.values()))))
 
 
