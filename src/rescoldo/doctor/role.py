@@ -192,7 +192,7 @@ def _mend(role: Role) -> Result:
     faults = []
     for number, record in raw:
         try:
-            with _within(PATIENCE, f"mending {where}:{number}"):
+            with _within(PATIENCE, f"running mend on {where}:{number}"):
                 mended, _ = role.mend(copy.deepcopy(record), f"{where}:{number}")
                 found = [fault for fault in role.check(mended, where, number) if fault.level == "error"]
         except RescoldoError as error:

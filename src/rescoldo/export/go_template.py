@@ -46,8 +46,8 @@ class Framed:
     def template(self) -> str:
         """The template in Go's language."""
         roles = [
-            'if eq .Role "' + role + '" }}' + _literal(before) + "{{ .Content }}" + _literal(behind)
-            for role, (before, behind) in self.frames.items()
+            'if eq .Role "' + role + '" }}' + _literal(before) + "{{ .Content }}" + _literal(after)
+            for role, (before, after) in self.frames.items()
         ]
         message = "{{ " + "{{ else ".join(roles) + "{{ end }}"
         with_system, without = map(_literal, self.lead)
@@ -82,8 +82,8 @@ class Turns:
         """The template in Go's language, without a newline or blank that the model should not see."""
         head = _literal(self.head)
         if self.system:
-            before, behind = map(_literal, self.system)
-            head = "{{ if .System }}" + before + "{{ .System }}" + behind + "{{ else }}" + head + "{{ end }}"
+            before, after = map(_literal, self.system)
+            head = "{{ if .System }}" + before + "{{ .System }}" + after + "{{ else }}" + head + "{{ end }}"
         tail = _literal(self.tail)
         if self.answer is None:
             return head + "{{ .Prompt }}" + tail
@@ -151,23 +151,23 @@ def _framed(write: Any, finished: Any) -> Framed:
     system_open = _cut(system, answer_close)
     with_system, after, _ = re.split(f"{_SYSTEM}|{_USER}", finished(_S, _U))
     frames = {
-        "system": (system_open, _cut(after, behind=user_open)),
+        "system": (system_open, _cut(after, end=user_open)),
         "user": (user_open, user_close),
         "assistant": (answer_open, answer_close),
     }
-    lead = _cut(with_system, behind=system_open), _cut(before, behind=user_open)
+    lead = _cut(with_system, end=system_open), _cut(before, end=user_open)
     return Framed(frames, lead, _cut(write(_U), finished(_U)))
 
 
-def _cut(text: str, before: str = "", behind: str = "") -> str:
+def _cut(text: str, begin: str = "", end: str = "") -> str:
     """`text` without a given beginning and end.
 
     Raises:
         ValueError: it does not have them.
     """
-    if not text.startswith(before) or not text.endswith(behind) or len(text) < len(before) + len(behind):
+    if not text.startswith(begin) or not text.endswith(end) or len(text) < len(begin) + len(end):
         raise ValueError("unexpected text")
-    return text[len(before) : len(text) - len(behind)]
+    return text[len(begin) : len(text) - len(end)]
 
 
 def _turns(write: Any) -> Turns:
