@@ -90,7 +90,7 @@ def verdict_sentence(decision: Mapping[str, Any], say: Language = ENGLISH, progr
     """The verdict: what to do, why, and how to know more where that is needed."""
     code, content = decision["verdict_code"], decision["content"]
     if code == "keep":
-        return say.message(decision["sentence"])
+        return say.message(decision, "sentence")
     facts = {
         "model": decision["finetuned"],
         "reference": decision["reference"],
@@ -106,7 +106,7 @@ def verdict_sentence(decision: Mapping[str, Any], say: Language = ENGLISH, progr
     else:
         sentence = say("Keep {reference} for now: {form}, but {because}.", form=form, because=because, **facts)
     if decision.get("caveat"):
-        sentence += " " + say("On the form: {caveat}.", caveat=say.message(decision["caveat"]))
+        sentence += " " + say("On the form: {caveat}.", caveat=say.message(decision, "caveat"))
     following = "" if code in ("adopt", "content_worse") else _following(content, say, program)
     return f"{sentence} {following}".rstrip()
 
@@ -163,7 +163,7 @@ def evidence_lines(decision: Mapping[str, Any], say: Language) -> list[str]:
         say(
             "form: {form} ({reasons})",
             form=say("learned") if decision["adopt"] else say("not enough"),
-            reasons="; ".join(say.message(reason) for reason in decision["reasons"][:2]),
+            reasons="; ".join(say.messages(decision, "reasons")[:2]),
         )
     ]
     for one in decision["content"]["evidence"]:

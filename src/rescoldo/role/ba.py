@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from rescoldo.role.metrics import Note, Score
+from rescoldo.phrase import Phrase
+from rescoldo.role.metrics import Note, Score, lacking
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 LISTS = {"functional_requirements": "FR", "non_functional_requirements": "NFR", "constraints": "C"}
@@ -41,7 +42,7 @@ def score(prediction: Any, record: dict[str, Any] | None = None) -> Score:
         return Score(
             0.0,
             dict.fromkeys(COMPONENTS, 0.0),
-            [Note.at(f"answer: not a YAML mapping: {refusal}", *([refusal.line] if refusal.line else []))],
+            [Note.at(Phrase("answer: not a YAML mapping: {why}", why=refusal.what), *filter(None, [refusal.line]))],
         )
     notes: list[str] = []
     components = {
@@ -63,13 +64,14 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, str):
         value = parse_yaml(strip_fence(prediction))
         if not isinstance(value, dict):
-            kind = "nothing" if value is None else "a list" if isinstance(value, list) else "plain text"
-            raise YamlRefusedError(f"it is {kind}")
+            if isinstance(value, list):
+                raise YamlRefusedError(Phrase("it is a list"))
+            raise YamlRefusedError(Phrase("it is nothing") if value is None else Phrase("it is plain text"))
         return value
     if not isinstance(prediction, Mapping) and hasattr(prediction, "toDict"):
         prediction = prediction.toDict()
     if not isinstance(prediction, Mapping):
-        raise YamlRefusedError(f"it is a {type(prediction).__name__}")
+        raise YamlRefusedError(Phrase("it is a {kind}", kind=type(prediction).__name__))
     fields = {str(name): value for name, value in prediction.items()}
     for name in LISTS:
         if isinstance(fields.get(name), str):
@@ -110,9 +112,7 @@ def _item(value: Any) -> Mapping[str, Any] | None:
 
 def _completeness(fields: dict[str, Any], notes: list[str]) -> float:
     missing = [name for name in FIELDS if _empty(fields.get(name))]
-    notes.extend(
-        Note.at(f"completeness: {name} is {'empty' if name in fields else 'missing'}", name) for name in missing
-    )
+    notes.extend(lacking(name, fields) for name in missing)
     return (len(FIELDS) - len(missing)) / len(FIELDS)
 
 
@@ -120,35 +120,51 @@ def _length(name: str, fields: dict[str, Any], least: int, most: int | None, not
     length = len(_text(fields.get(name)))
     if length >= least and (most is None or length <= most):
         return 1.0
-    wanted = f"{least} to {most}" if most else f"at least {least}"
-    notes.append(Note.at(f"{name}: {length} characters, {wanted} wanted", name))
+    if most is None:
+        what = Phrase("{name}: {length} characters, at least {least} wanted", name=name, length=length, least=least)
+    else:
+        what = Phrase(
+            "{name}: {length} characters, {least} to {most} wanted", name=name, length=length, least=least, most=most
+        )
+    notes.append(Note.at(what, name))
     return 0.0
 
 
 def _list(name: str, value: Any, notes: list[str]) -> float:
     if not isinstance(value, list):
-        notes.append(Note.at(f"{name}: not a list", name))
+        notes.append(Note.at(Phrase("{name}: not a list", name=name), name))
         return 0.0
     thirds = 1
     if len(value) >= 2:
         thirds += 1
     else:
-        notes.append(Note.at(f"{name}: {len(value)} item{'' if len(value) == 1 else 's'}, at least 2 wanted", name))
+        one, none = (
+            Phrase("{name}: 1 item, at least 2 wanted", name=name),
+            Phrase("{name}: 0 items, at least 2 wanted", name=name),
+        )
+        notes.append(Note.at(one if value else none, name))
     faults: list[str] = []
     for index, raw in enumerate(value):
         item = _item(raw)
         if item is None:
-            faults.append(Note.at(f"{name}[{index}]: not a mapping of id, description and priority", name, index))
+            what = Phrase("{item}: not a mapping of id, description and priority", item=f"{name}[{index}]")
+            faults.append(Note.at(what, name, index))
             continue
         faults.extend(
-            Note.at(f"{name}[{index}]: no {field}", name, index, field)
+            Note.at(Phrase("{item}: no {field}", item=f"{name}[{index}]", field=field), name, index, field)
             for field in ITEM_FIELDS[:2]
             if not _text(item.get(field))
         )
         priority = _text(item.get("priority"))
-        if priority not in PRIORITIES:
-            what = f"priority {priority[:40]!r} is not" if priority else "no priority, one of"
-            faults.append(Note.at(f"{name}[{index}]: {what} High, Medium or Low", name, index, "priority"))
+        if not priority:
+            what = Phrase("{item}: no priority, one of High, Medium or Low", item=f"{name}[{index}]")
+            faults.append(Note.at(what, name, index, "priority"))
+        elif priority not in PRIORITIES:
+            what = Phrase(
+                "{item}: priority {value} is not High, Medium or Low",
+                item=f"{name}[{index}]", value=repr(priority[:40]),
+            )  # fmt: skip
+            faults.append(Note.at(what, name, index, "priority"))
     notes.extend(faults)
     return (thirds + (1 if value and not faults else 0)) / 3
 
@@ -165,13 +181,17 @@ def _id_format(fields: dict[str, Any], notes: list[str]) -> float:
         total += len(ids)
         for index, text in ids:
             if not re.fullmatch(prefix + "[0-9]{3}", text):
-                what = f"{text[:40]} in {name}[{index}] is not {prefix} and three digits"
-                notes.append(Note.at(f"id_format: {what}", name, index, "id"))
+                what = Phrase(
+                    "id_format: {id} in {item} is not {prefix} and three digits",
+                    id=text[:40], item=f"{name}[{index}]", prefix=prefix,
+                )  # fmt: skip
+                notes.append(Note.at(what, name, index, "id"))
             elif times[text] > 1:
-                notes.append(Note.at(f"id_format: {text} occurs {times[text]} times in {name}", name, index, "id"))
+                what = Phrase("id_format: {id} occurs {n} times in {name}", id=text, n=times[text], name=name)
+                notes.append(Note.at(what, name, index, "id"))
             else:
                 matching += 1
     if not total:
-        notes.append("id_format: no IDs")
+        notes.append(Phrase("id_format: no IDs"))
         return 0.0
     return matching / total

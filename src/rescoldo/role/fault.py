@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from rescoldo.phrase import Phrase
+
 LEVELS = ("error", "warning")
+_KINDS = {
+    dict: Phrase("an object"),
+    list: Phrase("a list"),
+    str: Phrase("text"),
+    bool: Phrase("true or false"),
+    int: Phrase("a number"),
+    float: Phrase("a number"),
+    type(None): Phrase("null"),
+}
 
 
 class Finding(NamedTuple):
@@ -48,8 +59,7 @@ class Fault:
 
 def kind(value: Any) -> str:
     """The type of a JSON value, as text."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    return _KINDS.get(type(value)) or type(value).__name__
 
 
 def closest(name: str, known: Iterable[str]) -> str:

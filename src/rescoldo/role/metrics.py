@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rescoldo.phrase import Phrase
 from rescoldo.role.fault import Finding
 from rescoldo.role.rouge import rouge_l
 from rescoldo.role.schema import Schema
@@ -20,15 +21,15 @@ Place = tuple[str | int, ...]
 """A place in an answer: keys and indices from the top; a single number is a line, from 1, or -1 for the last one."""
 
 
-class Note(str):
+class Note(Phrase):
     """A description of what lost points, and its place in the answer (() if it has none)."""
 
     place: Place = ()
 
     @classmethod
     def at(cls, text: str, *place: str | int) -> Note:
-        """A note with a place."""
-        note = cls(text)
+        """A note with a place: of a phrase, or of a text that reports show unchanged."""
+        note = cls(text.template, **text.values) if isinstance(text, Phrase) else cls("{text}", text=text)
         note.place = place
         return note
 
@@ -86,7 +87,7 @@ def exact_match(answer: Answer) -> Outcome:
         hit = answer.text.split() == answer.wanted_text.split()
     else:
         hit = not answer.fault and answer.value == answer.wanted
-    return {"exact_match": float(hit)}, [] if hit else ["exact_match: not the record's answer"]
+    return {"exact_match": float(hit)}, [] if hit else [Phrase("exact_match: not the record's answer")]
 
 
 def rouge(answer: Answer) -> Outcome:
@@ -94,7 +95,7 @@ def rouge(answer: Answer) -> Outcome:
     if answer.wanted_text is None:
         return {}, []
     value = rouge_l(answer.text, answer.wanted_text)
-    return {"rouge_l": value}, [] if value == 1 else [f"rouge_l: {value:.3f}"]
+    return {"rouge_l": value}, [] if value == 1 else [Phrase("rouge_l: {value:.3f}", value=value)]
 
 
 def valid(answer: Answer) -> Outcome:
@@ -109,9 +110,9 @@ def valid(answer: Answer) -> Outcome:
         if wanted is None:
             return {}, []
         fits = same_shape(wanted, structure(answer.text))
-        return {"valid": float(fits)}, [] if fits else ["valid: not the structure of the record's answer"]
+        return {"valid": float(fits)}, [] if fits else [Phrase("valid: not the structure of the record's answer")]
     if answer.fault:
-        return {"valid": 0.0}, [Note.at(f"answer: {answer.fault}", *place_of(answer.fault))]
+        return {"valid": 0.0}, [unreadable(answer.fault)]
     findings = answer.schema.findings(answer.value)
     return {"valid": float(not findings)}, [_in_words("valid", finding) for finding in findings[:NOTES]]
 
@@ -126,13 +127,11 @@ def fields(answer: Answer) -> Outcome:
     assert answer.schema is not None, "load.py requires a schema with properties for this metric"
     schema, parts = answer.schema, answer.schema.properties()
     if answer.fault or not isinstance(answer.value, dict):
-        why = answer.fault or "not an object"
-        return dict.fromkeys(["completeness", *parts], 0.0), [Note.at(f"answer: {why}", *place_of(why))]
+        why = answer.fault or Phrase("not an object")
+        return dict.fromkeys(["completeness", *parts], 0.0), [unreadable(why)]
     value, required = answer.value, schema.required() or list(parts)
     missing = [name for name in required if value.get(name) in (None, "", [], {})]
-    notes: list[str] = [
-        Note.at(f"completeness: {name} is {'empty' if name in value else 'missing'}", name) for name in missing
-    ]
+    notes: list[str] = [lacking(name, value) for name in missing]
     components = {"completeness": (len(required) - len(missing)) / len(required)}
     for name, part in parts.items():
         if name not in value:
@@ -147,6 +146,18 @@ def fields(answer: Answer) -> Outcome:
     return components, notes[:NOTES]
 
 
+def unreadable(why: str) -> Note:
+    """The note on an answer that cannot be read."""
+    return Note.at(Phrase("answer: {why}", why=why), *place_of(why))
+
+
+def lacking(name: str, value: Mapping[str, Any]) -> Note:
+    """The note on a field of an answer that has nothing in it, or is not there."""
+    if name in value:
+        return Note.at(Phrase("completeness: {name} is empty", name=name), name)
+    return Note.at(Phrase("completeness: {name} is missing", name=name), name)
+
+
 def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
     own = [finding for finding in findings if finding.field == name or finding.code == "x-unique"]
     bad = {m[1] for finding in findings if (m := re.match(rf"{re.escape(name)}\[(\d+)\]", finding.field))}
@@ -155,9 +166,13 @@ def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
 
 
 def _in_words(component: str, finding: Finding) -> str:
-    where = f"{finding.field} " if finding.field and finding.field != component else ""
     place = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", finding.field)]
-    return Note.at(f"{component}: {where}{finding.what}", *place)
+    if finding.field and finding.field != component:
+        field = finding.field
+        return Note.at(
+            Phrase("{component}: {field} {what}", component=component, field=field, what=finding.what), *place
+        )
+    return Note.at(Phrase("{component}: {what}", component=component, what=finding.what), *place)
 
 
 def structure(text: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rescoldo.engine.types import Sampling
 from rescoldo.errors import RescoldoError
+from rescoldo.phrase import Phrase
 from rescoldo.role import keys
 from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend, recognized
 from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
@@ -24,7 +25,7 @@ from rescoldo.role.serialization import SERIALIZATIONS
 from rescoldo.role.spec import RoleSpec
 from rescoldo.role.thinking import MARKS, split_thinking, spoken
 from rescoldo.role.tools import written_calls
-from rescoldo.role.yaml_text import strip_fence
+from rescoldo.role.yaml_text import YamlRefusedError, strip_fence
 
 __all__ = ["Role", "Score"]
 RUBRIC = """\
@@ -281,7 +282,7 @@ class Role:
         try:
             outcome = self._function(name).call(lambda result: from_function(result, label), prediction, record)
         except HookError as error:
-            return {label: 0.0}, [f"{label}: {error}"], {label: str(error)}
+            return {label: 0.0}, [Phrase("{component}: {what}", component=label, what=str(error))], {label: str(error)}
         return *outcome, {}
 
     def _failed(self, field: str, reference: str, error: HookError, on: str = "") -> RescoldoError:
@@ -377,7 +378,8 @@ class Role:
             if hasattr(prediction, "toDict"):  # a DSPy prediction
                 prediction = prediction.toDict()
             if not isinstance(prediction, Mapping):
-                return Answer("", None, f"it is a {type(prediction).__name__}", wanted_text, wanted, self.schema)
+                why = Phrase("it is a {kind}", kind=type(prediction).__name__)
+                return Answer("", None, why, wanted_text, wanted, self.schema)
             value = {str(name): item for name, item in prediction.items()}
             value = self.schema.conform(value) if self.schema else value
             try:
@@ -407,12 +409,14 @@ class Role:
         try:
             value = row.load(strip_fence(text))
         except RecursionError:
-            return None, "nested too deeply"
-        except ValueError as error:
-            line = getattr(error, "line", None) or getattr(error, "lineno", None)
-            return None, Note.at(f"not {row.title}: {error}", *([line] if line else []))
+            return None, Phrase("nested too deeply")
+        except YamlRefusedError as refusal:
+            why = Phrase("not {title}: {why}", title=row.title, why=refusal.what)
+            return None, Note.at(why, *([refusal.line] if refusal.line else []))
+        if isinstance(value, str):
+            return None, Phrase("it is plain text")
         if not isinstance(value, dict | list):
-            return None, f"it is {'plain text' if isinstance(value, str) else kind(value)}"
+            return None, Phrase("it is {kind}", kind=kind(value))
         return self.schema.conform(value), ""
 
 

@@ -19,19 +19,20 @@ from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
 from referencing.jsonschema import DRAFT202012
 
+from rescoldo.phrase import Phrase, either
 from rescoldo.role.fault import Finding, closest, kind
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
 MAX_ERRORS = 50  # for one value
 MAX_DEPTH = 32
 _WORDS = {
-    "object": "an object",
-    "array": "a list",
-    "string": "text",
-    "boolean": "true or false",
-    "number": "a number",
-    "integer": "a whole number",
-    "null": "null",
+    "object": kind({}),
+    "array": kind([]),
+    "string": kind(""),
+    "boolean": kind(True),
+    "number": kind(0.0),
+    "integer": Phrase("a whole number"),
+    "null": kind(None),
 }
 
 
@@ -54,7 +55,7 @@ def _unique(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[j
     for index, item in enumerate(instance):
         value = item.get(name) if isinstance(item, dict) else None
         if isinstance(value, str) and seen.setdefault(value, index) != index:
-            message = f"{value[:40]} is already used in item {seen[value]}"
+            message = Phrase("{id} is already used in item {index}", id=value[:40], index=seen[value])
             yield jsonschema.ValidationError(message, path=(index, name))
 
 
@@ -154,7 +155,7 @@ class Schema:
                 if len(found) == MAX_ERRORS:
                     break
             return found
-        return [Finding(path, "depth", "is nested too deeply")]
+        return [Finding(path, "depth", Phrase("is nested too deeply"))]
 
     def properties(self, schema: Any = None) -> dict[str, dict[str, Any]]:
         """The properties of an object schema (by default the whole schema), with references resolved."""
@@ -338,19 +339,30 @@ def _finding(error: jsonschema.ValidationError, root: str) -> Finding:
     value, limit, keyword = error.instance, error.validator_value, str(error.validator)
     path = _path(error.absolute_path, root)
     shown = repr(value)[:40] if isinstance(value, str | int | float) else kind(value)
-    length = f"{len(value)} {'characters' if isinstance(value, str) else 'items'}" if hasattr(value, "__len__") else ""
     if keyword == "required":
         missing = next((name for name in limit if name not in value), "")
         quoted = re.match(r"'(.*)' is a required property", error.message)
-        return Finding(_path([quoted[1] if quoted else missing], path), "missing", "is missing")
+        return Finding(_path([quoted[1] if quoted else missing], path), "missing", Phrase("is missing"))
     if keyword == "type":
-        wanted = " or ".join(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
-        return Finding(path, "type", f"is {kind(value)}: expected {wanted}")
+        wanted = either(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
+        return Finding(path, "type", Phrase("is {kind}: expected {wanted}", kind=kind(value), wanted=wanted))
     if keyword == "enum":
-        return Finding(path, "enum", f"is {shown}: expected one of {', '.join(map(str, limit))[:200]}")
+        choices = ", ".join(map(str, limit))[:200]
+        return Finding(path, "enum", Phrase("is {value}: expected one of {choices}", value=shown, choices=choices))
     if keyword == "pattern":
-        return Finding(path, "pattern", f"is {shown}, which does not match {limit[:80]}")
+        what = Phrase("is {value}, which does not match {pattern}", value=shown, pattern=limit[:80])
+        return Finding(path, "pattern", what)
     if keyword in ("minLength", "minItems", "maxLength", "maxItems"):
-        bound = "at least" if keyword.startswith("min") else "at most"
-        return Finding(path, "empty" if not value else keyword, f"{length}, {bound} {limit} wanted")
-    return Finding(path, keyword, error.message[:200])
+        return Finding(path, keyword if value else "empty", _length(keyword, len(value), limit))
+    what = error.message if isinstance(error.message, Phrase) else Phrase("{text}", text=error.message[:200])
+    return Finding(path, keyword, what)
+
+
+def _length(keyword: str, length: int, limit: int) -> Phrase:
+    if keyword == "minLength":
+        return Phrase("{length} characters, at least {limit} wanted", length=length, limit=limit)
+    if keyword == "maxLength":
+        return Phrase("{length} characters, at most {limit} wanted", length=length, limit=limit)
+    if keyword == "minItems":
+        return Phrase("{length} items, at least {limit} wanted", length=length, limit=limit)
+    return Phrase("{length} items, at most {limit} wanted", length=length, limit=limit)

@@ -35,12 +35,12 @@ prompt: |-
 
   Changes: {{ changes | trim }}
 
-# How the answer is written: yaml, json (both need a schema) or text (has none).
 # How the answer is written: yaml, json (both need a schema) or text (without a schema).
+serialization: yaml
 
-# JSON Schema of the answer. Its properties are taught in this order; others are left out.
 # JSON Schema of the answer. Its properties are learned in this order; others are left out.
 # Numbers and lists in YAML are read as the schema says. `x-unique: id` would require unique IDs in a list.
+schema:
   type: object
   required: [headline, breaking, items]
   properties:

@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from rescoldo.phrase import Phrase
+
 MAX_CHARACTERS = 256 * 1024
 MAX_NODES = 20_000  # an alias counts as all the nodes of its expansion
 MAX_DEPTH = 32
@@ -33,18 +35,45 @@ _PLAIN_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
 )
+_PROBLEMS = {  # what libyaml and json say most often, as phrases of ours
+    str(phrase): phrase
+    for phrase in (
+        Phrase("mapping values are not allowed here"),
+        Phrase("mapping values are not allowed in this context"),
+        Phrase("could not find expected ':'"),
+        Phrase("did not find expected key"),
+        Phrase("did not find expected '-' indicator"),
+        Phrase("did not find expected alphabetic or numeric character"),
+        Phrase("did not find expected node content"),
+        Phrase("did not find expected ',' or ']'"),
+        Phrase("did not find expected ',' or '}}'"),
+        Phrase("block sequence entries are not allowed in this context"),
+        Phrase("found unknown escape character"),
+        Phrase("found a tab character that violates indentation"),
+        Phrase("found unexpected end of stream"),
+        Phrase("found character that cannot start any token"),
+        Phrase("Expecting value"),
+        Phrase("Expecting ',' delimiter"),
+        Phrase("Expecting ':' delimiter"),
+        Phrase("Expecting property name enclosed in double quotes"),
+        Phrase("Extra data"),
+        Phrase("Unterminated string starting at"),
+        Phrase("Invalid control character at"),
+    )
+}
 
 
 class YamlRefusedError(ValueError):
     """The text is not YAML, or exceeds the limits; the message says why in one line.
 
     Attributes:
+        what: the message, a Phrase.
         line: its line, from 1; None if it is unknown.
     """
 
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message)
-        self.line = line
+    def __init__(self, what: Phrase, line: int | None = None) -> None:
+        super().__init__(what)
+        self.what, self.line = what, line
 
 
 @dataclass
@@ -81,13 +110,13 @@ def parse_yaml(text: str) -> Any:
         YamlRefusedError: not YAML, several documents, a tag beyond plain data, or over one of the bounds above.
     """
     if len(text) > MAX_CHARACTERS:
-        raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
+        raise YamlRefusedError(Phrase("longer than {characters} characters", characters=MAX_CHARACTERS))
     text = text.lstrip("\ufeff")
     if text.lstrip(" \t\r\n").startswith(("{", "[")):
         try:
             return _bounded(json.loads(text, parse_int=str, parse_float=str, parse_constant=str))
         except RecursionError:
-            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}") from None
+            raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH)) from None
         except json.JSONDecodeError:
             pass  # YAML in flow style
     try:
@@ -96,11 +125,19 @@ def parse_yaml(text: str) -> Any:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f" (line {mark.line + 1})" if mark else ""
-        message = f"{error.problem or error.context or 'not YAML'}{place}"
-        raise YamlRefusedError(message, mark.line + 1 if mark else None) from None
+        what = problem(error.problem or error.context)
+        if mark is None:
+            raise YamlRefusedError(what) from None
+        raise YamlRefusedError(Phrase("{what} (line {line})", what=what, line=mark.line + 1), mark.line + 1) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise YamlRefusedError((str(error).splitlines() or ["not YAML"])[0]) from None
+        raise YamlRefusedError(problem((str(error).splitlines() or [""])[0])) from None
+
+
+def problem(what: str | None) -> Phrase:
+    """What a parser says of a text; parsers of other people's have messages of their own."""
+    if not what:
+        return Phrase("not YAML")
+    return _PROBLEMS.get(what) or Phrase("{text}", text=what)
 
 
 def _joined(pair: re.Match[str]) -> str:
@@ -123,9 +160,9 @@ def _bounded(value: Any) -> Any:
         nonlocal nodes
         nodes += 1 + (len(part) if isinstance(part, dict) else 0)
         if nodes > MAX_NODES:
-            raise YamlRefusedError(f"more than {MAX_NODES} values")
+            raise YamlRefusedError(Phrase("more than {count} values", count=MAX_NODES))
         if isinstance(part, dict | list) and depth > MAX_DEPTH:
-            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
+            raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH))
         if isinstance(part, dict):
             return {_whole(key): convert(item, depth + 1) for key, item in part.items()}
         if isinstance(part, list):
@@ -150,7 +187,7 @@ def _merge(top: _Open, value: Any) -> None:
     """
     for source in reversed(value if isinstance(value, list) else [value]):
         if not isinstance(source, dict):
-            raise YamlRefusedError("a merge key (<<) takes a mapping or a list of mappings")
+            raise YamlRefusedError(Phrase("a merge key (<<) takes a mapping or a list of mappings"))
         top.merged |= source
 
 
@@ -171,7 +208,7 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             top.value.append(value)
         elif top.key is None:
             if not isinstance(value, str | None):
-                raise YamlRefusedError("a key that is a list or a mapping")
+                raise YamlRefusedError(Phrase("a key that is a list or a mapping"))
             top.key = value or ""
         elif top.merging:
             _merge(top, value)
@@ -187,16 +224,18 @@ def _build(events: Iterable[yaml.Event]) -> Any:
         elif isinstance(event, yaml.DocumentEndEvent):
             documents += root is not None
             if documents > 1:
-                raise YamlRefusedError("more than one YAML document")
+                raise YamlRefusedError(Phrase("more than one YAML document"))
             root = before if root is None else root
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if event.anchor not in anchors:
-                raise YamlRefusedError(f"alias *{event.anchor} is undefined, or refers to itself")
+                raise YamlRefusedError(
+                    Phrase("alias *{name} is undefined, or refers to itself", name=str(event.anchor))
+                )
             value, size = anchors[event.anchor]
             nodes += size
             if aliases > MAX_ALIASES:
-                raise YamlRefusedError(f"more than {MAX_ALIASES} aliases")
+                raise YamlRefusedError(Phrase("more than {count} aliases", count=MAX_ALIASES))
             add(value)
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
@@ -215,7 +254,7 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             stack.append(_Open([] if isinstance(event, yaml.SequenceStartEvent) else {}, event.anchor, nodes))
             nodes += 1
             if len(stack) > MAX_DEPTH:
-                raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
+                raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH))
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             done = stack.pop()
             if isinstance(done.value, dict) and done.merged:
@@ -224,10 +263,10 @@ def _build(events: Iterable[yaml.Event]) -> Any:
                 anchors[done.anchor] = (done.value, nodes - done.nodes_before)
             add(done.value)
         if nodes > MAX_NODES:
-            raise YamlRefusedError(f"more than {MAX_NODES} values")
+            raise YamlRefusedError(Phrase("more than {count} values", count=MAX_NODES))
     return root
 
 
 def _check_tag(tag: str | None) -> None:
     if tag is not None and tag != "!" and tag not in _TAGS:
-        raise YamlRefusedError(f"tag {tag}")
+        raise YamlRefusedError(Phrase("tag {name}", name=tag))
