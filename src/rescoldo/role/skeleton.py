@@ -102,7 +102,7 @@ def write_skeleton(name: str, folder: Path) -> None:
     """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
 
     Raises:
-        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
+        RescoldoError: the name is invalid or a built-in role's, or the folder exists already.
     """
     if not NAME.fullmatch(name):
         raise RescoldoError(f"{name[:60]!r} is not a valid name for a role", where="NAME", fix=NAME_IN_WORDS)
