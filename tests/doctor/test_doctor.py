@@ -203,7 +203,7 @@ def test_dataset_faults_overruns_and_leakage(copy):
     assert found.figures["overruns"] == 1
     assert "a longer context: this one's has 4096 tokens" in found.remedy
     write_records(copy / "train.jsonl", ["parking spaces", "a" * 200, "bicycles"])
-    found_all = checks(copy, max_length="2048")
+    found_all = checks(copy, max_length="1024")
     (found,) = named(found_all, "training data")
     assert found.figures["overruns"] == 1
     assert found.remedy.startswith("--max-length ")

@@ -561,7 +561,7 @@ def test_the_command(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPat
     assert (code, "bad.csv:3: row left out" in out) == (0, True)
     for words, said in (
         (["--sheet", "x"], "--sheet does not apply"),
-        (["--separator", "ab"], "separates no cells"),
+        (["--separator", "ab"], "invalid separator"),
         (["--encoding", "utf-99"], "no encoding 'utf-99'"),
         (["--map", "prompt"], "is not FIELD=COLUMN"),
     ):

@@ -159,7 +159,7 @@ def test_a_stop_does_not_count(tmp_path):
     out, _ = process.communicate("\n", timeout=60)
     lines = out.splitlines()
     assert 2.0 < float(lines[-1]) < 5.0
-    assert "this process stood still for 0:00:0" in lines[0]
+    assert "this process was stopped for 0:00:0" in lines[0]
     found = read_state(tmp_path)
     assert found is not None
     assert found.stopped_seconds > 2.0

@@ -30,6 +30,7 @@ from rescoldo.training.metrics import TensorBoard
 from rescoldo.training.start import train
 from tests.base.make_models import tiny_hf
 from tests.engine.test_families import GEMMA4
+from tests.run.common import brief_role
 from tests.training.fake import Silent
 from tests.training.test_resume import Killed, results
 
@@ -63,6 +64,7 @@ def folder(tmp_path_factory) -> Path:
     tiny_hf(folder / "gemma4", "gemma4_text", **{**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2}, **sizes)
     write_records(folder / "train.jsonl", 0, 5)
     write_records(folder / "val.jsonl", 5, 7)
+    brief_role(folder)
     return folder
 
 
@@ -96,6 +98,7 @@ DORA = {"adapter": "dora", "lora_layers": 1, "lora_ranks": "mlp=2", "lora_plus":
 def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adapter):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
     fields = {"quantization": quantization, **adapter, "base_model": str(folder / adapter.get("base_model", "base"))}
+    fields["role"] = str(folder / "brief.yaml")
     train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:

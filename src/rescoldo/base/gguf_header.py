@@ -177,7 +177,7 @@ def _read_tensors(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict
         if n_elements < 1 or dims[0] % block:
             raise _DamagedError(f"tensor {name!r} has impossible dimensions {dims} for type {ggml_type.name}")
         if offset % alignment:
-            raise _DamagedError(f"tensor {name!r} lies at {offset}, not a multiple of {alignment}")
+            raise _DamagedError(f"tensor {name!r} has the offset {offset}: expected a multiple of {alignment}")
         rows.append((name, ggml_type.name, tuple(reversed(dims)), offset, n_elements // block * size))
     start = (cursor.position + alignment - 1) // alignment * alignment
     tensors: dict[str, TensorInfo] = {}

@@ -361,7 +361,7 @@ def _disarmed(messages: Messages, tokenizer: Any) -> Messages:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise RescoldoError("the question holds bytes that are no characters", fix="write it in UTF-8") from None
+        raise RescoldoError("the question contains bytes that are not characters", fix="write it in UTF-8") from None
     if not any(token in text for token in tokenizer.get_added_vocab() for text in texts):
         return messages  # the usual case, found out quickly
     pattern = _marks_pattern(tokenizer)

@@ -195,7 +195,7 @@ def _mend(role: Role) -> Result:
     faults = []
     for number, record in raw:
         try:
-            with _within(PATIENCE, f"mending {where}:{number}"):
+            with _within(PATIENCE, f"running mend on {where}:{number}"):
                 mended, _ = role.mend(copy.deepcopy(record), f"{where}:{number}")
                 found = errors(role.check(mended, where, number))
         except RescoldoError as error:

@@ -75,7 +75,7 @@ def verify(output: Path) -> Iterator[Check]:
     parameters = adapter.parameters
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
     said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
-    yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
+    yield Check("adapter", same, said + ("" if same else ", but training_info.json differs"))
     yield _shapes(adapter, info)
     yield from _values(adapter, info)
     yield from _loss(info)

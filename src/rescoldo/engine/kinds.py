@@ -1,4 +1,4 @@
-"""The kinds of LoRA adapter. One is a row of KINDS; whoever has to know what sets them apart asks the row."""
+"""The kinds of LoRA adapter, a row of KINDS each; code that depends on their differences uses the row's fields."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # an adapter's tensors, as PEFT calls them
+A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # an adapter's tensors, with PEFT's names
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ KINDS: dict[str, AdapterKind] = {
     "rsdora": AdapterKind("DoRA with rsLoRA's scale", _by_root, True, frozenset({"use_dora", "use_rslora"})),
     "lora-fa": AdapterKind("LoRA-FA", _by_rank, False, frozenset(), frozenset({A})),  # arXiv 2308.03303
 }
-PLAIN = "lora"  # the kind that is meant where none is said
+PLAIN = "lora"  # the default kind
 PEFT_SWITCHES = tuple(sorted(frozenset().union(*(kind.peft for kind in KINDS.values()))))
 
 

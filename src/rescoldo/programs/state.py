@@ -139,7 +139,9 @@ def _several(read: list[_Read], role: Role, file: Path, infer_prefix: Any) -> St
     orders = _orders(named, [one.rows for one in read], role)
     if len({frozenset(order.items()) for order in orders}) != 1:
         listed = "; ".join(f"{one.name}: {', '.join(names)}" for one, names in zip(read, named, strict=True))
-        what = "more than one order of its steps fits" if orders else "no order of its steps gives each its inputs, "
+        what = (
+            "more than one order of its steps fits" if orders else "no order of its steps gives each step its inputs, "
+        )
         what += "" if orders else f"uses each answer and ends with {role.spec.answer}"
         raise RescoldoError(f"{what} (fields of {listed})", where=str(file), fix=_OTHERWISE)
     order = orders[0]

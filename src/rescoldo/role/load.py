@@ -96,8 +96,8 @@ def load_role(path: Path, *, trusted: bool = True, option: str = "") -> Role:
     _check_prompt(spec, document)
     schema_file = None
     if isinstance(spec.schema_, str):
-        beside = _inside(folder, spec.schema_, file, "schema")
-        schema_file = read_document(beside, fix=f"put it next to {FILE}, or write the schema into {FILE}")
+        schema_path = _inside(folder, spec.schema_, file, "schema")
+        schema_file = read_document(schema_path, fix=f"put it next to {FILE}, or write the schema into {FILE}")
         spec = spec.model_copy(update={"schema_": schema_file.value})
     role = Role(spec, _digest(spec, folder, file), str(file), option or str(path), folder, trusted)
     _check_schema(role, document, schema_file)

@@ -35,12 +35,12 @@ prompt: |-
 
   Changes: {{ changes | trim }}
 
-# How the answer is written: yaml, json (both need a schema) or text (has none).
 # How the answer is written: yaml, json (both need a schema) or text (without a schema).
+serialization: yaml
 
-# JSON Schema of the answer. Its properties are taught in this order; others are left out.
 # JSON Schema of the answer. Its properties are learned in this order; others are left out.
 # Numbers and lists in YAML are read as the schema says. `x-unique: id` would require unique IDs in a list.
+schema:
   type: object
   required: [headline, breaking, items]
   properties:
@@ -102,7 +102,7 @@ def write_skeleton(name: str, folder: Path) -> None:
     """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
 
     Raises:
-        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
+        RescoldoError: the name is invalid or a built-in role's, or the folder exists already.
     """
     if not NAME.fullmatch(name):
         raise RescoldoError(f"{name[:60]!r} is not a valid name for a role", where="NAME", fix=NAME_IN_WORDS)

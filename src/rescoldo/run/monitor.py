@@ -122,8 +122,8 @@ class Monitor:
         if self.clock.stopped > self._stopped:
             stood, self._stopped = self.clock.stopped - self._stopped, self.clock.stopped
             self._event("stood still", seconds=round(stood, 1))
-            what = f"this process stood still for {duration(stood)}; this does not count for speed and time left"
-            self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
+            what = f"this process was stopped for {duration(stood)}; this does not count for speed and time left"
+            self.say("stopped", what, "by Ctrl-Z or SIGSTOP, or because its container was frozen", again=True)
         if free < self._low:
             self.memory_is_low(free)
 

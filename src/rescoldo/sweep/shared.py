@@ -139,7 +139,7 @@ def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
     twin.lora, twin.parameters, twin.keep_layers = lora, new_parameters(model.config, lora, seed), None
 
     def fresh(old: LoraGroup) -> LoraGroup:
-        return LoraGroup(old.frozen, old.places, old.bias, lora, twin.parameters)
+        return LoraGroup(old.frozen, old.linears, old.bias, lora, twin.parameters)
 
     twin.layers = [
         layer.with_groups({site: fresh(group) for site, group in layer.groups.items()}) for layer in model.layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-STOPPED_AFTER = 5.0  # a gap of so many seconds with hardly any CPU time means that the process was stopped
+STOPPED_AFTER = 5.0  # a longer gap with hardly any CPU time means that the process was stopped
 BUSY_SHARE = 0.2  # with at least this fraction of the gap in CPU time it was busy, not stopped
 
 
