@@ -118,7 +118,7 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
 
 
 def checked(role: Role, value: dict[str, Any], file: str, line: int) -> tuple[list[Fault], Record | None]:
-    """Role.checked of a line, with the record where nothing is wrong with what it asks, whatever its answer."""
+    """Role.checked of a line; the record is returned if its input is sound, whatever is wrong with its answer."""
     faults, record = role.checked(value, file, line)
     return faults, record or role.checked(value, file, line, answers=False)[1]
 

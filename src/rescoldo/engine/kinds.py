@@ -21,8 +21,8 @@ class AdapterKind:
         magnitude: whether there is a trained magnitude m (out,) beside A and B, and g = m / ‖W + s·B·A‖ by row, the
             norm taken as a constant in the backward pass (arXiv 2402.09353, section 4.3); without one g = 1.
         peft: the switches of PEFT's LoraConfig that say so, all others being off.
-        frozen: those of the tensors that keep their initial values: they have no gradient, no moments and no weight
-            decay. On the disk such an adapter is of the kind with the same switches that trains all its tensors.
+        frozen: the tensors that keep their initial values: they have no gradient, no moments and no weight decay. On
+            the disk such an adapter is of the kind with the same switches that trains all tensors.
     """
 
     title: str
@@ -64,8 +64,8 @@ def kind_of_run(said: object, written: str) -> str:
     """The kind that a run has trained.
 
     Args:
-        said: what the run's settings say, if anything.
-        written: the kind of the adapter that it has written; where that is another one, `said` is not of this adapter.
+        said: the kind in the run's settings, if they are known.
+        written: the kind of the adapter on the disk, which is returned if `said` is written as another kind.
     """
     known = isinstance(said, str) and said in KINDS and kind_of(KINDS[said].peft) == written
     return str(said) if known else written

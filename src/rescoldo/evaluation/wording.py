@@ -127,7 +127,7 @@ def _not_preferred(evidence: Sequence[Mapping[str, Any]], say: Language) -> str:
 
 
 def _judged(evidence: Sequence[Mapping[str, Any]], say: Language, finding: str, side: int) -> tuple[str, str]:
-    """Who has found so, and between the model and which others; `side`: 1 where it is preferred, -1 where they are."""
+    """Who made this finding, and the models that it compares with; `side`: 1 if the model is preferred, -1 if they are."""
     one = next(one for one in evidence if one["finding"] == finding)
     pairs = [pair for pair in one["pairs"] if pair["settled"] and (pair["win_rate"] - 0.5) * side > 0]
     who = say("people") if one["kind"] == "people" else say("the judge {model}", model=one["model"])
@@ -136,8 +136,13 @@ def _judged(evidence: Sequence[Mapping[str, Any]], say: Language, finding: str, 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What people are told where the form is learned: a template, why, and whether more evidence would change nothing
-    that matters."""
+    """The verdict on a model that has learned the form.
+
+    Attributes:
+        sentence: its template.
+        because: the reason, from the evidence about the content.
+        settled: whether no further evidence is asked for.
+    """
 
     sentence: str
     because: Callable[[Sequence[Mapping[str, Any]], Language], str]

@@ -61,7 +61,7 @@ Found = TypeVar("Found", Finding, Fault)
 
 
 def errors(found: Iterable[Found]) -> list[Found]:
-    """Those of which a record is refused; the others are warnings."""
+    """The faults because of which a record is refused; the others are warnings."""
     return [one for one in found if one.level == "error"]
 
 

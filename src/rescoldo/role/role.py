@@ -230,8 +230,8 @@ class Role:
     def checked(
         self, record: dict[str, Any], file: str, line: int, *, answers: bool = True
     ) -> tuple[list[Fault], Record | None]:
-        """What is wrong with a record, as `check` says it, and the record as the role's other methods take it, read
-        once; None where something is wrong with what it asks.
+        """The faults of a record, as `check` returns them, and the record as `read` returns it (the record is converted
+        once for both); None if its input has errors.
 
         Raises:
             RescoldoError: the role's own check fails, or returns what it may not.
@@ -357,7 +357,7 @@ class Role:
         return []
 
     def _input_findings(self, record: dict[str, Any], answers: bool) -> tuple[Record, list[Finding]]:
-        """The record as it is read, as far as it can be, and what is wrong with what it asks."""
+        """The record as `read` returns it, unconverted if that fails, and the faults of its input."""
         if self.spec.conversational:
             found, findings = convert(record, answers, self._known_keys)
             whole = Record(found)
