@@ -127,7 +127,7 @@ def _not_preferred(evidence: Sequence[Mapping[str, Any]], say: Language) -> str:
 
 
 def _judged(evidence: Sequence[Mapping[str, Any]], say: Language, finding: str, side: int) -> tuple[str, str]:
-    """Who made this finding, and the models that it compares with; `side`: 1 if the model is preferred, -1 if they are."""
+    """Who made this finding, and the other models of its pairs; `side`: 1 if the model is preferred, else -1."""
     one = next(one for one in evidence if one["finding"] == finding)
     pairs = [pair for pair in one["pairs"] if pair["settled"] and (pair["win_rate"] - 0.5) * side > 0]
     who = say("people") if one["kind"] == "people" else say("the judge {model}", model=one["model"])
