@@ -194,8 +194,8 @@ NOTES = {  # what is wrong with an answer → in Spanish
         "plain": "respuesta: es texto corrido",
         "- a": "respuesta: no es un objeto",
         "a: [": "respuesta: no es YAML: falta un valor (línea 2)",
-        "a: 1": "completeness: falta title",
-        "title: [1]": "title: es una lista, se esperaba texto",
+        "a: 1": "completeness: falta outcome",
+        "outcome: [1]": "outcome: es una lista, se esperaba texto",
     },
 }
 
