@@ -255,7 +255,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "",
         "both tools and functions",
     ),
-    "a forced choice": ({"tool_choice": "required", "messages": [USER, ASSISTANT]}, "tool_choice", "that is forced"),
+    "a forced choice": ({"tool_choice": "required", "messages": [USER, ASSISTANT]}, "tool_choice", "a forced choice"),
     "the user calls": (
         {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
         "messages[0].tool_calls",
@@ -322,7 +322,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "history beside messages": ({"messages": [USER, ASSISTANT], "history": [["a", "b"]]}, "history", "is unknown"),
     "context beside a prompt": ({"prompt": "x", "context": "long", "completion": "y"}, "context", "is unknown"),
     "input beside a prompt": ({"prompt": "x", "input": "long", "completion": "y"}, "", "both prompt and input"),
-    "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of a line"),
+    "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of the line"),
     "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "is unknown and may"),
     "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "is unknown and may"),
     "trl's completion that asks": (

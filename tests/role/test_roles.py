@@ -158,7 +158,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "filter": ({"prompt": "{{ question | center(99999999) }}"}, "no filter 'center'"),
     "private": ({"prompt": "{{ _turns }}"}, "no field '_turns'"),
     "syntax": ({"prompt": "{{ question"}, "role.yaml:4: prompt: unexpected end of template"),
-    "conversation's fields": ({"format": "conversation"}, "leave both out"),
+    "conversation's fields": ({"format": "conversation"}, "leave both fields out"),
     "last message": ({"prompt": [{"role": "system", "content": "x"}]}, "must be the user's"),
     "not a reference": ({"check": "os system"}, "not module:function"),
     "temperature": ({"sampling": {"temperature": -1}}, "sampling.temperature"),
@@ -374,7 +374,7 @@ def test_functions_of_a_role(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "message"),
-    [("m.py:f", "m.py"), ("no.such.module:f", "No module"), ("math:pi", "no function"), ("os.path:none", "none")],
+    [("m.py:f", "m.py"), ("no.such.module:f", "No module"), ("math:pi", "is not a function"), ("os.path:none", "none")],
 )
 def test_functions_that_are_not_there(tmp_path: Path, reference: str, message: str) -> None:
     path = role_file(tmp_path, metric=reference)
