@@ -205,17 +205,17 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "weight 0 on the answer": (
         {"messages": [USER, {**ASSISTANT, "weight": 0}]},
         "messages[1]",
-        "not to be learned .its weight is 0",
+        "is not learned .its weight is 0",
     ),
     "train false on the answer": (
         {"conversations": [human("x"), {**gpt("y"), "train": False}]},
         "conversations[1]",
-        "not to be learned",
+        "is not learned",
     ),
     "llama factory's loss_weight": (
         {"messages": [USER, {**ASSISTANT, "loss_weight": 0.0}]},
         "messages[1]",
-        "not to be",
+        "is not learned",
     ),
     "weight 1 on the user": ({"messages": [{**USER, "weight": 1}, ASSISTANT]}, "messages[0]", "is the user's"),
     "half a weight": (
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "contrary weights": (
         {"messages": [USER, {**ASSISTANT, "weight": 1, "train": False}]},
         "messages[1].train",
-        "the contrary",
+        "contradicts the message's other weight",
     ),
     "train_detail": (
         {"conversations": [human("x"), {**gpt("y"), "train_detail": [{"begin_offset": 0}]}]},
@@ -248,7 +248,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "a search of the web": (
         {"tools": [{"type": "web_search"}], "messages": [USER, ASSISTANT]},
         "tools[0]",
-        "of type 'web_search', only functions",
+        "of type 'web_search': only functions",
     ),
     "tools twice": (
         {"functions": [{"name": "f"}], "tools": [{"name": "f"}], "messages": [USER, ASSISTANT]},
