@@ -209,16 +209,18 @@ class Model:
             RescoldoError: with the name of the invalid field.
         """
         from rescoldo.errors import RescoldoError
+        from rescoldo.role.fault import errors
 
         raw = {self.role.input: record} if isinstance(record, str) else dict(record)
-        faults = [f for f in self.role.check(raw, "input", place, answers=False) if f.level == "error"]
-        if faults:
+        found, whole = self.role.checked(raw, "input", place, answers=False)
+        faults = errors(found)
+        if faults or whole is None:
             raise RescoldoError(
                 "; ".join(fault.what for fault in faults[:3]),
                 where=faults[0].where,
                 fix=f"the role {self.role.name} is asked with the field {self.role.input!r}",
             )
-        return self.role.read(raw, answers=False)
+        return whole
 
 
 def train(

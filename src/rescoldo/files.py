@@ -10,10 +10,13 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,10 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 
 MAX_JSON = 64 << 20  # bytes; the index of a very large model has a few MB
+STALE_SECONDS = 7 * 86400.0  # after this, another machine's temporary file is assumed to be abandoned
 
 _output: Path | None = None  # an output path that the user has named
+_swept: set[Path] = set()  # paths for which stale temporary files have been removed
 
 
 def home() -> Path | None:
@@ -123,6 +128,55 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def temporary_beside(path: Path, ending: str = "tmp") -> Path:
+    """A name beside `path`, of this process, for what is renamed onto it when it is complete: ".NAME.MACHINE-PID.tmp".
+    What killed processes have left there under such names is removed, once for each path."""
+    if path not in _swept:
+        _swept.add(path)
+        remove_stale(path)
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{ending}")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove the temporary files and directories beside `path` whose processes are not alive any more. Of a process on
+    another machine or in another container, or of an earlier version, that cannot be known: what has not been
+    written to for a week is removed."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-)?([0-9]{{1,9}})\.(?:old\.)?tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            found = name.fullmatch(entry.name)
+            if not found:
+                continue
+            if found[1] == _machine():
+                stale = not _alive(int(found[2]))
+            else:
+                stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS
+            if stale and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif stale:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Within what a process id names one process: this host, and the container."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
 def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
     """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it to `path`.
 
@@ -130,7 +184,7 @@ def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = T
         OSError: from the system (disk full, read-only); `path` is unchanged and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         write(temporary)
         if durable:

@@ -25,7 +25,7 @@ from rescoldo.evaluation.page import page
 from rescoldo.evaluation.report import FACTS, markdown
 from rescoldo.evaluation.score import DOUBTS, doubts
 from rescoldo.evaluation.spanish import MESSAGES, TEXTS
-from rescoldo.evaluation.wording import LABELS, REASONS
+from rescoldo.evaluation.wording import LABELS, REASONS, VERDICTS
 from rescoldo.phrase import Phrase, as_data
 from rescoldo.role import get_role
 from rescoldo.role.metrics import Note, place_of
@@ -53,6 +53,7 @@ def spoken() -> set[str]:
 
 def test_all_that_is_said_has_a_translation() -> None:
     from_tables = {*LABELS.values(), *REASONS.values(), *(fact.replace("_", " ") for fact in FACTS)}
+    from_tables |= {row.sentence for row in VERDICTS.values()}
     assert len(spoken()) > 60
     assert (spoken() | from_tables) - set(TEXTS) == set()
     assert set(LABELS) == set(MEASURES)
@@ -193,8 +194,8 @@ NOTES = {  # what is wrong with an answer → in Spanish
         "plain": "respuesta: es texto corrido",
         "- a": "respuesta: no es un objeto",
         "a: [": "respuesta: no es YAML: falta un valor (línea 2)",
-        "a: 1": "completeness: falta title",
-        "title: [1]": "title: es una lista, se esperaba texto",
+        "a: 1": "completeness: falta outcome",
+        "outcome: [1]": "outcome: es una lista, se esperaba texto",
     },
 }
 

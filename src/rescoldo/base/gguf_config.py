@@ -28,6 +28,13 @@ def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
     return value
 
 
+_BY_LAYER = {  # what a key counts, for messages
+    "attention.head_count": "numbers of attention heads",
+    "attention.head_count_kv": "numbers of key-value heads",
+    "feed_forward_length": "widths of the MLP",
+}
+
+
 class _Reader:
     """Typed access to the metadata of one architecture, with errors that name the key."""
 
@@ -42,6 +49,13 @@ class _Reader:
         value = self.metadata.get(f"{self.prefix}.{key}", default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
+        if isinstance(value, np.ndarray) and value.size:
+            several = ", ".join(str(one)[:20] for one in np.unique(value)[:4].tolist())
+            what = f"{_BY_LAYER.get(key, key)} that differ from layer to layer"
+            raise self.fail(
+                f"architecture {self.prefix!r:.80} with {what} is not supported: metadata key {self.prefix}.{key} has "
+                f"{several}"
+            )
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             said = "is missing" if value is None else f"is {value!r:.80}, not a whole number from {low} to {high}"
             raise self.fail(f"metadata key {self.prefix}.{key} {said}")

@@ -37,6 +37,7 @@ def audit(
     from rescoldo.files import quote
     from rescoldo.invocation import program
     from rescoldo.role import get_role
+    from rescoldo.role.fault import errors
     from rescoldo.role.role import FOREIGN
 
     the_role = get_role(role)
@@ -63,7 +64,7 @@ def audit(
             print("✅ no errors")
         if generic := next((fault for fault in found.faults if fault.code == FOREIGN), None):
             print(f"→ {program()} data audit {quote(generic.file)} --role generic")
-        elif unusable := next((f for f in found.faults if f.level == "error" and not f.fixable and f.line), None):
+        elif unusable := next((fault for fault in errors(found.faults) if not fault.fixable and fault.line), None):
             print(f"→ {fix_command(Path(unusable.file), the_role, drop=True)} leaves such lines out, and names them")
     if not found.ok:
         raise typer.Exit(EXIT_FAILURE)

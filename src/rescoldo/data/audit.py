@@ -15,6 +15,8 @@ from rescoldo.data.records import is_prose, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, is_text, read_documents, text_rows
 from rescoldo.role import Fault, Role, get_role
+from rescoldo.role.fault import errors
+from rescoldo.role.record import Record
 from rescoldo.words import same
 
 
@@ -42,7 +44,7 @@ class Audit:
     @property
     def ok(self) -> bool:
         """Whether there are no errors (warnings are allowed)."""
-        return not any(fault.level == "error" for fault in self.faults)
+        return not errors(self.faults)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON that `rescoldo data audit --json` prints."""
@@ -52,7 +54,7 @@ class Audit:
                 {
                     "file": file.file,
                     "records": file.records,
-                    "errors": sum(fault.level == "error" for fault in file.faults),
+                    "errors": len(errors(file.faults)),
                     "warnings": sum(fault.level == "warning" for fault in file.faults),
                     "fixable": sum(fault.fixable for fault in file.faults),
                 }
@@ -100,11 +102,10 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             if line.value is None:
                 continue
             file.records += 1
-            file.faults += role.check(line.value, str(path), line.number)
-            key = input_of(role, line.value)
-            if key:
-                question, listed = role.question(line.value), sentences(role, line.value)
-                answer = answer_of(role, line.value)
+            faults, record = checked(role, line.value, str(path), line.number)
+            file.faults += faults
+            if record is not None and (key := key_of(role, record)):
+                question, listed, answer = role.question(record), sentences(role, record), answer_of(role, record)
                 own.append(_Entry(str(path), line.number, role.input, question, key, answer, listed))
         if not file.records and not file.faults:
             file.faults.append(Fault(str(path), 1, "", "no-records", "holds no records: expected one example a line"))
@@ -114,6 +115,12 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
         entries.append(own)
     result.across = _across(entries, role)
     return result
+
+
+def checked(role: Role, value: dict[str, Any], file: str, line: int) -> tuple[list[Fault], Record | None]:
+    """Role.checked of a line, with the record where nothing is wrong with what it asks, whatever its answer."""
+    faults, record = role.checked(value, file, line)
+    return faults, record or role.checked(value, file, line, answers=False)[1]
 
 
 def _audit_preferences(path: Path, role: Role, form: str, file: FileAudit) -> list[_Entry]:
@@ -147,17 +154,12 @@ def _audit_text(path: Path, file: FileAudit) -> None:
             file.faults.append(Fault(str(path), record.line, KEY, "duplicate", what, level="warning"))
 
 
-def input_of(role: Role, record: dict[str, Any]) -> str:
-    """A record's input, normalized so that equal inputs are equal strings; "" if the record has faults.
+def key_of(role: Role, record: dict[str, Any]) -> str:
+    """The input of a record without faults, normalized so that equal inputs are equal strings.
 
     Some roles compare inputs by their words alone. For the others a sign (3+2, 3-2), a capital letter, the system
     message or an earlier turn can make a different question, so the whole prompts are compared.
     """
-    return "" if role.check(record, "", 0, answers=False) else key_of(role, record)
-
-
-def key_of(role: Role, record: dict[str, Any]) -> str:
-    """`input_of` for a record that is known to be free of faults."""
     if by_words(role):
         return same(role.key(record))
     messages = role.messages(record)

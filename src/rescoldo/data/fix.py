@@ -7,12 +7,13 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rescoldo.data.audit import answer_of, input_of
+from rescoldo.data.audit import answer_of, checked, key_of
 from rescoldo.data.records import flag, read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_atomic
 from rescoldo.invocation import program
 from rescoldo.role import Fault, Role, get_role
+from rescoldo.role.fault import errors
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fix
             continue
         record, mended = role.mend(line.value, f"{path}:{line.number}")
         changes = [Change(line.number, *change) for change in mended]
-        wrong = [fault for fault in role.check(record, str(path), line.number) if fault.level == "error"]
+        faults, whole = checked(role, record, str(path), line.number)
+        wrong = errors(faults)
         if drop and wrong:
             fixed.dropped.append(wrong[0])
             continue
-        key = (input_of(role, record), answer_of(role, record))
+        key = ("", "") if whole is None else (key_of(role, whole), answer_of(role, whole))
         if all(key) and first.setdefault(key, line.number) != line.number:
             fixed.changes.append(Change(line.number, "", f"left out: the same example as line {first[key]}"))
             continue

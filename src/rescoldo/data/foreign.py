@@ -12,7 +12,8 @@ from rescoldo.files import is_lfs_pointer, quote
 from rescoldo.invocation import program
 
 GZIP, BZIP2, XZ, ZSTD, ZIP = "gzip", "bzip2", "xz", "Zstandard", "zip"
-COMPRESSED = (GZIP, BZIP2, XZ, ZSTD)
+COMPRESSED = {GZIP: (".gz",), BZIP2: (".bz2",), XZ: (".xz",), ZSTD: (".zst", ".zstd")}  # → endings of names
+COMPRESSIONS = frozenset(ending for endings in COMPRESSED.values() for ending in endings)
 PARQUET, ARROW, ARROW_STREAM, WORKBOOK = "Parquet", "Arrow", "Arrow stream", "Excel workbook"
 BINARY, TEXT, UTF16, OLD_OFFICE, LFS = "binary", "text", "UTF-16", "old Office file", "Git LFS pointer"
 _MAGIC = (
@@ -101,7 +102,7 @@ def _article(word: str) -> str:
 
 def lines_name(path: Path) -> Path:
     """The name for the JSON Lines file made from `path`: in the same folder, and different from `path`."""
-    stem = Path(path.stem).stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip") else path.stem
+    stem = Path(path.stem).stem if path.suffix.lower() in (*COMPRESSIONS, ".zip") else path.stem
     made = path.with_name(f"{stem or path.name}.jsonl")
     return path.with_name(f"{stem}_lines.jsonl") if made == path else made
 

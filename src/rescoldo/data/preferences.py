@@ -24,7 +24,7 @@ from rescoldo.data.records import Line, is_prose, read_lines, refusal
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.role.conversation import COMPLETIONS, LISTED
-from rescoldo.role.fault import Finding, kind
+from rescoldo.role.fault import Finding, errors, kind
 from rescoldo.role.keys import JUDGED, unreviewed
 from rescoldo.role.record import Record
 
@@ -106,8 +106,8 @@ def preference_lines(path: Path, role: Role, form: str) -> Iterator[tuple[Line, 
         for judgement in judgements:
             for record in judgement.answers:
                 record.line = line.number
-        errors = [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
-        yield line, [] if errors else judgements, errors
+        wrong = [Fault(str(path), line.number, *finding) for finding in errors(findings)]
+        yield line, [] if wrong else judgements, wrong
 
 
 def read_preferences(path: Path, role: Role, form: str) -> list[Judgement]:
@@ -143,10 +143,12 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) ->
     both: list[Record] = []
     for name in names:
         plain, findings = _answered(record, name, names, role)
-        findings = findings or [_named(f, name, plain) for f in _findings(plain, generic)]
         if findings:
             return [], findings
-        both.append(Record(generic.read(plain)))
+        whole, findings = _checked(plain, generic)
+        if whole is None:
+            return [], [_named(finding, name, plain) for finding in findings]
+        both.append(whole)
     chosen, rejected = both
     if chosen["turns"] != rejected["turns"]:
         what = f"answers another prompt than {names[0]}: expected two answers to the same prompt"
@@ -169,15 +171,14 @@ def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Jud
         return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}: expected true or false")]
     plain = {key: value for key, value in record.items() if key not in JUDGED}
     if _is_of(plain, role):
-        findings = _findings(plain, role)
-        if findings:
+        own, findings = _checked(plain, role)
+        if own is None:
             return [], findings
-        messages = [*role.messages(plain), {"role": "assistant", "content": role.target(role.read(plain))}]
-        plain = {"messages": messages}
-    findings = _findings(plain, generic)
-    if findings:
+        plain = {"messages": [*role.messages(own), {"role": "assistant", "content": role.target(own)}]}
+    whole, findings = _checked(plain, generic)
+    if whole is None:
         return [], findings
-    return [Judgement((Record(generic.read(plain)),), record[marks[0]])], []
+    return [Judgement((whole,), record[marks[0]])], []
 
 
 def _not(record: dict[str, Any], key: str, form: str) -> Finding:
@@ -191,10 +192,11 @@ def _is_of(record: dict[str, Any], role: Role) -> bool:
     return not role.spec.conversational and role.input in record
 
 
-def _findings(plain: dict[str, Any], role: Role, *, answers: bool = True) -> list[Finding]:
-    """The errors found by the role's check."""
-    faults = role.check(plain, "", 0, answers=answers)
-    return [Finding(f.field, f.code, f.what) for f in faults if f.level == "error"]
+def _checked(plain: dict[str, Any], role: Role, *, answers: bool = True) -> tuple[Record | None, list[Finding]]:
+    """The record as the role reads it, None if the role's check finds errors; and the errors."""
+    faults, whole = role.checked(plain, "", 0, answers=answers)
+    findings = [Finding(f.field, f.code, f.what) for f in errors(faults)]
+    return None if findings else whole, findings
 
 
 def _named(finding: Finding, name: str, plain: dict[str, Any]) -> Finding:
@@ -253,9 +255,10 @@ def _own(plain: dict[str, Any], name: str, value: Any, role: Role) -> tuple[dict
     if not isinstance(value, str) or not value.strip():
         what = f"is {kind(value)}: expected the answer as a text" if not isinstance(value, str) else "is empty"
         return {}, [Finding(name, "type", what)]
-    if findings := _findings(plain, role, answers=False):
+    own, findings = _checked(plain, role, answers=False)
+    if own is None:
         return {}, findings
-    return {"messages": [*role.messages(plain), {"role": "assistant", "content": value}]}, []
+    return {"messages": [*role.messages(own), {"role": "assistant", "content": value}]}, []
 
 
 def _whole(answer: Any, prompt: Any) -> bool:

@@ -16,6 +16,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
+from rescoldo.role.fault import errors
 from rescoldo.role.record import Record
 from rescoldo.role.role import FOREIGN
 
@@ -238,14 +239,12 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     records: list[Record] = []
     faults: list[Fault] = []
     for line in read_lines(path):
-        found = list(line.faults)
+        found, record = list(line.faults), None
         if line.value is not None:
-            faulty = role.check(line.value, str(path), line.number, answers=answers)
-            found += [fault for fault in faulty if fault.level == "error"]
+            faulty, record = role.checked(line.value, str(path), line.number, answers=answers)
+            found += errors(faulty)
         faults += found
-        if line.value is not None and not found:
-            record = Record(role.read(line.value, answers=answers))
-            record.line = line.number
+        if record is not None and not found:
             records.append(record)
     if faults:
         fix = fix_command(path, role) if any(fault.fixable for fault in faults) else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescoldo.data.audit import by_words, input_of
+from rescoldo.data.audit import by_words, key_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
 from rescoldo.data.preferences import form_of, read_preferences
 from rescoldo.data.records import is_prose, read_lines, read_records
@@ -131,7 +131,7 @@ def split_files(
         keys: list[str] | None = [record[KEY].strip() for record in records]
         split = split_indices([record[KEY][:LIKENESS] for record in records], share, seed, keys, signs=True)
     else:
-        keys = None if by_words(role) else [input_of(role, record) for record in records]
+        keys = None if by_words(role) else [key_of(role, record) for record in records]
         split = split_indices(
             [role.question(record) for record in records], share, seed, keys, signs=not by_words(role)
         )

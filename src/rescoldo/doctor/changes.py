@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rescoldo.doctor.forecast import Forecast
-from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.memory import trained_parameters
 from rescoldo.nodes.scaling import speedup
 from rescoldo.nodes.share import load_of
 from rescoldo.training.parts import lora_config
@@ -46,7 +46,7 @@ def more_machines(prepared: Prepared, chosen: Forecast) -> list[dict[str, Any]]:
     config, examples = prepared.config, prepared.train.examples
     plan = Plan(config, len(examples))
     loads = [load_of([examples[i] for i in group], share=True) for group in plan.groups(0)]
-    gradients = 4 * adapter_parameters(prepared.base.config, lora_config(config, prepared.base.config.n_layers))
+    gradients = 4 * trained_parameters(prepared.base.config, lora_config(config, prepared.base.config.n_layers))
     found: list[dict[str, Any]] = []
     training, evaluating = plan.epochs * chosen.epoch, plan.epochs * chosen.evaluation
     for machines in MACHINES:

@@ -206,7 +206,7 @@ def train_step(model: LoraModel, examples: Sequence[Example]) -> float:
         step.micro_batch([i])
     gradients = step.finish()
     began = time.monotonic()
-    optimizer = AdamW(model.parameters, 0.0)
+    optimizer = AdamW(model.trained, 0.0)
     clip(gradients, 1.0)
     optimizer.update(gradients, 1e-9, 1)
     model.sync()

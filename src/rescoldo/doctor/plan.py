@@ -16,13 +16,13 @@ from rescoldo.doctor.changes import changes
 from rescoldo.doctor.energy import unreadable
 from rescoldo.doctor.forecast import Forecast, forecast
 from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, measure
-from rescoldo.doctor.needs import disk_need
+from rescoldo.doctor.needs import checkpoint_bytes, disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_rates
-from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.precisions import PRECISIONS, fitting
 from rescoldo.engine.types import Example
+from rescoldo.files import temporary_beside
 from rescoldo.system.memory import memory_available
 from rescoldo.training.config import RunConfig
 from rescoldo.training.parts import lora_config
@@ -72,7 +72,7 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
     started = time.time() - psutil.Process().create_time()  # imports, tokenizer, datasets: the run needs this time too
     free = memory_available()
     lora = lora_config(config, base.config.n_layers)
-    saving = write_seconds(config, adapter_parameters(base.config, lora))
+    saving = write_seconds(config, checkpoint_bytes(base.config, lora))
     rates = product_rates(min(base.config.hidden_size, 4096), min(base.config.intermediate_size, 4096))
     forecasts = []
     possible = [name for name in fitting(base.config) if name == config.quantization or all_precisions]
@@ -153,12 +153,11 @@ def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:
     return rows
 
 
-def write_seconds(config: RunConfig, parameters: int) -> float:
-    """The time to write a checkpoint to the output's disk, estimated with a small file there."""
-    size = 4 * 4 * parameters
+def write_seconds(config: RunConfig, size: int) -> float:
+    """The time to write a checkpoint of `size` bytes to the output's disk, estimated with a small file there."""
     data = os.urandom(1 << 20) * (min(size, WRITE_BYTES) >> 20 or 1)
     path = existing(config.output)
-    target = (path if path.is_dir() else path.parent) / f".rescoldo-plan.{os.getpid()}.tmp"
+    target = temporary_beside((path if path.is_dir() else path.parent) / "rescoldo-plan")
     began = time.monotonic()
     try:
         with open(target, "wb") as file:

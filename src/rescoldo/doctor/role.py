@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.role.fault import Fault
+from rescoldo.role.fault import Fault, errors
 from rescoldo.role.load import get_role, samples_file
 from rescoldo.role.metrics import Score
 from rescoldo.role.prompt import fields_used
@@ -115,10 +115,13 @@ def read_samples(role: Role) -> tuple[list[dict[str, Any]], list[Fault]]:
         RescoldoError: their file cannot be read, or the role's own check fails.
     """
     raw, where, faults = _raw_samples(role)
+    records: list[dict[str, Any]] = []
     for number, record in raw:
         with _within(PATIENCE, f"checking {where}:{number}"):
-            faults += [fault for fault in role.check(record, where, number) if fault.level == "error"]
-    return [role.read(record) for _, record in raw] if not faults else [], faults
+            found, whole = role.checked(record, where, number)
+        faults += errors(found)
+        records += [whole] if whole is not None else []
+    return records if not faults else [], faults
 
 
 def _raw_samples(role: Role) -> tuple[list[tuple[int, dict[str, Any]]], str, list[Fault]]:
@@ -194,7 +197,7 @@ def _mend(role: Role) -> Result:
         try:
             with _within(PATIENCE, f"running mend on {where}:{number}"):
                 mended, _ = role.mend(copy.deepcopy(record), f"{where}:{number}")
-                found = [fault for fault in role.check(mended, where, number) if fault.level == "error"]
+                found = errors(role.check(mended, where, number))
         except RescoldoError as error:
             return Result("mend", False, [f"{error.where}: {error.what}"], error.fix)
         faults += [f"{fault.where}: after mend it {fault.what}" for fault in found]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rescoldo.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, to_peft
-from rescoldo.engine.weights import Tensors
+from rescoldo.engine.kinds import kind_of_run
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
@@ -77,7 +77,7 @@ def verify(output: Path) -> Iterator[Check]:
     said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
     yield Check("adapter", same, said + ("" if same else ", but training_info.json differs"))
     yield _shapes(adapter, info)
-    yield from _values(parameters, info)
+    yield from _values(adapter, info)
     yield from _loss(info)
     if (output / BIN_FILE).exists():
         yield _bin(output / BIN_FILE, adapter)
@@ -138,12 +138,16 @@ def _shapes(adapter: Adapter, info: dict[str, Any]) -> Check:
     return Check("shapes", not fault, fault or f"agree with {whose}")
 
 
-def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
+def _values(adapter: Adapter, info: dict[str, Any]) -> Iterator[Check]:
+    parameters = adapter.parameters
     infinite = [key for key, tensor in parameters.items() if not bool(tensor.isfinite().all())]
     yield Check("finite", not infinite, f"not finite: {infinite[0]}" if infinite else "all numbers are finite")
     untrained = [key for key, tensor in parameters.items() if key.endswith(".lora_B") and not bool(tensor.any())]
     yield Check("trained", not untrained, f"B is zero in {untrained[0]}" if untrained else "no B is zero")
-    count = sum(tensor.numel() for tensor in parameters.values())
+    settings = info.get("config")
+    said = settings.get("adapter") if isinstance(settings, dict) else None
+    lora = replace(adapter.lora, kind=kind_of_run(said, adapter.lora.kind))
+    count = sum(tensor.numel() for name, tensor in parameters.items() if lora.trains(name))
     yield Check("parameters", count == info.get("trainable_params"), f"{count:,} trained parameters")
 
 

@@ -18,6 +18,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import append_lines, quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
+from rescoldo.role.fault import errors
 
 ACCEPT, REJECT = "accept", "reject"
 MAX_DECISIONS = 256 << 20  # bytes
@@ -74,7 +75,7 @@ def read_drafts(path: Path, role: Role) -> list[Draft]:
         if line.value is None or faults:
             raise RescoldoError(faults[0].what, where=faults[0].where, fix="fix that line")
         record = line.value
-        wrong = [one for one in role.check(record, str(path), line.number, answers=False) if one.level == "error"]
+        wrong = errors(role.check(record, str(path), line.number, answers=False))
         if wrong:
             raise RescoldoError(wrong[0].what, where=wrong[0].where, fix="is it another role's file (--role)?")
         origin = record.get("provenance")
@@ -277,7 +278,7 @@ class Reviewing:
             if fault:
                 raise NotSoundError(str(fault))
             record = with_answer(self.role, record, value)
-        faults = [one for one in self.role.check(record, "", 0) if one.level == "error"]
+        faults = errors(self.role.check(record, "", 0))
         if faults:
             raise NotSoundError("; ".join(f"{one.field}: {one.what}" if one.field else one.what for one in faults[:3]))
         return record

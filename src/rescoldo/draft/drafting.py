@@ -26,6 +26,7 @@ from rescoldo.evaluation.wording import REASONS
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatModel, Messages, Prediction
 from rescoldo.role import Role
+from rescoldo.role.fault import errors
 
 MOST_INPUTS = 20  # from one piece of a document
 INPUT_TOKENS = 1024
@@ -205,7 +206,7 @@ def _without_repeats(
     sound = []
     for one in inputs:
         record = one.record or {}
-        faults = [fault for fault in role.check(record, one.source, 0, answers=False) if fault.level == "error"]
+        faults = errors(role.check(record, one.source, 0, answers=False))
         if faults:
             where = f"{one.source}, {one.place}, {faults[0].field}"
             raise RescoldoError(faults[0].what, where=where, fix="fix that input; its other fields must be there, too")
@@ -241,7 +242,7 @@ def _answered(role: Role, record: dict[str, Any], prediction: Prediction) -> tup
     made = with_answer(role, record, text if fault else value)
     if fault:
         return made, [*checks, str(fault)]
-    faults = [one for one in role.check(made, "", 0) if one.level == "error"]
+    faults = errors(role.check(made, "", 0))
     return made, [*checks, *(f"{one.field}: {one.what}" if one.field else one.what for one in faults)]
 
 

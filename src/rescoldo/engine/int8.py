@@ -204,11 +204,11 @@ class Int8Products(Products):
         rows, dz = op.int8_input(dy, f.scale, group, self.up, None, self.total, None)
         gradients: Gradients = []
         if self.adapter is not None and self.total and z is not None:
-            da = op.outer_rows(dz, x, mask, 1.0)
+            da = op.outer_rows(dz, x, mask, 1.0) if self.adapter.trains_a else None
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
                 db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale)
-                gradients.append((da[part], db.T))
+                gradients.append((None if da is None else da[part], db.T))
         if rows is None:
             return None, gradients
         dx = op.int8_product(

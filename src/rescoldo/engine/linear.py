@@ -16,9 +16,10 @@ from rescoldo.engine.kernels.choose import kernels
 from rescoldo.engine.kernels.ops import Dropout
 from rescoldo.system.cpu import fast_bf16
 
-_ROWS = 1024  # rows of a weight converted to float32 at a time
-_FEW_ROWS = 16  # with fewer rows reading the weight dominates, and float32 would double it
-Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
+_ROWS = 1024  # of a weight that are in float32 at a time
+_FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
+# of each member's A (r, in), None where A is not trained, and B (its outputs, r), float32
+Gradients = list[tuple[torch.Tensor | None, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member, all of the same rank."""
+    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member, all of one rank.
+    `trains_a`: whether the backward pass makes A's gradients."""
 
     members: Sequence[Member]
     rank: int
+    trains_a: bool = True
 
 
 class Products(ABC):
@@ -124,10 +127,13 @@ class _PlainProducts(Products):
         dz = None
         if self.adapter is not None and self.b is not None and z is not None:
             r, dz = self.adapter.rank, _product(dy, self.b)
-            da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
+            da: torch.Tensor | None = None
+            if self.adapter.trains_a:
+                da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                gradients.append((da[part], m.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float()))
+                db = m.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float()
+                gradients.append((None if da is None else da[part], db))
         if not want_input:
             return None, gradients
         dx = self.frozen.input_grad(dy)

@@ -1,10 +1,10 @@
 """A group of linears that share an input, with their adapters: forward and backward by hand.
 
-    y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ        A (r, in) and B (out, r) trained, W and b frozen
+    y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ        A (r, in) and B (out, r) trained (see below), W and b frozen
 
-`kinds` has the formula of each kind, `dora` that of a trained magnitude. The linears of a group (q, k, v; gate, up)
-share one dropout mask because they share the input, while PEFT draws one for each. Statistically this is the same
-regularization of each adapter, at a third of the cost.
+`kinds` has the formula of each kind and what it trains, `dora` what a trained magnitude adds. The linears of a group
+(q, k, v; gate, up) share one dropout mask, since they share the input; PEFT draws one for each. Statistically that is
+the same regularization of each adapter, and a third of the work.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class LoraGroup:
         if not (self.enabled and self.adapted and self.lora):
             self.products = self.frozen.adapted(None, self.bias)
             return
-        rank = max(self.lora.rank_of(linear.name) for linear in self.adapted)
-        members = [self._member(linear, rank, self.lora) for linear in self.adapted]
-        adapter = Adapter(members, rank)
+        rank = max(self.lora.rank_of(place.name) for place in self.adapted)
+        members = [self._member(place, rank, self.lora) for place in self.adapted]
+        adapter = Adapter(members, rank, self.lora.trains(A))
         if self._squared is None:
             self.products = self.frozen.adapted(adapter, self.bias)
             return
@@ -95,21 +95,28 @@ class LoraGroup:
         gradients: dict[str, torch.Tensor],
         want_input: bool = True,
     ) -> torch.Tensor | None:
-        """Add the adapters' gradients to `gradients` (float32); returns dx (T, in), None if not wanted."""
+        """Add the adapters' gradients to those tensors that `gradients` has (float32: LoraModel.trained) and return dx
+        (T, in), None if not wanted."""
         if isinstance(kept, tuple):
             assert self.magnitudes is not None
             z, u = kept
             dy, lengths = self.magnitudes.backward(dy, u)
-            for linear, dm in zip(self.adapted, lengths, strict=True):
-                gradients[f"{linear.name}.{MAGNITUDE}"] += dm
+            for place, dm in zip(self.adapted, lengths, strict=True):
+                _add(gradients, f"{place.name}.{MAGNITUDE}", dm)
         else:
             z = kept
         dx, found = self.products.backward(dy, x, z, mask, want_input)
-        for linear, (da, db) in zip(self.adapted, found, strict=bool(found)):
-            into_a, into_b = gradients[f"{linear.name}.{A}"], gradients[f"{linear.name}.{B}"]
-            into_a += da[: len(into_a)]
-            into_b += db[:, : into_b.shape[1]]
+        for place, (da, db) in zip(self.adapted, found, strict=bool(found)):
+            rank = len(self.parameters[f"{place.name}.{A}"])
+            _add(gradients, f"{place.name}.{A}", None if da is None else da[:rank])
+            _add(gradients, f"{place.name}.{B}", db[:, :rank])
         return dx
+
+
+def _add(gradients: dict[str, torch.Tensor], name: str, found: torch.Tensor | None) -> None:
+    """Add to a tensor's gradient, if it is trained."""
+    if name in gradients and found is not None:
+        gradients[name] += found
 
 
 def new_a(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

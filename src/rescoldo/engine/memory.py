@@ -15,7 +15,8 @@ from rescoldo.system.memory import memory_available
 
 PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and libraries, without weights
 ADAPTERS_IN_MEMORY = 7  # weights, gradients, two moments, best epoch; and a checkpoint's copies while it is written
-HEADROOM = 0.9  # usable fraction of the free memory
+FROZEN_IN_MEMORY = 4  # the same without gradients and moments
+HEADROOM = 0.9  # of the free memory
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple
 
 
 def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
-    """The number of trained parameters."""
+    """Parameters of the adapter, trained or not."""
     return sum(math.prod(shape) for shape in parameter_shapes(decoder, lora).values())
+
+
+def trained_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
+    """Parameters of the adapter that are trained."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(decoder, lora).items() if lora.trains(name))
 
 
 def memory_need(
@@ -102,12 +108,14 @@ def memory_need(
     trained = decoder.n_layers - lora.first_layer
     inputs = _inputs(decoder, trained, wide, rows)
     kept = [kept_bytes(decoder, wide, rows, lora, i) for i in every[lora.first_layer :]]
+    adapter = trained_parameters(decoder, lora)
+    frozen = adapter_parameters(decoder, lora) - adapter
     work = 5 * max(kept_bytes(decoder, wide, rows, layer=i) for i in every)
     logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its derivative are in float32
     work += HEAD_ROWS * decoder.vocab_size * logit
     return MemoryNeed(
         weights=weight_bytes(decoder, precision, stored, mapped=mapped),
-        adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
+        adapter=4 * (ADAPTERS_IN_MEMORY * adapter + FROZEN_IN_MEMORY * frozen),
         layer_activations=math.ceil(sum(kept) / len(kept)),
         other=PROCESS + converted + work + inputs,
         n_layers=trained,

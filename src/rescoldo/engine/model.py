@@ -152,6 +152,11 @@ class LoraModel:
         return cls(config, precision, lora, parameters, embedding, output, layers, converter.state, layer_embeddings)
 
     @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Those of `parameters` that are trained; the others keep their initial values."""
+        return {name: p for name, p in self.parameters.items() if self.lora and self.lora.trains(name)}
+
+    @property
     def first_layer(self) -> int:
         """The lowest layer with an adapter, where the backward pass ends."""
         return self.lora.first_layer if self.lora else 0

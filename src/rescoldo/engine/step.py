@@ -71,7 +71,7 @@ class GradientStep:
         for example in examples:
             self._of.append(range(len(self.examples), len(self.examples) + len(example.passes)))
             self.examples += example.passes
-        self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
+        self.gradients = {name: torch.zeros_like(p) for name, p in model.trained.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
         self._left = set(self._sequences(range(len(self._of)) if mine is None else mine))  # backward passes still to do

@@ -163,6 +163,10 @@ class LoraConfig:
         """Whether each adapted linear has trained magnitudes."""
         return KINDS[self.kind].magnitude
 
+    def trains(self, tensor: str) -> bool:
+        """Whether a tensor of the adapter is trained, by its name ("model.layers.0.self_attn.q_proj.lora_A")."""
+        return tensor.rpartition(".")[2] not in KINDS[self.kind].frozen
+
     @property
     def first_layer(self) -> int:
         """The lowest layer with an adapter, where the backward pass ends."""

@@ -277,7 +277,7 @@ MESSAGES = {
     "a merge key (<<) takes a mapping or a list of mappings": "una clave de fusión (<<) admite un mapa o una lista de "
     "mapas",
     "a key that is a list or a mapping": "una clave que es una lista o un mapa",
-    "alias *{name} is undefined, or refers to itself": "el alias *{name} no se refiere a nada, o se refiere a sí mismo",
+    "alias *{name} is undefined, or refers to itself": "el alias *{name} no está definido, o se refiere a sí mismo",
     "tag {name}": "etiqueta {name}",
     "not YAML": "no es YAML",
     "{what} (line {line})": "{what} (línea {line})",

@@ -9,10 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import sync_directory
+from rescoldo.files import sync_directory, temporary_beside
 from rescoldo.units import gigabytes
 
 MANIFEST = "export.json"
@@ -81,10 +79,9 @@ def new_directory(target: Path) -> Iterator[Path]:
     Raises:
         RescoldoError: the system refuses to write (disk full, read-only).
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target)
         temporary.mkdir()
         yield temporary
         for path in temporary.rglob("*"):
@@ -92,7 +89,7 @@ def new_directory(target: Path) -> Iterator[Path]:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
         sync_directory(temporary)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+        old = temporary_beside(target, "old.tmp")
         if target.exists():
             target.rename(old)
         try:
@@ -112,11 +109,3 @@ def new_directory(target: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Remove what a killed export has left behind."""
-    for path in target.parent.glob(f".{target.name}.*.tmp"):
-        pid = path.name.removeprefix(f".{target.name}.").partition(".")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ from rescoldo.files import quote, write_atomic
 from rescoldo.invocation import program
 from rescoldo.role import Role, keys
 from rescoldo.role.conversation import COMPLETIONS, LISTED, TOOLS
+from rescoldo.role.fault import errors
 from rescoldo.role.message import SPEAKERS
 from rescoldo.role.tools import read_json, read_tools
 
@@ -80,7 +81,7 @@ def _sound(path: Path, role: Role) -> Iterator[tuple[str, dict[str, Any]]]:
         faults = list(line.faults)
         if line.value is not None:
             found = role.check(line.value, str(path), line.number)
-            faults += [one for one in found if one.level == "error" and one.code != "meaning"]
+            faults += [one for one in errors(found) if one.code != "meaning"]
         if faults or line.value is None:
             raise RescoldoError(
                 faults[0].what, where=faults[0].where, fix=f"{program()} data audit {quote(path)}{flag(role)}"

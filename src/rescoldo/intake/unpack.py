@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rescoldo.data.foreign import BZIP2, COMPRESSED, GZIP, WORKBOOK, XZ, ZIP, ZSTD, kind_of
+from rescoldo.data.foreign import BZIP2, COMPRESSED, COMPRESSIONS, GZIP, WORKBOOK, XZ, ZIP, ZSTD, kind_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.extras import missing
 from rescoldo.files import quote
@@ -98,7 +98,7 @@ def packed(path: Path) -> Packed:
         if kind == ZIP:
             return _zipped(path)
         if kind in COMPRESSED:
-            name = path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zstd") else path.name
+            name = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
             found = _look(path, name, kind, (f"compressed with {kind}",), lambda: _unpacking(path, kind))
             if found.kind in (*COMPRESSED, ZIP):
                 raise RescoldoError(

@@ -76,7 +76,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
         frozen_state=None,
         on_progress=None,
     )
-    optimizer = AdamW(model.parameters, config.weight_decay, config.lora_plus or 1.0)
+    optimizer = AdamW(model.trained, config.weight_decay, config.lora_plus or 1.0)
     gradients: Tensors = {}
     with leaving() as noted:
         while (command := receive(model.parameters, optimizer.state(), group.leader)).op not in (STOP, AGAIN):
@@ -105,7 +105,7 @@ def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, mode
     examples = [prepared.train.examples[i] for i in command.examples]
     mine = [place for place, rank in enumerate(command.ranks) if rank == group.rank]
     began = time.monotonic()
-    reducer = Reducer(model.parameters)
+    reducer = Reducer(model.trained)
     step = parts.gradient_step(model, examples, step=command.step, seed=config.seed, mine=mine, on_ready=reducer.ready)
     nats = 0.0
     for start in range(0, len(mine), config.batch_size):

@@ -152,7 +152,7 @@ class SharedStep:
     def __init__(self, leader: Leader, model: Model, examples: list[Example], step: int, seed: int) -> None:
         self._leader = leader
         self._ranks, self._work = leader.deal(STEP, model, examples, step)
-        self._reducer = Reducer(model.parameters)
+        self._reducer = Reducer(model.trained)
         mine = [i for i, rank in enumerate(self._ranks) if rank == leader.group.rank]
         self._inner: Step = leader.own.gradient_step(
             model, examples, step=step, seed=seed, mine=mine, on_ready=self._reducer.ready

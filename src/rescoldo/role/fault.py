@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rescoldo.phrase import Phrase
 
@@ -55,6 +55,14 @@ class Fault:
     def where(self) -> str:
         """file:line, field."""
         return f"{self.file}:{self.line}" + (f", {self.field}" if self.field else "")
+
+
+Found = TypeVar("Found", Finding, Fault)
+
+
+def errors(found: Iterable[Found]) -> list[Found]:
+    """Those of which a record is refused; the others are warnings."""
+    return [one for one in found if one.level == "error"]
 
 
 def kind(value: Any) -> str:

@@ -28,7 +28,7 @@ class Note(Phrase):
 
     @classmethod
     def at(cls, text: str, *place: str | int) -> Note:
-        """A note with a place: of a phrase, or of a text that reports show unchanged."""
+        """A note with a place. A text that is no phrase is shown as it is in all languages."""
         note = cls(text.template, **text.values) if isinstance(text, Phrase) else cls("{text}", text=text)
         note.place = place
         return note

@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.phrase import Phrase
 from rescoldo.role import keys
 from rescoldo.role.conversation import Asked, Conversation, Turns, convert, mend, recognized
-from rescoldo.role.fault import Fault, Finding, findings_of, kind, mended_of, text_findings
+from rescoldo.role.fault import Fault, Finding, errors, findings_of, kind, mended_of, text_findings
 from rescoldo.role.hooks import Hook, HookError, is_foreign, load_function
 from rescoldo.role.metrics import NAMED, NEED_ANSWERS, PERPLEXITY, Answer, Note, Score, from_function
 from rescoldo.role.prompt import PromptError, compile_template, fields_used, render
@@ -120,10 +120,15 @@ class Role:
         record = self.read(record, answers=False)
         if self.spec.prompt is None:
             return Turns([dict(turn) for turn in record["turns"]], record["turns"].tools)
+
+        def rendered() -> list[tuple[str, str]]:
+            return [(who, render(template, record)) for who, template in self._templates]
+
         try:
-            return [{"role": who, "content": render(template, record)} for who, template in self._templates]
+            texts = record.once(self, "prompt", rendered) if isinstance(record, Record) else rendered()
         except PromptError as error:
             raise RescoldoError(str(error), where=f"{self.source}, prompt", fix="fix the record or the role") from None
+        return [{"role": who, "content": text} for who, text in texts]
 
     def conversation(self, record: dict[str, Any]) -> Conversation:
         """The conversation to learn: its messages, and which answers are learned. It has a single answer unless the
@@ -168,10 +173,14 @@ class Role:
 
     def prose(self, record: dict[str, Any]) -> list[tuple[bool, str]]:
         """(is in a list, text) for each text of the record's answer that is prose."""
-        value = self.read(record, answers=False).get(self.spec.answer)
-        if self.schema is None:
-            return [(False, value)] if isinstance(value, str) else []
-        return list(self.schema.prose(self.schema.conform(value)))
+
+        def found() -> list[tuple[bool, str]]:
+            value = self.read(record, answers=False).get(self.spec.answer)
+            if self.schema is None:
+                return [(False, value)] if isinstance(value, str) else []
+            return list(self.schema.prose(self.schema.conform(value)))
+
+        return record.once(self, "prose", found) if isinstance(record, Record) else found()
 
     def prose_of(self, text: str) -> list[tuple[bool, str]] | None:
         """(is in a list, text) for each prose text in a model's answer; None if the answer cannot be parsed.
@@ -216,10 +225,23 @@ class Role:
         Raises:
             RescoldoError: the role's own check fails, or returns an invalid value.
         """
-        findings = self._input_findings(record, answers)
+        return self.checked(record, file, line, answers=answers)[0]
+
+    def checked(
+        self, record: dict[str, Any], file: str, line: int, *, answers: bool = True
+    ) -> tuple[list[Fault], Record | None]:
+        """What is wrong with a record, as `check` says it, and the record as the role's other methods take it, read
+        once; None where something is wrong with what it asks.
+
+        Raises:
+            RescoldoError: the role's own check fails, or returns what it may not.
+        """
+        whole, findings = self._input_findings(record, answers)
+        usable = not errors(findings)
         if answers and not any(finding.code == FOREIGN for finding in findings):
-            findings += self._answer_findings(record, f"{file}:{line}") + keys.unreviewed(record)
-        return [Fault(file, line, *finding) for finding in findings]
+            findings = findings + self._answer_findings(record, whole, f"{file}:{line}") + keys.unreviewed(record)
+        whole.line = line
+        return [Fault(file, line, *finding) for finding in findings], whole if usable else None
 
     def mend(self, record: dict[str, Any], where: str = "") -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """A corrected copy of a record, whose place is `where`, and (field, what) of each change, as far as the role
@@ -334,37 +356,43 @@ class Role:
             return [Finding("", FOREIGN, what)]
         return []
 
-    def _input_findings(self, record: dict[str, Any], answers: bool) -> list[Finding]:
+    def _input_findings(self, record: dict[str, Any], answers: bool) -> tuple[Record, list[Finding]]:
+        """The record as it is read, as far as it can be, and what is wrong with what it asks."""
         if self.spec.conversational:
-            record, findings = convert(record, answers, self._known_keys)
+            found, findings = convert(record, answers, self._known_keys)
+            whole = Record(found)
         else:
+            whole = Record(self.read(record, answers=answers))
             findings = self._foreign(record) or text_findings(record, self.spec.input)
         if findings or self.spec.prompt is None:
-            return findings
+            return whole, findings
         try:
-            self.messages(record)
+            self.messages(whole)
         except RescoldoError as error:
             findings.append(Finding("", "prompt", error.what))
-        return findings
+        return whole, findings
 
-    def _answer_findings(self, record: dict[str, Any], where: str) -> list[Finding]:
-        """The faults found by the role's own check if it has one, else by its schema. `where`: file:line of the
-        record."""
+    def _answer_findings(self, record: dict[str, Any], whole: Record, where: str) -> list[Finding]:
+        """The faults found by the role's own check if it has one, else by its schema.
+
+        Args:
+            record: as it is in the file.
+            whole: the same as `read` returns it.
+            where: file:line of the record.
+        """
         if self.spec.check:
             try:
                 return self._function(self.spec.check).call(findings_of, record)
             except HookError as error:
                 raise self._failed("check", self.spec.check, error, where) from None
         name = self.spec.answer
-        if self.spec.conversational:
-            record, faults = convert(record, True, self._known_keys)
-            if faults:
-                return []  # the schema has reported it already
+        if self.spec.conversational and not isinstance(whole.get("turns"), Asked):
+            return []  # the conversion has reported it already
         if self.schema is None:
-            return text_findings(record, name)
-        if name not in record:
+            return text_findings(whole, name)
+        if name not in whole:
             return [Finding(name, "missing", "is missing")]
-        value = self.schema.conform(record[name])
+        value = self.schema.conform(whole[name]) if self.spec.conversational else whole[name]
         if value is None:
             return [Finding(name, "type", f"is {kind(value)}: expected an answer")]
         return self.schema.findings(value, name)

@@ -20,8 +20,8 @@ class Serialization:
     Attributes:
         title: its name in messages.
         dump: the text of a value.
-        load: the value of a text; raises YamlRefusedError for an invalid one. None if any text is a valid answer:
-            then there is no schema.
+        load: the value of a text; raises YamlRefusedError for an invalid one. None if any text is a valid answer, so
+            that there is no schema.
     """
 
     title: str

@@ -58,8 +58,9 @@ def write_results(
 def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict[str, Any]:
     """The original script's keys, followed by this project's."""
     config, base, train, val = prepared.config, prepared.base, prepared.train, prepared.val
-    trainable = sum(tensor.numel() for tensor in best.values())
-    total = base.config.total_params + trainable
+    lora = lora_config(config, base.config.n_layers)
+    trainable = sum(tensor.numel() for name, tensor in best.items() if lora.trains(name))
+    total = base.config.total_params + sum(tensor.numel() for tensor in best.values())
     return {
         "base_model": config.base_model,
         "train_dataset": str(config.train),

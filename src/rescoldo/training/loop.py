@@ -61,7 +61,7 @@ class Loop:
         self.examples, self.val = prepared.train.examples, prepared.val.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = parts.optimizer(model.parameters, config.weight_decay, config.lora_plus or 1.0)
+        self.optimizer = parts.optimizer(model.trained, config.weight_decay, config.lora_plus or 1.0)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}

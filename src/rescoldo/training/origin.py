@@ -10,7 +10,7 @@ from typing import Any
 from rescoldo.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import FUSED_LINEARS
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, kind_of_run
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
 from rescoldo.invocation import program
@@ -55,8 +55,12 @@ class Origin:
             )
         self.adapter.fits(base.config, base.spec)
         lora, n = self.adapter.lora, base.config.n_layers
+        said = self.info.get("config")
+        kind = said.get("adapter") if isinstance(said, dict) else None
+        if "adapter" in config.model_fields_set:
+            kind = config.adapter
         of_adapter = {
-            "adapter": lora.kind,
+            "adapter": kind_of_run(kind, lora.kind),
             "lora_r": lora.rank,
             "lora_alpha": lora.alpha,
             "lora_targets": lora.targets,

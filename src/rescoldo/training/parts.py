@@ -25,6 +25,10 @@ class Model(Protocol):
 
     parameters: Tensors
 
+    @property
+    def trained(self) -> Tensors:
+        """Those of `parameters` that have gradients and moments."""
+
     def frozen_state(self) -> Tensors:
         """The tensors that resuming needs in addition to the base model."""
 
@@ -63,7 +67,7 @@ class Parts:
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
     run_date: Callable[[date], date] = lambda day: day  # the date in the prompts, the same on all machines
-    optimizer: Callable[[Tensors, float, float], AdamW] = AdamW  # adapter, weight decay, LoRA+'s ratio
+    optimizer: Callable[[Tensors, float, float], AdamW] = AdamW  # trained tensors, weight decay, LoRA+'s ratio
     resumable_steps: bool = True  # whether an unfinished step can be saved
     machines: int = 1
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None

@@ -18,7 +18,7 @@ from rescoldo.data.replay import mixed
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import fix_date, let_think
 from rescoldo.engine.kinds import KINDS, PLAIN
-from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.memory import adapter_parameters, trained_parameters
 from rescoldo.engine.precisions import AUTO
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
@@ -113,9 +113,9 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     more = "" if config.adapter == PLAIN else f"{KINDS[config.adapter].title}, "
     some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
     say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
-    trainable = adapter_parameters(decoder, lora)
-    percent = 100 * trainable / (total + trainable)
-    say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
+    trainable, together = trained_parameters(decoder, lora), total + adapter_parameters(decoder, lora)
+    percent = 100 * trainable / together
+    say(f"  {trainable:,} of {together:,} parameters are trained ({percent:.3f} %)")
 
     say("Tokenizing datasets...")
     train = read_train(config, parts, role, tokenizer, in_train, in_replay, say)
