@@ -129,8 +129,8 @@ def sync_directory(path: Path) -> None:
 
 
 def temporary_beside(path: Path, ending: str = "tmp") -> Path:
-    """A name beside `path`, of this process, for what is renamed onto it when it is complete: ".NAME.MACHINE-PID.tmp".
-    What killed processes have left there under such names is removed, once for each path."""
+    """The path ".NAME.MACHINE-PID.tmp" in the directory of `path`, for a file that is renamed to `path` once complete.
+    The first call for each path removes the temporary files that killed processes have left there."""
     if path not in _swept:
         _swept.add(path)
         remove_stale(path)
@@ -138,9 +138,9 @@ def temporary_beside(path: Path, ending: str = "tmp") -> Path:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove the temporary files and directories beside `path` whose processes are not alive any more. Of a process on
-    another machine or in another container, or of an earlier version, that cannot be known: what has not been
-    written to for a week is removed."""
+    """Remove the temporary files and directories of `path` whose processes have ended. For processes on another
+    machine, in another container or of an earlier version this cannot be known; their files are removed after a week
+    without changes."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-)?([0-9]{{1,9}})\.(?:old\.)?tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
@@ -170,7 +170,7 @@ def _alive(pid: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Within what a process id names one process: this host, and the container."""
+    """A hash of the host and the container, within which a process id is unique."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")

@@ -178,7 +178,10 @@ def test_texts_that_mean_something_else_are_not_admitted(written: str) -> None:
         ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": True}, "it names"),
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "a$b"}}}, "anchors in its middle"),
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)"}}}, "look-around"),
-        ({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "null"}, "maxItems": 0}}}, "no it"),
+        (
+            {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "null"}, "maxItems": 0}}},
+            "without it",
+        ),
         ({"type": "object"}, "expected properties"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}}}}, "deep"),
     ],

@@ -293,7 +293,7 @@ def test_disk_too_small_for_output_temporary_files_and_caches(folder, small_disk
     assert found[0].figures["needed_bytes"] > found[0].figures["free_bytes"]
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
-    levels = {check.what.partition(" lie")[0]: check for check in room.disk(subject)}
+    levels = {check.what.partition(" are in")[0]: check for check in room.disk(subject)}
     assert levels["temporary files"].remedy.startswith("export TMPDIR=")
     assert levels["caches"].remedy.startswith("export XDG_CACHE_HOME=")
 

@@ -187,7 +187,7 @@ def test_a_server_that_ignores_the_schema_is_found_out(role: str, topics: Path) 
         assert list(document["models"]) == ["baseline", "finetuned"]
         assert any("baseline_constrained is left out: the server does not constrain" in line for line in heard.lines)
         models["held"] = f"constrained:{spec}"
-        with pytest.raises(RescoldoError, match="does not hold answers to a schema"):
+        with pytest.raises(RescoldoError, match="does not constrain answers"):
             compare(models, topics, TWO, role=role, server=ServerOptions(2, 5, 0))
 
 

@@ -28,7 +28,7 @@ def test_where() -> None:
     assert not nodes_of("2", "192.0.2.77").here  # an address of documentation: nobody has it
     assert nodes_of("2", "[::1]:5000").host == "::1"
     for wrong in (":5000", "0.0.0.0:5000", "127.0.0.1:99999"):
-        with pytest.raises(RescoldoError, match="no address"):
+        with pytest.raises(RescoldoError, match="not a machine's address"):
             nodes_of("2", wrong)
     with pytest.raises(RescoldoError, match="does not know a host"):
         nodes_of("2", "no-such-host.invalid:5000")

@@ -85,7 +85,7 @@ def test_mipro_interrupted_goes_on_where_it_was(train: Path, tmp_path: Path) -> 
     with fake_server(flaky) as server:
         model = f"openai:m@{server.address}/v1"
         config = OptimizeConfig(model, str(train), "mipro", shots=1, trials=2, dev=0.3, max_new_tokens=99)
-        with pytest.raises(RescoldoError, match="the server says no"):
+        with pytest.raises(RescoldoError, match="the server refuses"):
             optimize(config, tmp_path / "out", server=QUICK)
         assert not (tmp_path / "out" / "program.json").exists()
         answered = {key(body) for body in server.requests[:12]}
@@ -142,7 +142,7 @@ def test_gepa_interrupted_goes_on_where_it_was(train: Path, tmp_path: Path) -> N
 
     with fake_server(flaky) as server:
         config = OptimizeConfig(f"openai:m@{server.address}/v1", str(train), "gepa", trials=3, dev=0.3)
-        with pytest.raises(RescoldoError, match="the server says no"):
+        with pytest.raises(RescoldoError, match="the server refuses"):
             optimize(config, tmp_path / "out", server=QUICK)
         assert not (tmp_path / "out" / "program.json").exists()
         before = len(server.requests)

@@ -251,7 +251,7 @@ def test_which_pair() -> None:
     }
     assert default_pairs(document) == [("finetuned", "x"), ("finetuned", "y")], "those that the verdict needs"
     for broken in ({}, {"models": {}}, {"comparison": {"ranking": [{"model": "x"}]}}, {"comparison": []}):
-        with pytest.raises(RescoldoError, match="no comparison"):
+        with pytest.raises(RescoldoError, match="is not a comparison"):
             default_pairs(broken)
 
 

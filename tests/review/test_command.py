@@ -120,7 +120,7 @@ def test_what_is_refused(file: Path, command: Any, tmp_path: Path) -> None:
         ([file, "--pair", "finetuned"], "is not A:B"),
         ([file, "--pair", "finetuned:finetuned"], "is not A:B"),
         ([file, "--pair", "finetuned:x"], "there is no model 'x'"),
-        ([file, "--lang", "xx"], "no language"),
+        ([file, "--lang", "xx"], "unknown language"),
         ([file, "--port", "70000"], "--port 70000 is not allowed"),
         ([file, "--reviewer", "a\nb", "--terminal"], "invalid reviewer name"),
         ([file, "--merge", tmp_path / "none.jsonl"], "there is no such file"),

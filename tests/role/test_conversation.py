@@ -205,17 +205,17 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "weight 0 on the answer": (
         {"messages": [USER, {**ASSISTANT, "weight": 0}]},
         "messages[1]",
-        "not to be learned .its weight is 0",
+        "is not learned .its weight is 0",
     ),
     "train false on the answer": (
         {"conversations": [human("x"), {**gpt("y"), "train": False}]},
         "conversations[1]",
-        "not to be learned",
+        "is not learned",
     ),
     "llama factory's loss_weight": (
         {"messages": [USER, {**ASSISTANT, "loss_weight": 0.0}]},
         "messages[1]",
-        "not to be",
+        "is not learned",
     ),
     "weight 1 on the user": ({"messages": [{**USER, "weight": 1}, ASSISTANT]}, "messages[0]", "is the user's"),
     "half a weight": (
@@ -231,7 +231,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "contrary weights": (
         {"messages": [USER, {**ASSISTANT, "weight": 1, "train": False}]},
         "messages[1].train",
-        "the contrary",
+        "contradicts the message's other weight",
     ),
     "train_detail": (
         {"conversations": [human("x"), {**gpt("y"), "train_detail": [{"begin_offset": 0}]}]},
@@ -248,14 +248,14 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "a search of the web": (
         {"tools": [{"type": "web_search"}], "messages": [USER, ASSISTANT]},
         "tools[0]",
-        "of type 'web_search', only functions",
+        "of type 'web_search': only functions",
     ),
     "tools twice": (
         {"functions": [{"name": "f"}], "tools": [{"name": "f"}], "messages": [USER, ASSISTANT]},
         "",
         "both tools and functions",
     ),
-    "a forced choice": ({"tool_choice": "required", "messages": [USER, ASSISTANT]}, "tool_choice", "that is forced"),
+    "a forced choice": ({"tool_choice": "required", "messages": [USER, ASSISTANT]}, "tool_choice", "a forced choice"),
     "the user calls": (
         {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
         "messages[0].tool_calls",
@@ -322,7 +322,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "history beside messages": ({"messages": [USER, ASSISTANT], "history": [["a", "b"]]}, "history", "is unknown"),
     "context beside a prompt": ({"prompt": "x", "context": "long", "completion": "y"}, "context", "is unknown"),
     "input beside a prompt": ({"prompt": "x", "input": "long", "completion": "y"}, "", "both prompt and input"),
-    "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of a line"),
+    "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of the line"),
     "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "is unknown and may"),
     "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "is unknown and may"),
     "trl's completion that asks": (

@@ -176,7 +176,7 @@ def test_bad_roles(tmp_path: Path, name: str) -> None:
 
 
 BAD_TEXTS = {
-    "no YAML": ("name: [", "not valid YAML"),
+    "no YAML": ("name: [", "is not valid YAML"),
     "a list": ("- a", "a mapping of fields"),
     "twice": ("name: a\nname: b", "is repeated"),
     "alias": ("a: &a x\nb: *a", "aliases"),

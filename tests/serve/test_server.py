@@ -334,7 +334,7 @@ MALFORMED: list[tuple[bytes | str, int, str]] = [
         "response_format.type: expected 'text', 'json_object' or 'json_schema'",
     ),
     (body(response_format="json_object"), 400, "response_format: expected an object, got a string"),
-    (body(response_format={"type": "json_schema"}), 400, "response_format: json_schema goes with"),
+    (body(response_format={"type": "json_schema"}), 400, "response_format: json_schema and the type"),
     (
         body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
         400,

@@ -46,7 +46,7 @@ def test_reading() -> None:
         (["lora_r=8..2000"], "2000 is not allowed: use a whole number from 1 to 1024"),
         (["epochs=1,0"], "0 is not allowed"),
         (["lora_targets=q_proj,q_proj+bogus"], "no linear 'bogus'"),
-        (["lora_targets=all..mlp"], "no range"),
+        (["lora_targets=all..mlp"], "expected a list of values"),
         (["lr=1e-3", "lr=1e-4"], "is repeated"),
     ],
 )

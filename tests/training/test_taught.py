@@ -190,4 +190,4 @@ SETS = {"train.jsonl": (0, 1, 2, 4, 6, 8, 10, 12), "val.jsonl": (21, 22, 23, 24)
 
 def test_text_is_not_scored(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert called(monkeypatch, "eval", str(folder / "base"), "--dataset", str(folder / "text.md")) == 2
-    assert "no questions and answers" in capsys.readouterr().err
+    assert "expected records with questions and answers" in capsys.readouterr().err

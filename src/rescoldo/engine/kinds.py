@@ -16,13 +16,13 @@ class AdapterKind:
         y = g ∘ (W·x + s·B·(A·dropout(x))) + bias
 
     Attributes:
-        title: as people write it.
-        scale: s of (alpha, r).
-        magnitude: whether there is a trained magnitude m (out,) beside A and B, and g = m / ‖W + s·B·A‖ by row, the
-            norm taken as a constant in the backward pass (arXiv 2402.09353, section 4.3); without one g = 1.
-        peft: the switches of PEFT's LoraConfig that say so, all others being off.
-        frozen: the tensors that keep their initial values: they have no gradient, no moments and no weight decay. On
-            the disk such an adapter is of the kind with the same switches that trains all tensors.
+        title: the kind's name in texts.
+        scale: the function that computes s from alpha and r.
+        magnitude: whether a magnitude m (out,) is trained in addition to A and B. If so, g = m / ‖W + s·B·A‖ per row,
+            where the norm is a constant in the backward pass (arXiv 2402.09353, section 4.3); otherwise g = 1.
+        peft: the switches of PEFT's LoraConfig that are on for this kind; all others are off.
+        frozen: the names of the tensors that keep their initial values: they have no gradient, no moments and no weight
+            decay. On disk such an adapter has the switches of the kind that trains all its tensors.
     """
 
     title: str
@@ -52,20 +52,21 @@ PEFT_SWITCHES = tuple(sorted(frozenset().union(*(kind.peft for kind in KINDS.val
 
 
 def kind_of(switches: frozenset[str]) -> str:
-    """The kind on the disk for which exactly these of PEFT_SWITCHES are on.
+    """The kind of an adapter on disk, for which exactly these PEFT_SWITCHES are on.
 
     Raises:
-        StopIteration: there is none.
+        StopIteration: no kind has these switches.
     """
     return next(name for name, kind in KINDS.items() if kind.peft == switches and not kind.frozen)
 
 
-def kind_of_run(said: object, written: str) -> str:
-    """The kind that a run has trained.
+def kind_of_run(configured: object, written: str) -> str:
+    """The kind that a run trained, which the adapter on disk does not always tell (see AdapterKind.frozen).
 
     Args:
-        said: the kind in the run's settings, if they are known.
-        written: the kind of the adapter on the disk, which is returned if `said` is written as another kind.
+        configured: the kind in the run's settings, if they have one.
+        written: the kind of the adapter that the run wrote. `configured` is ignored if its switches differ from this
+            kind's.
     """
-    known = isinstance(said, str) and said in KINDS and kind_of(KINDS[said].peft) == written
-    return str(said) if known else written
+    known = isinstance(configured, str) and configured in KINDS and kind_of(KINDS[configured].peft) == written
+    return str(configured) if known else written

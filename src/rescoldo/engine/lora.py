@@ -63,8 +63,8 @@ class LoraGroup:
         if not (self.enabled and self.adapted and self.lora):
             self.products = self.frozen.adapted(None, self.bias)
             return
-        rank = max(self.lora.rank_of(place.name) for place in self.adapted)
-        members = [self._member(place, rank, self.lora) for place in self.adapted]
+        rank = max(self.lora.rank_of(linear.name) for linear in self.adapted)
+        members = [self._member(linear, rank, self.lora) for linear in self.adapted]
         adapter = Adapter(members, rank, self.lora.trains(A))
         if self._squared is None:
             self.products = self.frozen.adapted(adapter, self.bias)
@@ -101,20 +101,20 @@ class LoraGroup:
             assert self.magnitudes is not None
             z, u = kept
             dy, lengths = self.magnitudes.backward(dy, u)
-            for place, dm in zip(self.adapted, lengths, strict=True):
-                _add(gradients, f"{place.name}.{MAGNITUDE}", dm)
+            for linear, dm in zip(self.adapted, lengths, strict=True):
+                _add(gradients, f"{linear.name}.{MAGNITUDE}", dm)
         else:
             z = kept
         dx, found = self.products.backward(dy, x, z, mask, want_input)
-        for place, (da, db) in zip(self.adapted, found, strict=bool(found)):
-            rank = len(self.parameters[f"{place.name}.{A}"])
-            _add(gradients, f"{place.name}.{A}", None if da is None else da[:rank])
-            _add(gradients, f"{place.name}.{B}", db[:, :rank])
+        for linear, (da, db) in zip(self.adapted, found, strict=bool(found)):
+            rank = len(self.parameters[f"{linear.name}.{A}"])
+            _add(gradients, f"{linear.name}.{A}", None if da is None else da[:rank])
+            _add(gradients, f"{linear.name}.{B}", db[:, :rank])
         return dx
 
 
 def _add(gradients: dict[str, torch.Tensor], name: str, found: torch.Tensor | None) -> None:
-    """Add to a tensor's gradient, if it is trained."""
+    """Add to the gradient of a tensor, if the tensor is trained."""
     if name in gradients and found is not None:
         gradients[name] += found
 

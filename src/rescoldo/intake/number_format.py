@@ -1,7 +1,7 @@
 """A spreadsheet's number formats (ECMA-376, 18.8.30), as far as they change the meaning of a number.
 
-A workbook holds 0.25 for a cell that shows 25%. Percentages are imported as they are shown. Other additions of a format
-(a currency, a unit) are not part of the cell's value, and are reported.
+A workbook stores 0.25 if the sheet shows 25%. Percentages are read as they are shown; other additions of a format (a
+currency, a unit) are not part of the cell's value, and are reported.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_UP, Decimal
 
-# what a format shows as it is ("text", \x), leaves room for (_x) or repeats (*x), and [colours, conditions, currencies]
+# literal text ("text", \x), padding (_x), repeated characters (*x), and [colours, conditions, currencies]
 _LITERAL = re.compile(r'"([^"]*)"|\\(.)|[_*].|\[([^\]]*)\]')
 _PERCENT = re.compile(r"-?(?P<whole>[#0?,]+)(?:\.(?P<decimals>[#0?]+))?(?P<space>[ \u00a0\u202f]*)%")
 _SIGNS = re.compile(r"[-+()\s]*")
-_SCALED = re.compile(r"[#0?],+(?![#0?,])")  # commas behind the last digit divide by 1000 each
+_SCALED = re.compile(r"[#0?],+(?![#0?,])")  # each comma after the last digit divides by 1000
 
 
 def percentage(value: float, number_format: str) -> str | None:
-    """The text that a cell with a percentage shows ("25%", "12.5 %"); None where its format is no percentage."""
+    """The text that a cell with a percentage shows ("25%", "12.5 %"); None if its format is not a percentage."""
     if "%" not in number_format:
         return None
     sections = _sections(number_format)
@@ -43,8 +43,7 @@ def percentage(value: float, number_format: str) -> str | None:
 
 
 def unapplied(number_format: str) -> bool:
-    """Whether a format that is no percentage shows more than the number, or another one: a currency, a unit, a number
-    of thousands."""
+    """Whether a format other than a percentage adds a currency or a unit to the number, or scales it (to thousands)."""
     first = _sections(number_format)[0]
     added = [quoted or escaped or _currency(bracket) for quoted, escaped, bracket in _LITERAL.findall(first)]
     if any(not _SIGNS.fullmatch(text) for text in added):
@@ -59,7 +58,7 @@ def _currency(bracket: str) -> str:
 
 
 def _sections(number_format: str) -> list[str]:
-    """For positive numbers, negative ones, zero and texts; those that the format has."""
+    """A format's sections: for positive numbers, negative numbers, zero and text; the later ones may be missing."""
     parts, start = [], 0
     covered = [found.span() for found in _LITERAL.finditer(number_format)]
     for place, sign in enumerate(number_format):
