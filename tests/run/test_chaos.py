@@ -147,7 +147,7 @@ class Driver:
             self.kill()
             self.go_on()
         elif kind == "second start":
-            with pytest.raises(RescoldoError, match="already working") as refused:
+            with pytest.raises(RescoldoError, match="already using") as refused:
                 start_detached(output, self.command, "")
             assert refused.value.exit_code == EXIT_BUSY
         elif kind == "clock moved":

@@ -41,7 +41,7 @@ def test_from_start_to_finish(tmp_path):
     assert found.pid == started["pid"]
     assert os.getsid(found.pid) not in (os.getsid(0), shell.pid)
 
-    assert "already working" in rescoldo(tmp_path, *flags).stderr
+    assert "already using" in rescoldo(tmp_path, *flags).stderr
     assert rescoldo(tmp_path, *flags).returncode == 3
 
     follower = subprocess.Popen(
