@@ -451,10 +451,6 @@ ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 
       vi words[2] = {i_zero(), i_zero()};
       for (i64 r = 0; r < 2 && j + r < n; r++) {
         i64 at = (j + r) * mp + i, from = first_from + j + r, to = window > 0 ? from + window : mp;
-        if (i + 16 <= from || i >= to) {  // none of these queries sees the key
-          h_store(weights + at, f_zero()), h_store(dscores + at, f_zero());
-          continue;
-        }
         vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
         vf ds = f_mul(f_mul(x, f_sub(f_load(dweights + at), f_load(delta + i))), f_load(dscale + i));
         if (capped) ds = cap_slope(ds, f_load(scores + at), inverse_cap);
