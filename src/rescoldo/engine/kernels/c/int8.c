@@ -30,31 +30,59 @@ ALWAYS float mask_scale(const Mask *mask) { return mask->rows ? mask->scale : 1.
 
 // --- quantizing -------------------------------------------------------------------------------------------------------
 
-ALWAYS vf times(vf x, const float *channel_scale, i64 i, i64 K) {
-  return channel_scale ? f_mul(x, f_load_some(channel_scale + i, K - i)) : x;
+// 16 columns of a row from i on; whole: all of them are among the row's K
+ALWAYS vf input(const int whole, const bf16 *row, i64 i, i64 K) {
+  return whole ? h_load(row + i) : h_load_some(row + i, K - i);
+}
+
+ALWAYS vf times(const int scaled, const int whole, vf x, const float *channel_scale, i64 i, i64 K) {
+  if (!scaled) return x;
+  return f_mul(x, whole ? f_load(channel_scale + i) : f_load_some(channel_scale + i, K - i));
+}
+
+ALWAYS vf widest(const int scaled, const int keep, const int whole, vf largest, const bf16 *row, const float *channel_scale,
+                 i64 i, i64 K, float *floats) {
+  vf x = input(whole, row, i, K);
+  if (keep) __builtin_prefetch(row + i + AHEAD), f_store(floats, x);
+  return f_max(largest, f_abs(times(scaled, whole, x, channel_scale, i, K)));
+}
+
+ALWAYS vi levels(const int qmax, const int scaled, const int keep, const int whole, vf inverse, const bf16 *row,
+                 const float *channel_scale, i64 i, i64 K, void *q, const float *floats) {
+  vf x = keep ? f_load(floats) : input(whole, row, i, K);
+  vi n = i_of(f_mul(times(scaled, whole, x, channel_scale, i, K), inverse));
+  if (qmax == 127) b_store((int8_t *)q + i, to_bytes(n));
+  else store_levels((level *)q + i, n);
+  return n;
+}
+
+ALWAYS float quantize_columns(const int qmax, const int scaled, const int keep, const bf16 *row, const float *channel_scale,
+                              i64 K, i64 start, i64 end, void *q, int *sum, float *floats) {
+  const i64 whole = K < end ? start + (K - start) / 16 * 16 : end;
+  vf largest = f_zero();
+#define WIDEST(WHOLE) widest(scaled, keep, WHOLE, largest, row, channel_scale, i, K, keep ? floats + i - start : NULL)
+  i64 i = start;
+  for (; i < whole; i += 16) largest = WIDEST(1);
+  for (; i < end; i += 16) largest = WIDEST(0);
+#undef WIDEST
+  const float top = f_reduce_max(largest);
+  const vf inverse = f_set(top > 1e-30f ? (float)qmax / top : 0.0f);
+  vi total = i_zero();
+#define LEVELS(WHOLE) \
+  levels(qmax, scaled, keep, WHOLE, inverse, row, channel_scale, i, K, q, keep ? floats + i - start : NULL)
+  for (i = start; i < whole; i += 16) total = i_add(total, LEVELS(1));
+  for (; i < end; i += 16) total = i_add(total, LEVELS(0));
+#undef LEVELS
+  if (qmax == 127) *sum = i_reduce_add(total);
+  return top / (float)qmax;
 }
 
 // columns start..end-1 of a row (K,) bf16 times channel_scale (K,) or 1 -> q: int8 for qmax 127, else levels. Returns the
-// scale; `sum` is that of q. `floats` (end - start,), where it is not NULL, gets the row before channel_scale.
-ALWAYS float quantize(const int qmax, const bf16 *row, const float *channel_scale, i64 K, i64 start, i64 end, void *q,
-                      int *sum, float *floats) {
-  vf largest = f_zero();
-  for (i64 i = start; i < end; i += 16) {
-    vf x = h_load_some(row + i, K - i);
-    if (floats) __builtin_prefetch(row + i + AHEAD), f_store(floats + i - start, x);
-    largest = f_max(largest, f_abs(times(x, channel_scale, i, K)));
-  }
-  float top = f_reduce_max(largest);
-  vf inverse = f_set(top > 1e-30f ? (float)qmax / top : 0.0f);
-  vi total = i_zero();
-  for (i64 i = start; i < end; i += 16) {
-    vf x = floats ? f_load(floats + i - start) : h_load_some(row + i, K - i);
-    vi n = i_of(f_mul(times(x, channel_scale, i, K), inverse));
-    if (qmax == 127) total = i_add(total, n), b_store((int8_t *)q + i, to_bytes(n));
-    else store_levels((level *)q + i, n);
-  }
-  *sum = i_reduce_add(total);
-  return top / (float)qmax;
+// scale; `sum` is that of int8 q. With `keep`, `floats` (end - start,) gets the row before channel_scale.
+ALWAYS float quantize(const int qmax, const int keep, const bf16 *row, const float *channel_scale, i64 K, i64 start, i64 end,
+                      void *q, int *sum, float *floats) {
+  if (channel_scale) return quantize_columns(qmax, 1, keep, row, channel_scale, K, start, end, q, sum, floats);
+  return quantize_columns(qmax, 0, keep, row, channel_scale, K, start, end, q, sum, floats);
 }
 
 typedef struct {
@@ -103,8 +131,8 @@ static void entropy_row(const void *how, i64 t, void *scratch) {
       i64 at = (first + pass) * p->groups + g;
       level *to = pass ? again : q;
       int total;
-      p->scale[at] = quantize(QMAX, piece, p->channel_scale + start, some - start, 0, end - start, to + start, &total,
-                              NULL);
+      p->scale[at] =
+          quantize(QMAX, 0, piece, p->channel_scale + start, some - start, 0, end - start, to + start, &total, NULL);
       if (p->sum) p->sum[at] = 128 * total;
       for (i64 i = 0; i < some - start && pass + 1 < p->passes; i += 16)
         lost(piece + i, p->channel_scale + start + i, some - start - i, to + start + i, p->scale[at]);
@@ -129,7 +157,7 @@ static void input_row(const Int8Input *p, i64 t, i64 k0, i64 k1, float *floats) 
   for (i64 start = k0; p->q && start < k1; start += p->group) {
     i64 end = start + p->group < k1 ? start + p->group : k1, at = t * p->groups + start / p->group;
     int total;
-    p->scale[at] = quantize(QMAX, x, p->channel_scale, p->K, start, end, (level *)p->q + t * p->Kp, &total,
+    p->scale[at] = quantize(QMAX, 1, x, p->channel_scale, p->K, start, end, (level *)p->q + t * p->Kp, &total,
                             floats + start - k0);
     if (p->sum) p->sum[at] = 128 * total;
   }
@@ -201,7 +229,7 @@ static void pack_piece(const void *how, i64 panel, void *scratch) {
   for (i64 r = 0; r < 16 && panel * 16 + r < p->N; r++) {
     i64 n = panel * 16 + r;
     int sum;
-    p->scale[n] = quantize(127, p->weight + n * p->K, p->channel_scale, p->K, 0, Kp, rows + r * Kp, &sum, NULL);
+    p->scale[n] = quantize(127, 0, p->weight + n * p->K, p->channel_scale, p->K, 0, Kp, rows + r * Kp, &sum, NULL);
   }
   uint32_t *to = (uint32_t *)(p->panels + panel * Kp * 16);
   for (i64 k = 0; k < Kp / 4; k++)

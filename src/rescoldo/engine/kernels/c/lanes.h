@@ -29,7 +29,9 @@
 ALWAYS vf f_zero(void) { return f_set(0.0f); }
 ALWAYS vi i_zero(void) { return i_set(0); }
 ALWAYS vf f_from_bf16(vw x) { return as_f(i_left(i_words(x), 16)); }
+#ifndef HAS_H_LOAD
 ALWAYS vf h_load(const bf16 *p) { return f_from_bf16(w_load(p)); }
+#endif
 ALWAYS void h_store(bf16 *p, vf x) { w_store(p, f_to_bf16(x)); }
 
 #ifndef HAS_ELEMENTS  // x y + z for one number y

@@ -133,6 +133,12 @@ ALWAYS __m256i f_to_bf16_256(__m256 x) {  // in the low words of eight lanes
   __m256i half = _mm256_and_si256(_mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)), number);
   return _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
 }
+#define HAS_H_LOAD  // from memory each half needs one shuffle less
+ALWAYS vf h_load(const bf16 *p) {
+  const __m128i *words = (const __m128i *)p;
+  return (vf){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(words)), 16)),
+              _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(words + 1)), 16))};
+}
 ALWAYS vw f_to_bf16(vf x) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(f_to_bf16_256(x.a), f_to_bf16_256(x.b)), 0xD8);
 }
@@ -156,7 +162,7 @@ ONE(vi, vf, i_of, cvtps_epi32)  // rounded to the nearest, to even
 
 // the first n of 16, zeros behind them
 ALWAYS vf h_load_some(const bf16 *p, i64 n) {
-  if (n >= 16) return as_f(i_left(i_words(w_load(p)), 16));
+  if (n >= 16) return h_load(p);
   bf16 some[16] = {0};
   for (i64 i = 0; i < n; i++) some[i] = p[i];
   return as_f(i_left(i_words(w_load(some)), 16));
