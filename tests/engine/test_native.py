@@ -433,15 +433,15 @@ def test_an_int8_linear_with_its_adapter(
         for ours, theirs in zip(*results, strict=True):
             _near(ours, theirs, worst=0.02, mean=0.005)  # a bfloat16 step in either direction
         weight = linear.dense().double()
-        dropped = (PYTORCH.dropout(x, mask) if mask else x).double()
+        dropped = x.double() * (mask.mask(into) * mask.scale if mask else 1.0)  # not rounded
         y, dx = x.double() @ weight.T + bias.double(), dy.double() @ weight
         extra = torch.zeros_like(dx)
         for (da, db), m in zip(zip(results[0][2::2], results[0][3::2], strict=True), adapter.members, strict=True):
             part, a, b = dy[:, m.start : m.end].double(), m.a.double(), m.b.double()
             y[:, m.start : m.end] += m.scale * (dropped @ a.T) @ b.T
             extra += m.scale * (part @ b) @ a
-            _near(da.double(), m.scale * (part @ b).T @ dropped, worst=0.01, mean=0.001)
-            _near(db.double(), m.scale * part.T @ (dropped @ a.T), worst=0.01, mean=0.001)
+            _near(da.double(), m.scale * (part @ b).T @ dropped, worst=1e-4, mean=1e-5)
+            _near(db.double(), m.scale * part.T @ (dropped @ a.T), worst=1e-4, mean=1e-5)
         dx += extra if mask is None else extra * mask.mask(into) * mask.scale
         _near(results[0][0].double(), y, worst=0.06, mean=0.012)
         _near(results[0][1].double(), dx, worst=0.06, mean=0.012)

@@ -110,7 +110,7 @@ static void operations(const bf16 *x, const bf16 *weight, i64 threads, Results *
                          .sum = sums, .w = panels, .channel_scale = scale, .z = to->z, .Z = RANK, .at = none,
                          .y = to->y};
   CHECK(int8_product(&product) == 0);
-  CHECK(outer_rows(to->z, RANK, RANK, x, WIDE, T, WIDE, &in.mask, 1.0f, to->adapter) == 0);
+  CHECK(outer_rows(to->z, RANK, RANK, x, WIDE, T, WIDE, &in.mask, 1.0f, 0, to->adapter) == 0);
   rms_norm(h, weight, T, WIDE, 1e-5f, to->norm, to->norm, rstd);
   free(scratch), free(q), free(scales), free(sums), free(panels);
 }

@@ -94,7 +94,7 @@ class Int8Linear(FrozenLinear):
             self.weight = made[0][0] if len(made) == 1 else torch.cat([panels for panels, _ in made])
             self.scale = torch.cat([scale for _, scale in made])
             kept = torch.cat([w[:, outliers].float() for w in dense])
-        self.outlier_panels = _panels(kept.T)  # the outliers' columns in float32
+        self.outlier_panels = _by_panels(kept.T).contiguous()  # the outliers' columns in float32
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that `restored` needs; nf4 and int8 only."""
@@ -176,15 +176,16 @@ class Int8Products(Products):
                 if split:
                     panels = slice(m.start // PANEL, padded(m.end) // PANEL)
                     at[panels] = first
-                    term[panels] = _panels(b.T)
+                    term[panels] = _by_panels(b.T)
                 else:
                     outputs = term.transpose(0, 1).reshape(total, -1)
                     outputs[first : first + self.rank, m.start : m.end] = b.T
-                    term = _panels(outputs)
+                    term = _by_panels(outputs).contiguous()
             a = torch.cat([m.a for m in members])
             self.down = [Segment(0, frozen.in_features, _wide(a.T), total, 0)]
-            everywhere = torch.zeros(padded(frozen.in_features) // PANEL, dtype=torch.int32)
-            self.backward_term = LowRankTerm(_panels(a), _panels(a[:0]), total, everywhere)
+            panels_of_a = _by_panels(a).contiguous()
+            everywhere = torch.zeros(len(panels_of_a), dtype=torch.int32)
+            self.backward_term = LowRankTerm(panels_of_a, torch.empty(len(everywhere), 0, PANEL), total, everywhere)
         self.forward_term = LowRankTerm(term, frozen.outlier_panels, total, at) if self.width else None
 
     def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,8 +208,8 @@ class Int8Products(Products):
             da = op.outer_rows(dz, x, mask, 1.0) if self.adapter.trains_a else None
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale)
-                gradients.append((None if da is None else da[part], db.T))
+                db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale, transposed=True)
+                gradients.append((None if da is None else da[part], db))
         if rows is None:
             return None, gradients
         dx = op.int8_product(
@@ -257,9 +258,9 @@ def _wide(b: torch.Tensor) -> torch.Tensor:
     return full
 
 
-def _panels(rows: torch.Tensor) -> torch.Tensor:
-    """rows (R, outputs) → (panels, R, 16), padded with zeros."""
+def _by_panels(rows: torch.Tensor) -> torch.Tensor:
+    """rows (R, outputs) → (panels, R, 16), padded with zeros; a view where they need no padding."""
     n = rows.shape[1]
     if n % PANEL:
         rows, n = _wide(rows), padded(n)
-    return rows.reshape(len(rows), n // PANEL, PANEL).transpose(0, 1).contiguous()
+    return rows.reshape(len(rows), n // PANEL, PANEL).transpose(0, 1)

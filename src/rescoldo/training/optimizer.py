@@ -61,8 +61,9 @@ def clip(gradients: Tensors, max_norm: float) -> float:
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if math.isfinite(norm.item()):
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-        for gradient in gradients.values():
-            gradient.mul_(scale)
+        if scale < 1.0:
+            for gradient in gradients.values():
+                gradient.mul_(scale)
     return float(norm.item())
 
 

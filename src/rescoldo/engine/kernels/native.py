@@ -361,14 +361,16 @@ class NativeKernels(TorchKernels):
             raise MemoryError("no memory left for an int8 product")
         return y
 
-    def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
+    def outer_rows(
+        self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float, *, transposed: bool = False
+    ) -> torch.Tensor:
         if z.stride(1) != 1 or x.stride(1) != 1:
-            return super().outer_rows(z, x, mask, factor)
-        t, r = z.shape
-        out = torch.zeros(r, x.shape[1])
+            return super().outer_rows(z, x, mask, factor, transposed=transposed)
+        (t, r), c = z.shape, x.shape[1]
+        out = torch.empty((c, r) if transposed else (r, c))
         if self._c.outer_rows(
-            _pointer(z), _int(z.stride(0)), _int(r), _pointer(x), _int(x.stride(0)), _int(t), _int(x.shape[1]),
-            ctypes.byref(_mask(mask)), ctypes.c_float(factor), _pointer(out),
+            _pointer(z), _int(z.stride(0)), _int(r), _pointer(x), _int(x.stride(0)), _int(t), _int(c),
+            ctypes.byref(_mask(mask)), ctypes.c_float(factor), ctypes.c_int(transposed), _pointer(out),
         ):  # fmt: skip
             raise MemoryError("no memory left for an adapter's gradient")
         return out

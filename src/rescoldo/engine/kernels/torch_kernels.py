@@ -136,11 +136,12 @@ class TorchKernels:
     ) -> tuple[Quantized | None, torch.Tensor]:
         """x (T, K) bfloat16 times channel_scale (K,) float32 → quantized rows (None for group None), and z (T, width).
 
-        z gets the segments' products, whose input is x behind the dropout, and the outlier columns as they are.
+        z gets the segments' products, whose input is x behind the dropout (in float32: the factor of what is kept is
+        not rounded into x), and the outlier columns as they are.
         """
         t, k = x.shape
         z = torch.zeros(t, width)
-        dropped = (self.dropout(x, mask) if mask else x).float() if segments else x
+        dropped = _behind(x, mask) if segments else x
         for s in segments:
             z[:, s.at : s.at + s.n] = dropped[:, s.start : s.end] @ s.b[:, : s.n]
         if outliers is not None:
@@ -226,9 +227,13 @@ class TorchKernels:
             y += bias.float()
         return y.to(torch.bfloat16) if out is None else out.copy_(y)
 
-    def outer_rows(self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float) -> torch.Tensor:
-        """factor · zᵀ · x, (R, C) float32, of z (T, R) float32 and x (T, C) bfloat16 behind the dropout."""
-        return factor * (z.T @ (self.dropout(x, mask) if mask else x).float())
+    def outer_rows(
+        self, z: torch.Tensor, x: torch.Tensor, mask: Dropout | None, factor: float, *, transposed: bool = False
+    ) -> torch.Tensor:
+        """factor · zᵀ · x, (R, C) float32, of z (T, R) float32 and x (T, C) bfloat16 behind the dropout; with
+        `transposed` its transpose, (C, R). Contiguous."""
+        out = factor * (z.T @ _behind(x, mask))
+        return out.T.contiguous() if transposed else out
 
     # --- weights in blocks --------------------------------------------------------------------------------------------
 
@@ -378,6 +383,11 @@ class TorchKernels:
         if prefix_v is not None:
             out = out + torch.einsum("bkgl,lkd->bkgd", weights[..., :p], prefix_v.float())
         return out.reshape(b, heads, d).to(q.dtype)
+
+
+def _behind(x: torch.Tensor, mask: Dropout | None) -> torch.Tensor:
+    """x (T, K) behind the dropout, float32."""
+    return x.float() if mask is None else torch.where(mask.mask(x.shape[1]), x.float() * mask.scale, 0.0)
 
 
 def _capped(scores: torch.Tensor, soft_cap: float | None) -> torch.Tensor:

@@ -196,7 +196,6 @@ ALWAYS void add_dot(sums *sum, vi w, const operand *pair) { i_add_dot(sum, w, pa
 ALWAYS vf product(sums sum, float scale) { return f_mul(f_of(sum), f_set(scale)); }
 ALWAYS void store_operands(operand *to, vf x) { w_store(to, to_words(i_of(x))); }
 ALWAYS vi operand_words(vf x) { return i_and(i_of(x), i_set(0xFFFF)); }
-ALWAYS float block_scale(float top) { return top / OPERAND_LEVELS; }
 ALWAYS float inverse_of(float scale) { return scale > 1e-30f ? 1.0f / scale : 0.0f; }
 
 static float scale_of(const bf16 *x, i64 stride, i64 n, i64 d, float other) {
@@ -467,38 +466,61 @@ ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 
 
 #else
 
+// tops, 16 largest magnitudes -> the scales of what has them, and the scales' inverse (0 for next to nothing)
+ALWAYS void block_scales(float *tops, float *inverse) {
+  vf scale = f_div(f_load(tops), f_set(OPERAND_LEVELS));
+  f_store(tops, scale), f_store(inverse, f_not_below(f_div(f_set(1.0f), scale), scale, 1e-30f));
+}
+
 // dP comes without each query's scale of dO, P goes with it. Scores and dweights are overwritten. Gradients differ by
 // orders of magnitude between queries, and so between keys: each key has its scale of P and dS, each query one of dS.
+// key_p, key_d have room for a multiple of 16 keys; the scales of 16 are made at once, since one division waits for the
+// whole of a key's sums.
 ALWAYS void backward_block(const int capped, i64 n, i64 mp, i64 first_from, i64 window, float *scores, float *dweights,
                            const float *norm, const float *delta, const float *os, const float *dscale, float scale,
                            float inverse_cap, operand *weights, operand *dscores, operand *dpairs, float *key_p, float *key_d, float *query_d) {
   const vf factor = f_set(scale);
   vf widest[QB / 16];
   for (i64 i = 0; i < mp; i += 16) widest[i / 16] = f_zero();
-  for (i64 j = 0; j < n; j++) {
-    vf top = f_zero(), dtop = f_zero();
-    for (i64 i = 0; i < mp; i += 16) {
-      i64 at = j * mp + i, from = first_from + j, to = window > 0 ? from + window : mp;
-      vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
-      vf d = f_mul(f_mul(x, f_fms(f_load(dweights + at), f_load(os + i), f_load(delta + i))), f_load(dscale + i));
-      if (capped) d = cap_slope(d, f_load(scores + at), inverse_cap);
-      x = f_mul(x, f_load(os + i));
-      f_store(scores + at, x), f_store(dweights + at, d);
-      top = f_max(top, x), dtop = f_max(dtop, f_abs(d)), widest[i / 16] = f_max(widest[i / 16], f_abs(d));
+  for (i64 j0 = 0; j0 < n; j0 += 16) {
+    float inverse_p[16], inverse_d[16];
+    i64 low[16], high[16], some = n - j0 < 16 ? n - j0 : 16;  // whole vectors of queries that see a key
+    f_store(key_p + j0, f_zero()), f_store(key_d + j0, f_zero());
+    for (i64 r = 0; r < some; r++) {
+      i64 j = j0 + r, from = first_from + j, to = window > 0 && from + window < mp ? from + window : mp;
+      low[r] = from > 0 ? from / 16 * 16 : 0, high[r] = to > 0 ? PAD(to, 16) : 0;
+      vf top = f_zero(), dtop = f_zero();
+      for (i64 i = low[r]; i < high[r]; i += 16) {
+        i64 at = j * mp + i;
+        vf x = f_within(f_exp(f_fms(f_load(scores + at), factor, f_load(norm + i))), i, from, to);
+        vf d = f_mul(f_mul(x, f_fms(f_load(dweights + at), f_load(os + i), f_load(delta + i))), f_load(dscale + i));
+        if (capped) d = cap_slope(d, f_load(scores + at), inverse_cap);
+        x = f_mul(x, f_load(os + i));
+        f_store(scores + at, x), f_store(dweights + at, d);
+        top = f_max(top, x), dtop = f_max(dtop, f_abs(d)), widest[i / 16] = f_max(widest[i / 16], f_abs(d));
+      }
+      key_p[j] = f_reduce_max(top), key_d[j] = f_reduce_max(dtop);
     }
-    key_p[j] = block_scale(f_reduce_max(top)), key_d[j] = block_scale(f_reduce_max(dtop));
-    vf inverse = f_set(inverse_of(key_p[j])), dinverse = f_set(inverse_of(key_d[j]));
-    for (i64 i = 0; i < mp; i += 16) {
-      i64 at = j * mp + i;
-      store_operands(weights + at, f_mul(f_load(scores + at), inverse));
-      store_operands(dscores + at, f_mul(f_load(dweights + at), dinverse));
+    block_scales(key_p + j0, inverse_p), block_scales(key_d + j0, inverse_d);
+    for (i64 r = 0; r < some; r++) {
+      vf inverse = f_set(inverse_p[r]), dinverse = f_set(inverse_d[r]);
+      for (i64 i = 0; i < mp; i += 16) {
+        i64 at = (j0 + r) * mp + i;
+        if (i < low[r] || i >= high[r]) {
+          f_store(dweights + at, f_zero());
+          store_operands(weights + at, f_zero()), store_operands(dscores + at, f_zero());
+        } else {
+          store_operands(weights + at, f_mul(f_load(scores + at), inverse));
+          store_operands(dscores + at, f_mul(f_load(dweights + at), dinverse));
+        }
+      }
     }
   }
   for (i64 i = 0; i < mp; i += 16) {
-    float tops[16];
-    f_store(tops, widest[i / 16]);
-    for (i64 r = 0; r < 16; r++) query_d[i + r] = block_scale(tops[r]), tops[r] = inverse_of(query_d[i + r]);
-    widest[i / 16] = f_load(tops);
+    float inverse[16];
+    f_store(query_d + i, widest[i / 16]);
+    block_scales(query_d + i, inverse);
+    widest[i / 16] = f_load(inverse);
   }
   for (i64 j = 0; j < n; j += 2)  // pairs of keys, side by side for each query
     for (i64 i = 0; i < mp; i += 16) {

@@ -1,5 +1,5 @@
-// The small operations between the matrix products, fused; the same functions as TorchKernels' methods. Plain C that a compiler
-// vectorizes by itself, but for the MLP's gates, which take the most time.
+// The small operations between the matrix products, fused; the same functions as TorchKernels' methods. In lanes what takes the
+// most time, or rounds to bf16, for which some instruction sets have an instruction; else plain C that a compiler vectorizes.
 
 #include "lanes.h"
 #include "threads.h"
@@ -26,10 +26,11 @@ static void norm_row(const void *how, i64 t, void *scratch) {
   for (i64 i = 0; i < D; i++) sum += row[i] * row[i];
   float r = 1.0f / sqrtf(sum / D + p->eps);
   p->rstd[t] = r;
-  SIMD for (i64 i = 0; i < D; i++) {
-    bf16 n = f32_to_bf16(row[i] * r);
-    normed[i] = n;
-    x[i] = f32_to_bf16(bf16_to_f32(n) * bf16_to_f32(weight[i]));
+  for (i64 i = 0; i < D; i += 16) {
+    const i64 n = D - i;
+    const vf y = f_from_bf16(f_to_bf16(f_mul(f_load_some(row + i, n), f_set(r))));
+    h_store_some(normed + i, n, y);
+    h_store_some(x + i, n, f_mul(y, h_load_some(weight + i, n)));
   }
   (void)scratch;
 }
@@ -122,12 +123,15 @@ ALWAYS Gate gelu(vf x) {
   return (Gate){f_mul(x, s), f_fma(f_mul(f_mul(z, s), f_sub(one, s)), inner, s)};
 }
 
+enum { AHEAD = 512 };  // numbers: a row's two halves are streams of their own, in pages that end within them
+
 #define GATED(NAME)                                                                                            \
   static void NAME##_mul_row(const void *how, i64 t, void *scratch) {                                          \
     const Gated *p = how;                                                                                      \
     const bf16 *g = p->gate_up + t * 2 * p->F, *u = g + p->F;                                                  \
     for (i64 i = 0; i < p->F; i += 16) {                                                                       \
       const i64 n = p->F - i;                                                                                  \
+      __builtin_prefetch(g + i + AHEAD), __builtin_prefetch(u + i + AHEAD);                                    \
       h_store_some(p->out + t * p->F + i, n, f_mul(NAME(h_load_some(g + i, n)).value, h_load_some(u + i, n))); \
     }                                                                                                          \
     (void)scratch;                                                                                             \
@@ -141,6 +145,7 @@ ALWAYS Gate gelu(vf x) {
     bf16 *g = p->out + t * 2 * p->F, *u = g + p->F;                                                            \
     for (i64 i = 0; i < p->F; i += 16) {                                                                       \
       const i64 n = p->F - i;                                                                                  \
+      __builtin_prefetch(g + i + AHEAD), __builtin_prefetch(u + i + AHEAD);                                    \
       const vf y = h_load_some(p->da + t * p->F + i, n);                                                       \
       const Gate gate = NAME(h_load_some(g + i, n));                                                           \
       h_store_some(g + i, n, f_mul(f_mul(y, h_load_some(u + i, n)), gate.slope));                              \
@@ -172,10 +177,12 @@ static void rotate_row(const void *how, i64 t, void *scratch) {
   const float *c = p->cos + t * half, *s = p->sin + t * half, sign = p->sign;
   for (i64 h = 0; h < p->heads; h++) {
     bf16 *x = p->x + t * p->stride + h * p->d;
-    SIMD for (i64 i = 0; i < half; i++) {
-      float a = bf16_to_f32(x[i]), b = bf16_to_f32(x[i + half]), si = sign * s[i];
-      x[i] = f32_to_bf16(a * c[i] - b * si);
-      x[i + half] = f32_to_bf16(b * c[i] + a * si);
+    for (i64 i = 0; i < half; i += 16) {
+      const i64 n = half - i;
+      const vf a = h_load_some(x + i, n), b = h_load_some(x + half + i, n), cosine = f_load_some(c + i, n);
+      const vf sine = f_mul(f_load_some(s + i, n), f_set(sign));
+      h_store_some(x + i, n, f_fms(a, cosine, f_mul(b, sine)));
+      h_store_some(x + half + i, n, f_fma(b, cosine, f_mul(a, sine)));
     }
   }
   (void)scratch;

@@ -14,58 +14,75 @@ int kernels_start(void) { return isa_start(); }
 
 int kernels_qmax(void) { return QMAX; }
 
-enum { BLOCK = 2048, FLOATS = 1024, ROWS_AT_ONCE = 768 };
+enum { AHEAD = 512, BLOCK = 2048, INPUT_FLOATS = 512, INPUT_ROWS = 2 * MR, ROWS_AT_ONCE = 768 };
 
-// 16 floats of row `seed` from column `at` (a multiple of 16): scale where kept, else 0
-ALWAYS vf kept(uint32_t seed, i64 at, int threshold, float scale) {
+// x, 16 columns of row `seed` from `at` on (a multiple of 16), where the dropout keeps it, else 0
+ALWAYS vf kept(vf x, const Mask *mask, uint32_t seed, i64 at) {
   const uint32_t step = 0x9E3779B9u;
-  return f_where_bytes(b_mix32(seed + (uint32_t)(at / 4) * step, step), threshold, scale);
+  return f_where_bytes(b_mix32(seed + (uint32_t)(at / 4) * step, step), (int)mask->threshold, x);
 }
 
 ALWAYS uint32_t row_seed(const Mask *mask, i64 t) {
   return mask->rows ? mix32((uint32_t)mask->rows[t] ^ (uint32_t)mask->key) : 0;
 }
 
-// x as a bf16 input behind the dropout
-ALWAYS vf masked(vf x, const Mask *mask, uint32_t seed, i64 at) {
-  if (!mask->rows) return x;
-  return f_from_bf16(f_to_bf16(f_mul(x, kept(seed, at, (int)mask->threshold, mask->scale))));
-}
+ALWAYS float mask_scale(const Mask *mask) { return mask->rows ? mask->scale : 1.0f; }
 
 // --- quantizing -------------------------------------------------------------------------------------------------------
 
-ALWAYS vf times(const bf16 *row, const float *channel_scale, i64 i, i64 K) {
-  vf x = h_load_some(row + i, K - i);
-  return channel_scale ? f_mul(x, f_load_some(channel_scale + i, K - i)) : x;
+// 16 columns of a row from i on; whole: all of them are among the row's K
+ALWAYS vf input(const int whole, const bf16 *row, i64 i, i64 K) {
+  return whole ? h_load(row + i) : h_load_some(row + i, K - i);
 }
 
-// columns start..end-1 of a row (K,) bf16 times channel_scale (K,) or 1 -> q: int8 for qmax 127, else levels. Returns the
-// scale; `sum` is that of q.
-ALWAYS float quantize(const int qmax, const bf16 *row, const float *channel_scale, i64 K, i64 start, i64 end, void *q,
-                      int *sum) {
+ALWAYS vf times(const int scaled, const int whole, vf x, const float *channel_scale, i64 i, i64 K) {
+  if (!scaled) return x;
+  return f_mul(x, whole ? f_load(channel_scale + i) : f_load_some(channel_scale + i, K - i));
+}
+
+ALWAYS vf widest(const int scaled, const int keep, const int whole, vf largest, const bf16 *row, const float *channel_scale,
+                 i64 i, i64 K, float *floats) {
+  vf x = input(whole, row, i, K);
+  if (keep) __builtin_prefetch(row + i + AHEAD), f_store(floats, x);
+  return f_max(largest, f_abs(times(scaled, whole, x, channel_scale, i, K)));
+}
+
+ALWAYS vi levels(const int qmax, const int scaled, const int keep, const int whole, vf inverse, const bf16 *row,
+                 const float *channel_scale, i64 i, i64 K, void *q, const float *floats) {
+  vf x = keep ? f_load(floats) : input(whole, row, i, K);
+  vi n = i_of(f_mul(times(scaled, whole, x, channel_scale, i, K), inverse));
+  if (qmax == 127) b_store((int8_t *)q + i, to_bytes(n));
+  else store_levels((level *)q + i, n);
+  return n;
+}
+
+ALWAYS float quantize_columns(const int qmax, const int scaled, const int keep, const bf16 *row, const float *channel_scale,
+                              i64 K, i64 start, i64 end, void *q, int *sum, float *floats) {
+  const i64 whole = K < end ? start + (K - start) / 16 * 16 : end;
   vf largest = f_zero();
-  for (i64 i = start; i < end; i += 16) largest = f_max(largest, f_abs(times(row, channel_scale, i, K)));
-  float top = f_reduce_max(largest);
-  vf inverse = f_set(top > 1e-30f ? (float)qmax / top : 0.0f);
+#define WIDEST(WHOLE) widest(scaled, keep, WHOLE, largest, row, channel_scale, i, K, keep ? floats + i - start : NULL)
+  i64 i = start;
+  for (; i < whole; i += 16) largest = WIDEST(1);
+  for (; i < end; i += 16) largest = WIDEST(0);
+#undef WIDEST
+  const float top = f_reduce_max(largest);
+  const vf inverse = f_set(top > 1e-30f ? (float)qmax / top : 0.0f);
   vi total = i_zero();
-  for (i64 i = start; i < end; i += 16) {
-    vi n = i_of(f_mul(times(row, channel_scale, i, K), inverse));
-    total = i_add(total, n);
-    if (qmax == 127) b_store((int8_t *)q + i, to_bytes(n));
-    else store_levels((level *)q + i, n);
-  }
-  *sum = i_reduce_add(total);
+#define LEVELS(WHOLE) \
+  levels(qmax, scaled, keep, WHOLE, inverse, row, channel_scale, i, K, q, keep ? floats + i - start : NULL)
+  for (i = start; i < whole; i += 16) total = i_add(total, LEVELS(1));
+  for (; i < end; i += 16) total = i_add(total, LEVELS(0));
+#undef LEVELS
+  if (qmax == 127) *sum = i_reduce_add(total);
   return top / (float)qmax;
 }
 
-// row (K,) bf16 times channel_scale (K,) or 1 -> q (Kp,), each group's scale and 128 times its sum
-static void quantize_row(const bf16 *row, const float *channel_scale, i64 K, i64 Kp, i64 group, level *q, float *scale,
-                         int32_t *sum) {
-  for (i64 g = 0, start = 0; start < Kp; g++, start += group) {
-    int total;
-    scale[g] = quantize(QMAX, row, channel_scale, K, start, start + group < Kp ? start + group : Kp, q, &total);
-    if (sum) sum[g] = 128 * total;
-  }
+// columns start..end-1 of a row (K,) bf16 times channel_scale (K,) or 1 -> q: int8 for qmax 127, else levels. Returns the
+// scale; `sum` is that of int8 q. With `keep`, `floats` (end - start,) gets the row before channel_scale.
+ALWAYS float quantize(const int qmax, const int keep, const bf16 *row, const float *channel_scale, i64 K, i64 start, i64 end,
+                      void *q, int *sum, float *floats) {
+  if (channel_scale) return quantize_columns(qmax, 1, keep, row, channel_scale, K, start, end, q, sum, floats);
+  return quantize_columns(qmax, 0, keep, row, channel_scale, K, start, end, q, sum, floats);
 }
 
 typedef struct {
@@ -114,7 +131,8 @@ static void entropy_row(const void *how, i64 t, void *scratch) {
       i64 at = (first + pass) * p->groups + g;
       level *to = pass ? again : q;
       int total;
-      p->scale[at] = quantize(QMAX, piece, p->channel_scale + start, some - start, 0, end - start, to + start, &total);
+      p->scale[at] =
+          quantize(QMAX, 0, piece, p->channel_scale + start, some - start, 0, end - start, to + start, &total, NULL);
       if (p->sum) p->sum[at] = 128 * total;
       for (i64 i = 0; i < some - start && pass + 1 < p->passes; i += 16)
         lost(piece + i, p->channel_scale + start + i, some - start - i, to + start + i, p->scale[at]);
@@ -129,54 +147,68 @@ int int8_entropy(const Int8Entropy *p) {
 
 typedef struct {
   const Int8Input *in;
+  i64 span;  // columns at a time, whole groups of them
   i64 room;  // floats for the segments' sums
 } Quantizing;
 
-// MR rows
+// columns k0..k1-1 of row t quantized, and what the segments take of them as floats
+static void input_row(const Int8Input *p, i64 t, i64 k0, i64 k1, float *floats) {
+  const bf16 *x = p->x + t * p->K;
+  for (i64 start = k0; p->q && start < k1; start += p->group) {
+    i64 end = start + p->group < k1 ? start + p->group : k1, at = t * p->groups + start / p->group;
+    int total;
+    p->scale[at] = quantize(QMAX, 1, x, p->channel_scale, p->K, start, end, (level *)p->q + t * p->Kp, &total,
+                            floats + start - k0);
+    if (p->sum) p->sum[at] = 128 * total;
+  }
+  for (i64 i = k0; !p->q && i < k1; i += 16) f_store(floats + i - k0, h_load_some(x + i, p->K - i));
+  if (p->segments && p->mask.rows) {
+    uint32_t seed = row_seed(&p->mask, t);
+    for (i64 i = k0; i < k1; i += 16) f_store(floats + i - k0, kept(f_load(floats + i - k0), &p->mask, seed, i));
+  }
+}
+
+// INPUT_ROWS rows
 static void input_rows(const void *how, i64 block, void *scratch) {
   const Quantizing *all = how;
   const Int8Input *p = all->in;
-  float *rows = scratch, *sums = rows + MR * FLOATS;
-  i64 t0 = block * MR, m = p->T - t0 < MR ? p->T - t0 : MR;
-  for (i64 r = 0; r < m && p->q; r++) {
-    i64 t = t0 + r;
-    quantize_row(p->x + t * p->K, p->channel_scale, p->K, p->Kp, p->group, (level *)p->q + t * p->Kp,
-                 p->scale + t * p->groups, p->sum ? p->sum + t * p->groups : NULL);
-  }
+  const i64 span = all->span;
+  float *rows = scratch, *sums = rows + INPUT_ROWS * span;
+  i64 t0 = block * INPUT_ROWS, m = p->T - t0 < INPUT_ROWS ? p->T - t0 : INPUT_ROWS;
   for (i64 r = 0; r < m; r++)
     for (i64 e = 0; e < p->n_outliers; e++)
       p->z[(t0 + r) * p->Z + p->outliers_at + e] = bf16_to_f32(p->x[(t0 + r) * p->K + p->outliers[e]]);
-  for (i64 k0 = 0; k0 < p->K && p->segments; k0 += FLOATS) {
-    i64 k1 = k0 + FLOATS < p->K ? k0 + FLOATS : p->K;
-    for (i64 r = 0; r < m; r++) {
-      const bf16 *x = p->x + (t0 + r) * p->K;
-      uint32_t seed = row_seed(&p->mask, t0 + r);
-      for (i64 i = k0; i < k1; i += 16)
-        f_store(rows + r * FLOATS + i - k0, masked(h_load_some(x + i, k1 - i), &p->mask, seed, i));
-    }
+  for (i64 k0 = 0; k0 < p->Kp && (p->q || p->segments); k0 += span) {
+    i64 k1 = k0 + span < p->Kp ? k0 + span : p->Kp;
+    for (i64 r = 0; r < m; r++) input_row(p, t0 + r, k0, k1, rows + r * span);
     float *c = sums;
     for (i64 s = 0; s < p->segments; s++) {
       const Segment *g = p->segment + s;
       i64 lo = g->from > k0 ? g->from : k0, hi = g->to < k1 ? g->to : k1;
       if (lo < hi)
-        gemm_f32(m, g->np, hi - lo, rows + lo - k0, FLOATS, 1, g->b + (lo - g->from) * g->np, g->np, c, g->np,
+        gemm_f32(m, g->np, hi - lo, rows + lo - k0, span, 1, g->b + (lo - g->from) * g->np, g->np, c, g->np,
                  lo > g->from);
-      c += MR * g->np;
+      c += INPUT_ROWS * g->np;
     }
   }
+  const float factor = mask_scale(&p->mask);
   float *c = sums;
   for (i64 s = 0; s < p->segments; s++) {
     const Segment *g = p->segment + s;
-    for (i64 r = 0; r < m; r++)
-      memcpy(p->z + (t0 + r) * p->Z + g->at, c + r * g->np, sizeof(float) * (size_t)g->n);
-    c += MR * g->np;
+    for (i64 r = 0; r < m; r++) {
+      float *z = p->z + (t0 + r) * p->Z + g->at;
+      SIMD for (i64 i = 0; i < g->n; i++) z[i] = factor * c[r * g->np + i];
+    }
+    c += INPUT_ROWS * g->np;
   }
 }
 
 int int8_input(const Int8Input *p) {
-  Quantizing all = {p, 0};
-  for (i64 s = 0; s < p->segments; s++) all.room += MR * p->segment[s].np;
-  return parallel((p->T + MR - 1) / MR, sizeof(float) * (size_t)(MR * FLOATS + all.room), input_rows, &all);
+  Quantizing all = {p, INPUT_FLOATS, 0};
+  if (p->q) all.span = p->group < INPUT_FLOATS ? INPUT_FLOATS / p->group * p->group : p->group;
+  for (i64 s = 0; s < p->segments; s++) all.room += INPUT_ROWS * p->segment[s].np;
+  size_t scratch = sizeof(float) * (size_t)(INPUT_ROWS * all.span + all.room);
+  return parallel((p->T + INPUT_ROWS - 1) / INPUT_ROWS, scratch, input_rows, &all);
 }
 
 // --- the product ------------------------------------------------------------------------------------------------------
@@ -197,7 +229,7 @@ static void pack_piece(const void *how, i64 panel, void *scratch) {
   for (i64 r = 0; r < 16 && panel * 16 + r < p->N; r++) {
     i64 n = panel * 16 + r;
     int sum;
-    p->scale[n] = quantize(127, p->weight + n * p->K, p->channel_scale, p->K, 0, Kp, rows + r * Kp, &sum);
+    p->scale[n] = quantize(127, 0, p->weight + n * p->K, p->channel_scale, p->K, 0, Kp, rows + r * Kp, &sum, NULL);
   }
   uint32_t *to = (uint32_t *)(p->panels + panel * Kp * 16);
   for (i64 k = 0; k < Kp / 4; k++)
@@ -244,7 +276,7 @@ ALWAYS void finish(const int m, const int NV, const Int8Product *p, i64 t, i64 p
     for (int v = 0; v < NV; v++) {
       i64 n = (panel + v) * 16;
       vf y = acc[r][v];
-      if (p->mask.rows) y = f_mul(y, kept(seed, n, (int)p->mask.threshold, p->mask.scale));
+      if (p->mask.rows) y = kept(f_mul(y, f_set(p->mask.scale)), &p->mask, seed, n);
       y = f_fma(f_load(C + (r * PANELS + v) * 16), f_load_some(p->channel_scale + n, p->N - n), y);
       if (p->bias) y = f_add(y, h_load_some(p->bias + n, p->N - n));
       h_store_some(p->y + (t + r) * p->N + n, p->N - n, y);
@@ -355,7 +387,7 @@ int int8_product(const Int8Product *p) {
 
 // --- gradients of the adapter's matrices ------------------------------------------------------------------------------
 
-enum { OUTER_COLUMNS = 64, OUTER_ROWS = 256 };
+enum { OUTER_COLUMNS = 64, OUTER_ROWS = 256, WIDE = 16 * PANELS };
 
 typedef struct {
   const float *z;
@@ -363,36 +395,42 @@ typedef struct {
   const bf16 *x;
   i64 stride, T, C;
   const Mask *mask;
-  float factor, *out;
+  float factor;
+  int transposed;
+  float *out;
 } Outer;
 
 static void outer_piece(const void *how, i64 c, void *scratch) {
   const Outer *p = how;
-  float *rows = scratch, *sums = rows + OUTER_ROWS * OUTER_COLUMNS;
+  float *rows = scratch, *sums = rows + OUTER_ROWS * OUTER_COLUMNS;  // rows by panels: (OUTER_COLUMNS/WIDE, OUTER_ROWS, WIDE)
   i64 c0 = c * OUTER_COLUMNS, n = p->C - c0 < OUTER_COLUMNS ? p->C - c0 : OUTER_COLUMNS, np = PAD(n, 16);
   for (i64 t0 = 0; t0 < p->T; t0 += OUTER_ROWS) {
     i64 deep = p->T - t0 < OUTER_ROWS ? p->T - t0 : OUTER_ROWS;
     for (i64 t = t0; t < t0 + deep; t++) {
-      uint32_t seed = row_seed(p->mask, t);
-      const bf16 *later = p->x + (t + 12 < p->T ? t + 12 : t) * p->stride + c0;
+      const uint32_t seed = row_seed(p->mask, t);
+      const bf16 *row = p->x + t * p->stride + c0, *later = t + 12 < p->T ? row + 12 * p->stride : row;
       __builtin_prefetch(later), __builtin_prefetch(later + 32);
-      for (i64 i = 0; i < np; i += 16)
-        f_store(rows + (t - t0) * OUTER_COLUMNS + i,
-                masked(h_load_some(p->x + t * p->stride + c0 + i, n - i), p->mask, seed, c0 + i));
+      for (i64 i = 0; i < np; i += 16) {
+        vf x = h_load_some(row + i, n - i);
+        if (p->mask->rows) x = kept(x, p->mask, seed, c0 + i);
+        f_store(rows + (i / WIDE * OUTER_ROWS + t - t0) * WIDE + i % WIDE, x);
+      }
     }
-    gemm_f32(p->R, np, deep, p->z + t0 * p->Z, 1, p->Z, rows, OUTER_COLUMNS, sums, OUTER_COLUMNS, t0 > 0);
+    for (i64 i = 0; i < np; i += WIDE)
+      gemm_f32(p->R, np - i < WIDE ? np - i : WIDE, deep, p->z + t0 * p->Z, 1, p->Z, rows + i * OUTER_ROWS, WIDE,
+               sums + i, OUTER_COLUMNS, t0 > 0);
   }
-  const float factor = p->factor;
-  for (i64 r = 0; r < p->R; r++) {
-    float *out = p->out + r * p->C + c0;
-    SIMD for (i64 i = 0; i < n; i++) out[i] += factor * sums[r * OUTER_COLUMNS + i];
-  }
+  const float factor = p->factor * mask_scale(p->mask);
+  for (i64 i = 0; p->transposed && i < n; i++)
+    for (i64 r = 0; r < p->R; r++) p->out[(c0 + i) * p->R + r] = factor * sums[r * OUTER_COLUMNS + i];
+  for (i64 r = 0; !p->transposed && r < p->R; r++)
+    SIMD for (i64 i = 0; i < n; i++) p->out[r * p->C + c0 + i] = factor * sums[r * OUTER_COLUMNS + i];
 }
 
-// out (R, C) f32 += factor * zᵀ x: z (T, R) f32 with stride, x (T, C) bf16 with stride, masked
+// out (R, C) f32 = factor * zᵀ x, or (C, R), transposed: z (T, R) f32 with stride, x (T, C) bf16 with stride, masked
 int outer_rows(const float *z, i64 Z, i64 R, const bf16 *x, i64 stride, i64 T, i64 C, const Mask *mask, float factor,
-               float *out) {
-  Outer p = {z, Z, R, x, stride, T, C, mask, factor, out};
+               int transposed, float *out) {
+  Outer p = {z, Z, R, x, stride, T, C, mask, factor, transposed, out};
   size_t scratch = sizeof(float) * (size_t)(OUTER_ROWS * OUTER_COLUMNS + PAD(R, 4) * OUTER_COLUMNS);
   return parallel((C + OUTER_COLUMNS - 1) / OUTER_COLUMNS, scratch, outer_piece, &p);
 }

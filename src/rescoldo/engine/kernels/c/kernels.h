@@ -125,7 +125,7 @@ void int8_residual(bf16 *x, const float *channel_scale, i64 T, i64 K, i64 Kp, i6
 int int8_entropy(const Int8Entropy *p);
 int int8_product(const Int8Product *p);
 int outer_rows(const float *z, i64 Z, i64 R, const bf16 *x, i64 stride, i64 T, i64 C, const Mask *mask, float factor,
-               float *out);
+               int transposed, float *out);
 
 // blocks.c
 void blocks_decode(const LazyInt8 *w, i64 n0, i64 n1, float *out);

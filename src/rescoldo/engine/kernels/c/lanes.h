@@ -4,7 +4,7 @@
 //
 //   vf, vi, vb, vw and the operations on them that this file and its users call
 //   isa_start        at load: whatever the system must be asked for; not 0: it refuses
-//   MR, PANELS, BY_ROWS, FULL_TILES     the shape of a tile of sums in registers
+//   MR, PANELS, BY_ROWS, FULL_TILES     the shape of a tile of sums in registers; FLOAT_TILES: of products of floats
 //   i_add_dot, and f_add_dot where HAS_BF16_DOT is defined: products of pairs for attention
 //   transpose_rows                      16 rows of 32 bytes -> 8 times four bytes of each row, plus 128
 //
@@ -29,7 +29,9 @@
 ALWAYS vf f_zero(void) { return f_set(0.0f); }
 ALWAYS vi i_zero(void) { return i_set(0); }
 ALWAYS vf f_from_bf16(vw x) { return as_f(i_left(i_words(x), 16)); }
+#ifndef HAS_H_LOAD
 ALWAYS vf h_load(const bf16 *p) { return f_from_bf16(w_load(p)); }
+#endif
 ALWAYS void h_store(bf16 *p, vf x) { w_store(p, f_to_bf16(x)); }
 
 #ifndef HAS_ELEMENTS  // x y + z for one number y
@@ -130,7 +132,7 @@ static inline void gemm_f32(i64 M, i64 N, i64 K, const float *A, i64 rs, i64 ks,
     if (nv == PANELS) tile_f32(M_, PANELS, K, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);           \
     else tile_f32(M_, 1, K, A + m * rs, rs, ks, b, ldb, c + m * ldc, ldc, add);                             \
   }
-    FULL_TILES(RUN_TILES)
+    FLOAT_TILES(RUN_TILES)
 #undef RUN_TILES
     n += nv * 16;
   }

@@ -146,6 +146,21 @@ static void gemm_pairs(i64 M, i64 N, i64 K, const bf16 *A, i64 rs, i64 ks, const
 
 // --- int8 --------------------------------------------------------------------------------------------------------------
 
+// sums (m, 32) of a group, less what the weights' offset has added, times each row's scale -> C (m, 32)
+ALWAYS void scale_sums(const int NV, const int add, i64 m, const int32_t *sums, const int32_t *less, const float *scale,
+                       i64 groups, float *C) {
+  for (i64 r = 0; r < m; r++) {
+    const vf s = f_set(scale[r * groups]);
+    const vi l = i_set(less[r * groups]);
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      vf f = f_of(i_sub(i_load(sums + r * 32 + v * 16), l));
+      float *c = C + r * 32 + v * 16;
+      f_store(c, add ? f_fma(f, s, f_load(c)) : f_mul(f, s));
+    }
+  }
+}
+
 static inline void product_tile(i64 m, int nv, const Int8Product *p, i64 t, i64 g0, i64 g1, const void *b, i64 apart,
                                 float *C) {
   _Alignas(64) int32_t sums[32 * 32];
@@ -159,15 +174,11 @@ static inline void product_tile(i64 m, int nv, const Int8Product *p, i64 t, i64 
     else if (m > 16) tile_group(1, 0, k, inputs, a, p->K, b0, b1, sums);
     else if (nv == 2) tile_group(0, 1, k, inputs, a, p->K, b0, b1, sums);
     else tile_group(0, 0, k, inputs, a, p->K, b0, b1, sums);
-    for (i64 r = 0; r < m; r++) {
-      vf s = f_set(p->scale[(t + r) * p->groups + g]);
-      vi less = i_set(p->sum[(t + r) * p->groups + g]);
-      for (int v = 0; v < nv; v++) {
-        vf f = f_of(i_sub(i_load(sums + r * 32 + v * 16), less));
-        float *c = C + r * 32 + v * 16;
-        f_store(c, g > 0 ? f_fma(f, s, f_load(c)) : f_mul(f, s));
-      }
-    }
+    const int32_t *less = p->sum + t * p->groups + g;
+    const float *scale = p->scale + t * p->groups + g;
+    if (nv == 2 && g > 0) scale_sums(2, 1, m, sums, less, scale, p->groups, C);
+    else if (nv == 2) scale_sums(2, 0, m, sums, less, scale, p->groups, C);
+    else scale_sums(1, g > 0, m, sums, less, scale, p->groups, C);
     a += p->group, b0 += k * 16, b1 += k * 16;
   }
 }

@@ -86,9 +86,9 @@ ALWAYS vf f_within(vf x, i64 at, i64 from, i64 to) {
   if (at >= from && at + 16 <= to) return x;
   return f_and(x, within256(at, from, to), within256(at + 8, from, to));
 }
-ALWAYS vf f_where_bytes(vb bytes, int threshold, float value) {
+ALWAYS vf f_where_bytes(vb bytes, int threshold, vf x) {
   __m128i reached = _mm_cmpeq_epi8(_mm_max_epu8(bytes, _mm_set1_epi8((char)threshold)), bytes);
-  return f_and(f_set(value), _mm256_cvtepi8_epi32(reached), _mm256_cvtepi8_epi32(_mm_srli_si128(reached, 8)));
+  return f_and(x, _mm256_cvtepi8_epi32(reached), _mm256_cvtepi8_epi32(_mm_srli_si128(reached, 8)));
 }
 ALWAYS __m256 lookup256(vf table, __m256i index) {
   return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.a, index), _mm256_permutevar8x32_ps(table.b, index),
@@ -128,10 +128,16 @@ ALWAYS vf as_f(vi x) { return (vf){_mm256_castsi256_ps(x.a), _mm256_castsi256_ps
 
 ALWAYS __m256i f_to_bf16_256(__m256 x) {  // in the low words of eight lanes
   __m256i u = _mm256_castps_si256(x);
-  __m256i high = _mm256_srli_epi32(u, 16), odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  __m256i number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));  // what is none is cut off: it stays none, quiet
+  __m256i half = _mm256_and_si256(_mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)), number);
+  return _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
+}
+#define HAS_H_LOAD  // from memory each half needs one shuffle less
+ALWAYS vf h_load(const bf16 *p) {
+  const __m128i *words = (const __m128i *)p;
+  return (vf){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(words)), 16)),
+              _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(words + 1)), 16))};
 }
 ALWAYS vw f_to_bf16(vf x) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(f_to_bf16_256(x.a), f_to_bf16_256(x.b)), 0xD8);
@@ -156,8 +162,8 @@ ONE(vi, vf, i_of, cvtps_epi32)  // rounded to the nearest, to even
 
 // the first n of 16, zeros behind them
 ALWAYS vf h_load_some(const bf16 *p, i64 n) {
+  if (n >= 16) return h_load(p);
   bf16 some[16] = {0};
-  if (n >= 16) return as_f(i_left(i_words(w_load(p)), 16));
   for (i64 i = 0; i < n; i++) some[i] = p[i];
   return as_f(i_left(i_words(w_load(some)), 16));
 }
@@ -179,6 +185,7 @@ enum { MR = 6, PANELS = 1 };
     case 2: CALL(2); break; default: CALL(1); break;                                                          \
   }
 #define FULL_TILES(CALL) CALL(6) CALL(2) CALL(1)
+#define FLOAT_TILES(CALL) CALL(6) CALL(4) CALL(2) CALL(1)  // sums of two rows wait for each other
 
 // 8 rows of 8 words -> each word of all of them side by side, 64 bytes from word to word
 ALWAYS void transpose_rows8(const int8_t *rows, uint8_t *to) {

@@ -41,9 +41,9 @@ ALWAYS vf f_within(vf x, i64 at, i64 from, i64 to) {
   return _mm512_maskz_mov_ps(
       _mm512_cmpge_epi32_mask(index, i_set((int)from)) & _mm512_cmplt_epi32_mask(index, i_set((int)to)), x);
 }
-// `value` where a byte reaches the threshold, else 0
-ALWAYS vf f_where_bytes(vb bytes, int threshold, float value) {
-  return _mm512_maskz_mov_ps(_mm_cmpge_epu8_mask(bytes, _mm_set1_epi8((char)threshold)), f_set(value));
+// x where a byte reaches the threshold, else 0
+ALWAYS vf f_where_bytes(vb bytes, int threshold, vf x) {
+  return _mm512_maskz_mov_ps(_mm_cmpge_epu8_mask(bytes, _mm_set1_epi8((char)threshold)), x);
 }
 ALWAYS vf f_lookup(vf table, vi index) { return _mm512_permutexvar_ps(index, table); }
 ALWAYS vi i_add_where(vi x, uint16_t set, int bit) { return _mm512_mask_add_epi32(x, set, x, i_set(bit)); }
@@ -119,6 +119,7 @@ enum { MR = 12, PANELS = 2 };
     case 4: CALL(4); break; case 3: CALL(3); break; case 2: CALL(2); break; default: CALL(1); break;          \
   }
 #define FULL_TILES(CALL) CALL(12) CALL(4) CALL(1)
+#define FLOAT_TILES(CALL) FULL_TILES(CALL)
 
 // 16 rows of 32 bytes -> 8 vectors: four bytes of each row. Three times the even words of two vectors go to one, the
 // odd ones to the other: that takes one bit from the words' place to the vectors' and one of the rows' the other way.

@@ -132,10 +132,10 @@ ALWAYS vb to_bytes(vi x) {
   vw w = to_words(x);
   return vmovn_high_u16(vmovn_u16(w.a), w.b);
 }
-// `value` where a byte reaches the threshold, else 0
-ALWAYS vf f_where_bytes(vb bytes, int threshold, float value) {
+// x where a byte reaches the threshold, else 0
+ALWAYS vf f_where_bytes(vb bytes, int threshold, vf x) {
   vi mask = i_signed_bytes(vcgeq_u8(bytes, vdupq_n_u8((uint8_t)threshold)));
-  EACH(vf, f4_where(vdupq_n_f32(value), vreinterpretq_u32_s32(mask.v[l])));
+  EACH(vf, f4_where(x.v[l], vreinterpretq_u32_s32(mask.v[l])));
 }
 ALWAYS vf f_lookup(vf table, vi index) {
   uint8x16x4_t bytes = {{vreinterpretq_u8_f32(table.v[0]), vreinterpretq_u8_f32(table.v[1]),
@@ -165,8 +165,8 @@ ALWAYS vw f_to_bf16(vf x) {
 }
 // the first n of 16, zeros behind them
 ALWAYS vf h_load_some(const bf16 *p, i64 n) {
-  bf16 some[16] = {0};
   if (n >= 16) return as_f(i_left(i_words(w_load(p)), 16));
+  bf16 some[16] = {0};
   for (i64 i = 0; i < n; i++) some[i] = p[i];
   return as_f(i_left(i_words(w_load(some)), 16));
 }
@@ -231,6 +231,7 @@ enum { MR = 6, PANELS = 1 };
     case 2: CALL(2); break; default: CALL(1); break;                                                          \
   }
 #define FULL_TILES(CALL) CALL(6) CALL(2) CALL(1)
+#define FLOAT_TILES(CALL) CALL(6) CALL(4) CALL(2) CALL(1)  // sums of two rows wait for each other
 
 // 16 rows of 32 bytes -> 8 times four bytes of each row, plus 128
 ALWAYS void transpose_rows(const int8_t *rows, uint8_t *to) {
