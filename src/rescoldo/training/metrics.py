@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,15 +119,25 @@ def resumptions(output: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files in logs/. A full disk or a missing package ends them with one warning, not the run."""
+    """Event files in logs/. A full disk or a missing package ends them with one warning, not the run.
+
+    Importing TensorBoard takes a quarter of a second: a thread does it, and points are kept until it has.
+    """
+
+    _opening: threading.Thread | None = None
 
     def __init__(self, output: Path, first_step: int, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._writer: Any = None
+        self._early: list[tuple[int, dict[str, float]]] = []
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         if importlib.util.find_spec("tensorboard") is None:
             warn(f"no TensorBoard logs: tensorboard is not installed; to get it: {install_command('tensorboard')}")
             return
+        self._opening = threading.Thread(target=self._open, args=(output, first_step), daemon=True, name="tensorboard")
+        self._opening.start()
+
+    def _open(self, output: Path, first_step: int) -> None:
         with self._tolerant():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -134,6 +145,23 @@ class TensorBoard:
 
     def add(self, step: int, **values: float) -> None:
         """One point a value; `loss__train=…` becomes the curve loss/train."""
+        if self._opening is not None and self._opening.is_alive():
+            self._early.append((step, values))
+            return
+        self._opened()
+        self._write(step, values)
+
+    def _opened(self) -> None:
+        """Wait until the files are open, and write what has come before."""
+        if self._opening is None:
+            return
+        self._opening.join()
+        self._opening = None
+        for step, values in self._early:
+            self._write(step, values)
+        self._early = []
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         if self._writer is not None:
             with self._tolerant():
                 for name, value in values.items():
@@ -141,12 +169,14 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Bring the points to the disk."""
+        self._opened()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.flush()
 
     def close(self) -> None:
         """Flush and end."""
+        self._opened()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.close()
