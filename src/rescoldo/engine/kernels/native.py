@@ -6,7 +6,10 @@ Their threads are their own (threads.c), as many as torch's setting says.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -175,6 +178,10 @@ class NativeKernels(TorchKernels):
         """
         self._library, self.name = _loaded(instruction_set(name)), name
         self.qmax = int(self._library.kernels_qmax())
+
+    @cached_property
+    def version(self) -> str:  # type: ignore[override]
+        return hashlib.sha256(Path(self._library._name).read_bytes()).hexdigest()
 
     @property
     def _c(self) -> ctypes.CDLL:
