@@ -46,8 +46,8 @@ class Products(ABC):
     """A frozen linear's products with the adapter that it has at the moment."""
 
     @abstractmethod
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x (T, in) → y (T, out), and what `backward` needs beside x."""
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x (T, in) → y (T, out), and what `backward` needs beside x; the first `bare` rows without the adapter."""
 
     @abstractmethod
     def backward(
@@ -107,10 +107,11 @@ class _PlainProducts(Products):
             for i, m in enumerate(adapter.members):
                 self.b[m.start : m.end, i * r : (i + 1) * r] = m.scale * m.b
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = side = None
         if self.a is not None and self.b is not None:
             z = _product(kernels().dropout(x, mask) if mask else x, self.a.T)
+            z[:bare] = 0
             side = _product(z, self.b.T)
         y = self.frozen.forward(x, side)
         if self.bias is not None:

@@ -197,10 +197,13 @@ class LoraModel:
         positions: torch.Tensor,
         identity: torch.Tensor | None = None,
         seed: tuple[int, int] | None = None,
+        *,
+        bare: int = 0,
     ) -> Rows:
-        """The Rows at these positions (T,) int64; with dropout where a seed is given."""
+        """The Rows at these positions (T,) int64; with dropout where a seed is given, the first `bare` of them without
+        the adapter."""
         threshold = round(256 * self.lora.dropout) if self.lora and seed is not None else 0
-        return Rows(self._rope.at(positions), positions if identity is None else identity, seed, threshold)
+        return Rows(self._rope.at(positions), positions if identity is None else identity, seed, threshold, bare)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → (T, D) float32."""
@@ -233,10 +236,11 @@ class LoraModel:
                 break
         return h
 
-    def prefix(self, tokens: Sequence[int]) -> SharedPrefix:
+    def prefix(self, tokens: Sequence[int], *, adapter: bool = True) -> SharedPrefix:
         """What later rows need of a prefix that they share."""
         attend = PrefixAttention(len(tokens), self.config.kv_layers[-1])
-        self.forward(torch.tensor(tokens), self.rows(torch.arange(len(tokens))), attend)
+        rows = self.rows(torch.arange(len(tokens)), bare=0 if adapter else len(tokens))
+        self.forward(torch.tensor(tokens), rows, attend)
         return attend.found
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
