@@ -158,9 +158,9 @@ class _Decode:
         for c, rows in self.parts:
             b = len(c.lengths)
             pk, pv = c.prefix_k[layer], c.prefix_v[layer]
-            own = c.k[layer][:b], c.v[layer][:b]
-            settings = span.window, span.scale, span.soft_cap
-            mixed.append(kernels().attend_cached(q[rows], pk, pv, *own, c.lengths + 1, *settings))
+            k, v = c.k[layer][:b], c.v[layer][:b]
+            part = kernels().attend_cached(q[rows], pk, pv, k, v, c.lengths + 1, span.window, span.scale, span.soft_cap)
+            mixed.append(part)
         return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)), torch.empty(0)
 
     def backward(self, *_: object) -> NoReturn:
