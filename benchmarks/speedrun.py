@@ -1,4 +1,4 @@
-r"""How soon a recipe reaches the validation loss of transformers + PEFT: examples, tokens and CPU time.
+r"""How soon a recipe reaches the validation loss of transformers + PEFT: examples, tokens and time.
 
 python -m benchmarks.speedrun --output benchmarks/out/speedrun.json
 echo "task=tickets seed=1 lr=2e-3 step=1 epochs=1" > one.txt
@@ -8,7 +8,8 @@ python -m benchmarks.speedrun --trials one.txt --rounds 1 --output benchmarks/ou
 each trial. A trial whose settings are the reference's but for rate, epochs and seed (PEFT's defaults, 8 examples a
 step, cosine) is part of the reference's sweep: the one with the lowest loss sets the target. Trials go to OUTPUT with
 the ending .jsonl one by one; the same command resumes where it was interrupted. Losses do not depend on a machine's
-load. CPU seconds of a step are measured last, this engine and PEFT in turns.
+load. What a step costs is measured last, this engine and PEFT in turns (benchmarks.costs), for each class of CPU that
+--cpus names: run that part on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.costs import here, of_class
 from benchmarks.machine import describe
 from benchmarks.needs import require, writable
-from benchmarks.trial import Trial, costs, run
+from benchmarks.trial import Trial, run
 from rescoldo.evaluation.statistics import wilcoxon
 from rescoldo.files import write_json
+from rescoldo.system.cgroup import available_threads
 
 TRIALS = Path(__file__).with_suffix(".txt")
 ANY = ("seed", "points")  # trials that differ in these alone are one recipe
@@ -87,13 +91,16 @@ def is_reference(trial: dict[str, Any]) -> bool:
     return all(trial[name] == plain[name] for name in plain if name not in (*ANY, *SWEPT))
 
 
-def rows(results: list[dict[str, Any]], spent: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+def rows(results: list[dict[str, Any]], spent: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each task and recipe, the reference's best first within its task.
 
     Each has the mean validation loss at the end and its values by seed; the difference to the reference by validation
     example (nats a token, averaged over the seeds) with a bootstrap interval and Wilcoxon's test; examples until the
-    target (the reference's loss) is reached, None where it is not; and the CPU seconds of that, of PEFT for the
-    reference.
+    target (the reference's loss) is reached, None where it is not; and for each class of CPU in `spent` how many times
+    as fast as the reference in PEFT that is, by wall-clock and CPU time of training steps.
+
+    Args:
+        spent: task → class of CPU → what an example costs (`benchmarks.costs.measure`).
     """
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
@@ -117,13 +124,21 @@ def rows(results: list[dict[str, Any]], spent: dict[str, dict[str, list[float]]]
     for task in dict.fromkeys(row["task"] for row in made):
         of_task = [row for row in made if row["task"] == task]
         references = [row for row in of_task if row["reference"]]
-        best = min(references, key=lambda row: row["val_loss"], default=None)
+        # trained in this engine, whose loss curve is PEFT's, where there is such a one: PEFT's own runs are fewer
+        swept = [row for row in references if row["engine"] != "peft"] or references
+        best = min(swept, key=partial(_on_common_seeds, swept), default=None)
         for row in of_task:
             row["best_reference"] = row is best
             _against(row, best, spent.get(task, {}))
     for row in made:
         del row["losses"]
     return sorted(made, key=lambda row: (row["task"], not row["best_reference"], row["val_loss"]))
+
+
+def _on_common_seeds(swept: list[dict[str, Any]], row: dict[str, Any]) -> float:
+    """The row's mean loss on the seeds that all of the sweep have, on all of its own where there is no such seed."""
+    common = set.intersection(*(set(one["by_seed"]) for one in swept)) or set(row["by_seed"])
+    return statistics.mean(loss for seed, loss in row["by_seed"].items() if seed in common)
 
 
 def _mean_points(trials: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -145,7 +160,7 @@ def _by_example(point: dict[str, Any]) -> np.ndarray:
     return np.array([nats / n for nats, n in point["val"]])
 
 
-def _against(row: dict[str, Any], best: dict[str, Any] | None, spent: dict[str, list[float]]) -> None:
+def _against(row: dict[str, Any], best: dict[str, Any] | None, spent: dict[str, Any]) -> None:
     """Add what follows from the reference's best."""
     if best is None:
         return
@@ -159,48 +174,66 @@ def _against(row: dict[str, Any], best: dict[str, Any] | None, spent: dict[str, 
     reached = [point for point in row["points"] if point["val_loss"] <= best["val_loss"]]
     row["examples_to_target"] = reached[0]["examples"] if reached else None
     row["tokens_to_target"] = reached[0]["tokens"] if reached else None
-    peers = [statistics.median(values) for name, values in spent.items() if name.startswith("peft")]
-    ours = spent.get(f"rescoldo int8, {row['step']}")
-    if reached and peers and ours:
-        row["cpu_seconds"] = reached[0]["examples"] * statistics.median(ours)
-        row["cpu_seconds_of_peft"] = best["points"][-1]["examples"] * min(peers)
-        row["times_as_fast"] = row["cpu_seconds_of_peft"] / row["cpu_seconds"]
+    row["times_as_fast"] = {}
+    for name, costs in spent.items():
+        ours = costs.get(f"rescoldo int8, {row['step']}")
+        if not reached or not ours or row["engine"] == "peft":
+            continue
+        row["times_as_fast"][name] = {}
+        for kind in ("seconds", "cpu_seconds"):
+            peer = min(statistics.median(c[kind]) for side, c in costs.items() if side.startswith("peft"))
+            theirs = best["points"][-1]["examples"] * peer
+            row["times_as_fast"][name][kind] = theirs / (reached[0]["examples"] * statistics.median(ours[kind]))
 
 
 def show(document: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console()
-    for task, spent in document["cpu_seconds_an_example"].items():
-        text = ", ".join(f"{name}: {statistics.median(values):.2f}" for name, values in spent.items())
-        console.print(f"{task}: CPU seconds an example, one process, in turns: {text}")
-    table = Table(title="until the reference's validation loss; times PEFT: CPU time of training steps, not wall-clock")
-    columns = ("task", "recipe", "seeds", "validation loss", "difference (95 %)", "better", "examples", "times PEFT")
+    for task, of_task in document["an_example"].items():
+        for name, costs in of_task.items():
+            text = ", ".join(f"{side}: {statistics.median(c['seconds']):.2f}" for side, c in costs.items())
+            console.print(f"{task}, {name}: seconds an example, in turns: {text}")
+    classes = list(dict.fromkeys(name for of_task in document["an_example"].values() for name in of_task))
+    table = Table(title="until the reference's validation loss; times PEFT's speed by wall-clock of training steps")
+    columns = ["task", "recipe", "seeds", "validation loss", "difference (95 %)", "better", "examples", *classes]
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "recipe") else "right")
     for row in document["rows"]:
         difference = row.get("difference")
         interval = (
             f"{difference['mean']:+.4f} ({difference['interval_95'][0]:+.4f} to {difference['interval_95'][1]:+.4f})"
+            if difference
+            else "-"
         )
+        times = row.get("times_as_fast", {})
         table.add_row(
             row["task"],
             row["recipe"] + (" (target)" if row["best_reference"] else ""),
             str(len(row["by_seed"])),
             f"{row['val_loss']:.4f}",
-            interval if difference else "-",
+            interval,
             f"{difference['better']} of {difference['n']}" if difference else "-",
             str(row.get("examples_to_target") or "-"),
-            f"{row['times_as_fast']:.1f}" if "times_as_fast" in row else "-",
+            *(f"{times[name]['seconds']:.1f}" if name in times else "-" for name in classes),
         )
     console.print(table)
+
+
+def _cpus(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in here():
+            raise argparse.ArgumentTypeError(f"{name!r}: one of {', '.join(here())} was expected")
+    return names
 
 
 def main() -> None:
     """Run the trials that are missing, measure what steps cost, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=Path, default=TRIALS, help=f"default: benchmarks/{TRIALS.name}")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3, help="of measuring CPU time; 0: not at all, without PEFT")
+    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--cpus", type=_cpus, default=None, help="classes of CPU, with commas (default: this one's)")
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring a step; 0: not at all, without PEFT")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     log, folder = args.output.with_suffix(".jsonl"), args.output.parent
@@ -222,14 +255,15 @@ def main() -> None:
     trials = read_trials(args.trials)
     results = [result for result in read_results(log) if result["trial"] in [trial.key() for trial in trials]]
     document = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
-    spent = document.get("cpu_seconds_an_example", {})
+    spent = document.get("an_example", {})
     for task in dict.fromkeys(trial.task for trial in trials) if args.rounds else ():
         sizes = sorted({trial.step for trial in trials if trial.task == task})
-        if not {f"rescoldo int8, {size}" for size in sizes} <= set(spent.get(task, {})):
-            spent[task] = costs(task, sizes, PEERS, args.rounds, folder)
-            document = {"machine": describe(args.threads), "cpu_seconds_an_example": spent}
-            write_json(args.output, document)
-    document = {"machine": describe(args.threads), "cpu_seconds_an_example": spent, "rows": rows(results, spent)}
+        for name in args.cpus or here()[:1]:
+            if not {f"rescoldo int8, {size}" for size in sizes} <= set(spent.get(task, {}).get(name, {})):
+                own = args.output.with_suffix(f".{task}.{name}.json")
+                spent.setdefault(task, {})[name] = of_class(name, task, sizes, args.rounds, args.threads, own)
+                write_json(args.output, {"machine": describe(args.threads), "an_example": spent})
+    document = {"machine": describe(args.threads), "an_example": spent, "rows": rows(results, spent)}
     write_json(args.output, document)
     show(document)
 

@@ -10,12 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from benchmarks.candidates import GRADIENT_EXAMPLES, Muon, from_gradient
 from benchmarks.tickets import write_tickets
 from benchmarks.worker import Peft
 from benchmarks.workloads import TRAIN, VAL
@@ -55,11 +57,13 @@ class Trial:
     order: str = "shuffled"  # or short: the shortest first in the first epoch
     layers: int = 0  # the last so many have an adapter; 0: all
     average: float = 0.0  # the mean of the adapter over this last share of the steps
+    optimizer: str = "adamw"  # or muon (benchmarks.candidates)
+    init: str = "random"  # A's values; or gradient (benchmarks.candidates)
     points: int = 1  # measurements of the validation loss, evenly over an epoch
 
     def __post_init__(self) -> None:
         chosen = {"task": TASKS, "engine": ("rescoldo", "peft"), "decay": ("cosine", "linear", "constant", "wsd")}
-        chosen["order"] = ("shuffled", "short")
+        chosen |= {"order": ("shuffled", "short"), "optimizer": ("adamw", "muon"), "init": ("random", "gradient")}
         for name, known in chosen.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: one of {', '.join(known)} was expected")
@@ -183,14 +187,14 @@ class Theirs(Peft):
 
 
 @cache
-def _frozen(task: str, precision: str, folder: Path) -> LoraModel:
+def frozen(task: str, precision: str, folder: Path) -> LoraModel:
     first = data(task, folder).train[:CALIBRATION_EXAMPLES]
     return LoraModel.load(open_base("sample:smollm2"), precision, None, seed=0, calibration=first)
 
 
 def forget() -> None:
     """Load the weights anew for the next trial: what was measured on them holds for the kernels that were in use."""
-    _frozen.cache_clear()
+    frozen.cache_clear()
 
 
 def order(trial: Trial, examples: Sequence[Example]) -> Iterator[int]:
@@ -211,10 +215,8 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None] = lambda text: No
     since the last point, the mean validation loss and each validation example's (nats, targets).
     """
     examples = data(trial.task, folder)
-    side: Side = Theirs(trial) if trial.engine == "peft" else Ours(trial, _frozen(trial.task, trial.precision, folder))
-    a, b = ([p for n, p in side.parameters.items() if f"lora_{which}" in n] for which in "AB")
-    groups = [{"params": a, "times": 1.0}, {"params": b, "times": trial.plus}]
-    optimizer = torch.optim.AdamW(groups, lr=trial.lr, betas=(0.9, trial.beta2), weight_decay=trial.weight_decay)
+    side: Side = Theirs(trial) if trial.engine == "peft" else Ours(trial, frozen(trial.task, trial.precision, folder))
+    update = optimizer(trial, side.parameters)
     wanted = round(trial.epochs * len(examples.train))
     total = math.ceil(wanted / trial.step)
     every = max(1, round(len(examples.train) / trial.step / trial.points))
@@ -222,15 +224,19 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None] = lambda text: No
     mean: dict[str, torch.Tensor] = {}
     averaged, first = 0, total - max(1, round(trial.average * total))
     found: list[dict[str, Any]] = []
+    if trial.init == "gradient":
+        group = [examples.train[i] for i in islice(order(trial, examples.train), GRADIENT_EXAMPLES)]
+        began = time.process_time()
+        from_gradient(side.parameters, partial(_fill, side, group))
+        side.changed()
+        spent += time.process_time() - began
     for number in range(total):
         left_in_epoch = len(examples.train) - done % len(examples.train)
         group = [examples.train[next(following)] for _ in range(min(trial.step, left_in_epoch))]
         began = time.process_time()
         losses.append(side.gradients(group, number))
-        torch.nn.utils.clip_grad_norm_([*a, *b], trial.clip)
-        for part in optimizer.param_groups:
-            part["lr"] = trial.rate(number, total) * part["times"]
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(side.parameters.values(), trial.clip)
+        update(trial.rate(number, total))
         side.changed()
         if trial.average and number >= first:
             averaged += 1
@@ -252,6 +258,29 @@ def run(trial: Trial, folder: Path, say: Callable[[str], None] = lambda text: No
     return {"trial": trial.key(), "points": found}
 
 
+def optimizer(trial: Trial, parameters: dict[str, torch.Tensor]) -> Callable[[float], None]:
+    """What changes the parameters, given the rate of A."""
+    if trial.optimizer == "muon":
+        return Muon(parameters, trial.plus).step
+    a, b = ([p for name, p in parameters.items() if f"lora_{which}" in name] for which in "AB")
+    adamw = torch.optim.AdamW(
+        [{"params": a}, {"params": b}], lr=trial.lr, betas=(0.9, trial.beta2), weight_decay=trial.weight_decay
+    )
+
+    def update(rate: float) -> None:
+        for group, times in zip(adamw.param_groups, (1.0, trial.plus), strict=True):
+            group["lr"] = rate * times
+        adamw.step()
+
+    return update
+
+
+def _fill(side: Side, group: Sequence[Example]) -> None:
+    """Put the gradients of the group's loss into the parameters, as they are now."""
+    side.changed()
+    side.gradients(group, 0)
+
+
 @torch.no_grad()
 def _put(side: Side, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Put values into the parameters; returns what they were."""
@@ -260,34 +289,3 @@ def _put(side: Side, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         p.copy_(values[name])
     side.changed()
     return before
-
-
-def costs(task: str, sizes: Sequence[int], peers: Sequence[str], rounds: int, folder: Path) -> dict[str, list[float]]:
-    """CPU seconds an example of an optimizer step, in turns within one process, one uncounted step each first.
-
-    The examples are those whose length is nearest to the mean. PEFT computes an example at a time whatever the step
-    size, so a step of one stands for all.
-
-    Args:
-        sizes: examples in a step of this engine (int8).
-        peers: precisions of transformers + PEFT.
-
-    Returns:
-        "rescoldo int8, 4" or "peft bf16" → seconds an example, one for each round.
-    """
-    examples = data(task, folder).train
-    mean = sum(len(e.tokens) for e in examples) / len(examples)
-    typical = sorted(examples, key=lambda e: abs(len(e.tokens) - mean))
-    ours = Ours(Trial(task), _frozen(task, "int8", folder))
-    sides: dict[str, tuple[Side, int]] = {f"rescoldo int8, {size}": (ours, size) for size in sizes}
-    sides |= {f"peft {name}": (Theirs(Trial(task, engine="peft", precision=name)), 1) for name in peers}
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, (side, size) in sides.items():
-            began = time.process_time()
-            side.gradients(typical[:size], number)
-            side.changed()
-            seconds = (time.process_time() - began) / size
-            if number:
-                found[name].append(seconds)
-    return found

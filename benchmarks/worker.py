@@ -44,7 +44,7 @@ class Ours:
         from rescoldo.training.optimizer import AdamW
 
         self.model = LoraModel.load(open_base(spec), precision, lora, seed=42, calibration=calibration)
-        self.optimizer = AdamW(self.model.parameters, weight_decay=DECAY)
+        self.optimizer = AdamW(self.model.trained, weight_decay=DECAY)
 
     def step(self, examples: list[Example], number: int) -> float:
         from rescoldo.engine.step import GradientStep

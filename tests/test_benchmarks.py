@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from benchmarks import kernels, models, needs, speedrun, tickets, trial
+import torch
+from benchmarks import candidates, kernels, models, needs, speedrun, tickets, trial
+
+from rescoldo.base import open_base
+from tests.base.make_models import tiny_hf
 
 BENCHMARKS = Path(needs.__file__).parent
 # those that are run by themselves, not by another one
@@ -82,6 +86,7 @@ MISSING = [
     ("served", "xllamacpp", ("--run", "{}")),
     ("published", "xllamacpp", ()),
     ("speedrun", "peft", ()),
+    ("costs", "peft", ()),
     ("models", "mistral_common", ()),
     ("models", "mistral_common", ("--format", "gguf")),
     ("sizes", "mistral_common", ()),
@@ -110,8 +115,19 @@ def test_what_is_missing_is_said_before_measuring(
 UNUSED = {
     *(
         (module, "mistral_common")
-        for module in ("classes", "decoding", "families", "kernels", "published", "quality", "served", "speedrun")
+        for module in (
+            "classes",
+            "costs",
+            "decoding",
+            "families",
+            "kernels",
+            "published",
+            "quality",
+            "served",
+            "speedrun",
+        )
     ),
+    *((module, "matplotlib") for module in ("costs", "speedrun")),
     *((module, name) for module in ("classes", "kernels") for name in ("matplotlib", "peft")),
 }
 
@@ -205,8 +221,12 @@ def test_kernels_refuse_what_cannot_be_measured(
 
 @pytest.mark.slow
 def test_training_against_peft(tmp_path: Path) -> None:
-    output = tmp_path / "training.json"
+    """A tiny model that reads the sample's tokens, for which the examples are short enough."""
+    base, output = tmp_path / "base", tmp_path / "training.json"
+    tiny_hf(base, "llama", tokenizer=False, vocab_size=49152, max_position_embeddings=2048)
+    open_base("sample:smollm2").tokenizer().save_pretrained(base)
     command = [sys.executable, "-m", "benchmarks.training", "--rounds", "1", "--examples", "1", "--output", str(output)]
+    command += ["--base-model", str(base)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
@@ -215,7 +235,8 @@ def test_training_against_peft(tmp_path: Path) -> None:
     assert document["ratio"]["min"] <= document["ratio"]["median"] <= document["ratio"]["max"]
     assert document["peak_memory_bytes"].keys() == {"rescoldo", "peft"}
     a, b = (document["runs"][0][side]["loss"] for side in ("rescoldo", "peft"))
-    assert a == pytest.approx(b, rel=0.05)  # the same examples, the same model, int8 against bf16
+    # the same example, the same model, int8 against bf16: the other examples' losses are up to 0.8 % away
+    assert a == pytest.approx(b, rel=0.001)
 
 
 @pytest.mark.slow
@@ -256,7 +277,8 @@ def test_the_speedrun_sets_recipes_against_the_best_of_the_references_sweep() ->
         _result("ba", 2, [1.7, 2.2], lr=1e-3, step=1),
         _result("ba", 1, [3.0, 3.0], lr=1e-3, step=4),
     ]
-    spent = {"ba": {"rescoldo int8, 1": [1.0, 3.0, 2.0], "peft bf16": [10.0], "peft fp32": [8.0]}}
+    costs = {"rescoldo int8, 1": [1.0, 3.0, 2.0], "peft bf16": [10.0], "peft fp32": [8.0]}
+    spent = {"ba": {"avx2": {side: {"seconds": s, "cpu_seconds": [2 * x for x in s]} for side, s in costs.items()}}}
     target, small, other, worse = speedrun.rows(results, spent)
     assert target["best_reference"]
     assert target["recipe"] == "lr=0.001 step=8 epochs=3"
@@ -265,9 +287,52 @@ def test_the_speedrun_sets_recipes_against_the_best_of_the_references_sweep() ->
     assert small["difference"]["mean"] == pytest.approx(-0.25)
     assert small["difference"]["better"] == 2
     assert small["examples_to_target"] == 16
-    assert small["times_as_fast"] == pytest.approx(16 * 8 / (16 * 2))  # the median round, against PEFT's faster one
+    # the median round, against PEFT's faster precision
+    assert small["times_as_fast"] == {"avx2": {"seconds": pytest.approx(4), "cpu_seconds": pytest.approx(4)}}
     assert worse["examples_to_target"] is None
-    assert "times_as_fast" not in worse
+    assert worse["times_as_fast"] == {}
+
+
+def test_the_speedruns_reference_is_chosen_on_the_seeds_that_its_sweep_has_in_common() -> None:
+    """A rate whose first seed is the best is not passed over because its other seeds are harder."""
+    results = [
+        _result("ba", 1, [2.0], lr=2e-3),
+        _result("ba", 2, [2.4], lr=2e-3),
+        _result("ba", 1, [2.1], lr=4e-3),
+        _result("ba", 1, [1.0], lr=4e-3, engine="peft"),
+    ]
+    best, *_ = speedrun.rows(results, {})
+    assert best["best_reference"]
+    assert best["recipe"] == "lr=0.002 step=8 epochs=3"
+
+
+def test_the_candidate_optimizer_moves_along_orthogonal_directions() -> None:
+    """Against the singular value decomposition; B's rate is a multiple of A's."""
+    torch.manual_seed(0)
+    a, b = torch.nn.Parameter(torch.randn(4, 9)), torch.nn.Parameter(torch.randn(7, 4))
+    before = {"lora_A": a.detach().clone(), "lora_B": b.detach().clone()}
+    a.grad, b.grad = torch.randn(4, 9), torch.randn(7, 4)
+    candidates.Muon({"lora_A": a, "lora_B": b}, plus=2.0).step(0.1)
+    for name, p, rate in (("lora_A", a, 0.1), ("lora_B", b, 0.2)):
+        u, _, v = torch.linalg.svd(p.grad, full_matrices=False)
+        expected = before[name] - rate * 0.2 * max(p.shape) ** 0.5 * (u @ v)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_initialization_from_the_gradient_finds_its_first_right_singular_vectors() -> None:
+    """The loss <G, B A> of a G of rank 2, whose row space A of rank 2 must span; B stays 0."""
+    torch.manual_seed(0)
+    g = torch.randn(7, 2) @ torch.randn(2, 9)
+    a, b = torch.nn.Parameter(torch.randn(2, 9)), torch.nn.Parameter(torch.zeros(7, 2))
+
+    def fill() -> None:
+        a.grad = b.grad = None
+        (g * (b @ a)).sum().backward()
+
+    candidates.from_gradient({"lora_A": a, "lora_B": b}, fill)
+    assert not b.any()
+    rows = torch.linalg.svd(g)[2][:2]
+    torch.testing.assert_close(a.detach() @ rows.T @ rows, a.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -216,8 +216,11 @@ def test_what_the_types_admit_is_what_the_tables_have() -> None:
 
 
 def test_an_adapter_on_the_disk_is_of_one_kind() -> None:
-    """Two kinds with the same switches could not be told apart when the adapter is read."""
-    assert len({row.peft for row in KINDS.values()}) == len(KINDS)
+    """Two kinds with the same switches could not be told apart when the adapter is read. One of which some tensors keep
+    their initial values is on the disk of the kind that trains them all, which there is."""
+    written = [row.peft for row in KINDS.values() if not row.frozen]
+    assert len(set(written)) == len(written)
+    assert {row.peft for row in KINDS.values() if row.frozen} <= set(written)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""rescoldo: LoRA fine-tuning on the CPU you own, restartable at any moment, and honest about its worth."""
+"""rescoldo: LoRA fine-tuning on your own CPU, restartable at any time, with an honest evaluation."""
 
 import os
 
@@ -19,7 +19,7 @@ __all__ = [
     "train",
 ]
 
-# The kernels have threads of their own: those of torch's OpenMP are to sleep between its operations, not to spin
-# against them. Read when torch is loaded.
+# The kernels have their own threads, so torch's OpenMP threads must sleep between operations instead of spinning
+# against them. torch reads this when it is loaded.
 for _name, _value in (("OMP_WAIT_POLICY", "passive"), ("KMP_BLOCKTIME", "0")):
     os.environ.setdefault(_name, _value)

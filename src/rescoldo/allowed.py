@@ -1,4 +1,4 @@
-"""What a setting may be, in words: one form for flags, config files and the Python API."""
+"""Descriptions of the allowed values of settings, the same for flags, config files and the Python API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 
 from rescoldo.errors import RescoldoError
 
-SHOWN = 80  # characters of a value that are repeated to the user
+SHOWN = 80  # maximum characters of a value that a message repeats
 
 
 def number(
@@ -18,7 +18,7 @@ def number(
     le: float | None = None,
     lt: float | None = None,
 ) -> str:
-    """A range of numbers as "a whole number from 1 to 10000". ge, gt, le, lt: its bounds, as in pydantic."""
+    """A description of a range: "a whole number from 1 to 10000". ge, gt, le, lt: its bounds, as in pydantic."""
     kind = "a whole number" if whole else "a number"
     if ge is not None and le is not None:
         return f"{kind} from {_plain(ge)} to {_plain(le)}"
@@ -28,7 +28,7 @@ def number(
 
 
 def refused(value: object, allowed: str, reason: str = "") -> str:
-    """The sentence about a value that is not allowed: "0 is not allowed: use a whole number from 1 to 10000"."""
+    """The message about an invalid value: "0 is not allowed: use a whole number from 1 to 10000"."""
     if isinstance(value, bool):
         shown = "true" if value else "false"
         reason = reason or "a boolean"
@@ -51,10 +51,10 @@ def check_number(
     le: float | None = None,
     lt: float | None = None,
 ) -> None:
-    """Refuse a flag's number outside of its range; None means that the flag was not given.
+    """Check the range of a flag's number; None means that the flag was not given.
 
     Raises:
-        RescoldoError: it is outside, or is no finite number.
+        RescoldoError: it is out of range, or not finite.
     """
     if value is None:
         return

@@ -1,7 +1,7 @@
-"""Fine-tuning from Python in four functions, all of them in `rescoldo` itself: `train`, `load`, `evaluate`, `compare`.
+"""Fine-tuning from Python in four functions, all exported by `rescoldo`: `train`, `load`, `evaluate`, `compare`.
 
-They take what the commands of the same names take, and do the same. torch and its friends are imported when one of them
-is called, so that `import rescoldo` takes milliseconds.
+They have the arguments of the commands of the same names, and do the same. torch and other large packages are imported
+at the first call, so that `import rescoldo` takes milliseconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class TrainSettings(TypedDict, total=False):
-    """The settings of a run that have a default: the fields of `training.config.RunConfig`, which says what each means
-    and which values it takes (`rescoldo train --help` lists them, too)."""
+    """The settings of a run that have a default: the fields of `training.config.RunConfig`, which documents them and
+    their allowed values (so does `rescoldo train --help`)."""
 
     base_model: str
     role: str
@@ -71,9 +71,10 @@ class TrainSettings(TypedDict, total=False):
 
 
 class SamplingSettings(TypedDict, total=False):
-    """How a model decodes its answers; what is not given is as the role says (greedy, unless it says otherwise).
+    """How answers are decoded; settings that are not given come from the role (greedy by default).
 
-    temperature: 0 is greedy. top_p: above 0, up to 1. max_new_tokens: an answer ends here. seed: of the sampling.
+    temperature: 0 is greedy. top_p: above 0, up to 1. max_new_tokens: maximum length of an answer. seed: of the
+        sampling.
     """
 
     temperature: float
@@ -87,13 +88,12 @@ class Answer:
     """A model's answer to one input.
 
     Attributes:
-        text: as the model wrote it.
-        value: what the text says, as the role's serialization reads it (for YAML and JSON: dicts and lists); None where
-            `fault` says why it cannot be read.
-        fault: "" where it can.
+        text: the answer as the model wrote it.
+        value: the text parsed by the role's serialization (for YAML and JSON: dicts and lists); None if that failed.
+        fault: why the text could not be parsed; "" if it could.
         ended: whether the model ended the answer itself; False: it was cut off at `max_new_tokens` or at the end of the
             context.
-        tokens: generated tokens, the end-of-turn token not counted.
+        tokens: number of generated tokens without the end-of-turn token.
         seconds: from the start of the batch to the end of this answer.
     """
 
@@ -115,7 +115,7 @@ class Evaluation:
     Attributes:
         score: the mean over all examples, 0..1.
         components: component of the role's metric → its mean, 0..1.
-        document: all of it, predictions included, as `rescoldo eval --json` prints it (docs/evaluation.md).
+        document: the complete result with predictions, as printed by `rescoldo eval --json` (docs/evaluation.md).
     """
 
     score: float
@@ -125,13 +125,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on the same dataset, and the decision between them.
+    """Several models on the same dataset, and the decision between them.
 
     Attributes:
         scores: model ("baseline", "finetuned" …) → mean score, 0..1.
-        adopt: whether the fine-tuned model should be used: its form by the rule, its content by those who judged it.
-        sentence: the verdict in words, with what would tell more.
-        document: all of it, tests and predictions included, as `rescoldo compare --json` prints it.
+        adopt: whether to use the fine-tuned model: the rule decides on its form, those who judged it on its content.
+        sentence: the verdict as text, with what would make it more certain.
+        document: the complete result with tests and predictions, as printed by `rescoldo compare --json`.
     """
 
     scores: dict[str, float]
@@ -141,10 +141,10 @@ class Comparison:
 
 
 class Model:
-    """A model in memory: a base model, or a run's base with its adapter. `load` makes one.
+    """A model in memory, made by `load`: a base model, or a run's base with its adapter.
 
     Attributes:
-        role: what it is asked as: prompt, serialization, sampling.
+        role: the role of its prompts: prompt, serialization, sampling.
     """
 
     def __init__(self, loaded: Loaded, role: Role, role_name: str | None) -> None:
@@ -152,12 +152,12 @@ class Model:
 
     @property
     def spec(self) -> str:
-        """What was named: a run's directory or a base model."""
+        """The name it was loaded by: a run's directory or a base model."""
         return self._loaded.spec
 
     @property
     def precision(self) -> str:
-        """Of the frozen weights: "fp32", "bf16", "int8" or "nf4"."""
+        """The precision of the frozen weights: "fp32", "bf16", "int8" or "nf4"."""
         return self._loaded.precision
 
     def ask(
@@ -185,7 +185,7 @@ class Model:
         base: bool = False,
         **sampling: Unpack[SamplingSettings],
     ) -> list[Answer]:
-        """Answer several inputs in one batch, which takes much less time than one after the other. See ask."""
+        """Answer several inputs in one batch, which is much faster than one after the other. See ask."""
         from rescoldo.errors import RescoldoError
         from rescoldo.models.engine_chat import EngineChat
 
@@ -203,22 +203,24 @@ class Model:
         return [answers[place] for place in range(len(read))]
 
     def _read(self, record: Mapping[str, Any] | str, place: int) -> dict[str, Any]:
-        """A record as the role reads it.
+        """Check an input for the role.
 
         Raises:
-            RescoldoError: naming the field that is wrong.
+            RescoldoError: with the name of the invalid field.
         """
         from rescoldo.errors import RescoldoError
+        from rescoldo.role.fault import errors
 
         raw = {self.role.input: record} if isinstance(record, str) else dict(record)
-        faults = [f for f in self.role.check(raw, "input", place, answers=False) if f.level == "error"]
-        if faults:
+        found, whole = self.role.checked(raw, "input", place, answers=False)
+        faults = errors(found)
+        if faults or whole is None:
             raise RescoldoError(
                 "; ".join(fault.what for fault in faults[:3]),
                 where=faults[0].where,
                 fix=f"the role {self.role.name} is asked with the field {self.role.input!r}",
             )
-        return self.role.read(raw, answers=False)
+        return whole
 
 
 def train(
@@ -231,22 +233,23 @@ def train(
     quiet: bool = False,
     **settings: Unpack[TrainSettings],
 ) -> RunResult:
-    """Fine-tune, or resume or recognise as finished the run in `output`, as `rescoldo train` does.
+    """Start a fine-tuning run, resume it, or return the finished one in `output`, as `rescoldo train` does.
 
     Args:
         train, val: training and validation examples (JSON Lines).
-        output: directory that the run writes. The same call again resumes a run that was interrupted.
-        restart: move what is in `output` aside and start over.
-        force: start although the checks of `rescoldo doctor` fail.
+        output: the run's directory. The same call again resumes an interrupted run.
+        restart: move the existing content of `output` aside and start over.
+        force: start even if the checks of `rescoldo doctor` fail.
         quiet: print nothing. Otherwise progress goes to standard output.
         settings: see TrainSettings.
 
     Returns:
-        How it ended: `status` ("finished", "already finished" or "interrupted"), `output`, and `info`, the content of
+        How the run ended: `status` ("finished", "already finished" or "interrupted"), `output`, and `info`, the content
+            of
         training_info.json.
 
     Raises:
-        RescoldoError: a setting, a path, the data or the base model is not as it must be; nothing was lost.
+        RescoldoError: a setting, a path, the data or the base model is invalid; existing results are kept.
     """
     from rich.console import Console
 
@@ -261,12 +264,13 @@ def train(
 
 
 def load(model: Path | str, *, role: str | None = None, quantization: str = "auto") -> Model:
-    """Load a model to ask.
+    """Load a model for asking it.
 
     Args:
         model: a run's directory, or a base model: a directory, a GGUF file, a Hub id, ollama:NAME or sample:smollm2.
         role: name or path; by default the run's own, for a base model ba.
-        quantization: of the frozen weights; "auto" is the run's own, for a base model the one that suits this machine.
+        quantization: precision of the frozen weights; "auto" is the run's own, for a base model the best one for this
+            machine.
 
     Raises:
         RescoldoError: there is no such model, it is damaged, or the adapter does not fit its base.
@@ -293,17 +297,17 @@ def evaluate(
     """Answer a dataset with a model and score the answers with the role's metric, as `rescoldo eval` does.
 
     Args:
-        model: what `load` returned, or what it takes.
-        dataset: JSON Lines; answers are needed only where the role's metric compares with them.
+        model: a `Model`, or an argument for `load`.
+        dataset: JSON Lines; reference answers are needed only if the role's metric uses them.
         role: name or path; by default the model's own, for a base model ba.
-        output: JSON file to write, with a report beside it; the same call again resumes where a first was stopped.
-        limit: only the first so many records.
+        output: JSON file to write, with a report next to it; the same call again resumes an interrupted one.
+        limit: use only the first `limit` records.
         base: for a run: its base model alone.
-        quantization: where `model` is still to be loaded; see load.
+        quantization: for a model that is loaded here; see load.
         sampling: see SamplingSettings.
 
     Raises:
-        RescoldoError: model, dataset or output is not as it must be.
+        RescoldoError: model, dataset or output is invalid.
     """
     from rescoldo.evaluation.evaluation import evaluate_model, role_for
 
@@ -335,13 +339,13 @@ def compare(
     Args:
         run: a run's directory.
         dataset: JSON Lines.
-        baseline: the model to compare with: what `load` takes, or a server (openai:MODEL@URL); by default the run's own
-            base model, with one copy of the weights in memory.
-        constrained: the baseline once more, its answers held to the role's schema, where that is possible.
-        role, output, limit, quantization, sampling: as `evaluate` takes them.
+        baseline: the model to compare with: an argument for `load`, or a server (openai:MODEL@URL); by default the
+            run's own base model, which shares its weights in memory with the run.
+        constrained: also compare with the baseline constrained to the role's schema, if that is possible.
+        role, output, limit, quantization, sampling: see `evaluate`.
 
     Raises:
-        RescoldoError: a model, the dataset or the output is not as it must be.
+        RescoldoError: a model, the dataset or the output is invalid.
     """
     from rescoldo.evaluation.compare import Parts, compare_run
     from rescoldo.evaluation.compare import compare as compare_models
@@ -371,10 +375,10 @@ def compare(
 
 
 def _sampling(of_role: Sampling, given: SamplingSettings) -> Sampling:
-    """The role's sampling with what was given.
+    """The role's sampling, overridden by the given settings.
 
     Raises:
-        RescoldoError: a value is unknown or out of range.
+        RescoldoError: a setting is unknown or out of range.
     """
     from rescoldo.errors import RescoldoError
 

@@ -1,4 +1,4 @@
-"""The composition root: puts engine, data, checks and report behind the seam of the training loop."""
+"""The composition root: connects engine, data, checks and report to the training loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rescoldo.training.parts import Parts
 
 
 def real_parts() -> Parts:
-    """The engine and the data modules of this package."""
+    """The engine and the data modules of this package, for the training loop."""
     from rescoldo.base import open_base
     from rescoldo.base.tokenizer import save_tokenizer
     from rescoldo.data.forms import check_dataset, read_dataset

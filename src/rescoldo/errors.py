@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-EXIT_FAILURE = 1  # the work was tried and failed, or a check did not pass
-EXIT_USAGE = 2  # what was asked cannot be done as asked: flags, config, dataset, model
+EXIT_FAILURE = 1  # the work was started and failed, or a check did not pass
+EXIT_USAGE = 2  # the request is invalid: flags, config, dataset, model
 EXIT_BUSY = 3  # another process holds the output directory
 EXIT_INTERRUPTED = 130  # a signal stopped the run; it can be resumed
 
 
 class RescoldoError(Exception):
-    """Something the user can mend.
+    """An error that the user can fix.
 
     Args:
         what: what is wrong, in one sentence.
-        where: file, line, field or flag it was found in, if any ("data.jsonl:7, requirements.title").
+        where: the file, line, field or flag, if any ("data.jsonl:7, requirements.title").
         fix: what to do next, if possible a command to type.
-        exit_code: the process's exit code when this ends a command.
+        exit_code: the process's exit code if this ends a command.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "", exit_code: int = EXIT_USAGE) -> None:
@@ -23,7 +23,7 @@ class RescoldoError(Exception):
         super().__init__(str(self))
 
     def document(self) -> dict[str, str]:
-        """Its parts, for programs."""
+        """Its fields, for JSON."""
         return {"what": self.what, "where": self.where, "fix": self.fix}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: what they are, and how this installation gets them."""
+"""Optional packages that only some commands need, and how to install them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def missing(extra: str, what: str, *, where: str = "", otherwise: str = "") -> R
     """The error about a package that is not installed.
 
     Args:
-        extra: the group of EXTRAS that has it.
+        extra: the group of EXTRAS that includes it.
         what: what needs it, in one sentence.
-        where: the flag or file that asked for it.
-        otherwise: what the user can do without it.
+        where: the flag or file that requires it.
+        otherwise: an alternative that needs no package.
     """
     fix = install_command(extra)
     return RescoldoError(what, where=where, fix=f"{fix}; or {otherwise}" if otherwise else fix)
 
 
 def install_command(extra: str) -> str:
-    """A command that installs a group's packages into this Python's environment."""
+    """A command that installs a group's packages into the running Python's environment."""
     return pip_install(*EXTRAS[extra])
 
 
 def pip_install(*requirements: str) -> str:
-    """A command that installs packages into this Python's environment, whichever program made that."""
+    """A command that installs packages into the running Python's environment, whichever tool created it."""
     packages = " ".join(shlex.quote(requirement) for requirement in requirements)
     python = near(sys.executable)
     if importlib.util.find_spec("pip") is not None:

@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never half of each."""
+"""Atomic file writing: a file is always either the old version or the new one."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rescoldo.errors import RescoldoError
 
-MAX_JSON = 64 << 20  # bytes; an index of a very large model has a few MB
+MAX_JSON = 64 << 20  # bytes; the index of a very large model has a few MB
+STALE_SECONDS = 7 * 86400.0  # after this, another machine's temporary file is assumed to be abandoned
 
-
-_beside: Path | None = None  # what the user has named as a place to write to
+_output: Path | None = None  # an output path that the user has named
+_swept: set[Path] = set()  # paths for which stale temporary files have been removed
 
 
 def home() -> Path | None:
-    """The user's home directory; None for a user id without an entry in the system's list and without $HOME."""
+    """The user's home directory; None for a user id without a passwd entry and without $HOME."""
     try:
         return Path.home()
     except RuntimeError:
         return None
 
 
-def write_beside(output: Path) -> None:
-    """Let caches lie beside `output` where the user's own cache directory cannot be written."""
-    global _beside
-    _beside = Path(os.path.abspath(output)).parent
+def allow_cache_near(output: Path) -> None:
+    """Allow caches next to `output`, for users whose own cache directory cannot be written."""
+    global _output
+    _output = Path(os.path.abspath(output)).parent
 
 
 def cache_root(*, loadable: bool = False) -> Path:
@@ -46,19 +50,19 @@ def cache_root(*, loadable: bool = False) -> Path:
 
 
 def choose_cache(*, loadable: bool = False) -> tuple[Path, str]:
-    """Where caches lie: the first folder that can be written of $XDG_CACHE_HOME/rescoldo, ~/.cache/rescoldo,
-    .rescoldo-cache beside the output directory (see `write_beside`), and a private folder below the temporary one.
+    """The folder for caches: the first writable one of $XDG_CACHE_HOME/rescoldo, ~/.cache/rescoldo, .rescoldo-cache
+    next to the output directory (see `allow_cache_near`), and a private folder in the temporary one.
 
     Args:
-        loadable: whether programs have to be loaded from there: file systems mounted noexec are passed over.
+        loadable: whether shared libraries will be loaded from it: file systems mounted noexec are skipped.
 
     Returns:
-        The folder, which need not exist yet, and why it is not the first one, "" if it is.
+        The folder, which need not exist yet, and why it is not the first one; "" if it is.
     """
     chosen, own = os.environ.get("XDG_CACHE_HOME"), home()
     folders = [Path(chosen) / "rescoldo"] if chosen else []
     folders += [own / ".cache" / "rescoldo"] if own is not None else []
-    folders += [_beside / ".rescoldo-cache"] if _beside is not None else []
+    folders += [_output / ".rescoldo-cache"] if _output is not None else []
     reasons = [] if own is not None or chosen else ["this user has no home directory"]
     for folder in folders:
         why = _unfit(folder, loadable)
@@ -69,7 +73,7 @@ def choose_cache(*, loadable: bool = False) -> tuple[Path, str]:
 
 
 def _unfit(folder: Path, loadable: bool) -> str:
-    """Why a folder that may not exist yet cannot hold a cache, "" if it can."""
+    """Why a folder, which need not exist yet, cannot hold a cache; "" if it can."""
     place = Path(os.path.abspath(folder))
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -86,7 +90,7 @@ def _unfit(folder: Path, loadable: bool) -> str:
 
 
 def private_folder() -> Path:
-    """A folder below the temporary one that nobody else can write: the same for all processes of this user, unless
+    """A folder in the temporary one that nobody else can write to: the same for all processes of this user, unless
     somebody else has taken its name."""
     folder = Path(tempfile.gettempdir()) / f"rescoldo-{os.getuid()}"
     with contextlib.suppress(OSError):
@@ -106,12 +110,12 @@ def _own_temporary_folder() -> Path:
 
 
 def quote(path: Path | str) -> str:
-    """A path as a shell takes it, for commands that are printed."""
+    """A path quoted for a shell, for printed commands."""
     return shlex.quote(str(path))
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable (no-op where directories cannot be opened)."""
+    """Make a rename inside `path` durable (no-op if directories cannot be opened)."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -124,14 +128,63 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def temporary_beside(path: Path, ending: str = "tmp") -> Path:
+    """A name beside `path`, of this process, for what is renamed onto it when it is complete: ".NAME.MACHINE-PID.tmp".
+    What killed processes have left there under such names is removed, once for each path."""
+    if path not in _swept:
+        _swept.add(path)
+        remove_stale(path)
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{ending}")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove the temporary files and directories beside `path` whose processes are not alive any more. Of a process on
+    another machine or in another container, or of an earlier version, that cannot be known: what has not been
+    written to for a week is removed."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{8}})-)?([0-9]{{1,9}})\.(?:old\.)?tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            found = name.fullmatch(entry.name)
+            if not found:
+                continue
+            if found[1] == _machine():
+                stale = not _alive(int(found[2]))
+            else:
+                stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS
+            if stale and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif stale:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Within what a process id names one process: this host, and the container."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
 def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
-    """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it onto `path`.
+    """Let `write` fill a temporary sibling, then fsync (if `durable`) and rename it to `path`.
 
     Raises:
-        OSError: as the system says (disk full, read-only); `path` is then unchanged and the temporary file gone.
+        OSError: from the system (disk full, read-only); `path` is unchanged and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         write(temporary)
         if durable:
@@ -155,11 +208,11 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append whole lines to a file that several processes may append to; they are on the disk when this returns. A last
-    line that a crash has cut off is ended first. A symbolic link is not followed: it could lead to any file.
+    """Append whole lines to a file that several processes may append to; they are on disk when this returns. A last
+    line truncated by a crash is terminated first. A symbolic link is not followed, because it could point to any file.
 
     Raises:
-        OSError: as the system says; nothing of `lines` is in the file then.
+        OSError: from the system; none of `lines` is in the file.
     """
     is_new = not path.exists()
     refuse_link(path)
@@ -184,26 +237,26 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raises OSError where a symbolic link is in the place of a file that is appended to."""
+    """Raise OSError if a file that is appended to is a symbolic link."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON to `path` atomically; NaN and infinity are refused (ValueError)."""
+    """Write `value` as indented UTF-8 JSON to `path` atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins so is Git LFS's note about a file that has not been fetched."""
+    """Whether this is the beginning of a Git LFS pointer, whose file has not been fetched."""
     return head.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def refuse_pointer(path: Path) -> None:
-    """Stop at a Git LFS pointer in the place of the file at `path`; other files, and missing ones, pass.
+    """Refuse a Git LFS pointer in place of the file at `path`; other files, and missing ones, pass.
 
     Raises:
-        RescoldoError: it is one.
+        RescoldoError: it is a pointer.
     """
     try:
         with open(path, "rb") as file:
@@ -219,14 +272,14 @@ def refuse_pointer(path: Path) -> None:
 
 
 def load_json(path: Path, fix: str = "") -> dict[str, Any]:
-    """The JSON object in the file at `path`, which is needed.
+    """The JSON object in the file at `path`, which must exist.
 
     Args:
         path: the file.
-        fix: what to do if it cannot be had.
+        fix: what the user can do if the file cannot be read.
 
     Raises:
-        RescoldoError: it cannot be read, is too long, or is no JSON object.
+        RescoldoError: it cannot be read, is too long, or is not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON:
@@ -243,7 +296,7 @@ def load_json(path: Path, fix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file that may be missing or damaged: None then."""
+    """The JSON object in a file; None if it is missing or damaged."""
     try:
         return load_json(path)
     except RescoldoError:

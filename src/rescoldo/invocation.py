@@ -1,4 +1,4 @@
-"""How this program was started, so that hints name a command that the user can type."""
+"""How this program was started, so that hints show a command that the user can type."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NAME = "rescoldo"
 
 
 def program() -> str:
-    """The command of this program, quoted for a shell, as the user can type it in the current directory.
+    """This program's command, quoted for a shell, as it can be typed in the current directory.
 
-    It is what the user typed for the console script (`rescoldo`, `.venv/bin/rescoldo`) and for `python -m rescoldo`.
-    In a script, a background process or another program's process, it is the console script of this Python, and
-    `PYTHON -m rescoldo` where there is none.
+    If the program was started as a console script (`rescoldo`, `.venv/bin/rescoldo`) or by `python -m rescoldo`, it is
+    what the user typed. In a script, a background process or another program's process, it is the console script of
+    this Python, or `PYTHON -m rescoldo` if there is none.
     """
     started = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path()
     if started.name == NAME:
@@ -32,7 +32,7 @@ def program() -> str:
 
 
 def _typed(script: str) -> str:
-    """The console script `script`: its bare name where the shell finds it by that."""
+    """The console script `script`; its bare name if the shell finds it by that."""
     found = shutil.which(NAME)
     if found is not None and os.path.realpath(found) == os.path.realpath(shutil.which(script) or script):
         return NAME
@@ -40,7 +40,7 @@ def _typed(script: str) -> str:
 
 
 def near(path: str | Path) -> str:
-    """A path relative to the current directory where it is below it, else as it is."""
+    """A path relative to the current directory if it is inside it, else unchanged."""
     path = str(path)
     try:
         here = os.getcwd()

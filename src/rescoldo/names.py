@@ -1,4 +1,4 @@
-"""Names: the objectives, what other programs call a setting, and which names of models mean one behind a server."""
+"""Names: the objectives, other programs' names for settings, and the prefixes of models behind a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 ObjectiveName = Literal["sft", "dpo", "ipo", "orpo", "kto"]  # the rows of training.objectives
 
-# what other programs and papers call it → the names here, the likeliest first (a command has only some of them)
+# other programs' and papers' names → the names here, the likeliest first (a command has only some of them)
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "step_size": ("lr",),
@@ -135,18 +135,18 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
-SERVERS = ("openai:", "ollama:")  # what a model's name begins with that a server is asked for
+SERVERS = ("openai:", "ollama:")  # prefixes of models that a server answers for
 
 
 def is_server(spec: str) -> bool:
-    """Whether a model of this name is behind a server (openai:MODEL@URL, ollama:NAME)."""
+    """Whether a server answers for this model (openai:MODEL@URL, ollama:NAME)."""
     return spec.startswith(SERVERS)
 
 
 def similar(name: str, known: Iterable[str]) -> str:
-    """The one of `known` that another program calls `name`, or that is spelled alike; "" if there is none.
+    """The name in `known` that another program calls `name`, or that is spelled similarly; "" if there is none.
 
-    Case, leading dashes, and dashes against underscores do not matter; what is returned is spelled as in `known`.
+    Case, leading dashes, and dashes versus underscores are ignored; the result is spelled as in `known`.
     """
     plain = {_plain(one): one for one in known}
     wanted = _plain(name)

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Formatting of numbers for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def gigabytes(count: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as "7.3 GB", or as "24 MB" where that says more."""
+    """Bytes as "7.3 GB", or as "24 MB" below one GB."""
     return gigabytes(count) if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
@@ -22,9 +22,9 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def when(moment: float | str) -> str:
-    """A moment, in seconds since the epoch or as ISO 8601, as this machine's clock shows it: "2026-01-31 14:05".
+    """A time, in seconds since the epoch or as ISO 8601, in this machine's time zone: "2026-01-31 14:05".
 
-    A text that is no date is returned as it is.
+    A text that is not a date is returned unchanged.
     """
     try:
         seconds = datetime.fromisoformat(moment).timestamp() if isinstance(moment, str) else moment

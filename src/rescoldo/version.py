@@ -1,3 +1,3 @@
-"""This package's version: in what it writes, and for `--version`."""
+"""This package's version, for its output files and `--version`."""
 
 __version__ = "0.1.0"

@@ -1,11 +1,11 @@
-"""The words of a text, when two texts are the same, and what of a text a terminal or a page may be given."""
+"""Words of a text, equality of texts, and texts that are safe to show on a terminal or a page."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# control characters, and the marks that turn the direction of text: what stands behind them would look reversed
+# control characters, and marks that change the direction of text, which would reverse the text after them
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -19,11 +19,11 @@ def words(text: str) -> list[str]:
 
 
 def same(text: str) -> str:
-    """Two texts are the same if this is equal: case, accents, punctuation and spacing do not count."""
+    """A key that is equal for equal texts: case, accents, punctuation and spacing do not count."""
     return " ".join(words(text))
 
 
 def printable(text: str) -> str:
-    """A text without what a terminal or a page would obey: control characters but newline and tab, and marks that
-    reverse the text behind them, become U+FFFD; line ends become newlines."""
+    """A text that is safe to print: control characters except newline and tab, and marks that reverse the text after
+    them, become U+FFFD; line ends become newlines."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))

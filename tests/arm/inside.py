@@ -16,14 +16,18 @@ from pathlib import Path
 
 import torch
 
+from rescoldo.base import open_base
 from rescoldo.cli.main import app
+from rescoldo.engine.config import LINEARS
 from rescoldo.engine.kernels import build, choose
 from rescoldo.engine.kernels.native import NativeKernels
 from rescoldo.engine.kernels.selftest import disagreement
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
+from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
+from rescoldo.engine.types import LoraConfig
 from rescoldo.system import cpu
-from tests.engine.common import cosine, example, gradient, tiny_lora
+from tests.engine.common import cosine, example, gradient, randomize
 
 
 def run(*words: str) -> int:
@@ -58,7 +62,12 @@ def main() -> None:
     native = {name: NativeKernels(name) for name in names}
     results = {"machine": platform.machine(), "kernels": {name: disagreement(native[name]) for name in names}}
 
-    model, examples = tiny_lora("llama", "int8"), [example(40, 20, seed=seed) for seed in (1, 2)]
+    examples = [example(40, 20, seed=seed) for seed in (1, 2)]
+    (base,) = (flag.removeprefix("--base-model=") for flag in sys.argv[2:] if flag.startswith("--base-model="))
+    # not `tiny_lora`, which makes a model with transformers first: importing that takes half a minute here
+    lora = LoraConfig(rank=4, alpha=8, dropout=0.0, targets=LINEARS)
+    model = LoraModel.load(open_base(base), "int8", lora, seed=7, calibration=examples[:1])
+    randomize(model)
     results["gradient"] = {}
     for name in names:
         twins = TorchKernels()

@@ -206,7 +206,7 @@ BROKEN = {
     "no architecture": (_file(), "general.architecture is missing"),
     "no weights": (
         _file(_key(b"general.architecture", 8, _le("Q", 5) + b"llama"), keys=1),
-        "holds no language model's weights",
+        "expected a language model's weights",
     ),
 }
 
@@ -234,6 +234,10 @@ def test_broken_header(tmp_path: Path, name: str) -> None:
         ({"llama.block_count": None}, "block_count is missing"),
         ({"llama.embedding_length": 128}, r"is \[288, 64\], not \[288, 128\]"),
         ({"llama.attention.head_count": 3}, "do not fit together"),
+        (
+            {"llama.attention.head_count_kv": [4, 2]},  # as Gemma 4 31B has it
+            "architecture 'llama' with numbers of key-value heads that differ from layer to layer is not supported",
+        ),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "not a positive number"),
         ({"llama.rope.freq_base": -1.0}, "not a positive number"),
         ({"llama.rope.dimension_count": 8}, "RoPE over 8 of a head's 16"),

@@ -95,7 +95,7 @@ def _edit(directory: Path, **values: Any) -> None:
         ({"model_type": "mixtral"}, "'mixtral' is not supported: it has a mixture of experts"),
         ({"model_type": "gemma3n"}, "'gemma3n' is not supported: it has keys and values shared between layers"),
         ({"model_type": "gemma3n_text"}, "'gemma3n_text' is not supported: it has keys and values shared"),
-        ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "per_layer_config gives layers num_key_value_heads"),
+        ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "per_layer_config sets num_key_value_heads"),
         ({"model_type": "qwen3_5_text"}, "'qwen3_5_text' is not supported: it has layers with linear attention"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": None}, "no model_type"),
@@ -206,9 +206,9 @@ def test_missing_shard(tmp_path: Path) -> None:
     [
         ({}, "no weight_map"),
         ({"weight_map": {}}, "no weight_map"),
-        ({"weight_map": {"a": "../secret.safetensors"}}, "none of ours"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "none of ours"),
-        ({"weight_map": {"a": 5}}, "none of ours"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "a file outside of the model"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "a file outside of the model"),
+        ({"weight_map": {"a": 5}}, "a file outside of the model"),
     ],
 )
 def test_bad_index(tmp_path: Path, index: dict[str, Any], message: str) -> None:

@@ -174,7 +174,7 @@ def test_files_fetched_whole_are_kept(tmp_path: Path, hub: Hub) -> None:
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     out, error = _fetch(tmp_path, endpoint)
     assert not out
-    assert "files fetched whole are kept" in error
+    assert "completed files are kept" in error
     first = _fetched(hub)
     hub.fails = None
     hub.requests.clear()

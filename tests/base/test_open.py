@@ -91,9 +91,9 @@ def test_ollama_names_do_not_leave_the_store(store: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"digest": "sha256:../../../../etc/passwd"}, "no SHA-256"),
+        ({"digest": "sha256:../../../../etc/passwd"}, "without a SHA-256"),
         ({"digest": "sha256:" + "0" * 64}, "lacks the model's file(.|\n)*ollama pull tiny"),
-        ({"digest": None}, "no SHA-256"),
+        ({"digest": None}, "without a SHA-256"),
         ({"mediaType": "application/octet-stream"}, "names 0 model files"),
         ({"size": 1}, "bytes instead of 1"),
     ],

@@ -148,7 +148,7 @@ def test_float8_without_a_scale_and_scales_that_do_not_fit(tmp_path: Path) -> No
     with pytest.raises(RescoldoError, match="do not fit a matrix"):
         open_base(str(tmp_path)).tensors.get(f"{LINEAR}.weight")
     _edit(tmp_path, quantization_config=None)
-    with pytest.raises(RescoldoError, match=r"config\.json does not say to which kind"):
+    with pytest.raises(RescoldoError, match=r"config\.json does not say of which kind"):
         open_base(str(tmp_path))
 
 

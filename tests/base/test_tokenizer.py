@@ -234,7 +234,7 @@ def test_sentencepiece_model_in_a_directory(tmp_path: Path) -> None:
     assert converted.backend_tokenizer.to_str() == from_gguf.backend_tokenizer.to_str()
     assert converted.chat_template == INST_AS_TEXT  # "mistral" by its architecture, "instruct" by its name
     (tmp_path / "instruct" / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(RescoldoError, match="no SentencePiece model"):
+    with pytest.raises(RescoldoError, match="not a SentencePiece model"):
         open_base(str(tmp_path / "instruct")).tokenizer()
 
 

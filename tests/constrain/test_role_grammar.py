@@ -170,7 +170,7 @@ def test_texts_that_mean_something_else_are_not_admitted(written: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"type": "string"}, "no YAML of its own"),
+        ({"type": "string"}, "has no YAML grammar"),
         ({"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}]}}}, "a: anyOf is not supported"),
         ({"type": "object", "properties": {"a": {"type": ["string", "null"]}}}, "a: expected one type"),
         ({"type": "object", "properties": {"a": {}}}, "a: expected one type"),

@@ -126,15 +126,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}],
             "completion": [assistant("A cat.")],
         },
-        "other things than text .a part of type 'image'",
+        "more than text .a part of type 'image'",
     ),
     "openai: vision": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}, IMAGE]}, TURN[1]]},
-        "other things than text .a part of type 'image_url'",
+        "more than text .a part of type 'image_url'",
     ),
     "openai: audio": (
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, TURN[1]]},
-        "other things than text .a part of type 'input_audio'",
+        "more than text .a part of type 'input_audio'",
     ),
     "openai: preference": (
         {

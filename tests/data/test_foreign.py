@@ -12,6 +12,7 @@ import pytest
 from rescoldo.cli.main import app, run_app
 from rescoldo.data import read_records
 from rescoldo.data.audit import audit
+from rescoldo.data.foreign import COMPRESSIONS, lines_name
 from rescoldo.errors import RescoldoError
 from rescoldo.role import get_role
 
@@ -92,3 +93,8 @@ def test_chat_data_without_a_role_names_the_role(tmp_path: Path) -> None:
     assert [(fault.line, fault.code) for fault in faults] == [(1, "foreign"), (2, "foreign")]
     path.write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
     assert "OpenAI's `messages`" in audit([path]).faults[0].what
+
+
+@pytest.mark.parametrize("ending", [*COMPRESSIONS, ".zip"])
+def test_the_lines_of_a_compressed_table_are_named_after_the_table(ending: str) -> None:
+    assert lines_name(Path(f"orders.csv{ending}")) == Path("orders.jsonl")

@@ -107,7 +107,7 @@ def test_a_roles_own_inputs(tmp_path: Path) -> None:
 
 
 FAULTS: list[tuple[dict[str, Any], str, str]] = [
-    ({"prompt": "Why?", "chosen": "So."}, "rejected", "is missing beside chosen"),
+    ({"prompt": "Why?", "chosen": "So."}, "rejected", "is missing: expected together with chosen"),
     ({"prompt": "Why?", "completion": "So."}, "chosen", "is missing"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "So."}, "rejected", "is the same answer as chosen"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": ""}, "rejected", "is empty"),
@@ -121,7 +121,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "margin": 2}, "margin", "is not known"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "images": ["a.png"]}, "images", "only text"),
-    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": True}, "label", "is given beside"),
+    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": True}, "label", "is given together with"),
     ({"input": {"messages": "Why?"}, "preferred_output": [], "non_preferred_output": []}, "input.messages", "missing"),
     ({"messages": "Why?", "chosen": "So.", "rejected": "No."}, "messages", "a list of messages"),
 ]

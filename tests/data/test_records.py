@@ -176,7 +176,7 @@ BAD_ARRAYS: dict[str, tuple[str, int, str]] = {
     "no comma": ('[{"a": 1}\n{"a": 2}]', 2, "Expecting ',' or ']'"),
     "no end": ('\n[{"a": 1}\n', 3, "Expecting ',' or ']'"),
     "comma at the end": ('[{"a": 1},\n]', 2, "Expecting value"),
-    "lines behind it": ('[{"a": 1}]\n{"a": 2}', 2, "Extra data behind its end"),
+    "lines behind it": ('[{"a": 1}]\n{"a": 2}', 2, "Extra data after the array"),
     "deep": ("[" * 100_000, 1, "nested too deeply"),
     "object over several lines": ('{\n"concept": "c"\n}\n' * 999, 1, "an object spans several lines"),
     "no object": ('[{"concept": "c"},\n 7]', 2, "is int: expected a JSON object"),

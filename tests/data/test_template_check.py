@@ -144,7 +144,7 @@ def test_what_would_be_taught_otherwise_is_refused_by_line(tmp_path: Path, name:
 
 
 WARNED = {
-    "unclosed": (t.UNCLOSED, [USER, ASSISTANT], "writes nothing behind an answer"),
+    "unclosed": (t.UNCLOSED, [USER, ASSISTANT], "writes nothing after an answer"),
     "opened, never closed": (t.REASONING, [USER, ASSISTANT], "opens a thinking part"),
     "earlier thoughts": (t.QWEN3, [USER, THOUGHT, *AGAIN], "leaves the thinking parts of earlier answers out"),
     "indentation": (t.GEMMA, [{"role": "user", "content": "    if x:\n        y"}, ASSISTANT], "in front of message 1"),

@@ -15,7 +15,7 @@ from rescoldo.data import read_records
 from rescoldo.data.audit import audit
 from rescoldo.data.dataset import balanced, check_dataset, read_dataset
 from rescoldo.data.split import split_files
-from rescoldo.data.teaching import Beside, Teaching, beside
+from rescoldo.data.teaching import ExtraText, Teaching, extra_text
 from rescoldo.data.text import is_text, pack, read_documents
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
@@ -77,7 +77,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "too little": ("a.txt", b"", "is empty"),
     "a number": ("b.jsonl", [{"text": "x"}, {"text": 5}], "is a number"),
     "a row of another kind": ("b.jsonl", [{"text": "x"}, {"prompt": "y", "completion": "z"}], "has no `text`"),
-    "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "parts": [1]}], "is not known here"),
+    "a key that may mean something": ("b.jsonl", [{"text": "x"}, {"text": "y", "parts": [1]}], "is unknown and may"),
     "a label": ("b.jsonl", [{"text": "x", "label": True}], "is a label of the text"),
     "a mask": ("b.jsonl", [{"text": "x", "mask": [1]}], "changes what the line means"),
     "images beside": ("b.jsonl", [{"text": "x", "images": ["a.jpg"]}], "only text"),
@@ -125,14 +125,14 @@ def test_text_is_divided(tmp_path: Path) -> None:
     assert sorted(done.train + done.val) == list(range(6))
     assert len(read_documents(tmp_path / "v.jsonl")) == len(done.val)
     (tmp_path / "a.md").write_text("One.")
-    with pytest.raises(RescoldoError, match="one document"):
+    with pytest.raises(RescoldoError, match="a single document"):
         split_files([tmp_path / "a.md"], 0.4, 1, tmp_path / "t2.jsonl", tmp_path / "v2.jsonl", GENERIC)
 
 
 def test_text_has_no_score(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Only text.")
-    with pytest.raises(RescoldoError, match="no questions and answers") as caught:
+    with pytest.raises(RescoldoError, match="expected records with questions and answers") as caught:
         read_records(path, GENERIC)
     assert "perplexity" in (caught.value.fix or "")
 
@@ -140,19 +140,19 @@ def test_text_has_no_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        ("a.txt", Beside((Path("a.txt"),))),
-        ("a.txt:0.2", Beside((Path("a.txt"),), 0.2)),
-        ("a.txt, b:c.md:0.5", Beside((Path("a.txt"), Path("b:c.md")), 0.5)),
+        ("a.txt", ExtraText((Path("a.txt"),))),
+        ("a.txt:0.2", ExtraText((Path("a.txt"),), 0.2)),
+        ("a.txt, b:c.md:0.5", ExtraText((Path("a.txt"), Path("b:c.md")), 0.5)),
     ],
 )
-def test_what_the_flag_says(said: str, meant: Beside) -> None:
-    assert beside(said) == meant
+def test_what_the_flag_says(said: str, meant: ExtraText) -> None:
+    assert extra_text(said) == meant
 
 
 @pytest.mark.parametrize("said", ["", "a.txt:0", "a.txt:1", "a.txt:20", ":0.2"])
 def test_what_the_flag_may_not_say(said: str) -> None:
     with pytest.raises(ValueError, match=r"is not between 0 and 1|no file"):
-        beside(said)
+        extra_text(said)
 
 
 def test_text_beside_examples_has_its_share(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_text_beside_examples_has_its_share(tmp_path: Path) -> None:
     text.write_text("word " * 3000)
     tokenizer = tiny_tokenizer()
     alone = read_dataset(chats, GENERIC, tokenizer, 64, None)
-    mixed = read_dataset(chats, GENERIC, tokenizer, 64, None, None, Teaching(), Beside((text,), 0.25))
+    mixed = read_dataset(chats, GENERIC, tokenizer, 64, None, None, Teaching(), ExtraText((text,), 0.25))
     assert mixed.examples[: len(alone.examples)] == alone.examples
     tokens = sum(len(example.tokens) for example in mixed.examples[-mixed.texts :])
     assert tokens / mixed.tokens == pytest.approx(0.25, abs=0.02)
     assert mixed.digest != alone.digest
     assert len(mixed.names) == len(mixed.examples)
-    (note,) = read_dataset(chats, GENERIC, tokenizer, 64, None, None, Teaching(), Beside((text,), 0.99)).notes
-    assert "shorter than its share" in note
+    (note,) = read_dataset(chats, GENERIC, tokenizer, 64, None, None, Teaching(), ExtraText((text,), 0.99)).notes
+    assert "too short for its share" in note
 
 
 def test_classes_are_balanced() -> None:

@@ -162,7 +162,7 @@ def test_a_question_cannot_forge_a_turn(template: str | None) -> None:
 
 
 def test_a_question_that_is_no_text() -> None:
-    with pytest.raises(RescoldoError, match="no characters"):
+    with pytest.raises(RescoldoError, match="not characters"):
         prompt_ids([{"role": "user", "content": "a\udcff"}], tokenizer(CHATML))
 
 

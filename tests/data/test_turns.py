@@ -527,7 +527,7 @@ REFUSED = {
     "words beside a call": (
         t.TOOLS.replace("+ m.content", "+ ('' if m.tool_calls else m.content)"),
         {"messages": [CALLED[0], {**CALLED[1], "content": "Let me look."}], "tools": [WEATHER]},
-        "beside a call",
+        "next to a tool call",
         "another model",
     ),
     "roles that do not alternate": (ALTERNATING, {"messages": CALLED}, "roles must alternate", "instruct model"),

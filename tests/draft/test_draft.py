@@ -237,7 +237,7 @@ def test_word_and_pdf(tmp_path: Path) -> None:
         ("empty.pdf", None, "has no text (is it scanned?)"),
         ("x.pdf", b"%PDF-1.4\nrubbish", "cannot be read"),
         ("x.docx", b"PK\x03\x04rubbish", "cannot be read"),
-        ("x.odt", b"x", "is no document that is read here"),
+        ("x.odt", b"x", "is not a supported document"),
     ):
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -273,7 +273,7 @@ def test_answers_that_fail(tmp_path: Path) -> None:
     inputs = asked(tmp_path, "one?", "two?")
     made = drafted(inputs, answer=lambda text: "error: too slow" if text == "two?" else "fine")
     assert (len(made.records), made.failed) == (1, ["inputs.txt, line 2: too slow"])
-    with pytest.raises(RescoldoError, match="not one answer"):
+    with pytest.raises(RescoldoError, match="gave no answer"):
         drafted(inputs, answer=lambda text: "error: gone")
 
 

@@ -13,6 +13,7 @@ import torch
 from rescoldo.base import open_base
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import LINEARS
+from rescoldo.engine.kinds import KINDS
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.step import GradientStep
 from rescoldo.engine.types import Example, LoraConfig
@@ -102,8 +103,7 @@ def peft_twin(model: LoraModel, architecture: str, **overrides: Any) -> Any:
         target_modules=list(model.lora.targets),
         bias="none",
         task_type="CAUSAL_LM",
-        use_rslora=model.lora.kind in ("rslora", "rsdora"),
-        use_dora=model.lora.magnitude,
+        **dict.fromkeys(KINDS[model.lora.kind].peft, True),
         rank_pattern=dict(model.lora.ranks),
         alpha_pattern=dict(model.lora.alphas),
         layers_to_transform=None if model.lora.layers is None else list(model.lora.layers),
@@ -112,6 +112,7 @@ def peft_twin(model: LoraModel, architecture: str, **overrides: Any) -> Any:
     with torch.no_grad():
         for name, parameter in peft_parameters(theirs).items():
             parameter.copy_(model.parameters[name])
+            parameter.requires_grad_(model.lora.trains(name))
     return theirs
 
 

@@ -249,7 +249,7 @@ def test_projections_that_no_layer_uses_are_left_alone(tmp_path: Path) -> None:
         ({"num_kv_shared_layers": 9}, "the last 9 of 8 layers share keys and values that no earlier layer has"),
         ({"vocab_size_per_layer_input": 100}, "vocab_size_per_layer_input is not vocab_size"),
         ({"per_layer_config": {"2": {"head_dim": 32}, "0": {"head_dim": 8}}}, "head sizes must be even, and the same"),
-        ({"per_layer_config": {"2": {"intermediate_size": 32}}}, "per_layer_config gives layers intermediate_size"),
+        ({"per_layer_config": {"2": {"intermediate_size": 32}}}, "per_layer_config sets intermediate_size"),
     ],
     ids=str,
 )

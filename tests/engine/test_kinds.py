@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rescoldo.doctor.needs import checkpoint_bytes
 from rescoldo.engine.attend import PackedAttention
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, MAGNITUDE, A, AdapterKind, B, kind_of
 from rescoldo.engine.layer import Layer
-from rescoldo.engine.memory import adapter_parameters, kept_bytes, layers_to_keep, memory_need
+from rescoldo.engine.memory import adapter_parameters, kept_bytes, layers_to_keep, memory_need, trained_parameters
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.reference import ReferenceDecoder
 from rescoldo.engine.types import LoraConfig
@@ -59,7 +60,7 @@ def test_loss_and_every_gradient_equal_peft(shape: str, architecture: str) -> No
     loss.backward()
     ours, gradients = gradient(model, MIXED)
     assert ours == pytest.approx(float(loss.detach()), abs=1e-5)
-    assert gradients.keys() == model.parameters.keys()
+    assert gradients.keys() == model.trained.keys() == peft_parameters(theirs).keys()
     assert_equal_gradients(gradients, theirs, within=5e-5, whole=1e-5)
 
 
@@ -115,7 +116,41 @@ def test_lower_precisions_have_about_the_same_gradients(precision: str) -> None:
     assert found["dora"] > min(0.999, found["lora"] - 0.02)
 
 
-@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_a_kind_that_freezes_a_matrix_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the row says so: gradients, moments, what is counted and what is planned for are of the others."""
+    dora = KINDS["dora"]
+    row = AdapterKind("DoRA of B alone", dora.scale, True, dora.peft, frozenset({MAGNITUDE, A}))
+    monkeypatch.setitem(KINDS, "row", row)
+    model = tiny_lora("qwen2", lora=_lora(kind="row", ranks={"q_proj": 2}))
+    theirs = peft_twin(model, "qwen2")
+    loss = their_loss(theirs, MIXED)
+    loss.backward()
+    ours, gradients = gradient(model, MIXED)
+    assert ours == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert {name.rpartition(".")[2] for name in gradients} == {B}
+    assert_equal_gradients(gradients, theirs, within=5e-5, whole=1e-5)
+    before = {name: p.clone() for name, p in model.parameters.items()}
+    optimizer = AdamW(model.trained, 0.1)
+    optimizer.update(gradients, 1e-2, 1)
+    changed = {name for name, p in model.parameters.items() if not torch.equal(p, before[name])}
+    assert changed == gradients.keys() == optimizer.first.keys()
+    assert model.lora is not None
+    assert trained_parameters(model.config, model.lora) == sum(p.numel() for p in model.trained.values())
+    assert kind_of(row.peft) == "dora"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_lora_fa_has_the_gradients_of_b_that_lora_has(precision: str) -> None:
+    """In each kind of product; A's are not made."""
+    found = {}
+    for kind in ("lora", "lora-fa"):
+        model = tiny_lora(precision=precision, lora=_lora(kind=kind), intermediate_size=128)
+        _, found[kind] = gradient(model, MIXED)
+    assert {name.rpartition(".")[2] for name in found["lora-fa"]} == {B}
+    assert all(torch.equal(g, found["lora"][name]) for name, g in found["lora-fa"].items())
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora", "lora-fa"])
 def test_steps_of_training_equal_peft(kind: str) -> None:
     """With LoRA+ too: the same curve and, at its end, the same weights."""
     from peft.optimizers import create_loraplus_optimizer
@@ -124,7 +159,7 @@ def test_steps_of_training_equal_peft(kind: str) -> None:
     start = {name: p.clone() for name, p in model.parameters.items()}
     theirs = peft_twin(model, "llama")
     data = [example(2 + i % 5, 6 + i, seed=i, prefix=range(18) if i % 3 else ()) for i in range(12)]
-    optimizer, curve = AdamW(model.parameters, 0.0, 4.0), []
+    optimizer, curve = AdamW(model.trained, 0.0, 4.0), []
     torch_optimizer = create_loraplus_optimizer(
         theirs, torch.optim.AdamW, lr=2e-3, loraplus_lr_ratio=4.0, loraplus_weight_decay=0.0
     )
@@ -146,7 +181,8 @@ def test_steps_of_training_equal_peft(kind: str) -> None:
         expected.append(float(theirs_loss.detach()))
     assert curve[0] > curve[-1] + 0.1
     assert max(abs(a - b) for a, b in zip(curve, expected, strict=True)) < 1e-3
-    moved = {name: model.parameters[name] - start[name] for name in start}
+    assert all(torch.equal(model.parameters[name], start[name]) for name in start.keys() - model.trained.keys())
+    moved = {name: model.parameters[name] - start[name] for name in model.trained}
     assert distance(moved, {name: p.detach() - start[name] for name, p in peft_parameters(theirs).items()}) < 0.02
 
 
@@ -183,7 +219,7 @@ def test_nothing_is_computed_or_kept_below_the_lowest_adapter(monkeypatch: pytes
         assert saved.first_kept == 4 - min(wanted, 2)
 
 
-def test_memory_knows_layers_and_magnitudes() -> None:
+def test_memory_knows_layers_magnitudes_and_what_is_frozen() -> None:
     decoder = tiny_base("llama", num_hidden_layers=4).config
     whole, last = _lora(targets=ATTENTION), _lora(targets=ATTENTION, layers=(3,))
     full, part = (memory_need(decoder, "bf16", lora, 100) for lora in (whole, last))
@@ -193,5 +229,8 @@ def test_memory_knows_layers_and_magnitudes() -> None:
     assert layers_to_keep(decoder, 2, 100, last, 1 << 40) == 1
     sizes = [kept_bytes(decoder, 2, 1, _lora(kind=kind, targets=("down_proj",))) for kind in ("lora", "dora")]
     assert sizes[1] - sizes[0] == 2 * decoder.hidden_size  # the output of down_proj before its magnitude
+    some = memory_need(decoder, "bf16", _lora(kind="lora-fa", targets=ATTENTION), 100)
+    assert full.adapter * 4 / 7 < some.adapter < full.adapter
+    assert checkpoint_bytes(decoder, _lora(kind="lora-fa")) < checkpoint_bytes(decoder, _lora())
     model = tiny_lora(lora=SHAPES["dora-ranks"])
     assert adapter_parameters(model.config, SHAPES["dora-ranks"]) == sum(p.numel() for p in model.parameters.values())

@@ -185,7 +185,7 @@ def test_a_server_that_ignores_the_schema_is_found_out(role: str, topics: Path) 
             models, topics, TWO, role=role, server=ServerOptions(2, 5, 0), constrained=True, console=heard
         )
         assert list(document["models"]) == ["baseline", "finetuned"]
-        assert any("baseline_constrained is left out: the server does not hold" in line for line in heard.lines)
+        assert any("baseline_constrained is left out: the server does not constrain" in line for line in heard.lines)
         models["held"] = f"constrained:{spec}"
         with pytest.raises(RescoldoError, match="does not hold answers to a schema"):
             compare(models, topics, TWO, role=role, server=ServerOptions(2, 5, 0))
@@ -198,7 +198,7 @@ def test_optimizers_over_a_constrained_model(base: Path, tmp_path: Path) -> None
 
     train = write(tmp_path / "train.jsonl", *(record(i) for i in range(4)))
     constrained = f"constrained:{base}"
-    with pytest.raises(RescoldoError, match="not of the role's form"):
+    with pytest.raises(RescoldoError, match="no schema to constrain"):
         optimize(OptimizeConfig(str(base), str(train), "mipro", reflection_model=constrained), tmp_path / "p")
     made = OptimizeConfig(
         constrained, str(train), "labeled", shots=1, temperature=0, max_new_tokens=4, quantization="fp32"

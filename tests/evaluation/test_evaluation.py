@@ -75,6 +75,7 @@ def test_perfect_model() -> None:
             "components",
             "notes",
             "places",
+            "messages",
             "ended",
             "tokens",
             "seconds",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
+import json
+import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,20 @@ from rescoldo.evaluation.language import ENGLISH, LANGUAGES, language
 from rescoldo.evaluation.measures import MEASURES
 from rescoldo.evaluation.page import page
 from rescoldo.evaluation.report import FACTS, markdown
-from rescoldo.evaluation.score import doubts
+from rescoldo.evaluation.score import DOUBTS, doubts
 from rescoldo.evaluation.spanish import MESSAGES, TEXTS
-from rescoldo.evaluation.wording import LABELS, REASONS
+from rescoldo.evaluation.wording import LABELS, REASONS, VERDICTS
+from rescoldo.phrase import Phrase, as_data
 from rescoldo.role import get_role
+from rescoldo.role.metrics import Note, place_of
 from tests.browser import open_page
 from tests.evaluation.test_content import compared, empty, judge, people, reference, repeating, votes
 from tests.evaluation.test_page import document
+from tests.role.test_roles import role_file
 
 FOLDER = Path(rescoldo.evaluation.__file__).parent
 ES = LANGUAGES["es"]
-PLACE = re.compile(r"\{(\w+)\}")
+PLACE = re.compile(r"\{([^{}]+)\}")
 
 
 def spoken() -> set[str]:
@@ -46,6 +53,7 @@ def spoken() -> set[str]:
 
 def test_all_that_is_said_has_a_translation() -> None:
     from_tables = {*LABELS.values(), *REASONS.values(), *(fact.replace("_", " ") for fact in FACTS)}
+    from_tables |= {row.sentence for row in VERDICTS.values()}
     assert len(spoken()) > 60
     assert (spoken() | from_tables) - set(TEXTS) == set()
     assert set(LABELS) == set(MEASURES)
@@ -56,69 +64,227 @@ def test_all_that_is_said_has_a_translation() -> None:
 
 @pytest.mark.parametrize("table", [TEXTS, MESSAGES], ids=["texts", "messages"])
 def test_translations_hold_the_same_values(table: dict[str, str]) -> None:
+    """The same places, and numbers with the same decimals."""
     for english, spanish in table.items():
-        assert sorted(set(PLACE.findall(english))) == sorted(set(PLACE.findall(spanish))), english
+        assert set(PLACE.findall(english)) == set(PLACE.findall(spanish)), english
 
 
-def messages(found: dict[str, Any]) -> set[str]:
-    """What a document itself says in English."""
-    texts: set[str] = set()
-    for part in found["models"].values():
-        texts |= set(part.get("warnings", []))
-        texts |= {str(note) for row in part["predictions"] for note in row["notes"]}
-    decision = found["comparison"]["decision"]
-    told = {f"{name}: {text}" for name, part in found["models"].items() for text in part.get("warnings", [])}
-    return texts | {decision["sentence"], *decision["warnings"], *(set(decision["reasons"]) - told)}
+def templates(source: str) -> Iterator[str]:
+    """The templates of the phrases that are made in a module; a call that does not show its own is refused."""
+    tree = ast.parse(source)
+    for scope in ast.walk(tree):
+        if not isinstance(scope, ast.FunctionDef | ast.Module):
+            continue
+        body = list(own_nodes(scope))
+        texts: dict[str, list[str]] = {}
+        for node in body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        texts.setdefault(target.id, []).append(node.value.value)  # type: ignore[arg-type]
+        for node in body:
+            called = node.func if isinstance(node, ast.Call) else None
+            if not (isinstance(called, ast.Name) and called.id in ("Phrase", "Note")):
+                continue
+            first = node.args[0]  # type: ignore[attr-defined]
+            if isinstance(first, ast.Constant):
+                yield first.value  # type: ignore[misc]
+            elif isinstance(first, ast.Name) and first.id in texts:
+                yield from texts[first.id]
+            elif ast.unparse(first) != "DOUBTS[kind]":
+                raise AssertionError(f"line {first.lineno}: no template stands in Phrase({ast.unparse(first)})")
 
 
-def test_all_that_a_document_says_has_a_translation() -> None:
-    unknown = {text for text in messages(document()) | messages(compared(empty)) if not ES.known(text)}
-    assert not unknown
+def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a function or module but those of the functions in it."""
+    for node in ast.iter_child_nodes(scope):
+        yield node
+        if not isinstance(node, ast.FunctionDef):
+            yield from own_nodes(node)
+
+
+def all_templates() -> set[str]:
+    found = {*DOUBTS.values()}
+    for path in FOLDER.parent.rglob("*.py"):
+        if path.name not in ("phrase.py", "metrics.py"):
+            found |= set(templates(path.read_text(encoding="utf-8")))
+    for name in ("phrase.py", "role/metrics.py"):
+        found |= set(re.findall(r'(?:Phrase|cls)\("([^"]+)"', (FOLDER.parent / name).read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_phrase_has_a_translation_and_every_translation_a_phrase() -> None:
+    assert len(all_templates()) > 80
+    assert all_templates() - set(MESSAGES) == set()
+    assert set(MESSAGES) - all_templates() == set()
+
+
+def test_the_search_for_phrases_refuses_what_it_cannot_see() -> None:
+    assert set(templates('def f():\n    text = "a"\n    return [Phrase(text), Note("b")]')) == {"a", "b"}
+    for source in ('Phrase(f"{x}")', "Phrase(text)", 'Phrase("a" + b)', 'text = "a"\ndef f(text): Phrase(text)'):
+        with pytest.raises(AssertionError, match="no template"):
+            set(templates(source))
+
+
+def own_messages(found: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """(object, key) of each message, or list of messages, of a document."""
+    if isinstance(found, dict):
+        for key in ("sentence", "caveat", "reasons", "warnings", "notes"):
+            if found.get(key):
+                yield found, key
+        for name, value in found.items():
+            if name != "messages":
+                yield from own_messages(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from own_messages(value)
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["made", "read"])
+def test_all_that_a_document_says_has_its_template(read: bool) -> None:
+    """In the JSON the English text, and beside it what it is made of."""
+    for found in (document(), document(repeats=2), compared(empty)):
+        whole = json.loads(json.dumps(found)) if read else found
+        messages = list(own_messages(whole))
+        assert len(messages) > 10
+        for part, key in messages:
+            data, texts = part["messages"][key], part[key]
+            for one, text in zip([data], [texts]) if isinstance(texts, str) else zip(data, texts, strict=True):
+                assert type(text) is str or not read
+                assert filled(one) == text
+                assert json.loads(json.dumps(one)) == one
+
+
+def filled(data: dict[str, Any]) -> Phrase:
+    """The English text of a message's data."""
+    values = {name: filled(value) if isinstance(value, dict) else value for name, value in data["values"].items()}
+    return Phrase(data["template"], **values)
 
 
 @pytest.mark.parametrize("scores", [
     ([0.0] * 9, [1.0] * 9), ([0.9] * 9, [0.92] * 9), ([0.9] * 9, [0.8] * 9), ([0.2] * 9, [0.6] * 9),
     ([0.0] * 3, [1.0] * 3), ([0.5], [1.0]), ([0.5, 0.6] * 4, [0.6, 0.65] * 4),
 ])  # fmt: skip
-@pytest.mark.parametrize("train_score", [None, 0.99])
-def test_all_that_the_rule_says_has_a_translation(scores: tuple[list[float], list[float]], train_score: float) -> None:
+@pytest.mark.parametrize("train_score", [None, 0.5, 0.99])
+def test_all_that_the_rule_says_is_said_in_spanish(scores: tuple[list[float], list[float]], train_score: float) -> None:
     old, new = scores
     found = decide({"base": [1.0] * len(old), "old": old, "new": new}, finetuned="new", reference="old",
                    baseline="base", train_score=train_score)  # fmt: skip
-    for text in [found["sentence"], *found["reasons"]]:
-        assert ES.known(text), text
-        assert not re.search(r"\d\.\d|\d%|\b(the|points?|examples?|is|at least|below)\b", ES.message(text)), text
+    for phrase in [found["sentence"], *found["reasons"]]:
+        shown = ES(phrase.template, **phrase.json["values"])
+        assert not re.search(r"\d\.\d|\d%|\b(the|points?|examples?|is|at least|below)\b", shown), shown
 
 
-def test_what_stands_in_an_answer_as_notes() -> None:
-    answers = ["- a", "plain", "", "title: x\nfunctional_requirements: y\nconstraints:\n- id: C1\n- 3\n",
-               "title: long enough to be one\nconstraints:\n- {id: C001, description: d, priority: Urgent}\n"
-               "- {id: C001, description: d, priority: High}\nnon_functional_requirements: []"]  # fmt: skip
-    for role in ("ba", "po"):
-        for text in answers:
-            for note in get_role(role).score(text).notes:
-                if " is not YAML" not in note:
-                    assert ES.known(note), note
+NOTES = {  # what is wrong with an answer → in Spanish
+    "ba": {
+        "- a": "respuesta: no es un mapa YAML: es una lista",
+        "plain": "respuesta: no es un mapa YAML: es texto corrido",
+        "": "respuesta: no es un mapa YAML: está vacía",
+        "a: b: c": "respuesta: no es un mapa YAML: aquí no puede ir un valor de un mapa (línea 1)",
+        "title: x": "title: 1 caracteres, se esperaban de 10 a 100",
+        "constraints: y": "constraints: no es una lista",
+        "constraints: []": "constraints: 0 elementos, se esperaban al menos 2",
+        "constraints:\n- {id: C1}": "id_format: C1 en constraints[0] no es C y tres cifras",
+        "constraints:\n- {id: C001, description: d, priority: Urgent}": "constraints[0]: la priority 'Urgent' no es "
+        "High, Medium ni Low",
+        "constraints:\n- {id: C001}\n- {id: C001}": "id_format: C001 aparece 2 veces en constraints",
+        "constraints:\n- 3": "constraints[0]: no es un mapa de id, description y priority",
+    },
+    "po": {
+        "plain": "respuesta: es texto corrido",
+        "- a": "respuesta: no es un objeto",
+        "a: [": "respuesta: no es YAML: falta un valor (línea 2)",
+        "a: 1": "completeness: falta title",
+        "title: [1]": "title: es una lista, se esperaba texto",
+    },
+}
 
 
-def test_values_are_kept_and_written_as_in_spanish() -> None:
-    assert ES.message("finetuned 95.5%, at least 90%") == "finetuned 95,5 %, como mínimo 90 %"
-    assert ES.message("qwen2.5 95.5%, below 90%") == "qwen2.5 95,5 %, por debajo del 90 %", "a name is no number"
-    kept = "Keep a: b is better (+1,234.5 points), but at 1.0% below 90%."
-    mantener = "Mantener a: b es mejor (+1\u202f234,5 puntos), pero con 1,0 % no llega al 90 %."
-    assert ES.message(kept) == mantener
-    more = "But one example settles nothing: validate on more."
-    assert ES.message(f"{kept} {more}") == f"{mantener} Pero un ejemplo no aclara nada: valide con más."
-    assert ES.message("a metric's own words") == "a metric's own words"
+@pytest.mark.parametrize("role", NOTES)
+def test_what_stands_in_an_answer_as_notes(role: str) -> None:
+    for text, wanted in NOTES[role].items():
+        notes = get_role(role).score(text).notes
+        part = {"notes": notes, "messages": {"notes": as_data(notes)}}
+        assert wanted in ES.messages(part, "notes"), text
+        assert ENGLISH.messages(part, "notes") == notes
+
+
+def test_a_json_answer_that_cannot_be_read(tmp_path: Path) -> None:
+    """The parser's message is said in Spanish, and its place is kept."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    role = get_role(str(role_file(tmp_path, serialization="json", schema=schema, metric="valid")))
+    note = role.score('{"a": 1,\n "b" 2}').notes[0]
+    part = {"notes": [note], "messages": {"notes": as_data([note])}}
+    assert note == "answer: not JSON: Expecting ':' delimiter: line 2 column 6 (char 14)"
+    assert ES.messages(part, "notes") == ["respuesta: no es JSON: falta un «:»: línea 2, columna 6 (carácter 14)"]
+    assert place_of(note) == (2,)
+
+
+def test_numbers_are_written_as_in_spanish() -> None:
+    phrase = Phrase("{model} {mean:.1%}, at least {limit:.0%}", model="qwen2.5", mean=0.955, limit=0.9)
+    part = {"sentence": phrase, "messages": {"sentence": phrase.json}}
+    assert phrase == "qwen2.5 95.5%, at least 90%"
+    assert ES.message(part, "sentence") == "qwen2.5 95,5 %, como mínimo 90 %", "a name is no number"
+    assert ENGLISH.message(part, "sentence") == phrase
     assert (ES.percent(0.955, 1), ES.points(0.955), ES.number(12345, ",d")) == ("95,5 %", "+95,5", "12\u202f345")
+    assert (ES.percent(12.3456, 1), ES.number(1234.5, "+,.1f")) == ("1234,6 %", "+1\u202f234,5")
     assert (ENGLISH.percent(0.955, 1), ENGLISH.number(12345.5, ",.1f")) == ("95.5%", "12,345.5")
     assert ES.listed(["a", "b", "c"]) == "a, b y c"
 
 
-@given(st.text(max_size=200))
-def test_any_message(text: str) -> None:
-    ES.message(text)
-    assert ENGLISH.message(text) == text
+DATA = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(sorted(MESSAGES)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["template", "values", "model", "what", "k", "n"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.text(max_size=50), DATA)
+def test_any_document(text: str, data: Any) -> None:
+    """A document comes from a file. Whatever stands in it, there is a text, and nothing but the program's own templates
+    is filled in."""
+    for part in ({"sentence": text, "messages": data}, {"sentence": text, "messages": {"sentence": data}}):
+        assert ENGLISH.message(part, "sentence") == text
+        assert isinstance(ES.message(part, "sentence"), str)
+        assert ES.messages({"notes": [text], "messages": {"notes": data}}, "notes")
+        assert ENGLISH.messages({"notes": [text], "messages": {"notes": [data]}}, "notes") == [text]
+
+
+@pytest.mark.parametrize("data", [
+    {"template": "{model.__class__}", "values": {"model": "x"}}, {"template": "{x:1000000000}", "values": {"x": 1}},
+    {"template": "adopt {model}", "values": {}}, {"template": "adopt {model}", "values": {"other": 1}},
+    {"template": "{text}", "values": {"text": {"template": "unknown", "values": {}}}},
+    {"template": "adopt {model}"}, "adopt", None, [], 3,
+])  # fmt: skip
+def test_data_that_no_template_fits_leaves_the_text(data: Any) -> None:
+    assert ES.message({"sentence": "as it is", "messages": {"sentence": data}}, "sentence") == "as it is"
+
+
+def test_documents_without_data_are_shown_as_they_are() -> None:
+    """Those of earlier versions: the program's own words in Spanish, the document's in English."""
+    found = json.loads(json.dumps(compared(empty, metadata={"lang": "es"})))
+    now = markdown(found)
+    for part, _ in own_messages(found):
+        part.pop("messages", None)
+    then = markdown(found)
+    assert "el intervalo del 95 % de finetuned - base va de" in now
+    assert "the 95 % interval of finetuned - base is" in then
+    assert "# Comparación" in then
+
+
+def test_a_phrase_is_a_text_that_can_be_copied_and_sent() -> None:
+    phrase = Phrase("{a} and {b:.1f}", a=Phrase("{n} cats", n=3), b=2.0)
+    assert (phrase, json.dumps(phrase)) == ("3 cats and 2.0", '"3 cats and 2.0"')
+    assert phrase.json == {"template": "{a} and {b:.1f}",
+                           "values": {"a": {"template": "{n} cats", "values": {"n": 3}}, "b": 2.0}}  # fmt: skip
+    note = Note.at(phrase, "list", 0)
+    for again in (copy.deepcopy(note), pickle.loads(pickle.dumps(note))):
+        assert (again, again.json, again.place) == (phrase, phrase.json, ("list", 0))
+    own = Note.at("a text with {braces}", 1)
+    assert (own, own.json["values"]) == ("a text with {braces}", {"text": "a text with {braces}"})
 
 
 def test_there_is_no_other_language() -> None:

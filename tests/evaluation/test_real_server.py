@@ -62,7 +62,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         out, err = second.communicate(timeout=120)
         assert second.returncode == 1, err
         assert json.loads(out)["status"] == "failed"
-        assert "the server does not answer any more" in err
+        assert "the server no longer answers" in err
         assert "Traceback" not in err
         kept = lines(partial)
 

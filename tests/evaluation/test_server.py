@@ -113,7 +113,7 @@ def test_an_answer_that_is_no_text_and_one_that_no_file_can_hold() -> None:
     said = {"parts": [{"type": "text", "text": "x"}], "half": "a \ud83d b"}
     with fake_server(lambda body, n: (200, good(said[body["messages"][0]["content"]]))) as server:  # type: ignore[arg-type]
         parts, half = answers(open_server(f"openai:m@{server.address}/v1", QUICK), "parts", "half")
-    assert "no text but a list" in parts.error
+    assert "the content is a list" in parts.error
     assert (half.text, half.error) == ("a ? b", "")
 
 
@@ -128,7 +128,7 @@ def test_what_would_fail_for_every_request_ends_it(status: int, message: str) ->
 def test_a_server_that_went_away_ends_it() -> None:
     with fake_server(lambda body, n: (200, good("x"))) as server:
         chat = open_server(f"openai:m@{server.address}/v1", QUICK)
-    with pytest.raises(RescoldoError, match=r"does not answer any more(.|\n)*same command: answers that came are kept"):
+    with pytest.raises(RescoldoError, match=r"no longer answers(.|\n)*same command: finished answers are kept"):
         answers(chat, "a", "b")
 
 

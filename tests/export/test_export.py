@@ -107,12 +107,12 @@ def test_the_adapters_file(run: Path, tmp_path: Path) -> None:
         (["--to", "gguf"], "there is no export 'gguf'"),
         (["--to", "merged", "--dtype", "Q8_0"], "--dtype: 'Q8_0' cannot be written here"),
         (["--to", "merged-gguf", "--dtype", "Q4_K"], "one of F32, F16, BF16, Q8_0, Q4_0"),
-        (["--to", "merged", "--create"], "--create: goes with --to ollama"),
-        (["--to", "ollama", "--name", "a b"], "is no name for a model"),
-        (["--to", "merged", "-o", "{file}"], "is no directory"),
-        (["--to", "merged", "-o", "{file}/x"], "is no directory that may be written"),
+        (["--to", "merged", "--create"], "--create: requires --to ollama"),
+        (["--to", "ollama", "--name", "a b"], "invalid name for a model"),
+        (["--to", "merged", "-o", "{file}"], "is not a directory"),
+        (["--to", "merged", "-o", "{file}/x"], "is not a writable directory"),
         (["--to", "merged", "-o", "{full}", "--force"], "not an earlier export"),
-        (["--to", "merged", "-o", "."], "--output .: is no new directory"),
+        (["--to", "merged", "-o", "."], "--output .: must be a new directory"),
     ],
 )
 def test_bad_arguments(
@@ -131,7 +131,7 @@ def test_bad_arguments(
 
 
 def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RescoldoError, match="is no run directory"):
+    with pytest.raises(RescoldoError, match="is not a run's directory"):
         export_run(tmp_path, "merged")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(RescoldoError, match="this run has not finished"):
@@ -148,7 +148,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RescoldoError, match="its base model cannot be opened: /gone: there is no such") as error:
         export_run(copy, "merged")
     assert error.value.where == str(copy)
-    assert "base_model in training_info.json says which" in error.value.fix
+    assert "base_model in training_info.json names it" in error.value.fix
     (copy / "training_info.json").write_text(json.dumps(info))
     config = json.loads((copy / "adapter_config.json").read_text())
     (copy / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
@@ -160,7 +160,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
 def test_no_room_on_the_disk(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
-    with pytest.raises(RescoldoError, match="would be written, and only") as error:
+    with pytest.raises(RescoldoError, match="would be written, but only") as error:
         export_run(run, "merged", output=tmp_path / "new" / "x")
     assert error.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +189,7 @@ def test_what_somebody_has_put_beside_an_export_is_kept(run: Path, tmp_path: Pat
     """As llama-quantize does, with the file it makes of the exported one."""
     export_run(run, "gguf-adapter", output=tmp_path / "x")
     (tmp_path / "x/model-Q4_K_M.gguf").write_text("mine")
-    with pytest.raises(RescoldoError, match="holds what no export has put there: model-Q4"):
+    with pytest.raises(RescoldoError, match="holds files that are not part of an export: model-Q4"):
         export_run(run, "gguf-adapter", output=tmp_path / "x", force=True)
     assert (tmp_path / "x/model-Q4_K_M.gguf").read_text() == "mine"
 

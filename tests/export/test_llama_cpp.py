@@ -17,6 +17,8 @@ import torch
 
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids
+from rescoldo.engine.attend import PackedAttention
+from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.model import LoraModel
 from rescoldo.export import export_run
 from rescoldo.families import FAMILIES
@@ -46,13 +48,24 @@ class Agreement:
     largest_difference: float
 
 
-def follow(model: LoraModel, llama_cpp: LlamaCpp, prompts: list[list[int]], n: int) -> Agreement:
-    """Compare along llama.cpp's greedy answers of `n` tokens."""
+def follow(
+    model: LoraModel, llama_cpp: LlamaCpp, prompts: list[list[int]], n: int, *, share: bool = False
+) -> Agreement:
+    """Compare along llama.cpp's greedy answers of `n` tokens. With `share`, the engine computes what all prompts begin
+    with once, as in training and evaluation."""
     same = positions = 0
     ties, differences = [0.0], [0.0]
+    columns = zip(*prompts, strict=False)
+    common = next(i for i, column in enumerate(columns) if len({*column}) > 1) if share else 0
+    prefix = model.prefix(prompts[0][:common]) if common else None
     for prompt in prompts:
         answer = llama_cpp.greedy(prompt, n)
-        logits = model.logits(torch.tensor(prompt + [token for token, _ in answer]))[len(prompt) - 1 : -1].double()
+        if not answer:
+            continue
+        tokens = torch.tensor((prompt + [token for token, _ in answer])[common:-1])
+        rows = model.rows(torch.arange(common, common + len(tokens)))
+        h = model.forward(tokens, rows, PackedAttention(Layout((0, len(tokens)), common), prefix))
+        logits = model.head.logits(h[-len(answer) :]).double()
         ours = logits.log_softmax(-1)
         for row, scores, (token, theirs) in zip(logits, ours, answer, strict=True):
             positions += 1
@@ -209,25 +222,26 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("sample") / "run", "sample:smollm2", size=0.4)
 
 
-def _files(run: Path) -> list[tuple[str, LlamaCpp]]:
+@pytest.fixture(scope="module")
+def served(sample: Path) -> list[tuple[str, LlamaCpp]]:
     """The three ways to serve the sample's run: adapter on the original (Q4_1), merged Q8_0, merged F16."""
-    original = load_for_inference(str(run), "bf16").base.path
-    export_run(run, "gguf-adapter", force=True)
+    original = load_for_inference(str(sample), "bf16").base.path
+    export_run(sample, "gguf-adapter")
     for dtype in ("Q8_0", "F16"):
-        export_run(run, "merged-gguf", dtype=dtype, output=run / f"export/{dtype}", force=True)
-    adapter = run / "export/gguf-adapter/adapter-F32.gguf"
+        export_run(sample, "merged-gguf", dtype=dtype, output=sample / f"export/{dtype}")
+    adapter = sample / "export/gguf-adapter/adapter-F32.gguf"
     return [
         ("Q4_1", LlamaCpp(original, lora=adapter, context=4096)),
-        ("Q8_0", LlamaCpp(run / "export/Q8_0/model-Q8_0.gguf", context=4096)),
-        ("F16", LlamaCpp(run / "export/F16/model-F16.gguf", context=4096)),
+        ("Q8_0", LlamaCpp(sample / "export/Q8_0/model-Q8_0.gguf", context=4096)),
+        ("F16", LlamaCpp(sample / "export/F16/model-F16.gguf", context=4096)),
     ]
 
 
-def test_the_sample(sample: Path) -> None:
+def test_the_sample(sample: Path, served: list[tuple[str, LlamaCpp]]) -> None:
     """SmolLM2-135M's own Q4_1 file, three validation prompts."""
     mine = load_for_inference(str(sample), "fp32")
     concepts = [str(record["concept"]) for record in read_records(VALIDATION)][:3]
-    for precision, llama_cpp in _files(sample):
+    for precision, llama_cpp in served:
         check(follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts), 12), precision)
     with mine.model.without_adapter():
         found = follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts[:1]), 12)
@@ -238,12 +252,14 @@ def test_the_sample(sample: Path) -> None:
 @pytest.mark.timeout(
     1800
 )  # 66 prompts through llama.cpp, which on a CPU without VNNI, or beside other work, takes long
-def test_the_sample_on_all_validation_prompts(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sample_on_all_validation_prompts(
+    sample: Path, served: list[tuple[str, LlamaCpp]], capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = load_for_inference(str(sample), "fp32")
     concepts = [str(record["concept"]) for record in read_records(VALIDATION)]
     assert len(concepts) == 22
-    for precision, llama_cpp in _files(sample):
-        found = follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts), 24)
+    for precision, llama_cpp in served:
+        found = follow(mine.model, llama_cpp, prompts(mine.tokenizer, concepts), 12, share=True)
         with capsys.disabled():
             print(f"\n  {precision}: {found}")
         check(found, precision)

@@ -35,9 +35,9 @@ def test_a_step_on_its_blocks_and_the_way_back(tmp_path: Path, kind: str) -> Non
     mine = load_for_inference(str(run), "fp32")
     asked = prompts(mine.tokenizer, ["A shared calendar for a choir", "Parking permits online"])
     served = LlamaCpp(base, lora=run / "export/gguf-adapter/adapter-F32.gguf", context=1024)
-    found = follow(mine.model, served, asked, 6)
+    found = follow(mine.model, served, asked, 6, share=True)
     print(found)
     assert found.largest_difference < BOUND["Q4_1"]  # random weights: many tokens are nearly as likely as the best
     assert found.widest_tie < TIE["Q4_1"]
     with mine.model.without_adapter():
-        assert follow(mine.model, served, asked, 6).largest_difference > 2 * found.largest_difference
+        assert follow(mine.model, served, asked[:1], 6).largest_difference > 2 * found.largest_difference

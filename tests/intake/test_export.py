@@ -196,12 +196,16 @@ def test_tools_stay_whole_in_openai_s_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "row", "what"),
     [
-        ("alpaca", SEVERAL[0], "messages[2].weight has no place"),
-        ("alpaca", SEVERAL[1], "messages[2].weight has no place"),
-        ("alpaca", {"messages": TOOLS}, "has no place in Alpaca's form"),
-        ("sharegpt", {"messages": [*ASK, SAID_AND_CALLED]}, "messages[1].tool_calls has no place in ShareGPT's form"),
+        ("alpaca", SEVERAL[0], "messages[2].weight cannot be written"),
+        ("alpaca", SEVERAL[1], "messages[2].weight cannot be written"),
+        ("alpaca", {"messages": TOOLS}, "cannot be written in Alpaca's format"),
+        (
+            "sharegpt",
+            {"messages": [*ASK, SAID_AND_CALLED]},
+            "messages[1].tool_calls cannot be written in ShareGPT's format",
+        ),
         ("sharegpt", {"messages": CROSSED}, "results are in another order than calls"),
-        ("alpaca", {**ONE[0], "tools": DEFINED}, "tools has no place in Alpaca's form"),
+        ("alpaca", {**ONE[0], "tools": DEFINED}, "tools cannot be written in Alpaca's format"),
     ],
 )
 def test_what_a_form_has_no_place_for_is_refused(tmp_path: Path, form: str, row: Any, what: str) -> None:

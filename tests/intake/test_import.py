@@ -122,7 +122,7 @@ def test_one_bad_byte_in_utf8_is_no_other_encoding(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("prompt,completion\nñ,á\né,í\n".encode() + b"\xf1,x\n" + "ó,ú\n".encode())
     error = refusal(path)
-    assert (error.where, "UTF-8 but for 1" in error.what) == (f"{path}:4", True)
+    assert (error.where, "UTF-8 except for 1" in error.what) == (f"{path}:4", True)
     assert records(path, encoding="cp1252")[2]["prompt"] == "ñ"
 
 
@@ -383,10 +383,10 @@ def test_a_workbook_s_cells(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[str, bytes, str, str]] = {
-    "ragged": ("t.csv", b"prompt,completion\na,b\nc\n", ":3", "has 1 cells, the header names 2"),
+    "ragged": ("t.csv", b"prompt,completion\na,b\nc\n", ":3", "has 1 cells, but the header names 2"),
     "too many": ("t.csv", b"prompt,completion\na,b,c\n", ":2", "has 3 cells"),
     "open quote": ("t.csv", b'prompt,completion\na,b\n"c,d\ne,f\n', ":3", "not closed"),
-    "bad quote": ("t.csv", b'prompt,completion\n"a"b,c\n', ":2", "behind its closing quote"),
+    "bad quote": ("t.csv", b'prompt,completion\n"a"b,c\n', ":2", "after its closing quote"),
     "missing": ("t.csv", b"prompt,completion\na,b\nc,\n", ":3, completion", "is missing"),
     "twice": ("t.csv", b"prompt,prompt\na,b\n", ":1", "two columns are called 'prompt'"),
     "no rows": ("t.csv", b"prompt,completion\n", "", "holds no rows"),
@@ -424,7 +424,7 @@ def test_bad_files_are_refused_where_they_are_bad(tmp_path: Path, name: str) -> 
 def test_rows_are_left_out_on_demand_only(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'prompt,completion\na,b\nc\n"x"y,z\nd,e\n')
-    assert "2 rows of 4 cannot be taken over" in refusal(path).what
+    assert "2 rows of 4 cannot be imported" in refusal(path).what
     assert [one["prompt"] for one in records(path, drop=True)] == ["a", "d"]
 
 
@@ -561,7 +561,7 @@ def test_the_command(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPat
     assert (code, "bad.csv:3: row left out" in out) == (0, True)
     for words, said in (
         (["--sheet", "x"], "--sheet does not apply"),
-        (["--separator", "ab"], "separates no cells"),
+        (["--separator", "ab"], "invalid separator"),
         (["--encoding", "utf-99"], "no encoding 'utf-99'"),
         (["--map", "prompt"], "is not FIELD=COLUMN"),
     ):

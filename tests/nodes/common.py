@@ -18,8 +18,17 @@ import psutil
 
 from tests.base.make_models import tiny_gguf, tiny_hf
 from tests.evaluation.llama_server import free_port
+from tests.run.common import brief_role, customized
 from tests.training.test_real import write_records
 
+SLOW_DISK = """
+import os, time
+_fsync = os.fsync
+def fsync(fd):
+    time.sleep({seconds})
+    _fsync(fd)
+os.fsync = fsync
+"""
 SETTINGS = [
     *("--epochs", "2", "--grad-accum", "3", "--lr", "1e-2", "--lora-r", "4"),
     *("--threads", "1", "--max-length", "4096", "--force"),
@@ -27,17 +36,25 @@ SETTINGS = [
 
 
 def make_folder(folder: Path, *, gguf: bool = False) -> Path:
-    """A tiny base model and datasets. A process on a `gguf` file starts in three quarters of the time."""
+    """A tiny base model, a role and datasets. A process on a `gguf` file starts in three quarters of the time."""
     make = tiny_gguf if gguf else tiny_hf
     make(folder / f"base{'.gguf' if gguf else ''}", "llama", max_position_embeddings=4096, intermediate_size=128)
+    brief_role(folder)
     write_records(folder / "train.jsonl", 0, 7)
     write_records(folder / "val.jsonl", 7, 10)
     return folder
 
 
+def slow_disk(folder: Path, seconds: float) -> str:
+    """A PYTHONPATH with which processes wait whenever they make sure that something is on the disk. A run with a
+    checkpoint behind each step takes long then, as is needed to disturb it, and leaves the processor to other tests."""
+    return customized(folder, SLOW_DISK.format(seconds=seconds))
+
+
 def command(folder: Path, output: Path, *more: Any, train: str = "train.jsonl") -> list[str]:
     (base,) = folder.glob("base*")
     data = ["--train", folder / train, "--val", folder / "val.jsonl", "--base-model", base]
+    data += ["--role", folder / "brief.yaml"]
     parts = [sys.executable, "-m", "rescoldo", "train", *data, "--output", output, *SETTINGS, *more]
     return [str(part) for part in parts]
 

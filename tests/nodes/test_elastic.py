@@ -18,14 +18,27 @@ import pytest
 from benchmarks.scaling import HOSTS, Network
 
 from rescoldo.run.status import read_status
-from tests.nodes.common import Machine, command, curve, free_port, machines, make_folder, step_of, wait_for
+from tests.nodes.common import (
+    Machine,
+    command,
+    curve,
+    free_port,
+    machines,
+    make_folder,
+    slow_disk,
+    step_of,
+    wait_for,
+)
 
 KILLS = int(os.environ.get("RESCOLDO_TEST_KILLS", "3"))  # 20 take three minutes
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("elastic"), gguf=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = make_folder(tmp_path_factory.mktemp("elastic"), gguf=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", slow_disk(made, 0.015))
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +49,7 @@ def alone(folder: Path) -> list[float]:
     return curve(folder / "alone")
 
 
+# 84 checkpoints of ten files and folders each: on the slow disk, more than ten seconds
 LONG = ["--quantization", "fp32", "--epochs", 12, "--checkpoint-minutes", 0]
 
 

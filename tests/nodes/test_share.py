@@ -52,7 +52,7 @@ def test_the_leader_learns_and_says_who_is_slow_once() -> None:
         leader.step_done([100.0, 100.0], [1.0, 4.0], [0.0, 0.0])
     assert leader.speeds == [100, 25]
     assert len(said) == 1
-    assert said[0].startswith("office-2 is slow: 25 tokens/s where the fastest does 100")
+    assert said[0].startswith("office-2 is slow: 25 tokens/s, the fastest does 100")
     by_hand = Leader(real_parts(), Group(0, 2, 0, ("office-1", "office-2"), (1.0, 3.0)))
     by_hand.step_done([100.0, 100.0], [1.0, 4.0], [0.0, 0.0])
     assert by_hand.speeds == [1, 3]

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def end(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of one machine in a precision, made once."""
+
+    @cache
+    def run(quantization: str) -> Path:
+        output = tmp_path_factory.mktemp("alone") / quantization
+        ((code, text),) = end(start(folder, output, 1, "--quantization", quantization))
+        assert code == 0, text
+        return output
+
+    return run
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_no_thread_of_the_group_outlives_it() -> None:
     """Whatever is imported inside: a thread that wants the interpreter at its end aborts the process."""
@@ -65,19 +81,18 @@ def test_no_thread_of_the_group_outlives_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "size"), [("fp32", 2), ("fp32", 4), ("bf16", 2), ("int8", 2), ("nf4", 2)])
-def test_the_curve_of_one_machine(folder: Path, tmp_path: Path, quantization: str, size: int) -> None:
-    (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", quantization))
-    assert one[0] == 0, one[1]
+def test_the_curve_of_one_machine(
+    folder: Path, alone: Callable[[str], Path], tmp_path: Path, quantization: str, size: int
+) -> None:
     results = end(start(folder, tmp_path / "two", size, "--quantization", quantization))
     for code, text in results:
         assert code == 0, text
     assert f"{size} machines in this run" in results[0][1]
-    assert curve(tmp_path / "two") == pytest.approx(
-        curve(tmp_path / "one"), rel=1e-5 if quantization == "fp32" else 1e-2
-    )
+    one = alone(quantization)
+    assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-5 if quantization == "fp32" else 1e-2)
     assert len(curve(tmp_path / "two")) == 9  # before training, six steps, two epochs
     info = json.loads((tmp_path / "two" / "training_info.json").read_text())
-    assert info["tokens"] == json.loads((tmp_path / "one" / "training_info.json").read_text())["tokens"]
+    assert info["tokens"] == json.loads((one / "training_info.json").read_text())["tokens"]
 
 
 @pytest.mark.slow
@@ -92,9 +107,9 @@ def test_other_data_is_refused_everywhere(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_follower_that_dies_loses_nothing_that_was_saved(folder: Path, tmp_path: Path) -> None:
-    (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", "fp32", "--epochs", 6))
+    (one,) = end(start(folder, tmp_path / "one", 1, "--quantization", "fp32", "--epochs", 20))
     assert one[0] == 0, one[1]
-    more = ["--quantization", "fp32", "--epochs", 6, "--checkpoint-minutes", 0]
+    more = ["--quantization", "fp32", "--epochs", 20, "--checkpoint-minutes", 0]
     processes = start(folder, tmp_path / "two", 2, *more)
     deadline = time.monotonic() + 200
     while not list((tmp_path / "two").glob("checkpoint-*")) and time.monotonic() < deadline:

@@ -58,7 +58,7 @@ def test_few_shots(method: str, train: Path, tmp_path: Path) -> None:
         asked = len(server.requests)
         assert optimize(config, tmp_path / "out", server=QUICK) == made
         assert len(server.requests) == asked, "finished: nothing is asked"
-        with pytest.raises(RescoldoError, match=r"made otherwise \(shots: 2 there, 1 now\)"):
+        with pytest.raises(RescoldoError, match=r"made with other settings \(shots: 2 there, 1 now\)"):
             optimize(OptimizeConfig(config.model, str(train), method, shots=1, max_new_tokens=99), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("run.lock")) == [
         "optimize.json",
@@ -294,8 +294,8 @@ def test_command(
         (["--method", "labeled", "--threshold", "0.5"], "labeled does not show answers of the model itself"),
         (["--method", "bootstrap", "--trials", "5"], "bootstrap does not try several prompts"),
         (["--method", "gepa", "--shots", "2"], "gepa shows no examples"),
-        (["--method", "gepa", "--budget", "9", "--trials", "2"], "--budget stands in place of --trials"),
-        (["--method", "gepa", "--reflection-model", "constrained:x"], "not of the role's form"),
+        (["--method", "gepa", "--budget", "9", "--trials", "2"], "--budget and --trials exclude each other"),
+        (["--method", "gepa", "--reflection-model", "constrained:x"], "no schema to constrain"),
         (["--limit", "1"], "--limit"),
         (["--temperature", "-1"], "--temperature"),
         (["--timeout", "-1"], "--timeout"),

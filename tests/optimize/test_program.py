@@ -401,7 +401,7 @@ def test_steps_that_answer_parts_and_show_examples(seen: tuple[str, ...], tmp_pa
     ("state", "message"),
     [
         (several(a=(fields("concept", "outline"), []), b=(fields("concept", "requirements"), [])),
-         "no order of its steps gives each its inputs"),  # what becomes of the outline?
+         "no order of its steps gives each step its inputs"),  # what becomes of the outline?
         (several(a=(fields("context", "concept", "outline"), []), b=(fields("outline", "requirements"), [])),
          "no order .*a: context, concept, outline"),  # a retriever's
         (several(a=(fields("concept", "requirements"), []), b=(fields("concept", "requirements"), [])), "no order"),

@@ -15,7 +15,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.preference.ballots import ballots, default_pairs
 from rescoldo.preference.export import preference_pairs, write_pairs
 from rescoldo.preference.people import people, take_votes_in
-from rescoldo.preference.votes import VoteFile, own_votes, read_vote, votes_beside
+from rescoldo.preference.votes import VoteFile, own_votes, read_vote, votes_path
 from rescoldo.review.session import Session
 from rescoldo.role import get_role
 from tests.preference.documents import comparison
@@ -151,11 +151,11 @@ def test_votes_that_nobody_can_have_given_here_do_not_count(change: dict[str, st
 def test_a_link_in_the_place_of_votes_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("mine\n")
-    votes_beside(tmp_path / "c.json").symlink_to(precious)
+    votes_path(tmp_path / "c.json").symlink_to(precious)
     with pytest.raises(RescoldoError, match="symbolic link"):
         own_votes(tmp_path / "c.json")
     with pytest.raises(RescoldoError, match="symbolic link"):
-        session(comparison(), votes_beside(tmp_path / "c.json")).cast(0, 1)
+        session(comparison(), votes_path(tmp_path / "c.json")).cast(0, 1)
     assert precious.read_text() == "mine\n"
 
 
@@ -259,10 +259,10 @@ def test_votes_come_into_the_document(tmp_path: Path) -> None:
     document, path = comparison(3), tmp_path / "c.json"
     take_votes_in(document, path)
     assert "people" not in document
-    prefer(session(document, votes_beside(path)), "finetuned")
+    prefer(session(document, votes_path(path)), "finetuned")
     take_votes_in(document, path)
     assert document["people"]["votes"] == 3
-    votes_beside(path).unlink()
+    votes_path(path).unlink()
     take_votes_in(document, path)
     assert "people" not in document, "what is said of people is what lies on the disk"
 

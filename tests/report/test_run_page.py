@@ -60,7 +60,7 @@ def test_in_a_browser(finished, tmp_path, dark):
     page = open_page(finished / "report.html", width=360, dark=dark, screenshot=tmp_path / "page.png")
     assert (page.console, page.requests, page.overflow) == ([], [], 0)
     assert page.background == ("rgb(22, 22, 26)" if dark else "rgb(255, 255, 255)")
-    for text in ("finished", "Interruptions", "ended without a word", "epoch", "validation loss", "adapter_model"):
+    for text in ("finished", "Interruptions", "killed or crashed", "epoch", "validation loss", "adapter_model"):
         assert text in page.text
     assert "rescoldo compare --baseline" in page.text
     assert "out <b>&amp;" in page.text  # escaped, not interpreted
@@ -161,7 +161,7 @@ def test_interruptions_and_what_they_cost(tmp_path):
     slept, killed, stopped = found.interruptions
     assert (slept.what, slept.away) == ("the machine slept", 3600.0)
     assert (killed.what, killed.away, killed.lost, killed.checkpoint) == (
-        "ended without a word",
+        "killed or crashed",
         60.0,
         40.0,
         "checkpoint-4",

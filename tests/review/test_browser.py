@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rescoldo.files import write_json
-from rescoldo.preference.votes import VoteFile, votes_beside
+from rescoldo.preference.votes import VoteFile, votes_path
 from tests.browser import ARGUMENTS, CHROMIUM
 from tests.data.examples import record
 from tests.evaluation.fake import ROLE
@@ -94,7 +94,7 @@ def test_the_keyboard_alone(file: Path) -> None:
         assert (number(page), page.get_attribute("[data-choice='2']", "aria-pressed")) == (1, "true")
         press(page, "u")
         assert number(page) == 1
-        assert "taken back" in page.inner_text("#notice")
+        assert "was undone" in page.inner_text("#notice")
         page.keyboard.press("Control+0")  # the browser's own
         assert number(page) == 1
         press(page, "0")
@@ -106,7 +106,7 @@ def test_the_keyboard_alone(file: Path) -> None:
         assert process.wait(20) == 0
         assert context.faults == []
         assert page.title() != "ran"
-    votes = [vote for vote in VoteFile(votes_beside(file)).votes.values() if vote.vote is not None]
+    votes = [vote for vote in VoteFile(votes_path(file)).votes.values() if vote.vote is not None]
     assert sorted((vote.vote, vote.note[:4]) for vote in votes) == [(0, ""), (0, ""), (1, "good")]
     document = json.loads(file.read_text())
     assert document["people"]["votes"] == 3
@@ -171,5 +171,5 @@ def test_two_windows_at_once(file: Path) -> None:
         press(other, "1")
         assert not other.inner_text("#notice"), "the same vote twice is one"
         assert context.faults == []
-    votes = [vote.vote for vote in VoteFile(votes_beside(file)).votes.values()]
+    votes = [vote.vote for vote in VoteFile(votes_path(file)).votes.values()]
     assert votes == [2, 1]

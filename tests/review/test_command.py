@@ -12,7 +12,7 @@ import pytest
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.files import write_json
-from rescoldo.preference.votes import VoteFile, votes_beside
+from rescoldo.preference.votes import VoteFile, votes_path
 from rescoldo.review.session import Session
 from rescoldo.review.terminal import vote_in_terminal
 from rescoldo.review.wording import SPANISH
@@ -48,7 +48,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def votes(file: Path) -> list[Any]:
-    return [vote.vote for vote in VoteFile(votes_beside(file)).votes.values()]
+    return [vote.vote for vote in VoteFile(votes_path(file)).votes.values()]
 
 
 def test_in_the_terminal(file: Path, command: Any) -> None:
@@ -76,7 +76,7 @@ def test_a_vote_in_another_window_is_told(file: Path, capsys: pytest.CaptureFixt
     from rescoldo.preference.ballots import ballots
 
     items = ballots(json.loads(file.read_text()), [("finetuned", "baseline")]).items
-    here, there = (Session(items, VoteFile(votes_beside(file)), "ana", 42) for _ in range(2))
+    here, there = (Session(items, VoteFile(votes_path(file)), "ana", 42) for _ in range(2))
 
     def typed() -> Iterator[str]:
         there.cast(0, 1)
@@ -91,12 +91,12 @@ def test_a_vote_in_another_window_is_told(file: Path, capsys: pytest.CaptureFixt
 
 def test_merge_summary_and_pairs(file: Path, command: Any, tmp_path: Path) -> None:
     assert command(file, "--terminal", "--reviewer", "ana", typed="1\n1\n1\n")[0] == 0
-    mine = votes_beside(file).read_bytes()
+    mine = votes_path(file).read_bytes()
     other = tmp_path / "bea.jsonl"
-    votes_beside(file).unlink()
+    votes_path(file).unlink()
     assert command(file, "--terminal", "--reviewer", "bea", typed="1\n2\n0\n")[0] == 0
-    votes_beside(file).rename(other)
-    votes_beside(file).write_bytes(mine)
+    votes_path(file).rename(other)
+    votes_path(file).write_bytes(mine)
     code, out, _ = command(file, "--merge", other)
     assert code == 0
     assert "3 votes, 3 of them new here" in out
@@ -115,14 +115,14 @@ def test_what_is_refused(file: Path, command: Any, tmp_path: Path) -> None:
     write_json(same, comparison(2, finetuned=lambda e: "x", baseline=lambda e: "x"))
     for words, message in (
         ([tmp_path / "none.json"], "cannot be read"),
-        ([other], "no comparison of two models"),
+        ([other], "not a comparison of two models"),
         ([same, "--terminal"], "nothing to choose"),
         ([file, "--pair", "finetuned"], "is not A:B"),
         ([file, "--pair", "finetuned:finetuned"], "is not A:B"),
         ([file, "--pair", "finetuned:x"], "there is no model 'x'"),
         ([file, "--lang", "xx"], "no language"),
         ([file, "--port", "70000"], "--port 70000 is not allowed"),
-        ([file, "--reviewer", "a\nb", "--terminal"], "is no name"),
+        ([file, "--reviewer", "a\nb", "--terminal"], "invalid reviewer name"),
         ([file, "--merge", tmp_path / "none.jsonl"], "there is no such file"),
         ([file, "--merge", file], "holds no votes"),
         ([file, "--export-pairs", file], "would be overwritten"),
@@ -132,7 +132,7 @@ def test_what_is_refused(file: Path, command: Any, tmp_path: Path) -> None:
         assert code == 2, words
         assert message in err
         assert "Traceback" not in err
-    assert not votes_beside(file).exists()
+    assert not votes_path(file).exists()
 
 
 def test_reports_that_cannot_be_made_lose_no_vote(command: Any, tmp_path: Path) -> None:

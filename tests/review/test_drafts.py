@@ -12,7 +12,7 @@ import pytest
 
 from rescoldo.cli.main import app, run_app
 from rescoldo.data import read_records
-from rescoldo.draft.decisions import ACCEPT, REJECT, NotSoundError, Reviewing, decisions_beside
+from rescoldo.draft.decisions import ACCEPT, REJECT, NotSoundError, Reviewing, decisions_path
 from rescoldo.errors import RescoldoError
 from rescoldo.review.draft_page import DraftSite
 from rescoldo.review.draft_terminal import review_in_terminal
@@ -59,7 +59,7 @@ def test_decisions_make_the_dataset(generic: Reviewing) -> None:
 
 def test_a_line_cut_off_by_a_crash(generic: Reviewing) -> None:
     generic.decide(0, REJECT)
-    with open(decisions_beside(generic.path), "ab") as file:
+    with open(decisions_path(generic.path), "ab") as file:
         file.write(b'{"draft": "half')
     again = Reviewing(generic.path, GENERIC, generic.output, "ana")
     again.decide(1, REJECT)
@@ -90,7 +90,7 @@ def test_a_role_that_has_become_stricter(generic: Reviewing, tmp_path: Path) -> 
     strict = Reviewing(generic.path, GENERIC, generic.output, "ana")
     changed = {**generic.drafts[0].record, "unheard_of": 1}
     strict.drafts = [replace(strict.drafts[0], record=changed), *strict.drafts[1:]]
-    with pytest.raises(RescoldoError, match="the role refuses it now"):
+    with pytest.raises(RescoldoError, match="the role now refuses it"):
         strict.decide(1, REJECT)
 
 
@@ -98,8 +98,8 @@ def test_what_is_refused(generic: Reviewing, tmp_path: Path) -> None:
     other = write(tmp_path / "other.jsonl", {"prompt": "p", "completion": "c"})
     for path, output, reviewer, what in (
         (generic.path, other, "ana", "does not come from drafts.jsonl"),
-        (generic.path, tmp_path / "n", "a\nb", "is no name"),
-        (write(tmp_path / "e.jsonl", {"x": 1}), tmp_path / "n", "ana", "is in no format"),
+        (generic.path, tmp_path / "n", "a\nb", "invalid reviewer name"),
+        (write(tmp_path / "e.jsonl", {"x": 1}), tmp_path / "n", "ana", "is in no known format"),
         (write(tmp_path / "f.jsonl"), tmp_path / "n", "ana", "holds no drafts"),
     ):
         with pytest.raises(RescoldoError) as caught:

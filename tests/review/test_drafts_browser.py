@@ -83,7 +83,7 @@ def test_the_keyboard_alone(file: Path) -> None:
         assert page.is_visible("#all-done")
         press(page, "u")
         assert number(page) == 2
-        assert "taken back" in page.inner_text("#notice")
+        assert "was undone" in page.inner_text("#notice")
         press(page, "a")
         with page.expect_navigation():
             page.click("[data-go='finish']")

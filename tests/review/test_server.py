@@ -149,7 +149,7 @@ def test_a_vote_is_on_the_disk_and_two_windows_agree(client: Client, session: Se
     assert len(session.votes.path.read_text().splitlines()) == 1
     second = client.post("vote", {**vote, "vote": 2})
     assert second == (200, {"go": {"n": 3, "notice": "replaced"}})
-    assert "took the place of another vote" in client.page("?n=3&notice=replaced")
+    assert "replaced another vote" in client.page("?n=3&notice=replaced")
     assert client.post("vote", {**vote, "vote": 0, "seen": 2}) == (200, {"go": {"n": 3}}), "it was seen"
     assert client.post("undo", {}) == (200, {"go": {"n": 2, "notice": "undone"}})
     assert client.post("undo", {}) == (200, {"go": {"notice": "nothing"}})

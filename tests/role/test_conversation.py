@@ -194,7 +194,7 @@ def test_an_answer_before_the_first_question_is_cut(tmp_path: Path, first: list[
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
-    "no format": ({"hello": "text"}, "", "no format that is known"),
+    "no format": ({"hello": "text"}, "", "is in no known format"),
     "plain text among conversations": ({"text": "hello"}, "", "is plain text without a question"),
     "trl's preferences": (
         {"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]},
@@ -241,7 +241,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "an unknown key of a message": (
         {"messages": [USER, {**ASSISTANT, "mask_from": 3}]},
         "messages[1].mask_from",
-        "is not known here",
+        "is unknown and may",
     ),
     "tools that are none": ({"tools": [{"type": "function"}], "messages": [USER, ASSISTANT]}, "tools[0]", "a name"),
     "sharegpt's tools": ({"tools": "[{]", "conversations": [human("x"), gpt("y")]}, "tools", "not JSON"),
@@ -259,7 +259,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "the user calls": (
         {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
         "messages[0].tool_calls",
-        "belong to",
+        "belong in",
     ),
     "arguments that are no JSON": (
         {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
@@ -279,7 +279,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "a call without its result": (
         {"messages": [USER, {**ASSISTANT, "tool_calls": [CALL]}, USER, ASSISTANT]},
         "messages[2]",
-        "the result of the tool that was called is missing",
+        "expected the result of the tool call",
     ),
     "two thinking parts": (
         {"messages": [USER, {"role": "assistant", "content": "<think>a</think>b", "reasoning_content": "c"}]},
@@ -300,7 +300,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "a refusal": (
         {"messages": [USER, {**ASSISTANT, "refusal": "No."}]},
         "messages[1].refusal",
-        "refusal beside the content",
+        "refusal outside of the content",
     ),
     "kto": ({"messages": [USER, ASSISTANT], "label": False}, "label", "is false, which marks a bad answer"),
     "trl's kto": ({"prompt": "x", "completion": "y", "label": False}, "label", "a bad answer"),
@@ -317,14 +317,14 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "axolotl's reflection": (
         {"instruction": "x", "output": "y", "reflection": "z", "corrected": "w"},
         "reflection",
-        "is not known here",
+        "is unknown and may",
     ),
-    "history beside messages": ({"messages": [USER, ASSISTANT], "history": [["a", "b"]]}, "history", "not known"),
-    "context beside a prompt": ({"prompt": "x", "context": "long", "completion": "y"}, "context", "not known"),
+    "history beside messages": ({"messages": [USER, ASSISTANT], "history": [["a", "b"]]}, "history", "is unknown"),
+    "context beside a prompt": ({"prompt": "x", "context": "long", "completion": "y"}, "context", "is unknown"),
     "input beside a prompt": ({"prompt": "x", "input": "long", "completion": "y"}, "", "both prompt and input"),
     "a weight of the line": ({"messages": [USER, ASSISTANT], "weight": 0.2}, "weight", "weight of a line"),
-    "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "not known here"),
-    "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "not known here"),
+    "another text beside": ({"messages": [USER, ASSISTANT], "text": "Something else."}, "text", "is unknown and may"),
+    "turns of one's own": ({"turns": [USER], "prompt": "x", "completion": "y"}, "turns", "is unknown and may"),
     "trl's completion that asks": (
         {"prompt": [USER], "completion": [USER, ASSISTANT]},
         "completion",
@@ -346,14 +346,18 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT]},
         "messages[0].content",
-        "other things than text",
+        "more than text",
     ),
     "a call of nothing": (
         {"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "x"}]}]},
         "messages[1].tool_calls[0]",
         "not a call with the name",
     ),
-    "tool's result": ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]", "no tool was called"),
+    "tool's result": (
+        {"messages": [USER, {"role": "tool", "content": "x"}]},
+        "messages[1]",
+        "without a tool call before",
+    ),
     "assistant first": ({"messages": [ASSISTANT, USER]}, "messages[0]", "the user begins"),
     "user twice": ({"messages": [USER, USER, ASSISTANT]}, "messages[1]", "they take turns"),
     "system later": ({"messages": [USER, SYSTEM, ASSISTANT]}, "messages[1]", "they take turns"),
@@ -373,7 +377,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "another system": (
         {"system": "Obey.", "messages": [SYSTEM, USER, ASSISTANT]},
         "system",
-        r"another than the system message in messages\[0\]",
+        r"differs from the system message in messages\[0\]",
     ),
     "messages and prompt": (
         {"prompt": "a", "completion": "b", "messages": [USER, ASSISTANT]},

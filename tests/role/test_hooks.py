@@ -27,7 +27,7 @@ IMPORTS = {
     "import sys\nsys.exit(0)": ("m.py:2", "calls sys.exit", "fix m.py"),
     "x = 1\nf = (": ("m.py:2", "SyntaxError: '(' was never closed", "fix m.py"),
     "import no_such_thing": ("m.py:1", "No module named 'no_such_thing'", "install the package"),
-    "import helper": ("m.py:1", "No module named 'helper'", "one file: put what it needs of helper.py into m.py"),
+    "import helper": ("m.py:1", "No module named 'helper'", "one file: move what it needs from helper.py into m.py"),
     "def g(): pass": ("role.yaml", "m.py has no 'f'", "functions in m.py: g"),
 }
 

@@ -136,11 +136,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"promt": "x"}, "promt: there is no such field"),
     "bad name": ({"name": "Big Name"}, "name"),
     "perplexity alone": ({"metric": "perplexity"}, "name another metric"),
-    "schema for text": ({"schema": SCHEMA}, "a text has no schema"),
+    "schema for text": ({"schema": SCHEMA}, "serialization: text has no schema"),
     "json without schema": ({"serialization": "json"}, "schema is missing"),
     "fields without properties": (
         {"serialization": "json", "schema": {"type": "array"}, "metric": "fields"},
-        "needs a schema that is an object",
+        "needs a schema of type object",
     ),
     "no schema at all": ({"serialization": "json", "schema": {"type": "objekt"}}, "objekt"),
     "reference outside": (
@@ -149,12 +149,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "reference to nothing": ({"serialization": "json", "schema": {"$ref": "#/$defs/a"}}, "points to nothing"),
     "schema file elsewhere": ({"serialization": "json", "schema": "../schema.json"}, "not the name of a file"),
-    "call": ({"prompt": "{{ range(9) }}"}, "call is not for prompts"),
-    "method": ({"prompt": "{{ question.upper() }}"}, "call is not for prompts"),
-    "import": ({"prompt": "{% import 'x' as y %}"}, "import is not for prompts"),
-    "assignment": ({"prompt": "{% set a = question %}{{ a }}"}, "assign is not for prompts"),
-    "product": ({"prompt": "{{ question * 9999999 }}"}, "mul is not for prompts"),
-    "glue": ({"prompt": "{{ question ~ question }}"}, "concat is not for prompts"),
+    "call": ({"prompt": "{{ range(9) }}"}, "call is not allowed in prompts"),
+    "method": ({"prompt": "{{ question.upper() }}"}, "call is not allowed in prompts"),
+    "import": ({"prompt": "{% import 'x' as y %}"}, "import is not allowed in prompts"),
+    "assignment": ({"prompt": "{% set a = question %}{{ a }}"}, "assign is not allowed in prompts"),
+    "product": ({"prompt": "{{ question * 9999999 }}"}, "mul is not allowed in prompts"),
+    "glue": ({"prompt": "{{ question ~ question }}"}, "concat is not allowed in prompts"),
     "filter": ({"prompt": "{{ question | center(99999999) }}"}, "no filter 'center'"),
     "private": ({"prompt": "{{ _turns }}"}, "no field '_turns'"),
     "syntax": ({"prompt": "{{ question"}, "role.yaml:4: prompt: unexpected end of template"),
@@ -180,8 +180,8 @@ BAD_TEXTS = {
     "a list": ("- a", "a mapping of fields"),
     "twice": ("name: a\nname: b", "is repeated"),
     "alias": ("a: &a x\nb: *a", "aliases"),
-    "date": ("name: 2024-01-01", "no text, number or list"),
-    "python": ("name: !!python/object/apply:os.system [ls]", "not YAML that can be read"),
+    "date": ("name: 2024-01-01", "other than text, number or list"),
+    "python": ("name: !!python/object/apply:os.system [ls]", "is not valid YAML"),
     "latin-1": (b"name: espa\xf1ol", "not UTF-8"),
     "deep": ("[" * 20_000, "nested too deeply"),
 }
@@ -205,7 +205,7 @@ LINES = {  # what is wrong → line of the file, what the message says
         "did you mean `max_new_tokens`? (fields: temperature, top_p,",
     ),
     "sampling:\n  top_p: high": (7, "sampling.top_p: is 'high': expected a number"),
-    "input: _x": (6, "'_x' is no field's name"),
+    "input: _x": (6, "'_x' is not a valid field name"),
     "input: no": (6, "input: is False: expected text"),
     "serialization: xml": (6, "is 'xml': expected one of 'yaml', 'json' or 'text'"),
     "prompt: 3": (6, "prompt: is 3: expected text or a list"),
@@ -223,7 +223,7 @@ LINES = {  # what is wrong → line of the file, what the message says
         9,
         "properties.a.type: is 'text': expected one of object,",
     ),
-    "serialization: yaml\nschema: {type: array}\nmetric: fields": (8, "`fields` needs a schema that is an object"),
+    "serialization: yaml\nschema: {type: array}\nmetric: fields": (8, "`fields` needs a schema of type object"),
     "serialization: 5\nsampling: {top_p: 2}": (6, "; line 7, sampling.top_p: is 2: expected at most 1"),
 }
 
@@ -248,7 +248,7 @@ SCHEMA_FILES = {
     "t.json": ('{"type":\n\t"object",}', "t.json:2", "is not JSON"),
     "u.json": ('{"type": "object", "type": "array"}', "u.json", "the key 'type' is repeated"),
     "v.yaml": ("type: object\nproperties:\n  a: {type: text}", "v.yaml:3", "properties.a.type: is 'text'"),
-    "w.yaml": ('properties:\n  a: {$ref: "#/properties/a"}', "w.yaml:2", "leads back to itself"),
+    "w.yaml": ('properties:\n  a: {$ref: "#/properties/a"}', "w.yaml:2", "is circular"),
 }
 
 
@@ -279,7 +279,7 @@ def test_loops_and_texts_are_bounded(tmp_path: Path) -> None:
     record = {"question": "x", "q": "y" * 1000}
     began = time.monotonic()
     (fault,) = role.check(record, "f", 1, answers=False)
-    assert "more than 10000 turns" in fault.what
+    assert "more than 10000 iterations" in fault.what
     assert role.messages({**record, "q": "yy"})[0]["content"] == "....x"
     long = load_role(role_file(tmp_path / "b", prompt="{% for a in q %}{{ question }}{% endfor %}"))
     (fault,) = long.check({"question": "x" * 100_000, "q": "y" * 1000}, "f", 1, answers=False)
@@ -438,7 +438,7 @@ def test_check_finds_what_is_unfit(
                 "serialization": "json",
                 "samples": None,
             },
-            "`typ` is no keyword of JSON Schema: did you mean `type`?",
+            "`typ` is not a keyword of JSON Schema: did you mean `type`?",
         ),
         ({"metric": "m.py:one"}, "garbage: 12 of 12 kinds score 1 like a perfect answer: nothing, "),
     ):
@@ -481,8 +481,8 @@ def test_a_slow_metric_does_not_stop_the_check(tmp_path: Path, monkeypatch: pyte
 def test_mend_is_called_by_the_check(tmp_path: Path) -> None:
     role_file(tmp_path, mend="m.py:f")
     for code, ok, message in (
-        ("return record, []", True, "what it makes of the samples is fit"),
-        ("record.clear()\n    return record, []", False, "once mended it is missing"),
+        ("return record, []", True, "the corrected samples are valid"),
+        ("record.clear()\n    return record, []", False, "after mend it is missing"),
         ("return record", False, "m.py:1: mend: m.py:f failed on"),
     ):
         (tmp_path / "m.py").write_text(f"def f(record):\n    {code}\n")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from rescoldo import files
-from rescoldo.files import choose_cache, private_folder, write_beside
+from rescoldo.files import allow_cache_near, choose_cache, private_folder
 from rescoldo.run.registry import registry_folder
 from tests.run.common import tiny_run
 
@@ -28,7 +28,7 @@ def places(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(files, "_beside", None)
+    monkeypatch.setattr(files, "_output", None)
     closed: set[Path] = set()
 
     def access(path: str | Path, mode: int) -> bool:  # root may write everywhere
@@ -49,7 +49,7 @@ def test_a_home_that_cannot_be_written(places):
     folder, why = choose_cache()
     assert folder == places.tmp / f"rescoldo-{os.getuid()}"
     assert f"{places.home}/.cache/rescoldo cannot be written" in why
-    write_beside(places.work / "run")
+    allow_cache_near(places.work / "run")
     assert choose_cache()[0] == places.work / ".rescoldo-cache"
     assert registry_folder() == places.tmp / f"rescoldo-{os.getuid()}" / "runs"
 

@@ -28,7 +28,7 @@ from rescoldo.run.detach import start_detached, train_command
 from rescoldo.run.layout import INFO_FILE, METRICS, RUN_FILE, list_checkpoints, read_timings
 from rescoldo.run.signals import send_to
 from rescoldo.run.status import read_status
-from tests.run.common import environment, rescoldo, tiny_run, wait_for
+from tests.run.common import customized, environment, rescoldo, tiny_run, wait_for
 
 DISTURBANCES = {
     "SIGKILL": 7,
@@ -162,16 +162,14 @@ class Driver:
 
 @pytest.mark.slow
 def test_fifty_disturbances(tmp_path, place, monkeypatch):
-    flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True)
+    flags = tiny_run(tmp_path, epochs=EPOCHS, gguf=True, brief=False)  # steps that take a while
     calm, output, clock = tmp_path / "calm", place / "stormy", tmp_path / "offset"
     undisturbed = subprocess.Popen(
         [sys.executable, "-m", "rescoldo", "train", *flags, f"--output={calm}"],
         env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(CLOCK.format(path=str(clock)))
-    own = environment(tmp_path) | {"PYTHONPATH": f"{tmp_path / 'site'}:{os.environ.get('PYTHONPATH', '')}"}
+    own = environment(tmp_path) | {"PYTHONPATH": customized(tmp_path, CLOCK.format(path=str(clock)))}
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     given = dict(flag.removeprefix("--").split("=", 1) for flag in [*flags, f"--output={output}"])

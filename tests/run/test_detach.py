@@ -23,7 +23,8 @@ from tests.run.common import environment, rescoldo, tiny_run, wait_for
 @pytest.mark.slow
 def test_from_start_to_finish(tmp_path):
     output = tmp_path / "out"
-    flags = ["train", *tiny_run(tmp_path, epochs=5), f"--output={output}", "--detach"]
+    # steps that take a while: other commands are tried meanwhile
+    flags = ["train", *tiny_run(tmp_path, epochs=5, brief=False), f"--output={output}", "--detach"]
     told = tmp_path / "told.json"
 
     # a terminal that is closed: the starting process's whole session gets SIGHUP

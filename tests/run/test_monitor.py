@@ -93,8 +93,8 @@ def test_a_slow_step_is_named_with_its_cause(watcher, monkeypatch):
     assert watcher._listener.said == []
     watcher.step_done(6, 1000, 10.0)
     (said,) = watcher._listener.said
-    assert "step 6 took 10.0 s, 10.0 times as long as it should" in said
-    for cause in ("other processes use 1.0 of", "quota held this process back", "read back from the disk", "1500 MHz"):
+    assert "step 6 took 10.0 s, 10.0 times as long as expected" in said
+    for cause in ("other processes use 1.0 of", "quota throttled this process", "read back from the disk", "1500 MHz"):
         assert cause in said
     assert "→ raise the quota" in said
     assert "step 6" in read_state(watcher.file.path.parent).troubles[0]["what"]
@@ -159,7 +159,7 @@ def test_a_stop_does_not_count(tmp_path):
     out, _ = process.communicate("\n", timeout=60)
     lines = out.splitlines()
     assert 2.0 < float(lines[-1]) < 5.0
-    assert "this process stood still for 0:00:0" in lines[0]
+    assert "this process was stopped for 0:00:0" in lines[0]
     found = read_state(tmp_path)
     assert found is not None
     assert found.stopped_seconds > 2.0
@@ -290,7 +290,7 @@ def test_low_memory_halves_what_is_kept_and_changes_no_bit(tmp_path, monkeypatch
         watcher.look()
         gradient()
     assert watcher.guard.cap == 0
-    assert "down to the least" in watcher._listener.said[-1]
+    assert "kept for as few layers as possible" in watcher._listener.said[-1]
     assert read_state(tmp_path).keep_layers == 0
 
 

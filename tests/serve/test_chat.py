@@ -123,7 +123,7 @@ def test_a_concept_that_is_no_text(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = command(monkeypatch, capsys, run, "--concept", "a\udcff")
-    assert (code, "error: the question holds bytes that are no characters" in err) == (2, True)
+    assert (code, "error: the question contains bytes that are not characters" in err) == (2, True)
 
 
 def test_a_model_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def test_reading() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "nothing to go over"),
+        ([], "nothing to vary"),
         (["rank=4"], "no field 'rank'"),
         (["lora=4"], "did you mean lora_r"),
         (["lora_r"], "no values"),
@@ -74,7 +74,7 @@ def test_grid() -> None:
     assert next_params(more, history, None, 1) == {"lora_r": 16, "epochs": 1}
     with pytest.raises(RescoldoError, match="a grid needs values"):
         grid(read_space(["lr=1e-4..1e-3"]))
-    with pytest.raises(RescoldoError, match="combinations are more"):
+    with pytest.raises(RescoldoError, match="combinations: expected at most"):
         grid({"seed": Choice(tuple(range(1001)))})
 
 

@@ -140,7 +140,7 @@ def test_more_values_go_on_and_other_settings_are_refused(folder: Path, tmp_path
     assert not (tmp_path / "first").exists()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "sweep.json").write_text("{")
-    with pytest.raises(RescoldoError, match="no sweep that can be read"):
+    with pytest.raises(RescoldoError, match="not a readable sweep"):
         go(make(folder, tmp_path / "damaged"), "lora_r=2")
 
 
@@ -231,7 +231,7 @@ def test_command(
     for args, message in (
         (["--over", "lr=1e-4..1e-2"], "a grid needs values"),
         (["--over", "lr=1e-4", "--lr", 1e-3], "lr is both fixed and swept"),
-        ([], "nothing to go over"),
+        ([], "nothing to vary"),
     ):
         code, _, err = run(*args)
         assert code == 2

@@ -81,6 +81,10 @@ class FakeModel:
                 self.parameters[f"{key}.lora_A"] = torch.randn(rank, into, generator=generator) / into
                 self.parameters[f"{key}.lora_B"] = torch.zeros(out, rank)
 
+    @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        return self.parameters
+
     def frozen_state(self) -> dict[str, torch.Tensor]:
         return {"calibration": self.calibration}
 

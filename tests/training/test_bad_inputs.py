@@ -73,7 +73,7 @@ FLAGS: list[tuple[dict[str, str | None], list[str]]] = [
     ({"--output": "file/out"}, ["--output", "is a file"]),
     ({"--output": "o" * 300}, ["ooo: cannot be examined: File name too long"]),
     ({"--train": "t" * 300}, ["ttt: cannot be examined: File name too long"]),
-    ({"--output": "dangling"}, ["--output", "dangling is a link to", "nowhere, which is not there", "mkdir -p "]),
+    ({"--output": "dangling"}, ["--output", "dangling is a link to", "nowhere, which does not exist", "mkdir -p "]),
     ({"--output": "base"}, ["--output", "is the base model itself"]),
     ({"--base-model": ""}, ["--base-model", "is not allowed: use a directory, Hub id"]),
     ({"--base-model": "./no/such/model"}, ["no/such/model"]),
@@ -238,10 +238,10 @@ def test_read_only_output(place, monkeypatch, capsys):
         code, text = attempt({"--output": "disk/out"}, monkeypatch, capsys)
         assert code == EXIT_USAGE
         assert "disk" in text
-        assert "may not be written" in text or "cannot be written" in text
+        assert "cannot be written" in text
         code, text = attempt({"--output": "disk"}, monkeypatch, capsys)
         assert code == EXIT_USAGE
-        assert "disk may not be written" in text or "disk cannot be written" in text
+        assert "disk cannot be written" in text
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 

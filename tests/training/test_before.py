@@ -59,7 +59,7 @@ def test_a_training_that_made_the_model_worse_is_not_celebrated(tmp_path):
 
 def test_worsened():
     assert worsened(2.0, 2.001) == worsened(None, 5.0) == worsened(2.0, 1.0) == ""
-    assert "2.1000, before the training it was 2.0000" in worsened(2.0, 2.1)
+    assert "2.1000 after training, 2.0000 before" in worsened(2.0, 2.1)
 
 
 def test_a_run_begun_by_a_version_that_did_not_measure_it_goes_on_without(tmp_path):

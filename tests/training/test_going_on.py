@@ -82,10 +82,10 @@ def test_a_run_killed_while_it_is_extended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "epochs", "message"),
     [
-        ({}, 4, "its learning rate (cosine, warm-up 0.05) would have been another in the 8 steps"),
+        ({}, 4, "its learning rate (cosine, warm-up 0.05) would have been different in the 8 steps"),
         ({"lr_schedule": "linear", "warmup": 1}, 4, "its learning rate (linear, warm-up 1)"),
         ({"lr_schedule": "constant", "warmup": 0.25}, 4, "its learning rate (constant, warm-up 0.25)"),
-        (STEADY, 1, "it has trained 2 already"),
+        (STEADY, 1, "it has already trained 2"),
     ],
 )
 def test_what_would_not_be_exact_is_refused(
@@ -99,7 +99,7 @@ def test_what_would_not_be_exact_is_refused(
     with pytest.raises(UnresumableError) as error:
         train(made.model_copy(update={"epochs": epochs}), parts=PARTS, reporter=Silent())
     assert message in error.value.what
-    assert ("--from" if epochs > 2 else "--epochs 2 leaves it as it is; --restart") in error.value.fix
+    assert ("--from" if epochs > 2 else "--epochs 2 keeps it; --restart") in error.value.fix
     known = {path: content for path, content in before.items() if path.name != "state.json"}
     assert all(path.read_bytes() == content for path, content in known.items())
 
@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_a_run(tmp_path: Path) -> None:
         return PARTS.evaluate_loss(model, examples)
 
     said = _train(_next(tmp_path, parent), replace(PARTS, evaluate_loss=look))
-    assert "Going on from the adapter in" in said.text
+    assert "Continuing from the adapter in" in said.text
     assert "new optimizer state, new learning-rate schedule" in said.text
     begun = read_adapter(parent)
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in begun.parameters.items())

@@ -17,6 +17,7 @@ from rescoldo.adapter import peft_config, read_adapter
 from rescoldo.assemble import real_parts
 from rescoldo.cli.main import app, run_app
 from rescoldo.doctor.verify import verify
+from rescoldo.engine.model import new_parameters
 from rescoldo.engine.precisions import is_calibrated
 from rescoldo.errors import RescoldoError
 from rescoldo.export.average import average_runs
@@ -29,6 +30,7 @@ from rescoldo.training.metrics import TensorBoard
 from rescoldo.training.start import train
 from tests.base.make_models import tiny_hf
 from tests.engine.test_families import GEMMA4
+from tests.run.common import brief_role
 from tests.training.fake import Silent
 from tests.training.test_resume import Killed, results
 
@@ -62,6 +64,7 @@ def folder(tmp_path_factory) -> Path:
     tiny_hf(folder / "gemma4", "gemma4_text", **{**GEMMA4, "kinds": "sfsf", "num_kv_shared_layers": 2}, **sizes)
     write_records(folder / "train.jsonl", 0, 5)
     write_records(folder / "val.jsonl", 5, 7)
+    brief_role(folder)
     return folder
 
 
@@ -88,12 +91,14 @@ DORA = {"adapter": "dora", "lora_layers": 1, "lora_ranks": "mlp=2", "lora_plus":
         *((name, {"lora_targets": "all"}) for name in ("fp32", "bf16", "int8", "nf4")),
         ("bf16", DORA),
         ("int8", DORA),
+        ("int8", {"adapter": "lora-fa", "lora_targets": "all"}),
         ("int8", {"lora_targets": "all", "base_model": "gemma4"}),
     ],
 )
 def test_killed_runs_end_alike(folder, tmp_path, monkeypatch, quantization, adapter):
     monkeypatch.setattr(TensorBoard, "__init__", lambda self, *_: setattr(self, "_writer", None))
     fields = {"quantization": quantization, **adapter, "base_model": str(folder / adapter.get("base_model", "base"))}
+    fields["role"] = str(folder / "brief.yaml")
     train(make(folder, tmp_path / "calm", **fields), real_parts(), reporter=Silent())
     parts, dice, kills = real_parts(), random.Random(quantization), 0
     while True:
@@ -174,6 +179,28 @@ def test_what_a_run_leaves(finished):
 
 def test_peft_loads_it_and_gives_the_same_loss(folder, finished):
     its_loss_is_pefts(folder, finished[0])
+
+
+def test_a_run_that_trains_b_alone(folder, tmp_path):
+    """A is what it was at first, the adapter is LoRA for whoever reads it, and a run that goes on trains B alone, too,
+    unless it is told otherwise."""
+    train(make(folder, tmp_path / "run", adapter="lora-fa", epochs=1), real_parts())
+    info = json.loads((tmp_path / "run/training_info.json").read_text())
+    found = read_adapter(tmp_path / "run")
+    assert found.lora.kind == "lora"
+    assert info["trainable_params"] == sum(p.numel() for name, p in found.parameters.items() if name.endswith("lora_B"))
+    assert all(check.ok for check in verify(tmp_path / "run"))
+    its_loss_is_pefts(folder, tmp_path / "run")
+    fresh = new_parameters(real_parts().open_base(info["base_model"]).config, found.lora, info["seed"])
+    same = {name for name, tensor in found.parameters.items() if torch.equal(tensor, fresh[name])}
+    assert same == {name for name in fresh if name.endswith("lora_A")}
+    given = make(folder, tmp_path).model_dump(include={"train", "val", "max_length"})
+    more = {**given, "epochs": 1, "from_adapter": tmp_path / "run", "quantization": "fp32", "threads": 1, "lr": 1e-3}
+    for name, fields, kept in (("on", {}, True), ("whole", {"adapter": "lora"}, False)):
+        train(RunConfig(**more, output=tmp_path / name, **fields), real_parts())
+        after = read_adapter(tmp_path / name).parameters
+        assert all(torch.equal(after[one], fresh[one]) is kept for one in same)
+        assert all(check.ok for check in verify(tmp_path / name))
 
 
 def test_going_on_from_an_adapter_that_peft_made(folder, tmp_path):

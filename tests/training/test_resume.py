@@ -411,7 +411,7 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
     reporter = Silent()
     with pytest.raises(RescoldoError, match="--restart"):
         train(config(tmp_path, output), parts=PARTS, reporter=reporter)
-    assert f"it has format 99, this version reads {FORMAT}" in reporter.text
+    assert f"it has format 99: expected {FORMAT}" in reporter.text
 
 
 def test_restart_follows_a_link_and_refuses_the_directory_one_is_in(tmp_path, monkeypatch):
@@ -425,7 +425,7 @@ def test_restart_follows_a_link_and_refuses_the_directory_one_is_in(tmp_path, mo
         assert (tmp_path / "disk" / name / INFO_FILE).exists()
 
     monkeypatch.chdir(link)
-    with pytest.raises(RescoldoError, match="you are in it\n  → cd "):
+    with pytest.raises(RescoldoError, match="it is the current directory\n  → cd "):
         train(config(tmp_path, Path(".")), parts=PARTS, reporter=Silent(), restart=True)
     assert (link / INFO_FILE).exists()
 

@@ -73,7 +73,7 @@ def make(folder: Path, output: Path, **fields: Any) -> RunConfig:
     [
         {},
         {"text": "text.md:0.3"},
-        {"train": "text.md", "val": "other.txt", "max_length": 64},
+        {"train": "text.md", "val": "other.txt", "max_length": 64, "epochs": 1},
         {"train": "thinking.jsonl", "thinking": "mask", "prompt_loss_weight": 0.1},
     ],
     ids=["conversations", "with text", "text", "thinking"],

@@ -191,7 +191,7 @@ def test_what_report_to_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert make_config({**paths, "report_to": "none"}).report_to == ()
     assert make_config({**paths, "report_to": "wandb, MLflow"}).report_to == ("wandb", "mlflow")
     assert "did you mean wandb" in refusal("report_to", "wandbb")
-    assert "none stands alone" in refusal("report_to", "none,wandb")
+    assert "none cannot be combined" in refusal("report_to", "none,wandb")
     assert tracking.without_password("https://me:secret@host:8/x") == "https://host:8/x"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RescoldoError, match="wandb is not installed") as caught:

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a Hugging Face directory or Hub id, a GGUF file, Ollama's store, a package."""
+"""Base models from a Hugging Face directory or Hub id, a GGUF file, Ollama's store, or a package."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Chat templates for models whose files have none: Mistral Instruct's, and a plain one for base models.
 
-The plain template is what a model that was only pretrained is trained and asked with. It has no control tokens, since
-such a model knows none, but its beginning and its end of a sequence:
+The plain template is for models that were only pretrained. It uses no control tokens, since such a model has learned
+none, except its beginning and end of sequence:
 
     <bos>SYSTEM MESSAGE
 
@@ -10,8 +10,8 @@ such a model knows none, but its beginning and its end of a sequence:
     Assistant:
     ANSWER<eos>
 
-A further question follows with a blank line before it. The beginning is written where the tokenizer puts one before a
-text. The end is the token that training teaches the model to stop with.
+A further question follows after a blank line. The beginning of sequence is written if the tokenizer puts one before
+texts. The end of sequence is the token that the model learns to stop with.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _INST_BODY = (
     "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}"
     "{%- endfor %}"
 )
-# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text, a system message goes before the first question.
+# Mistral 7B Instruct v0.1 and v0.2: [INST] is ordinary text, and a system message goes before the first question.
 INST_AS_TEXT = _INST_BODY.replace("END", " [/INST]").replace("WHERE", "first")
-# From v0.3 on: [INST] is a control token, a system message goes before the last question.
+# From v0.3 on: [INST] is a control token, and a system message goes before the last question.
 INST_AS_TOKEN = _INST_BODY.replace("END", "[/INST]").replace("WHERE", "last")
 
 PLAIN = (
@@ -52,11 +52,11 @@ _SUPPLIED = frozenset({INST_AS_TEXT, INST_AS_TOKEN, PLAIN, PLAIN_WITH_BOS})
 def supply(tokenizer: Any, names: list[str]) -> str:
     """The template for a model whose files have none.
 
-    Mistral Instruct's if [INST] and [/INST] are control tokens (v0.3 on), or if it has a SentencePiece vocabulary
-    without them and calls itself both "mistral" and "instruct"; else the plain one.
+    Mistral Instruct's if [INST] and [/INST] are control tokens (from v0.3 on), or if the model has a SentencePiece
+    vocabulary without them and its names contain "mistral" and "instruct"; otherwise the plain one.
 
     Args:
-        names: what the model is called, by its files and by the user.
+        names: the model's names, from its files and from the user.
     """
     if {"[INST]", "[/INST]"} <= set(tokenizer.added_tokens_encoder):
         return INST_AS_TOKEN
@@ -69,15 +69,15 @@ def supply(tokenizer: Any, names: list[str]) -> str:
 
 
 def is_supplied(tokenizer: Any) -> bool:
-    """Whether the template is one of this module's, which other programs do not know of."""
+    """Whether the template is one of this module's, which other programs do not know."""
     return tokenizer.chat_template in _SUPPLIED
 
 
 def plain_note(tokenizer: Any) -> str:
-    """What a user has to be told of a model with the plain template, in one line; "" for all other models."""
+    """A line for the user about a model with the plain template; "" for all other models."""
     if getattr(tokenizer, "chat_template", None) not in (PLAIN, PLAIN_WITH_BOS):
         return ""
     return (
-        f"the model has no chat template, as base models have none: the plain one is used, answers end with "
+        f"the model has no chat template, as usual for base models: the plain one is used, answers end with "
         f"{tokenizer.eos_token} (docs/families.md)"
     )

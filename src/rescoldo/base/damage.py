@@ -1,4 +1,4 @@
-"""Numbers in a base model that are none: looked for when a loss is not finite, before an example is blamed."""
+"""NaN and infinity in a base model: looked for when a loss is not finite, before an example is blamed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 
 def damaged_tensor(base: BaseModel) -> RescoldoError | None:
-    """What is said of the base model's first tensor that holds NaN or an infinity; None if all numbers are finite.
+    """The error about the base model's first tensor with NaN or infinity; None if all numbers are finite.
 
     Reads all weights.
     """

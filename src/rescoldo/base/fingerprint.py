@@ -1,4 +1,4 @@
-"""What a base model is, as one number: a resumed run must continue with the same weights."""
+"""The fingerprint of a base model: a resumed run must continue with the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _load_cache() -> dict[str, str]:
 
 
 def _store(new: dict[str, str]) -> None:
-    """Add to the cache. It only saves time; best effort, failures are ignored."""
+    """Add entries to the cache. Best effort: it only saves time, so failures are ignored."""
     try:
         merged = {**_load_cache(), **new}
         files.write_json(_cache_path(), dict(list(merged.items())[-_MAX_CACHED:]))
@@ -32,7 +32,7 @@ def _store(new: dict[str, str]) -> None:
 
 
 def file_hash(path: Path, cache: dict[str, str], new: dict[str, str]) -> str:
-    """The file's SHA-256, from `cache` if its path, size and mtime are the entry's; else computed, into `new`."""
+    """The file's SHA-256: from `cache` if path, size and mtime match; otherwise computed and added to `new`."""
     path = path.resolve()
     status = path.stat()
     key = f"{path}|{status.st_size}|{status.st_mtime_ns}"

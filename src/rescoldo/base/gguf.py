@@ -25,7 +25,7 @@ _PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 
 
 def gguf_name(config: DecoderConfig, name: str) -> str:
-    """GGUF's name of a decoder's tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
+    """GGUF's name for a decoder's tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
 
     Raises:
         KeyError: there is none.
@@ -34,25 +34,28 @@ def gguf_name(config: DecoderConfig, name: str) -> str:
 
 
 def permuted_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Which row of the Hugging Face tensor `name` each row in llama.cpp's order is, where the orders differ."""
+    """For each row in llama.cpp's order, its index in the Hugging Face tensor `name`; None if the orders are the
+    same."""
     rows = _stored_rows(config, name)
     return None if rows is None else np.argsort(rows)
 
 
 def _stored_rows(config: DecoderConfig, name: str) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Where llama.cpp keeps each row of the Hugging Face tensor `name`; None: in the same order."""
+    """For each row of the Hugging Face tensor `name`, its index in llama.cpp's order; None if the orders are the
+    same."""
     heads = FAMILIES[config.architecture].rotary_heads(config, name)
     return None if heads is None else _unpermuted_rows(heads * config.head_dim, heads)
 
 
 def _unpermuted_rows(n_rows: int, n_heads: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where llama.cpp keeps each row of q or k: it stores a head's rotary pairs (i, i + dim/2) side by side."""
+    """For each row of q or k, its index in llama.cpp's order, which stores a head's rotary pairs (i, i + dim/2)
+    adjacently."""
     stored = np.arange(n_rows, dtype=np.int64).reshape(n_heads, n_rows // n_heads // 2, 2)
     return stored.swapaxes(1, 2).reshape(-1)
 
 
 class GgufTensors(TensorSource):
-    """Tensors of a GGUF file, mapped; decoded by the gguf package where they are quantized."""
+    """Mapped tensors of a GGUF file, decoded by the gguf package if they are quantized."""
 
     def __init__(self, path: Path, header: GgufHeader, config: DecoderConfig) -> None:
         self.path = path
@@ -65,11 +68,11 @@ class GgufTensors(TensorSource):
             if name is not None:
                 self._infos[name] = info
             elif info.name not in LIST_TENSORS:
-                self._infos[info.name] = info  # unknown: check_tensors refuses it by name
+                self._infos[info.name] = info  # unknown tensor: check_tensors refuses it by name
 
     @cached_property
     def _data(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return np.memmap(self.path, dtype=np.uint8, mode="c")  # copy on write: torch wants writable memory
+        return np.memmap(self.path, dtype=np.uint8, mode="c")  # copy on write: torch requires writable memory
 
     def names(self) -> list[str]:
         return list(self._infos)
@@ -117,7 +120,7 @@ class GgufTensors(TensorSource):
 
 
 class GgufModel(BaseModel):
-    """A GGUF file, from wherever it comes."""
+    """A GGUF file from any source."""
 
     @property
     def gguf_file(self) -> Path:
@@ -141,10 +144,10 @@ def _check_types(path: Path, header: GgufHeader) -> None:
 
 
 def open_gguf(path: Path, spec: str, *, ollama_name: str | None = None) -> BaseModel:
-    """Open a GGUF file; `ollama_name` as BaseModel has it.
+    """Open a GGUF file; `ollama_name`: see BaseModel.
 
     Raises:
-        RescoldoError: no GGUF, damaged, of another architecture, or its tensors do not fit its metadata.
+        RescoldoError: it is not GGUF, damaged, of an unsupported architecture, or its tensors do not fit its metadata.
     """
     header = read_header(path)
     config = read_config(path, header)

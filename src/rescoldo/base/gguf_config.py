@@ -17,7 +17,7 @@ from rescoldo.families.unsupported import unsupported
 
 
 def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
-    """The metadata value of that key, None where there is none.
+    """The metadata value of a key; None if it is missing.
 
     Raises:
         RescoldoError: it is a list.
@@ -26,6 +26,13 @@ def scalar(metadata: dict[str, Any], key: str, where: str) -> Any:
     if isinstance(value, list | np.ndarray):
         raise RescoldoError(f"metadata key {key} is a list, not one value", where=where)
     return value
+
+
+_BY_LAYER = {  # what a key counts, for messages
+    "attention.head_count": "numbers of attention heads",
+    "attention.head_count_kv": "numbers of key-value heads",
+    "feed_forward_length": "widths of the MLP",
+}
 
 
 class _Reader:
@@ -38,10 +45,17 @@ class _Reader:
         return RescoldoError(what, where=str(self.path), fix=fix)
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """An integer in [low, high], or one that is the same for every layer."""
+        """An integer in [low, high], or a list of that integer for every layer."""
         value = self.metadata.get(f"{self.prefix}.{key}", default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
+        if isinstance(value, np.ndarray) and value.size:
+            several = ", ".join(str(one)[:20] for one in np.unique(value)[:4].tolist())
+            what = f"{_BY_LAYER.get(key, key)} that differ from layer to layer"
+            raise self.fail(
+                f"architecture {self.prefix!r:.80} with {what} is not supported: metadata key {self.prefix}.{key} has "
+                f"{several}"
+            )
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             said = "is missing" if value is None else f"is {value!r:.80}, not a whole number from {low} to {high}"
             raise self.fail(f"metadata key {self.prefix}.{key} {said}")
@@ -66,13 +80,13 @@ class _Reader:
         return float(value)
 
     def get(self, key: str) -> Any:
-        """A value that is no list."""
+        """A scalar value."""
         return scalar(self.metadata, f"{self.prefix}.{key}", str(self.path))
 
 
 def _rope_scaling(reader: _Reader, header: GgufHeader, rotary_dim: int, max_positions: int) -> dict[str, Any] | None:
-    """The RoPE scaling, in Hugging Face's words as far as they have any: named by its type, or known by its tensors of
-    divisors of the rotary_dim / 2 inverse frequencies."""
+    """The RoPE scaling in Hugging Face's format: named by its type, or recognized by its tensors of divisors of the
+    rotary_dim / 2 inverse frequencies."""
     kind = reader.get("rope.scaling.type")
     if kind is None and reader.get(LEGACY_LINEAR) is not None:
         kind = "linear"
@@ -113,7 +127,7 @@ def _windows(family: Family, reader: _Reader, n_layers: int, max_positions: int)
         return ()
     window = reader.integer("attention.sliding_window", 1, 1 << 31)
     if window >= max_positions and not isinstance(family.gguf_windows, int):
-        return ()  # nothing is beyond it; in the other families the layers with a window have a rotation of their own
+        return ()  # no position is beyond it; in other families the layers with a window have another rotation
     pattern = reader.metadata.get(f"{reader.prefix}.attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.shape == (n_layers,):
         return tuple(window if here else None for here in pattern.tolist())
@@ -127,7 +141,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
     """The decoder that the metadata describes.
 
     Raises:
-        RescoldoError: another architecture, or a value that is missing or impossible.
+        RescoldoError: an unsupported architecture, or a value that is missing or impossible.
     """
     architecture = scalar(header.metadata, "general.architecture", str(path))
     reader = _Reader(path, header, str(architecture))
@@ -149,7 +163,7 @@ def read_config(path: Path, header: GgufHeader) -> DecoderConfig:
             raise reader.fail(f"metadata key {reader.prefix}.{key} is {value}, which is not supported")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise reader.fail("there is no tensor token_embd.weight: this file holds no language model's weights")
+        raise reader.fail("there is no tensor token_embd.weight: expected a language model's weights")
     n_layers, d = reader.integer("block_count", 1, 1000), reader.integer("embedding_length", 1, 1 << 20)
     n_heads = reader.integer("attention.head_count", 1, 1 << 14)
     n_kv_heads = reader.integer("attention.head_count_kv", 1, 1 << 14, n_heads)

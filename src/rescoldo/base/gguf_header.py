@@ -1,8 +1,8 @@
-"""Reads the header of a GGUF file: metadata and the table of tensors. Trusts nothing that the file says about itself.
+"""Reads the header of a GGUF file: metadata and the table of tensors. Nothing in the file is trusted.
 
-Every count and length is checked against what is left of the file and against fixed bounds before anything is read or
-allocated, so a damaged or hostile file costs at most MAX_HEADER bytes of walking and gives one RescoldoError.
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Every count and length is checked against the rest of the file and against fixed limits before anything is read or
+allocated, so a damaged or hostile file costs at most parsing MAX_HEADER bytes and gives one RescoldoError.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rescoldo.errors import RescoldoError
 MAGIC = b"GGUF"
 MAX_HEADER = 64 << 20  # bytes; the largest vocabularies in use need about 20 MiB
 MAX_KEY = 1 << 16
-MAX_ENTRIES = 1 << 17  # of metadata, and of tensors
+MAX_ENTRIES = 1 << 17  # of metadata entries, and of tensors
 DEFAULT_ALIGNMENT = 32
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -59,7 +59,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What stands before the weights.
+    """The header: everything before the weights.
 
     Attributes:
         metadata: by key: strings, numbers, booleans, lists of strings, numpy arrays of numbers.
@@ -73,7 +73,7 @@ class GgufHeader:
 
 
 class _DamagedError(Exception):
-    """What is wrong with the file, in words."""
+    """A fault of the file; the message describes it."""
 
 
 class _Cursor:
@@ -185,7 +185,7 @@ def _read_tensors(cursor: _Cursor, count: int, metadata: dict[str, Any]) -> dict
         if n_elements < 1 or dims[0] % block:
             raise _DamagedError(f"tensor {name!r} has impossible dimensions {dims} for type {type_name}")
         if offset % alignment:
-            raise _DamagedError(f"tensor {name!r} lies at {offset}, not a multiple of {alignment}")
+            raise _DamagedError(f"tensor {name!r} has the offset {offset}: expected a multiple of {alignment}")
         rows.append((name, type_name, tuple(reversed(dims)), offset, n_elements // block * size))
     start = (cursor.position + alignment - 1) // alignment * alignment
     tensors: dict[str, TensorInfo] = {}
@@ -231,7 +231,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read the header of the GGUF file at `path`.
 
     Raises:
-        RescoldoError: the file cannot be read, is no GGUF file, or is damaged.
+        RescoldoError: the file cannot be read, is not a GGUF file, or is damaged.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""A Hugging Face directory as a base model: config.json as a DecoderConfig, safetensors files mapped."""
+"""A Hugging Face directory as a base model: config.json as a DecoderConfig, mapped safetensors files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROPE_KEYS = {
     *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
     *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"),
 }
-_BOUNDS = {  # of the config's whole numbers, checked before transformers sees them
+_BOUNDS = {  # of integers in the config, checked before transformers sees them
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 22,
@@ -47,7 +47,7 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
     """The family of a config.json and the part of it that describes the decoder: all of it, or a wrapper's text_config.
 
     Raises:
-        RescoldoError: the family does not work, or the weights are quantized in a way that cannot be read.
+        RescoldoError: the family is not supported, or the weights are quantized in an unsupported format.
     """
     architecture = config.get("model_type")
     wrapped = WRAPPERS.get(str(architecture), ())
@@ -73,10 +73,10 @@ def decoder_config(config: dict[str, Any], where: str) -> tuple[Family, dict[str
 
 
 def quantization_of(config: dict[str, Any], where: str) -> Quantization | None:
-    """How the weights are quantized, as config.json or a wrapper's text_config says.
+    """The quantization of the weights, according to config.json or a wrapper's text_config.
 
     Raises:
-        RescoldoError: in a way that is not read.
+        RescoldoError: the format is not supported.
     """
     inner = config.get("text_config")
     found = [read_quantization(one, where) for one in (config, inner) if isinstance(one, dict)]
@@ -84,10 +84,10 @@ def quantization_of(config: dict[str, Any], where: str) -> Quantization | None:
 
 
 def read_config(directory: Path) -> DecoderConfig:
-    """The decoder that config.json describes, read with transformers' own defaults.
+    """The decoder that config.json describes, with transformers' defaults.
 
     Raises:
-        RescoldoError: another architecture, or a value that is impossible or not supported.
+        RescoldoError: an unsupported architecture, or a value that is impossible or not supported.
     """
     path = directory / "config.json"
     raw = load_json(path, REFETCH)
@@ -98,11 +98,11 @@ def read_config(directory: Path) -> DecoderConfig:
             raise RescoldoError(f"{key} is {value!r:.80}, not a whole number from 1 to {high}", where=str(path))
     from transformers import AutoConfig
 
-    raw.pop("auto_map", None)  # names code to run; none is
+    raw.pop("auto_map", None)  # names code to run, which is never done
     raw.pop("model_type")
     try:
         config = AutoConfig.for_model(family.name, **raw)
-    except Exception as error:  # transformers raises a different class for each fault
+    except Exception as error:  # transformers raises many types
         reason = " ".join(str(error).split())
         raise RescoldoError(f"transformers refuses the config: {reason:.300}", where=str(path)) from None
     return _convert(family, config, str(path))
@@ -114,7 +114,7 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
 
     several = set(getattr(config, "per_layer_attributes", None) or ()) - set(family.by_layer)
     if several:
-        raise fail(f"per_layer_config gives layers {', '.join(sorted(several))} of their own, which is not supported")
+        raise fail(f"per_layer_config sets {', '.join(sorted(several))} by layer, which is not supported")
     n_layers, n_heads, n_kv_heads = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
     first = config.per_layer_config[0] if getattr(config, "is_heterogeneous", False) else config
     head_dim = getattr(first, "head_dim", None) or config.hidden_size // n_heads
@@ -169,7 +169,7 @@ def _convert(family: Family, config: Any, where: str) -> DecoderConfig:
 
 
 def _field(value: Any, name: str, key: str, fail: Any) -> Any:
-    """A value of config.json, checked against the type of the field of DecoderConfig that it is for."""
+    """A value of config.json, checked against the type of its field in DecoderConfig."""
     default = next(one.default for one in dataclasses.fields(DecoderConfig) if one.name == name)
     if isinstance(default, bool):
         if not isinstance(value, bool):
@@ -183,8 +183,8 @@ def _field(value: Any, name: str, key: str, fail: Any) -> Any:
 
 
 def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any] | None, float | None]:
-    """(theta, scaling or None, theta of the layers with a window where it is another rotation) from rope_parameters,
-    where transformers also puts rope_theta and rope_scaling."""
+    """(theta, scaling or None, theta of the layers with a window if they have another one) from rope_parameters, where
+    transformers also puts rope_theta and rope_scaling."""
     parameters = config.rope_parameters or {}
     if "full_attention" not in parameters:
         return *_one_rope({key: v for key, v in parameters.items() if key not in family.rope_keys}, fail), None
@@ -195,7 +195,7 @@ def _rope(family: Family, config: Any, fail: Any) -> tuple[float, dict[str, Any]
     if local == main:
         return *main, None
     if local[1] is not None:
-        raise fail("RoPE with a scaling of their own for the layers with a sliding window is not supported")
+        raise fail("a separate RoPE scaling for the layers with a sliding window is not supported")
     return *main, local[0]
 
 
@@ -204,13 +204,13 @@ def _one_rope(parameters: dict[str, Any], fail: Any) -> tuple[float, dict[str, A
     row = SCALINGS.get(kind) if isinstance(kind, str) else None
     if row is None or not row.in_config:
         known = ", ".join(name for name, one in SCALINGS.items() if one.in_config)
-        raise fail(f"RoPE type {kind!r:.40} is not supported; these are: {known}")
+        raise fail(f"RoPE type {kind!r:.40} is not supported: expected one of {known}")
     factors = {key: parameters.get(key) for key in row.lists}
     apart = ("rope_type", "type", "truncate", "partial_rotary_factor", *factors)
     numbers = {key: value for key, value in parameters.items() if key not in apart}
     for key, value in numbers.items():
         if key not in _ROPE_KEYS and value is not None:
-            raise fail(f"RoPE parameter {key!r:.80} is not known and may change the rotation")
+            raise fail(f"RoPE parameter {key!r:.80} is unknown and may change the rotation")
         if value is not None and not _positive(value):
             raise fail(f"RoPE parameter {key} is {value!r:.80}, not a positive number")
     for key, value in factors.items():
@@ -244,7 +244,7 @@ def _takes_share(kind: Any) -> bool:
 
 
 def _rotary_dim(family: Family, config: Any, head_dim: int, fail: Any) -> int | None:
-    """How much of a head is rotated, None: all of it."""
+    """The number of rotated elements of a head; None: all of them."""
     parameters = config.rope_parameters or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     shares = {kind.get("partial_rotary_factor") or 1.0 for kind in kinds if not _takes_share(kind.get("rope_type"))}
@@ -274,13 +274,14 @@ def _windows(family: Family, config: Any, fail: Any) -> tuple[int | None, ...]:
 
 
 class HfTensors(TensorSource):
-    """Tensors of one or several safetensors files, mapped: getting one copies nothing.
+    """Mapped tensors of one or several safetensors files: getting one copies nothing.
 
     Args:
         files: in order.
-        decoder_name: the name by which each is known, None: it is left alone (`left_alone` has its name in the file).
-        norm_offset: what is added to the weights of norms.
-        quantization: how matrices are stored that are decoded when they are asked for.
+        decoder_name: from the name in the file to the decoder's; None for tensors that are not used (`left_alone` has
+            their names).
+        norm_offset: added to the weights of norms.
+        quantization: the format of quantized matrices, which are decoded when they are used.
     """
 
     def __init__(
@@ -301,7 +302,7 @@ class HfTensors(TensorSource):
         dtypes: dict[str, str] = {}
         for path in files:
             try:
-                open(path, "rb").close()  # safetensors says of one that may not be read that there is no such file
+                open(path, "rb").close()  # safetensors reports an unreadable file as missing
             except PermissionError:
                 raise RescoldoError(
                     "the weight file cannot be read: this user has no permission",
@@ -311,7 +312,7 @@ class HfTensors(TensorSource):
             try:
                 handle: Any = safe_open(path, framework="pt")
                 self._handles[path] = handle
-                for stored in handle.keys():  # noqa: SIM118 (a handle is no mapping)
+                for stored in handle.keys():  # noqa: SIM118 (a handle is not a mapping)
                     name = decoder_name(stored)
                     if name is None:
                         self.left_alone.append(stored)
@@ -335,7 +336,7 @@ class HfTensors(TensorSource):
                 self._shapes[name] = self._quantized.shape(name, self._shapes[name])
             elif dtype not in _DTYPES:
                 raise RescoldoError(
-                    f"tensor {name} is stored as {dtype}; {', '.join(_DTYPES)} can be read",
+                    f"tensor {name} is stored as {dtype}: expected one of {', '.join(_DTYPES)}",
                     where=str(self._files[name][0]),
                     fix="use the model's unquantized safetensors, or a GGUF file of it",
                 )
@@ -372,7 +373,7 @@ class HfTensors(TensorSource):
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that hold the model, in order.
+    """The model's safetensors files, in order.
 
     Raises:
         RescoldoError: there are none, or one that the index names is missing.
@@ -387,7 +388,7 @@ def weight_files(directory: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             if name != Path(name).name or not name.endswith(".safetensors"):
-                raise RescoldoError(f"the index names a file that is none of ours: {name!r:.100}", where=str(index))
+                raise RescoldoError(f"the index names a file outside of the model: {name!r:.100}", where=str(index))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -399,7 +400,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if list(directory.glob("*.bin")) or list(directory.glob("*.pt")) or list(directory.glob("*.pth")):
         raise RescoldoError(
-            "the weights are pickle files, which can run code when opened and are therefore not read",
+            "the weights are pickle files, which can run code when they are opened, and are therefore refused",
             where=str(directory),
             fix='convert them: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{directory}', dtype='auto').save_pretrained('{directory}')\"",
@@ -415,7 +416,7 @@ class HfModel(BaseModel):
         whole = load_json(path, REFETCH)
         family, decoder = decoder_config(whole, str(path))
         content = {key: value for key, value in decoder.items() if key != "torch_dtype"}
-        if decoder != whole:  # without what wraps the decoder
+        if decoder != whole:  # remove the wrapper
             content["architectures"] = [family.hf_class]
         return content, load_json(beside, REFETCH) if beside.is_file() else None
 
@@ -424,7 +425,7 @@ class HfModel(BaseModel):
         return not self.tensors.decoded(name) and self.tensors.get(name).dtype == torch.bfloat16
 
     def disagreements(self) -> Iterator[str]:
-        """Tensors that the index says to be in another shard than they are."""
+        """Tensors that are in another shard than the index says."""
         path = self.path / INDEX
         if not path.is_file() or (self.path / "model.safetensors").is_file():
             return
@@ -436,16 +437,16 @@ class HfModel(BaseModel):
                 there = set(handle.keys())
             named = {name for name, where in weight_map.items() if where == file.name}
             for name in sorted(named - there):
-                yield f"{path}: {name} is said to be in {file.name} and is not"
+                yield f"{path}: {name} should be in {file.name} and is not"
             for name in sorted(there - named):
-                yield f"{path}: {name} is in {file.name} and not in the index"
+                yield f"{path}: {name} is in {file.name} but not in the index"
 
 
 def open_hf(directory: Path, spec: str) -> BaseModel:
     """Open a Hugging Face directory.
 
     Raises:
-        RescoldoError: another architecture, damaged or incomplete files, or weights that do not fit the config.
+        RescoldoError: an unsupported architecture, damaged or incomplete files, or weights that do not fit the config.
     """
     path = directory / "config.json"
     raw = load_json(path, REFETCH)

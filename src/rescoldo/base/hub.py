@@ -1,7 +1,7 @@
-"""A model of the Hugging Face Hub as a directory: fetched with progress into the Hub's own cache.
+"""A model of the Hugging Face Hub as a directory: downloaded, with progress, into the Hub's own cache.
 
-A connection that breaks is taken up again at the same byte; a process that ends keeps the files it has fetched whole,
-and begins the one it was at again (huggingface_hub keeps no parts of files from one process to the next).
+After a lost connection a download continues at the same byte. If the process ends, completed files are kept, and an
+incomplete one is downloaded again from its beginning (huggingface_hub keeps no partial files between processes).
 """
 
 from __future__ import annotations
@@ -16,33 +16,35 @@ from rescoldo.files import cache_root, home, load_json
 
 _WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
 _PATIENCE = 10.0  # seconds for the Hub's first answer
-_UNWANTED = ["consolidated*", "*/*"]  # Mistral's second copy of the weights; other formats' folders
+_UNWANTED = ["consolidated*", "*/*"]  # Mistral's second copy of the weights; folders with other formats
 
 
 def hub_cache() -> str | None:
-    """The folder for the Hub's files where its client's own choice would be none: this user has no home directory, and
-    no variable names another place. None: the client's own."""
+    """The folder for the Hub's files if its client would find none: this user has no home directory, and no variable
+    names another place. None: the client's own default."""
     if home() is not None or any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
         return None
     return str(cache_root() / "hub")
 
 
 def fetch(model_id: str) -> Path:
-    """The directory of the Hub's model `model_id` ("org/name"), fetched as far as it is not there already. The config
-    comes first: a model that cannot be used is refused before its weights are fetched. Where the Hub cannot be reached,
-    what was fetched before will do.
+    """The directory of the Hub's model `model_id` ("org/name"), after downloading the files that are not cached yet.
+    The config comes first, so that an unsupported model is refused before its weights are downloaded. If the Hub cannot
+    be reached, the cached files are used.
 
     Raises:
-        RescoldoError: no network, no such model, no access, no room on disk, or an architecture that does not work.
+        RescoldoError: no network, no such model, no access, no disk space, or an unsupported architecture.
     """
     from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 
     place = hub_cache()
     try:
-        HfApi().model_info(model_id, timeout=_PATIENCE)  # asked once; the client's downloads retry for long
+        HfApi().model_info(
+            model_id, timeout=_PATIENCE
+        )  # a single attempt; the client's downloads retry for a long time
     except errors.RepositoryNotFoundError as error:
         raise _explain(model_id, error) from None
-    except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+    except Exception as error:  # the Hub's client also passes on exceptions of its HTTP library
         try:
             return Path(
                 snapshot_download(
@@ -82,13 +84,13 @@ def _explain(model_id: str, error: Exception) -> RescoldoError:
         return RescoldoError(
             f"cannot store the model: {error.strerror or error}",
             where=str(error.filename or model_id),
-            fix="free the space, or set HF_HOME to another disk; files fetched whole are kept",
+            fix="free the space, or set HF_HOME to another disk; completed files are kept",
             exit_code=EXIT_FAILURE,
         )
     reason = " ".join(str(error).split())[:160]
     return RescoldoError(
         f"cannot fetch the model from the Hub ({type(error).__name__}: {reason})",
         where=model_id,
-        fix=f"try again (files fetched whole are kept), or {recipe}",
+        fix=f"try again (completed files are kept), or {recipe}",
         exit_code=EXIT_FAILURE,
     )

@@ -1,4 +1,4 @@
-"""Which names mean a model of the Hugging Face Hub, and how one is fetched again."""
+"""Recognizing names of models on the Hugging Face Hub, and how to download one again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".json")
 
 
 def is_hub_id(spec: str) -> bool:
-    """Whether `spec` means a model of the Hub ("org/name") and not a path: nothing of that name exists here, it has no
-    file's ending, and its first half is no directory."""
+    """Whether `spec` means a model of the Hub ("org/name") and not a path: nothing with that name exists here, it has
+    no file suffix, and its first half is not a directory."""
     path = Path(spec)
     return bool(
         _HUB_ID.fullmatch(spec) and not path.exists() and path.suffix not in _FILE_ENDINGS and not path.parent.is_dir()

@@ -1,5 +1,5 @@
-"""The merges of a SentencePiece BPE, which its file does not hold: found from pieces and scores, and kept in the user's
-cache directory where there are many pieces (Gemma's 262,144 take 1.7 s)."""
+"""The merges of a SentencePiece BPE, which its file does not contain: computed from pieces and scores, and cached in
+the user's cache directory for large vocabularies (Gemma's 262,144 pieces take 1.7 s)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 
 from rescoldo.files import cache_root, write_atomic
 
-_MANY = 100_000  # pieces: fewer are not worth a file
-_FILES = 4  # so many vocabularies' merges are kept, those used last
-_VERSION = b"1"  # of the order of merges
+_MANY = 100_000  # minimum number of pieces for caching
+_FILES = 4  # maximum number of cached vocabularies; the least recently used one is removed
+_VERSION = b"1"  # of the merge order
 
 Pairs = list[tuple[str, str]]
 
 
 def merges(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]) -> Pairs:
-    """All pairs of pieces that make a piece, best score first (as transformers does for SentencePiece models).
+    """All pairs of pieces whose concatenation is a piece, best score first (as transformers does for SentencePiece
+    models).
 
     Args:
-        ids: each piece's number, in their order.
+        ids: each piece's id, in order.
         usable: the pieces that may be merged.
-        scores: of the pieces that merges may make.
+        scores: the scores of pieces that merges may produce.
     """
     if len(ids) < _MANY:
         return _found(ids, usable, scores)
@@ -41,7 +42,7 @@ def merges(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]
     def write(temporary: Path) -> None:
         temporary.write_bytes(hashlib.sha256(content).digest() + content)
 
-    with contextlib.suppress(OSError):  # it only saves time
+    with contextlib.suppress(OSError):  # the cache only saves time
         write_atomic(path, write, durable=False)
         for old in sorted(path.parent.glob("*.pairs"), key=lambda one: -one.stat().st_mtime)[_FILES:]:
             old.unlink()
@@ -49,7 +50,7 @@ def merges(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]
 
 
 def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None:
-    """The pairs (n, 2) that are kept, by the order of their pieces; None where they are not there or damaged."""
+    """The cached pairs (n, 2), as indices of pieces; None if they are missing or damaged."""
     try:
         whole = path.read_bytes()
         if len(whole) < 32 or hashlib.sha256(whole[32:]).digest() != whole[:32]:
@@ -61,7 +62,7 @@ def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None:
 
 
 def _path(ids: Mapping[str, int], usable: set[str], scores: Mapping[str, float]) -> Path:
-    """Known by the hash of all that the merges are made of."""
+    """The path in the cache, named by the hash of everything the merges depend on."""
     digest = hashlib.sha256(_VERSION)
     digest.update("".join(ids).encode("utf-8", "surrogatepass"))
     digest.update(np.array([len(piece) for piece in ids], np.int64).tobytes())

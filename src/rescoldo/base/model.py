@@ -1,4 +1,4 @@
-"""What every kind of base model looks like to the rest of the program."""
+"""The interface of all kinds of base models."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rescoldo.units import count
 
 @dataclass(frozen=True)
 class BaseModel:
-    """An opened base model. Opening reads headers only; tensors are mapped when asked for.
+    """An opened base model. Opening reads headers only; tensors are mapped when they are used.
 
-    A kind of base model (`base.hf`, `base.gguf`) is a subclass: what its files have beside tensors is a method here,
-    which says that there is none.
+    A kind of base model (`base.hf`, `base.gguf`) is a subclass. Whatever its files have in addition to tensors is a
+    method here, whose default is that there is none.
 
     Attributes:
         spec: what the user typed ("sample:smollm2", "ollama:mistral:7b-instruct", a path, a Hub id).
-        path: the directory or GGUF file it stands for.
+        path: its directory or GGUF file.
         config: the decoder's shapes.
         tensors: the weights.
-        weight_files: the files that hold them, in order.
-        tokenizer_files: what the tokenizer is made of.
-        wrapper: the class in transformers that holds the decoder together with a vision tower; empty: there is none.
-        left_alone: names of the file's tensors that are not the decoder's.
-        ollama_name: the name by which Ollama holds this very file; None: the file is not from its store.
+        weight_files: the files of the weights, in order.
+        tokenizer_files: the files of the tokenizer.
+        wrapper: the transformers class that combines the decoder with a vision tower; "" if there is none.
+        left_alone: names of tensors in the file that do not belong to the decoder.
+        ollama_name: the name of this very file in Ollama; None if it is not from Ollama's store.
     """
 
     spec: str
@@ -53,20 +53,21 @@ class BaseModel:
 
     @property
     def gguf_file(self) -> Path | None:
-        """The GGUF file that it is, which llama.cpp can load; None: it is none."""
+        """Its GGUF file, which llama.cpp can load; None if it is of another kind."""
         return None
 
     def hf_config(self) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
-        """The model's own config.json and generation_config.json (None: it has none), as dictionaries; the first holds
-        the decoder alone, whatever wraps it. None: the model has no such files."""
+        """The model's own config.json and generation_config.json (None if it has none), as dictionaries; the first
+        describes the decoder alone, without a wrapper. None if the model has no such files."""
         return None
 
     def disagreements(self) -> Iterator[str]:
-        """What the model's files say differently of each other, beyond what opening has compared."""
+        """Contradictions between the model's files, beyond those that opening checks."""
         yield from ()
 
     def note(self) -> str:
-        """One line about what is not used of the model and what its adapter is named for; empty: nothing to say."""
+        """One line about parts of the model that are not used, and about the adapter's tensor names; "" if there is
+        nothing."""
         parts = sorted({_part(name) for name in self.left_alone})
         number = count(len(self.left_alone), "tensor")
         alone = f"{number} of {', '.join(parts[:4])} left alone, only the text decoder is trained"
@@ -78,7 +79,7 @@ class BaseModel:
         return load_tokenizer(self.tokenizer_files, self.config, self.spec)
 
     def stored_bytes(self) -> int | None:
-        """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
+        """Bytes of the layers' linears, if the file has all of them in blocks that products use directly; else None."""
         names = [n for n in self.tensors.names() if n.startswith("model.layers.") and n.endswith("_proj.weight")]
         blocks = [self.tensors.quantized(name) for name in names]
         if not blocks or any(one is None or one.kind not in KINDS for one in blocks):
@@ -86,7 +87,7 @@ class BaseModel:
         return sum(one.data.numel() for one in blocks if one is not None)
 
     def maps_embedding(self) -> bool:
-        """Whether the embeddings are taken from the mapped file as they are, in bfloat16."""
+        """Whether the embeddings are used directly from the mapped file, in bfloat16."""
         return False
 
     def fingerprint(self) -> str:
@@ -99,7 +100,7 @@ def _part(name: str) -> str:
 
 
 def check_tensors(source: TensorSource, config: DecoderConfig, where: Path) -> None:
-    """Refuse weights that do not belong to `config`.
+    """Check that the weights fit `config`.
 
     Raises:
         RescoldoError: tensors are missing, left over or of another shape; the first few are named.

@@ -14,7 +14,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import home
 
 _MODEL, _TEMPLATE = "application/vnd.ollama.image.model", "application/vnd.ollama.image.template"
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")  # a path's part; no slash, does not begin with a dot
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}")  # part of a path: no slash, does not begin with a dot
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _DEFAULT_HOST, _DEFAULT_USER = "registry.ollama.ai", "library"
 _MAX_MANIFEST = 1 << 20
@@ -22,7 +22,7 @@ _MAX_MANIFEST = 1 << 20
 
 @dataclass(frozen=True)
 class OllamaModel:
-    """A model of the store. `template` is Ollama's own (Go) prompt template: for information only."""
+    """A model of the store. `template` is Ollama's own (Go) prompt template, for information only."""
 
     name: str
     path: Path
@@ -30,7 +30,7 @@ class OllamaModel:
 
 
 def stores() -> list[Path]:
-    """Where Ollama may keep its models, in the order in which they are looked at."""
+    """The folders in which Ollama may store models, in the order of searching."""
     chosen = os.environ.get("OLLAMA_MODELS")
     if chosen:
         return [Path(os.path.expanduser(chosen))]
@@ -40,7 +40,7 @@ def stores() -> list[Path]:
 
 
 def _manifest_path(name: str) -> Path:
-    """[HOST/][USER/]NAME[:TAG] → the manifest's path below manifests/."""
+    """[HOST/][USER/]NAME[:TAG] → the manifest's path relative to manifests/."""
     rest, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
         rest, tag = name, "latest"
@@ -83,7 +83,7 @@ def _blob(store: Path, layer: Any, where: Path) -> Path:
     digest = layer.get("digest")
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if match is None:
-        raise RescoldoError(f"the manifest names a blob that is no SHA-256: {digest!r:.100}", where=str(where))
+        raise RescoldoError(f"the manifest names a blob without a SHA-256: {digest!r:.100}", where=str(where))
     return store / "blobs" / f"sha256-{match[1]}"
 
 
@@ -107,7 +107,8 @@ def find_ollama(name: str) -> OllamaModel:
     """The model `name` ([HOST/][USER/]NAME[:TAG]) in Ollama's store.
 
     Raises:
-        RescoldoError: it is not there (those that are, are listed), or its manifest or blob is damaged or missing.
+        RescoldoError: it is not there (the message lists the available ones), or its manifest or blob is damaged or
+            missing.
     """
     relative = _manifest_path(name)
     for store in stores():

@@ -1,4 +1,4 @@
-"""From what the user typed to an opened base model."""
+"""Opening a base model from what the user typed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FORMS = "a Hugging Face directory, a .gguf file, ollama:NAME, a Hub id (org/nam
 
 
 class NoSuchModelError(RescoldoError):
-    """Nothing goes by the name that was given.
+    """There is no model with the given name.
 
     Attributes:
-        suggestion: "did you mean …?" where something has a similar name, else "".
+        suggestion: "did you mean …?" if something has a similar name, else "".
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class NoSuchModelError(RescoldoError):
 
 @dataclass(frozen=True)
 class Scheme:
-    """A prefix of models' names, as in "sample:smollm2".
+    """A prefix of models' names, such as "sample:smollm2".
 
     Attributes:
-        open: opens the model; takes what follows the prefix, and the whole name.
-        title: what a person calls the model; takes what follows the prefix.
+        open: opens the model; takes the part after the prefix, and the whole name.
+        title: the model's name for people; takes the part after the prefix.
     """
 
     open: Callable[[str, str], BaseModel]
@@ -69,17 +69,17 @@ SCHEMES = {"sample": Scheme(_open_sample, _title_of_sample), "ollama": Scheme(_o
 
 
 def title_of(spec: str) -> str:
-    """The base model as a person calls it: the last part of its path or id."""
+    """The base model's name for people: the last part of its path or id."""
     prefix, colon, name = spec.partition(":")
     return SCHEMES[prefix].title(name) if colon and prefix in SCHEMES else Path(spec).absolute().name
 
 
 def open_base(spec: str) -> BaseModel:
-    """Open the base model that `spec` names: sample:NAME, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory,
-    or a Hub id, which is fetched. Reads headers only; the weights are mapped when they are asked for.
+    """Open the base model `spec`: sample:NAME, ollama:NAME[:TAG], a GGUF file, a Hugging Face directory, or a Hub id,
+    which is downloaded. Reads headers only; the weights are mapped when they are used.
 
     Raises:
-        RescoldoError: there is no such model, it is damaged, or of an architecture that does not work.
+        RescoldoError: there is no such model, it is damaged, or its architecture is not supported.
     """
     prefix, colon, name = spec.partition(":")
     if colon and prefix in SCHEMES:
@@ -94,7 +94,7 @@ def open_base(spec: str) -> BaseModel:
             return _open_file(path, spec)
     except PermissionError as error:
         raise RescoldoError("no permission to read the base model", where=str(error.filename or path)) from None
-    except OSError as error:  # a name that is too long, a loop of links
+    except OSError as error:  # a name that is too long, a circular link
         raise RescoldoError(f"cannot open the base model: {error.strerror or error}", where=spec[:200]) from None
     if is_hub_id(spec):
         from rescoldo.base.hf import open_hf
@@ -120,10 +120,10 @@ def _open_directory(path: Path, spec: str) -> BaseModel:
         raise RescoldoError(
             "this directory holds an adapter, not a base model",
             where=spec,
-            fix=f"name the model that it was made for{named}; `train --from` goes on training the adapter",
+            fix=f"name the model that it was made for{named}; `train --from` continues training the adapter",
         )
     raise RescoldoError(
-        "the directory has no config.json, so it is no Hugging Face model", where=spec, fix=f"name {_FORMS}"
+        "the directory has no config.json: expected a Hugging Face model", where=spec, fix=f"name {_FORMS}"
     )
 
 
@@ -153,7 +153,8 @@ def _nothing_there(path: Path, spec: str) -> RescoldoError:
 
 
 def _in_ollama(spec: str) -> bool:
-    """Whether `spec` is a name as Ollama writes it: with a tag (mistral:7b-instruct), or that of a model it holds."""
+    """Whether `spec` is a name in Ollama's format: with a tag (mistral:7b-instruct), or the name of a model in its
+    store."""
     from rescoldo.base.ollama import list_models
 
     if _OLLAMA_TAG.fullmatch(spec):

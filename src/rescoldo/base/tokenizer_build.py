@@ -1,7 +1,7 @@
-"""Fast tokenizers from a bare vocabulary, as GGUF files and SentencePiece models hold it.
+"""Fast tokenizers from a bare vocabulary, as in GGUF files and SentencePiece models.
 
-Two kinds exist in the architectures that work here: byte-level BPE ("gpt2" in GGUF: SmolLM2, Llama 3, Qwen, Tekken) and
-SentencePiece BPE with byte fallback, by its pieces' scores ("llama" in GGUF: Llama 2, Mistral 7B, Gemma to 3) or by
+The supported architectures use two kinds: byte-level BPE ("gpt2" in GGUF: SmolLM2, Llama 3, Qwen, Tekken) and
+SentencePiece BPE with byte fallback, by its pieces' scores ("llama" in GGUF: Llama 2, Mistral 7B, Gemma up to 3) or by
 merges ("gemma4").
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from rescoldo.base.merges import merges
 from rescoldo.errors import RescoldoError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types, as GGUF and SentencePiece count
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of GGUF and SentencePiece
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -30,13 +30,14 @@ _TEKKEN = (
 
 @dataclass(frozen=True)
 class Pre:
-    """How a byte-level BPE cuts text into words before it merges.
+    """How a byte-level BPE splits text into words before merging.
 
     Attributes:
-        patterns: regular expressions, applied one after the other; each match is a piece, and so is what lies between.
-        ignore_merges: a word that is a token is that token, whatever the merges say.
-        add_bos: the default where the file does not say.
-        nfc: the text is brought into Unicode's normal form C first.
+        patterns: regular expressions, applied one after the other; each match is a piece, and so is the text in
+            between.
+        ignore_merges: a word that is a token becomes that token without applying merges.
+        add_bos: the default if the file does not say.
+        nfc: the text is first normalized to Unicode NFC.
     """
 
     patterns: tuple[str, ...]
@@ -74,7 +75,7 @@ class Vocabulary:
 
 
 def _add_special(backend: Any, vocabulary: Vocabulary, specials: set[int]) -> None:
-    """Make control tokens special (found in text, left out of decoded text), user-defined ones found as a whole."""
+    """Make control tokens special (matched in text, skipped in decoding), and user-defined ones matched as a whole."""
     from tokenizers import AddedToken
 
     special, plain = [], []
@@ -90,7 +91,7 @@ def _add_special(backend: Any, vocabulary: Vocabulary, specials: set[int]) -> No
 
 
 def _numbered(tokens: list[str], where: str) -> dict[str, int]:
-    """Token → id; two ids for one text are refused, as the second could never be produced."""
+    """Token → id. A text with two ids is refused, since the second could never be produced."""
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         seen: set[str] = set()
@@ -100,7 +101,7 @@ def _numbered(tokens: list[str], where: str) -> dict[str, int]:
 
 
 def pre_tokenizer(pre: Pre) -> Any:
-    """The `tokenizers` pre-tokenizer that cuts text as `pre` says and writes its bytes as byte-level BPE does."""
+    """The `tokenizers` pre-tokenizer that splits text according to `pre` and maps its bytes as byte-level BPE does."""
     from tokenizers import Regex, pre_tokenizers
 
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
@@ -108,10 +109,10 @@ def pre_tokenizer(pre: Pre) -> Any:
 
 
 def _pairs(merges: list[str], where: str) -> list[tuple[str, str]]:
-    """Merges as a GGUF file has them ("left right"), the first ones first.
+    """The merges of a GGUF file ("left right"), in order.
 
     Raises:
-        RescoldoError: one is of another form.
+        RescoldoError: one has another format.
     """
     pairs = []
     for merge in merges:
@@ -124,7 +125,7 @@ def _pairs(merges: list[str], where: str) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _fitting(where: str) -> Iterator[None]:
-    """Inside, vocabulary and merges are put together."""
+    """Turns errors from combining vocabulary and merges into RescoldoError."""
     try:
         yield
     except Exception as error:  # tokenizers raises a plain Exception for a merge outside the vocabulary
@@ -134,7 +135,7 @@ def _fitting(where: str) -> Iterator[None]:
 def build_byte_level(
     vocabulary: Vocabulary, merges: list[str], pre: str, specials: set[int], where: str
 ) -> tuple[Any, Pre]:
-    """A byte-level BPE `tokenizers.Tokenizer` and the facts about its pre-tokenizer.
+    """A byte-level BPE `tokenizers.Tokenizer`, and its pre-tokenizer's properties.
 
     Raises:
         RescoldoError: an unknown pre-tokenizer, or merges that do not fit the vocabulary.
@@ -144,7 +145,7 @@ def build_byte_level(
     known = PRES.get(pre)
     if known is None:
         raise RescoldoError(
-            f"pre-tokenizer {pre!r:.80} is not supported", where=where, fix=f"these are: {', '.join(sorted(PRES))}"
+            f"pre-tokenizer {pre!r:.80} is not supported", where=where, fix=f"supported: {', '.join(sorted(PRES))}"
         )
     ids, pairs = _numbered(vocabulary.tokens, where), _pairs(merges, where)
     with _fitting(where):
@@ -159,7 +160,7 @@ def build_byte_level(
 
 
 def _merges(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs of pieces that are merged, the first ones first."""
+    """The pairs of pieces to merge, in order."""
     kinds = vocabulary.types
     usable = {token for token, index in ids.items() if kinds[index] in (NORMAL, USER_DEFINED, UNUSED)}
     scores = {token: vocabulary.scores[index] for token, index in ids.items() if kinds[index] == NORMAL}
@@ -178,13 +179,13 @@ def build_sentencepiece(
     """A SentencePiece BPE with byte fallback as a `tokenizers.Tokenizer`.
 
     Args:
-        merges: as the file has them; None: they are found from the pieces' scores.
+        merges: from the file; None: they are computed from the pieces' scores.
         prefix: a space is put before the text.
-        prefix_everywhere: also before the text that follows a special token (Llama 2 and Mistral's first tokenizer),
+        prefix_everywhere: also before text that follows a special token (Llama 2 and Mistral's first tokenizer), and
             not only at the very beginning.
 
     Raises:
-        RescoldoError: scores that are no BPE's, merges that do not fit the vocabulary, a token that is repeated.
+        RescoldoError: scores that do not belong to BPE, merges that do not fit the vocabulary, or a repeated token.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -212,7 +213,7 @@ def build_sentencepiece(
 
 
 def add_begin_and_end(backend: Any, vocabulary: Vocabulary, bos: int | None, eos: int | None) -> None:
-    """Let `backend` put bos before, eos after each text that it encodes with special tokens; None: neither."""
+    """Make `backend` add bos before and eos after each text that it encodes with special tokens; None: nothing."""
     from tokenizers import processors
 
     ends = [(vocabulary.tokens[index], index) for index in (bos, eos) if index is not None]

@@ -32,18 +32,18 @@ _HELP = (
 def chat(
     model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
     concept: Annotated[
-        str | None, typer.Option(help="Ask this through the role's prompt, print the answer, exit.")
+        str | None, typer.Option(help="Ask this with the role's prompt, print the answer, exit.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the base model's answer beside the run's.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also show the base model's answer.")] = False,
     base: Annotated[bool, typer.Option("--base", help="Use the run's base model without its adapter.")] = False,
     constrained: Annotated[
-        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+        bool, typer.Option("--constrained", help="Constrain answers to the role's schema (constrained decoding).")
     ] = False,
     system: Annotated[str | None, typer.Option(help="A system message before the conversation.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy. (default the role's)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer. (default the role's)")
+        int | None, typer.Option(min=1, help="Maximum tokens of an answer. (default the role's)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     quantization: Annotated[
@@ -116,7 +116,7 @@ def _talk(
     sampling: Sampling,
     ask: Any,
 ) -> None:
-    """Read lines from standard input and print answers until it ends. The last model's answers make the history."""
+    """Read lines from standard input and print answers until it ends. The last model's answers go into the history."""
     if sys.stdin.isatty():
         console.print(_HELP, style="dim")
     messages = list(before)
@@ -164,7 +164,7 @@ def _answer(
     *,
     quiet: bool = False,
 ) -> dict[str, Reply]:
-    """Answers by model, shown as they come: one below the other, two side by side on a terminal that has the room."""
+    """Answers by model, printed as they come: one after the other, two in columns on a wide terminal."""
     from rescoldo.serve.talk import reply
 
     if quiet:

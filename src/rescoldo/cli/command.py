@@ -1,4 +1,4 @@
-"""How every command reads its options: help texts are shown as written, and a wrong option is one clear message."""
+"""Parsing of options for all commands: help texts are shown literally, and a wrong option gives one clear message."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ i
 
 
 class _Plain(_Base):
-    """Usage errors are RescoldoErrors, and help texts may hold brackets: what commands and groups have in common."""
+    """The common part of commands and groups: usage errors are RescoldoErrors, and help texts may contain brackets."""
 
-    escaped = False  # whether its help texts are rich's markup already
+    escaped = False  # whether its help texts are already escaped for rich's markup
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with texts as they are written."""
+        """Print the help, with its texts shown literally."""
         _escape_help(self)
         super().format_help(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What may come next, each with its help text as it is written."""
+        """The possible completions, with their help texts shown literally."""
         _escape_help(self)
         return super().shell_complete(ctx, incomplete)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises RescoldoError where typer finds that the arguments are wrong."""
+        """Raise RescoldoError if typer refuses the arguments."""
         try:
             return super().parse_args(ctx, args)
         except UsageError as error:
@@ -54,7 +54,7 @@ class Group(_Plain, TyperGroup):
     """A group of commands: see _Plain."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Raises RescoldoError where there is no such command."""
+        """Raise RescoldoError if there is no such command."""
         try:
             return super().resolve_command(ctx, args)
         except UsageError as error:
@@ -65,7 +65,7 @@ class Group(_Plain, TyperGroup):
 
 
 def prepare(application: typer.Typer) -> None:
-    """Make `application`'s commands and groups, all levels, use these classes. Idempotent."""
+    """Make all of `application`'s commands and groups use these classes. Idempotent."""
     application.info.cls = Group
     for command in application.registered_commands:
         command.cls = Command
@@ -76,14 +76,15 @@ def prepare(application: typer.Typer) -> None:
 
 
 def example(words: str) -> str:
-    """The epilog of a command's help: `words` behind this program's name as the user types it."""
+    """The epilog of a command's help: `words` after this program's name as the user types it."""
     return f"Example: {program()} {words}"
 
 
 def _escape_help(command: Any) -> None:
-    """typer reads help texts as rich's markup, in which [name] would vanish: those of a command and its subcommands.
+    """Escape the help texts of a command and its subcommands, because typer reads them as rich's markup, in which
+    [name] would vanish.
 
-    Only where they are shown, since rich takes longer to import than `status` takes for the rest of its work.
+    Only called when help is shown, since importing rich takes longer than all of `status`.
     """
     from rich.markup import escape
 
@@ -115,7 +116,7 @@ def _called(ctx: Any) -> str:
 
 
 def _explained(error: Any, ctx: Any, known: list[str]) -> RescoldoError:
-    """What typer says about the arguments, with what to type instead."""
+    """typer's message about the arguments, with a suggestion of what to type."""
     name = getattr(error, "option_name", "")
     fix = f"{_called(ctx)} --help lists the options"
     if type(error).__name__ == "NoSuchOption":
@@ -135,7 +136,7 @@ _NUMBERS = {
 
 
 def _allowed(parameter: Any) -> str:
-    """The range of a numeric option, from its own bounds or from the run's setting of that name."""
+    """The range of a numeric option, from its own bounds or from the run's setting with its name."""
     low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
     if low is None and high is None and parameter.name in OPTIONS:
         from rescoldo.training.config import allowed_words

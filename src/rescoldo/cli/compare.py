@@ -24,40 +24,41 @@ def compare(
     ],
     dataset: Annotated[Path, typer.Option(help="Records to answer (JSON Lines).")],
     optimized: Annotated[
-        str, typer.Option(help="M2, the better prompt: a DSPy program (directory or JSON), or PROGRAM@MODEL.")
+        str, typer.Option(help="M2, the optimized prompt: a DSPy program (directory or JSON), or PROGRAM@MODEL.")
     ] = "",
     finetuned: Annotated[str, typer.Option(help="M3, the fine-tuned model: a run directory, or any other model.")] = "",
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A further model, as NAME=MODEL; may be given more than once.")
+        list[str] | None, typer.Option("--model", help="Another model, as NAME=MODEL; may be repeated.")
     ] = None,
     together: Annotated[
         Path | None,
         typer.Option(
-            help="Train the optimized prompt's instruction into the weights (BetterTogether) in this directory, as the "
-            "fine-tuned model was trained, and compare that, too. Resumed like any training."
+            help="Train the optimized prompt's instruction into the weights (BetterTogether) in this directory, with "
+            "the fine-tuned model's settings, and compare that, too. Can be resumed like any training."
         ),
     ] = None,
     constrained: Annotated[
-        bool, typer.Option(help="The baseline once more, with its answers held to the role's schema: form for nothing.")
+        bool, typer.Option(help="Also compare with the baseline constrained to the role's schema.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON to write; Markdown and HTML reports go beside it.")
+        Path | None,
+        typer.Option("--output", "-o", help="JSON to write; Markdown and HTML reports are written next to it."),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding; the same as --temperature 0.")] = False,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling; 1 is off.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 2048,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 2048,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     samples: Annotated[
         int,
         typer.Option(
             "--samples",
             "--repeats",
-            help="Answers to each record (the seed counts up): the mean, pass@k, the best of k.",
+            help="Answers to each record (with increasing seeds): mean, pass@k, best of k.",
         ),
     ] = 1,
     train_set: Annotated[
-        Path | None, typer.Option(help="Score the fine-tuned model on its training set too, to detect overfitting.")
+        Path | None, typer.Option(help="Also score the fine-tuned model on its training set, to detect overfitting.")
     ] = None,
     train_set_limit: Annotated[int | None, typer.Option(help="Use only its first N examples.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
@@ -70,21 +71,22 @@ def compare(
     concurrency: Annotated[int, typer.Option(help="Concurrent requests to a server.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer from a server.")] = 1800.0,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="Take answers from this earlier evaluation or comparison where they fit.")
+        list[Path] | None, typer.Option(help="Reuse answers from this earlier evaluation or comparison if they fit.")
     ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that judges the answers once it has passed an exam: openai:MODEL@URL, ollama:NAME, a base "
-            "model or a run; may be given more than once."
+            help="A model that judges the answers if it passes an exam: openai:MODEL@URL, ollama:NAME, a base "
+            "model or a run; may be repeated."
         ),
     ] = None,
-    judge_tokens: Annotated[int, typer.Option(help="Tokens that a judge may write; one that thinks needs more.")] = 16,
+    judge_tokens: Annotated[int, typer.Option(help="Maximum tokens of a judge's answer; thinking needs more.")] = 16,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Load a pickled DSPy program: it can run any code on this machine.")
     ] = False,
     role: Annotated[
-        str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
+        str | None,
+        typer.Option(help="Role with prompt and metric: name, file or folder. (default the run's own, else ba)"),
     ] = None,
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
@@ -92,10 +94,10 @@ def compare(
     lang: Annotated[str, typer.Option(help="Language of reports, tables and verdict: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
-    """Compare two models or more on the same dataset; say whether the fine-tuned one is worth adopting, and why.
+    """Compare two or more models on the same dataset; report whether the fine-tuned one is worth adopting, and why.
 
-    All answer the same records with the same sampling and seeds. Interrupted, the same command resumes where it
-    stopped; once finished, it asks no model again (both with --output).
+    All models answer the same records with the same sampling and seeds. The same command resumes after an interruption;
+    once finished, it asks no model again (both with --output).
     """
     temperature = 0.0 if greedy else temperature
     check_sampling(temperature, top_p, max_new_tokens)
@@ -166,7 +168,7 @@ def compare(
 def _train_together(
     output: Path, finetuned: str, optimized: str, role: str | None, allow_pickle: bool, as_json: bool
 ) -> None:
-    """Train the run of --together, or resume it, or recognise it as finished; leaves when a signal came."""
+    """Train the run of --together, resume it, or recognize it as finished; exits if a signal came."""
     from rich.console import Console
 
     from rescoldo.assemble import real_parts
@@ -185,10 +187,10 @@ def _train_together(
 
 
 def _models(baseline: str, further: list[str], optimized: str, finetuned: str, together: Path | None) -> dict[str, str]:
-    """Name in the document → spec, the simplest first.
+    """Name in the document → spec, the simplest model first.
 
     Raises:
-        RescoldoError: only one, a --model without a name, a name twice, --together without what it is made of.
+        RescoldoError: only one model, a --model without a name, a repeated name, or --together without its two parts.
     """
     models = {"baseline": baseline}
     reserved = ("baseline", "optimized", "finetuned", "together")

@@ -1,4 +1,4 @@
-"""`rescoldo data`: dataset files: made of others, checked, mended, divided, drafted and reviewed."""
+"""`rescoldo data`: dataset files: import, audit, fix, split, draft, review."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from rescoldo.cli.draft import DRAFT_EXAMPLE, REVIEW_EXAMPLE, draft_, review_
 from rescoldo.cli.intake import EXPORT_EXAMPLE, IMPORT_EXAMPLE, export_, import_
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
-data = typer.Typer(no_args_is_help=True, help="Make, check, mend and split datasets (JSON Lines).")
+data = typer.Typer(no_args_is_help=True, help="Make, check, fix and split datasets (JSON Lines).")
 
-RoleOption = Annotated[str, typer.Option(help="What the records are for: a role's name, file or folder.")]
+RoleOption = Annotated[str, typer.Option(help="The records' role: name, file or folder.")]
 data.command("import", epilog=example(IMPORT_EXAMPLE))(import_)
 data.command("draft", epilog=example(DRAFT_EXAMPLE))(draft_)
 data.command("review", epilog=example(REVIEW_EXAMPLE))(review_)
 data.command("export", epilog=example(EXPORT_EXAMPLE))(export_)
-SHOWN = 100  # faults or changes that are printed; --json has all of them
+SHOWN = 100  # maximum faults or changes printed; --json has all of them
 
 
 @data.command(epilog=example("data audit train.jsonl val.jsonl"))
 def audit(
-    files: Annotated[list[Path], typer.Argument(help="Dataset files; of several, also what they share is reported.")],
+    files: Annotated[list[Path], typer.Argument(help="Dataset files; several are also checked for shared inputs.")],
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Name each fault with its file, line and field. Exit code 1 if there are errors; warnings alone are 0."""
+    """Report each fault with its file, line and field. Exit code 1 if there are errors; 0 with warnings only."""
     from rescoldo.data.audit import audit as check
     from rescoldo.data.records import fix_command
     from rescoldo.files import quote
     from rescoldo.invocation import program
     from rescoldo.role import get_role
+    from rescoldo.role.fault import errors
     from rescoldo.role.role import FOREIGN
 
     the_role = get_role(role)
@@ -63,7 +64,7 @@ def audit(
             print("✅ no errors")
         if generic := next((fault for fault in found.faults if fault.code == FOREIGN), None):
             print(f"→ {program()} data audit {quote(generic.file)} --role generic")
-        elif unusable := next((f for f in found.faults if f.level == "error" and not f.fixable and f.line), None):
+        elif unusable := next((fault for fault in errors(found.faults) if not fault.fixable and fault.line), None):
             print(f"→ {fix_command(Path(unusable.file), the_role, drop=True)} leaves such lines out, and names them")
     if not found.ok:
         raise typer.Exit(EXIT_FAILURE)
@@ -76,15 +77,15 @@ def fix(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the file; the old one is kept as .bak.")
     ] = False,
-    drop: Annotated[bool, typer.Option("--drop", help="Leave out lines that cannot be mended; each is named.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Remove lines that cannot be fixed; each is listed.")] = False,
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Mend what the role knows how to mend, leave out repeated examples; say each change.
+    """Fix the faults for which the role has a rule, remove repeated examples; report each change.
 
     With ba: IDs, priorities' spelling, YAML-string lists. In a conversation: an answer before the first question.
 
-    Lines that only a person can mend stay as they are (exit code 1 if there are any), or are left out with --drop.
+    Lines that only a person can fix are kept (exit code 1 if there are any), or removed with --drop.
     """
     from rescoldo.data.fix import fix_file, refuse_existing, write_fixed
     from rescoldo.data.records import fix_command
@@ -126,15 +127,15 @@ def fix(
 
 @data.command(epilog=example("data split all.jsonl --val 0.2 --train-out train.jsonl --val-out val.jsonl"))
 def split(
-    files: Annotated[list[Path], typer.Argument(help="Dataset files; several are divided as if they were one.")],
+    files: Annotated[list[Path], typer.Argument(help="Dataset files; several are split as if they were one.")],
     train_out: Annotated[Path, typer.Option(help="New file for training.")],
     val_out: Annotated[Path, typer.Option(help="New file for validation.")],
-    val: Annotated[float, typer.Option(help="Share of the records for validation.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Another seed, another division.")] = 42,
+    val: Annotated[float, typer.Option(help="Fraction of the records for validation.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
     role: RoleOption = "ba",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Divide a dataset by seed; the same or nearly the same inputs stay on one side."""
+    """Split a dataset by seed; equal and nearly equal inputs stay on one side."""
     from rescoldo.data.split import split_files
     from rescoldo.role import get_role
 
@@ -154,7 +155,7 @@ def split(
     print(f"{val_out}: {len(done.val)} records")
     if done.grouped:
         same = f"the same or nearly the same {the_role.input}"
-        print(f"{done.grouped} records have {same} as another and were kept with it")
+        print(f"{done.grouped} records have {same} as another one and stay on the same side")
 
 
 def _print_json(value: Any) -> None:

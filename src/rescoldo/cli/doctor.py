@@ -1,4 +1,4 @@
-"""`rescoldo doctor`: one line a check, with its remedy."""
+"""`rescoldo doctor`: one line per check, with its remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def doctor(
 ) -> None:
     """Check what a run needs before it starts: disk, memory, CPU, datasets, base model, libraries, output, sleep.
 
-    Takes the flags of `rescoldo train`; without data and output it takes the demo's. Exit code 0: it can start.
+    Takes the flags of `rescoldo train`; without data and output it uses the demo's. Exit code 0: it can start.
     1: it cannot. 2: with --strict, there are warnings.
     """
     run_config = read_config(with_sample_data(given, config), config)

@@ -21,39 +21,42 @@ from rescoldo.units import count
 
 DRAFT_EXAMPLE = "data draft --documents handbook.pdf --model openai:qwen3@http://127.0.0.1:8080/v1 -o drafts.jsonl"
 REVIEW_EXAMPLE = "data review drafts.jsonl --output accepted.jsonl --reviewer ana"
-ROLE_HELP = "What the records are for: a role's name, file or folder."
+ROLE_HELP = "The records' role: name, file or folder."
 
 
 def draft_(
     output: Annotated[Path, typer.Option("--output", "-o", help="New file of drafts (JSON Lines).")],
-    model: Annotated[str, typer.Option(help="Who writes: openai:MODEL@URL, ollama:NAME, a run or a base model.")],
+    model: Annotated[str, typer.Option(help="The model: openai:MODEL@URL, ollama:NAME, a run or a base model.")],
     inputs: Annotated[
-        list[Path] | None, typer.Option(help="Inputs to answer: a text with one a line, a table, JSON Lines.")
+        list[Path] | None, typer.Option(help="Inputs to answer: a text with one per line, a table, JSON Lines.")
     ] = None,
     documents: Annotated[
         list[Path] | None, typer.Option(help="txt, md, docx or pdf: inputs are found in them, and answered from them.")
     ] = None,
-    column: Annotated[str, typer.Option(help="Of a table of inputs. (default the role's input)")] = "",
+    column: Annotated[str, typer.Option(help="Column with the inputs. (default the role's input)")] = "",
     existing: Annotated[
-        list[Path] | None, typer.Option(help="Datasets that are there already: not asked again, and the scale.")
+        list[Path] | None,
+        typer.Option(help="Existing datasets: their inputs are skipped, and drafts compared with them."),
     ] = None,
     role: Annotated[str, typer.Option(help=ROLE_HELP)] = "generic",
     per_piece: Annotated[int, typer.Option(help="Inputs from each piece of a document.")] = 3,
-    words: Annotated[int, typer.Option(help="Of a piece of a document, about.")] = 300,
+    words: Annotated[int, typer.Option(help="Approximate words in a piece of a document.")] = 300,
     limit: Annotated[int | None, typer.Option(help="Use only the first N inputs or pieces.")] = None,
     constrained: Annotated[
-        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+        bool, typer.Option("--constrained", help="Constrain answers to the role's schema (constrained decoding).")
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer. (default the role's)")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Maximum tokens of an answer. (default the role's)")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
-    quantization: Annotated[str, typer.Option(help="Of a model of our engine: auto, int8, nf4, bf16, fp32.")] = "auto",
+    quantization: Annotated[str, typer.Option(help="Precision in our engine: auto, int8, nf4, bf16, fp32.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Have a model write candidate examples. None of them is learned until a person has accepted it (data review).
+    """Have a model write candidate examples. They are learned only after a person has accepted them (data review).
 
-    Interrupted, the same command resumes where it was: what the model has written is kept beside OUTPUT.
+    The same command resumes after an interruption: the model's answers are stored next to OUTPUT.
     """
     from dataclasses import replace
 
@@ -99,31 +102,31 @@ def draft_(
         print(f"⚠️  {text}")
     print(f"{output}: {count(len(made.records), 'draft')}, {wrong} with faults, {odd} unlike the existing answers")
     if not made.calibrated:
-        print("  (fewer than 10 existing answers (--existing): nothing says what is usual)")
+        print("  (fewer than 10 existing answers (--existing): too few to compare with)")
     if made.repeated:
-        print(f"  {count(made.repeated, 'input')} left out: asked already, or nearly so")
+        print(f"  {count(made.repeated, 'input')} left out: asked already, or nearly the same")
     print(f"→ {program()} data review {quote(output)} --role {quote(role)}")
 
 
 def review_(
-    file: Annotated[Path, typer.Argument(help="Drafts, as data draft has written them.")],
+    file: Annotated[Path, typer.Argument(help="Drafts written by data draft.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Dataset of the accepted ones. (default FILE_accepted.jsonl)")
+        Path | None, typer.Option("--output", "-o", help="Dataset of accepted drafts. (default FILE_accepted.jsonl)")
     ] = None,
     role: Annotated[str, typer.Option(help=ROLE_HELP)] = "generic",
-    reviewer: Annotated[str, typer.Option(help="Who decides. (default the login name)")] = "",
-    terminal: Annotated[bool, typer.Option("--terminal", help="In the terminal instead of on a page.")] = False,
-    lang: Annotated[str, typer.Option(help="What the page and the questions are written in: en, es.")] = "en",
+    reviewer: Annotated[str, typer.Option(help="Name of the reviewer. (default the login name)")] = "",
+    terminal: Annotated[bool, typer.Option("--terminal", help="Use the terminal instead of a page.")] = False,
+    lang: Annotated[str, typer.Option(help="Language of the page and the questions: en, es.")] = "en",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON document: the page's address once it listens.")
     ] = False,
 ) -> None:
-    """Accept, edit or reject drafts: on a page of this machine, or in the terminal.
+    """Accept, edit or reject drafts, on a local page or in the terminal.
 
-    Each decision is on the disk at once, in FILE.decisions.jsonl, and the accepted examples in OUTPUT; the same
-    command resumes where it was.
+    Each decision is saved at once, in FILE.decisions.jsonl, and the accepted examples in OUTPUT; the same command
+    resumes.
     """
     from rescoldo.cli.review import login, open_page
     from rescoldo.draft.decisions import ACCEPT, REJECT, Reviewing
@@ -133,16 +136,16 @@ def review_(
 
     check_number("--port", port, whole=True, ge=0, le=65535)
     if lang not in LANGUAGES:
-        raise RescoldoError(f"{lang!r} is no language of the page", where="--lang", fix=" or ".join(LANGUAGES))
+        raise RescoldoError(f"unknown language {lang!r}", where="--lang", fix=" or ".join(LANGUAGES))
     if terminal and json_:
-        raise RescoldoError("--terminal asks a person and --json answers a program", fix="leave one of them out")
+        raise RescoldoError("--terminal and --json exclude each other", fix="leave one of them out")
     output = output or file.with_name(f"{file.stem}_accepted.jsonl")
     if output.resolve() == file.resolve():
         raise RescoldoError("the drafts would be overwritten", where=f"--output {output}", fix="choose another name")
     reviewing = Reviewing(file, get_role(role).ready(), output, reviewer or login())
     site = DraftSite(reviewing, lang)
     if not json_:
-        print(f"{count(len(reviewing.drafts), 'draft')}, {reviewing.done} decided about")
+        print(f"{count(len(reviewing.drafts), 'draft')}, {reviewing.done} with a decision")
     try:
         if terminal:
             from rescoldo.review.draft_terminal import review_in_terminal
@@ -159,7 +162,7 @@ def review_(
                 print(f"Open {server.url}\n(this machine only; Finish on the page or Ctrl-C here ends it)", flush=True)
                 open_page(server.url, open_)
             server.run()
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the normal way to end it
         print(file=sys.stderr)
     if json_:
         return
@@ -174,7 +177,7 @@ def review_(
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each kind of question that the model is asked, on standard error."""
+    """A progress bar on standard error for each kind of request to the model."""
     from rich.console import Console
 
     from rescoldo.training.progress import Bar, Reporter
@@ -196,7 +199,7 @@ def _write(records: list[dict[str, Any]], output: Path) -> None:
     from rescoldo.data.fix import unwritable, write_bytes
 
     if not records:
-        raise RescoldoError("all inputs are asked already: there is nothing to draft", fix="give other inputs")
+        raise RescoldoError("all inputs exist already: there is nothing to draft", fix="give other inputs")
     try:
         write_bytes(output, b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in records))
     except OSError as error:

@@ -23,43 +23,44 @@ def eval_(
     model: Annotated[str, typer.Argument(help="Run directory, or a base model (directory, GGUF, ollama:, sample:).")],
     dataset: Annotated[Path, typer.Option(help="Records to answer (JSON Lines).")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report goes beside it.")
+        Path | None, typer.Option("--output", "-o", help="JSON to write; a Markdown report is written next to it.")
     ] = None,
     train: Annotated[
         Path | None, typer.Option(help="Training set, to detect copied passages. (default the run's)")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the run's base model, without its adapter.")] = False,
     constrained: Annotated[
-        bool, typer.Option("--constrained", help="Hold answers to the role's schema: constrained decoding.")
+        bool, typer.Option("--constrained", help="Constrain answers to the role's schema (constrained decoding).")
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. (default the role's, 0 for ba)")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling; 1 is off. (default the role's)")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer. (default the role's, 2048 for ba)")
+        int | None, typer.Option(help="Maximum tokens of an answer. (default the role's, 2048 for ba)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 42,
     samples: Annotated[
-        int, typer.Option(help="Answers to each record (the seed counts up): pass@k and the best of k.")
+        int, typer.Option(help="Answers to each record (with increasing seeds): pass@k and best of k.")
     ] = 1,
     limit: Annotated[int | None, typer.Option(help="Use only the first N records.")] = None,
     quantization: Annotated[
         str, typer.Option(help="Precision of the base model: auto (the run's), int8, nf4 (or bnb4), bf16, fp32.")
     ] = "auto",
     role: Annotated[
-        str | None, typer.Option(help="Whose prompt and metric: name, file or folder. (default the run's own, else ba)")
+        str | None,
+        typer.Option(help="Role with prompt and metric: name, file or folder. (default the run's own, else ba)"),
     ] = None,
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Measure each answer's perplexity under the base model, too.")
     ] = False,
     choices: Annotated[
-        bool, typer.Option("--choices", help="Measure the probability of each label, where the answers are labels.")
+        bool, typer.Option("--choices", help="Measure the probability of each label, if the answers are labels.")
     ] = False,
     lang: Annotated[str, typer.Option(help="Language of reports, tables and verdict: en or es.")] = "en",
     json_: Annotated[bool, typer.Option("--json", help="Print the JSON document, nothing else.")] = False,
 ) -> None:
-    """Score a model on a dataset: the metric, its components, and signs of reciting.
+    """Score a model on a dataset: the metric, its components, and signs of recitation.
 
-    Interrupted, the same command resumes where it stopped (with --output).
+    The same command resumes after an interruption (with --output).
     """
     check_sampling(temperature, top_p, max_new_tokens)
     from dataclasses import replace
@@ -105,11 +106,11 @@ def eval_(
 
 @contextmanager
 def going_on(kept: str) -> Iterator[None]:
-    """Around work that Ctrl-C may stop: says where its answers are `kept` ("" where they are not). A terminal or pipe
-    that goes away meanwhile does not end it.
+    """For work that Ctrl-C may stop: prints where its answers are `kept` ("" if they are not). Losing the terminal or
+    pipe does not end the work.
 
     Raises:
-        RescoldoError: standard output is gone, and the result was to be printed there and nowhere else.
+        RescoldoError: standard output has closed, and the result was to be printed only there.
     """
     from rescoldo.run.streams import lost, unfailing
 
@@ -130,14 +131,14 @@ def going_on(kept: str) -> Iterator[None]:
 
 
 def check_sampling(temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
-    """Raises RescoldoError where a flag of the sampling is out of range."""
+    """Raise RescoldoError if a sampling flag is out of range."""
     check_number("--temperature", temperature, ge=0, le=100)
     check_number("--top-p", top_p, gt=0, le=1)
     check_number("--max-new-tokens", max_new_tokens, whole=True, ge=1, le=1_000_000)
 
 
 class TerminalConsole:
-    """Progress for people: a bar on a terminal, plain lines elsewhere; with `quiet` on standard error only."""
+    """Progress for people: a bar on a terminal, plain lines elsewhere; with `quiet` only on standard error."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
@@ -147,7 +148,7 @@ class TerminalConsole:
         self._reporter = Reporter(Console(stderr=True, highlight=False) if quiet else None)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._reporter.say(text)
 
     @contextmanager
@@ -179,7 +180,7 @@ class _Rows:
         return f"{self._tokens:,} tokens, {rate:.0f} tokens/s{self._left(rate, seconds)}"
 
     def _left(self, rate: float, seconds: float) -> str:
-        """The time left: what it takes if all rows become as long as they may, or less as rows end earlier."""
+        """The time left if all rows reach the maximum length, or less if rows end earlier."""
         done, rows = self._done - self._before, self._bar.total - self._before
         if done >= rows:
             return ""

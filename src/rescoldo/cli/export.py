@@ -15,7 +15,7 @@ EXAMPLE = "export artifacts/mistral --to ollama --create --name mistral-ba"
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run's directory, or an adapter that PEFT wrote.")],
+    run: Annotated[Path, typer.Argument(help="A finished run's directory, or an adapter written by PEFT.")],
     to: Annotated[str, typer.Option(help="gguf-adapter, ollama, merged (Hugging Face directory) or merged-gguf.")],
     dtype: Annotated[
         str | None,
@@ -25,17 +25,16 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory to make.", show_default="RUN/export/KIND")
+        Path | None, typer.Option("--output", "-o", help="Directory to create.", show_default="RUN/export/KIND")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     create: Annotated[bool, typer.Option("--create", help="Run `ollama create` (with --to ollama).")] = False,
     name: Annotated[str | None, typer.Option(help="The model's name in Ollama.", show_default="the run's")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else.")] = False,
 ) -> None:
-    """Write a run's adapter for other programs, with how to call it.
+    """Write a run's adapter for other programs, with instructions for calling it.
 
-    The result is read back and checked before it appears under its name. Merging a 7B takes less than 3 GB of
-    memory.
+    The result is read back and verified before it gets its name. Merging a 7B takes less than 3 GB of memory.
     """
     from rich.console import Console
 
@@ -46,7 +45,7 @@ def export(
 
     command = get_format(to).create
     if (create or name) and command is None:
-        raise RescoldoError("goes with --to ollama", where="--create" if create else "--name", fix="--to ollama")
+        raise RescoldoError("requires --to ollama", where="--create" if create else "--name", fix="--to ollama")
     reporter = Reporter(Console(stderr=True, highlight=False) if json_ else None)
     with reporter.bar("Writing tensors:", 100) as bar:
 
@@ -63,9 +62,9 @@ def export(
         print(json.dumps(document, ensure_ascii=False))
         return
     size = sum(file["bytes"] for file in document["files"].values())
-    reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), read back and checked")
+    reporter.say(f"Written: {directory} ({document['dtype']}, {gigabytes(size)}), read back and verified")
     if command is not None:
         done = document["create"]["done"]
-        said = f"Ollama has it: ollama run {model}" if done else f"To give it to Ollama: {shlex.join(words)}"
+        said = f"The model is in Ollama: ollama run {model}" if done else f"To create it in Ollama: {shlex.join(words)}"
         reporter.say(f"Ollama is not installed here. {said}" if create and not done else said)
     reporter.say(f"How to call it with the prompt that it was trained on: {directory / 'PROMPT.md'}")

@@ -1,4 +1,4 @@
-"""`rescoldo data import` and `data export`: from and to the files that other programs have."""
+"""`rescoldo data import` and `data export`: conversion from and to the files of other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IMPORT_EXAMPLE = "data import customers.xlsx --map prompt=Question,completion=Answer -o customers.jsonl"
 EXPORT_EXAMPLE = "data export train.jsonl --to openai -o openai.jsonl --role generic"
 FIRST = 3  # records that are shown
-ROLE_HELP = "What the records are for: a role's name, file or folder."
+ROLE_HELP = "The records' role: name, file or folder."
 
 
 def import_(
@@ -28,26 +28,28 @@ def import_(
         str, typer.Argument(help="CSV, TSV, XLSX, Parquet, JSON (also compressed), a dataset's folder, or hf:ORG/NAME.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New JSON Lines file to write.")] = None,
-    role: Annotated[str | None, typer.Option(help=f"{ROLE_HELP} (default by the columns: ba or generic)")] = None,
+    role: Annotated[
+        str | None, typer.Option(help=f"{ROLE_HELP} (default: derived from the columns, ba or generic)")
+    ] = None,
     map_: Annotated[
         list[str] | None, typer.Option("--map", help="FIELD=COLUMN,…: which column is which field. (default by name)")
     ] = None,
-    without: Annotated[list[str] | None, typer.Option(help="A column to leave out; more than once.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
     sheet: Annotated[str, typer.Option(help="Sheet of a workbook. (default the only one with rows)")] = "",
     split: Annotated[str, typer.Option(help="Split of a dataset: train, test, … (default the only one)")] = "",
-    encoding: Annotated[str, typer.Option(help="Of a text: utf-8, cp1252, … (default recognized)")] = "",
-    separator: Annotated[str, typer.Option(help="Of a table's cells; \\t is a tab. (default recognized)")] = "",
+    encoding: Annotated[str, typer.Option(help="Encoding of a text: utf-8, cp1252, … (default detected)")] = "",
+    separator: Annotated[str, typer.Option(help="Separator of a table's cells; \\t is a tab. (default detected)")] = "",
     header: Annotated[int, typer.Option(help="Line of a table, or row of a sheet, that names the columns.")] = 1,
-    drop: Annotated[bool, typer.Option("--drop", help="Leave out rows that cannot be read; each is named.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Leave out rows that cannot be read; each is listed.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is recognized and check all rows; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what is detected and check all rows; write nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines. Asks nothing.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines. No questions.")] = False,
 ) -> None:
-    """Make a dataset (JSON Lines) of a file that other programs have written.
+    """Convert a file from another program to a dataset (JSON Lines).
 
-    Shows what was recognized, which column becomes which field, and the first records, before it writes.
+    Before writing, it shows what was detected, the field for each column, and the first records.
     """
     from rescoldo.intake.columns import parse_map
     from rescoldo.intake.importer import import_rows, preview
@@ -62,7 +64,7 @@ def import_(
     check_number("--header", header, whole=True, ge=1)
     separator = "\t" if separator in ("\\t", "tab") else separator
     if len(separator) > 1 or separator in ('"', "\n", "\r"):
-        raise RescoldoError(f"{separator!r} separates no cells", where="--separator", fix="one character: , ; | or \\t")
+        raise RescoldoError(f"invalid separator {separator!r}", where="--separator", fix="one character: , ; | or \\t")
     source = open_source(file, sheet=sheet, split=split, encoding=encoding, separator=separator, header=header)
     look = preview(source, role, parse_map(map_ or []), without or [])
     if not json_:
@@ -97,26 +99,28 @@ def export_(
     role: Annotated[str, typer.Option(help=ROLE_HELP)] = "generic",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
 ) -> None:
-    """Write a dataset in the form that other programs read. A role's records become its prompt and its answer.
+    """Write a dataset in another program's format. A role's records become its prompt and its answer.
 
-    What a form has no place for (several turns in Alpaca's, tools) is refused with its line; nothing is left out.
+    What the format cannot represent (several turns in Alpaca's, tools) is refused with its line; nothing is dropped.
     """
     from rescoldo.intake.forms import FORMS, export_records
     from rescoldo.role import get_role
 
     if to not in FORMS:
-        raise RescoldoError(f"there is no form {to!r}", where="--to", fix=" or ".join(FORMS))
+        raise RescoldoError(f"there is no format {to!r}", where="--to", fix=" or ".join(FORMS))
     records = export_records(file, get_role(role), to, output)
     if json_:
         print(json.dumps({"output": str(output), "form": to, "records": records}))
     else:
-        print(f"{output}: {count(records, 'record')} in {to}'s form")
+        print(f"{output}: {count(records, 'record')} in {to}'s format")
 
 
 def _ask(output: Path | None) -> None:
-    """Raises RescoldoError where nobody can be asked; typer.Exit where the answer is no."""
+    """Raise RescoldoError if there is no terminal for the question; typer.Exit if the answer is no."""
     if not sys.stdin.isatty():
-        raise RescoldoError("nobody can be asked whether this is right", fix="--yes writes it, --dry-run only looks")
+        raise RescoldoError(
+            "there is no terminal to ask for confirmation", fix="--yes writes it, --dry-run only checks"
+        )
     if not typer.confirm(f"Write {output}?", default=True):
         print("nothing was written")
         raise typer.Exit(EXIT_FAILURE)
@@ -170,6 +174,6 @@ def _tell(done: Imported, output: Path | None) -> None:
     if done.unread:
         where, what = done.unread[0]
         many = count(done.unread_records, "record")
-        print(f"⚠️  {many} carried over as they are, which train would refuse: {where}: {what}")
+        print(f"⚠️  {many} imported unchanged, which train would refuse: {where}: {what}")
     left_out = f", {count(done.rows - done.records, 'row')} left out" if done.rows > done.records else ""
     print(f"{output or 'nothing is written'}: {count(done.records, 'record')} of {count(done.rows, 'row')}{left_out}")

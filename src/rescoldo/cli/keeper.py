@@ -1,7 +1,7 @@
-"""The small process above a detached run: it starts it, sees how it ends, notes that, and tells the user.
+"""The small parent process of a detached run: it starts the run, records how it ends, and notifies the user.
 
-It is a process of its own because a run that is killed cannot say so. It imports no torch, and the run continues if the
-keeper itself is killed. `python -m rescoldo.cli.keeper OUTPUT ON_EXIT COMMAND…`
+It is a separate process because a killed run cannot report its own end. It imports no torch, and the run continues if
+the keeper itself is killed. `python -m rescoldo.cli.keeper OUTPUT ON_EXIT COMMAND…`
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def keep(output: Path, on_exit: str, command: list[str]) -> int:
     """Run `command` to its end, write exit.json, run the user's `on_exit` command. Returns the exit code."""
     before = oom_kills()
     error_file = output.absolute() / ERROR_FILE
-    with contextlib.suppress(OSError):  # one that stays is told by its pid
+    with contextlib.suppress(OSError):  # an old file that cannot be removed is recognized by its pid
         error_file.unlink()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, VARIABLE: str(error_file)})
     start = process_start(child.pid)

@@ -1,4 +1,4 @@
-"""The `rescoldo` command. Each command lives in a module of its own and imports its work only when called."""
+"""The `rescoldo` command. Each command has its own module, and imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def run_app(application: typer.Typer) -> int:
     code = _run(application)
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # nobody reads any more: no second message when the interpreter ends
+    except (OSError, ValueError):  # the reader has gone: avoid a second message at interpreter exit
         code = code or EXIT_FAILURE
         with contextlib.suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY)
@@ -113,7 +113,7 @@ def run_app(application: typer.Typer) -> int:
 def _run(application: typer.Typer) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal or log in a plain encoding is no reason to fail
+            stream.reconfigure(errors="replace")  # a terminal or log with a limited encoding must not cause failures
     try:
         with _memory_errors():
             code = application(standalone_mode=True)
@@ -125,7 +125,7 @@ def _run(application: typer.Typer) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE
-    except OSError as error:  # what no command looked for: the standard output's disk is full, a path may not be read
+    except OSError as error:  # not handled by the command: standard output's disk is full, a path is unreadable
         where = "" if error.filename is None else str(error.filename)
         return _refused(RescoldoError(error.strerror or str(error), where=where, exit_code=EXIT_FAILURE))
     except SystemExit as stop:
@@ -135,13 +135,13 @@ def _run(application: typer.Typer) -> int:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """memory_errors_in_words, imported when it is needed: it takes psutil, and `--help` does not."""
+    """memory_errors_in_words, imported on use: it imports psutil, which `--help` does not need."""
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         try:
             from rescoldo.system.memory import memory_errors_in_words
-        except (MemoryError, ImportError, OSError):  # so little is left that not even that can be imported
+        except (MemoryError, ImportError, OSError):  # too little memory even for that import
             fix = "end other programs, raise `ulimit -v`, or need less: a smaller --max-length or base model"
             raise RescoldoError("there is no memory left", where="memory", fix=fix, exit_code=EXIT_FAILURE) from error
         with memory_errors_in_words():
@@ -149,12 +149,12 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _refused(error: RescoldoError) -> int:
-    """Say what is wrong; with --json on standard output too, where a program reads. Returns the exit code."""
+    """Print the error; with --json also on standard output, for programs. Returns the exit code."""
     if "--json" in sys.argv:
         document = {"status": "failed", "error": str(error), **error.document()}
-        with contextlib.suppress(OSError):  # it may be that very output that cannot be written
+        with contextlib.suppress(OSError):  # this output may be what cannot be written
             print(json.dumps(document, ensure_ascii=False), flush=True)
-    with contextlib.suppress(OSError):  # a terminal that is gone: the exit code says it still
+    with contextlib.suppress(OSError):  # the terminal has closed: the exit code still reports the error
         print(f"error: {error}", file=sys.stderr, flush=True)
     note_error(error)
     return error.exit_code

@@ -1,4 +1,4 @@
-"""`rescoldo merge`: the average of several adapters as one."""
+"""`rescoldo merge`: the average of several adapters as one adapter."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ EXAMPLE = "merge artifacts/a artifacts/b --weights 0.7,0.3 --output artifacts/bo
 def merge(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Runs, adapters that PEFT wrote, or epochs of a run (RUN/checkpoint-N): two or more."),
+        typer.Argument(help="Runs, adapters written by PEFT, or epochs of a run (RUN/checkpoint-N): two or more."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make; used as a run is.")],
-    weights: Annotated[str, typer.Option(help="Weight of each: 0.7,0.3. (default all the same)")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; can be used like a run.")],
+    weights: Annotated[str, typer.Option(help="Weight of each: 0.7,0.3. (default all equal)")] = "",
     method: Annotated[
         str,
         typer.Option(
-            help="exact: the average of what they do to the weights, the ranks add up. factors: A with A and B with B, "
-            "the rank stays; for epochs of one run, or runs that went on from one adapter."
+            help="exact: average of the changes to the weights; the ranks add up. factors: average of the A's and of "
+            "the B's; the rank stays; for epochs of one run, or runs continued from the same adapter."
         ),
     ] = "exact",
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Average several adapters of one base model into one.
 
-    For base model and adapter as one model see `export --to merged`.
+    To merge an adapter into its base model see `export --to merged`.
     """
     try:
         numbers = [float(part) for part in weights.split(",")] if weights else None

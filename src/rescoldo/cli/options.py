@@ -1,4 +1,4 @@
-"""The options that describe a run, shared by `train`, `doctor` and `plan`: one list, so that they cannot differ."""
+"""The options that describe a run, shared by `train`, `doctor` and `plan`, in one list so that they cannot differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _FROM_ANSWERS, *_FROM_PREFERENCES = get_args(ObjectiveName)
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="YAML file with any of these as fields (lora_r: 8); flags win.", rich_help_panel=BASICS
+        "--config",
+        help="YAML file with any of these as fields (lora_r: 8); flags take precedence.",
+        rich_help_panel=BASICS,
     ),
 ]
 
@@ -46,7 +48,7 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             "--from",
             "--from-adapter",
-            help="Run or PEFT adapter to go on from: its base model, kind, ranks, targets; a new optimizer and "
+            help="Run or PEFT adapter to continue from: its base model, kind, ranks, targets; with a new optimizer and "
             "schedule.",
             rich_help_panel=BASICS,
         ),
@@ -57,11 +59,13 @@ OPTIONS: dict[str, Any] = {
             help="Old examples to mix in: FILE:SHARE of all training examples (old.jsonl:0.2).", rich_help_panel=BASICS
         ),
     ],
-    "role": Annotated[str | None, typer.Option(help="What is taught. (default ba)", rich_help_panel=BASICS)],
+    "role": Annotated[
+        str | None, typer.Option(help="Role: name, file or folder. (default ba)", rich_help_panel=BASICS)
+    ],
     "preset": Annotated[
         str | None,
         typer.Option(
-            help="Where settings that are not given come from: tuned (measured, by the model's size) or original "
+            help="Source of settings that are not given: tuned (measured, by the model's size) or original "
             "(the original script's). (default tuned)",
             rich_help_panel=LORA,
         ),
@@ -76,7 +80,7 @@ OPTIONS: dict[str, Any] = {
     "lr": Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate. (default by the model's size and the step's; original: 2e-4)",
+            help="Peak learning rate. (default by model size and step size; original: 2e-4)",
             rich_help_panel=LORA,
         ),
     ],
@@ -84,7 +88,8 @@ OPTIONS: dict[str, Any] = {
         int | None, typer.Option(help="Examples per micro-batch. (default 1)", rich_help_panel=LORA)
     ],
     "grad_accum": Annotated[
-        int | None, typer.Option(help="Micro-batches a step. (default: 4 examples; original: 8)", rich_help_panel=LORA)
+        int | None,
+        typer.Option(help="Micro-batches per step. (default: 4 examples; original: 8)", rich_help_panel=LORA),
     ],
     "lora_r": Annotated[int | None, typer.Option(help="LoRA rank. (default 16; original: 8)", rich_help_panel=LORA)],
     "lora_alpha": Annotated[
@@ -109,7 +114,7 @@ OPTIONS: dict[str, Any] = {
         typer.Option(help="Ranks of single linears or groups: q_proj=8,mlp=32.", rich_help_panel=LORA),
     ],
     "lora_alphas": Annotated[
-        str | None, typer.Option(help="Alphas of single linears or groups, likewise.", rich_help_panel=LORA)
+        str | None, typer.Option(help="Alphas of single linears or groups: q_proj=16,mlp=64.", rich_help_panel=LORA)
     ],
     "lora_layers": Annotated[
         str | None,
@@ -132,7 +137,7 @@ OPTIONS: dict[str, Any] = {
     "thinking": Annotated[
         str | None,
         typer.Option(
-            help="Thinking parts of the answers: keep (learned), drop (left out), mask (seen, not learned). "
+            help="Thinking parts of the answers: keep (learned), drop (left out), mask (seen without loss). "
             "(default keep)",
             rich_help_panel=LORA,
         ),
@@ -140,7 +145,7 @@ OPTIONS: dict[str, Any] = {
     "text": Annotated[
         str | None,
         typer.Option(
-            help="Plain text to learn beside the examples: PATH[,PATH…][:SHARE of all tokens].", rich_help_panel=BASICS
+            help="Plain text to learn in addition: PATH[,PATH…][:SHARE of all tokens].", rich_help_panel=BASICS
         ),
     ],
     "prompt_loss_weight": Annotated[
@@ -151,7 +156,7 @@ OPTIONS: dict[str, Any] = {
         bool | None,
         typer.Option(
             "--balance-classes/--no-balance-classes",
-            help="Repeat examples of rarer answers, for labels. (default off)",
+            help="Repeat examples of rarer answers (for labels). (default off)",
             rich_help_panel=LORA,
         ),
     ],
@@ -164,7 +169,7 @@ OPTIONS: dict[str, Any] = {
     "objective": Annotated[
         str | None,
         typer.Option(
-            help=f"What is minimized: {_FROM_ANSWERS} (the answers), or from preferences "
+            help=f"Objective: {_FROM_ANSWERS} (learns the answers), or from preferences "
             f"{', '.join(_FROM_PREFERENCES)}. (default {_FROM_ANSWERS})",
             rich_help_panel=LORA,
         ),
@@ -172,7 +177,7 @@ OPTIONS: dict[str, Any] = {
     "beta": Annotated[
         float | None,
         typer.Option(
-            help="How strongly the model is held to the reference; orpo: weight of the odds. (default 0.1)",
+            help="Strength of the reference model; orpo: weight of the odds ratio. (default 0.1)",
             rich_help_panel=LORA,
         ),
     ],
@@ -202,7 +207,7 @@ OPTIONS: dict[str, Any] = {
     "lr_schedule": Annotated[
         str | None,
         typer.Option(
-            help="Learning rate behind the warm-up: cosine or linear to 0, or constant, with which a finished run can "
+            help="Learning rate after the warm-up: cosine or linear to 0, or constant, with which a finished run can "
             "be extended. (default cosine)",
             rich_help_panel=LORA,
         ),
@@ -238,14 +243,14 @@ OPTIONS: dict[str, Any] = {
     "memory_gb": Annotated[
         float | None,
         typer.Option(
-            help="Memory limit in GB: the lower, the more activations are recomputed. (default what is free)",
+            help="Memory limit in GB: the lower, the more activations are recomputed. (default the free memory)",
             rich_help_panel=RUN,
         ),
     ],
     "report_to": Annotated[
         str | None,
         typer.Option(
-            help="Where losses and settings go beside OUTPUT's own files: tensorboard, wandb, mlflow "
+            help="Where to report losses and settings in addition to OUTPUT's files: tensorboard, wandb, mlflow "
             "(comma-separated), none. (default tensorboard)",
             rich_help_panel=RUN,
         ),
@@ -254,8 +259,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Make `command(given, …)` a typer command that takes OPTIONS too: they come in `given`, None where a flag was not
-    given."""
+    """Make `command(given, …)` a typer command that also takes OPTIONS: `given` has their values, None for flags that
+    were not given."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
 
     def wrapper(**values: Any) -> None:
@@ -271,7 +276,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_sample_data(given: dict[str, Any], config: Path | None) -> dict[str, Any]:
-    """Without a config file, the demo's data and an output directory where none are given: for a first look."""
+    """The given fields, or the demo's data and an output directory if there are none and no config file."""
     defaults = {
         "train": "artifacts/synthetic/ba_train_v2_fixed.jsonl",
         "val": "artifacts/synthetic/ba_val_v2_fixed.jsonl",
@@ -288,9 +293,9 @@ def read_config(given: dict[str, Any], config: Path | None) -> RunConfig:
     Raises:
         RescoldoError: a value is missing, unknown or out of range.
     """
-    from rescoldo.files import write_beside
+    from rescoldo.files import allow_cache_near
     from rescoldo.training.config import make_config
 
     made = make_config(given, config)
-    write_beside(made.output)
+    allow_cache_near(made.output)
     return made

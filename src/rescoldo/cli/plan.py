@@ -1,4 +1,4 @@
-"""`rescoldo plan`: what a run will take, measured on this machine."""
+"""`rescoldo plan`: the expected time, memory, disk space and energy of a run, measured on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan(
     only: Annotated[bool, typer.Option("--only", help="Measure only the run's own precision.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
-    """Time, memory, disk and energy of a run, from a measurement of about a minute on this machine. Trains nothing.
+    """Estimate time, memory, disk and energy of a run by measuring for about a minute on this machine. Trains nothing.
 
     Takes the flags of `rescoldo train`. Keep the machine as busy, or as idle, as it will be during the run.
     """
@@ -61,7 +61,7 @@ def _show(found: RunPlan, console: Any) -> None:
     for t, what in found.timeline:
         table.add_row(f"T+{clock(t)}", time.strftime("%a %H:%M:%S", time.localtime(now + t)), what)
     console.print(table)
-    table = Table("precision", "a step", "the run", "peak memory", "layers kept", "energy")
+    table = Table("precision", "step", "run", "peak memory", "layers kept", "energy")
     for one in found.forecasts:
         table.add_row(
             f"{one.precision}{' ≈' if one.rough else ''}",
@@ -77,6 +77,6 @@ def _show(found: RunPlan, console: Any) -> None:
     if found.energy:
         console.print(f"energy: {found.energy}", markup=False, soft_wrap=True)
     console.print(f"disk: {size(found.disk_bytes)} of {size(found.disk_free)} free")
-    console.print("what would change the time:")
+    console.print("changes that would shorten it:")
     for change in found.changes:
         console.print(f"  {clock(change['seconds']):>9}  {change['what']}", markup=False)

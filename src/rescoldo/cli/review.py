@@ -24,39 +24,39 @@ EXAMPLE = "review artifacts/demo/comparison.json --reviewer ana"
 
 
 def review(
-    file: Annotated[Path, typer.Argument(help="A comparison: the JSON that compare --output wrote.")],
-    reviewer: Annotated[str, typer.Option(help="Whose votes these are. (default the login name)")] = "",
+    file: Annotated[Path, typer.Argument(help="A comparison: the JSON written by compare --output.")],
+    reviewer: Annotated[str, typer.Option(help="Name of the reviewer. (default the login name)")] = "",
     pair: Annotated[
         list[str] | None,
-        typer.Option(help="A:B, two models; may be given more than once. (default the winner and the baseline)"),
+        typer.Option(help="A:B, two models; may be repeated. (default the winner and the baseline)"),
     ] = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="In the terminal instead of on a page.")] = False,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Use the terminal instead of a page.")] = False,
     merge: Annotated[
-        list[Path] | None, typer.Option(help="Take over the votes in this file, another reviewer's; more than once.")
+        list[Path] | None, typer.Option(help="Add the votes of another reviewer's file; may be repeated.")
     ] = None,
-    summary: Annotated[bool, typer.Option("--summary", help="Print the result so far; nobody is asked.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Only print the result so far.")] = False,
     export_pairs: Annotated[
-        Path | None, typer.Option(help="Write what was preferred as prompt, chosen and rejected (JSON Lines).")
+        Path | None, typer.Option(help="Write the preferences as prompt, chosen and rejected (JSON Lines).")
     ] = None,
     judged: Annotated[
         bool,
-        typer.Option("--judged", help="For --export-pairs: with what judges prefer, where no person has voted."),
+        typer.Option("--judged", help="For --export-pairs: include judges' preferences where no person has voted."),
     ] = False,
     role: Annotated[
-        str | None, typer.Option(help="For --export-pairs: whose prompt. (default the comparison's role)")
+        str | None, typer.Option(help="For --export-pairs: role with the prompt. (default the comparison's role)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of answers and inputs.")] = 42,
-    lang: Annotated[str, typer.Option(help="What page, questions and result are written in: en, es.")] = "en",
+    seed: Annotated[int, typer.Option(help="Seed of the order of answers and inputs.")] = 42,
+    lang: Annotated[str, typer.Option(help="Language of page, questions and result: en, es.")] = "en",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     json_: Annotated[
         bool, typer.Option("--json", help="Print one JSON document: the page's address once it listens, or the result.")
     ] = False,
 ) -> None:
-    """Choose between two models' answers without knowing whose they are: 1, 2, or 0 for equal.
+    """Choose between two models' answers without knowing which model wrote which: 1, 2, or 0 for equal.
 
-    Each vote is on the disk at once, in FILE.votes.jsonl; the same command resumes where it was. In the end the
-    comparison and its reports take the votes in; so does compare when it writes the same file again.
+    Each vote is saved at once, in FILE.votes.jsonl; the same command resumes. At the end the votes are added to the
+    comparison and its reports; compare also does this when it writes the same file again.
     """
     check_number("--port", port, whole=True, ge=0, le=65535)
     from rescoldo.evaluation.document import read_document
@@ -65,11 +65,11 @@ def review(
     from rescoldo.review.wording import LANGUAGES
 
     if judged and export_pairs is None:
-        raise RescoldoError("--judged says what --export-pairs writes", fix="add --export-pairs FILE")
+        raise RescoldoError("--judged requires --export-pairs", fix="add --export-pairs FILE")
     if lang not in LANGUAGES:
-        raise RescoldoError(f"{lang!r} is no language of the page", where="--lang", fix=" or ".join(LANGUAGES))
+        raise RescoldoError(f"unknown language {lang!r}", where="--lang", fix=" or ".join(LANGUAGES))
     if terminal and json_ and not summary and export_pairs is None:
-        raise RescoldoError("--terminal asks a person and --json answers a program", fix="leave one of them out")
+        raise RescoldoError("--terminal and --json exclude each other", fix="leave one of them out")
     document = read_document(file)
     votes = own_votes(file)
     for other in merge or []:
@@ -108,13 +108,13 @@ def review(
                 print(f"Open {server.url}\n(this machine only; Finish on the page or Ctrl-C here ends it)", flush=True)
                 open_page(server.url, open_)
             server.run()
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the normal way to end it
         print(file=sys.stderr)
     _result(file, votes, put, False, quiet=json_, lang=lang)
 
 
 def _pair(text: str) -> tuple[str, str]:
-    """Raises RescoldoError where it is not A:B."""
+    """Parse A:B; raises RescoldoError if it has another form."""
     a, colon, b = text.partition(":")
     if not colon or not a or not b or a == b:
         raise RescoldoError(f"{text!r} is not A:B", where="--pair", fix="for example finetuned:baseline")
@@ -122,17 +122,17 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def login() -> str:
-    """The login name. Raises RescoldoError where the system does not know it."""
+    """The login name; raises RescoldoError if the system does not know it."""
     import getpass
 
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
-        raise RescoldoError("the login name is not known", fix="say whose votes these are: --reviewer NAME") from None
+        raise RescoldoError("the login name is unknown", fix="name the reviewer: --reviewer NAME") from None
 
 
 def open_page(url: str, wanted: bool) -> None:
-    """In a browser with windows: one for terminals would take this one away."""
+    """Open the page in a graphical browser: a terminal browser would take over this terminal."""
     has_screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if wanted and has_screen and sys.stdout.isatty():
         import webbrowser
@@ -172,22 +172,22 @@ def _export(
 
 
 def _result(file: Path, votes: VoteFile, put: Ballots, json_: bool, *, quiet: bool, lang: str) -> None:
-    """Take the votes into the comparison and its reports, and say what they say."""
+    """Add the votes to the comparison and its reports, and print the result."""
     from rescoldo.evaluation.document import read_document, write_document
     from rescoldo.preference.people import take_votes_in
     from rescoldo.review.summary import Words, summary_lines
 
-    document = read_document(file)  # as it is now: a comparison may have been made again meanwhile
+    document = read_document(file)  # read again: the comparison may have been rewritten in the meantime
     before = document.get("people")
     take_votes_in(document, file)
     found = document.get("people")
     if found != before:
         try:
             write_document(document, file)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # what was read is not ours alone
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # the file may have been edited
             raise RescoldoError(
                 f"the reports cannot be made of this comparison ({type(error).__name__}: {error}); the votes are kept",
-                where=str(file), fix="write the comparison again with compare: it takes the votes in",
+                where=str(file), fix="write the comparison again with compare, which adds the votes",
             ) from None  # fmt: skip
     if json_:
         print(json.dumps(found or {}, ensure_ascii=False))

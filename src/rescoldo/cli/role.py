@@ -14,14 +14,14 @@ from rescoldo.errors import EXIT_FAILURE
 from rescoldo.files import quote
 from rescoldo.invocation import program
 
-role = typer.Typer(no_args_is_help=True, help="What can be taught: list, check and create roles.")
+role = typer.Typer(no_args_is_help=True, help="Roles, which define what is trained: list, check and create them.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
 
 @role.command("list", epilog=example("role list"))
 def list_(json_: Json = False) -> None:
-    """The roles that come with the program; --role also takes the path of one of your own."""
+    """The built-in roles; --role also takes the path of your own."""
     from rescoldo.role import get_role, role_names
 
     roles = [get_role(name) for name in role_names()]
@@ -54,9 +54,9 @@ def check(
     name: Annotated[str, typer.Argument(help="A role's folder, file or name.")],
     json_: Json = False,
 ) -> None:
-    """Is a role fit to be trained with: file, samples, prompt, its own answers perfect, garbage scored within bounds.
+    """Check whether a role can be trained with: file, samples, prompt, full score for its own answers, low for garbage.
 
-    Exit code 1 if not; 2 if its file cannot be read at all.
+    Exit code 1 if not; 2 if its file cannot be read.
     """
     from rescoldo.doctor.role import check_role
 
@@ -81,11 +81,11 @@ def check(
 
 @role.command(epilog=example("role new release-notes"))
 def new(
-    name: Annotated[str, typer.Argument(help="The role's name: small letters, digits, - and _.")],
+    name: Annotated[str, typer.Argument(help="The role's name: lower-case letters, digits, - and _.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="New folder. (default ./NAME)")] = None,
     json_: Json = False,
 ) -> None:
-    """Write the commented skeleton of a role that passes the check, to be changed."""
+    """Write a commented role that passes the check, to be adapted."""
     from rescoldo.role.skeleton import write_skeleton
 
     folder = output or Path(name)

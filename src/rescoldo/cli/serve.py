@@ -27,11 +27,11 @@ def serve(
     ] = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="One more host name that it answers to, behind a proxy or in a network; may be repeated."),
+        typer.Option(help="Another host name that it answers to, behind a proxy or in a network; may be repeated."),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Web origin whose pages may read answers, as http://localhost:3000; may be repeated."),
+        typer.Option(help="Web origin whose pages may read answers: http://localhost:3000; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="The model's name in requests. (default: the run's directory)")] = "",
     quantization: Annotated[
@@ -39,16 +39,16 @@ def serve(
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=256, help="Requests decoded together.")] = 8,
     waiting: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; more get 429.")] = 64,
-    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer together.")] = 8192,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 4096,
-    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds for a request, waiting included.")] = 600,
+    context: Annotated[int, typer.Option(min=16, help="Maximum tokens of prompt and answer together.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 4096,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds for a request, including waiting.")] = 600,
     max_body: Annotated[int, typer.Option(min=1024, max=1 << 28, help="Largest request body in bytes.")] = 1 << 20,
-    grace: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for running requests when stopped.")] = 30,
+    grace: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for running requests at shutdown.")] = 30,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON line with url and models once it listens.")] = (
         False
     ),
 ) -> None:
-    """Serve a run for programs that speak OpenAI's chat completions: the fine-tuned model and its base, by name.
+    """Serve a run over OpenAI's chat completions API: the fine-tuned model and its base, by name.
 
     SIGTERM or Ctrl-C: new requests are refused, running ones are finished.
     """

@@ -1,4 +1,4 @@
-"""`rescoldo status`, `logs`, `stop`, `list`: a run seen and ended from outside. No torch: they answer at once."""
+"""`rescoldo status`, `logs`, `stop`, `list`: observe and stop runs. They do not import torch, so they are fast."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 Output = Annotated[Path | None, typer.Argument(help="The --output directory of a run. (default the latest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
-SILENT_SECONDS = 60.0  # without a sign of life of a run that lives: it gives one every second
+SILENT_SECONDS = 60.0  # a live run that has not updated its state for this long is reported; it does so every second
 TAIL_BYTES = 1 << 20
 
 
 def chosen(output: Path | None) -> Path:
-    """The run that was named, or else the one started last on this machine.
+    """The given run, or else the one that was started last on this machine.
 
     Raises:
-        RescoldoError: none was ever started.
+        RescoldoError: there is none.
     """
     from rescoldo.run.registry import known_runs
 
@@ -39,7 +39,7 @@ def chosen(output: Path | None) -> Path:
         return output
     runs = known_runs()
     if not runs:
-        raise RescoldoError("no run is known on this machine", fix="name the --output directory of a run")
+        raise RescoldoError("no run was started on this machine", fix="name the --output directory of a run")
     return runs[0]
 
 
@@ -62,8 +62,8 @@ def status(output: Output = None, json_: AsJson = False) -> None:
 
 
 def renew_report(found: Status) -> None:
-    """Write report.html again where it still shows a run as running that has ended without being able to say so (a run
-    in the foreground has nobody who would note that it was killed)."""
+    """Rewrite report.html if it still shows a run as running that has ended without updating it (nobody records the
+    death of a killed foreground run)."""
     from rescoldo.run.layout import REPORT_FILE
 
     if not found.kind.ended:
@@ -78,7 +78,7 @@ def renew_report(found: Status) -> None:
 
 
 def describe(found: Status) -> Iterator[str]:
-    """The lines of `status`."""
+    """The lines that `status` prints."""
     from rescoldo.units import clock, gigabytes, when
 
     state, kind = found.state, found.kind
@@ -111,8 +111,8 @@ def describe(found: Status) -> Iterator[str]:
         guess = "" if state.get("tokens_per_second") else " (estimated: no training step is done yet)"
         yield f"  time left    {clock(left)}, finished at about {when(time.time() + left)}{guess}"
     if now and state and time.time() - state["updated"] > SILENT_SECONDS:
-        yield f"  ⚠️  it has given no sign of life for {clock(time.time() - state['updated'])}"
-        yield "      → its container may be frozen, the machine overloaded, or a disk may not answer"
+        yield f"  ⚠️  no update for {clock(time.time() - state['updated'])}"
+        yield "      → its container may be frozen, the machine overloaded, or a disk may not respond"
     if now and state.get("memory_bytes"):
         yield (
             f"  memory       {gigabytes(state['memory_bytes'])}, at most {gigabytes(state['peak_memory_bytes'])}, "
@@ -124,7 +124,7 @@ def describe(found: Status) -> Iterator[str]:
         yield f"  ⚠️  the last checkpoint could not be written: {state['checkpoint_error']}"
     for trouble in state.get("troubles", [])[-3:]:
         yield f"  ⚠️  {when(trouble.get('time', 0))}: {trouble.get('what')}"
-        if kind.active:  # afterwards nothing can be done about it
+        if kind.active:  # later nothing can be done about it
             yield f"      → {trouble.get('remedy')}"
     if found.log:
         yield f"  log          {found.log}"
@@ -163,7 +163,7 @@ def logs(
 
 
 def tail(path: Path, count: int) -> tuple[list[str], int]:
-    """The last `count` lines of a text file (of its last MiB), and where it ended."""
+    """The last `count` lines of a text file (of its last MiB), and its size."""
     try:
         with open(path, "rb") as file:
             end = os.fstat(file.fileno()).st_size
@@ -175,7 +175,7 @@ def tail(path: Path, count: int) -> tuple[list[str], int]:
 
 
 def _print_from(path: Path, at: int) -> int:
-    """Print what was added behind position `at`; a file that is shorter than that was truncated."""
+    """Print what was added after position `at`; a file shorter than that was truncated."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         file.seek(at if at <= end else 0)
@@ -224,7 +224,7 @@ def list_(
     folders: Annotated[list[Path] | None, typer.Argument(help="Further folders to search.")] = None,
     json_: AsJson = False,
 ) -> None:
-    """The runs that were started on this machine, the latest first, and those below the given folders."""
+    """The runs that were started on this machine, the latest first, and those in the given folders."""
     from rescoldo.run.registry import find_runs, known_runs
     from rescoldo.run.status import read_status
 

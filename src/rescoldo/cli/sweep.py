@@ -1,4 +1,4 @@
-"""`rescoldo sweep`: the same run with different settings, on one base in memory."""
+"""`rescoldo sweep`: the same run with different settings, on one base model in memory."""
 
 from __future__ import annotations
 
@@ -36,14 +36,12 @@ def sweep(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens of a scored answer. (default the role's)", min=1, rich_help_panel=RUN),
+        typer.Option(help="Maximum tokens of a scored answer. (default the role's)", min=1, rich_help_panel=RUN),
     ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Try again the trials that failed.", rich_help_panel=RUN)
-    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try failed trials again.", rich_help_panel=RUN)] = False,
     config: ConfigFile = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Start although the machine's checks fail.", rich_help_panel=RUN)
+        bool, typer.Option("--force", help="Start even if the machine's checks fail.", rich_help_panel=RUN)
     ] = False,
     json_: Annotated[
         bool,
@@ -52,14 +50,14 @@ def sweep(
         ),
     ] = False,
 ) -> None:
-    """Train with different settings on one base in memory; which is best by the role's metric, and at what cost.
+    """Train with different settings on one base in memory; report the best by the role's metric, and its cost.
 
-    A grid of all values of --over, or --trials of Optuna's choice. The same command resumes; more values or
-    trials extend it. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and, where
-    matplotlib is installed, .png.
+    Tries the grid of all values of --over, or --trials chosen by Optuna. The same command resumes; more values or
+    trials extend it. lora_alpha follows the rank unless it is given. Writes sweep.json, .md and, if matplotlib is
+    installed, .png.
 
-    Exit code 0: finished, even if single trials failed. 1: all failed. 2: wrong input, nothing done. 3: another process
-    works there. 128 + N: stopped by signal N and saved.
+    Exit code 0: finished, even if single trials failed. 1: all failed. 2: invalid input, nothing done. 3: another
+    process is using OUTPUT. 128 + N: stopped by signal N and saved.
     """
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""`rescoldo train`: flags over config file over preset over defaults, then one call of rescoldo.training.train."""
+"""`rescoldo train`: flags over config file over preset over defaults, then a call of rescoldo.training.train."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def train(
     given: dict[str, Any],
     config: ConfigFile = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start again; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
+        bool, typer.Option("--restart", help="Start over; the old run is kept as OUTPUT.old-N.", rich_help_panel=RUN)
     ] = False,
     adapter_bin: Annotated[
-        bool, typer.Option("--adapter-bin", help="Write adapter_model.bin too.", rich_help_panel=RUN)
+        bool, typer.Option("--adapter-bin", help="Also write adapter_model.bin.", rich_help_panel=RUN)
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start although doctor's checks fail.", rich_help_panel=RUN)
+        bool, typer.Option("--force", help="Start even if doctor's checks fail.", rich_help_panel=RUN)
     ] = False,
     detach: Annotated[
         bool,
@@ -50,8 +50,8 @@ def train(
     on_exit: Annotated[
         str,
         typer.Option(
-            help="Shell command to run when it is done or has failed; gets the status as JSON on its input. "
-            "With --detach it is also run when the run was killed.",
+            help="Shell command to run when the run has finished or failed; gets the status as JSON on standard input. "
+            "With --detach it is also run if the run was killed.",
             rich_help_panel=RUN,
         ),
     ] = "",
@@ -64,7 +64,7 @@ def train(
     nodes: Annotated[
         str,
         typer.Option(
-            help="Number of machines: 4 (the run continues with those that are left) or 2:4 (at least two). "
+            help="Number of machines: 4 (up to four, continuing with those that are left) or 2:4 (at least two). "
             "Without --rendezvous: prints what to type on each.",
             rich_help_panel=NODES,
         ),
@@ -72,7 +72,7 @@ def train(
     rendezvous: Annotated[
         str,
         typer.Option(
-            help="HOST:PORT of the machine that leads and keeps OUTPUT; the same on all. (port 29400 if left out)",
+            help="HOST:PORT of the machine that leads and has OUTPUT; the same on all. (default port 29400)",
             rich_help_panel=NODES,
         ),
     ] = "",
@@ -95,7 +95,7 @@ def train(
         int, typer.Option(min=0, help="Restarts after machines were lost, before giving up.", rich_help_panel=NODES)
     ] = 100,
 ) -> None:
-    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts again.
+    """Fine-tune with LoRA. The same command again resumes an interrupted run; --restart starts over.
 
     Exit code 0: finished (with --detach: started). 1: failed. 2: invalid input. 3: another process
     is using OUTPUT. 128 + N: stopped by signal N and saved.
@@ -108,7 +108,7 @@ def train(
         return
     if not nodes and (rendezvous or share):
         flag = "--rendezvous" if rendezvous else "--share"
-        raise RescoldoError("is for several machines", where=flag, fix="say --nodes too")
+        raise RescoldoError("is for several machines", where=flag, fix="add --nodes")
     run(given, config, detach=detach, on_exit=on_exit, as_json=json_, group=group if nodes else None, **switches)
 
 
@@ -125,8 +125,8 @@ def run(
     group: dict[str, Any] | None = None,
     heading_prefix: str = "",
 ) -> None:
-    """Train with the fields in `given` (None: not given) and leave with the exit code. `group`: the options about
-    several machines."""
+    """Train with the fields in `given` (None: not given) and exit with the exit code. `group`: the options for several
+    machines."""
     from rescoldo.run.registry import register
     from rescoldo.training.config import check_paths
 
@@ -147,10 +147,10 @@ def run(
 
 
 def _nodes(group: dict[str, Any], detach: bool) -> Nodes:
-    """What was said about several machines.
+    """The nodes that the options describe.
 
     Raises:
-        RescoldoError: a number or an address is not valid.
+        RescoldoError: a number or an address is invalid.
     """
     from rescoldo.nodes.nodes import nodes_of
 
@@ -172,7 +172,10 @@ def _say_what_to_type(given: dict[str, Any], config: Path | None, switches: dict
     from rescoldo.training.config import check_paths
 
     check_paths(read_config(given, config))
-    usual = {"rendezvous": group["rendezvous"], "share": group["share"]}  # each machine's own, or said by the line
+    usual = {
+        "rendezvous": group["rendezvous"],
+        "share": group["share"],
+    }  # differ by machine, or are in the printed line
     usual |= {"join_seconds": JOIN_SECONDS, "max_restarts": MAX_RESTARTS}
     known = {name: value for name, value in group.items() if value and value != usual.get(name)}
     command = train_command({**given, **known}, config, **switches)
@@ -211,7 +214,7 @@ def _in_foreground(
 
 @contextmanager
 def _telling(on_exit: str, output: Path, warn: Callable[[str], object]) -> Iterator[None]:
-    """However the block ends, the user's command `on_exit` is run then; `warn` is told what went wrong with it."""
+    """Runs the user's command `on_exit` when the block ends, for whatever reason; `warn` reports its failure."""
     try:
         yield
     finally:

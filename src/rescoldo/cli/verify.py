@@ -1,4 +1,4 @@
-"""`rescoldo verify`: one line a check, exit code 0 or 1."""
+"""`rescoldo verify`: one line per check, exit code 0 or 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rescoldo watch`: a run live on a terminal. It only reads: closing it does nothing to the run."""
+"""`rescoldo watch`: a live view of a run on a terminal. It only reads: closing it does not affect the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print status and curves once, as one JSON document.")] = False,
 ) -> None:
-    """Progress, loss curves, speed, memory and the last log lines, live. q or Ctrl-C closes the view, not the run."""
+    """Live progress, loss curves, speed, memory and last log lines. q or Ctrl-C closes the view, not the run."""
     from rich.console import Console
     from rich.live import Live
 
@@ -46,7 +46,7 @@ def watch(
     console = Console(highlight=False)
     if not once and console.is_terminal:
         with contextlib.suppress(KeyboardInterrupt), keys() as quits:
-            # a screen of its own: the terminal's content is restored, and a resized terminal is redrawn
+            # on the alternate screen: the terminal's content is restored, and a resized terminal is redrawn
             with Live(console=console, auto_refresh=False, screen=True) as live:
                 while found.alive:
                     width, height = console.size
@@ -60,8 +60,8 @@ def watch(
 
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], bool]]:
-    """Within the block, keys are read unbuffered. The yielded function waits the given seconds and returns whether q
-    was pressed."""
+    """Reads keys unbuffered inside the block. The yielded function waits the given seconds and returns whether q was
+    pressed."""
     try:
         import termios
         import tty
@@ -69,15 +69,15 @@ def keys() -> Iterator[Callable[[float], bool]]:
         fd = sys.stdin.fileno()
         before = termios.tcgetattr(fd)
         if os.tcgetpgrp(fd) != os.getpgrp():
-            raise OSError  # in the background: to touch the terminal would stop us
+            raise OSError  # in the background, where changing the terminal's mode would stop the process
         tty.setcbreak(fd)
-    except (ImportError, OSError, ValueError, termios.error):  # no terminal to read from
+    except (ImportError, OSError, ValueError, termios.error):  # there is no terminal to read from
         yield _no_key
         return
 
     def quits(seconds: float) -> bool:
         ready, _, _ = select.select([fd], [], [], seconds)
-        return bool(ready) and bool({b"q", b"Q", b""} & {os.read(fd, 1)})  # b"": the terminal is gone
+        return bool(ready) and bool({b"q", b"Q", b""} & {os.read(fd, 1)})  # b"": the terminal has closed
 
     try:
         yield quits
@@ -91,7 +91,7 @@ def _no_key(seconds: float) -> bool:
 
 
 def picture(where: Path, found: Status, width: int, encoding: str, height: int = 100) -> RenderableType:
-    """One frame, at most `width` columns wide, and on any usual terminal at most `height` lines high."""
+    """One frame, at most `width` columns wide, and on a usual terminal at most `height` lines high."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
@@ -104,14 +104,14 @@ def picture(where: Path, found: Status, width: int, encoding: str, height: int =
     dots = ("·", "●") if "utf" in encoding.lower() else (".", "o")
     series = [Series("training", history.train_loss, dots[0]), Series("validation", history.val_loss, dots[1])]
     lines = list(describe(found))
-    room = height - sum(-(-len(line) // width) for line in lines) - 3  # the bar, the legend, the rule above the log
+    room = height - sum(-(-len(line) // width) for line in lines) - 3  # the bar, the legend, the rule before the log
     log_lines = min(LOG_LINES, max(2, room // 3))
     rows = min(CHART_LINES, max(5, room - log_lines))
     chart = [f"loss by step: {dots[0]} training  {dots[1]} validation", *text_chart(series, width, rows)]
     parts: list[RenderableType] = [
         *(Text(line, overflow="fold") for line in lines),
         ProgressBar(total=1.0, completed=found.share, width=width),
-        Text(""),  # the bar ends no line
+        Text(""),  # the bar does not end its line
         *(Text(line, no_wrap=True) for line in chart),
     ]
     if found.log:

@@ -1,4 +1,4 @@
-"""Answers that keep to a form: grammars (JSON schema, regular expression, choices) and the tokens that they allow."""
+"""Constrained decoding: grammars (JSON Schema, regular expression, choices) and the tokens that they allow."""
 
 from rescoldo.constrain.grammar import Grammar, GrammarError, choices, json_object, json_schema, lark, regex
 from rescoldo.constrain.matcher import Compiler

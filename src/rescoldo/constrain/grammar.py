@@ -1,8 +1,8 @@
-"""What an answer may look like: a grammar in llguidance's form, made from a JSON schema, a regular expression, choices.
+"""Grammars of answers in llguidance's format, made from a JSON schema, a regular expression, or choices.
 
-llguidance has abi3 wheels for Linux (x86-64, aarch64) and macOS (both), needs no other package, computes a mask of a
-vocabulary of 49,000 tokens in some 20 microseconds, and has JSON Schema, regular expressions and Lark grammars in one
-parser. (xgrammar's wheels are one for each Python version, and it brings triton and tvm-ffi along.)
+llguidance has abi3 wheels for Linux (x86-64, aarch64) and macOS (both), needs no other package, computes the mask of a
+vocabulary of 49,000 tokens in some 20 microseconds, and supports JSON Schema, regular expressions and Lark grammars in
+one parser. (xgrammar has separate wheels for each Python version, and requires triton and tvm-ffi.)
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 
 MAX_CHARACTERS = 256 * 1024
 MAX_CHOICES = 10_000
-MAX_PARTS = 300  # of a schema that are looked at for the place of a fault
+MAX_PARTS = 300  # parts of a schema that are checked to locate a fault
 _DEFINITIONS = ("$defs", "definitions")
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a run of blanks ends: small models would repeat them for ever
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # bounded, because small models would repeat blanks forever
 
 
 class GrammarError(ValueError):
-    """Not a grammar that can be used; the message says why in one line."""
+    """The grammar cannot be used; the message says why in one line."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """A form that answers have to have.
+    """A form that answers must have.
 
     Attributes:
-        kind: "json", "yaml", "regex", "choices" or "lark": what it was made from.
-        text: as llguidance takes it.
-        schema: the JSON schema of the answer, where there is one: servers take that.
-        unchecked: keywords of the schema that the grammar does not hold answers to.
+        kind: the source: "json", "yaml", "regex", "choices" or "lark".
+        text: the grammar in llguidance's format.
+        schema: the JSON schema of the answer if there is one, for servers.
+        unchecked: keywords of the schema that the grammar does not enforce.
     """
 
     kind: str
@@ -43,11 +43,11 @@ class Grammar:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides about tokens, in hexadecimal."""
+        """SHA-256 of everything that affects the allowed tokens, in hexadecimal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a document says about it."""
+        """The description for documents."""
         return {"constrained": self.kind, "constraint_unchecked": list(self.unchecked)}
 
 
@@ -57,14 +57,14 @@ def json_object() -> Grammar:
 
 
 def json_schema(schema: dict[str, Any] | bool, *, strict: bool = True) -> Grammar:
-    """JSON that is valid for a schema; blanks and line breaks are free, properties come in the schema's order.
+    """JSON that is valid for a schema; blanks and line breaks are free, properties are in the schema's order.
 
     Args:
-        strict: refuse keywords that a grammar cannot hold answers to (uniqueItems, not, if, …); else they are left out
-            and listed in `unchecked`.
+        strict: refuse keywords that a grammar cannot enforce (uniqueItems, not, if, …); otherwise they are ignored and
+            listed in `unchecked`.
 
     Raises:
-        GrammarError: not a schema, or one that cannot be used.
+        GrammarError: it is not a schema, or cannot be used.
     """
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
@@ -77,7 +77,7 @@ def json_schema(schema: dict[str, Any] | bool, *, strict: bool = True) -> Gramma
 
 
 def _compiled(schema: dict[str, Any], strict: bool) -> tuple[str, list[str]]:
-    """A schema as llguidance takes it, and warnings.
+    """A schema in llguidance's format, and warnings.
 
     Raises:
         GrammarError: it cannot be used.
@@ -101,9 +101,9 @@ def _fault(schema: dict[str, Any], strict: bool) -> str:
 
 
 def _place(schema: dict[str, Any], strict: bool, fault: str) -> str:
-    """Where in a schema a fault is, as properties.name.items: llguidance does not tell, so the innermost part is looked
-    for that has the same fault by itself. "" where that is the whole."""
-    named = {name: schema[name] for name in _DEFINITIONS if name in schema}  # what parts refer to
+    """The place of a fault in a schema, as properties.name.items. llguidance does not report it, so this searches for
+    the innermost part that has the same fault by itself. "" for the whole schema."""
+    named = {name: schema[name] for name in _DEFINITIONS if name in schema}  # definitions that parts refer to
     shared = {} if _fault(named, strict) else named
     path, part, looked_at = "", schema, 0
     while True:
@@ -119,7 +119,7 @@ def _place(schema: dict[str, Any], strict: bool, fault: str) -> str:
 
 
 def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, schema) of the schemas that one is made of."""
+    """(place, schema) of the direct subschemas."""
     for name, value in schema.items():
         if name in ("properties", "patternProperties", *_DEFINITIONS) and isinstance(value, dict):
             parts = [(f"{name}.{key}", one) for key, one in value.items()]
@@ -133,10 +133,10 @@ def _inner(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def regex(pattern: str) -> Grammar:
-    """Text that matches a regular expression as a whole (Rust's syntax: no look-around, no back-references).
+    """Text that matches a regular expression completely (Rust's syntax: no look-around, no back-references).
 
     Raises:
-        GrammarError: not such an expression.
+        GrammarError: it is invalid.
     """
     from llguidance import LLMatcher
 
@@ -158,10 +158,10 @@ def choices(texts: Sequence[str]) -> Grammar:
 
 
 def lark(source: str, kind: str = "lark") -> Grammar:
-    """A grammar in llguidance's dialect of Lark; it begins at `start`.
+    """A grammar in llguidance's dialect of Lark; the start rule is `start`.
 
     Raises:
-        GrammarError: not such a grammar.
+        GrammarError: it is invalid.
     """
     from llguidance import LLMatcher
 
@@ -177,7 +177,7 @@ def _bounded(text: str, what: str) -> str:
 
 
 def _validated(text: str) -> list[str]:
-    """Warnings about a grammar.
+    """The warnings about a grammar.
 
     Raises:
         GrammarError: llguidance cannot use it.
@@ -192,7 +192,7 @@ def _validated(text: str) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """The line that says what is wrong: the one marked as an error, else the first."""
+    """The line of an error message that describes the fault: the one marked as an error, else the first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it cannot be used"]
     marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (marked or lines)[0][:300]

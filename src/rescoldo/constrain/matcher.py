@@ -1,4 +1,4 @@
-"""Grammars on the tokens of one model: which may come next in a row that is being decoded."""
+"""Grammars applied to a model's tokens: which tokens may come next in a row that is being decoded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rescoldo.constrain.grammar import Grammar, GrammarError
 if TYPE_CHECKING:
     import torch
 
-_KEPT = 64  # compiled grammars
+_KEPT = 64  # maximum number of compiled grammars
 _LIMITS: dict[
     str, Any
-] = {  # of one step and one grammar: they end a row whose schema was made to be slow, not an ordinary one
+] = {  # limits for one step and for one grammar: they stop schemas made to be slow, not ordinary ones
     "max_lexer_states": 100_000,
     "step_lexer_fuel": 2_000_000,
     "verbose_errors": False,
@@ -25,15 +25,15 @@ _LIMITS: dict[
 
 
 class Compiler:
-    """Makes the constraints of rows for one tokenizer. It may be used by several threads.
+    """Makes the constraints of rows for one tokenizer. Thread-safe.
 
     Args:
         tokenizer: a transformers fast tokenizer.
-        vocab_size: width of the model's logits, at least the tokenizer's.
-        stop_ids: tokens that end an answer; allowed where the grammar may end, and nowhere else.
+        vocab_size: width of the model's logits, at least the tokenizer's vocabulary.
+        stop_ids: tokens that end an answer; allowed only where the grammar may end.
 
     Raises:
-        GrammarError: the tokenizer's kind is not supported.
+        GrammarError: the kind of tokenizer is not supported.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, stop_ids: Collection[int]) -> None:
@@ -41,7 +41,7 @@ class Compiler:
 
         try:
             self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=sorted(stop_ids))
-        except Exception as error:  # llguidance raises what its Rust part says
+        except Exception as error:  # llguidance raises errors of its Rust part
             raise GrammarError(f"this model's tokenizer cannot be constrained: {str(error)[:200]}") from None
         self._compiled: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -67,20 +67,22 @@ class Compiler:
             return Constraint(matcher.deep_copy(), self._tokenizer.vocab_size, lambda: self._forget(grammar))
 
     def _forget(self, grammar: Grammar) -> None:
-        """Copies of a matcher share its lexer: one that has reached a limit is of no use to the next row."""
+        """Drop a compiled grammar: copies of a matcher share its lexer, so one that has reached a limit cannot be
+        reused."""
         with self._lock:
             self._compiled.pop(grammar.text, None)
 
 
 class Constraint:
-    """Where one row stands in its grammar. See engine.types.Constraint."""
+    """The state of one row in its grammar. See engine.types.Constraint."""
 
     def __init__(self, matcher: Any, vocab_size: int, on_failure: Callable[[], None]) -> None:
         self._matcher, self._on_failure = matcher, on_failure
         self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
 
     def mask_(self, logits: torch.Tensor) -> str:
-        """Set the logits (V,) of all tokens that may not come next to -inf. Returns why none may, "" as a rule."""
+        """Set the logits (V,) of all tokens that are not allowed to -inf. Returns why no token is allowed, normally
+        ""."""
         import torch
 
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -92,7 +94,7 @@ class Constraint:
             return "no token of this model can continue in the grammar"
         if (
             logits.dtype == torch.float32
-        ):  # in this thread: PyTorch would wake all of its own for 50 microseconds of work
+        ):  # in this thread: PyTorch would wake all of its threads for 50 microseconds of work
             numbers = logits.numpy()
             np.putmask(numbers[: len(allowed)], allowed == 0, -np.inf)
             numbers[len(allowed) :] = -np.inf
@@ -102,11 +104,11 @@ class Constraint:
         return ""
 
     def allows(self, token: int) -> bool:
-        """Whether the token may come next, at a fraction of a mask's price. False for a stop token, too, where the
-        grammar has come to its end and nothing else may follow: the mask knows.
+        """Whether the token may come next; much cheaper than a mask. It is False for a stop token even where the
+        grammar has ended and only a stop token may follow; the mask handles this case.
         """
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def accept(self, token: int) -> None:
-        """Go on behind a token that was allowed and is no stop token."""
+        """Advance by a token that was allowed and is not a stop token."""
         self._matcher.consume_token(token)

@@ -1,4 +1,4 @@
-"""Datasets: reading, checking, mending, splitting and tokenizing JSON Lines of what is asked and its answers."""
+"""Datasets in JSON Lines: reading, auditing, fixing, splitting, tokenizing."""
 
 from __future__ import annotations
 

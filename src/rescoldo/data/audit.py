@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: each record by itself, the records among each other, training against validation."""
+"""Auditing datasets: faults within a record, duplicates within a file, overlap between training and validation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from rescoldo.data.records import is_prose, read_lines
 from rescoldo.data.similar import near_pairs
 from rescoldo.data.text import KEY, is_text, read_documents, text_rows
 from rescoldo.role import Fault, Role, get_role
+from rescoldo.role.fault import errors
+from rescoldo.role.record import Record
 from rescoldo.words import same
 
 
 @dataclass
 class FileAudit:
-    """One file's result: how many lines hold a record, and what is wrong."""
+    """The result for one file: its number of records and its faults."""
 
     file: str
     records: int
@@ -29,30 +31,30 @@ class FileAudit:
 
 @dataclass
 class Audit:
-    """All files' results; `across` holds what is wrong between files (training inputs in the validation file)."""
+    """The results for all files; `across` has the faults between files (training inputs in the validation file)."""
 
     files: list[FileAudit]
     across: list[Fault] = field(default_factory=list)
 
     @property
     def faults(self) -> list[Fault]:
-        """Everything found."""
+        """All faults of all files."""
         return [fault for file in self.files for fault in file.faults] + self.across
 
     @property
     def ok(self) -> bool:
-        """No errors; warnings may be there."""
-        return not any(fault.level == "error" for fault in self.faults)
+        """Whether there are no errors (warnings are allowed)."""
+        return not errors(self.faults)
 
     def as_json(self) -> dict[str, Any]:
-        """What `rescoldo data audit --json` prints."""
+        """The JSON that `rescoldo data audit --json` prints."""
         return {
             "ok": self.ok,
             "files": [
                 {
                     "file": file.file,
                     "records": file.records,
-                    "errors": sum(fault.level == "error" for fault in file.faults),
+                    "errors": len(errors(file.faults)),
                     "warnings": sum(fault.level == "warning" for fault in file.faults),
                     "fixable": sum(fault.fixable for fault in file.faults),
                 }
@@ -75,7 +77,7 @@ class _Entry:
 
 
 def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
-    """Check dataset files; with several, also that no input stands in two of them. `role` is ba where not given.
+    """Check dataset files; several files are also checked for inputs that they share. The default `role` is ba.
 
     Raises:
         RescoldoError: a file cannot be read at all.
@@ -100,11 +102,10 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
             if line.value is None:
                 continue
             file.records += 1
-            file.faults += role.check(line.value, str(path), line.number)
-            key = input_of(role, line.value)
-            if key:
-                question, listed = role.question(line.value), sentences(role, line.value)
-                answer = answer_of(role, line.value)
+            faults, record = checked(role, line.value, str(path), line.number)
+            file.faults += faults
+            if record is not None and (key := key_of(role, record)):
+                question, listed, answer = role.question(record), sentences(role, record), answer_of(role, record)
                 own.append(_Entry(str(path), line.number, role.input, question, key, answer, listed))
         if not file.records and not file.faults:
             file.faults.append(Fault(str(path), 1, "", "no-records", "holds no records: expected one example a line"))
@@ -116,8 +117,14 @@ def audit(paths: Sequence[Path], role: Role | None = None) -> Audit:
     return result
 
 
+def checked(role: Role, value: dict[str, Any], file: str, line: int) -> tuple[list[Fault], Record | None]:
+    """Role.checked of a line, with the record where nothing is wrong with what it asks, whatever its answer."""
+    faults, record = role.checked(value, file, line)
+    return faults, record or role.checked(value, file, line, answers=False)[1]
+
+
 def _audit_preferences(path: Path, role: Role, form: str, file: FileAudit) -> list[_Entry]:
-    """Preferences: what is wrong with each line. Several of one prompt are usual."""
+    """Report the faults of each line of a preference file. Several lines with the same prompt are normal."""
     entries: list[_Entry] = []
     for line, judgements, faults in preference_lines(path, role, form):
         file.faults += faults
@@ -131,7 +138,7 @@ def _audit_preferences(path: Path, role: Role, form: str, file: FileAudit) -> li
 
 
 def _audit_text(path: Path, file: FileAudit) -> None:
-    """Plain text: what is wrong with each document, and those that come up again."""
+    """Report the faults of each document of a plain text file, and repeated documents."""
     if is_prose(path):
         file.records = len(read_documents(path))
         return
@@ -147,17 +154,12 @@ def _audit_text(path: Path, file: FileAudit) -> None:
             file.faults.append(Fault(str(path), record.line, KEY, "duplicate", what, level="warning"))
 
 
-def input_of(role: Role, record: dict[str, Any]) -> str:
-    """What a record asks, in a form in which two equal inputs are equal text; "" where it has faults.
-
-    A role may say that the words of its input decide. Else a sign (3+2, 3-2), a capital, the system message or an
-    earlier turn can make another question, so that the prompts must be the same.
-    """
-    return "" if role.check(record, "", 0, answers=False) else key_of(role, record)
-
-
 def key_of(role: Role, record: dict[str, Any]) -> str:
-    """The same for a record that is known to have no faults."""
+    """The input of a record without faults, normalized so that equal inputs are equal strings.
+
+    Some roles compare inputs by their words alone. For the others a sign (3+2, 3-2), a capital letter, the system
+    message or an earlier turn can make a different question, so the whole prompts are compared.
+    """
     if by_words(role):
         return same(role.key(record))
     messages = role.messages(record)
@@ -166,9 +168,10 @@ def key_of(role: Role, record: dict[str, Any]) -> str:
 
 
 def answer_of(role: Role, record: dict[str, Any]) -> str:
-    """A record's answer in a form in which two equal answers are equal text; "" where there is none.
+    """A record's answer, normalized so that equal answers are equal strings; "" if there is no answer.
 
-    Where words decide, those of its texts do (IDs and similar do not count); other answers are compared as a whole.
+    Roles that compare by words compare the words of the answer's texts (not IDs and the like); for the others the
+    whole answer is compared.
     """
     if by_words(role):
         return " | ".join(same(text) for _, text in role.prose(record))
@@ -177,7 +180,7 @@ def answer_of(role: Role, record: dict[str, Any]) -> str:
 
 
 def by_words(role: Role) -> bool:
-    """Whether the same words are the same input, of which there is one right answer."""
+    """Whether inputs with the same words are the same input, with one right answer."""
     return role.spec.same == "words"
 
 
@@ -187,7 +190,7 @@ def sentences(role: Role, record: dict[str, Any]) -> list[str]:
 
 
 def _among(entries: list[_Entry], role: Role) -> list[Fault]:
-    """Duplicates inside one file."""
+    """Duplicates within one file."""
     name, level = role.input, "error" if by_words(role) else "warning"
     faults: list[Fault] = []
     first: dict[str, _Entry] = {}
@@ -225,7 +228,7 @@ def _among(entries: list[_Entry], role: Role) -> list[Fault]:
 
 
 def _across(files: list[list[_Entry]], role: Role) -> list[Fault]:
-    """Inputs of one file that stand in an earlier one, or are near to one there."""
+    """Inputs of one file that also appear in an earlier file, exactly or nearly."""
     name, signs = role.input, not by_words(role)
     faults: list[Fault] = []
     for index, own in enumerate(files):

@@ -1,8 +1,8 @@
-"""What a model's chat template makes of a conversation: its prompts and its answers, as text.
+"""A model's chat template: the text it writes for prompts and for answers.
 
-A template comes with the model and is written for one convention or another: some refuse a system message, want the ids
-of calls in a form of their own, or arguments as JSON text. A conversation is tried in the forms that are known, and the
-first in which the template writes all that is in it is taken.
+Templates come with the model and follow different conventions: some refuse a system message, some want tool call ids in
+a special form, or arguments as JSON text. A conversation is rendered in each of the known forms in turn, and the first
+form whose rendering contains the whole conversation is used.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Messages = list[dict[str, Any]]  # role and content; see role.conversation.Conve
 
 
 def tools_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools that go with the messages (role.conversation.Turns)."""
+    """The tools that belong to the messages (role.conversation.Turns)."""
     return list(getattr(messages, "tools", ()))
 
 
 def render(
     tokenizer: Any, messages: Messages, *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
 ) -> str:
-    """What the chat template writes.
+    """Render messages with the chat template.
 
-    Whether the model thinks is a property of the run (`thinks`): templates that ask (Qwen3's enable_thinking) leave no
-    room for a train of thought unless it does; others ignore it.
+    Whether the model thinks is a property of the run (`thinks`): templates with a switch for it (Qwen3's
+    enable_thinking) open no thinking part unless the run has thinking; other templates ignore the switch.
 
     Raises:
-        Exception: of many kinds, as the template comes with the model.
+        Exception: of any type, because the template comes with the model.
     """
     on = thinks(tokenizer)
     more: dict[str, Any] = {"tools": list(tools)} if tools else {}
@@ -46,16 +46,15 @@ def render(
 
 
 def thinks(tokenizer: Any) -> bool:
-    """Whether prompts leave it to the model to think, which a run is taught that has thinking parts in its data."""
+    """Whether prompts let the model think. Runs whose data has thinking parts turn this on."""
     return bool(getattr(tokenizer, "thinks", False))
 
 
 def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
-    """The messages in the form in which the model's chat template takes them, and what it writes for them, up to where
-    the answer begins. The tokenizer has a template.
+    """The messages in the first form that the chat template accepts, and the prompt that it renders from them.
 
-    Where the template has no place for a system message (it refuses one, or leaves it out), the system message becomes
-    the beginning of the user's first.
+    The tokenizer must have a template. If the template has no place for a system message (it refuses or drops it), the
+    system message is put in front of the first user message.
 
     Raises:
         RescoldoError: the template refuses the messages or is damaged.
@@ -63,11 +62,11 @@ def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
     tools = tools_of(messages)
     system = messages[0]["content"].strip() if len(messages) > 1 and messages[0]["role"] == "system" else None
     first: tuple[Messages, str] | None = None
-    refused = ""  # why the messages as they are were not taken
+    refused = ""  # why the unchanged messages were refused
     for form in _forms(messages):
         try:
             text = render(tokenizer, form, add_generation_prompt=True, tools=tools)
-        except Exception as error:  # jinja2 errors of many kinds: the template comes with the model
+        except Exception as error:  # any type: the template comes with the model
             refused = refused or " ".join(str(error).split())[:300]
             continue
         if form[0]["role"] == "system" and system is not None and system not in text:
@@ -85,8 +84,8 @@ def accepted(messages: Messages, tokenizer: Any) -> tuple[Messages, str]:
 
 
 def _forms(messages: Messages) -> Iterator[Messages]:
-    """The same conversation in the forms that templates take: as it is, with the system message in the question, and
-    the same with calls as other templates want them."""
+    """The conversation in the forms that templates accept: unchanged, with the system message merged into the question,
+    and both with tool calls in the forms that other templates expect."""
     for called in _call_forms(messages):
         yield called
         if len(called) > 1 and called[0]["role"] == "system":
@@ -96,8 +95,8 @@ def _forms(messages: Messages) -> Iterator[Messages]:
 
 
 def _call_forms(messages: Messages) -> Iterator[Messages]:
-    """Calls as they are; with ids of nine letters and digits (Mistral); with JSON text for arguments and null for an
-    empty content (DeepSeek)."""
+    """Tool calls unchanged; with ids of nine letters and digits (Mistral); with arguments as JSON text and an empty
+    content as null (DeepSeek)."""
     yield list(messages)
     if not any("tool_calls" in message for message in messages):
         return
@@ -129,14 +128,14 @@ _ANOTHER = "another model; or leave such examples out"
 
 @dataclass(frozen=True)
 class AnswerText:
-    """What is learned behind a prompt, as text: the answer up to the token that ends it.
+    """The text that is learned after a prompt: the answer up to the token that ends it.
 
     Attributes:
-        text: thinking part, content and calls, as the template writes them.
-        thinking: how many of its characters are the thinking part.
-        end: the token that ends it; "" where the template writes none.
-        missing: what of the answer the template leaves out, in words; "" if nothing.
-        fix: what to do about that.
+        text: thinking part, content and tool calls, as the template writes them.
+        thinking: length of the thinking part, in characters.
+        end: the token that ends the answer; "" if the template writes none.
+        missing: which part of the answer the template leaves out, for a message; "" if it writes all of it.
+        fix: what the user can do about it.
     """
 
     text: str
@@ -147,16 +146,16 @@ class AnswerText:
 
 
 def is_plain(answer: dict[str, Any], tokenizer: Any) -> bool:
-    """Whether an answer is its content and nothing else, so that its text is known without the template."""
+    """Whether an answer consists of its content alone, so that its text is known without the template."""
     return not thinks(tokenizer) and not {"tool_calls", "reasoning_content"} & set(answer)
 
 
 def answer_text(asked: Messages, answer: dict[str, Any], tokenizer: Any, ends: Sequence[str]) -> AnswerText:
-    """The text of an answer that thinks or calls tools: what the template writes for the conversation with the answer
-    beyond what it writes for the prompt.
+    """The text of an answer that thinks or calls tools: what the template adds when it renders the conversation with
+    the answer instead of the prompt alone.
 
-    A thinking part that a template leaves out of a finished conversation (DeepSeek's, whose prompts open one) is put
-    in front, closed: that is what the model has to write.
+    Some templates drop the thinking part from a finished conversation (DeepSeek's, whose prompts open one). It is then
+    put in front of the answer and closed, because this is what the model has to generate.
 
     Args:
         asked: the messages before the answer, with their tools.
@@ -169,7 +168,7 @@ def answer_text(asked: Messages, answer: dict[str, Any], tokenizer: Any, ends: S
         try:
             prompt = render(tokenizer, form[:-1], add_generation_prompt=True, tools=tools)
             whole = render(tokenizer, form, add_generation_prompt=False, tools=tools)
-        except Exception as error:  # of many kinds
+        except Exception as error:  # any type
             problem = problem or f"the chat template refuses the answer: {' '.join(str(error).split())[:200]}"
             continue
         one = _beyond(prompt, whole, form, ends)
@@ -180,12 +179,12 @@ def answer_text(asked: Messages, answer: dict[str, Any], tokenizer: Any, ends: S
 
 
 def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> AnswerText:
-    """What `whole`, the conversation with its answer, has beyond its prompt."""
+    """The part of `whole`, the rendered conversation with its answer, that follows its prompt."""
     answer = form[-1]
     opened = opened_at_end(behind_last(prompt, form[:-1], ends))
     begin = prompt.removesuffix(opened)
     if not whole.startswith(begin):
-        what = "the chat template writes the messages before an answer otherwise when the answer follows"
+        what = "the chat template changes the earlier messages when the answer follows them"
         return AnswerText("", 0, "", what, _ANOTHER)
     text, end = _up_to_end(whole[len(begin) :].removeprefix(opened), ends)
     own, content = split_thinking(answer["content"] or "")
@@ -199,7 +198,7 @@ def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> Ans
     elif content.strip() not in text:
         what, fix = "the chat template changes the answer: it does not write it as it is in the dataset", _ANOTHER
         if "tool_calls" in answer:
-            what = "the chat template does not write what the assistant says beside a call of a tool"
+            what = "the chat template leaves out what the assistant says next to a tool call"
     elif name := missing_call([answer], text):
         what = f"the chat template leaves out or changes a call of {name} in the answer"
         fix = "a model whose chat template writes calls of tools; or leave such examples out"
@@ -207,7 +206,7 @@ def _beyond(prompt: str, whole: str, form: Messages, ends: Sequence[str]) -> Ans
 
 
 def behind_last(prompt: str, asked: Messages, ends: Sequence[str]) -> str:
-    """What a prompt has behind the last message: behind its content and the last of `ends`, which close turns."""
+    """The text of a prompt after the last message: after its content and the last of `ends`, which close turns."""
     content = (asked[-1]["content"] or "").strip() if asked else ""
     rest = prompt.rpartition(content)[2] if content else prompt
     for end in ends:
@@ -216,7 +215,7 @@ def behind_last(prompt: str, asked: Messages, ends: Sequence[str]) -> str:
 
 
 def _up_to_end(text: str, ends: Sequence[str]) -> tuple[str, str]:
-    """What stands before the first of `ends`, and which it is."""
+    """The text before the first of `ends`, and that end."""
     places = [(at, end) for end in ends if (at := text.find(end)) >= 0]
     if not places:
         return text.rstrip(), ""
@@ -225,13 +224,13 @@ def _up_to_end(text: str, ends: Sequence[str]) -> tuple[str, str]:
 
 
 def _thinking_length(text: str) -> int:
-    """How long the thinking part at the beginning of an answer is, with the white space behind it."""
+    """The length in characters of the thinking part that begins an answer, with the white space after it."""
     behind = max((text.rfind(end) + len(end) for _, end in MARKS if end in text), default=0)
     return len(text) - len(text[behind:].lstrip()) if behind else 0
 
 
 def missing_call(messages: Messages, text: str) -> str:
-    """The name of the first tool that a message calls and whose call is not in a text with its arguments; ""."""
+    """The name of the first called tool whose call, with its arguments, is missing from the text; "" if none is."""
     for message in messages:
         for call in message.get("tool_calls", ()):
             name, arguments = call["function"]["name"], read_json(call["function"]["arguments"])
@@ -241,7 +240,7 @@ def missing_call(messages: Messages, text: str) -> str:
 
 
 def missing_tool(tools: Sequence[dict[str, Any]], text: str) -> str:
-    """The name of the first tool whose definition is not in a text; ""."""
+    """The name of the first tool whose definition is missing from the text; "" if none is."""
     for tool in tools:
         function = tool["function"]
         said = [function["name"], function.get("description") or ""]
@@ -251,7 +250,7 @@ def missing_tool(tools: Sequence[dict[str, Any]], text: str) -> str:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Keys and values of a JSON value."""
+    """All keys and values of a JSON value."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield name
@@ -264,12 +263,12 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _is_in(value: Any, text: str) -> bool:
-    """Whether a text has a value, as it is or as JSON."""
+    """Whether a text contains a value, unchanged or as JSON."""
     if isinstance(value, str) and value.strip() in text:
         return True
     return any(json.dumps(value, ensure_ascii=ascii).strip('"') in text for ascii in (False, True))
 
 
 def is_in(content: str, text: str) -> bool:
-    """Whether a text has a message's content, as it is or as JSON (Llama 3 writes the results of tools so)."""
+    """Whether a text contains a message's content, unchanged or as JSON (Llama 3 writes tool results so)."""
     return _is_in(content.strip(), text)

@@ -1,4 +1,4 @@
-"""A dataset file as the engine takes it: read, checked, tokenized."""
+"""A dataset file, read, checked and tokenized for the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from rescoldo.data.audit import key_of
 from rescoldo.data.records import read_records
-from rescoldo.data.teaching import Beside, Teaching
+from rescoldo.data.teaching import ExtraText, Teaching
 from rescoldo.data.template_check import check_template
 from rescoldo.data.text import KEY, LIKENESS, Document, chosen, is_text, read_documents, text_windows
 from rescoldo.data.tokenize import refuse_control_tokens, refuse_marks_in_text, tokenize_records
@@ -26,9 +26,9 @@ class Overrun:
     """An example that is left out because it is longer than max_length.
 
     Attributes:
-        line: in the file, from 1.
-        tokens: its length; None: not known.
-        file: its name, where an example is not from the dataset's own file.
+        line: its line in the file, from 1.
+        tokens: its length; None if it is not known.
+        file: the file's name, if it is not the dataset's own file.
     """
 
     line: int
@@ -45,15 +45,15 @@ class Dataset:
     """One dataset file, tokenized.
 
     Attributes:
-        names: of each example, as an error message names it ("ba_train.jsonl:7 (Online booking…)").
+        names: each example's name in error messages ("ba_train.jsonl:7 (Online booking…)").
         overruns: examples left out because they are longer than max_length.
-        digest: SHA-256 over the tokens, in hexadecimal: what the model sees, whatever the file is called.
+        digest: SHA-256 over the tokens, in hexadecimal; it does not depend on the file's name.
         file_digest: SHA-256 of the file.
-        notes: habits of the model's chat template that these conversations meet, in words.
-        replayed: the old examples of which some were mixed in (data.replay).
-        inputs: of each record, left-out ones included: its line; a digest, equal where the same is asked; the question.
-            Of plain text: each document's.
-        texts: how many of the examples, the last ones, are windows of plain text.
+        notes: warnings about what the model's chat template does to these conversations.
+        replayed: the old dataset of which some examples were mixed in (data.replay).
+        inputs: for each record, also those left out: its line, a digest that is equal for equal inputs, the question.
+            For plain text: for each document.
+        texts: how many of the examples are windows of plain text; these come last.
     """
 
     path: Path
@@ -69,17 +69,17 @@ class Dataset:
 
     @property
     def is_text(self) -> bool:
-        """Whether all of it is plain text."""
+        """Whether the dataset is plain text only."""
         return self.texts == len(self.examples)
 
     @property
     def tokens(self) -> int:
-        """All tokens of all sequences, prompts included."""
+        """The number of tokens in all sequences, prompts included."""
         return sum(example.n_tokens for example in self.examples)
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """SHA-256 over what the model sees of these examples, and over which answers are the good ones."""
+    """SHA-256 over the tokens of these examples, and over which answers are preferred."""
     content = hashlib.sha256()
     for example in examples:
         for one in example.scored:
@@ -94,7 +94,7 @@ def digest(examples: Sequence[Example]) -> str:
 
 
 def check_dataset(path: Path, role: Role) -> Sequence[Record]:
-    """The records of a dataset for training: the role's, or the documents of plain text.
+    """The checked records of a training file: the role's records, or documents of plain text.
 
     Raises:
         RescoldoError: faults in the file.
@@ -110,17 +110,17 @@ def read_dataset(
     limit: int | None,
     records: Sequence[Record] | None = None,
     teaching: Teaching | None = None,
-    beside: Beside | None = None,
+    extra_text: ExtraText | None = None,
 ) -> Dataset:
-    """Tokenize a dataset file; read it, unless its `records` are given.
+    """Tokenize a dataset file. It is read unless `records` has its records.
 
     Args:
-        limit: use only so many records (documents of plain text).
-        teaching: what is learned of a record.
-        beside: plain text to be learned, too.
+        limit: use only the first `limit` records (documents of plain text).
+        teaching: which parts of a record are learned.
+        extra_text: plain text that is learned together with the file.
 
     Raises:
-        RescoldoError: faults in a file, or nothing left to use.
+        RescoldoError: faults in a file, or no examples left.
     """
     records = (check_dataset(path, role) if records is None else records)[:limit]
     documents = [record for record in records if isinstance(record, Document)]
@@ -128,7 +128,7 @@ def read_dataset(
         data = _text_dataset(path, documents, tokenizer, max_length)
     else:
         data = _record_dataset(path, records, role, tokenizer, max_length, teaching or Teaching())
-    return data if beside is None else _mixed(data, beside, tokenizer, max_length)
+    return data if extra_text is None else _mixed(data, extra_text, tokenizer, max_length)
 
 
 def _record_dataset(
@@ -173,12 +173,12 @@ def _text_dataset(path: Path, records: Sequence[Document], tokenizer: Any, max_l
     return Dataset(path, windows, names, [], made, sha256(path), inputs=inputs, texts=len(windows))
 
 
-def _mixed(data: Dataset, beside: Beside, tokenizer: Any, max_length: int) -> Dataset:
-    """The dataset with windows of plain text behind its own examples."""
-    texts = [_text_dataset(path, read_documents(path), tokenizer, max_length) for path in beside.paths]
+def _mixed(data: Dataset, extra_text: ExtraText, tokenizer: Any, max_length: int) -> Dataset:
+    """The dataset, followed by windows of plain text."""
+    texts = [_text_dataset(path, read_documents(path), tokenizer, max_length) for path in extra_text.paths]
     windows = [window for text in texts for window in text.examples]
     names = [name for text in texts for name in text.names]
-    places = chosen(windows, beside.share, data.tokens)
+    places = chosen(windows, extra_text.share, data.tokens)
     examples = [*data.examples, *(windows[i] for i in places)]
     mixed = replace(
         data,
@@ -191,18 +191,19 @@ def _mixed(data: Dataset, beside: Beside, tokenizer: Any, max_length: int) -> Da
         texts=data.texts + len(places),
     )
     reached = 1 - data.tokens / mixed.tokens
-    if beside.share is not None and reached < 0.9 * beside.share:
-        note = f"the text is shorter than its share asks for: it is {reached:.0%} of the tokens, not {beside.share:.0%}"
+    if extra_text.share is not None and reached < 0.9 * extra_text.share:
+        wanted = f"expected {extra_text.share:.0%} of all tokens"
+        note = f"the text is too short for its share: {wanted}, got {reached:.0%}"
         return replace(mixed, notes=(*mixed.notes, note))
     return mixed
 
 
 def balanced(path: Path, labels: Sequence[str]) -> list[int]:
-    """The places of examples so that each label comes up as often: those of rarer labels are repeated, in turn, up to
-    the number of the most frequent one (random oversampling without the randomness).
+    """Indices of examples such that each label occurs equally often: examples of rarer labels are repeated, in turn, up
+    to the count of the most frequent label (random oversampling without the randomness).
 
     Raises:
-        RescoldoError: the labels are no classes: most of them come up once.
+        RescoldoError: most of the labels occur only once, so they are not classes.
     """
     places: dict[str, list[int]] = {}
     for place, label in enumerate(labels):
@@ -223,12 +224,12 @@ def inputs_of(records: Sequence[Record], role: Role) -> tuple[tuple[int, str, st
 
 
 def longer(tokens: int, context: int, effect: str) -> str:
-    """What to do so that an example of so many tokens is not left out; `context` is the model's."""
+    """The advice for an example of `tokens` tokens that would be left out; `context` is the model's context length."""
     if tokens <= context:
         return f"--max-length {tokens} {effect}"
     return f"shorten the examples, or take a model with a longer context: this one's has {context} tokens, not {tokens}"
 
 
 def short(text: str) -> str:
-    """A question as a list names it."""
+    """A question, shortened for a list."""
     return text if len(text) <= 40 else text[:39] + "…"

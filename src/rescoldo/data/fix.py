@@ -1,4 +1,4 @@
-"""Mending what can be mended without guessing: what the role knows how to mend, and repeated examples."""
+"""Fixing what can be fixed without guessing: faults for which the role has a rule, and repeated examples."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rescoldo.data.audit import answer_of, input_of
+from rescoldo.data.audit import answer_of, checked, key_of
 from rescoldo.data.records import flag, read_lines
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import quote, write_atomic
 from rescoldo.invocation import program
 from rescoldo.role import Fault, Role, get_role
+from rescoldo.role.fault import errors
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that was mended, in words."""
+    """One fix; `what` describes it for people."""
 
     line: int
     field: str
@@ -26,12 +27,12 @@ class Change:
 
 @dataclass
 class Fixed:
-    """The mended file.
+    """The result of fixing a file.
 
     Attributes:
-        content: its bytes; lines that needed nothing, or cannot be mended, stand as they were.
-        left: errors that need a person.
-        dropped: what was wrong in each line that was left out for it (with drop=True).
+        content: the new bytes; lines without faults, or that cannot be fixed, are unchanged.
+        left: errors that only a person can fix.
+        dropped: the fault of each line that was removed because of it (with drop=True).
     """
 
     content: bytes
@@ -42,13 +43,13 @@ class Fixed:
 
 
 def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fixed:
-    """Mend a dataset file in memory; `role` is ba where it is not given.
+    """Fix a dataset file in memory. The default `role` is ba.
 
     Args:
-        drop: leave out the lines that cannot be mended, instead of keeping them as they are.
+        drop: remove the lines that cannot be fixed, instead of keeping them unchanged.
 
     Raises:
-        RescoldoError: the file cannot be read at all; or `drop` would leave nothing of it.
+        RescoldoError: the file cannot be read, or `drop` would remove every line.
     """
     role = role or get_role()
     fixed = Fixed(b"")
@@ -66,11 +67,12 @@ def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fix
             continue
         record, mended = role.mend(line.value, f"{path}:{line.number}")
         changes = [Change(line.number, *change) for change in mended]
-        wrong = [fault for fault in role.check(record, str(path), line.number) if fault.level == "error"]
+        faults, whole = checked(role, record, str(path), line.number)
+        wrong = errors(faults)
         if drop and wrong:
             fixed.dropped.append(wrong[0])
             continue
-        key = (input_of(role, record), answer_of(role, record))
+        key = ("", "") if whole is None else (key_of(role, whole), answer_of(role, whole))
         if all(key) and first.setdefault(key, line.number) != line.number:
             fixed.changes.append(Change(line.number, "", f"left out: the same example as line {first[key]}"))
             continue
@@ -90,14 +92,14 @@ def fix_file(path: Path, role: Role | None = None, *, drop: bool = False) -> Fix
 
 
 def write_fixed(fixed: Fixed, source: Path, output: Path | None, *, in_place: bool = False) -> Path:
-    """Write the mended file: to a new path, or in place with the old version kept as NAME.bak. Returns the path.
+    """Write the fixed file: to a new path, or in place with the old version kept as NAME.bak. Returns the path.
 
     Raises:
-        RescoldoError: the output (or the .bak) exists already, or cannot be written.
+        RescoldoError: the output (or the .bak) exists already, or it cannot be written.
     """
     if (output is None) == (not in_place):
         raise RescoldoError("say where to write", where="--output", fix="-o NEW_FILE, or --in-place")
-    source = source.resolve()  # the file itself, not a link to it
+    source = source.resolve()  # write the file itself, not a link to it
     target = source if output is None else output
     backup = source.with_name(source.name + ".bak") if in_place else None
     refuse_existing(backup or target)
@@ -106,14 +108,14 @@ def write_fixed(fixed: Fixed, source: Path, output: Path | None, *, in_place: bo
             write_bytes(backup, source.read_bytes(), like=source)
         write_bytes(target, fixed.content, like=backup)
     except OSError as error:
-        if backup is not None:  # the file is as it was; a copy of it would stand in the way of the next attempt
+        if backup is not None:  # the file is unchanged, and a left-over backup would block the next attempt
             backup.unlink(missing_ok=True)
         raise unwritable(target, error) from None
     return target
 
 
 def refuse_existing(path: Path) -> None:
-    """Stop before something is overwritten.
+    """Raise before something would be overwritten.
 
     Raises:
         RescoldoError: `path` exists.
@@ -125,17 +127,17 @@ def refuse_existing(path: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> RescoldoError:
-    """What is said when the system does not let `path` be written."""
+    """The error for a path that the system does not let us write."""
     what = f"cannot be written: {error.strerror or error}"
     fix = f"df -h {quote(path.parent)} shows the room there; or name a path that you may write"
     return RescoldoError(what, where=str(path), fix=fix, exit_code=EXIT_FAILURE)
 
 
 def write_bytes(path: Path, content: bytes, like: Path | None = None) -> None:
-    """Write `content` to `path` atomically, for the same eyes as the file `like`, if there is one.
+    """Write `content` to `path` atomically, with the permissions of the file `like`, if given.
 
     Raises:
-        OSError: as the system says; nothing is left then.
+        OSError: from the system; in this case no file is left behind.
     """
 
     def write(temporary: Path) -> None:

@@ -1,4 +1,5 @@
-"""What kind of file this is, by its first bytes; and for files that are not JSON Lines the command that reads them."""
+"""The kind of a file, told from its first bytes, and for files that are not JSON Lines the command that converts
+them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from rescoldo.files import is_lfs_pointer, quote
 from rescoldo.invocation import program
 
 GZIP, BZIP2, XZ, ZSTD, ZIP = "gzip", "bzip2", "xz", "Zstandard", "zip"
-COMPRESSED = (GZIP, BZIP2, XZ, ZSTD)
+COMPRESSED = {GZIP: (".gz",), BZIP2: (".bz2",), XZ: (".xz",), ZSTD: (".zst", ".zstd")}  # → endings of names
+COMPRESSIONS = frozenset(ending for endings in COMPRESSED.values() for ending in endings)
 PARQUET, ARROW, ARROW_STREAM, WORKBOOK = "Parquet", "Arrow", "Arrow stream", "Excel workbook"
 BINARY, TEXT, UTF16, OLD_OFFICE, LFS = "binary", "text", "UTF-16", "old Office file", "Git LFS pointer"
 _MAGIC = (
@@ -29,11 +31,12 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MARK = b"\xef\xbb\xbf"
 _WRAPPERS = ("data", "train", "examples", "records", "rows", "items", "samples", "conversations", "instances")
 _SEPARATORS = ((b"\t", ".tsv", "TSV"), (b",", ".csv", "CSV"), (b";", ".csv", "CSV"))
-MAX_OBJECT_BYTES = 64 << 20  # of a file that is looked at as a whole, to say what it is
+MAX_OBJECT_BYTES = 64 << 20  # a larger file is not parsed as a whole to find out what it is
 
 
 def kind_of(head: bytes) -> str:
-    """What a file is that begins so: one of this module's names of kinds. A workbook is a ZIP by its first bytes."""
+    """The kind of a file with this beginning: one of this module's constants. A workbook is a ZIP by its first
+    bytes."""
     if is_lfs_pointer(head):
         return LFS
     for magic, kind in _MAGIC:
@@ -45,15 +48,15 @@ def kind_of(head: bytes) -> str:
 
 
 def import_command(path: Path) -> str:
-    """The command that makes JSON Lines of a file of another kind."""
+    """The command that converts a file of another kind to JSON Lines."""
     return f"{program()} data import {quote(path)} --output {quote(lines_name(path))}"
 
 
 def refuse_foreign(path: Path, head: bytes) -> None:
-    """Stop at a file that is of another kind; `head` is its beginning, some KB.
+    """Raise if a file is not JSON Lines; `head` is its first few KB.
 
     Raises:
-        RescoldoError: naming the kind, and a command that makes JSON Lines of it.
+        RescoldoError: with the file's kind and the command that converts it to JSON Lines.
     """
     kind = kind_of(head)
     if kind == TEXT:
@@ -88,7 +91,7 @@ def _refuse_table(path: Path, head: bytes) -> None:
 
 
 def _is_header(line: bytes, separator: bytes) -> bool:
-    """Whether a line looks like the names of a table's columns."""
+    """Whether a line looks like the header of a table."""
     names = [name.strip().strip(b'"') for name in line.split(separator)]
     return len(names) > 1 and all(name and len(name) < 40 and name.replace(b"_", b"").isalnum() for name in names)
 
@@ -98,14 +101,14 @@ def _article(word: str) -> str:
 
 
 def lines_name(path: Path) -> Path:
-    """A name beside `path` for the JSON Lines made of it, which is not its own."""
-    stem = Path(path.stem).stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip") else path.stem
+    """The name for the JSON Lines file made from `path`: in the same folder, and different from `path`."""
+    stem = Path(path.stem).stem if path.suffix.lower() in (*COMPRESSIONS, ".zip") else path.stem
     made = path.with_name(f"{stem or path.name}.jsonl")
     return path.with_name(f"{stem}_lines.jsonl") if made == path else made
 
 
 def whole_object(path: Path, line: int) -> RescoldoError:
-    """What is said of a file whose objects span several lines; the first of them begins on `line`."""
+    """The error for a file whose objects span several lines; the first of them begins on `line`."""
     value: Any = None
     try:
         if path.stat().st_size <= MAX_OBJECT_BYTES:
@@ -116,7 +119,7 @@ def whole_object(path: Path, line: int) -> RescoldoError:
     if key:
         return wrapped(path, key, len(value[key]))
     return RescoldoError(
-        "an object spans several lines: in JSON Lines each stands on one",
+        "an object spans several lines: JSON Lines has one object a line",
         where=f"{path}:{line}",
         fix=import_command(path),
     )
@@ -133,9 +136,9 @@ def wrapper(record: dict[str, Any]) -> str:
 
 
 def wrapped(path: Path, key: str, count: int) -> RescoldoError:
-    """What is said of a file that is one object with all records under `key`."""
+    """The error for a file that is one object with all records under `key`."""
     return RescoldoError(
-        f"is one object with {count} records under `{key}`: in JSON Lines each record stands on a line of its own",
+        f"is one object with {count} records under `{key}`: expected one record a line",
         where=str(path),
         fix=import_command(path),
     )

@@ -1,4 +1,4 @@
-"""A training run's files, whatever their lines hold: answers to learn, pairs of answers, or answers with a label."""
+"""Reading a training file of any kind: answers to learn, pairs of answers, or answers with a label."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from rescoldo.data import dataset, preferences
 from rescoldo.data.dataset import Dataset
 from rescoldo.data.preference_dataset import preference_dataset
-from rescoldo.data.teaching import Beside, Teaching
+from rescoldo.data.teaching import ExtraText, Teaching
 from rescoldo.role import Role
 
-ANSWERS = "answers"  # the form of a file whose lines are learned as they are; the others: preferences.FORMS
+ANSWERS = "answers"  # the form of files with one answer to learn; preferences.FORMS has the other forms
 
 
 def check_dataset(path: Path, role: Role, form: str = ANSWERS) -> Sequence[Any]:
@@ -34,17 +34,17 @@ def read_dataset(
     limit: int | None,
     records: Sequence[Any] | None = None,
     teaching: Teaching | None = None,
-    beside: Beside | None = None,
+    extra_text: ExtraText | None = None,
     form: str = ANSWERS,
 ) -> Dataset:
     """Tokenize a file; read it, unless its `records` are given, as check_dataset returned them.
 
     Args:
-        limit, teaching, beside: see dataset.read_dataset; of preferences the last answers are compared.
+        limit, teaching, extra_text: see dataset.read_dataset; with preferences only the last answers are compared.
 
     Raises:
-        RescoldoError: faults in the file, or nothing left to use.
+        RescoldoError: faults in the file, or no examples left.
     """
     if form in preferences.FORMS:
         return preference_dataset(path, role, tokenizer, max_length, limit, form, records)
-    return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, beside)
+    return dataset.read_dataset(path, role, tokenizer, max_length, limit, records, teaching, extra_text)

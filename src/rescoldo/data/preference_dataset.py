@@ -1,4 +1,4 @@
-"""Preference data as the engine takes it: both answers to a prompt, or an answer with its label, tokenized."""
+"""Preference data tokenized for the engine: both answers to a prompt, or one answer with its label."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def preference_dataset(
     form: str,
     judgements: Sequence[Judgement] | None = None,
 ) -> Dataset:
-    """As data.dataset.read_dataset. A line of which one answer is longer than max_length is left out.
+    """Tokenize a file of preferences, like data.dataset.read_dataset.
+
+    A line is left out if one of its answers is longer than max_length.
 
     Raises:
-        RescoldoError: faults in the file, or nothing left to use.
+        RescoldoError: faults in the file, or no lines left.
     """
     generic = get_role("generic")
     judgements = (read_preferences(path, role, form) if judgements is None else judgements)[:limit]
@@ -76,8 +78,8 @@ def preference_dataset(
 
 
 def _mismatched(judgements: Sequence[Judgement], tokenized: Any) -> list[Example | None]:
-    """For each line its prompt with the answer of the line before it that answers another one, as TRL pairs them (the
-    first line's is the last one's)."""
+    """For each line: its prompt with the previous line's answer, which belongs to another prompt, as TRL pairs them
+    (the first line gets the last line's answer)."""
     n = len(judgements)
     records: list[Record] = []
     for place, judgement in enumerate(judgements):

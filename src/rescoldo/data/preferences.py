@@ -7,7 +7,7 @@ Read as TRL, LLaMA-Factory and OpenAI define them, and with a role's own inputs:
     {"messages" or "conversations": […], "chosen": {message}, "rejected": {message}}
     {"instruction": …, "input": …, "chosen": …, "rejected": …}
     {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}
-    {"concept": …, "chosen": …, "rejected": …}          what the role asks about (here BA's), and two answers as texts
+    {"concept": …, "chosen": …, "rejected": …}          the role's input (here BA's), and two answers as texts
     any conversation with "label" or "kto_tag": true or false
 
 Each answer becomes a conversation of the generic role, and is checked and tokenized like one.
@@ -24,7 +24,7 @@ from rescoldo.data.records import Line, is_prose, read_lines, refusal
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Fault, Role, get_role
 from rescoldo.role.conversation import COMPLETIONS, LISTED
-from rescoldo.role.fault import Finding, kind
+from rescoldo.role.fault import Finding, errors, kind
 from rescoldo.role.keys import JUDGED, unreviewed
 from rescoldo.role.record import Record
 
@@ -44,11 +44,11 @@ _NOTED = frozenset(  # what publishers of pairs note about the two answers
 
 @dataclass(frozen=True)
 class PreferenceForm:
-    """What a line of preference data is learned as.
+    """A form of preference data.
 
     Attributes:
-        wanted: what each line must have, in words.
-        single: each answer by itself, as a good or a bad one; else the two answers of a pair together.
+        wanted: what each line must have, for error messages.
+        single: each answer is learned by itself, as good or bad; otherwise the two answers of a pair are compared.
     """
 
     wanted: str
@@ -66,8 +66,8 @@ class Judgement:
     """A line of preference data.
 
     Attributes:
-        answers: conversations of the generic role that differ in their answer alone: the preferred one and the rejected
-            one, or the judged one by itself.
+        answers: conversations of the generic role that differ only in their answer: the preferred and the rejected one,
+            or the single labelled one.
         good: whether the first answer is a good one.
     """
 
@@ -76,10 +76,10 @@ class Judgement:
 
 
 def form_of(path: Path) -> str | None:
-    """What a file of preferences holds, as its first record says; None for a file of other data.
+    """The form of a preference file, according to its first record; None for a file of other data.
 
     Raises:
-        RescoldoError: it cannot be read.
+        RescoldoError: the file cannot be read.
     """
     if is_prose(path):
         return None
@@ -90,8 +90,8 @@ def form_of(path: Path) -> str | None:
 
 
 def preference_lines(path: Path, role: Role, form: str) -> Iterator[tuple[Line, list[Judgement], list[Fault]]]:
-    """Each line of a file of preferences with what is learned of it and what is wrong with it. As "judged" a pair is a
-    good and a bad answer.
+    """Each line of a preference file with its judgements and its faults. In the form "judged" a pair becomes one good
+    and one bad answer.
 
     Raises:
         RescoldoError: the file cannot be read.
@@ -106,8 +106,8 @@ def preference_lines(path: Path, role: Role, form: str) -> Iterator[tuple[Line, 
         for judgement in judgements:
             for record in judgement.answers:
                 record.line = line.number
-        errors = [Fault(str(path), line.number, *finding) for finding in findings if finding.level == "error"]
-        yield line, [] if errors else judgements, errors
+        wrong = [Fault(str(path), line.number, *finding) for finding in errors(findings)]
+        yield line, [] if wrong else judgements, wrong
 
 
 def read_preferences(path: Path, role: Role, form: str) -> list[Judgement]:
@@ -131,22 +131,24 @@ def read_preferences(path: Path, role: Role, form: str) -> list[Judgement]:
 
 
 def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) -> tuple[list[Judgement], list[Finding]]:
-    """A line as what is learned of it, or what is wrong with it."""
+    """The judgements of a line, or its faults."""
     names = next((pair for pair in ANSWERS if any(name in record for name in pair)), None)
     if names is None:
         return _judged(record, role, generic) if FORMS[form].single else ([], [_not(record, "chosen", form)])
     marks = [key for key in JUDGED if isinstance(record.get(key), bool)]
     if marks:
         return [], [
-            Finding(marks[0], "ambiguous", f"is given beside {names[0]} and {names[1]}: expected one of the two")
+            Finding(marks[0], "ambiguous", f"is given together with {names[0]} and {names[1]}: expected one of the two")
         ]
     both: list[Record] = []
     for name in names:
         plain, findings = _answered(record, name, names, role)
-        findings = findings or [_named(f, name, plain) for f in _findings(plain, generic)]
         if findings:
             return [], findings
-        both.append(Record(generic.read(plain)))
+        whole, findings = _checked(plain, generic)
+        if whole is None:
+            return [], [_named(finding, name, plain) for finding in findings]
+        both.append(whole)
     chosen, rejected = both
     if chosen["turns"] != rejected["turns"]:
         what = f"answers another prompt than {names[0]}: expected two answers to the same prompt"
@@ -159,7 +161,7 @@ def _judgements(record: dict[str, Any], role: Role, generic: Role, form: str) ->
 
 
 def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Judgement], list[Finding]]:
-    """A conversation with its label."""
+    """A conversation with a label."""
     marks = [key for key in JUDGED if record.get(key) is not None]
     if not marks:
         return [], [_not(record, "label", "judged")]
@@ -169,15 +171,14 @@ def _judged(record: dict[str, Any], role: Role, generic: Role) -> tuple[list[Jud
         return [], [Finding(marks[0], "type", f"is {kind(record[marks[0]])}: expected true or false")]
     plain = {key: value for key, value in record.items() if key not in JUDGED}
     if _is_of(plain, role):
-        findings = _findings(plain, role)
-        if findings:
+        own, findings = _checked(plain, role)
+        if own is None:
             return [], findings
-        messages = [*role.messages(plain), {"role": "assistant", "content": role.target(role.read(plain))}]
-        plain = {"messages": messages}
-    findings = _findings(plain, generic)
-    if findings:
+        plain = {"messages": [*role.messages(own), {"role": "assistant", "content": role.target(own)}]}
+    whole, findings = _checked(plain, generic)
+    if whole is None:
         return [], findings
-    return [Judgement((Record(generic.read(plain)),), record[marks[0]])], []
+    return [Judgement((whole,), record[marks[0]])], []
 
 
 def _not(record: dict[str, Any], key: str, form: str) -> Finding:
@@ -187,18 +188,19 @@ def _not(record: dict[str, Any], key: str, form: str) -> Finding:
 
 
 def _is_of(record: dict[str, Any], role: Role) -> bool:
-    """Whether a line asks as the role does, and is not a conversation."""
+    """Whether a line has the role's input fields and is not a conversation."""
     return not role.spec.conversational and role.input in record
 
 
-def _findings(plain: dict[str, Any], role: Role, *, answers: bool = True) -> list[Finding]:
-    """The errors that the role's check finds."""
-    faults = role.check(plain, "", 0, answers=answers)
-    return [Finding(f.field, f.code, f.what) for f in faults if f.level == "error"]
+def _checked(plain: dict[str, Any], role: Role, *, answers: bool = True) -> tuple[Record | None, list[Finding]]:
+    """The record as the role reads it, None if the role's check finds errors; and the errors."""
+    faults, whole = role.checked(plain, "", 0, answers=answers)
+    findings = [Finding(f.field, f.code, f.what) for f in errors(faults)]
+    return None if findings else whole, findings
 
 
 def _named(finding: Finding, name: str, plain: dict[str, Any]) -> Finding:
-    """A finding about the conversation that was put together, at the place where its text stands in the file."""
+    """A finding about the assembled conversation, moved to the field of the line that its text comes from."""
     field = finding.field
     listed = next((key for key in LISTED if key in plain), None)
     if listed and field.startswith(f"{listed}[{len(plain[listed]) - 1}]"):
@@ -213,7 +215,7 @@ def _answered(
     """The line as a conversation that ends with the answer `name`."""
     value = record.get(name)
     if value is None:
-        return {}, [Finding(name, "missing", f"is missing beside {names[names[0] == name]}")]
+        return {}, [Finding(name, "missing", f"is missing: expected together with {names[names[0] == name]}")]
     if not isinstance(value, str | dict | list):
         return {}, [Finding(name, "type", f"is {kind(value)}: expected a text or messages")]
     plain = {key: one for key, one in record.items() if key not in (*names, *_NOTED)}
@@ -226,7 +228,7 @@ def _answered(
             return {}, [Finding("input.messages", "missing", "is missing: expected a list of messages")]
         plain = {**plain, **asked}
         listed = "messages"
-    if listed and plain[listed] in [record[one] for one in names]:  # a repetition of one of the two
+    if listed and plain[listed] in [record[one] for one in names]:  # the list repeats one of the two
         del plain[listed]
         listed = None
     if listed:
@@ -249,16 +251,17 @@ def _answered(
 
 
 def _own(plain: dict[str, Any], name: str, value: Any, role: Role) -> tuple[dict[str, Any], list[Finding]]:
-    """A line that asks as the role does; its answer is a text as the model is to write it."""
+    """A line with the role's own input fields; its answer is the text that the model should write."""
     if not isinstance(value, str) or not value.strip():
         what = f"is {kind(value)}: expected the answer as a text" if not isinstance(value, str) else "is empty"
         return {}, [Finding(name, "type", what)]
-    if findings := _findings(plain, role, answers=False):
+    own, findings = _checked(plain, role, answers=False)
+    if own is None:
         return {}, findings
-    return {"messages": [*role.messages(plain), {"role": "assistant", "content": value}]}, []
+    return {"messages": [*role.messages(own), {"role": "assistant", "content": value}]}, []
 
 
 def _whole(answer: Any, prompt: Any) -> bool:
-    """Whether an answer is the whole conversation, which the line's `prompt` repeats a question of."""
+    """Whether an answer is a whole conversation that contains the line's `prompt`."""
     first = answer[0] if isinstance(answer, list) and len(answer) > 1 else None
     return isinstance(first, dict) and first.get("content", first.get("value")) == prompt

@@ -1,5 +1,5 @@
-"""Reading JSON Lines, or one JSON array: every line, or element, is either a record or a list of faults, and nothing
-is ever read without bounds.
+"""Reading JSON Lines or one JSON array. Each line (element) becomes a record or a list of faults, and everything is
+read with size limits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rescoldo.errors import RescoldoError
 from rescoldo.files import quote
 from rescoldo.invocation import program
 from rescoldo.role import DEFAULT, Fault, Role, get_role
+from rescoldo.role.fault import errors
 from rescoldo.role.record import Record
 from rescoldo.role.role import FOREIGN
 
@@ -33,9 +34,9 @@ class Line:
     """One line that is not blank, or one element of an array.
 
     Attributes:
-        raw: its bytes as they stand in the file, without line ends (cut off where the line is too long).
-        value: the JSON object, None if it is none.
-        faults: why not, or what is wrong inside (JSON level only: repeated keys, NaN, invalid characters).
+        raw: the line's bytes in the file, without line ends (truncated if the line is too long).
+        value: the JSON object; None if the line is not a JSON object.
+        faults: what is wrong with the line as JSON: not an object, repeated keys, NaN, invalid characters.
     """
 
     number: int
@@ -49,13 +50,13 @@ class _BadJsonError(ValueError):
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a JSON Lines file, blank ones left out; or the elements of a JSON array, which count as lines.
+    """The lines of a JSON Lines file without the blank ones, or the elements of a JSON array, which count as lines.
 
-    An element's number is that of the line it begins on. Where two begin on one line, elements are counted instead.
+    An element has the number of the line that it begins on. If several begin on one line, elements are counted instead.
 
     Raises:
-        RescoldoError: the file is missing, a directory, not readable, or no text; it is an array that is damaged, or
-            lines of which one object takes several.
+        RescoldoError: the file is missing, a directory, not readable or not text; the array is damaged; or one object
+            spans several lines.
     """
     try:
         if path.is_dir():
@@ -72,10 +73,11 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def lines_in(file: IO[bytes], path: Path) -> Iterator[Line]:
-    """The same of an open file: text in UTF-8, of which messages say that it is `path`. It must have `peek`.
+    """`read_lines` for an open file in UTF-8, which must have `peek`; `path` names it in messages.
 
     Raises:
-        RescoldoError: see read_lines. OSError: as the system says.
+        RescoldoError: see read_lines.
+        OSError: from the system.
     """
     if file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):  # type: ignore[attr-defined]
         yield from _elements(path, file)
@@ -101,12 +103,12 @@ def lines_in(file: IO[bytes], path: Path) -> Iterator[Line]:
 
 
 def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
-    """The elements of a JSON array, each read as if it were a line; here only their places are found."""
+    """The elements of a JSON array, each parsed like a line; this function only finds where they begin and end."""
     content = file.read(MAX_ARRAY_BYTES + 1)
     if len(content) > MAX_ARRAY_BYTES:
         what, fix = f"a JSON array of more than {MAX_ARRAY_BYTES >> 30} GiB", f"jq -c '.[]' {quote(path)} > lines.jsonl"
         raise RescoldoError(what, where=str(path), fix=fix)
-    text = content.decode("utf-8-sig", "surrogateescape")  # what is no UTF-8 is reported with its element
+    text = content.decode("utf-8-sig", "surrogateescape")  # invalid UTF-8 is reported with its element
     try:
         spans = list(_spans(text))
     except json.JSONDecodeError as error:
@@ -118,7 +120,7 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
         number += text.count("\n", before, start)
         numbers.append(number)
         before = start
-    if len(set(numbers)) < len(numbers):  # several begin on one line
+    if len(set(numbers)) < len(numbers):  # several elements begin on one line
         numbers = list(range(1, len(numbers) + 1))
     for (start, end), number in zip(spans, numbers, strict=True):
         raw = text[start:end].encode("utf-8", "surrogateescape")
@@ -129,10 +131,10 @@ def _elements(path: Path, file: IO[bytes]) -> Iterator[Line]:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where each element of a JSON array begins and ends.
+    """The begin and end of each element of a JSON array, in characters.
 
     Raises:
-        json.JSONDecodeError: it is damaged, or something follows it.
+        json.JSONDecodeError: the array is damaged, or something follows it.
     """
     at = _skip(text, text.index("[") + 1)
     more = not text.startswith("]", at)
@@ -149,11 +151,11 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
     at = _skip(text, at + 1)
     if at < len(text):
-        raise json.JSONDecodeError("Extra data behind its end", text, at)
+        raise json.JSONDecodeError("Extra data after the array", text, at)
 
 
 def _skip(text: str, at: int) -> int:
-    """Where the white space that begins at `at` ends."""
+    """The position after the white space that begins at `at`."""
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
@@ -163,7 +165,7 @@ def _too_long(path: Path, number: int, raw: bytes) -> Line:
 
 
 def parse_line(path: Path, number: int, raw: bytes) -> Line:
-    """A line from its bytes, which messages call line `number` of `path`."""
+    """Parse a line; messages name it as line `number` of `path`."""
     faults: list[Fault] = []
 
     def fault(code: str, what: str, field: str = "") -> Fault:
@@ -198,7 +200,7 @@ def parse_line(path: Path, number: int, raw: bytes) -> Line:
         value = json.loads(
             text, object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=decimal
         )
-        json.dumps(value, ensure_ascii=False).encode()  # "\ud800" is JSON, but no text that can be written
+        json.dumps(value, ensure_ascii=False).encode()  # fails for "\ud800", which is valid JSON but not valid text
     except UnicodeDecodeError as error:
         return Line(number, raw, None, [fault("encoding", f"not UTF-8 at byte {error.start + 1} of the line")])
     except UnicodeEncodeError:
@@ -219,9 +221,9 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     """All records of a dataset, checked.
 
     Args:
-        path: JSON Lines, UTF-8 (a byte order mark is tolerated).
-        role: what a record must look like; ba where it is not given.
-        answers: whether the records must have an answer (for training), or only what is asked (to be answered).
+        path: JSON Lines in UTF-8 (a byte order mark is accepted).
+        role: defines what a valid record is; the default is ba.
+        answers: whether the records need an answer (for training), or only the input (for generation).
 
     Raises:
         RescoldoError: one error that names file, line and field of the first faults.
@@ -230,21 +232,19 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
     if is_prose(path):
         _refuse_foreign(path)
         raise RescoldoError(
-            "is plain text: it has no questions and answers, so that no role reads or scores it",
+            "is plain text: expected records with questions and answers, which a role can read and score",
             where=str(path),
-            fix=f"`{program()} train` learns it (--train or --text), and with it as --val tells its perplexity",
+            fix=f"`{program()} train` learns it (--train or --text), and with it as --val reports its perplexity",
         )
     records: list[Record] = []
     faults: list[Fault] = []
     for line in read_lines(path):
-        found = list(line.faults)
+        found, record = list(line.faults), None
         if line.value is not None:
-            faulty = role.check(line.value, str(path), line.number, answers=answers)
-            found += [fault for fault in faulty if fault.level == "error"]
+            faulty, record = role.checked(line.value, str(path), line.number, answers=answers)
+            found += errors(faulty)
         faults += found
-        if line.value is not None and not found:
-            record = Record(role.read(line.value, answers=answers))
-            record.line = line.number
+        if record is not None and not found:
             records.append(record)
     if faults:
         fix = fix_command(path, role) if any(fault.fixable for fault in faults) else ""
@@ -257,7 +257,7 @@ def read_records(path: Path | str, role: Role | None = None, *, answers: bool = 
 
 
 def is_prose(path: Path) -> bool:
-    """Whether a file is a text for readers by its name, and does not begin as JSON does."""
+    """Whether a file is prose, judging by its name and because it does not begin like JSON."""
     if path.suffix.lower() not in TEXT_SUFFIXES or not path.is_file():
         return False
     try:
@@ -274,19 +274,19 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def fix_command(path: Path, role: Role, *, drop: bool = False) -> str:
-    """The command that mends a file; with `drop` it leaves out what cannot be mended."""
+    """The command that fixes a file; with `drop` it also removes the lines that cannot be fixed."""
     suffix = ".jsonl" if path.suffix == ".json" else path.suffix  # an array becomes lines
     output = quote(path.with_name(path.stem + "_fixed" + suffix))
     return f"{program()} data fix {quote(path)} -o {output}{' --drop' if drop else ''}{flag(role)}"
 
 
 def flag(role: Role) -> str:
-    """What a printed command must say about the role."""
+    """The --role option for a printed command; "" for the default role."""
     return "" if role.option == DEFAULT else f" --role {quote(role.option)}"
 
 
 def refusal(faults: list[Fault], fix: str) -> RescoldoError:
-    """The error that names the first of a file's faults and lists some others."""
+    """One error that names the first of a file's faults and lists some others."""
     first, *others = faults
     lines = len({fault.line for fault in faults})
     what = first.what

@@ -1,4 +1,4 @@
-"""Old examples mixed into new ones, so that what was learned from them is not forgotten."""
+"""Replay: old examples mixed into new ones against catastrophic forgetting."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rescoldo.data.dataset import Dataset, digest
 
 
 def mixed(new: Dataset, old: Dataset, share: float, seed: int) -> Dataset:
-    """All of the new examples, and as many of the old ones that these are `share` of all, or every old one where there
-    are fewer: which ones depends on the seed, and they stand evenly between the new ones.
+    """All new examples, mixed with as many old ones as make up `share` of the result, or with all old ones if there are
+    too few. The seed decides which ones; they are spread evenly among the new ones.
 
     Args:
         share: above 0, below 1.
     """
-    n = len(new.examples) - new.texts  # windows of plain text stay behind them
+    n = len(new.examples) - new.texts  # windows of plain text stay at the end
     wanted = max(1, round((n or new.texts) * share / (1 - share)))
     order = sorted(range(len(old.examples)), key=lambda i: hashlib.sha256(f"{seed}:replay:{i}".encode()).digest())
     chosen = order[:wanted]

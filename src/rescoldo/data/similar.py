@@ -1,4 +1,4 @@
-"""When two texts are the same, or one a rewording of the other: overlap of their 5-grams of words."""
+"""Exact and near-duplicates of texts, by the overlap of their word 5-grams."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rescoldo.words import words
 
 GRAM = 5
 _SIGNED = re.compile(r"\w+|[^\w\s]")
-NEAR = 0.5  # share of the shorter text's 5-grams that the other has too, from which on it is a near-duplicate
+NEAR = 0.5  # two texts are near-duplicates if they share at least this fraction of the shorter one's 5-grams
 
 
 def grams(text: str, size: int = GRAM, *, signs: bool = False) -> frozenset[tuple[str, ...]]:
-    """The word `size`-grams of a text; a shorter text is one gram of all its words. With `signs`, each sign (+, -, ?)
-    is a word too, and capitals and accents count."""
+    """The word `size`-grams of a text; a shorter text is a single gram of all its words. With `signs`, each sign (+, -,
+    ?) counts as a word, and capitals and accents matter."""
     parts = _SIGNED.findall(text) if signs else words(text)
     if len(parts) <= size:
         return frozenset([tuple(parts)] if parts else [])
@@ -22,10 +22,11 @@ def grams(text: str, size: int = GRAM, *, signs: bool = False) -> frozenset[tupl
 
 
 def near_pairs(texts: Sequence[str], *, signs: bool = False) -> list[tuple[int, int, float]]:
-    """(later, earlier, overlap) for each pair of texts that overlap by NEAR or more, in order; the same text counts.
+    """(later, earlier, overlap) for each pair of texts with an overlap of at least NEAR, in order; equal texts
+    included.
 
-    Overlap: shared 5-grams / the smaller of both numbers of 5-grams. `signs`: see grams; for texts in which a sign can
-    make another question (3+2, 3-2).
+    The overlap is the number of shared 5-grams divided by the smaller number of 5-grams. `signs`: see grams; for texts
+    where a sign can make a different question (3+2, 3-2).
     """
     index: dict[tuple[str, ...], list[int]] = {}
     sizes: list[int] = []
@@ -37,7 +38,7 @@ def near_pairs(texts: Sequence[str], *, signs: bool = False) -> list[tuple[int, 
             holders = index.setdefault(gram, [])
             for earlier in holders:
                 shared[earlier] = shared.get(earlier, 0) + 1
-            if len(holders) < 50:  # a phrase that everybody uses tells nothing, and would cost the square of the texts
+            if len(holders) < 50:  # very common phrases say nothing about two texts, and would make this quadratic
                 holders.append(later)
         sizes.append(len(own))
         for earlier, count in sorted(shared.items()):

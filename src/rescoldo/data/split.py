@@ -1,4 +1,4 @@
-"""A dataset into a training and a validation file: by seed, with no input on both sides."""
+"""Splitting a dataset into training and validation files: by seed, and with no input on both sides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescoldo.data.audit import by_words, input_of
+from rescoldo.data.audit import by_words, key_of
 from rescoldo.data.fix import refuse_existing, unwritable, write_bytes
 from rescoldo.data.preferences import form_of, read_preferences
 from rescoldo.data.records import is_prose, read_lines, read_records
@@ -21,7 +21,7 @@ from rescoldo.words import same
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into the records, in file order; `grouped` counts records that had to go with a near-duplicate."""
+    """Indices of records, in file order; `grouped` counts records that were kept together with a near-duplicate."""
 
     train: list[int]
     val: list[int]
@@ -33,19 +33,19 @@ def split_indices(
 ) -> Split:
     """Divide records by their concepts.
 
-    The same and nearly the same concepts (data.similar) stay together. Groups are ordered by a hash of seed and
-    concept, so the division does not depend on the file's order and changes little when records are added.
+    Equal and nearly equal concepts (data.similar) stay together. Groups are ordered by a hash of seed and concept, so
+    the division does not depend on the file's order and changes little when records are added.
 
     Args:
-        concepts: what each record asks, as text.
-        share: of the records that go into validation, 0..1 exclusive.
-        keys: equal where two records ask the same; by default the concepts' words. With them, concepts that are equal
-            under different keys (the same question under another system message) are no reason to stay together; and if
-            everything is near to everything, only the same stays together.
+        concepts: each record's input, as text.
+        share: the fraction of the records that goes into validation, 0..1 exclusive.
+        keys: equal for records with the same input; by default the concepts' words. If given, equal concepts with
+            different keys (the same question under another system message) may be separated; and if all concepts are
+            near-duplicates of each other, only those with equal keys stay together.
         signs: see similar.near_pairs.
 
     Raises:
-        RescoldoError: `share` out of range, or fewer than two different concepts.
+        RescoldoError: `share` is out of range, or there are fewer than two different concepts.
     """
     if not 0 < share < 1:
         raise RescoldoError(
@@ -68,7 +68,7 @@ def split_indices(
     for members in ordered:
         if len(val) + len(members) <= wanted:
             val += members
-    if not val:  # every group is larger than what validation should get
+    if not val:  # every group is larger than the validation set should be
         val = min(ordered, key=len)
     chosen = set(val)
     train = [i for i in range(len(concepts)) if i not in chosen]
@@ -76,7 +76,7 @@ def split_indices(
 
 
 def _groups(names: list[str], near: list[tuple[int, int]]) -> list[list[int]]:
-    """Indices that have to stay together: those of equal names, and near pairs."""
+    """Indices that must stay together: those with equal names, and near pairs."""
     parent = list(range(len(names)))
 
     def root(i: int) -> int:
@@ -99,10 +99,10 @@ def _groups(names: list[str], near: list[tuple[int, int]]) -> list[list[int]]:
 def split_files(
     paths: Sequence[Path], share: float, seed: int, train_out: Path, val_out: Path, role: Role | None = None
 ) -> Split:
-    """Split what stands in one file or several; lines are copied as they stand. `role` is ba where it is not given.
+    """Split one or several files; lines are copied unchanged. The default `role` is ba.
 
     Raises:
-        RescoldoError: faults in a file, an output that exists, nothing to split.
+        RescoldoError: faults in a file, an output that exists already, or nothing to split.
     """
     outputs = {train_out.resolve(), val_out.resolve()}
     if len(outputs) < 2 or outputs & {path.resolve() for path in paths}:
@@ -122,7 +122,7 @@ def split_files(
         records: list[Record] = _documents(paths, texts)
     elif any(forms):
         records = [record for path, form in zip(paths, forms, strict=True) for record in _preferred(path, role, form)]
-        role = get_role("generic")  # which asks what the two answers answer
+        role = get_role("generic")  # its records have the prompt that both answers share
     else:
         records = [record for path in paths for record in read_records(path, role)]
     for output in (train_out, val_out):
@@ -131,7 +131,7 @@ def split_files(
         keys: list[str] | None = [record[KEY].strip() for record in records]
         split = split_indices([record[KEY][:LIKENESS] for record in records], share, seed, keys, signs=True)
     else:
-        keys = None if by_words(role) else [input_of(role, record) for record in records]
+        keys = None if by_words(role) else [key_of(role, record) for record in records]
         split = split_indices(
             [role.question(record) for record in records], share, seed, keys, signs=not by_words(role)
         )
@@ -146,14 +146,14 @@ def split_files(
 
 
 def _preferred(path: Path, role: Role, form: str | None) -> list[Record]:
-    """The first answer of each line of a file of preferences, with its prompt.
+    """The first answer of each line of a preference file, with its prompt.
 
     Raises:
-        RescoldoError: faults in the file, or it holds other data.
+        RescoldoError: faults in the file, or it is not a preference file.
     """
     if form is None:
-        what = "holds no preferences, and another file does"
-        raise RescoldoError(what, where=str(path), fix="divide them one by one")
+        what = "holds no preferences, but another file does: expected files of one kind"
+        raise RescoldoError(what, where=str(path), fix="split them one at a time")
     return [judgement.answers[0] for judgement in read_preferences(path, role, form)]
 
 
@@ -161,13 +161,16 @@ def _documents(paths: Sequence[Path], texts: Sequence[Path]) -> list[Record]:
     """The documents of files of `text` rows.
 
     Raises:
-        RescoldoError: some of the files are others, or are one document, which cannot be divided.
+        RescoldoError: some files are not plain text, or are a single document, which cannot be split.
     """
     whole = next((path for path in texts if is_prose(path)), None)
     if whole is not None:
-        what, fix = "is one document, which is not divided", 'name other files as --val; or make rows of {"text": …}'
+        what, fix = (
+            "is a single document, which cannot be split",
+            'name other files as --val; or make rows of {"text": …}',
+        )
         raise RescoldoError(what, where=str(whole), fix=fix)
     if len(texts) < len(paths):
         other = next(path for path in paths if path not in texts)
-        raise RescoldoError(f"is no plain text, and {texts[0]} is", where=str(other), fix="divide them one by one")
+        raise RescoldoError(f"is not plain text, but {texts[0]} is", where=str(other), fix="split them one at a time")
     return [record for path in paths for record in read_documents(path)]

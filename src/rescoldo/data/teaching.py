@@ -1,4 +1,4 @@
-"""What is learned of the training data: as flags and config files say it."""
+"""Which parts of the training data are learned, as flags and config files set it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Teaching:
-    """What is learned of a record.
+    """Which parts of a record are learned.
 
     Attributes:
-        loss: "all" answers of a conversation, or the "last" one.
-        thinking: thinking parts are learned as they are ("keep"), left out ("drop"), or seen and not learned ("mask").
-        prompt_weight: the weight in the loss of what is not an answer; answers have 1.
-        balance: each answer comes up as often as any other: see dataset.balanced.
+        loss: "all" answers of a conversation, or only the "last" one.
+        thinking: thinking parts are learned ("keep"), removed ("drop"), or visible to the model without loss ("mask").
+        prompt_weight: the weight in the loss of tokens outside of answers; answers have 1.
+        balance: each distinct answer occurs equally often: see dataset.balanced.
     """
 
     loss: str = "all"
@@ -27,20 +27,20 @@ LAST = Teaching("last")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Text that is learned beside the training data.
+class ExtraText:
+    """Plain text that is learned together with the training data.
 
     Attributes:
-        paths: of the files.
-        share: of all training tokens that are the text's, 0..1 exclusive; None: all of the text.
+        paths: the files.
+        share: the text's fraction of all training tokens, 0..1 exclusive; None: all of the text is used.
     """
 
     paths: tuple[Path, ...]
     share: float | None = None
 
 
-def beside(value: str) -> Beside:
-    """What --text says: PATH[,PATH…][:SHARE].
+def extra_text(value: str) -> ExtraText:
+    """Parse the value of --text: PATH[,PATH…][:SHARE].
 
     Raises:
         ValueError: the share is not between 0 and 1, or no path is named.
@@ -49,7 +49,7 @@ def beside(value: str) -> Beside:
     share: float | None = None
     try:
         share = float(last) if colon else None
-    except ValueError:  # a colon in a path
+    except ValueError:  # the colon is part of a path
         share = None
     if share is None:
         paths = value
@@ -58,4 +58,4 @@ def beside(value: str) -> Beside:
     names = [name.strip() for name in paths.split(",") if name.strip()]
     if not names:
         raise ValueError("no file is named")
-    return Beside(tuple(Path(name).expanduser() for name in names), share)
+    return ExtraText(tuple(Path(name).expanduser() for name in names), share)

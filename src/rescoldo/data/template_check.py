@@ -1,8 +1,8 @@
-"""Is what is trained what the model's chat template makes of the same conversation?
+"""Does the tokenized training data agree with what the model's chat template writes?
 
-Each distinct shape of conversation in a dataset is written by the template once with its answer, and compared with the
-prompt that training, evaluation and serving use. What would teach something else than was meant is refused by line; a
-habit of the template that the user should know is a warning.
+The template renders each distinct shape of conversation in a dataset once, with its answer. The rendering is compared
+with the prompt that training, evaluation and serving use. Differences that would teach something unintended are errors
+with their line; peculiarities of the template that the user should know are warnings.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _WRITE = "another model; or a chat_template that writes each message as it is"
 
 @dataclass(frozen=True)
 class Habit:
-    """Something that the template does to a conversation.
+    """Something unexpected that the template does to a conversation.
 
     Attributes:
-        what: in words, for all conversations of that kind alike.
-        fix: what to do; "" where it is only worth knowing: a warning.
+        what: its description, the same for all conversations that it affects.
+        fix: what to do about it; "" for a mere warning.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Habit:
 
 @dataclass
 class _Seen:
-    """One shape of conversation: the first one of it, and the lines of all."""
+    """One shape of conversation: its first example, and the lines of all of them."""
 
     messages: Turns
     answer: dict[str, Any]
@@ -55,13 +55,13 @@ class _Seen:
 def check_template(
     path: Path, records: Sequence[Record], role: Role, tokenizer: Any, teaching: Teaching = LAST
 ) -> list[str]:
-    """Compare prompts and answers with what the chat template writes; one rendering for each shape of conversation.
+    """Compare prompts and answers with the chat template's rendering, once for each shape of conversation.
 
     Returns:
-        Warnings, each naming some of its lines.
+        Warnings; each names some of its lines.
 
     Raises:
-        RescoldoError: a conversation would be taught in another form than the template has for it.
+        RescoldoError: a conversation would be learned in another form than the template writes.
     """
     if not getattr(tokenizer, "chat_template", None):
         return []
@@ -81,7 +81,7 @@ def check_template(
     for seen in shapes.values():
         try:
             own = list(habits(seen.messages, seen.answer, tokenizer))
-        except RescoldoError as error:  # it refuses the messages
+        except RescoldoError as error:  # the template refuses the messages
             raise RescoldoError(error.what, where=f"{path}:{min(seen.lines)}", fix=error.fix) from None
         for habit in own:
             found.setdefault(habit, []).extend(seen.lines)
@@ -94,7 +94,7 @@ def check_template(
 
 
 def _traits(message: dict[str, Any]) -> tuple[object, ...]:
-    """What templates look at in a message: its keys, white space around its text, and thinking marks."""
+    """The properties of a message that templates depend on: its keys, white space around its text, thinking marks."""
     text = message["content"]
     marks = tuple(mark in text for pair in MARKS for mark in pair)
     calls = len(message.get("tool_calls", ()))
@@ -108,10 +108,10 @@ def _listed(lines: list[int]) -> str:
 
 
 def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[Habit]:
-    """What the template does to one conversation and its answer that is not as expected.
+    """What the template does unexpectedly to one conversation and its answer.
 
     Raises:
-        RescoldoError: it refuses the conversation.
+        RescoldoError: the template refuses the conversation.
     """
     taken, prompt = accepted(messages, tokenizer)
     yield from _contents(taken, prompt)
@@ -125,13 +125,13 @@ def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[
             return
         if not templated.end:
             token = tokenizer.convert_ids_to_tokens(ending.end)
-            yield Habit(f"the chat template writes no end behind an answer; {token} is taught as its end")
+            yield Habit(f"the chat template writes no end after an answer; {token} is taught as its end")
         return
     text, opened = answer["content"], opened_at_end(behind_last(prompt, taken, list(ending.others)))
     if opened and any(mark in text for pair in MARKS for mark in pair):
         yield Habit(
-            f"the answer brings its own thinking part, and the chat template has already written {opened!r} in "
-            "front of it: two would be taught",
+            f"the chat template already writes {opened!r} in front of an answer that brings its own thinking part: "
+            "two would be taught",
             "--thinking drop leaves thinking parts out; or have them in the training examples too, so that prompts let "
             "the model think",
         )
@@ -146,14 +146,14 @@ def habits(messages: Turns, answer: dict[str, Any], tokenizer: Any) -> Iterator[
             add_generation_prompt=False,
             tools=messages.tools,
         )
-    except Exception as error:  # of many kinds: the template comes with the model
+    except Exception as error:  # any type: the template comes with the model
         yield Habit(f"the chat template does not write a conversation with its answer: {str(error)[:200]}")
         return
     yield from _answer(prompt, whole, text, opened, tokenizer)
 
 
 def _tools(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str) -> Iterator[Habit]:
-    """Whether the tools and their calls are in the prompt."""
+    """Check that the tools and their calls are in the prompt."""
     fix = "a model whose chat template knows tools; or leave `tools` out if the answers do not need them"
     if name := missing_tool(tools, prompt):
         yield Habit(f"the chat template has no place for tools: it leaves out or changes {name}", fix)
@@ -162,7 +162,7 @@ def _tools(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str) -> 
 
 
 def _names(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str, tokenizer: Any) -> Iterator[Habit]:
-    """Whether the names of speakers are in the prompt (a tool's is that of its call)."""
+    """Check that the speakers' names are in the prompt (a tool's name is that of its call)."""
     named = [message for message in messages if message.get("name") and message["role"] != "tool"]
     if not named:
         return
@@ -175,8 +175,8 @@ def _names(messages: Messages, tools: Sequence[dict[str, Any]], prompt: str, tok
 
 
 def _contents(messages: Messages, prompt: str) -> Iterator[Habit]:
-    """Whether each message is in the prompt, in their order (a system message may be anywhere, and the results of tools
-    may be written as JSON)."""
+    """Check that each message is in the prompt, in order (a system message may be anywhere, and tool results may be
+    written as JSON)."""
     at = 0
     for number, message in enumerate(messages, 1):
         content = message["content"] or ""
@@ -204,14 +204,14 @@ def _contents(messages: Messages, prompt: str) -> Iterator[Habit]:
 
 
 def _answer(prompt: str, whole: str, answer: str, opened: str, tokenizer: Any) -> Iterator[Habit]:
-    """Compare `whole`, the conversation with its answer, with prompt, answer and end of turn."""
+    """Compare `whole`, the rendered conversation with its answer, with prompt, answer and end of turn."""
     if not whole.startswith(prompt):
         common = _common(prompt, whole)
         if prompt[len(common) :].strip() != opened.strip() or not opened:
             theirs, ours = whole[len(common) :][:60], prompt[len(common) :][:60]
             yield Habit(
-                "the chat template writes a conversation that has its answer otherwise than the prompt of the same "
-                f"conversation, which is what is trained and asked with: {theirs!r} instead of {ours!r}"
+                "the chat template renders a conversation with its answer differently from the prompt that training "
+                f"and inference use: {theirs!r} instead of {ours!r}"
             )
         rest = whole[len(common) :]
     else:
@@ -228,22 +228,22 @@ def _answer(prompt: str, whole: str, answer: str, opened: str, tokenizer: Any) -
             return
     elif whole.startswith(prompt) and before.strip() and not _is_thinking(before):
         yield Habit(
-            f"the chat template writes {before.strip()[:60]!r} in front of an answer, and does not write it when it is "
-            "asked for the prompt: it has no add_generation_prompt branch, or another text there",
-            "a chat_template with {% if add_generation_prompt %}; then the same text stands in front of the answer in "
-            "training and when the model is asked",
+            f"the chat template writes {before.strip()[:60]!r} in front of an answer, but not at the end of the "
+            "prompt: it has no add_generation_prompt branch, or another text there",
+            "a chat_template with {% if add_generation_prompt %}, so that the same text is in front of the answer in "
+            "training and in inference",
         )
     token = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
     between, closed, _ = ending.partition(token)
     if not closed:
         wrote = f"writes {ending.strip()[:40]!r}" if ending.strip() else "writes nothing"
-        yield Habit(f"the chat template {wrote} behind an answer; {token} is taught as its end")
+        yield Habit(f"the chat template {wrote} after an answer; {token} is taught as its end")
     elif between.strip():
-        yield Habit(f"the chat template writes {between.strip()[:40]!r} behind an answer, before {token}; not taught")
+        yield Habit(f"the chat template writes {between.strip()[:40]!r} after an answer, before {token}; not taught")
 
 
 def _common(one: str, other: str) -> str:
-    """The beginning that two texts share."""
+    """The longest common prefix of two texts."""
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:length]
 

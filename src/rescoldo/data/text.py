@@ -1,8 +1,8 @@
-"""Plain text: .txt and .md files, one document each, and JSON Lines of `text` rows, one document a line.
+"""Plain text: .txt and .md files of one document each, and JSON Lines of `text` rows with one document a line.
 
-All tokens are learned. Documents, each closed by the tokenizer's EOS, are packed one behind the other into windows of
-the full length; within a window none sees another (Example.documents). A document that does not fit goes on in the next
-window, whose first token is the last one of this, so that every token of it is predicted once.
+All tokens are learned. Documents, each closed by the tokenizer's EOS, are packed one after the other into windows of
+the full length; within a window no document sees another (Example.documents). A document that does not fit continues in
+the next window, whose first token repeats the last token of this one, so that every token is predicted once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rescoldo.role.fault import Finding, text_findings
 from rescoldo.role.record import Record
 
 KEY = "text"
-LIKENESS = 2000  # characters of a document that are compared with others
+LIKENESS = 2000  # characters of a document that are compared when looking for near-duplicates
 SHOWN = 5
 
 
 class Document(Record):
-    """A document of plain text, under `text`."""
+    """A document of plain text; its key is `text`."""
 
 
 _NOT_TEXT = [name for name in OTHERS if name != KEY]
 
 
 def is_text(path: Path, role: Role) -> bool:
-    """Whether a file is plain text: by its name, or by its first line, which is a `text` row and none of the role's."""
+    """Whether a file is plain text, by its name or because its first line is a `text` row and not one of the role's."""
     if is_prose(path):
         return True
     first = next(read_lines(path), None)
@@ -49,7 +49,7 @@ def read_documents(path: Path) -> list[Document]:
     """The documents of a plain text file, as records with `text`.
 
     Raises:
-        RescoldoError: it cannot be read, is not UTF-8, is empty, or a row is not a text alone.
+        RescoldoError: the file cannot be read, is not UTF-8, is empty, or a row holds more than a text.
     """
     if is_prose(path):
         whole = Document({KEY: _whole(path)})
@@ -64,7 +64,7 @@ def read_documents(path: Path) -> list[Document]:
         first, *others = faults
         more = f"; also {', '.join(f'line {fault.line}' for fault in others[:SHOWN])}" if others else ""
         more += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        what = "has no `text`, which the file's first line has" if first.code == "missing" else first.what
+        what = "has no `text`, unlike the file's first line" if first.code == "missing" else first.what
         raise RescoldoError(what + more, where=first.where, fix='one document a line: {"text": …}')
     if not records:
         raise RescoldoError("holds no documents", where=str(path), fix='one document a line: {"text": …}')
@@ -72,7 +72,7 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
-    """Each line of a file of `text` rows: its record, or None and what is wrong with it."""
+    """Each line of a file of `text` rows: its record, or None and its faults."""
     for line in read_lines(path):
         found = list(line.faults)
         if line.value is not None:
@@ -86,7 +86,7 @@ def text_rows(path: Path) -> Iterator[tuple[Document | None, list[Fault]]]:
 
 
 def _labels(row: dict[str, Any]) -> list[Finding]:
-    """What a row says of its text that is not learned with it."""
+    """Fields of a row that describe its text and are not learned."""
     return [
         Finding(
             key,
@@ -123,19 +123,19 @@ def _whole(path: Path) -> str:
 
 
 def text_windows(records: Sequence[Document], tokenizer: Any, length: int) -> list[Example]:
-    """The windows of documents; none is longer than `length` tokens."""
+    """The documents packed into windows of at most `length` tokens."""
     return list(pack((document_ids(record[KEY], tokenizer) for record in records), length))
 
 
 def document_ids(text: str, tokenizer: Any) -> list[int]:
-    """A document's tokens: with the beginning of sequence that the tokenizer writes, if any, and EOS at the end."""
+    """A document's tokens: with the tokenizer's beginning-of-sequence token, if it writes one, and EOS at the end."""
     ids = [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
 
 
 def pack(documents: Iterator[list[int]] | Sequence[list[int]], length: int) -> Iterator[Example]:
-    """Documents behind each other in windows of `length` tokens; only the last window, and one that would end with a
-    document's first token, is shorter."""
+    """Documents packed one after the other into windows of `length` tokens; only the last window is shorter, and one
+    that would end with a document's first token."""
     tokens: list[int] = []
     starts: list[int] = []
     for ids in documents:
@@ -159,8 +159,8 @@ def _window(tokens: list[int], starts: list[int]) -> Example:
 
 
 def chosen(windows: Sequence[Example], share: float | None, other_tokens: int) -> list[int]:
-    """Which windows make `share` of all tokens beside `other_tokens` others: all of them without a share, and where
-    they are fewer. In an order that depends on nothing but their number."""
+    """Indices of the windows that make up `share` of all tokens, given `other_tokens` tokens of other data; all windows
+    if share is None or there are too few. The order depends only on the number of windows."""
     order = sorted(range(len(windows)), key=lambda i: hashlib.sha256(f"text {i}".encode()).digest())
     if share is None:
         return list(range(len(windows)))

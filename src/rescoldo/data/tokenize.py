@@ -1,14 +1,13 @@
-"""Records as token ids: prompt through the model's own chat template, then the answer and the end of the turn.
+"""Records as token ids: the prompt through the model's own chat template, then the answer and the end-of-turn token.
 
-A prompt is tokenized by itself, because that is what generation will see. The answer's tokens follow, as the
-tokenizer writes them behind that prompt, then the token with which the template closes the assistant's turn, so that
-the model learns to stop. `template_check` compares the result with what the template itself makes of the whole
-conversation.
+A prompt is tokenized by itself, because this is what generation will see. It is followed by the answer's tokens, as the
+tokenizer produces them after that prompt, and by the token with which the template closes the assistant's turn, so that
+the model learns to stop. `template_check` compares the result with the template's rendering of the whole conversation.
 
-A conversation with several answers is a sequence of prompts, each with its answer, and each exactly what the model will
-be asked with at that point. Where a prompt continues the tokens of the one before with its answer, as most templates
-have it, the two are one example; where the template writes earlier turns otherwise once the conversation goes on
-(thinking parts left out, tools moved to the last question), they are examples of their own.
+A conversation with several answers is a sequence of prompts, each with its answer, and each exactly as in inference.
+Where a prompt continues the tokens of the previous prompt and answer, as with most templates, the two are one example;
+where the template rewrites earlier turns when the conversation continues (thinking parts removed, tools moved to the
+last question), they are separate examples.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from rescoldo.role.conversation import Conversation, Turns
 from rescoldo.role.record import Record
 from rescoldo.role.thinking import split_thinking
 
-SHOWN = 5  # lines that an error names beside the first
-_SENTINEL = "xqzanswerzqx"  # stands in for an answer while the template is asked how it ends a turn
+SHOWN = 5  # lines that an error names in addition to the first
+_SENTINEL = "xqzanswerzqx"  # replaces an answer to find out how the template ends a turn
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_CUT = "\ufdd0"  # stands where a text is cut before it is tokenized; Unicode keeps it for a program's own use
+_CUT = "\ufdd0"  # marks where a text is cut before it is tokenized; Unicode reserves it for a program's internal use
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Tokenized:
     Attributes:
         examples: those that fit, in the records' order.
         kept: for each example, its record's index.
-        overruns: (line in the file, tokens) of each record that is longer than max_length and left out whole.
+        overruns: (line in the file, tokens) of each record that is left out because it is longer than max_length.
         n_tokens: tokens of all examples, prompts included.
-        n_targets: tokens that the loss is on.
+        n_targets: tokens with a loss.
     """
 
     examples: list[Example]
@@ -67,14 +66,14 @@ class Tokenized:
 
     @property
     def n_targets(self) -> int:
-        """Tokens that the loss is on."""
+        """The number of tokens with a loss."""
         return sum(example.n_targets for example in self.examples)
 
 
 def tokenize_records(
     records: Sequence[dict[str, Any]], role: Role, tokenizer: Any, max_length: int, teaching: Teaching = LAST
 ) -> Tokenized:
-    """Tokenize each record. One that is longer than `max_length` tokens is left out and reported, never cut.
+    """Tokenize each record. A record longer than `max_length` tokens is left out and reported, never truncated.
 
     Raises:
         RescoldoError: the tokenizer's template cannot render a prompt or an answer.
@@ -96,13 +95,14 @@ def tokenize_records(
 
 @dataclass(frozen=True)
 class Ending:
-    """How answers begin and end with a tokenizer.
+    """How answers begin and end with a given tokenizer.
 
     Attributes:
-        lead: white space that the template writes in front of an answer.
-        end: the token that is learned behind an answer.
-        others: tokens that end an answer, by their text: the template may close a turn that calls a tool with another.
-        trims: whether the template removes white space in front of an answer, and behind it.
+        lead: white space that the template writes before an answer.
+        end: the token that is learned after an answer.
+        others: other tokens that end an answer, by text: the template may close a turn that calls a tool with another
+            one.
+        trims: whether the template strips white space before an answer, and after it.
     """
 
     lead: str
@@ -112,20 +112,20 @@ class Ending:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Ending:
-        """Ask the template once."""
+        """Find this out from the tokenizer's template."""
         others = {tokenizer.convert_ids_to_tokens(index): index for index in stop_ids(tokenizer)}
         return cls(_answer_lead(tokenizer), end_of_turn(tokenizer), others, _trims(tokenizer))
 
     def written(self, answer: str) -> str:
-        """An answer without the white space that the template removes: it is not written behind a prompt, nor read in
-        the turns that follow."""
+        """An answer without the white space that the template strips: the model neither writes it nor sees it in later
+        turns."""
         answer = answer.lstrip() if self.trims[0] else answer
         return answer.rstrip() if self.trims[1] else answer
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """A prompt and its answer, the token that ends it included; `thinking` of the answer's tokens are its thinking."""
+    """A prompt and its answer with the end token; `thinking` is the number of the answer's tokens that are thinking."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -135,7 +135,7 @@ class _Answered:
 def conversation_examples(
     conversation: Conversation, tokenizer: Any, teaching: Teaching, ending: Ending
 ) -> list[Example]:
-    """The examples of one conversation, one where each prompt continues the one before.
+    """The examples of one conversation; consecutive prompts that continue each other share an example.
 
     Raises:
         RescoldoError: see tokenize_records.
@@ -155,7 +155,7 @@ def conversation_examples(
 
 
 def _example(chain: list[_Answered], teaching: Teaching) -> Example:
-    """One example of prompts that continue each other."""
+    """One example from prompts that continue each other."""
     weights: list[float] = []
     for one in chain:
         weights += [teaching.prompt_weight] * (len(one.prompt) - len(weights))
@@ -198,7 +198,7 @@ def _answered(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Endi
 
 
 def text_of_answer(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending: Ending) -> AnswerText | None:
-    """What the template writes as the answer, where that is more than its content; else None."""
+    """The template's text for an answer that has more than content; None for a plain answer."""
     if is_plain(answer, tokenizer) or not getattr(tokenizer, "chat_template", None):
         return None
     *before, disarmed = _disarmed([*asked, answer], tokenizer)
@@ -206,7 +206,7 @@ def text_of_answer(asked: Turns, answer: dict[str, Any], tokenizer: Any, ending:
 
 
 def _starts(text: str, tokenizer: Any) -> list[int]:
-    """Where each token of a text begins, in characters (see _text_ids)."""
+    """The position in characters of each token of a text (see _text_ids)."""
     starts: list[int] = []
     at = 0
     for piece in text.split(_CUT):
@@ -217,7 +217,7 @@ def _starts(text: str, tokenizer: Any) -> list[int]:
 
 
 def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tokenizer: Any) -> None:
-    """Stop where a text of the dataset holds what the model reads as the beginning or the end of a turn.
+    """Raise if a text of the dataset contains a control token of the model that would begin or end a turn.
 
     Raises:
         RescoldoError: one error that names the first such text, and the lines of some others.
@@ -243,7 +243,7 @@ def refuse_control_tokens(path: Path, records: Sequence[Record], role: Role, tok
 
 
 def refuse_marks_in_text(path: Path, records: Sequence[Record], tokenizer: Any) -> None:
-    """Stop where a document of plain text holds a control token of the model.
+    """Raise if a document of plain text contains a control token of the model.
 
     Raises:
         RescoldoError: one error that names the first.
@@ -260,10 +260,10 @@ def refuse_marks_in_text(path: Path, records: Sequence[Record], tokenizer: Any) 
 
 
 def let_think(tokenizer: Any, records: Sequence[dict[str, Any]], role: Role, teaching: Teaching) -> bool:
-    """Let prompts leave it to the model to think (chat_template.thinks) where an answer that is learned does so.
+    """Let prompts leave thinking to the model (chat_template.thinks) if a learned answer has a thinking part.
 
     Returns:
-        Whether one does.
+        Whether one has.
     """
     wanted = teaching.thinking != "drop" and any(
         has_thoughts(whole.messages[place])
@@ -279,7 +279,7 @@ def let_think(tokenizer: Any, records: Sequence[dict[str, Any]], role: Role, tea
 def _turn_marks(tokenizer: Any) -> set[str]:
     """The special tokens that the template writes around turns, and those that begin and end a text.
 
-    Others (<filename>, <think>) may stand in a text: they mark no turn.
+    Other special tokens (<filename>, <think>) are allowed in texts, because they do not mark turns.
     """
     special = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
@@ -289,12 +289,12 @@ def _turn_marks(tokenizer: Any) -> set[str]:
 
 
 def _marks_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """What finds a turn mark in a text."""
+    """A pattern that matches the turn marks."""
     return re.compile("|".join(map(re.escape, sorted(_turn_marks(tokenizer), key=len, reverse=True))))
 
 
 def prompt_text(messages: Messages, tokenizer: Any) -> str | None:
-    """The conversation as the model's chat template writes it, up to where the answer begins; None without template.
+    """The prompt of a conversation, as the model's chat template renders it; None without a template.
 
     Raises:
         RescoldoError: the template refuses the messages or is damaged.
@@ -303,19 +303,19 @@ def prompt_text(messages: Messages, tokenizer: Any) -> str | None:
 
 
 def prompt_ids(messages: Messages, tokenizer: Any) -> list[int]:
-    """The prompt's token ids: what the template wrote with no special token added to it (the template writes its own
-    beginning of sequence). A model without a template gets the bare text and its tokenizer's own special tokens.
+    """The prompt's token ids: the template's text with no special token added to it (the template writes the beginning
+    of sequence itself). Without a template: the bare text with the tokenizer's own special tokens.
 
-    A turn mark within a message (<|im_end|>) is what its author wrote, not a mark: its letters are tokenized.
+    A turn mark within a message (<|im_end|>) is part of the author's text: it is tokenized as ordinary characters.
 
     Raises:
-        RescoldoError: see prompt_text; or a message is no text.
+        RescoldoError: see prompt_text; or a message is not valid text.
     """
     return _prompt(messages, tokenizer)[0]
 
 
 def _prompt(messages: Messages, tokenizer: Any) -> tuple[list[int], str]:
-    """prompt_ids, and the text that they are made of (with cuts, see _disarmed)."""
+    """prompt_ids, and the text that they were made from (with cuts, see _disarmed)."""
     messages = _disarmed(messages, tokenizer)
     text = prompt_text(messages, tokenizer)
     if text is not None:
@@ -324,17 +324,18 @@ def _prompt(messages: Messages, tokenizer: Any) -> tuple[list[int], str]:
     first, *others = text.split(_CUT)
     ids = list(tokenizer(first)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # some tokenizers close every text
+        ids.pop()  # some tokenizers append EOS to every text
     return (ids + _text_ids(_CUT.join(others), tokenizer) if others else ids), text
 
 
 def _answer_ids(prompt: list[int], text: str, answer: str, lead: str, tokenizer: Any) -> list[int]:
-    """The answer's token ids as they follow the prompt, which is `text` and its token ids `prompt`.
+    """The answer's token ids after the prompt, which has the text `text` and the token ids `prompt`.
 
-    Tokenized by itself, a text gets a space mark from SentencePiece that it does not have behind a line end. So it is
-    tokenized together with the prompt; where a token would reach across the border, which generation never sees, behind
-    a neutral character instead. `lead`: white space that the template writes in front of an answer. It is learned where
-    it disappears in decoding (SentencePiece: it is the answer's space mark), else not.
+    SentencePiece would put a space mark in front of an answer that is tokenized by itself, which it does not have after
+    a line end. So the answer is tokenized together with the prompt; if a token would span the border between them,
+    which never happens in generation, it is tokenized after a neutral character instead. `lead`: white space that the
+    template writes before an answer. It is learned only if it disappears in decoding (SentencePiece: it is the answer's
+    space mark).
     """
     for before in dict.fromkeys((lead, "")):
         together = _text_ids(text + before + answer, tokenizer)
@@ -347,7 +348,7 @@ def _answer_ids(prompt: list[int], text: str, answer: str, lead: str, tokenizer:
         word = _text_ids("x", tokenizer)
         if _decoded([*word, *ids], tokenizer) == _decoded(word, tokenizer) + answer:
             return ids
-    return _text_ids(answer, tokenizer)  # a tokenizer that changes texts (NFC): no way to compare
+    return _text_ids(answer, tokenizer)  # the tokenizer normalizes texts (NFC), so they cannot be compared
 
 
 def _decoded(ids: list[int], tokenizer: Any) -> str:
@@ -355,14 +356,14 @@ def _decoded(ids: list[int], tokenizer: Any) -> str:
 
 
 def _disarmed(messages: Messages, tokenizer: Any) -> Messages:
-    """The messages with a cut behind the first letter of each turn mark: tokenized in pieces it is none any more."""
+    """The messages with a cut after the first letter of each turn mark, so that it is not tokenized as a mark."""
     texts = list(texts_in(messages))
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise RescoldoError("the question holds bytes that are no characters", fix="write it in UTF-8") from None
+        raise RescoldoError("the question contains bytes that are not characters", fix="write it in UTF-8") from None
     if not any(token in text for token in tokenizer.get_added_vocab() for text in texts):
-        return messages  # nearly always, and quickly found out
+        return messages  # the usual case, found out quickly
     pattern = _marks_pattern(tokenizer)
 
     def cut(value: Any) -> Any:
@@ -389,19 +390,19 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _text_ids(text: str, tokenizer: Any) -> list[int]:
-    """The token ids of a text, piece by piece where it is cut, with no special token added."""
+    """The token ids of a text, tokenized piece by piece between cuts, with no special token added."""
     return [
         i for piece in text.split(_CUT) for i in tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
     ]
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The token that ends an answer, which is learned behind each target: the one that closes the assistant's turn in
-    the chat template (<|im_end|>, </s>, <|eot_id|>…); where the template writes none, the tokenizer's EOS, or the first
-    that the model's files name if EOS is none of those.
+    """The token that ends an answer and is learned after each target: the one with which the chat template closes the
+    assistant's turn (<|im_end|>, </s>, <|eot_id|>…). If the template writes none: the tokenizer's EOS, or the first end
+    token that the model's files name if EOS is not among them.
 
     Raises:
-        RescoldoError: there is none at all.
+        RescoldoError: there is no such token.
     """
     ending = _answer_frame(tokenizer)[1]
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
@@ -415,31 +416,31 @@ def end_of_turn(tokenizer: Any) -> int:
     if declared:
         return declared[0]
     raise RescoldoError(
-        "the tokenizer has no end-of-sequence token, so that the model could never stop",
+        "the tokenizer has no end-of-sequence token, so the model could never stop",
         where=str(getattr(tokenizer, "name_or_path", "") or "tokenizer"),
         fix="set eos_token in the model's tokenizer_config.json",
     )
 
 
 def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, the one rule for training, evaluation, chat, serving and export: the token that is
-    learned (end_of_turn), the tokenizer's EOS, and those that the model's files name (generation_config.json's and
-    config.json's eos_token_id; GGUF's eos, eot and eom)."""
+    """The tokens that end an answer, in training, evaluation, chat, serving and export alike: the learned one
+    (end_of_turn), the tokenizer's EOS, and those that the model's files name (eos_token_id in generation_config.json
+    and config.json; GGUF's eos, eot and eom)."""
     eos = getattr(tokenizer, "eos_token_id", None)
     own = [] if eos is None else [int(eos)]
     return frozenset((end_of_turn(tokenizer), *declared_stop_ids(tokenizer), *own))
 
 
 def declared_stop_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that the base model's files name as ends of an answer, as BaseModel.tokenizer() has noted them."""
+    """The end tokens that the base model's files name, as recorded by BaseModel.tokenizer()."""
     return tuple(getattr(tokenizer, "declared_stop_ids", ()))
 
 
 def fix_date(tokenizer: Any, day: date) -> bool:
-    """Let the chat template write `day` wherever it asks for today's date (Llama 3's do), so that a run's prompts are
-    the same on each day. Returns whether the template asks.
+    """Make the chat template write `day` wherever it asks for today's date (as Llama 3's does), so that a run's prompts
+    do not change from day to day. Returns whether the template uses the date.
 
-    strftime_now takes a strftime format; the call is replaced by what it would return.
+    strftime_now takes a strftime format; the call is replaced by its result.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -452,28 +453,28 @@ def fix_date(tokenizer: Any, day: date) -> bool:
 
 
 def _answer_frame(tokenizer: Any) -> tuple[str, str]:
-    """What the template writes between a prompt and its answer, and behind an answer; ("", "") if it cannot say."""
+    """What the template writes between a prompt and its answer, and after an answer; ("", "") if it is unknown."""
     asked, before, ending = _around(tokenizer, _SENTINEL)
     return (before[len(asked) :] if before.startswith(asked) else ""), ending
 
 
 def _around(tokenizer: Any, answer: str) -> tuple[str, str, str]:
-    """The prompt of a question, and what the template writes before and behind the sentinel of an answer to it; thrice
-    "" if it cannot say."""
+    """The prompt of a question, and what the template writes before and after the sentinel answer to it; three times ""
+    if it is unknown."""
     if not getattr(tokenizer, "chat_template", None):
         return "", "", ""
     question = [{"role": "user", "content": "?"}]
     try:
         asked = render(tokenizer, question, add_generation_prompt=True)
         whole = render(tokenizer, [*question, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-    except Exception:  # a template that cannot write an answer
+    except Exception:  # the template cannot render an answer
         return "", "", ""
     before, _, ending = whole.rpartition(_SENTINEL)
     return asked, before, ending
 
 
 def _trims(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the template removes white space in front of an answer, and behind it."""
+    """Whether the template strips white space before an answer, and after it."""
     _, before, ending = _around(tokenizer, f" \n{_SENTINEL}\n ")
     return bool(before) and not before.endswith(" \n"), bool(before) and not ending.startswith("\n ")
 

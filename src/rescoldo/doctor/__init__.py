@@ -1,1 +1,1 @@
-"""Before a run: checks with their remedies (`examine`), and what the run will take (`rescoldo.doctor.plan`)."""
+"""Checks before a run, with remedies (`examine`), and estimates of its time and memory (`rescoldo.doctor.plan`)."""

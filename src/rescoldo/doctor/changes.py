@@ -1,4 +1,4 @@
-"""What would make a run shorter, and how long it would take then."""
+"""Changes that would shorten a run, and how long it would take with each of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rescoldo.doctor.forecast import Forecast
-from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.memory import trained_parameters
 from rescoldo.nodes.scaling import speedup
 from rescoldo.nodes.share import load_of
 from rescoldo.training.parts import lora_config
@@ -18,7 +18,8 @@ MACHINES = (2, 4, 8)
 
 
 def changes(prepared: Prepared, forecasts: list[Forecast]) -> list[dict[str, Any]]:
-    """Each {"what", "seconds"} of the whole run then. The first forecast is that of the run's own precision."""
+    """{"what", "seconds"} for each change, with the seconds of the whole run. forecasts[0] is for the run's own
+    precision."""
     config, chosen = prepared.config, forecasts[0]
     found: list[dict[str, Any]] = []
     for other in forecasts[1:]:
@@ -40,11 +41,12 @@ def changes(prepared: Prepared, forecasts: list[Forecast]) -> list[dict[str, Any
 
 
 def more_machines(prepared: Prepared, chosen: Forecast) -> list[dict[str, Any]]:
-    """The run on several machines like this one, on plain 1 Gbit/s Ethernet; more than two as long as it helps."""
+    """The run on several machines like this one, with plain 1 Gbit/s Ethernet; more than two as long as that is
+    faster."""
     config, examples = prepared.config, prepared.train.examples
     plan = Plan(config, len(examples))
     loads = [load_of([examples[i] for i in group], share=True) for group in plan.groups(0)]
-    gradients = 4 * adapter_parameters(prepared.base.config, lora_config(config, prepared.base.config.n_layers))
+    gradients = 4 * trained_parameters(prepared.base.config, lora_config(config, prepared.base.config.n_layers))
     found: list[dict[str, Any]] = []
     training, evaluating = plan.epochs * chosen.epoch, plan.epochs * chosen.evaluation
     for machines in MACHINES:

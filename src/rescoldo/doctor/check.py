@@ -1,4 +1,4 @@
-"""One line of `rescoldo doctor`."""
+"""The result of one check of `rescoldo doctor`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MARKS: dict[Level, str] = {"ok": "✅", "warning": "⚠️ ", "failure": "❌"}
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at ("disk", "memory", …).
-        level: "failure": the run would not come through. "warning": it would, slower or with a worse result.
-        what: what was found, in one sentence.
-        remedy: what to do about it, as a command to type where there is one; "" for "ok".
-        figures: the numbers behind it; sizes in bytes.
+        name: the subject ("disk", "memory", …).
+        level: "failure": the run would fail. "warning": it would work, but more slowly or with a worse result.
+        what: the finding, in one sentence.
+        remedy: what to do about it, if possible a command to type; "" for "ok".
+        figures: the numbers that it is based on; sizes in bytes.
     """
 
     name: str
@@ -32,28 +32,28 @@ class Check:
 
 
 def ok(name: str, what: str, **figures: Any) -> Check:
-    """All is well."""
+    """A passed check."""
     return Check(name, "ok", what, "", figures)
 
 
 def warning(name: str, what: str, remedy: str, **figures: Any) -> Check:
-    """It would come through."""
+    """A problem that does not stop the run."""
     return Check(name, "warning", what, remedy, figures)
 
 
 def failure(name: str, what: str, remedy: str, **figures: Any) -> Check:
-    """It would not."""
+    """A problem that stops the run."""
     return Check(name, "failure", what, remedy, figures)
 
 
 def refused(name: str, error: RescoldoError) -> Check:
-    """A failure that the program itself has named."""
+    """A failure from an error of the program itself."""
     where = f"{error.where}: " if error.where else ""
     return failure(name, f"{where}{error.what}", error.fix)
 
 
 def exit_code(checks: Iterable[Check], *, strict: bool) -> int:
-    """0; 1 with a failure; 2 with a warning where `strict`."""
+    """The exit code: 0; 1 with a failure; 2 with a warning if `strict`."""
     levels = {check.level for check in checks}
     if "failure" in levels:
         return EXIT_FAILURE

@@ -1,4 +1,4 @@
-"""Checks of what a run is made from: base model and datasets."""
+"""Checks of a run's input: base model and datasets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rescoldo.role import Role
 from rescoldo.units import count, gigabytes
 
 FEW_TRAIN, FEW_VAL = 20, 5
-NEAR_LIMIT = 3000  # inputs that are compared with each other for likeness
+NEAR_LIMIT = 3000  # maximum number of inputs for the search for near-duplicates
 SHOWN = 3
 
 
 def base_model(subject: Subject) -> Iterator[Check]:
-    """The model that could be opened: its shape, its files, its tokenizer and template. Opening has already compared
-    the shards with the index, each file's header with its length, and each tensor's shape with the config."""
+    """The opened model: its shape, its files, its tokenizer and template. Opening has already compared the shards with
+    the index, each file's length with its header, and each tensor's shape with the config."""
     base = subject.base
     if base is None:
         return
@@ -73,7 +73,7 @@ def datasets(subject: Subject) -> Iterator[Check]:
 
 
 def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
-    """Inputs that stand in both files, or nearly."""
+    """Inputs that occur in both files, exactly or nearly."""
     before, after = train.inputs, val.inputs
     name = role.input
     known = {key: line for line, key, _ in before}
@@ -100,7 +100,7 @@ def leaks(train: Dataset, val: Dataset, role: Role) -> Iterator[Check]:
 
 
 def _split_again(train: Path, val: Path, role: Role) -> str:
-    """The command that makes two other files of the same records."""
+    """The command that splits the records again, into two other files."""
     outputs = [quote(path.with_name(f"{path.stem}_split.jsonl")) for path in (train, val)]
     files = f"{quote(train)} {quote(val)} --train-out {outputs[0]} --val-out {outputs[1]}"
     return f"{program()} data split {files}{flag(role)}"

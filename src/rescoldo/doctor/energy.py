@@ -1,4 +1,4 @@
-"""The processor packages' energy counters (RAPL), where the system lets us read them."""
+"""The energy counters of processor packages (RAPL), if the system allows reading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 @contextlib.contextmanager
 def energy() -> Iterator[Callable[[], float | None]]:
-    """Inside, the counters run; what is yielded tells the joules afterwards, None if they cannot be read."""
+    """Measures the energy used inside the block; yields a function for the joules, None if they cannot be read."""
     before = _read()
     after: dict[str, tuple[int, int]] = {}
     try:
@@ -21,7 +21,7 @@ def energy() -> Iterator[Callable[[], float | None]]:
 
 
 def unreadable() -> str:
-    """Why the energy cannot be told, and what to do about it; "" where it can."""
+    """Why the energy cannot be measured, and what to do about it; "" if it can."""
     if _read():
         return ""
     counters = [folder / "energy_uj" for folder in _packages()]
@@ -37,12 +37,12 @@ def unreadable() -> str:
 
 
 def _packages() -> list[Path]:
-    """The counters of whole packages; their parts (cores, memory) are folders with two colons."""
+    """The counters of whole packages; those of cores and memory are folders with two colons."""
     return [folder for folder in sorted(POWERCAP.glob("intel-rapl:[0-9]*")) if folder.name.count(":") == 1]
 
 
 def _read() -> dict[str, tuple[int, int]]:
-    """Package → (its counter, where that wraps around), in microjoules."""
+    """Package → (its counter, the value at which it wraps around), in microjoules."""
     found = {}
     for folder in _packages():
         with contextlib.suppress(OSError, ValueError):
@@ -53,4 +53,4 @@ def _read() -> dict[str, tuple[int, int]]:
 
 def _joules(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float | None:
     used = [(after[name][0] - count) % (most + 1) for name, (count, most) in before.items() if name in after]
-    return sum(used) / 1e6 if any(used) else None  # a virtual machine's counters may stand still
+    return sum(used) / 1e6 if any(used) else None  # a virtual machine's counters may never change

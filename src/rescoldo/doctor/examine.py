@@ -1,4 +1,4 @@
-"""All checks: for `rescoldo doctor` by themselves, and for a run that is about to start."""
+"""All checks: for `rescoldo doctor`, and for a run that is about to start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Check]], ...] = (
 
 
 def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
-    """Check all that a run of `config` needs, one after the other. Starts nothing, writes nothing but caches."""
+    """Run all checks for a run of `config`, one after the other. Starts no run and writes only caches."""
     origin: Origin | None = None
     try:
         config, origin, notes = read_origin(config)
@@ -75,7 +75,7 @@ def examine(config: RunConfig, parts: Parts) -> Iterator[Check]:
 
 
 def _with_data(subject: Subject, parts: Parts, parent: str) -> Generator[Check, None, Subject]:
-    """Yields what is wrong with the datasets; returns the subject with those that could be read."""
+    """Yields the problems of the datasets; returns the subject with those that could be read."""
     config = subject.config
     try:
         role = get_role(config.role).ready()
@@ -103,7 +103,7 @@ def _with_data(subject: Subject, parts: Parts, parent: str) -> Generator[Check, 
 
 
 def not_fetched(spec: str) -> Check | None:
-    """A warning if `spec` is a Hub model that is not on this machine: a check fetches no gigabytes."""
+    """A warning if `spec` is a Hub model that is not on this machine, since checks do not download models."""
     if not is_hub_id(spec):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -121,14 +121,14 @@ def not_fetched(spec: str) -> Check | None:
 
 
 def preflight(prepared: Prepared, reporter: Reporter, force: bool) -> None:
-    """The same checks for a run that is about to start: warnings are said, failures stop it.
+    """Run the checks for a run that is about to start: warnings are printed, failures stop it.
 
     Raises:
         RescoldoError: there are failures, and not `force`.
     """
     subject = subject_of(prepared)
     failures = []
-    looks = [look for look in CHECKS if look is not room.output]  # the run itself refuses those, in its own words
+    looks = [look for look in CHECKS if look is not room.output]  # the run checks its output itself
     for check in (check for look in looks for check in look(subject)):
         if check.level == "failure":
             failures.append(check)
@@ -138,18 +138,18 @@ def preflight(prepared: Prepared, reporter: Reporter, force: bool) -> None:
         return
     if force:
         for check in failures:
-            reporter.warn(f"{check.name}: {check.what}\n    → {check.remedy} (--force: it starts all the same)")
+            reporter.warn(f"{check.name}: {check.what}\n    → {check.remedy} (--force: started anyway)")
         return
     first, *others = failures
     more = "".join(f"\n  {check.name}: {check.what}\n    → {check.remedy}" for check in others)
     raise RescoldoError(
         f"{first.what}{more}",
         where=first.name,
-        fix=f"{first.remedy}; or --force to start all the same",
+        fix=f"{first.remedy}; or --force to start anyway",
         exit_code=EXIT_FAILURE,
     )
 
 
 def _said_already(check: Check) -> bool:
-    """Overruns are named while the data is read."""
+    """Whether reading the data has reported this already (overruns)."""
     return "overruns" in check.figures

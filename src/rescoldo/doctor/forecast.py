@@ -1,4 +1,4 @@
-"""From what a few layers cost to what the whole run takes."""
+"""The forecast of a whole run, from the cost of a few layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rescoldo.training.prepare import Prepared
 
 @dataclass(frozen=True)
 class Forecast:
-    """One precision's run. Seconds and bytes.
+    """The forecast for a run in one precision. Seconds and bytes.
 
     Attributes:
-        seconds: of the whole run; loading, step (a full one, on average), epoch, saving: its parts; evaluation: one of
-            them (there is one before the training and one after each epoch).
-        peak_memory: the process's own; mapped pages of the base model do not count.
-        kept_layers: how many layers' activations fit into what is free now.
-        fits: whether the least it needs fits.
-        kilowatt_hours: None where the machine does not tell its power.
-        rough: whether it was measured on short examples only.
+        seconds: the whole run; its parts are loading, step (a full one, on average), epoch, saving and evaluation (a
+            single one; there is one before training and one after each epoch).
+        peak_memory: the process's own memory, without mapped pages of the base model.
+        kept_layers: the number of layers whose activations fit into the memory that is free now.
+        fits: whether the minimum fits.
+        kilowatt_hours: None if the machine does not report its power.
+        rough: whether it was measured on shortened examples.
     """
 
     precision: str
@@ -43,12 +43,12 @@ class Forecast:
 
 
 def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, free: int, *, rough: bool) -> Forecast:
-    """From what a few layers cost to the whole run."""
+    """Extrapolate the measured cost of a few layers to the whole run."""
     config, decoder = prepared.config, prepared.base.config
     pieces = pieces.of_mean_layer(decoder)
     n, plan = decoder.n_layers, Plan(config, len(prepared.train.examples))
     lora = lora_config(config, n)
-    trained = n - lora.first_layer  # layers that the backward pass goes through
+    trained = n - lora.first_layer  # layers that the backward pass runs through
     adapted = n if lora.layers is None else len(lora.layers)
     groups = [
         [prepared.train.examples[i] for i in group] for epoch in range(plan.epochs) for group in plan.groups(epoch)
@@ -61,7 +61,7 @@ def forecast(prepared: Prepared, pieces: Pieces, before: float, saving: float, f
     need = memory_need(decoder, pieces.precision, lora, largest, stored, mapped=mapped)
     room = free - pieces.memory.fixed - n * (pieces.memory.layer - need.layer_activations)
     kept = max(0, min(trained, int(0.9 * room / need.layer_activations)))
-    again = (trained - kept) * pieces.evaluate_row.layer * rows  # layers whose forward pass is done twice
+    again = (trained - kept) * pieces.evaluate_row.layer * rows  # recomputed forward passes
     forward = (n - trained) * pieces.evaluate_row.layer * rows  # layers without a backward pass
     training = rows * pieces.row.at(trained) + again + forward + len(groups) * pieces.update.at(adapted)
     chunks = [

@@ -24,12 +24,12 @@ from rescoldo.units import count
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "i8mm")
 LOOK_SECONDS = 0.25
-SLOW_PRECISION = 1.3  # times slower than the best that fits
+SLOW_PRECISION = 1.3  # warn if the chosen precision is this many times slower than the best that fits
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def instructions() -> list[str]:
-    """Those of INSTRUCTIONS that this CPU has; [] where the system does not tell."""
+    """Those of INSTRUCTIONS that this CPU has; [] if the system does not report them."""
     flags = processor.instructions()
     return [name for name in INSTRUCTIONS if name in flags]
 
@@ -37,19 +37,19 @@ def instructions() -> list[str]:
 def cpu(subject: Subject) -> Iterator[Check]:
     """Instruction sets, compiler, precision."""
     has = instructions()
-    text = f"{processor.model()}: {', '.join(has) or 'no vector instructions that are known here'}"
+    text = f"{processor.model()}: {', '.join(has) or 'no known vector instructions'}"
     if has and not usable(processor.instructions()):
         yield warning("cpu", text, "another machine: without AVX2 a run takes several times as long", instructions=has)
     else:
         yield ok("cpu", text, instructions=has)
     kernels = [*_kernels()]
     yield from kernels
-    if not any(check.level == "failure" for check in kernels):  # without kernels no product can be measured
+    if not any(check.level == "failure" for check in kernels):  # products can be measured only with kernels
         yield from _precision(subject)
 
 
 def _kernels() -> Iterator[Check]:
-    """Which kernels run, and what would be faster."""
+    """Which kernels are used, and which would be faster."""
     from rescoldo.engine.kernels.build import usable
     from rescoldo.engine.kernels.choose import VARIABLE, choice
 
@@ -64,7 +64,7 @@ def _kernels() -> Iterator[Check]:
         yield warning("kernels", f"slower kernels will be used: {chosen.passed_over['native']}", chosen.remedy)
     elif chosen.passed_over:
         why = "; ".join(f"{faster}: {reason}" for faster, reason in chosen.passed_over.items())
-        what = f"{name} kernels are used, and faster ones are not: {why}"
+        what = f"{name} kernels are used; faster ones are not available: {why}"
         yield warning("kernels", what, chosen.remedy)
     elif name == "pytorch":
         yield warning("kernels", f"{VARIABLE}=torch: slower kernels will be used", f"unset {VARIABLE}")
@@ -76,7 +76,7 @@ def _kernels() -> Iterator[Check]:
 
 
 def _precision(subject: Subject) -> Iterator[Check]:
-    """Is the chosen precision one that this CPU is quick in?"""
+    """Whether this CPU is fast in the chosen precision."""
     if subject.base is None:
         return
     from rescoldo.engine.auto import choose_precision, product_rates
@@ -96,32 +96,32 @@ def _precision(subject: Subject) -> Iterator[Check]:
 
 
 def threads(subject: Subject) -> Iterator[Check]:
-    """Threads against cores and quota, and variables that hold them back."""
+    """Threads compared with cores and CPU quota, and environment variables that limit them."""
     available, wanted = available_threads(), subject.config.threads or available_threads()
     quota = cpu_quota()
     within = f", a quota of {quota:g}" if quota is not None else ""
     cores = count(os.cpu_count() or 1, "core")
     text = f"{count(wanted, 'thread')} on {cores}, {available} available to this process{within}"
     if wanted > available:
-        why = "the quota holds them back" if quota is not None and quota < wanted else "they would wait for each other"
+        why = "the quota throttles them" if quota is not None and quota < wanted else "they would wait for each other"
         yield warning("threads", f"{text}: {why}", f"--threads {available}")
     elif quota is not None and quota < 1:
-        what = f"{text}: one thread is all it is worth, and that one waits {1 - quota:.0%} of the time"
+        what = f"{text}: less than one core, so a single thread waits {1 - quota:.0%} of the time"
         yield warning("threads", what, "raise the CPU quota (docker run --cpus N, systemd's CPUQuota=)")
     else:
         yield ok("threads", text, threads=wanted, available=available)
     for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         value = os.environ.get(name, "").split(",")[0]
         if value.isdecimal() and int(value) < wanted:
-            yield warning("threads", f"{name}={value} holds libraries to fewer threads than {wanted}", f"unset {name}")
+            yield warning("threads", f"{name}={value} limits libraries to fewer threads than {wanted}", f"unset {name}")
     for name in ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"):
         if os.environ.get(name, "false").lower() != "false":
-            what = f"{name}={os.environ[name][:40]} binds threads to cores, perhaps all to one"
+            what = f"{name}={os.environ[name][:40]} binds threads to cores, possibly all to the same"
             yield warning("threads", what, f"unset {name}")
 
 
 def load(subject: Subject) -> Iterator[Check]:
-    """What other processes use of the cores just now."""
+    """The share of the cores that other processes use at the moment."""
     before = snapshot()
     time.sleep(LOOK_SECONDS)
     after = snapshot()
@@ -136,7 +136,7 @@ def load(subject: Subject) -> Iterator[Check]:
 
 
 def power(subject: Subject) -> Iterator[Check]:
-    """Clock governor and battery, where the system tells."""
+    """Clock governor and battery, if the system reports them."""
     try:
         governor = GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
@@ -156,7 +156,7 @@ def power(subject: Subject) -> Iterator[Check]:
 
 
 def sleep(subject: Subject) -> Iterator[Check]:
-    """Can the machine go to sleep in the middle?"""
+    """Whether the machine can go to sleep during a run."""
     if not can_suspend():
         yield ok("sleep", "this machine cannot be suspended")
         return
@@ -169,7 +169,7 @@ def sleep(subject: Subject) -> Iterator[Check]:
 
 
 def libraries(subject: Subject) -> Iterator[Check]:
-    """The packages that this program says it needs, and their versions."""
+    """The packages that rescoldo requires, and their installed versions."""
     try:
         needed = [Requirement(line) for line in requires("rescoldo") or ()]
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""The time and memory of a few layers of a model, measured with the engine that trains: what a plan is made from.
+"""Measures time and memory of a few layers of a model, with the training engine; plans are based on this.
 
-The layers of most models have the same shapes. So a slice of them tells what one layer costs, and what is left over
-(the head, the embeddings) is paid once. Where they differ, the cost is taken to grow with a layer's weights.
+The layers of most models have the same shapes. So a slice of them shows the cost of one layer, and the rest (the head,
+the embeddings) is paid once. If layers differ, the cost is assumed to grow with a layer's weights.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.system.memory import own_memory
 from rescoldo.training.optimizer import AdamW, clip
 
-CALIBRATION_ROWS = 96  # tokens of the example that int8's calibration is timed with
-SHARE_OF_PRODUCTS = 0.25  # of the best product rate that a step reaches at least; for guessing before measuring
+CALIBRATION_ROWS = 96  # tokens of the example for timing int8's calibration
+SHARE_OF_PRODUCTS = 0.25  # a step reaches at least this fraction of the best product rate; for a first guess
 SAMPLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Line:
-    """What something costs as a function of the number of layers: `fixed` + layers · `layer`."""
+    """A cost as a linear function of the number of layers: `fixed` + layers · `layer`."""
 
     fixed: float
     layer: float
 
     def at(self, layers: int) -> float:
-        """The cost with that many layers, never negative."""
+        """The cost with that many layers, at least 0."""
         return max(0.0, self.fixed + layers * self.layer)
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """What was measured in one precision. Seconds, bytes, watts.
+    """The measurements in one precision. Seconds, bytes, watts.
 
     Attributes:
         load: building the model without calibration.
         calibrate_row: int8's and nf4's calibration, one token through one layer; 0 in the other precisions.
-        row: forward and backward of one token (distinct within its step); the head's part is in `fixed`.
-        evaluate_row: forward of one token.
-        update: the optimizer's step.
-        memory: the process's own memory at the peak of a step over `rows` tokens, all of its layers kept.
+        row: forward and backward pass of one token (distinct within its step); the head's part is in `fixed`.
+        evaluate_row: forward pass of one token.
+        update: the optimizer's update.
+        memory: the process's own memory at the peak of a step over `rows` tokens, with the activations of all layers
+            kept.
         rows: tokens of the measured step.
-        layers: how many were loaded.
-        watts: of the processor's packages during the step, None where the system does not tell.
+        layers: the number of layers that were loaded.
+        watts: of the processor packages during the step; None if they cannot be measured.
     """
 
     precision: str
@@ -70,8 +71,8 @@ class Pieces:
     watts: float | None
 
     def of_mean_layer(self, config: DecoderConfig) -> Pieces:
-        """The same by a layer of the whole model, by the weights of its linears: where layers differ, those measured,
-        the lowest, may be smaller than the others."""
+        """The same for an average layer of the whole model, by the weights of its linears: if layers differ, the
+        measured ones, the lowest, may be smaller than the others."""
         measured = config.first_layers(self.layers).linear_weights / self.layers
         share = config.linear_weights / config.n_layers / measured
 
@@ -90,7 +91,7 @@ class Pieces:
 
 
 def distinct_rows(examples: Sequence[Example]) -> int:
-    """Tokens that one optimizer step over these examples computes, common beginnings once."""
+    """The tokens that one optimizer step over these examples computes; shared prefixes count once."""
     groups = group_by_prefix(examples)
     return sum(g.length + sum(len(examples[i].tokens) - g.length for i in g.indices) for g in groups)
 
@@ -104,15 +105,15 @@ def measure(
     *,
     layers: int,
 ) -> Pieces:
-    """Load `layers` layers, run a step over `step` and an evaluation of `val` on all of them and on fewer.
+    """Load `layers` layers, and run a step over `step` and an evaluation of `val` on all of them and on fewer.
 
     Args:
-        lora: put on all layers that are measured, whichever have an adapter in the run.
+        lora: applied to all measured layers, even if the run adapts only some.
         step: the examples of the measured step.
         val: the examples of the measured evaluation.
-        layers: at least 2 where the model has as many.
+        layers: at least 2, if the model has that many.
     """
-    kernels()  # compiled at the first use: not to be taken for the calibration's time
+    kernels()  # compiled at the first use, which must not count as calibration
     n, lora = min(layers, base.config.n_layers), replace(lora, layers=None)
     sliced = slice_of(base, n)
     example = step[0]
@@ -139,7 +140,7 @@ def measure(
     peaks: dict[int, int] = {}
     updates: dict[int, float] = {}
     watts: float | None = None
-    train_step(fewer, [short])  # caches, just-in-time choices
+    train_step(fewer, [short])  # warm up caches and lazy choices
     for one_model in (model, fewer) if n > 1 else (model,):
         k = one_model.config.n_layers
         with peak_memory() as peak, energy() as joules:
@@ -155,7 +156,7 @@ def measure(
         began = time.monotonic()
         evaluate_loss(one_model, val)
         evaluated[one_model.config.n_layers] = time.monotonic() - began
-    # not measured between two layers: the second takes memory that the first has left
+    # no difference between two numbers of layers: the second would reuse memory that the first has freed
     weights = max(0, loaded - started - table_bytes(sliced.config, precision, mapped=base.maps_embedding())) / n
     memory = line(peaks)
     return Pieces(
@@ -173,7 +174,7 @@ def measure(
 
 
 def slice_of(base: BaseModel, layers: int) -> BaseModel:
-    """The base model's first `layers` layers as a model of its own."""
+    """The base model's first `layers` layers as a model."""
     config = base.config
     return replace(base, config=config.first_layers(layers))
 
@@ -198,13 +199,14 @@ def sub_model(model: LoraModel, layers: int) -> LoraModel:
 
 
 def train_step(model: LoraModel, examples: Sequence[Example]) -> float:
-    """One optimizer step as the loop does it, each example a micro-batch. Returns the seconds of its update alone."""
+    """One optimizer step as in the training loop, each example a micro-batch. Returns the seconds of its update
+    alone."""
     step = GradientStep(model, examples, step=0, seed=0)
     for i in range(len(examples)):
         step.micro_batch([i])
     gradients = step.finish()
     began = time.monotonic()
-    optimizer = AdamW(model.parameters, 0.0)
+    optimizer = AdamW(model.trained, 0.0)
     clip(gradients, 1.0)
     optimizer.update(gradients, 1e-9, 1)
     model.sync()
@@ -212,7 +214,7 @@ def train_step(model: LoraModel, examples: Sequence[Example]) -> float:
 
 
 def line(values: dict[int, float] | dict[int, int]) -> Line:
-    """The line through what was measured at two numbers of layers (one: all of it is the layers')."""
+    """The line through the measurements at two numbers of layers (at one: the fixed part is 0)."""
     (high, much), *rest = sorted(values.items(), reverse=True)
     if not rest:
         return Line(0.0, much / high)
@@ -222,12 +224,12 @@ def line(values: dict[int, float] | dict[int, int]) -> Line:
 
 
 def scaled(one: Line, factor: float) -> Line:
-    """The line times a factor."""
+    """The line multiplied by a factor."""
     return Line(one.fixed * factor, one.layer * factor)
 
 
 def guess_step_seconds(config: DecoderConfig, rate: float, rows: int, layers: int) -> float:
-    """About how long a step over `rows` tokens takes on `layers` layers, from the rate of the machine's products."""
+    """The approximate time of a step over `rows` tokens on `layers` layers, from the machine's product rate."""
     linears = config.first_layers(layers).linear_weights
     head = config.vocab_size * config.hidden_size
     return 4.0 * rows * (linears + head) / (SHARE_OF_PRODUCTS * rate)
@@ -235,7 +237,7 @@ def guess_step_seconds(config: DecoderConfig, rate: float, rows: int, layers: in
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
-    """Inside, the process's own memory is sampled; what is yielded tells the most there was."""
+    """Samples the process's own memory inside the block; yields a function for its maximum in bytes."""
     peak, end = own_memory(), threading.Event()
 
     def sample() -> None:

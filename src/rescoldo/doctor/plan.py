@@ -1,4 +1,4 @@
-"""What a run will take, from a measurement of this machine of about a minute: time, memory, disk, energy."""
+"""Estimates of a run's time, memory, disk space and energy, from about a minute of measuring on this machine."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from rescoldo.doctor.changes import changes
 from rescoldo.doctor.energy import unreadable
 from rescoldo.doctor.forecast import Forecast, forecast
 from rescoldo.doctor.measure import Pieces, distinct_rows, guess_step_seconds, measure
-from rescoldo.doctor.needs import disk_need
+from rescoldo.doctor.needs import checkpoint_bytes, disk_need
 from rescoldo.doctor.rate import remember
 from rescoldo.doctor.room import existing
 from rescoldo.engine.auto import product_rates
-from rescoldo.engine.memory import adapter_parameters
 from rescoldo.engine.precisions import PRECISIONS, fitting
 from rescoldo.engine.types import Example
+from rescoldo.files import temporary_beside
 from rescoldo.system.memory import memory_available
 from rescoldo.training.config import RunConfig
 from rescoldo.training.parts import lora_config
 from rescoldo.training.plan import Plan
 from rescoldo.training.prepare import Prepared
 
-MAIN_SECONDS = 25.0  # for the precision of the run
-OTHER_SECONDS = 20.0  # for each of the others, on shorter examples if need be
+MAIN_SECONDS = 25.0  # time budget for the run's own precision
+OTHER_SECONDS = 20.0  # for each of the others, on shorter examples if necessary
 SHORTER_ROWS = (768, 512, 256)
 WRITE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What `rescoldo plan` tells. `changes`: what would make it shorter, each {"what", "seconds"}. `energy`: why it is
-    not told, "" if it is."""
+    """The result of `rescoldo plan`. `changes`: changes that would shorten the run, each {"what", "seconds"}. `energy`:
+    why the energy is not known; "" if it is."""
 
     base_model: str
     precision: str
@@ -54,25 +54,25 @@ class RunPlan:
 
     @property
     def chosen(self) -> Forecast:
-        """The forecast of the run's own precision."""
+        """The forecast for the run's own precision."""
         return next(one for one in self.forecasts if one.precision == self.precision)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The JSON that `--json` prints."""
         now = time.time()
         rows = [{"t": round(t, 1), "at": _iso(now + t), "what": what} for t, what in self.timeline]
         return {**asdict(self), "timeline": rows, "forecasts": [asdict(one) for one in self.forecasts]}
 
 
 def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], None]) -> RunPlan:
-    """Measure and compute. `say` is called with what is being done."""
+    """Measure and estimate. `say` is called with progress messages."""
     began = time.monotonic()
     config, base = prepared.config, prepared.base
     torch.set_num_threads(config.threads or 1)
-    started = time.time() - psutil.Process().create_time()  # imports, tokenizer, datasets: the run does them too
+    started = time.time() - psutil.Process().create_time()  # imports, tokenizer, datasets: the run needs this time too
     free = memory_available()
     lora = lora_config(config, base.config.n_layers)
-    saving = write_seconds(config, adapter_parameters(base.config, lora))
+    saving = write_seconds(config, checkpoint_bytes(base.config, lora))
     rates = product_rates(min(base.config.hidden_size, 4096), min(base.config.intermediate_size, 4096))
     forecasts = []
     possible = [name for name in fitting(base.config) if name == config.quantization or all_precisions]
@@ -102,20 +102,21 @@ def make_plan(prepared: Prepared, *, all_precisions: bool, say: Callable[[str], 
 
 
 def _measure(prepared: Prepared, precision: str, rate: float) -> tuple[Pieces, bool]:
-    """Measure as much of the run's first step as time allows: fewer examples first, then fewer layers, then, not for
-    the run's own precision, shorter examples. Returns what was measured, and whether examples were shortened."""
+    """Measure as much of the run's first step as the time allows: first with fewer examples, then with fewer layers,
+    then, except for the run's own precision, with shorter examples. Returns the measurements, and whether examples were
+    shortened."""
     config, base = prepared.config, prepared.base
     main = precision == config.quantization
     seconds = MAIN_SECONDS if main else OTHER_SECONDS
     plan = Plan(config, len(prepared.train.examples))
     mean = prepared.train.tokens / len(prepared.train.examples)
     group = [prepared.train.examples[i] for i in plan.groups(0)[0]]
-    group.sort(key=lambda example: abs(len(example.tokens) - mean))  # the most usual ones first
+    group.sort(key=lambda example: abs(len(example.tokens) - mean))  # the most typical ones first
     val = sorted(prepared.val.examples, key=lambda example: abs(len(example.tokens) - mean))[:2]
     n = base.config.n_layers
 
     def cost(examples: list[Example], layers: int) -> float:
-        """Of the measurement: the step on all and on half of the layers, loading, evaluations."""
+        """The measurement's seconds: the step on all layers and on half of them, loading, evaluations."""
         return 2.5 * guess_step_seconds(base.config, rate, distinct_rows(examples), layers)
 
     layers = min(n, 8)
@@ -133,13 +134,13 @@ def _measure(prepared: Prepared, precision: str, rate: float) -> tuple[Pieces, b
 
 
 def shortened(example: Example, rows: int) -> Example:
-    """The example cut to so many tokens, at least some of them targets."""
+    """The example cut to `rows` tokens, at least some of them targets."""
     prompt = min(example.n_prompt, rows // 2)
-    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)  # weights and documents: no cost
+    return Example(example.tokens[example.n_prompt - prompt :][:rows], prompt)  # weights, documents do not affect speed
 
 
 def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:
-    """(seconds from the start, what begins or is done then)."""
+    """(seconds from the start, event) for each phase of the run."""
     rows = [(0.0, "start: libraries, tokenizer, datasets, weights"), (one.loading, "validation loss before training")]
     at = one.loading + one.evaluation
     rows.append((at, "training begins"))
@@ -152,12 +153,11 @@ def timeline(plan: Plan, one: Forecast) -> list[tuple[float, str]]:
     return rows
 
 
-def write_seconds(config: RunConfig, parameters: int) -> float:
-    """How long a checkpoint takes to get onto the output's disk, measured with a small file there."""
-    size = 4 * 4 * parameters
+def write_seconds(config: RunConfig, size: int) -> float:
+    """The time to write a checkpoint of `size` bytes to the output's disk, estimated with a small file there."""
     data = os.urandom(1 << 20) * (min(size, WRITE_BYTES) >> 20 or 1)
     path = existing(config.output)
-    target = (path if path.is_dir() else path.parent) / f".rescoldo-plan.{os.getpid()}.tmp"
+    target = temporary_beside((path if path.is_dir() else path.parent) / "rescoldo-plan")
     began = time.monotonic()
     try:
         with open(target, "wb") as file:

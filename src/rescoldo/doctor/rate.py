@@ -1,4 +1,4 @@
-"""The speed that a plan has measured, kept so that a run can say when it is slower."""
+"""The speed measured by a plan, saved so that a run can report when it is slower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _plans_file() -> Path:
 
 
 def plan_key(config: RunConfig) -> str:
-    """What a measured speed depends on."""
+    """The settings that a measured speed depends on."""
     fields = (config.base_model, config.quantization, config.threads, config.lora_r, ",".join(config.lora_targets))
     kind = () if config.adapter == PLAIN else (config.adapter,)
     others = (*kind, *(value for value in (config.lora_ranks, config.lora_layers) if value))
@@ -25,14 +25,14 @@ def plan_key(config: RunConfig) -> str:
 
 
 def remember(config: RunConfig, rate: float) -> None:
-    """Keep the speed, so that a run can say when it is slower."""
+    """Save the speed, so that a run can report when it is slower."""
     with contextlib.suppress(OSError):
         known = _known()
         write_json(_plans_file(), {**known, plan_key(config): round(rate, 3)})
 
 
 def expected_rate(config: RunConfig) -> float | None:
-    """Tokens per second that a plan has measured for such a run on this machine, None without one."""
+    """The tokens per second that a plan has measured for such a run on this machine; None without a plan."""
     value = _known().get(plan_key(config))
     return float(value) if isinstance(value, int | float) and value > 0 else None
 

@@ -1,4 +1,4 @@
-"""Is a role fit to be trained with: its file, its samples, its prompt, and a metric that keeps its promises."""
+"""Checks of a role: its file, its samples, its prompt, and its metric."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.role.fault import Fault
+from rescoldo.role.fault import Fault, errors
 from rescoldo.role.load import get_role, samples_file
 from rescoldo.role.metrics import Score
 from rescoldo.role.prompt import fields_used
 from rescoldo.role.role import Role
 from rescoldo.role.schema import unknown_keywords
 
-PATIENCE = 5.0  # seconds for one call into the role: a score, a prompt, a check
-PATIENCE_AT_IMPORT = 60.0  # seconds: a role's Python may import what is large
-SHOWN = 4  # examples of what is wrong in the same way
+PATIENCE = 5.0  # maximum seconds of one call into the role: a score, a prompt, a check
+PATIENCE_AT_IMPORT = 60.0  # seconds: a role's Python may import large packages
+SHOWN = 4  # maximum examples of the same problem
 GARBAGE = {
     "nothing": "",
     "blanks": " \n\t ",
@@ -40,12 +40,12 @@ GARBAGE = {
 
 @dataclass(frozen=True)
 class Result:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        ok: it is fit; one that is, and has a `fix` nevertheless, is worth a look.
-        details: in words what is wrong, or what was found.
-        fix: what to do, "" where there is nothing to do.
+        ok: whether the check has passed; one that has passed and has a `fix` is a warning.
+        details: the findings, for people.
+        fix: what to do; "" if there is nothing to do.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Result:
 
 
 class _TooSlowError(BaseException):
-    """What a call took too long for; no Exception, so that the role's own `except Exception` does not take it."""
+    """A call has taken too long. Not an Exception, so that the role's own `except Exception` does not catch it."""
 
 
 def check_role(name: str) -> tuple[Role, list[Result]]:
-    """Look at a role by name or path. No call into the role takes longer than PATIENCE (on the main thread).
+    """Check a role by name or path. Calls into the role are limited to PATIENCE seconds (on the main thread).
 
     Returns:
-        The role, and what was found; the role is fit if all of it is ok.
+        The role and the results; the role is usable if all of them are ok.
 
     Raises:
-        RescoldoError: its file cannot be read, or names Python that cannot be loaded.
+        RescoldoError: its file cannot be read, or refers to Python that cannot be loaded.
     """
     role = get_role(name)
     results = [Result("file", True, [role.source])]
@@ -75,17 +75,17 @@ def check_role(name: str) -> tuple[Role, list[Result]]:
         results += [*_schema(role), *_template(role)]
         results += _with_samples(role)
     except _TooSlowError as slow:
-        fix = "make it faster: it is done for each record or answer, and the rest was not looked at"
+        fix = "make it faster: it runs for each record or answer; the remaining checks were skipped"
         results.append(Result("time", False, [str(slow)], fix))
     return role, results
 
 
 @contextlib.contextmanager
 def _within(seconds: float, what: str) -> Iterator[None]:
-    """Stop the block after so many seconds. Signals reach the main thread alone: in others there is no limit.
+    """Interrupts the block after a time limit. Signals reach the main thread only: in other threads there is no limit.
 
     Raises:
-        _TooSlowError: it took longer, even if the block took the exception for itself.
+        _TooSlowError: it took longer, even if the block has caught the exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,7 +98,7 @@ def _within(seconds: float, what: str) -> Iterator[None]:
         raise _TooSlowError(f"{what} takes longer than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, for a bare `except` in a loop
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # repeated, in case a bare `except` catches it in a loop
     try:
         yield
     finally:
@@ -109,20 +109,23 @@ def _within(seconds: float, what: str) -> Iterator[None]:
 
 
 def read_samples(role: Role) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The role's samples, read; and what is wrong with them.
+    """The role's valid samples, and the faults of the others.
 
     Raises:
         RescoldoError: their file cannot be read, or the role's own check fails.
     """
     raw, where, faults = _raw_samples(role)
+    records: list[dict[str, Any]] = []
     for number, record in raw:
         with _within(PATIENCE, f"checking {where}:{number}"):
-            faults += [fault for fault in role.check(record, where, number) if fault.level == "error"]
-    return [role.read(record) for _, record in raw] if not faults else [], faults
+            found, whole = role.checked(record, where, number)
+        faults += errors(found)
+        records += [whole] if whole is not None else []
+    return records if not faults else [], faults
 
 
 def _raw_samples(role: Role) -> tuple[list[tuple[int, dict[str, Any]]], str, list[Fault]]:
-    """(number, sample) as they stand in their file, from 1; where; and what is no JSON there."""
+    """(number from 1, sample) as in their file; its name; and the lines that are not JSON."""
     from rescoldo.data.records import read_lines
 
     path = samples_file(role)
@@ -135,35 +138,35 @@ def _raw_samples(role: Role) -> tuple[list[tuple[int, dict[str, Any]]], str, lis
 
 
 def _schema(role: Role) -> Iterator[Result]:
-    """Keywords that JSON Schema does not have, so that they ask for nothing."""
+    """Keywords that JSON Schema does not have, which are ignored silently."""
     found = unknown_keywords(role.spec.schema_)
     if not found:
         return
     meant = any(near for _, near in found)
     details = [
-        f"`{name}` is no keyword of JSON Schema{f': did you mean `{near}`?' if near else ''}" for name, near in found
+        f"`{name}` is not a keyword of JSON Schema{f': did you mean `{near}`?' if near else ''}" for name, near in found
     ]
     yield Result(
-        "schema", not meant, details, "fix it, or leave it out: it asks for nothing; notes of your own begin with x-"
+        "schema", not meant, details, "fix it, or remove it: it has no effect; your own annotations begin with x-"
     )
 
 
 def _template(role: Role) -> Iterator[Result]:
-    """What the prompt is made from: the input, and not the answer."""
+    """Check the fields of the prompt: it uses the input, and not the answer."""
     if role.spec.prompt is None:
         return
     used = set[str]().union(*(fields_used(template) for _, template in role.spec.templates()))
     asked = {role.input, "turns"} if role.spec.conversational else {role.input}
     if role.spec.answer in used:
-        what = f"it uses `{role.spec.answer}`, the answer that is to be learned"
-        yield Result("prompt", False, [what], "take it out: an answer that is given away teaches nothing")
+        what = f"it uses `{role.spec.answer}`, the answer to learn"
+        yield Result("prompt", False, [what], "remove it: a model cannot learn an answer that is in the prompt")
     if not used & asked:
         what = f"it does not use `{role.input}`, the input"
-        yield Result("prompt", True, [what], f"put {{{{ {role.input} }}}} where the record comes in")
+        yield Result("prompt", True, [what], f"put {{{{ {role.input} }}}} where the record's input belongs")
 
 
 def _with_samples(role: Role) -> Iterator[Result]:
-    """The samples, and what the role makes of them if they are fit."""
+    """The samples, and if they are valid, how the role handles them."""
     try:
         samples, faults = read_samples(role)
     except RescoldoError as error:
@@ -171,11 +174,11 @@ def _with_samples(role: Role) -> Iterator[Result]:
         return
     if faults:
         yield Result(
-            "samples", False, [f"{f.where}: {f.what}" for f in faults], "fix the samples, or what the role asks"
+            "samples", False, [f"{f.where}: {f.what}" for f in faults], "fix the samples, or the role's requirements"
         )
     elif not samples:
-        why = "there are none: a role shows with two or more what it teaches"
-        yield Result("samples", False, [why], "samples: samples.jsonl, with records beside role.yaml")
+        why = "there are none: expected two or more that show what the role is about"
+        yield Result("samples", False, [why], "samples: samples.jsonl, with records, next to role.yaml")
     if faults or not samples:
         return
     yield Result("samples", True, [f"{len(samples)}"])
@@ -187,21 +190,19 @@ def _with_samples(role: Role) -> Iterator[Result]:
 
 
 def _mend(role: Role) -> Result:
-    """Whether what the role's own mend makes of the samples is fit."""
+    """Whether samples corrected by the role's own mend are valid."""
     raw, where, _ = _raw_samples(role)
     faults = []
     for number, record in raw:
         try:
-            with _within(PATIENCE, f"mending {where}:{number}"):
+            with _within(PATIENCE, f"running mend on {where}:{number}"):
                 mended, _ = role.mend(copy.deepcopy(record), f"{where}:{number}")
-                found = [fault for fault in role.check(mended, where, number) if fault.level == "error"]
+                found = errors(role.check(mended, where, number))
         except RescoldoError as error:
             return Result("mend", False, [f"{error.where}: {error.what}"], error.fix)
-        faults += [f"{fault.where}: once mended it {fault.what}" for fault in found]
-    fix = "fix the function: what it returns must be a record as the role asks for it"
-    return (
-        Result("mend", False, faults, fix) if faults else Result("mend", True, ["what it makes of the samples is fit"])
-    )
+        faults += [f"{fault.where}: after mend it {fault.what}" for fault in found]
+    fix = "fix the function: it must return a record that passes the role's check"
+    return Result("mend", False, faults, fix) if faults else Result("mend", True, ["the corrected samples are valid"])
 
 
 def _prompts(role: Role, samples: list[dict[str, Any]]) -> Result:
@@ -212,14 +213,12 @@ def _prompts(role: Role, samples: list[dict[str, Any]]) -> Result:
     shared = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
     found = f"{min(map(len, texts))} to {max(map(len, texts))} characters; the first {shared} are the same for all"
     if faults:
-        return Result(
-            "prompt", False, faults, "put the input into the prompt, or take the sample out that is there twice"
-        )
+        return Result("prompt", False, faults, "put the input into the prompt, or remove the repeated sample")
     return Result("prompt", True, [found])
 
 
 def _scores(role: Role, samples: list[dict[str, Any]]) -> Iterator[Result]:
-    """The metric's promises: right answers score 1, garbage does not, and nothing makes it fail."""
+    """Check the metric: right answers score 1, garbage scores less, and no text makes it fail."""
     own = [(f"sample {i}", role.target(record), record) for i, record in enumerate(samples, 1)]
     garbage = [(name, text, samples[0]) for name, text in GARBAGE.items()]
     scores: dict[str, Score] = {}
@@ -231,20 +230,20 @@ def _scores(role: Role, samples: list[dict[str, Any]]) -> Iterator[Result]:
     wrong = [_imperfect(name, sound[name]) for name, _, _ in own if name in sound and not _is_one(sound[name])]
     if wrong:
         yield Result(
-            "own answers", False, wrong, "fix the sample, the schema or the metric: a record's own answer is right"
+            "own answers", False, wrong, "fix the sample, the schema or the metric: a reference answer must score 1"
         )
     elif all(name in sound for name, _, _ in own):
         yield Result("own answers", True, ["each scores 1"])
     taken = [name for name in GARBAGE if name in sound and _is_one(sound[name])]
     if taken:
         what = f"{len(taken)} of {len(GARBAGE)} kinds score 1 like a perfect answer: {_some(taken)}"
-        yield Result("garbage", False, [what], "fix the metric: it must tell a right answer from others")
+        yield Result("garbage", False, [what], "fix the metric: it must distinguish right answers from others")
     elif all(name in sound for name in GARBAGE):
-        yield Result("garbage", True, [f"{len(GARBAGE)} kinds, all between 0 and below 1"])
+        yield Result("garbage", True, [f"{len(GARBAGE)} kinds, all from 0 to below 1"])
 
 
 def _failures(scores: dict[str, Score]) -> Iterator[Result]:
-    """One line for each way in which a function failed."""
+    """One result for each kind of failure of a function."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, score in scores.items():
         for label, why in score.failures.items():
@@ -254,7 +253,7 @@ def _failures(scores: dict[str, Score]) -> Iterator[Result]:
         for (label, why), names in found.items()
     ]
     if details:
-        fix = "fix the function: whatever a model may write, it returns numbers from 0 to 1"
+        fix = "fix the function: for any text of a model it must return numbers from 0 to 1"
         yield Result("metric", False, details, fix)
 
 
@@ -268,7 +267,7 @@ def _imperfect(name: str, score: Score) -> str:
 
 
 def _clashes(role: Role, record: dict[str, Any]) -> Iterator[Result]:
-    """Components that two metrics give, of which only the last one's would count."""
+    """Components that two metrics both return, of which only the last one's counts."""
     owners: dict[str, list[str]] = {}
     for name in role.spec.metric:
         alone = replace(role, spec=role.spec.model_copy(update={"metric": [name]}))
@@ -280,7 +279,7 @@ def _clashes(role: Role, record: dict[str, Any]) -> Iterator[Result]:
         if len(names) > 1
     ]
     if details:
-        yield Result("metric", False, details, "give the function, or what it returns, another name")
+        yield Result("metric", False, details, "rename the function, or the components that it returns")
 
 
 def _some(names: Sequence[str]) -> str:

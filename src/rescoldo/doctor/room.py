@@ -1,4 +1,4 @@
-"""Checks of what a run needs room for: disk, memory, the output directory."""
+"""Checks of disk space, memory and the output directory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from rescoldo.training.config import check_paths
 from rescoldo.training.identity import differences, refuse_if_foreign
 from rescoldo.units import count, gigabytes, size
 
-SCRATCH = 50_000_000  # bytes for compiling the kernels and for caches
-MIN_FILES = 1000  # that a run may create
-COMFORT = 0.9  # of the free memory
+SCRATCH = 50_000_000  # bytes needed to compile the kernels and for caches
+MIN_FILES = 1000  # inodes that a run needs
+COMFORT = 0.9  # usable fraction of the free memory
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the nearest directory above it that exists."""
+    """`path`, or its nearest existing parent."""
     path = Path(os.path.abspath(path))
     while not path.exists():
         path = path.parent
@@ -41,7 +41,7 @@ def existing(path: Path) -> Path:
 
 
 def disk(subject: Subject) -> Iterator[Check]:
-    """Room for the output, and for temporary files and caches where those lie elsewhere."""
+    """Space for the output, and for temporary files and caches if they are on other disks."""
     output, base = subject.config.output, subject.base
     if base is not None:
         need = disk_need(base.config, subject.lora(base), subject.config.epochs, subject.config.keep_checkpoints)
@@ -65,11 +65,11 @@ def disk(subject: Subject) -> Iterator[Check]:
             )
     cache, why = choose_cache()
     if why:
-        remedy = "export XDG_CACHE_HOME=/a/folder/that/can/be/written, to have them elsewhere"
+        remedy = "export XDG_CACHE_HOME=/a/writable/folder, to store them elsewhere"
         yield warning("caches", f"they are kept in {cache}: {why}", remedy, path=str(cache))
     for name, folder in (("temporary files", Path(tempfile.gettempdir())), ("caches", existing(cache))):
         free = shutil.disk_usage(folder).free
-        text = f"{name} lie in {folder}: {size(free)} are free"
+        text = f"{name} are in {folder}: {size(free)} are free"
         if free < SCRATCH:
             variable = "TMPDIR" if name == "temporary files" else "XDG_CACHE_HOME"
             yield failure("disk", text, f"export {variable}=/another/disk", free_bytes=free)
@@ -80,12 +80,12 @@ def disk(subject: Subject) -> Iterator[Check]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """The total size in bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def memory(subject: Subject) -> Iterator[Check]:
-    """The predicted peak against what is free, the container's limit and swap."""
+    """The predicted peak compared with free memory, the container's limit and swap."""
     base = subject.base
     if base is None:
         return
@@ -112,7 +112,7 @@ def memory(subject: Subject) -> Iterator[Check]:
         if need.least > free + swap or limit:
             yield failure("memory", at_least, remedy, **figures)
         else:
-            yield warning("memory", f"{at_least}: it would swap, and take many times as long", remedy, **figures)
+            yield warning("memory", f"{at_least}: it would swap, and become many times slower", remedy, **figures)
     elif need.least > COMFORT * free:
         yield warning("memory", f"{precision} needs at least {gigabytes(need.least)}, {have}", remedy, **figures)
     elif need.full > COMFORT * free:
@@ -135,7 +135,7 @@ def _fits(subject: Subject, base: BaseModel, precision: str, free: int) -> bool:
 
 
 def output(subject: Subject) -> Iterator[Check]:
-    """The output directory: writable, free or resumable, nobody at work in it."""
+    """The output directory: writable, free or resumable, and not in use."""
     path = subject.config.output
     try:
         check_paths(subject.config)
@@ -145,7 +145,7 @@ def output(subject: Subject) -> Iterator[Check]:
         return
     holder = read_holder(path)
     if holder is not None and holder.alive is not False and not subject.ours:
-        what = f"process {holder.pid} on {holder.host} works in {path} since {holder.since}"
+        what = f"process {holder.pid} on {holder.host} has been using {path} since {holder.since}"
         yield failure("output", what, f"{program()} stop {quote(path)}, or another --output")
         return
     info, newest = read_json(path / INFO_FILE), next(iter(list_checkpoints(path)), None)

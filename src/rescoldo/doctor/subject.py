@@ -1,4 +1,4 @@
-"""What the checks look at: a run's settings and as much of model and data as can be opened."""
+"""The subject of the checks: a run's settings, and model and data as far as they can be opened."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rescoldo.training.prepare import Prepared
 
 @dataclass(frozen=True)
 class Subject:
-    """A planned run. None is what could not be opened (a check has said why).
+    """A planned run. Fields that could not be opened are None (a check has reported why).
 
     Attributes:
-        config: in force as far as it is known; `auto` is settled where there is a base model.
-        identity: what a run in the output directory is compared with, None where base model or data are missing.
-        day: the date in the prompts, where the chat template writes one.
-        ours: whether this process holds the output directory itself.
+        config: the settings in force, as far as they are known; `auto` is resolved if there is a base model.
+        identity: compared with a run in the output directory; None if base model or data are missing.
+        day: the date in the prompts, if the chat template writes one.
+        ours: whether this process itself holds the lock of the output directory.
     """
 
     config: RunConfig
@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def rows(self) -> int:
-        """Tokens of the largest micro-batch: of the data where it is there, else as many as are allowed."""
+        """Tokens of the largest micro-batch: from the data if it is known, else the maximum."""
         size = self.config.batch_size
         lengths = sorted(len(example.tokens) for example in self.train.examples) if self.train else []
         return sum(lengths[-size:]) if lengths else size * self.config.max_length

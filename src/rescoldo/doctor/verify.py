@@ -1,21 +1,21 @@
-"""Is what a run left behind whole? One line a check."""
+"""Checks of a finished run's files. One line per check."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rescoldo.adapter import BIN_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, to_peft
-from rescoldo.engine.weights import Tensors
+from rescoldo.engine.kinds import kind_of_run
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json, sha256
 from rescoldo.run.layout import INFO_FILE
 from rescoldo.training.metrics import worsened
 from rescoldo.units import count
 
-# every key that training_info.json must have
+# the keys that every training_info.json has
 INFO_KEYS = (
     "base_model",
     "train_dataset",
@@ -45,7 +45,7 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json", "
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `detail` says what was found, in a few words."""
+    """The result of one check; `detail` describes the finding in a few words."""
 
     name: str
     ok: bool
@@ -53,7 +53,7 @@ class Check:
 
 
 def verify(output: Path) -> Iterator[Check]:
-    """Check the artefacts of a finished run, one after the other. Reads only.
+    """Check the files of a finished run, one after the other, without changing anything.
 
     Raises:
         RescoldoError: there is no such directory.
@@ -75,16 +75,16 @@ def verify(output: Path) -> Iterator[Check]:
     parameters = adapter.parameters
     same = (adapter.lora.rank, adapter.lora.alpha) == (info.get("lora_r"), info.get("lora_alpha"))
     said = f"r={adapter.lora.rank}, alpha={adapter.lora.alpha:g}, {count(len(parameters), 'tensor')}"
-    yield Check("adapter", same, said + ("" if same else ", training_info.json says otherwise"))
+    yield Check("adapter", same, said + ("" if same else ", but training_info.json differs"))
     yield _shapes(adapter, info)
-    yield from _values(parameters, info)
+    yield from _values(adapter, info)
     yield from _loss(info)
     if (output / BIN_FILE).exists():
         yield _bin(output / BIN_FILE, adapter)
 
 
 def _average(averaged: Any) -> Check:
-    """Of an average of adapters: what it was made of."""
+    """Check an average of adapters: its list of parts."""
     try:
         said = ", ".join(f"{part['weight']:.3g} · {part['path']}" for part in averaged["parts"])
         return Check("training_info", True, f"average of {said}")
@@ -118,7 +118,7 @@ def _hash(output: Path, name: str) -> str:
 
 
 def _shapes(adapter: Adapter, info: dict[str, Any]) -> Check:
-    """Each target of each layer has its A (rank, in) and B (out, rank), and nothing else is there."""
+    """Each adapted linear of each layer has A (rank, in) and B (out, rank), and there are no other tensors."""
     from rescoldo.base import open_base
     from rescoldo.engine.config import DecoderConfig
 
@@ -138,17 +138,21 @@ def _shapes(adapter: Adapter, info: dict[str, Any]) -> Check:
     return Check("shapes", not fault, fault or f"agree with {whose}")
 
 
-def _values(parameters: Tensors, info: dict[str, Any]) -> Iterator[Check]:
+def _values(adapter: Adapter, info: dict[str, Any]) -> Iterator[Check]:
+    parameters = adapter.parameters
     infinite = [key for key, tensor in parameters.items() if not bool(tensor.isfinite().all())]
     yield Check("finite", not infinite, f"not finite: {infinite[0]}" if infinite else "all numbers are finite")
     untrained = [key for key, tensor in parameters.items() if key.endswith(".lora_B") and not bool(tensor.any())]
     yield Check("trained", not untrained, f"B is zero in {untrained[0]}" if untrained else "no B is zero")
-    count = sum(tensor.numel() for tensor in parameters.values())
+    settings = info.get("config")
+    said = settings.get("adapter") if isinstance(settings, dict) else None
+    lora = replace(adapter.lora, kind=kind_of_run(said, adapter.lora.kind))
+    count = sum(tensor.numel() for name, tensor in parameters.items() if lora.trains(name))
     yield Check("parameters", count == info.get("trainable_params"), f"{count:,} trained parameters")
 
 
 def _loss(info: dict[str, Any]) -> Iterator[Check]:
-    """Whether the training lowered the validation loss; nothing where an older version did not measure it before."""
+    """Whether training has lowered the validation loss; no result if the loss before training was not recorded."""
     before, losses, best = info.get("val_loss_before"), info.get("losses"), info.get("best_epoch")
     try:
         after = losses[best - 1]["val_loss"]  # type: ignore[index,operator]
@@ -169,6 +173,6 @@ def _bin(path: Path, adapter: Adapter) -> Check:
         expected = to_peft(adapter.parameters, wrapped=adapter.wrapped)
         if state.keys() != expected.keys() or not all(torch.equal(state[key], expected[key]) for key in expected):
             problem = f"differs from {WEIGHTS_FILE}"
-    except Exception as error:  # whatever a damaged file makes the loader raise
+    except Exception as error:  # the loader raises many types for a damaged file
         problem = f"cannot be read: {type(error).__name__}"
     return Check(BIN_FILE, not problem, problem or f"the same as {WEIGHTS_FILE}")

@@ -1,1 +1,1 @@
-"""Candidate examples that a model has written, for people to accept, change or reject."""
+"""Candidate examples written by a model, for people to accept, edit or reject."""

@@ -1,4 +1,4 @@
-"""What people decide about drafts: lines that are only ever appended to, and the dataset that follows from them."""
+"""Decisions of people about drafts: an append-only log, and the dataset that results from it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.files import append_lines, quote
 from rescoldo.invocation import program
 from rescoldo.role import Role
+from rescoldo.role.fault import errors
 
 ACCEPT, REJECT = "accept", "reject"
 MAX_DECISIONS = 256 << 20  # bytes
 MAX_REVIEWER = 80
-_WORKING = ("checks", "doubts", "extract")  # of a draft's provenance: for the reviewer, not for the dataset
+_WORKING = ("checks", "doubts", "extract")  # provenance for the reviewer, not for the dataset
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody has decided about a draft.
+    """A reviewer's decision about a draft.
 
     Attributes:
-        draft: its id. decision: ACCEPT, REJECT, or None where an earlier one is taken back.
-        input, answer: as texts, where they were changed; None where they were not.
+        draft: the draft's id.
+        decision: ACCEPT, REJECT, or None if an earlier decision is withdrawn.
+        input, answer: the edited texts; None where they were not edited.
         time: UTC, ISO 8601.
     """
 
@@ -45,7 +47,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft of the file: `id` is a hash of the record, `input` and `answer` as texts for a person."""
+    """A draft in a file: `id` is a hash of the record, `input` and `answer` are texts to show to a person."""
 
     id: str
     record: dict[str, Any]
@@ -58,14 +60,14 @@ class Draft:
 
 
 class NotSoundError(ValueError):
-    """What was accepted is no sound record; the message says why."""
+    """An accepted draft is not a valid record; the message says why."""
 
 
 def read_drafts(path: Path, role: Role) -> list[Draft]:
-    """The drafts in a file, each once.
+    """The drafts in a file, without repetitions.
 
     Raises:
-        RescoldoError: a line is no draft, or none is there.
+        RescoldoError: a line is not a draft, or the file has no drafts.
     """
     found: dict[str, Draft] = {}
     for line in read_lines(path):
@@ -73,7 +75,7 @@ def read_drafts(path: Path, role: Role) -> list[Draft]:
         if line.value is None or faults:
             raise RescoldoError(faults[0].what, where=faults[0].where, fix="fix that line")
         record = line.value
-        wrong = [one for one in role.check(record, str(path), line.number, answers=False) if one.level == "error"]
+        wrong = errors(role.check(record, str(path), line.number, answers=False))
         if wrong:
             raise RescoldoError(wrong[0].what, where=wrong[0].where, fix="is it another role's file (--role)?")
         origin = record.get("provenance")
@@ -100,7 +102,7 @@ def _question(role: Role, record: dict[str, Any]) -> str:
 
 
 def _answer(role: Role, record: dict[str, Any]) -> str:
-    """The answer as the role writes it; one that is not in its form as it stands."""
+    """The answer in the role's serialization; an answer that does not fit the role is returned as it is."""
     if role.spec.conversational:
         return str(role.read(record, answers=False).get(role.spec.answer) or "")
     value = record.get(role.spec.answer)
@@ -112,27 +114,27 @@ def _answer(role: Role, record: dict[str, Any]) -> str:
         return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def decisions_beside(drafts: Path) -> Path:
-    """Where the decisions about a file of drafts lie."""
+def decisions_path(drafts: Path) -> Path:
+    """The path of the decisions about a file of drafts."""
     return drafts.with_name(drafts.name + ".decisions.jsonl")
 
 
 class Reviewing:
-    """The drafts of a file, what was decided about them, and the dataset that is written of the accepted ones.
+    """The drafts of a file, the decisions about them, and the dataset made of the accepted drafts.
 
-    Each decision is on the disk when `decide` returns, in both files. Threads may share it.
+    When `decide` returns, both files have the decision on disk. Threads may share an instance.
 
     Raises:
-        RescoldoError: the decisions cannot be read, the output holds something else, the reviewer's name is none.
+        RescoldoError: the decisions cannot be read, the output holds something else, or the reviewer's name is invalid.
     """
 
     def __init__(self, path: Path, role: Role, output: Path, reviewer: str) -> None:
         if not reviewer.strip() or len(reviewer) > MAX_REVIEWER or not reviewer.isprintable():
-            what = f"{reviewer[:60]!r} is no name: expected 1 to {MAX_REVIEWER} printable characters"
+            what = f"invalid reviewer name {reviewer[:60]!r}: expected 1 to {MAX_REVIEWER} printable characters"
             raise RescoldoError(what, where="--reviewer")
         self.path, self.role, self.output, self.reviewer = path, role, output, reviewer
         self.drafts: Sequence[Draft] = read_drafts(path, role)
-        self.kept = decisions_beside(path)
+        self.kept = decisions_path(path)
         self._lock = threading.RLock()
         self._decisions: dict[str, Decision] = {}
         self._order: list[str] = []
@@ -140,7 +142,7 @@ class Reviewing:
         self._check_output()
 
     def refresh(self) -> None:
-        """Take in what is on the disk."""
+        """Read the decisions that other processes have written."""
         with self._lock:
             self._decisions, self._order = {}, []
             try:
@@ -158,33 +160,35 @@ class Reviewing:
                     self._order = [*(one for one in self._order if one != decision.draft), decision.draft]
 
     def decision(self, number: int) -> Decision | None:
-        """What was decided about a draft; None if nothing, or if that was taken back."""
+        """The decision about a draft; None if there is none, or if it was withdrawn."""
         found = self._decisions.get(self.drafts[number].id)
         return found if found is not None and found.decision is not None else None
 
     def count(self, decision: str) -> int:
-        """How many drafts are accepted, or rejected."""
+        """The number of drafts with this decision."""
         return sum((one := self.decision(n)) is not None and one.decision == decision for n in range(len(self.drafts)))
 
     @property
     def done(self) -> int:
-        """How many drafts are decided about."""
+        """The number of drafts with a decision."""
         return sum(self.decision(n) is not None for n in range(len(self.drafts)))
 
     def next_open(self, after: int = -1) -> int | None:
-        """The first place behind `after` that is open, else the first of all; None where nothing is."""
+        """The index of the first open draft after `after`, else the first open one of all; None if none is open."""
         numbers = [*range(after + 1, len(self.drafts)), *range(min(after + 1, len(self.drafts)))]
         return next((number for number in numbers if self.decision(number) is None), None)
 
     def decide(self, number: int, decision: str | None, input_: str = "", answer: str = "") -> None:
-        """Keep a decision, and write the dataset.
+        """Save a decision and rewrite the dataset.
 
         Args:
-            input_, answer: as the reviewer accepts them.
+            input_, answer: the texts that the reviewer accepts.
 
         Raises:
-            IndexError: there is no such draft. ValueError: there is no such decision.
-            NotSoundError: what is accepted is not as the role wants it. RescoldoError: it cannot be written.
+            IndexError: there is no such draft.
+            ValueError: there is no such decision.
+            NotSoundError: the accepted record does not pass the role's check.
+            RescoldoError: a file cannot be written.
         """
         if decision not in (ACCEPT, REJECT, None):
             raise ValueError(decision)
@@ -210,7 +214,7 @@ class Reviewing:
             self.write()
 
     def undo(self) -> int | None:
-        """Take back the last decision. Returns its place, None where there is none."""
+        """Withdraw the last decision. Returns its draft's index, None if there is no decision."""
         places = {draft.id: number for number, draft in enumerate(self.drafts)}
         with self._lock:
             self.refresh()
@@ -222,14 +226,14 @@ class Reviewing:
             return places[last]
 
     def shown(self, number: int) -> tuple[str, str]:
-        """Input and answer as they are to be shown: as accepted, where they were changed."""
+        """Input and answer to show: the accepted texts if they were edited."""
         draft, decision = self.drafts[number], self.decision(number)
         if decision is None:
             return draft.input, draft.answer
         return decision.input or draft.input, decision.answer or draft.answer
 
     def write(self) -> None:
-        """Write the accepted ones to the dataset file.
+        """Write the accepted records to the dataset file.
 
         Raises:
             RescoldoError: it cannot be written.
@@ -241,7 +245,7 @@ class Reviewing:
             raise unwritable(self.output, error) from None
 
     def accepted(self) -> list[dict[str, Any]]:
-        """The accepted records, each with who has accepted it, when, and whether it was edited."""
+        """The accepted records, each with the reviewer, the time, and whether it was edited."""
         found = []
         for number, draft in enumerate(self.drafts):
             decision = self.decision(number)
@@ -249,10 +253,10 @@ class Reviewing:
                 continue
             try:
                 record = self._record(draft, decision.input, decision.answer)
-            except NotSoundError as error:  # the role has changed since
+            except NotSoundError as error:  # the role has changed since it was accepted
                 raise RescoldoError(
-                    f"was accepted, and the role refuses it now ({error})", where=f"{self.path}, draft {number + 1}",
-                    fix=f"the role as it was, or another review: move {quote(self.kept)} away",
+                    f"was accepted, but the role now refuses it ({error})", where=f"{self.path}, draft {number + 1}",
+                    fix=f"restore the role, or start another review: move {quote(self.kept)} away",
                 ) from None  # fmt: skip
             origin = {k: v for k, v in (record.get("provenance") or {}).items() if k not in _WORKING}
             edited = decision.input is not None or decision.answer is not None
@@ -261,10 +265,10 @@ class Reviewing:
         return found
 
     def _record(self, draft: Draft, input_: str | None, answer: str | None) -> dict[str, Any]:
-        """The record with what the reviewer has changed.
+        """The record with the reviewer's edits.
 
         Raises:
-            NotSoundError: it has faults.
+            NotSoundError: it does not pass the role's check.
         """
         record = {key: value for key, value in draft.record.items() if key != "status"}
         if input_ is not None:
@@ -274,13 +278,13 @@ class Reviewing:
             if fault:
                 raise NotSoundError(str(fault))
             record = with_answer(self.role, record, value)
-        faults = [one for one in self.role.check(record, "", 0) if one.level == "error"]
+        faults = errors(self.role.check(record, "", 0))
         if faults:
             raise NotSoundError("; ".join(f"{one.field}: {one.what}" if one.field else one.what for one in faults[:3]))
         return record
 
     def _check_output(self) -> None:
-        """Raises RescoldoError where the output holds what does not come from these drafts."""
+        """Raise RescoldoError if the output holds records that do not come from these drafts."""
         if not self.output.exists():
             return
         ids = {draft.id for draft in self.drafts}
@@ -293,12 +297,12 @@ class Reviewing:
 
 
 def _other(before: str, now: str) -> str | None:
-    """A text where it is another than before; a browser makes every line end a single character."""
+    """`now` if it differs from `before`, else None; a browser turns every line end into a single character."""
     return None if now.replace("\r\n", "\n").strip() == before.replace("\r\n", "\n").strip() else now
 
 
 def _with_input(role: Role, record: dict[str, Any], text: str) -> dict[str, Any]:
-    """A copy of a record that asks something else."""
+    """A copy of a record with another input."""
     if role.spec.conversational and isinstance(record.get("messages"), list):
         messages = [dict(one) for one in record["messages"]]
         asked = [one for one in messages if one.get("role") == "user"]
@@ -308,7 +312,7 @@ def _with_input(role: Role, record: dict[str, Any], text: str) -> dict[str, Any]
 
 
 def _read(line: bytes) -> Decision | None:
-    """The decision in a line; None where there is none that is whole."""
+    """The decision in a line; None if the line is damaged."""
     try:
         made = Decision(**json.loads(line))
     except (ValueError, TypeError, RecursionError):

@@ -1,7 +1,8 @@
-"""A model writes answers, and from documents the inputs, too; each draft says where it comes from and what is odd.
+"""A model writes answers, and for documents the inputs too; each draft records its source and what is doubtful about
+it.
 
-All that the model has written is kept on the disk as it comes (models.cache), so the same command resumes where it was
-interrupted. Nothing here is learned: `status: draft` keeps `train` from it until a person has accepted it.
+Each response is written to disk as it arrives (models.cache), so that the same command resumes an interrupted run.
+Drafts are not trained on: `status: draft` makes `train` refuse them until a person has accepted them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rescoldo.evaluation.wording import REASONS
 from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatModel, Messages, Prediction
 from rescoldo.role import Role
+from rescoldo.role.fault import errors
 
 MOST_INPUTS = 20  # from one piece of a document
 INPUT_TOKENS = 1024
@@ -50,7 +52,7 @@ Rely on this extract for facts; state no fact, name or figure that it does not s
 
 @dataclass
 class Drafted:
-    """What came of it: the drafts as records, and how many inputs were left out and why."""
+    """The result of drafting: the drafts as records, and how many inputs were left out and why."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     repeated: int = 0
@@ -59,10 +61,10 @@ class Drafted:
 
 
 class Asker:
-    """Asks a chat model, or takes what it has said before.
+    """Sends conversations to a chat model, or takes the responses from the cache.
 
     Args:
-        progress: told how many answers of how many are there.
+        progress: called with a label, the number of answers so far and their total.
     """
 
     def __init__(self, chat: ChatModel, cache: PredictionCache, progress: Callable[[str, int, int], None]) -> None:
@@ -97,16 +99,16 @@ def draft(
     existing: Sequence[dict[str, Any]] = (),
     per_piece: int = 3,
 ) -> Drafted:
-    """Drafts for all that is asked.
+    """Write drafts for all inputs and documents.
 
     Args:
-        answerer: what answers; `asker`'s own model, perhaps held to the role's schema.
+        answerer: the model that answers: `asker`'s own model, possibly constrained to the role's schema.
         spec: the model as the user named it.
-        existing: records that are there already: nothing is drafted that they ask, and their answers are the scale.
-        per_piece: inputs from each piece of a document.
+        existing: existing records: their inputs are not drafted again, and new answers are compared with theirs.
+        per_piece: the number of inputs for each piece of a document.
 
     Raises:
-        RescoldoError: an input lacks what the role's prompt needs; no answers can be had.
+        RescoldoError: an input lacks fields of the role's prompt, or the model gave no answers.
     """
     result = Drafted()
     inputs = list(_inputs(asked, role, asker, sampling, per_piece, result))
@@ -140,7 +142,7 @@ def draft(
         result.records[index]["provenance"]["doubts"] = [f"unlike the existing answers: {one}" for one in reasons]
     if not result.records and result.failed:
         raise RescoldoError(
-            f"not one answer could be had ({result.failed[0]})", where=spec, fix="fix that and give the same command",
+            f"the model gave no answer ({result.failed[0]})", where=spec, fix="fix that and give the same command",
             exit_code=EXIT_FAILURE,
         )  # fmt: skip
     return result
@@ -149,17 +151,17 @@ def draft(
 def _inputs(
     asked: Sequence[Asked], role: Role, asker: Asker, sampling: Sampling, number: int, result: Drafted
 ) -> Iterator[Asked]:
-    """The inputs as they are, and those that the model finds in pieces of documents."""
+    """The inputs of the lists, and those that the model proposes for pieces of documents."""
     pieces = [one for one in asked if one.record is None]
     yield from (one for one in asked if one.record is not None)
     if not pieces:
         return
     finder = asker.chat.constrained(json_schema(_inputs_schema(number), strict=False))
     conversations: list[Messages] = [[{"role": "user", "content": _find(role, one.extract, number)}] for one in pieces]
-    limit = replace(sampling, max_new_tokens=INPUT_TOKENS)  # the role's own limit is for its answers, labels perhaps
+    limit = replace(sampling, max_new_tokens=INPUT_TOKENS)  # the role's own limit is meant for answers, e.g. labels
     answers = asker.ask("Finding inputs", conversations, limit, finder)
     failed = [place for place, prediction in enumerate(answers) if prediction.error]
-    if failed:  # not every server takes a schema
+    if failed:  # not every server supports a schema
         again = asker.ask("Finding inputs freely", [conversations[i] for i in failed], limit, asker.chat)
         for place, prediction in zip(failed, again, strict=True):
             answers[place] = prediction
@@ -184,7 +186,7 @@ def _find(role: Role, extract: str, number: int) -> str:
 
 
 def _listed(text: str) -> Iterator[str]:
-    """The inputs in an answer: the texts of a JSON list, also of one that was cut off, or the items of a plain list."""
+    """The inputs in an answer: the texts of a JSON list, even a truncated one, or the items of a plain list."""
     begin = text.find("[")
     items = _LISTED.findall(text)
     if begin >= 0 and '"' in text[begin:]:
@@ -194,17 +196,17 @@ def _listed(text: str) -> Iterator[str]:
                 items.append(json.loads(quoted, strict=False))
             except ValueError:
                 continue
-    yield from (item.strip() for item in items if sum(map(str.isalnum, item)) > 2)  # "…" is how the form is shown
+    yield from (item.strip() for item in items if sum(map(str.isalnum, item)) > 2)  # skips "…" copied from the prompt
 
 
 def _without_repeats(
     inputs: Sequence[Asked], role: Role, existing: Sequence[dict[str, Any]], result: Drafted
 ) -> list[Asked]:
-    """The inputs that nobody asks yet, by what the role calls the same, or nearly so."""
+    """The inputs that are not duplicates or near-duplicates, in the role's terms, of each other or of existing ones."""
     sound = []
     for one in inputs:
         record = one.record or {}
-        faults = [fault for fault in role.check(record, one.source, 0, answers=False) if fault.level == "error"]
+        faults = errors(role.check(record, one.source, 0, answers=False))
         if faults:
             where = f"{one.source}, {one.place}, {faults[0].field}"
             raise RescoldoError(faults[0].what, where=where, fix="fix that input; its other fields must be there, too")
@@ -225,7 +227,7 @@ def _without_repeats(
 
 
 def _conversation(role: Role, one: Asked) -> Messages:
-    """What the model is asked: the role's own prompt, with the piece of the document that the answer has to rely on."""
+    """The prompt for the model: the role's own prompt, with the extract that the answer has to rely on."""
     messages = [dict(message) for message in role.messages(one.record or {})]
     if one.extract:
         messages[-1]["content"] += _RELY.format(extract=one.extract)
@@ -233,19 +235,19 @@ def _conversation(role: Role, one: Asked) -> Messages:
 
 
 def _answered(role: Role, record: dict[str, Any], prediction: Prediction) -> tuple[dict[str, Any], list[str]]:
-    """The record with the model's answer, and what is wrong with that."""
+    """The record with the model's answer, and what is wrong with the answer."""
     text = prediction.text.strip()
     value, fault = role.parse(text)
     checks = [] if prediction.ended else [f"was cut off after {prediction.tokens} tokens"]
     made = with_answer(role, record, text if fault else value)
     if fault:
         return made, [*checks, str(fault)]
-    faults = [one for one in role.check(made, "", 0) if one.level == "error"]
+    faults = errors(role.check(made, "", 0))
     return made, [*checks, *(f"{one.field}: {one.what}" if one.field else one.what for one in faults)]
 
 
 def with_answer(role: Role, record: dict[str, Any], answer: Any) -> dict[str, Any]:
-    """A copy of a record with an answer in the place where its format has it."""
+    """A copy of a record with the answer in the field that its format uses."""
     if role.spec.conversational:
         if isinstance(record.get("messages"), list):
             said = [one for one in record["messages"] if one is not record["messages"][-1] or one.get("role") == "user"]

@@ -1,4 +1,4 @@
-"""What drafts are made of: a list of inputs, or documents in pieces."""
+"""The sources of drafts: a list of inputs, or documents cut into pieces."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True)
 class Asked:
-    """An input to be answered, or a piece of a document to find inputs in.
+    """An input to answer, or a piece of a document to find inputs in.
 
     Attributes:
-        record: what is known of the record; None for a piece of a document.
-        extract: the piece's text, "" for an input.
-        source: the file's name; place: in it, in words ("line 3", "piece 2, page 5").
+        record: the known fields of the record; None for a piece of a document.
+        extract: the piece's text; "" for an input.
+        source: the file's name.
+        place: where in the file, for people ("line 3", "piece 2, page 5").
     """
 
     record: dict[str, Any] | None
@@ -42,13 +43,13 @@ class Asked:
 
 
 def read_inputs(path: Path, role: Role, column: str = "") -> list[Asked]:
-    """The inputs in a file: the lines of a text, or a column of whatever `data import` reads.
+    """The inputs in a file: the lines of a text, or a column of any file that `data import` reads.
 
     Args:
-        column: its name; "" where one is called like the role's input, or there is only one.
+        column: the column's name; "" for the one named like the role's input, or the only one.
 
     Raises:
-        RescoldoError: it cannot be read, or has no such column.
+        RescoldoError: the file cannot be read, or has no such column.
     """
     if path.suffix.lower() in (".txt", ".md", "") and not column:
         text = _plain_text(path)
@@ -84,7 +85,7 @@ def read_inputs(path: Path, role: Role, column: str = "") -> list[Asked]:
 
 
 def read_documents(paths: Sequence[Path], size: int = CHUNK_WORDS) -> list[Asked]:
-    """The pieces of documents, of about `size` words each.
+    """Documents cut into pieces of about `size` words each.
 
     Raises:
         RescoldoError: a document cannot be read, or has no text.
@@ -99,11 +100,11 @@ def read_documents(paths: Sequence[Path], size: int = CHUNK_WORDS) -> list[Asked
 
 
 def _sections(path: Path) -> Iterator[tuple[str, str]]:
-    """(where, text) of the parts in which a document is read: pages of a PDF, else all of it."""
+    """(where, text) of the units in which a document is read: the pages of a PDF, otherwise the whole document."""
     kind = path.suffix.lower()
     if kind not in DOCUMENTS:
         raise RescoldoError(
-            f"is no document that is read here ({kind or 'no ending'})", where=str(path), fix=" ".join(DOCUMENTS)
+            f"is not a supported document ({kind or 'no suffix'})", where=str(path), fix=" ".join(DOCUMENTS)
         )
     if not path.is_file():
         raise RescoldoError("there is no such file", where=str(path), fix="check the path")
@@ -121,7 +122,7 @@ def _plain_text(path: Path) -> str:
     with as_text(content.open, encoding) as (text, _):
         found = text.read(MAX_CHARACTERS + 1)
     if len(found) > MAX_CHARACTERS:
-        raise RescoldoError(f"has more than {MAX_CHARACTERS:,} characters", where=str(path), fix="divide it")
+        raise RescoldoError(f"has more than {MAX_CHARACTERS:,} characters", where=str(path), fix="split it")
     return found.replace("\r\n", "\n")
 
 
@@ -135,17 +136,17 @@ def _docx(path: Path) -> str:
             parts = archive.infolist()
             whole, held = sum(one.file_size for one in parts), sum(one.compress_size for one in parts)
         if whole > FREE_BYTES and whole > MAX_RATIO * max(1, held):
-            raise RescoldoError("unpacks to too much for a document", where=str(path), fix="save it as text")
+            raise RescoldoError("is too large when unpacked", where=str(path), fix="save it as text")
         document = docx.Document(str(path))
         lines = []
         for block in document.iter_inner_content():
-            if hasattr(block, "rows"):  # a table: a line each row
+            if hasattr(block, "rows"):  # a table: one line per row
                 lines += [" | ".join(cell.text.strip() for cell in row.cells) for row in block.rows] + [""]
             else:
                 lines += [block.text, ""]
     except RescoldoError:
         raise
-    except Exception as error:  # of python-docx, lxml and zipfile, of many kinds
+    except Exception as error:  # python-docx, lxml and zipfile raise many types
         raise _damaged(path, error) from None
     return "\n".join(lines)
 
@@ -164,11 +165,11 @@ def _pdf(path: Path) -> Iterator[tuple[str, str]]:
             raise RescoldoError("is encrypted with a password", where=str(path), fix="save it without one")
         for number, page in enumerate(reader.pages, start=1):
             if number > MAX_PAGES:
-                raise RescoldoError(f"has more than {MAX_PAGES} pages", where=str(path), fix="divide it")
+                raise RescoldoError(f"has more than {MAX_PAGES} pages", where=str(path), fix="split it")
             yield f"page {number}", page.extract_text() or ""
     except RescoldoError:
         raise
-    except Exception as error:  # of pypdf, of many kinds
+    except Exception as error:  # pypdf raises many types
         raise _damaged(path, error) from None
 
 
@@ -180,7 +181,7 @@ def _damaged(path: Path, error: Exception) -> RescoldoError:
 
 
 def _pieces(sections: Iterator[tuple[str, str]], size: int) -> Iterator[tuple[str, str]]:
-    """(place, text) of about `size` words: whole paragraphs, one that is longer by itself cut between sentences."""
+    """(place, text) of about `size` words: whole paragraphs; longer paragraphs are cut between sentences."""
     held: list[str] = []
     held_words, number, page = 0, 0, ""
     for where, text in sections:

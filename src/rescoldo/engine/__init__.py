@@ -1,7 +1,7 @@
-"""The model, forward and backward."""
+"""The decoder: forward pass, backward pass, decoding, precisions, kernels."""
 
 import os
 
-# Activations come and go in tens of megabytes: the system takes longer to make small pages for them than some kernels
+# Activations are allocated and freed in tens of megabytes, for which mapping 4 KB pages takes longer than some kernels
 # run. torch reads this at its first large allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

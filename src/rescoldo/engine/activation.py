@@ -1,4 +1,4 @@
-"""What a decoder does with single numbers: the gated MLP's activations, forward and backward, and soft caps."""
+"""Element-wise functions of a decoder: the gated MLP's activations, forward and backward, and soft caps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Activation:
 
 
 def soft_cap(x: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Values kept within ±cap: cap · tanh(x / cap) (Gemma 2, arXiv 2408.00118); None: as they are."""
+    """cap · tanh(x / cap), which stays within ±cap (Gemma 2, arXiv 2408.00118); x itself if cap is None."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 

@@ -1,8 +1,9 @@
-"""What a pass has for its layers' mixers: the packed rows of a micro-batch (training, prefill), or a cache (decoding).
+"""The context of a pass for its layers' mixers: the packed rows of a micro-batch (training, prefill), or a KV cache
+(decoding).
 
-A layer is the same in all passes; what differs is the object that it asks for attention, and for the state of a mixer
-that has a recurrent state instead of keys and values. T rows in n segments (examples, or rows of a batch), H heads, K
-key/value heads, d head size, P tokens of a shared prefix.
+A layer is the same in all passes; they differ in the object that provides attention, and the state of mixers that have
+a recurrent state instead of keys and values. T rows in n segments (examples, or rows of a batch), H heads, K key/value
+heads, d head size, P tokens of a shared prefix.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What later rows need of a prefix that they share, by layer.
+    """What later rows need of a shared prefix, by layer.
 
     Attributes:
         keys_values: of layers with attention.
-        states: of layers with a recurrent state: the state behind the prefix's last token, in the mixer's own shape.
+        states: of layers with a recurrent state: the state after the prefix's last token, in the mixer's own shape.
     """
 
     keys_values: dict[int, KeysValues] = field(default_factory=dict)
@@ -37,12 +38,12 @@ class SharedPrefix:
 
 @dataclass(frozen=True)
 class PrefixGrad:
-    """Gradients that examples send to the shared prefix.
+    """The gradients of the examples w.r.t. their shared prefix.
 
     Attributes:
-        k, v: to the keys and values of all layers behind each other, float32.
-        layers: the same by layer, (P, K, d) each: views.
-        states: by layer to its states.
+        k, v: w.r.t. the keys and values of all layers, concatenated, float32.
+        layers: the same by layer, (P, K, d) each, as views.
+        states: by layer, w.r.t. its states.
     """
 
     k: torch.Tensor
@@ -61,8 +62,8 @@ class PrefixGrad:
 
 
 class Attended(NamedTuple):
-    """What attention's backward pass needs: q (T, H, d), k and v (T, K, d), the output (T, H, d), and what the kernel
-    keeps."""
+    """What attention's backward pass needs: q (T, H, d), k and v (T, K, d), the output (T, H, d), and the kernel's own
+    state."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -76,9 +77,9 @@ class Span:
     """Which keys a layer's queries see, and how the scores are computed.
 
     Attributes:
-        window: the sliding window in tokens, None: all keys before.
-        scale: factor on the scores, None: 1 / √head_dim.
-        soft_cap: cap · tanh(score / cap), None: scores as they are.
+        window: the sliding window in tokens; None: all earlier keys.
+        scale: factor on the scores; None: 1 / √head_dim.
+        soft_cap: the scores become cap · tanh(score / cap); None: unchanged.
     """
 
     window: int | None = None
@@ -87,47 +88,47 @@ class Span:
 
 
 class Attend(Protocol):
-    """What a layer's mixer asks of the pass that it is part of."""
+    """What a layer's mixer needs from the pass."""
 
     @property
     def bounds(self) -> Sequence[int]:
-        """Segment i has rows bounds[i]..bounds[i+1]-1, in the order of time."""
+        """Segment i has the rows bounds[i]..bounds[i+1]-1, in temporal order."""
 
     def stops_at_keys(self, layer: int) -> bool:
-        """Whether nothing of this layer is needed but its keys and values, or its state."""
+        """Whether only the keys and values (or the state) of this layer are needed."""
 
     def start_state(self, layer: int) -> torch.Tensor | None:
-        """The recurrent states (n, …) that the segments start from; None: zero."""
+        """The recurrent states (n, …) at the beginning of the segments; None: zero."""
 
     def end_state(self, layer: int, states: torch.Tensor) -> None:
-        """Take note of the states (n, …) behind each segment's last row."""
+        """Store the states (n, …) after each segment's last row."""
 
     def end_state_gradient(self, layer: int) -> torch.Tensor | None:
         """The gradient (n, …) float32 w.r.t. the end states, from the rows that started from them; None: zero."""
 
     def start_state_gradient(self, layer: int, gradient: torch.Tensor) -> None:
-        """Add the gradient (n, …) w.r.t. the start states to that of whatever they come from."""
+        """Add the gradient (n, …) w.r.t. the start states to that of their source."""
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Take note of a layer's keys and values (T, K, d), rotated."""
+        """Store a layer's keys and values (T, K, d), after rotation."""
 
-    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Keep a layer's keys and values (T, K, d) for the later layers that attend to them."""
+    def share(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Make a layer's keys and values (T, K, d) available to later layers that attend to them."""
 
-    def lent(self, layer: int) -> KeysValues:
-        """What `layer` has lent."""
+    def shared(self, layer: int) -> KeysValues:
+        """The keys and values that `layer` has made available."""
 
-    def give_back(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
-        """Collect the gradient (T, K, d) w.r.t. keys and values that `layer` has lent."""
+    def add_shared_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        """Add the gradient (T, K, d) w.r.t. the shared keys and values of `layer`."""
 
     def keys_values_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> KeysValues:
-        """The layer's own gradient (T, K, d) w.r.t. its keys and values, and what others have sent to them."""
+        """The gradient (T, K, d) w.r.t. a layer's keys and values: its own, plus those from other layers and rows."""
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """q (T, H, d), k and v (T, K, d) → (T, H, d), and what the backward pass needs besides; `layer` is the one that
-        k and v belong to."""
+        """q (T, H, d), k and v (T, K, d) → the output (T, H, d), and the kernel's state for the backward pass; `layer`
+        is the one that k and v belong to."""
 
     def backward(
         self,
@@ -136,24 +137,24 @@ class Attend(Protocol):
         attended: Attended,
         span: Span,
     ) -> Gradients:
-        """(dq, dk, dv) like (q, k, v) for dmixed (T, H, d); None: nothing comes from attention's output."""
+        """(dq, dk, dv) like (q, k, v) for dmixed (T, H, d); None: no gradient from attention's output."""
 
 
 class PackedAttention:
     """Causal attention within each example of a packed micro-batch, and to the prefix that all of them share.
 
     Args:
-        layout: where the examples are.
-        prefix: the shared prefix, None where there is none.
-        prefix_grad: where the gradients w.r.t. the prefix are collected.
+        layout: the rows of each example.
+        prefix: the shared prefix; None if there is none.
+        prefix_grad: accumulates the gradients w.r.t. the prefix.
     """
 
     def __init__(
         self, layout: Layout, prefix: SharedPrefix | None = None, prefix_grad: PrefixGrad | None = None
     ) -> None:
         self.layout, self.prefix, self.prefix_grad = layout, prefix, prefix_grad
-        self._lent: dict[int, KeysValues] = {}
-        self._given_back: dict[int, KeysValues] = {}  # float32
+        self._shared: dict[int, KeysValues] = {}
+        self._shared_gradients: dict[int, KeysValues] = {}  # float32
 
     @property
     def bounds(self) -> Sequence[int]:
@@ -180,23 +181,23 @@ class PackedAttention:
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pass
 
-    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        if layer not in self._lent:  # a layer that is recomputed has lent them already
-            self._lent[layer] = k.contiguous(), v.contiguous()
+    def share(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        if layer not in self._shared:  # a recomputed layer has done this before
+            self._shared[layer] = k.contiguous(), v.contiguous()
 
-    def lent(self, layer: int) -> KeysValues:
-        return self._lent[layer]
+    def shared(self, layer: int) -> KeysValues:
+        return self._shared[layer]
 
-    def give_back(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
-        if layer in self._given_back:
-            all_dk, all_dv = self._given_back[layer]
+    def add_shared_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> None:
+        if layer in self._shared_gradients:
+            all_dk, all_dv = self._shared_gradients[layer]
             all_dk += dk
             all_dv += dv
         else:
-            self._given_back[layer] = dk.to(torch.float32, copy=True), dv.to(torch.float32, copy=True)
+            self._shared_gradients[layer] = dk.to(torch.float32, copy=True), dv.to(torch.float32, copy=True)
 
     def keys_values_gradient(self, layer: int, dk: torch.Tensor, dv: torch.Tensor) -> KeysValues:
-        more = self._given_back.pop(layer, None)
+        more = self._shared_gradients.pop(layer, None)
         return (dk, dv) if more is None else _added((dk, dv), more)
 
     def forward(
@@ -222,18 +223,18 @@ class PackedAttention:
 
 
 def _added(gradients: KeysValues, more: KeysValues) -> KeysValues:
-    """Two gradients of keys and values together, in the first one's dtype."""
+    """The sum of two gradients of keys and values, in the first one's dtype."""
     dk, dv = ((one.float() + other).to(one.dtype) for one, other in zip(gradients, more, strict=True))
     return dk, dv
 
 
 class PrefixAttention(PackedAttention):
-    """Attention within a shared prefix, up to the keys and values of the last layer that has its own, which is all that
-    examples need of it.
+    """Attention within a shared prefix. The pass ends at the keys and values of the last layer that has its own,
+    because examples need nothing more.
 
     Attributes:
-        found: what its examples need of it, once the forward pass has gone through.
-        received: the gradients that its examples have sent, added in the backward pass.
+        found: what its examples need, filled by the forward pass.
+        received: the gradients from its examples, which the backward pass adds.
     """
 
     def __init__(self, length: int, last: int) -> None:
@@ -246,7 +247,7 @@ class PrefixAttention(PackedAttention):
         return layer == self.last
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        self.found.keys_values.setdefault(layer, (k, v))  # a layer that is recomputed has them already
+        self.found.keys_values.setdefault(layer, (k, v))  # a recomputed layer has done this before
 
     def end_state(self, layer: int, states: torch.Tensor) -> None:
         self.found.states.setdefault(layer, states[0])

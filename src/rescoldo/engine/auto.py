@@ -1,4 +1,4 @@
-"""Which precision to train in, where the user leaves it to us: by a measurement of this machine and its free memory."""
+"""The choice of a precision if the user makes none, by measuring this machine's products and its free memory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rescoldo.system import cpu
 from rescoldo.system.memory import memory_available
 from rescoldo.units import gigabytes
 
-_ROWS = 512  # tokens in a measured product
-_SECONDS = 0.2  # spent on each precision
-_TOKENS = 1024  # tokens of a training pass, for what it takes of memory
-PRODUCTS = ("fp32", "bf16", "int8")  # which are measured
+_ROWS = 512  # tokens of a measured product
+_SECONDS = 0.2  # time for each precision
+_TOKENS = 1024  # tokens of a training pass, for its memory
+PRODUCTS = ("fp32", "bf16", "int8")  # the measured products
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision and, in words, why."""
+    """A precision, and the reason for people."""
 
     precision: str
     reason: str
 
 
 def product_rates(into: int, out: int) -> dict[str, float]:
-    """Operations a second of this machine's products (512, into)·(into, out) by PRODUCTS; cached. bf16 as the
-    engine does it: by way of float32 where the CPU would emulate it."""
+    """Operations per second of this machine's products (512, into)·(into, out), by PRODUCTS; cached. bf16 is computed
+    as in the engine: through float32 if the CPU would emulate it."""
     path = cache_root() / "products.json"
     identity = (
         f"{cpu.identity()}|{torch.__version__}|{torch.get_num_threads()}|{into}x{out}|{cpu.fast_bf16()}"
@@ -59,8 +59,9 @@ def product_rates(into: int, out: int) -> dict[str, float]:
 
 
 def measure_products(rows: int, into: int, out: int, seconds: float) -> dict[str, float]:
-    """Best rate, operations a second, of bare products (rows, into)·(into, out); `seconds` are spent on each precision.
-    int8: this engine's or the library's, whichever is faster; the library has none worth measuring on AVX2."""
+    """The best rate in operations per second of bare products (rows, into)·(into, out), with `seconds` for each
+    precision.
+    int8: this engine's or PyTorch's, whichever is faster; PyTorch's is not measured on AVX2, where it is slow."""
     x, w = torch.randn(rows, into), torch.randn(out, into)
     xb, wb, xi, wi = x.bfloat16(), w.bfloat16(), (20 * x).to(torch.int8), (20 * w).to(torch.int8)
     work = 2.0 * rows * into * out

@@ -1,7 +1,7 @@
-"""int8's input ranges kept on the disk: the next start with the same base and examples does not measure them again.
+"""A disk cache of int8's input ranges: the next start with the same base and examples does not measure them again.
 
-The measurement is a forward pass over some hundred to two thousand tokens, most of what loading a small model takes. An
-entry is known by the hash of everything that the ranges are a function of.
+The measurement is a forward pass over a few hundred to two thousand tokens, which is most of the loading time of a
+small model. An entry's key is the hash of everything that the ranges depend on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import OpenedModel, Tensors
 from rescoldo.files import cache_root, write_atomic
 
-_VERSION = "1"  # of the measurement: another one makes other entries
-_KEPT = 32  # entries, those used last; one has about a thousandth of the model's size
+_VERSION = "1"  # of the measurement; a part of the key
+_KEPT = 32  # maximum number of entries, least recently used first out; one has about a thousandth of the model's size
 
 
 def load_calibrated(
@@ -70,7 +70,7 @@ def _key(base: OpenedModel, precision: str, calibration: Sequence[Example]) -> s
 
 
 def _read(path: Path) -> Tensors | None:
-    """An entry, None if it is not there or damaged."""
+    """An entry; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -84,7 +84,7 @@ def _read(path: Path) -> Tensors | None:
 
 
 def _write(path: Path, ranges: Tensors) -> None:
-    """Keep an entry and delete those used longest ago. It only saves time: without room it is left out."""
+    """Store an entry and delete the least recently used ones. It only saves time, so failures are ignored."""
     with contextlib.suppress(OSError, SafetensorError):
         metadata = {"sha256": digest(ranges)}
         write_atomic(path, lambda temporary: save_file(ranges, temporary, metadata), durable=False)

@@ -1,4 +1,4 @@
-"""One configuration for all decoders: what the engine can compute. Which model has which of it is in `families`."""
+"""The configuration of all decoders: everything the engine can compute. `families` has the values of each family."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import dropwhile
 from typing import Any
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-FUSED_LINEARS = {"qkv_proj": LINEARS[:3], "gate_up_proj": LINEARS[4:6]}  # what some families have as one linear
+FUSED_LINEARS = {"qkv_proj": LINEARS[:3], "gate_up_proj": LINEARS[4:6]}  # fused into one linear in some families
 ALL_LINEARS = (*LINEARS, *FUSED_LINEARS)  # of all families
-SITES = ("qkv", "o", "gate_up", "down")  # linears that share an input are one group
+SITES = ("qkv", "o", "gate_up", "down")  # groups of linears that share an input
 _MEMBERS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
@@ -18,7 +18,7 @@ _MEMBERS = {
     "down": ("mlp.down_proj",),
 }
 _FUSED = {"qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)}
-# where a sublayer's norms are: (before, behind) of attention's and the MLP's, by Hugging Face's names
+# the norms of a sublayer, by placement: (before, after) for attention and the MLP, with Hugging Face's names
 NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "pre": (("input_layernorm", ""), ("post_attention_layernorm", "")),
     "post": (("", "post_attention_layernorm"), ("", "post_feedforward_layernorm")),
@@ -28,7 +28,7 @@ NORMS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     ),
 }
 
-# of per-layer embeddings: the model's tensors, and a layer's norm and tensors
+# for per-layer embeddings: the model's tensors, and a layer's norm and tensors
 INPUT_TABLE, INPUT_PROJECTION = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection.weight"
 INPUT_NORM = "model.per_layer_projection_norm.weight"
 LAYER_GATE, LAYER_PROJECTION = "per_layer_input_gate.weight", "per_layer_projection.weight"
@@ -41,33 +41,34 @@ class DecoderConfig:
 
     Attributes:
         architecture: the family's name, a key of `families.FAMILIES`.
-        max_positions: the context in tokens. With longrope that of the short factors, which the engine computes with;
-            the whole is `rope_scaling`'s max_position_embeddings.
-        rope_scaling: a scaling in Hugging Face's words (`rope_scaling.SCALINGS`), or None.
+        max_positions: the context in tokens. With longrope only that of the short factors, which the engine uses; the
+            full context is `rope_scaling`'s max_position_embeddings.
+        rope_scaling: a scaling in Hugging Face's format (`rope_scaling.SCALINGS`), or None.
         windows: by layer the sliding attention window in tokens (a token sees itself and the window-1 before it), None
             for full attention; empty: full attention everywhere.
-        local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: as all others.
-        rotary_dim: how many of a head's first elements are rotated; None: all.
-        query_growth: (β, n): behind the rotation the query at position p is multiplied by 1 + β·ln(1 + ⌊p / n⌋); None:
-            it is not.
+        local_rope_theta: RoPE base of the layers with a window, which then have no scaling; None: the same as the
+            others.
+        rotary_dim: number of rotated elements at the beginning of a head; None: all.
+        query_growth: (β, n): after the rotation the query at position p is multiplied by 1 + β·ln(1 + ⌊p / n⌋); None:
+            by 1.
         no_rope: the layers whose queries and keys are not rotated.
         qk_norm: whether queries and keys are normalized, by head or, with `qk_norm_full`, over their full width.
-        norm_placement: "pre" (before a sublayer), "post" (behind it), "sandwich" (both).
+        norm_placement: "pre" (before a sublayer), "post" (after it), "sandwich" (both).
         activation: of the gated MLP: "silu" or "gelu_tanh".
         attention_scale: factor on the scores; None: 1 / √head_dim.
         embedding_scale, residual_scale: factors on the embeddings and on what a sublayer adds to the residual stream.
-        logits_divisor: what the logits are divided by.
+        logits_divisor: divisor of the logits.
         attention_cap, logits_cap: the soft caps (`activation.soft_cap`) of scores and logits; None: none.
-        mixers: by layer what mixes its rows, a key of `layer.MIXERS`; empty: attention everywhere.
+        mixers: by layer its mixer, a key of `layer.MIXERS`; empty: attention everywhere.
         mlp: a key of `layer.MLPS`.
-        fused: the groups ("qkv", "gate_up") that the model has as one linear.
+        fused: the groups ("qkv", "gate_up") that the model stores as one linear.
         head_dims: by layer the head size; empty: `head_dim` everywhere.
         intermediate_sizes: by layer the MLP's width; empty: `intermediate_size` everywhere.
-        kv_sources: by layer the layer whose keys and values it attends to, itself or an earlier one; empty: each its
-            own.
+        kv_sources: by layer the layer whose keys and values it attends to, itself or an earlier one; empty: always
+            itself.
         v_norm: whether values are normalized by head, without a weight.
-        layer_input_dim: the width of the embeddings that each layer has for itself (`layer_inputs`); 0: there are none.
-        layer_scalar: whether each layer's output is multiplied by a number of its own.
+        layer_input_dim: the width of the per-layer embeddings (`layer_inputs`); 0: there are none.
+        layer_scalar: whether each layer's output is multiplied by a scalar of its own.
     """
 
     architecture: str
@@ -112,33 +113,33 @@ class DecoderConfig:
     layer_scalar: bool = False
 
     def described(self) -> dict[str, Any]:
-        """The fields as a dictionary, those behind `tied_embeddings` only where they are not the default: what
-        identifies a base model stays the same when a new family brings a new field."""
+        """The fields as a dictionary; those after `tied_embeddings` only if they are not the default, so that a base
+        model's identity does not change when a new family adds a field."""
         later = dropwhile(lambda one: one.name != "tied_embeddings", fields(self))
         usual = {one.name for one in list(later)[1:] if getattr(self, one.name) == one.default}
         return {name: value for name, value in asdict(self).items() if name not in usual}
 
     @property
     def whole_context(self) -> int:
-        """The context in tokens that the model itself has: more than `max_positions` where RoPE's scaling says so."""
+        """The model's full context in tokens: more than `max_positions` for some RoPE scalings."""
         return int((self.rope_scaling or {}).get("max_position_embeddings", self.max_positions))
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of one layer, None where attention is full."""
+        """The sliding window of one layer; None for full attention."""
         return self.windows[layer] if self.windows else None
 
     def mixer(self, layer: int) -> str:
-        """What mixes a layer's rows: a key of `layer.MIXERS`."""
+        """A layer's mixer: a key of `layer.MIXERS`."""
         return self.mixers[layer] if self.mixers else "attention"
 
     def rope(self, layer: int) -> str:
-        """Which rotation a layer has: "main", "local" (see `local_rope_theta`) or "none"."""
+        """A layer's rotation: "main", "local" (see `local_rope_theta`) or "none"."""
         if layer in self.no_rope:
             return "none"
         return "local" if self.local_rope_theta is not None and self.window(layer) is not None else "main"
 
     def first_layers(self, n: int) -> DecoderConfig:
-        """The same decoder cut off after `n` layers."""
+        """The same decoder truncated after `n` layers."""
         by_layer = ("windows", "mixers", "head_dims", "intermediate_sizes", "kv_sources")
         cut: dict[str, Any] = {name: getattr(self, name)[:n] for name in by_layer}
         return replace(self, n_layers=n, no_rope=tuple(i for i in self.no_rope if i < n), **cut)
@@ -157,13 +158,13 @@ class DecoderConfig:
 
     @property
     def kv_layers(self) -> tuple[int, ...]:
-        """The layers that have keys and values of their own (or a state), in order. Tokens that come later need
-        nothing of the layers above the last of them."""
+        """The layers that have their own keys and values (or a state), in order. Later tokens need nothing from the
+        layers above the last of them."""
         return tuple(i for i in range(self.n_layers) if self.kv_source(i) == i)
 
     @property
     def kv_width(self) -> int:
-        """How many elements the keys of one token are in all layers together, and the values too."""
+        """The number of elements of one token's keys in all layers together, which is also that of its values."""
         return self.n_kv_heads * sum(self.head_size(i) for i in self.kv_layers)
 
     def members(self, site: str, layer: int) -> tuple[str, ...]:
@@ -173,12 +174,12 @@ class DecoderConfig:
         return _FUSED[site] if site in self.fused else _MEMBERS[site]
 
     def layer_linears(self, layer: int) -> tuple[str, ...]:
-        """One layer's linears by their short names ("q_proj", …)."""
+        """The short names of one layer's linears ("q_proj", …)."""
         return tuple(member.split(".")[1] for site in SITES for member in self.members(site, layer))
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """All linears' short names ("q_proj", …). The first layer has all of them."""
+        """The short names of all linears ("q_proj", …). The first layer has all of them."""
         return self.layer_linears(0)
 
     def linear_shape(self, name: str, layer: int) -> tuple[int, int]:
@@ -202,13 +203,13 @@ class DecoderConfig:
         }[name]
 
     def smallest_side(self, name: str) -> int:
-        """The smaller side of a linear by its short name, in whichever layer that is smallest: the most that an
-        adapter's rank can be."""
+        """The smaller dimension of a linear (by its short name) in the layer where it is smallest: the maximum rank of
+        an adapter."""
         layers = (i for i in range(self.n_layers) if name in self.layer_linears(i))
         return min(min(self.linear_shape(name, i)) for i in layers)
 
     def norm_shapes(self, layer: int) -> dict[str, int]:
-        """The norms of a layer, as modules of it ("input_layernorm", "self_attn.q_norm", …), and their widths."""
+        """The norms of a layer, as its modules ("input_layernorm", "self_attn.q_norm", …), and their widths."""
         attention, mlp = NORMS[self.norm_placement]
         shapes = dict.fromkeys((name for name in (*attention, *mlp) if name), self.hidden_size)
         if self.qk_norm:
@@ -220,26 +221,27 @@ class DecoderConfig:
         return shapes
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What a layer has for its own embeddings and its output, beside a norm, as tensors of it, and their shapes."""
+        """A layer's tensors for per-layer embeddings and for the scalar on its output, except for norms, and their
+        shapes."""
         d, p = self.hidden_size, self.layer_input_dim
         shapes: dict[str, tuple[int, ...]] = {LAYER_GATE: (p, d), LAYER_PROJECTION: (d, p)} if p else {}
         return {**shapes, LAYER_SCALAR: (1,)} if self.layer_scalar else shapes
 
     @property
     def unused_tensors(self) -> frozenset[str]:
-        """Names that a model's files may have and that the decoder does not use: the projections and norms for the
-        keys and values of layers that attend to another's."""
+        """Names in a model's files that the decoder does not use: the projections and norms of keys and values in
+        layers that attend to another layer's."""
         unused = ("k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias", "k_norm.weight", "v_norm.weight")
         layers = (i for i in range(self.n_layers) if self.kv_source(i) != i)
         return frozenset(f"model.layers.{i}.self_attn.{name}" for i in layers for name in unused)
 
     def layer_weights(self, layer: int) -> int:
-        """How many weights one layer's linears have."""
+        """The number of weights of one layer's linears."""
         return sum(math.prod(self.linear_shape(name, layer)) for name in self.layer_linears(layer))
 
     @property
     def linear_weights(self) -> int:
-        """How many weights all layers' linears have."""
+        """The number of weights of all layers' linears."""
         return sum(self.layer_weights(layer) for layer in range(self.n_layers))
 
     def has_bias(self, site: str) -> bool:
@@ -247,8 +249,8 @@ class DecoderConfig:
         return {"qkv": self.qkv_bias, "o": self.o_bias}.get(site, self.mlp_bias)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of a model of this shape with its shape, in the model's order. `lm_head.weight` is left out
-        where the embeddings are tied."""
+        """Every tensor of a model with this config and its shape, in the model's order. With tied embeddings there is
+        no `lm_head.weight`."""
         d = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
         if self.layer_input_dim:
@@ -272,6 +274,6 @@ class DecoderConfig:
 
     @property
     def total_params(self) -> int:
-        """Parameters of the base model, tied embeddings counted once; a layer's scalar is not one."""
+        """Parameters of the base model. Tied embeddings count once, a layer's scalar does not count."""
         shapes = self.tensor_shapes().items()
         return sum(math.prod(shape) for name, shape in shapes if not name.endswith(LAYER_SCALAR))

@@ -1,7 +1,8 @@
-"""Converted weights kept on the disk: the next start maps them instead of reading and converting the base again.
+"""A disk cache of converted weights: the next start maps them instead of reading and converting the base again.
 
-Only for large models whose file has no blocks to use as they are. An entry is one group of linears, known by the hash
-of everything that it is made of: the base's fingerprint, the group, the precision and the calibration's input ranges.
+Used only for large models whose file has no blocks that can be used directly. An entry is one group of linears; its key
+is the hash of everything it depends on: the base's fingerprint, the group, the precision and the calibration's input
+ranges.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from safetensors.torch import save_file
 from rescoldo.engine.weights import Tensors
 from rescoldo.files import cache_root, write_atomic
 
-_VERSION = "1"  # of the conversion: another one makes other entries
-_SPARE = 3  # the disk must have so many times the model's size free
-_MODELS = 2  # so many models' worth of entries are kept, those used last
+_VERSION = "1"  # of the conversion; a part of the key
+_SPARE = 3  # required free disk space, as a multiple of the model's size
+_MODELS = 2  # the cache is limited to the size of this many models, least recently used first out
 
 
 class ConvertedWeights:
@@ -30,8 +31,8 @@ class ConvertedWeights:
     Args:
         fingerprint: the base's.
         precision: "int8" or "nf4".
-        n_bytes: what all its entries take, about.
-        folder: where they lie; the user's cache directory where left out. $RESCOLDO_WEIGHT_CACHE=0 turns it off.
+        n_bytes: approximate size of all its entries.
+        folder: by default in the user's cache directory. $RESCOLDO_WEIGHT_CACHE=0 disables the cache.
     """
 
     def __init__(self, fingerprint: str, precision: str, n_bytes: int, folder: Path | None = None) -> None:
@@ -51,7 +52,7 @@ class ConvertedWeights:
         return path
 
     def read(self, key: str, ranges: torch.Tensor) -> Tensors | None:
-        """A group's tensors, mapped from the disk, None if they are not there or damaged."""
+        """A group's tensors, mapped from disk; None if they are missing or damaged."""
         path = self._path(key, ranges)
         if not self.reads or not path.exists():
             return None
@@ -69,7 +70,7 @@ class ConvertedWeights:
         return None
 
     def write(self, key: str, ranges: torch.Tensor, tensors: Tensors) -> None:
-        """Keep a group's tensors. It only saves time; best effort, failures are ignored."""
+        """Store a group's tensors. Best effort: it only saves time, so failures are ignored."""
         if not self.writes:
             return
         metadata = {"sha256": digest(tensors)}
@@ -79,7 +80,7 @@ class ConvertedWeights:
             self.writes = False
 
     def prune(self) -> None:
-        """Delete the entries used longest ago that are beyond a few models' worth; none of this model's."""
+        """Delete the least recently used entries above the size limit, but none of this model's."""
         with contextlib.suppress(OSError):
             entries = sorted(self.folder.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
             total = 0
@@ -90,7 +91,7 @@ class ConvertedWeights:
 
 
 def cache_used() -> bool:
-    """Whether what was made of weights may be kept on the disk: not with $RESCOLDO_WEIGHT_CACHE=0."""
+    """Whether converted weights may be stored on disk: not with $RESCOLDO_WEIGHT_CACHE=0."""
     return os.environ.get("RESCOLDO_WEIGHT_CACHE") != "0"
 
 

@@ -1,4 +1,4 @@
-"""Turning a layer's weights into one of the precisions, int8's calibration included, layer by layer."""
+"""Converts weights to a precision layer by layer, including int8's calibration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.types import Example
 from rescoldo.errors import RescoldoError
 
-_CALIBRATION_TOKENS = 4_000_000  # times hidden size: 4 examples of the sample model, one of a 7B
+_CALIBRATION_TOKENS = 4_000_000  # divided by the hidden size: 4 examples with the sample model, one with a 7B
 
 
 Build = Callable[[str, FrozenLinear], LoraGroup]
@@ -33,19 +33,19 @@ Weights = Sequence[Matrix]
 
 
 class Converter:
-    """Converts layer after layer, the lowest first. For int8 it carries calibration rows up through the layers
-    that it has made, so that every weight is read once.
+    """Converts layer after layer from the lowest up. For int8 it propagates calibration rows through the layers that it
+    has made, so that every weight is read once.
 
-    Calibrated precisions differ in how the weights are stored. Those that a file has in blocks stay as they are.
+    Calibrated precisions differ in how the weights are stored. Weights that a file stores in blocks stay so.
 
     Args:
         config: the decoder's shapes.
         precision: a key of PRECISIONS.
-        calibration: examples to measure input ranges on (calibrated precisions without `state`).
+        calibration: examples for measuring input ranges (calibrated precisions without `state`).
         state: earlier measurements, "layers.3.qkv" → each input column's largest magnitude (in,) float32.
         embedding: (V, D), to embed the calibration tokens.
-        converted: where converted weights are kept from one start to the next.
-        layer_embeddings: the layers' own embeddings, in models that have such.
+        converted: the disk cache of converted weights.
+        layer_embeddings: the per-layer embeddings, in models that have them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Converter:
         if self.precision.calibrated and not self.state:
             if not calibration:
                 raise RescoldoError(
-                    f"{precision} needs examples to measure the inputs' ranges on",
+                    f"{precision} needs examples to measure input ranges",
                     fix="give calibration examples, or use bf16",
                 )
             budget = max(256, _CALIBRATION_TOKENS // config.hidden_size)
@@ -86,10 +86,10 @@ class Converter:
     def layer(
         self, index: int, weights: dict[str, Weights], tensors: dict[str, torch.Tensor], build: Build
     ) -> dict[str, LoraGroup]:
-        """The four groups of a layer in the precision asked for; `build` puts adapters and biases on each, `tensors`
-        are the layer's others.
+        """The four groups of a layer in the precision; `build` adds adapters and biases to each, `tensors` are the
+        layer's other tensors.
 
-        Quantized matrices (calibrated precisions only) are used as they are.
+        Quantized matrices (calibrated precisions only) are used directly.
         """
         if not self.precision.calibrated:
             dtype = self.precision.dtype
@@ -99,7 +99,7 @@ class Converter:
         return {site: build(site, self.integer(f"layers.{index}.{site}", weights[site])) for site in SITES}
 
     def integer(self, key: str, weights: Weights, *, two_pass: bool = False) -> Int8Linear:
-        """The weights for 8-bit products, by the input ranges that `state` has under `key`."""
+        """The weights for 8-bit products, with the input ranges that `state` has under `key`."""
         found = self.converted.read(key, self.state[key]) if self.converted else None
         if found is not None:
             return Int8Linear.restored(found, two_pass=two_pass)
@@ -113,8 +113,8 @@ class Converter:
         return linear
 
     def head(self, weight: Matrix, norm: torch.Tensor) -> FrozenLinear:
-        """The output layer's weight (V, D) behind the last norm (D,); to be called after the last layer. It is
-        stored as int8 in every calibrated precision."""
+        """The output layer's weight (V, D) after the last norm (D,); must be called after the last layer. In all
+        calibrated precisions it is stored as int8."""
         if not self.precision.calibrated:
             return PlainLinear(_dense([weight]), self.precision.dtype)
         if self.rows is not None:
@@ -133,7 +133,8 @@ class Converter:
 
 
 class _Measuring:
-    """Stands for a group of linears in the calibration's pass: measures its input, then makes the group and is it."""
+    """Replaces a group of linears in the calibration pass: measures its input, then makes the group and delegates to
+    it."""
 
     def __init__(self, converter: Converter, key: str, site: str, weights: Weights, build: Build) -> None:
         self.converter, self.key, self.site, self.weights, self.build = converter, key, site, weights, build

@@ -1,4 +1,4 @@
-"""DoRA (arXiv 2402.09353): the direction of a weight is trained as LoRA trains it, its rows' lengths by themselves.
+"""DoRA (arXiv 2402.09353): LoRA trains the direction of a weight's rows, and their lengths are trained separately.
 
     u = x·Wᵀ + s·(drop(x)·Aᵀ)·Bᵀ        y = g ∘ u + b        g = m / n,   n = ‖W + s·B·A‖ by row
 
@@ -6,12 +6,13 @@ n is a constant in the backward pass (section 4.3 there, and PEFT's), so that
 
     du = g ∘ dy        dm = Σ_t dy ∘ u / n
 
-and everything else is LoRA's with du for dy. n is W's norm, known once, and what A and B add to it:
+and everything else is as in LoRA, with du for dy. n² is the square of W's norm, computed once, plus the terms of A and
+B:
 
     n² = ‖W‖² + 2s·Σ_r (W·Aᵀ) ∘ B + s²·Σ_r (B·(A·Aᵀ)) ∘ B
 
 where W·Aᵀ is the frozen product for r rows. Dropout is on A's input alone, as in LoRA; PEFT, which has (g - 1) ∘
-W·drop(x) where dropout is on, needs another product with W for it.
+W·drop(x) when dropout is on, needs another product with W for it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _CACHED = 1 << 16  # float32 numbers that stay in a core's cache between two use
 
 
 class Magnitudes:
-    """The gains of one group of linears, for the adapters and magnitudes that it has at the moment.
+    """The gains g of one group of linears, for its current adapters and magnitudes.
 
     Args:
         frozen: the group's weight.
         members: the adapted linears.
-        magnitudes: of each member's rows, (end - start,) float32.
+        magnitudes: for each member, (end - start,) float32.
         squared: ‖W‖² of each of the group's rows, (out,) float32.
         bias: (out,) or None; it is not scaled.
     """
@@ -78,6 +79,6 @@ class Magnitudes:
 
 
 def _pieces(rows: torch.Tensor) -> Iterator[slice]:
-    """Rows of which the float32 numbers stay in the cache: whole tensors of mixed types are several times as slow."""
+    """Slices of rows whose float32 copy fits into the cache: mixed types on whole tensors are several times slower."""
     step = max(1, _CACHED // rows.shape[1])
     return (slice(first, first + step) for first in range(0, len(rows), step))

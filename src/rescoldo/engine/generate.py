@@ -1,4 +1,4 @@
-"""Batched decoding: rows that begin with the same tokens, those computed once; rows come and go between two steps."""
+"""Batched decoding: rows with a common prefix, which is computed once; rows join and leave between two steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rescoldo.engine.types import Constraint, Example, Generated, Sampling
 _GROWTH = 128  # tokens by which a cache grows
 _SLOTS = 4  # rows by which it grows
 _AHEAD = 1024  # new tokens that there is room for from the beginning: growing copies everything
-_SECOND = 2  # seeds the second choice of a row whose first one its constraint does not allow
+_SECOND = 2  # seeds the second draw of a row whose first draw its constraint does not allow
 T = TypeVar("T")
 
 
@@ -33,12 +33,12 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 class Cache:
-    """Keys and values of a batch: the prefix's once, each row's own behind it; and recurrent states.
+    """Keys and values of a batch: the prefix's once, followed by each row's own; and recurrent states.
 
     Attributes:
         prefix_k, prefix_v: a layer's (P, K, d) each, or None.
         states: of a layer with a recurrent state, (slots, …).
-        k, v: a layer's (slots, capacity, K, d) each, K being 0 where it attends to another's; the rows in use come
+        k, v: a layer's (slots, capacity, K, d) each, with K = 0 if it attends to another layer's; the rows in use come
             first.
         lengths: (B,) int64, own tokens of each row in use.
     """
@@ -61,16 +61,18 @@ class Cache:
 
     @property
     def slots(self) -> int:
-        """Rows that there is room for."""
+        """The number of allocated rows."""
         return self.k[0].shape[0]
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` own tokens."""
+        """Allocate for `rows` rows with `length` tokens of their own."""
         slots, capacity = self.k[0].shape[:2]
         if rows <= slots and length <= capacity:
             return
         in_use = len(self.lengths)
-        slots = slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)  # those that left give way
+        slots = (
+            slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)
+        )  # also shrinks after rows have left
         capacity = max(capacity, (length + _GROWTH - 1) // _GROWTH * _GROWTH)
         used = int(self.lengths.max()) if in_use else 0
         for caches in (self.k, self.v):
@@ -83,13 +85,13 @@ class Cache:
             self.states[layer][:in_use] = old[:in_use]
 
     def put_states(self, layer: int, first: int, states: torch.Tensor) -> None:
-        """Keep the states (n, …) of the rows from `first` on."""
+        """Store the states (n, …) of the rows from `first` on."""
         if layer not in self.states:
             self.states[layer] = torch.zeros(self.slots, *states.shape[1:], dtype=states.dtype)
         self.states[layer][first : first + len(states)] = states
 
     def drop(self, row: int) -> None:
-        """Remove one row; the last takes its place."""
+        """Remove one row; the last one is moved to its index."""
         last = len(self.lengths) - 1
         if row != last:
             used = int(self.lengths[last])
@@ -105,7 +107,7 @@ class Cache:
 
 
 class _Prefill(PackedAttention):
-    """A prompt's own pass behind the prefix; its keys and values go into the cache's row `row`."""
+    """The pass over a prompt after the prefix; its keys and values go into row `row` of the cache."""
 
     def __init__(self, cache: Cache, row: int, length: int, prefix: SharedPrefix | None) -> None:
         super().__init__(Layout((0, length), cache.prefix), prefix)
@@ -119,8 +121,8 @@ class _Prefill(PackedAttention):
 
 
 class _Decode:
-    """One decoding step: a new query for each row in use against its cache, its own key and value included. The rows
-    of several caches come one cache behind the other."""
+    """One decoding step: a new query for each row in use against its cache including its own key and value. The
+    rows of several caches follow each other, cache by cache."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self.parts: list[tuple[Cache, slice]] = []
@@ -145,10 +147,10 @@ class _Decode:
             at = torch.arange(len(cache.lengths)), cache.lengths
             cache.k[layer][at], cache.v[layer][at] = k[rows], v[rows]
 
-    def lend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    def share(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pass  # they are in the cache
 
-    def lent(self, layer: int) -> KeysValues:
+    def shared(self, layer: int) -> KeysValues:
         return self.parts[0][0].k[layer], self.parts[0][0].v[layer]  # `forward` takes the caches' own
 
     def forward(
@@ -166,11 +168,11 @@ class _Decode:
     def backward(self, *_: object) -> NoReturn:
         raise AssertionError("decoding has no backward pass")
 
-    end_state_gradient = start_state_gradient = give_back = keys_values_gradient = backward
+    end_state_gradient = start_state_gradient = add_shared_gradient = keys_values_gradient = backward
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:
-    """logits (B, V) → the next tokens (B,). Sampling draws one uniform number a row from (seed, prompt, position)."""
+    """logits (B, V) → the next tokens (B,). Sampling draws one uniform number per row from (seed, prompt, position)."""
     if sampling.temperature <= 0:
         return _largest(logits)
     probabilities = (logits.float() / sampling.temperature).softmax(-1)
@@ -200,18 +202,18 @@ def _largest(logits: torch.Tensor) -> torch.Tensor:
 class _Row:
     """One row of a Decoder."""
 
-    key: int  # the caller's name of it
+    key: int  # the caller's id for it
     sampling: Sampling
-    random: int  # seeds its draws
+    random: int  # seed of its draws
     constraint: Constraint | None = None
     position: int = 0  # tokens decoded
-    error: str = ""  # why its constraint cannot continue
+    error: str = ""  # why its constraint does not allow any token
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did to one row: `token` came, or (None) a stop token; `last`: the row has left, after an `error` of
-    its constraint without a token."""
+    """The result of one step for one row: the new `token`, or None for a stop token; `last`: the row has ended, without
+    a token if its constraint failed with `error`."""
 
     key: int
     token: int | None
@@ -220,15 +222,15 @@ class Step:
 
 
 def _swap_out(items: list[T], index: int) -> None:
-    """Remove an item; the last takes its place."""
+    """Remove an item; the last one is moved to its index."""
     items[index] = items[-1]
     items.pop()
 
 
 class Decoder:
-    """Rows that are decoded together, one token each a step. They may be admitted and cancelled between any two steps.
+    """Rows that are decoded together, one token per step. They may be admitted and cancelled between any two steps.
 
-    All rows begin with the same `prefix` (none: an empty one), whose keys and values are computed once. Several
+    All rows begin with the same `prefix` (possibly empty), whose keys and values are computed once. Several
     decoders of one model take a step together with `step_together`.
 
     Args:
@@ -250,19 +252,19 @@ class Decoder:
                 self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
 
     def __len__(self) -> int:
-        """Rows that are being decoded."""
+        """The number of rows being decoded."""
         return len(self._rows)
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room at once for `rows` rows of `length` tokens behind the prefix."""
+        """Allocate for `rows` rows with `length` tokens after the prefix."""
         self._cache.reserve(rows, length)
 
     @torch.inference_mode()
     def admit(self, key: int, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None) -> None:
-        """Compute a prompt (token ids, at least one more than the prefix that it begins with) and add it as a row.
+        """Prefill a prompt (token ids, at least one more than the prefix that it begins with) and add it as a row.
 
         Args:
-            constraint: which tokens may be chosen; the row's own.
+            constraint: which tokens may be chosen; an instance for this row alone.
         """
         p, model, cache = len(self.prefix), self.model, self._cache
         assert len(prompt) > p
@@ -277,7 +279,7 @@ class Decoder:
         self._hidden.append(h[-1].clone())
 
     def step(self) -> list[Step]:
-        """Choose the next token of each row and compute what it leads to; rows that end leave."""
+        """Choose the next token of each row and compute its hidden state; rows that end are removed."""
         return step_together([self])[0]
 
     def _take(self, logits: torch.Tensor) -> tuple[list[Step], torch.Tensor]:
@@ -296,12 +298,12 @@ class Decoder:
 
     @torch.inference_mode()
     def cancel(self, keys: Collection[int]) -> None:
-        """Remove rows; keys that are not there are ignored."""
+        """Remove rows; unknown keys are ignored."""
         self._drop([index for index, row in enumerate(self._rows) if row.key in keys], list(range(len(self._rows))))
 
     def _drop(self, indices: Sequence[int], order: list[int]) -> list[int]:
-        """Remove rows by index, the last ones taking their places; `order` (of anything, by row) is changed the same
-        way and returned."""
+        """Remove rows by index, moving the last ones to their indices; `order` (a list with an item per row) is changed
+        in the same way and returned."""
         for index in sorted(indices, reverse=True):
             self._cache.drop(index)
             _swap_out(self._rows, index)
@@ -310,20 +312,23 @@ class Decoder:
         return order
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits (B, V), which constraints change, → tokens (B,), rows with the same sampling and position together.
+        """logits (B, V), which constraints modify, → tokens (B,). Rows with the same sampling and position are chosen
+        together.
 
-        A mask costs as much as many questions whether one token is allowed, and most tokens are. So every row first
-        chooses freely, and only where its constraint does not allow the token, the others are masked and it chooses
-        once more. Sampled, that is the same distribution as masking at once (with top_p = 1): where the allowed tokens
-        have the share A of the probability p, a token comes with p + (1 - A) p / A = p / A. With top_p < 1 each of the
-        two choices has its own nucleus.
+        A mask costs as much as many checks of a single token, and most tokens are allowed. So every row first chooses
+        freely, and only if its constraint does not allow the token, the logits are masked and it chooses again. For
+        sampling this gives the same distribution as masking first (with top_p = 1): if the allowed tokens have the
+        total probability A, a token with probability p is chosen with p + (1 - A) p / A = p / A. With top_p < 1 each of
+        the two choices has its own nucleus.
         """
         tokens = self._draw(logits)
         for index, row in enumerate(self._rows):
             if row.constraint and not row.constraint.allows(int(tokens[index])):
                 line = logits[index : index + 1]
                 row.error = row.constraint.mask_(line[0])
-                again = mix_key(row.random, _SECOND)  # the first number was used up: it has said that none is allowed
+                again = mix_key(
+                    row.random, _SECOND
+                )  # the first number is no longer uniform, given that its token was refused
                 tokens[index] = choose(line, row.sampling, [again], row.position)[0]
         return tokens
 
@@ -402,12 +407,12 @@ def generate(
     on_progress: Callable[[int], None] | None = None,
     constrain: Callable[[], Constraint] | None = None,
 ) -> Iterator[Generated]:
-    """Decode all prompts together and yield each as it ends (its `index` says which it is).
+    """Decode all prompts together, and yield each as it ends (its `index` is the prompt's).
 
     Args:
         model: the decoder, with or without adapter.
         prompts: token ids of each, at least one.
-        sampling: greedy or sampled, bounds and seed.
+        sampling: greedy or sampled, limits and seed.
         stop_ids: tokens that end a row; they are not part of it.
         on_progress: called after each step with the number of tokens decoded so far.
         constrain: makes the constraint of a new row.

@@ -17,7 +17,7 @@ class Head:
 
     Args:
         frozen: W (V, D).
-        final_norm: (D,) in the activations' dtype; what the logits are divided by is folded in (`folded_norm`).
+        final_norm: (D,) in the activations' dtype, including the division of the logits (`folded_norm`).
         config: the decoder's shapes.
     """
 
@@ -43,11 +43,11 @@ class Head:
         """Cross-entropy at the rows `at` (n,) of h (T, D), for `targets` (n,), each times its weight.
 
         Args:
-            weights: (n,) float32, None: 1 for each.
-            scale: what the gradient is multiplied by; None: no gradient is wanted.
+            weights: (n,) float32; None: 1 for each.
+            scale: factor on the gradient; None: no gradient is computed.
 
         Returns:
-            The weighted sum of the losses in nats, not scaled, and its gradient w.r.t. h (T, D) float32.
+            The weighted sum of the losses in nats, without `scale`, and its gradient w.r.t. h (T, D) float32.
         """
         op = kernels()
         chosen = h.index_select(0, at)
@@ -72,7 +72,7 @@ class Head:
     def _loss(
         self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, scale: float | None
     ) -> tuple[float, torch.Tensor | None]:
-        """`loss` of some normed rows x (n, D), step by step; its gradient w.r.t. x."""
+        """`loss` of some normalized rows x (n, D), with separate operations; its gradient w.r.t. x."""
         logits, z = self.products.forward(x, None)
         cap, capped = self.config.logits_cap, None
         if cap is not None:

@@ -1,9 +1,9 @@
-"""Frozen linears with int8 weights, once, for both directions; int8 inputs and output gradients. Weights in blocks
-(nf4, GGUF) can stay as they are: the same int8 numbers are then made piece by piece when a product needs them.
+"""Frozen linears with a single int8 copy of the weights for both directions, and int8 inputs and output gradients.
+Weights in blocks (nf4, GGUF) can stay so: the same int8 numbers are then unpacked piece by piece during a product.
 
-SwitchBack (arXiv 2304.13013) trains with just these two products in int8. What int8 loses on is outliers in the inputs:
-part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the widest few columns, the outliers, are
-multiplied in float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
+SwitchBack (arXiv 2304.13013) trains with the same two products in int8. The main source of error is outliers in the
+inputs: a part of their range is moved into the weights (SmoothQuant, arXiv 2211.10438), the few widest columns, the
+outliers, are multiplied in float32 (LLM.int8(), arXiv 2208.07339), and a row has a scale for each group of columns.
 
     y = Σ_g (q(x_g·c_g) · Q_gᵀ)·s_g · s_w  +  x[:, outliers] · W[:, outliers]ᵀ  +  adapter    (x without its outliers)
     dx = Σ_g (q((dy·s_w)_g) · Q_g)·s_g · c  +  adapter
@@ -22,26 +22,26 @@ from rescoldo.engine.kernels.ops_int8 import PANEL, LowRankTerm, Outliers, Segme
 from rescoldo.engine.linear import Adapter, FrozenLinear, Gradients, Products
 
 N_OUTLIERS = 32  # input columns multiplied in float32
-_PANELS = 64  # of a weight that are in float32 at a time
-_SMOOTHING = 0.4  # SmoothQuant's alpha: how much of the inputs' range moves into the weights
+_PANELS = 64  # panels of a weight converted to float32 at a time
+_SMOOTHING = 0.4  # SmoothQuant's alpha: the fraction of the inputs' range that is moved into the weights
 
 
 def group_size(columns: int) -> int:
-    """Columns under one scale of a row: fewer are more precise, and cost more conversions."""
+    """The number of columns under one scale of a row: smaller groups are more precise, and cost more conversions."""
     if kernels().qmax > 127:
         return 512
     return 96 if columns <= 1024 else 192 if columns < 4096 else 512
 
 
 def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Tensor, torch.Tensor]:
-    """How to treat an int8 linear's input columns.
+    """How to quantize an int8 linear's input columns.
 
     Args:
         inputs: (in,) float32, each column's largest magnitude over the calibration tokens.
         weights: the (out_i, in) weights that share the input.
 
     Returns:
-        `channel_scale` (in,) float32 and `outliers` (at most N_OUTLIERS,) int64 as Int8Linear takes them.
+        `channel_scale` (in,) float32 and `outliers` (at most N_OUTLIERS,) int64 for Int8Linear.
     """
     parts = [w for w in weights if isinstance(w, QuantizedMatrix)]
     ranges = [w.abs().amax(0).float() for w in weights if isinstance(w, torch.Tensor)]
@@ -49,7 +49,7 @@ def smoothing(inputs: torch.Tensor, weights: Sequence[Matrix]) -> tuple[torch.Te
     inputs = inputs.clamp_min(1e-6)
     scale = (inputs**_SMOOTHING / wide ** (1 - _SMOOTHING)).clamp(1e-5, 1e5)
     outliers = (inputs / scale).topk(min(N_OUTLIERS, inputs.numel())).indices.sort().values
-    # in 8 bits the outliers are used in the backward pass only: they widen no row's range
+    # the int8 copies of the outliers are used only in the backward pass, and widen no row's range
     others = (wide * scale).index_fill(0, outliers, 0.0).amax()
     scale[outliers] = (others if others > 0 else 1.0) / wide[outliers]
     return 1.0 / scale, outliers
@@ -69,9 +69,11 @@ class Int8Linear(FrozenLinear):
     ) -> None:
         """channel_scale (in,) float32: multiplies the input and divides the weight; outliers (n,) int64, ascending.
 
-        Weights are all numbers or all blocks. Blocks are made int8 once, or without `unpacked` for each product, to the
-        same bits. With `two_pass`, output gradients go through twice, the second time what the first quantization has
-        lost: the gradient of a softmax over a vocabulary is a few large and thousands of tiny numbers. They are
+        The weights are either all dense or all in blocks. Blocks are unpacked to int8 once, or with `unpacked` False
+        for each product, with the same bits. With `two_pass`, output gradients are quantized twice, the second time the
+        error of the
+        first: the gradient of a softmax over a vocabulary has a few large and thousands of tiny numbers. The gradients
+            are
         overwritten.
         """
         self.two_pass, self.channel_scale, self.outliers = two_pass, channel_scale, outliers
@@ -92,7 +94,7 @@ class Int8Linear(FrozenLinear):
             self.weight = made[0][0] if len(made) == 1 else torch.cat([panels for panels, _ in made])
             self.scale = torch.cat([scale for _, scale in made])
             kept = torch.cat([w[:, outliers].float() for w in dense])
-        self.outlier_panels = _panels(kept.T)  # of the outliers, as they are
+        self.outlier_panels = _panels(kept.T)  # the outliers' columns in float32
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that `restored` needs; nf4 and int8 only."""
@@ -111,7 +113,7 @@ class Int8Linear(FrozenLinear):
 
     @classmethod
     def restored(cls, tensors: dict[str, torch.Tensor], *, two_pass: bool = False) -> Int8Linear:
-        """The linear whose `tensors` these are, sharing their memory."""
+        """The linear with these `tensors`, sharing their memory."""
         self = cls.__new__(cls)
         self.two_pass, self.channel_scale, self.outliers = two_pass, tensors["columns"], tensors["apart"]
         self.scale, self.outlier_panels = tensors["scale"], tensors["kept"]
@@ -137,7 +139,7 @@ class Int8Linear(FrozenLinear):
         return torch.cat([rows.square().sum(1) for rows in self._rows()])
 
     def _rows(self) -> Iterator[torch.Tensor]:
-        """The weight in float32, some rows at a time."""
+        """The weight in float32, a few rows at a time."""
         panels = self.weight if isinstance(self.weight, torch.Tensor) else kernels().int8_unpack(self.weight)
         for first in range(0, len(panels), _PANELS):
             start, end = first * PANEL, min((first + _PANELS) * PANEL, self.out_features)
@@ -150,11 +152,11 @@ class Int8Linear(FrozenLinear):
 
 
 class Int8Products(Products):
-    """The adapter's matrices laid out for the kernels: z holds drop(x)·Aᵀ, R columns, then the outliers."""
+    """The adapter's matrices laid out for the kernels: z has drop(x)·Aᵀ, R columns, followed by the outliers."""
 
     def __init__(self, frozen: Int8Linear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
         self.frozen, self.adapter, self.bias = frozen, adapter, bias
-        self._logits: torch.Tensor | None = None  # kept from one loss to the next: new memory is dear to get
+        self._logits: torch.Tensor | None = None  # a buffer reused between losses: allocating it is slow
         n, self.rank = len(frozen.outliers), adapter.rank if adapter else 0
         members = adapter.members if adapter else []
         self.total = total = self.rank * len(members)
@@ -165,7 +167,7 @@ class Int8Products(Products):
         split = all(m.start % PANEL == 0 and (m.end % PANEL == 0 or m.end == frozen.out_features) for m in members)
         at = torch.full((len(frozen.outlier_panels),), 0 if total and not split else -1, dtype=torch.int32)
         own = self.rank if split else total
-        term = torch.zeros(len(at), own, PANEL)  # the rows of B that each panel of outputs needs
+        term = torch.zeros(len(at), own, PANEL)  # the rows of B for each panel of outputs
         self.backward_term: LowRankTerm | None = None
         if adapter is not None and members:
             for first, m in zip(range(0, total, self.rank), members, strict=True):
@@ -204,11 +206,11 @@ class Int8Products(Products):
         rows, dz = op.int8_input(dy, f.scale, group, self.up, None, self.total, None)
         gradients: Gradients = []
         if self.adapter is not None and self.total and z is not None:
-            da = op.outer_rows(dz, x, mask, 1.0)
+            da = op.outer_rows(dz, x, mask, 1.0) if self.adapter.trains_a else None
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
                 db = op.outer_rows(z[:, part], dy[:, m.start : m.end], None, m.scale)
-                gradients.append((da[part], db.T))
+                gradients.append((None if da is None else da[part], db.T))
         if rows is None:
             return None, gradients
         dx = op.int8_product(
@@ -225,7 +227,7 @@ class Int8Products(Products):
         f, op = self.frozen, kernels()
         if self.adapter is not None or self.bias is not None or not f.two_pass:
             return super().cross_entropy(x, targets, weight)
-        room, self._logits = self._logits, None  # a second thread makes its own
+        room, self._logits = self._logits, None  # a second thread allocates its own
         if room is None or len(room) < len(x):
             room = torch.empty(len(x), f.out_features, dtype=x.dtype)
         rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), [], self.outliers, self.width, None)
@@ -249,7 +251,7 @@ class Int8Products(Products):
 
 
 def _wide(b: torch.Tensor) -> torch.Tensor:
-    """b (K, n), contiguous, with zeros behind its columns up to a multiple of 16."""
+    """b (K, n), contiguous, padded with zero columns to a multiple of 16."""
     if b.shape[1] % PANEL == 0:
         return b.contiguous()
     full = torch.zeros(b.shape[0], padded(b.shape[1]))
@@ -258,7 +260,7 @@ def _wide(b: torch.Tensor) -> torch.Tensor:
 
 
 def _panels(rows: torch.Tensor) -> torch.Tensor:
-    """rows (R, outputs) → (panels, R, 16), zeros behind the outputs."""
+    """rows (R, outputs) → (panels, R, 16), padded with zeros."""
     n = rows.shape[1]
     if n % PANEL:
         rows, n = _wide(rows), padded(n)

@@ -1,10 +1,10 @@
-"""One decoder layer, forward and backward by hand: two sublayers, each a part (attention, MLP) between its norms.
+"""One decoder layer with a hand-written backward pass: two sublayers, each a part (attention, MLP) between its norms.
 
-By hand, because it is known here what frozen weights need for their backward pass and what they do not, and what is
-cheap to recompute. `reference.py` is the same in plain formulas.
+It is hand-written because frozen weights need less for their backward pass than autograd would keep, and because some
+activations are cheap to recompute. `reference.py` has the same in plain formulas.
 
-A layer composes whatever has a part's interface (`Part`): another mixer than attention or another MLP is another class.
-T rows, D hidden size, F MLP size, H heads, K key/value heads, d head size.
+A layer is composed of objects with the interface `Part`: another mixer than attention, or another MLP, is another
+class. T rows, D hidden size, F MLP size, H heads, K key/value heads, d head size.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Grads = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one pass: each row's rotation, and what seeds its dropout.
+    """The rows of one pass: each row's rotation, and the seed of its dropout.
 
     Attributes:
         rope: the rows' rotations by kind of layer (DecoderConfig.rope).
-        identity: (T,) int64 below 2³²: which row of the optimizer step this is, whatever micro-batch it comes in.
-        seed: the run's seed and the optimizer step, or None where there is no dropout.
+        identity: (T,) int64 below 2³²: identifies each row within the optimizer step, independent of micro-batches.
+        seed: the run's seed and the optimizer step; None without dropout.
         threshold: dropout's probability in 256ths.
         bare: the first so many rows are computed without the adapter, as the base model's (no backward pass).
-        layer_inputs: by layer the rows of its own embeddings, (T, p), in models that have such; the forward pass makes
+        layer_inputs: by layer the rows of its own embeddings, (T, p), in models that have them; the forward pass makes
             them (`layer_inputs.LayerEmbeddings`).
     """
 
@@ -57,21 +57,21 @@ class Rows:
     layer_inputs: list[torch.Tensor] = field(default_factory=list)
 
     def mask(self, layer: int, site: str) -> Dropout | None:
-        """The dropout of one group of linears in one layer."""
+        """The dropout mask of one group of linears in one layer."""
         if self.seed is None or self.threshold == 0:
             return None
         return Dropout(self.threshold, mix_key(*self.seed, layer, SITES.index(site)), self.identity)
 
 
 class Part(Protocol):
-    """What a sublayer computes between its norms. `saved` is whatever its backward pass needs."""
+    """The function between a sublayer's norms. `saved` is whatever its backward pass needs."""
 
     @property
     def groups(self) -> Mapping[str, LoraGroup]:
-        """Its groups of linears by their place."""
+        """Its groups of linears by their site."""
 
     def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, Any]:
-        """x (T, D) → y (T, D) in its dtype, and `saved`; y is None where the pass ends here (Attend.stops_at_keys)."""
+        """x (T, D) → y (T, D) in its dtype, and `saved`; y is None if the pass ends here (Attend.stops_at_keys)."""
 
     def backward(
         self,
@@ -83,21 +83,21 @@ class Part(Protocol):
         gradients: Grads,
         want_input: bool,
     ) -> torch.Tensor | None:
-        """Add the adapters' gradients to `gradients`; returns dx (T, D), None if neither wanted nor needed.
+        """Add the adapters' gradients to `gradients`; returns dx (T, D), or None if it is not wanted and not needed.
 
-        dy (T, D) is the gradient w.r.t. y, None where the forward pass ended here; x() makes the input again. `saved`
-        may be overwritten.
+        dy (T, D) is the gradient w.r.t. y, None if the forward pass ended here; x() recomputes the input. `saved` may
+        be overwritten.
         """
 
 
 @dataclass
 class AttentionSaved:
-    """What attention's backward pass needs; all of it in the activations' dtype but the norms' scales."""
+    """What attention's backward pass needs, in the activations' dtype except for the norms' scales."""
 
-    qkv: torch.Tensor  # (T, (H + 2K)·d), q and k rotated; (T, H·d) where k and v are another layer's
-    heads: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of q's, k's, v's norm by head: normed, rstd
+    qkv: torch.Tensor  # (T, (H + 2K)·d), q and k rotated; (T, H·d) if k and v are another layer's
+    heads: tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of the norms by head of q, k and v: normalized, rstd
     mixed: torch.Tensor | None  # (T, H·d) attention's output; None: the pass ended at the keys and values
-    state: torch.Tensor | None  # the attention kernel's own
+    state: torch.Tensor | None  # the attention kernel's own state
     kept: tuple[Kept, Kept]  # of the groups qkv and o
 
 
@@ -113,19 +113,18 @@ class Attention:
         self.head_dim = config.head_size(index)
         self.head_norms = [norms[name] for name in ("self_attn.q_norm", "self_attn.k_norm") if name in norms]
         self.source = config.kv_source(index)  # the layer whose keys and values it attends to
-        self.borrows = self.source != index
+        self.attends_elsewhere = self.source != index
         self.lends = index in config.kv_sources[index + 1 :]
-        if config.v_norm and not self.borrows:
+        if config.v_norm and not self.attends_elsewhere:
             self.head_norms.append(torch.ones(self.head_dim, dtype=self.head_norms[0].dtype))
         self.span = Span(config.window(index), config.attention_scale, config.attention_cap)
         self.rope = config.rope(index)
         self.rotary_dim = config.rotary_dim or self.head_dim
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """qkv (T, (H + 2K)·d) → views q (T, H, d), k (T, K, d), v (T, K, d); q alone where k and v are another
-        layer's."""
+        """qkv (T, (H + 2K)·d) → views q (T, H, d), k (T, K, d), v (T, K, d); only q if k and v are another layer's."""
         c = self.config
-        heads = [c.n_heads] if self.borrows else [c.n_heads, c.n_kv_heads, c.n_kv_heads]
+        heads = [c.n_heads] if self.attends_elsewhere else [c.n_heads, c.n_kv_heads, c.n_kv_heads]
         return tuple(torch.split(qkv.unflatten(1, (-1, self.head_dim)), heads, dim=1))
 
     def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, AttentionSaved]:
@@ -134,13 +133,13 @@ class Attention:
         own = self.split(qkv)
         heads = self._norm(own)
         self._rotate(own, rows, 1.0)
-        if not self.borrows:
+        if not self.attends_elsewhere:
             attend.keys_values(self.index, *own[1:])
         if self.lends:
-            attend.lend(self.index, *own[1:])
+            attend.share(self.index, *own[1:])
         if attend.stops_at_keys(self.index):
             return None, AttentionSaved(qkv, heads, None, None, (z1, None))
-        q, (k, v) = own[0], attend.lent(self.source) if self.borrows else own[1:]
+        q, (k, v) = own[0], attend.shared(self.source) if self.attends_elsewhere else own[1:]
         mixed, state = attend.forward(self.source, q, k, v, self.span)
         mixed = mixed.flatten(1)
         y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"), rows.bare)
@@ -158,9 +157,9 @@ class Attention:
     ) -> torch.Tensor | None:
         """See Part."""
         own = self.split(saved.qkv)
-        q, (k, v) = own[0], attend.lent(self.source) if self.borrows else own[1:]
+        q, (k, v) = own[0], attend.shared(self.source) if self.attends_elsewhere else own[1:]
         dmixed: torch.Tensor | None = None
-        mixed, state = q, q  # unused where the pass ended at its keys and values
+        mixed, state = q, q  # placeholders, not used if the pass ended at its keys and values
         if dy is not None:
             assert saved.mixed is not None
             assert saved.state is not None
@@ -172,18 +171,18 @@ class Attention:
         elif not want_input and not self.qkv.adapted:
             return None
         dq, dk, dv = attend.backward(self.source, dmixed, Attended(q, k, v, mixed, state), self.span)
-        if self.borrows:
-            attend.give_back(self.source, dk, dv)
+        if self.attends_elsewhere:
+            attend.add_shared_gradient(self.source, dk, dv)
             grads: tuple[torch.Tensor, ...] = (dq,)
         else:
             grads = (dq, *attend.keys_values_gradient(self.index, dk, dv))
         self._rotate(grads, rows, -1.0)
         grads = self._norm_backward(grads, saved.heads)
-        dqkv = grads[0].flatten(1) if self.borrows else _side_by_side(*grads)
+        dqkv = grads[0].flatten(1) if self.attends_elsewhere else _side_by_side(*grads)
         return self.qkv.backward(dqkv, x(), saved.kept[0], rows.mask(self.index, "qkv"), gradients, want_input)
 
     def _rotate(self, heads: Sequence[torch.Tensor], rows: Rows, sign: float) -> None:
-        """Rotate q, and k behind it, in place; sign -1: their gradients, by the transpose."""
+        """Rotate q, and k if there is one, in place; with sign -1 their gradients, by the transpose."""
         if self.rope == "none":
             return
         keys = rows.rope[self.rope]
@@ -196,7 +195,7 @@ class Attention:
         return x.flatten(1).contiguous() if self.config.qk_norm_full else x.flatten(0, 1)
 
     def _norm(self, heads: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Normalize q, k and v in place, those that have a norm; returns what the backward pass needs."""
+        """Normalize those of q, k and v that have a norm, in place; returns what the backward pass needs."""
         saved: list[tuple[torch.Tensor, torch.Tensor]] = []
         for x, weight in zip(heads, self.head_norms, strict=False):
             y, normed, rstd = kernels().rms_norm(self._grouped(x.float()), weight, self.config.norm_eps)
@@ -262,7 +261,7 @@ class Mlp:
 
 
 class LayerInput:
-    """What a layer adds of its own embeddings e (T, p): projection(activation(gate(x)) · e). No adapters."""
+    """The contribution of a layer's own embeddings e (T, p): projection(activation(gate(x)) · e). No adapters."""
 
     def __init__(self, index: int, config: DecoderConfig, tensors: Mapping[str, torch.Tensor]) -> None:
         self.index, self.activation = index, ACTIVATIONS[config.activation]
@@ -296,10 +295,10 @@ class LayerInput:
 class SublayerSaved:
     """What a sublayer's backward pass needs."""
 
-    normed: torch.Tensor  # (T, D) input / rms; without a norm before the part: the input
+    normed: torch.Tensor  # (T, D) input / rms; the input itself if there is no norm before the part
     rstd: torch.Tensor | None  # (T,)
     part: Any
-    post: tuple[torch.Tensor, torch.Tensor] | None = None  # the norm behind the part: normed (T, D), rstd (T,)
+    post: tuple[torch.Tensor, torch.Tensor] | None = None  # of the norm after the part: normalized (T, D), rstd (T,)
     ended: bool = False  # the pass ended inside the part
 
 
@@ -373,29 +372,29 @@ class Sublayer:
             op.rms_norm_backward(dx, saved.normed, saved.rstd, pre, dh)
 
 
-# What DecoderConfig.mixer may name. A mixer with a recurrent state asks `attend` for it, beside the KV cache.
+# Values of DecoderConfig.mixer. A mixer with a recurrent state gets it from `attend`, in addition to the KV cache.
 MIXERS: dict[str, Callable[[int, DecoderConfig, Mapping[str, LoraGroup], Mapping[str, torch.Tensor]], Part]] = {
     "attention": Attention,
 }
-# what DecoderConfig.mlp may name
+# values of DecoderConfig.mlp
 MLPS: dict[str, Callable[[int, DecoderConfig, Mapping[str, LoraGroup]], Part]] = {"gated": Mlp}
 
 
 @dataclass
 class LayerSaved:
-    """What a layer's backward pass needs of its forward pass."""
+    """What a layer's backward pass needs."""
 
     mixer: SublayerSaved
     mlp: SublayerSaved | None  # None: the pass ended at this layer's keys and values
-    input: SublayerSaved | None = None  # of its own embeddings
+    input: SublayerSaved | None = None  # of the layer's own embeddings
 
 
 class Layer:
-    """A decoder layer: a mixer of rows (attention), then an MLP; in some families also what it adds of its own
-    embeddings, and a factor on all of it. Holds no activations.
+    """A decoder layer: a mixer of rows (attention), then an MLP; in some families also the contribution of its own
+    embeddings, and a factor on the output. It holds no activations.
 
     Args:
-        tensors: its norms by their names, and what DecoderConfig.input_shapes names, in `dtype`.
+        tensors: its norms by name, and the tensors of DecoderConfig.input_shapes, in `dtype`.
     """
 
     def __init__(
@@ -419,7 +418,7 @@ class Layer:
 
     @property
     def groups(self) -> dict[str, LoraGroup]:
-        """All groups of linears by their place."""
+        """All groups of linears by their site."""
         return {**self.mixer.part.groups, **self.mlp.part.groups}
 
     def with_groups(self, groups: Mapping[str, LoraGroup]) -> Layer:
@@ -447,8 +446,8 @@ class Layer:
         gradients: Grads,
         want_input: bool = True,
     ) -> None:
-        """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input (not with
-        `want_input` False: in the lowest layer with an adapter, whose input depends on nothing that is trained)."""
+        """dh (T, D) float32: the gradient w.r.t. the output, overwritten with the gradient w.r.t. the input (except
+        with `want_input` False: in the lowest layer with an adapter, whose input depends on no trained parameter)."""
         through_mixer = want_input or self.mixer.trained
         if self.scalar != 1.0 and saved.mlp is not None:
             dh.mul_(self.scalar)
@@ -461,7 +460,7 @@ class Layer:
 
 
 def _side_by_side(dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor) -> torch.Tensor:
-    """(T, H, d), (T, K, d), (T, K, d) → (T, (H + 2K)·d), without a copy where they are already parts of one tensor."""
+    """(T, H, d), (T, K, d), (T, K, d) → (T, (H + 2K)·d), without a copy if they already are parts of one tensor."""
     t, width = dq.shape[0], dq.shape[1] * dq.shape[2] + 2 * dk.shape[1] * dk.shape[2]
     size = dq.element_size()
     follows = dq.data_ptr() + dq.shape[1] * dq.shape[2] * size == dk.data_ptr()

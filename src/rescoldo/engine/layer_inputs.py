@@ -1,4 +1,4 @@
-"""Embeddings that each layer has for itself beside the model's (per-layer embeddings, Gemma 3n and 4)."""
+"""Per-layer embeddings: an embedding of each token for each layer, besides the model's own (Gemma 3n and 4)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from rescoldo.engine.kernels.blocks import Matrix
 from rescoldo.engine.kernels.choose import kernels, select_rows
 from rescoldo.engine.linear import PlainLinear
 
-_ROWS = 512  # at a time: a row of the table has layers x p elements
+_ROWS = 512  # at a time, since a row of the table has layers x p elements
 
 
 class LayerEmbeddings:
-    """What each layer is given of a token, T rows, D hidden size, L layers, p the width of one layer's embeddings:
+    """The input that each layer gets for each token. T rows, D hidden size, L layers, p width of one layer's
+    embeddings:
 
         e = (norm(W·h / √D) + √p · table[token]) / √2        norm over the p elements of each layer
 
-    with h the model's embedding of the token, scaled as the first layer gets it. Frozen, so it has no backward pass.
+    where h is the model's embedding of the token, scaled as for the first layer. Frozen, so there is no backward pass.
 
     Args:
-        table: (V, ≥ L·p), layer behind layer; only the rows of the tokens asked for are read.
+        table: (V, ≥ L·p), one layer after the other; only the rows of the requested tokens are read.
         projection: W (≥ L·p, D).
         norm: (p,).
         config: the decoder's shapes.
@@ -33,11 +34,11 @@ class LayerEmbeddings:
         self, table: Matrix, projection: torch.Tensor, norm: torch.Tensor, config: DecoderConfig, dtype: torch.dtype
     ) -> None:
         self.config, self.table, self.norm, self.dtype = config, table, norm.to(dtype, copy=True), dtype
-        self.width = config.n_layers * config.layer_input_dim  # of a model cut off after some layers: its part
+        self.width = config.n_layers * config.layer_input_dim  # less than the table's in a truncated model
         self.projection = PlainLinear([projection[: self.width].to(dtype)], dtype)
 
     def rows(self, tokens: torch.Tensor, h: torch.Tensor) -> list[torch.Tensor]:
-        """tokens (T,) int64 and their embeddings h (T, D) float32 → by layer (T, p)."""
+        """tokens (T,) int64 and their embeddings h (T, D) float32 → a list with (T, p) for each layer."""
         c = self.config
         out = torch.empty(c.n_layers, len(tokens), c.layer_input_dim, dtype=self.dtype)
         for start in range(0, len(tokens), _ROWS):

@@ -1,8 +1,7 @@
-"""Frozen linear layers behind one small interface, alone and with an adapter; fp32 and bf16. int8.py
-has int8 and nf4.
+"""The interface of frozen linear layers, alone and with an adapter; fp32 and bf16. int8.py has int8 and nf4.
 
-A frozen weight is needed for two products and no third: y = x·Wᵀ going forward and dx = dy·W going back. Several
-linears that share an input (q, k, v; gate, up) are one weight here, their rows one behind the other.
+A frozen weight is used in two products only: y = x·Wᵀ in the forward pass and dx = dy·W in the backward pass. Several
+linears that share an input (q, k, v; gate, up) are one weight here, with their rows concatenated.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from rescoldo.system.cpu import fast_bf16
 
 _ROWS = 1024  # of a weight that are in float32 at a time
 _FEW_ROWS = 16  # below, reading the weight costs more than multiplying, and float32 would double it
-Gradients = list[tuple[torch.Tensor, torch.Tensor]]  # of each member's A (r, in) and B (its outputs, r), float32
+# of each member's A (r, in), None where A is not trained, and B (its outputs, r), float32
+Gradients = list[tuple[torch.Tensor | None, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,28 @@ class Member:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member, all of one rank."""
+    """The adapters of linears that share an input: y += scale·(drop(x)·Aᵀ)·Bᵀ for each member, all of one rank.
+    `trains_a`: whether the backward pass makes A's gradients."""
 
     members: Sequence[Member]
     rank: int
+    trains_a: bool = True
 
 
 class Products(ABC):
-    """A frozen linear's products with the adapter that it has at the moment."""
+    """A frozen linear's products with its current adapter."""
 
     @abstractmethod
     def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x (T, in) → y (T, out), and what `backward` needs beside x; the first `bare` rows without the adapter."""
+        """x (T, in) → y (T, out), and what `backward` needs in addition to x; the first `bare` rows without the
+        adapter."""
 
     @abstractmethod
     def backward(
         self, dy: torch.Tensor, x: torch.Tensor, z: torch.Tensor | None, mask: Dropout | None, want_input: bool
     ) -> tuple[torch.Tensor | None, Gradients]:
-        """dy (T, out), and what `forward` took and gave → dx (T, in), None if not wanted; the adapter's gradients."""
+        """dy (T, out), the input and the result of `forward` → dx (T, in), None if not wanted; the adapter's
+        gradients."""
 
     def cross_entropy(self, x: torch.Tensor, targets: torch.Tensor, weight: float) -> tuple[float, torch.Tensor]:
         """The loss on y as logits: x (T, in), targets (T,) int64 → the losses' sum in nats, and `weight` times its
@@ -75,27 +79,27 @@ class FrozenLinear(ABC):
 
     @abstractmethod
     def adapted(self, adapter: Adapter | None, bias: torch.Tensor | None) -> Products:
-        """The weight's products together with an adapter and a bias (out,); copies the adapter as it is now."""
+        """The weight's products together with an adapter and a bias (out,); the adapter is copied."""
 
     @abstractmethod
     def dense(self) -> torch.Tensor:
-        """The weight as this precision holds it, (out, in) float32: the reference for tests and for merging."""
+        """The weight in this precision, (out, in) float32: the reference for tests and for merging."""
 
     @abstractmethod
     def squared_norms(self) -> torch.Tensor:
-        """‖w‖² of each row of the weight as this precision holds it, (out,) float32, without a copy of the weight."""
+        """‖w‖² of each row of the weight in this precision, (out,) float32, without a copy of the weight."""
 
 
-def _product(x: torch.Tensor, w: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-    """x (T, K) · w (K, N) [+ side (T, N)], in x's dtype; by way of float32 where this CPU would emulate bfloat16."""
+def _product(x: torch.Tensor, w: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
+    """x (T, K) · w (K, N) [+ addend (T, N)], in x's dtype; through float32 if this CPU would emulate bfloat16."""
     if x.dtype == torch.bfloat16 and not fast_bf16() and x.shape[0] > _FEW_ROWS:
         y = x.float() @ w.float()
-        return (y if side is None else y.add_(side)).to(x.dtype)
-    return x @ w if side is None else torch.addmm(side, x, w)
+        return (y if addend is None else y.add_(addend)).to(x.dtype)
+    return x @ w if addend is None else torch.addmm(addend, x, w)
 
 
 class _PlainProducts(Products):
-    """The adapters' matrices stacked: A of all members (R, in), B block-diagonal (out, R) with the scale in it."""
+    """The adapters' matrices stacked: A of all members (R, in), B block-diagonal (out, R) including the scale."""
 
     def __init__(self, frozen: PlainLinear, adapter: Adapter | None, bias: torch.Tensor | None) -> None:
         self.frozen, self.adapter, self.bias = frozen, adapter, bias
@@ -108,12 +112,12 @@ class _PlainProducts(Products):
                 self.b[m.start : m.end, i * r : (i + 1) * r] = m.scale * m.b
 
     def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
-        z = side = None
+        z = addend = None
         if self.a is not None and self.b is not None:
             z = _product(kernels().dropout(x, mask) if mask else x, self.a.T)
             z[:bare] = 0
-            side = _product(z, self.b.T)
-        y = self.frozen.forward(x, side)
+            addend = _product(z, self.b.T)
+        y = self.frozen.forward(x, addend)
         if self.bias is not None:
             y += self.bias
         return y, z
@@ -125,10 +129,13 @@ class _PlainProducts(Products):
         dz = None
         if self.adapter is not None and self.b is not None and z is not None:
             r, dz = self.adapter.rank, _product(dy, self.b)
-            da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
+            da: torch.Tensor | None = None
+            if self.adapter.trains_a:
+                da = _product(dz.T, kernels().dropout(x, mask) if mask else x)  # (R, in)
             for i, m in enumerate(self.adapter.members):
                 part = slice(i * r, (i + 1) * r)
-                gradients.append((da[part], m.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float()))
+                db = m.scale * _product(dy[:, m.start : m.end].T, z[:, part]).float()
+                gradients.append((None if da is None else da[part], db))
         if not want_input:
             return None, gradients
         dx = self.frozen.input_grad(dy)
@@ -138,13 +145,15 @@ class _PlainProducts(Products):
 
 
 class PlainLinear(FrozenLinear):
-    """fp32 and bf16: the weight as it is, mapped from the file where the precision is the file's."""
+    """fp32 and bf16: the weight itself, mapped from the file if the file has the same dtype."""
 
     def __init__(self, weights: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.out_features = sum(w.shape[0] for w in weights)
         self.in_features = weights[0].shape[1]
-        small = self.out_features * self.in_features <= 1 << 23  # a copy is cheap, and one product faster than three
+        small = (
+            self.out_features * self.in_features <= 1 << 23
+        )  # then a copy is cheap, and one product faster than three
         mapped = all(w.dtype == dtype for w in weights) and not small
         parts = list(weights) if mapped else [torch.cat([w.to(dtype) for w in weights])]
         self.parts = [part.contiguous() for part in parts]
@@ -158,17 +167,17 @@ class PlainLinear(FrozenLinear):
     def squared_norms(self) -> torch.Tensor:
         return torch.cat([rows.float().square().sum(1) for part in self.parts for rows in part.split(_ROWS)])
 
-    def forward(self, x: torch.Tensor, side: torch.Tensor | None = None) -> torch.Tensor:
-        """x (T, in) → x·Wᵀ [+ side (T, out)], (T, out)."""
+    def forward(self, x: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
+        """x (T, in) → x·Wᵀ [+ addend (T, out)], (T, out)."""
         if len(self.parts) == 1:
-            return _product(x, self.parts[0].T, side)
+            return _product(x, self.parts[0].T, addend)
         y = torch.empty(x.shape[0], self.out_features, dtype=self.dtype)
         start = 0
         for part in self.parts:
             end = start + part.shape[0]
             y[:, start:end] = _product(x, part.T)
             start = end
-        return y if side is None else y.add_(side)
+        return y if addend is None else y.add_(addend)
 
     def input_grad(self, dy: torch.Tensor) -> torch.Tensor:
         """dy (T, out) → dy·W, (T, in)."""

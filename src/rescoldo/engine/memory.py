@@ -1,4 +1,4 @@
-"""What training takes of memory: one model of it for the choice of a precision, for `doctor` and for the passes."""
+"""The model of training's memory use, for choosing a precision, for `doctor`, and for the passes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rescoldo.engine.precisions import PRECISIONS
 from rescoldo.engine.types import LoraConfig
 from rescoldo.system.memory import memory_available
 
-PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and what they load, before any weight
+PROCESS = 520_000_000  # bytes: Python, torch, tokenizer and libraries, without weights
 ADAPTERS_IN_MEMORY = 7  # weights, gradients, two moments, best epoch; and a checkpoint's copies while it is written
+FROZEN_IN_MEMORY = 4  # the same without gradients and moments
 HEADROOM = 0.9  # of the free memory
 
 
@@ -23,11 +24,11 @@ class MemoryNeed:
     """Bytes of resident memory at the peak.
 
     Attributes:
-        weights: the frozen model in its precision, embeddings included.
-        adapter: the adapter, its gradients and optimizer.
-        layer_activations: what one layer keeps for its backward pass, on the average of those that it goes through.
-        other: the process itself, logits, one layer's work.
-        n_layers: layers whose activations would be kept at best: those that the backward pass goes through.
+        weights: the frozen model in its precision, including embeddings.
+        adapter: the adapter, its gradients and optimizer state.
+        layer_activations: what one layer keeps for its backward pass, averaged over the layers of the backward pass.
+        other: the process itself, logits, one layer's temporary memory.
+        n_layers: maximum number of layers that keep activations: those of the backward pass.
     """
 
     weights: int
@@ -38,7 +39,7 @@ class MemoryNeed:
 
     @property
     def least(self) -> int:
-        """With no layer's activations kept: slower by about a third, never killed for them."""
+        """With no layer's activations kept: about a third slower, but it never fails for them."""
         return self.weights + self.adapter + self.other
 
     @property
@@ -47,7 +48,7 @@ class MemoryNeed:
         return self.least + self.n_layers * self.layer_activations
 
     def peak(self, free: int) -> int:
-        """What it will come to where `free` bytes are free: as many layers as fit are kept."""
+        """The expected peak if `free` bytes are free: as many layers as fit are kept."""
         return max(self.least, min(self.full, int(HEADROOM * free)))
 
 
@@ -71,8 +72,13 @@ def parameter_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, tuple
 
 
 def adapter_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
-    """Trained parameters."""
+    """Parameters of the adapter, trained or not."""
     return sum(math.prod(shape) for shape in parameter_shapes(decoder, lora).values())
+
+
+def trained_parameters(decoder: DecoderConfig, lora: LoraConfig) -> int:
+    """Parameters of the adapter that are trained."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(decoder, lora).items() if lora.trains(name))
 
 
 def memory_need(
@@ -84,7 +90,7 @@ def memory_need(
     *,
     mapped: bool = False,
 ) -> MemoryNeed:
-    """What training takes at its peak.
+    """The memory that training uses at its peak.
 
     Args:
         decoder: the model's shapes.
@@ -92,7 +98,7 @@ def memory_need(
         lora: the adapter.
         rows: tokens of the largest micro-batch.
         stored: bytes of the linears' blocks in the file (BaseModel.stored_bytes).
-        mapped: whether the embeddings stay in the file (BaseModel.maps_embedding).
+        mapped: whether the embeddings are used directly from the file (BaseModel.maps_embedding).
     """
     row = PRECISIONS[precision]
     wide = row.element_bytes
@@ -102,12 +108,14 @@ def memory_need(
     trained = decoder.n_layers - lora.first_layer
     inputs = _inputs(decoder, trained, wide, rows)
     kept = [kept_bytes(decoder, wide, rows, lora, i) for i in every[lora.first_layer :]]
+    adapter = trained_parameters(decoder, lora)
+    frozen = adapter_parameters(decoder, lora) - adapter
     work = 5 * max(kept_bytes(decoder, wide, rows, layer=i) for i in every)
-    logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its slope are in float32
+    logit = wide + (4 if decoder.logits_cap is None else 12)  # a soft cap and its derivative are in float32
     work += HEAD_ROWS * decoder.vocab_size * logit
     return MemoryNeed(
         weights=weight_bytes(decoder, precision, stored, mapped=mapped),
-        adapter=4 * ADAPTERS_IN_MEMORY * adapter_parameters(decoder, lora),
+        adapter=4 * (ADAPTERS_IN_MEMORY * adapter + FROZEN_IN_MEMORY * frozen),
         layer_activations=math.ceil(sum(kept) / len(kept)),
         other=PROCESS + converted + work + inputs,
         n_layers=trained,
@@ -115,26 +123,25 @@ def memory_need(
 
 
 def weight_bytes(config: DecoderConfig, precision: str, stored: int | None = None, *, mapped: bool = False) -> int:
-    """Bytes of the frozen model in this precision, embeddings included.
+    """Bytes of the frozen model in this precision, including embeddings.
 
     Args:
-        stored: bytes of the linears' blocks in the file, if it has such.
-        mapped: the embeddings stay in the file in the activations' dtype. Where the head has weights of its own, as in
-            int8, only the rows of the tokens are read of them, and they are not counted.
+        stored: bytes of the linears' blocks in the file, if it has blocks.
+        mapped: the embeddings are used directly from the file, in the activations' dtype. If the head has its own
+            weights, as in int8, only the tokens' rows are read, and the embeddings are not counted.
     """
     row = PRECISIONS[precision]
     linears = config.linear_weights * row.bytes_per_weight
     if stored is not None and row.keeps_blocks(config):
         linears = stored
-    # gates and projections of the layers' own embeddings; of their table, which is mapped, some rows are read
+    # gates and projections of per-layer embeddings; of their mapped table only some rows are read
     own = 3 * config.n_layers * config.layer_input_dim * config.hidden_size * row.element_bytes
-    mapped = mapped and row.calibrated  # otherwise the head reads all of them for each product
+    mapped = mapped and row.calibrated  # otherwise the head reads all embeddings in each product
     return int(linears + own) + table_bytes(config, precision, mapped=mapped)
 
 
 def table_bytes(config: DecoderConfig, precision: str, *, mapped: bool) -> int:
-    """Bytes of the embeddings and the head that the process holds, with the embeddings `mapped` from a bfloat16 file or
-    not."""
+    """Bytes of the embeddings and the head in the process, with the embeddings `mapped` from a bfloat16 file or not."""
     row, table = PRECISIONS[precision], config.vocab_size * config.hidden_size
     embeddings = 0 if mapped else table * row.element_bytes
     if row.calibrated:
@@ -144,9 +151,9 @@ def table_bytes(config: DecoderConfig, precision: str, *, mapped: bool) -> int:
 
 
 def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, layer: int = 0) -> int:
-    """Bytes that a layer keeps for its backward pass: what its norms normalized (an MLP or attention without a norm
-    before it keeps its input), q, k, v, attention's output, gate and up, the input, the gate and the embeddings of a
-    layer that has its own; and with magnitudes the outputs of the adapted linears before them."""
+    """Bytes that a layer keeps for its backward pass: the normalized inputs of its norms (a part without a norm before
+    it keeps its input), q, k, v, attention's output, gate and up; input, gate and embeddings in layers with their own
+    embeddings; and with magnitudes the unscaled outputs of the adapted linears."""
     streams = 2 + sum(bool(behind) for _, behind in NORMS[config.norm_placement])
     head, own = config.head_size(layer), config.kv_source(layer) == layer
     q, kv = config.n_heads * head, config.n_kv_heads * head if own else 0
@@ -166,24 +173,24 @@ def kept_bytes(config: DecoderConfig, element: int, tokens: int, lora: LoraConfi
 
 
 def _inputs(config: DecoderConfig, trained: int, element: int, tokens: int) -> int:
-    """Bytes that a pass keeps beside its layers' activations: the input of every second layer that is recomputed, in
-    float32; the layers' own embeddings; keys and values that other layers attend to."""
+    """Bytes that a pass keeps in addition to its layers' activations: the input of every second recomputed layer, in
+    float32; per-layer embeddings; keys and values that other layers attend to."""
     own = element * config.n_layers * config.layer_input_dim
-    lent = 2 * (element + 4) * config.n_kv_heads * sum(config.head_size(i) for i in set(config.kv_sources))
-    return tokens * (trained * config.hidden_size * 2 + own + lent)
+    shared = 2 * (element + 4) * config.n_kv_heads * sum(config.head_size(i) for i in set(config.kv_sources))
+    return tokens * (trained * config.hidden_size * 2 + own + shared)
 
 
 def layers_to_keep(
     config: DecoderConfig, element: int, tokens: int, lora: LoraConfig | None = None, free: int | None = None
 ) -> int:
-    """For how many layers the activations of `tokens` rows fit into the free memory; the others are recomputed.
+    """The number of layers whose activations fit into the free memory for `tokens` rows; the others are recomputed.
 
     Args:
         config: the model's shapes.
         element: bytes of an activation's element.
         tokens: rows of the pass.
-        lora: the adapter; nothing is kept of the layers below its lowest.
-        free: bytes to fit into; memory_available() where left out.
+        lora: the adapter; layers below its lowest one keep nothing.
+        free: bytes to fit into; default: memory_available().
     """
     free = memory_available() if free is None else free
     lowest = lora.first_layer if lora else 0

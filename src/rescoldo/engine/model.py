@@ -19,7 +19,7 @@ from rescoldo.engine.kinds import A, B
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.layer_inputs import LayerEmbeddings
 from rescoldo.engine.linear import FrozenLinear
-from rescoldo.engine.lora import LoraGroup, Place, new_a
+from rescoldo.engine.lora import GroupedLinear, LoraGroup, new_a
 from rescoldo.engine.memory import layers_to_keep, parameter_shapes, weight_bytes
 from rescoldo.engine.objective import targets_of
 from rescoldo.engine.precisions import PRECISIONS, SMALL, Precision
@@ -32,13 +32,13 @@ _EVALUATED_ROWS = 1024  # of a pass that measures losses, where one example has 
 
 
 def layer_of(name: str) -> int:
-    """Which layer a tensor of the adapter belongs to."""
+    """The layer that a tensor of the adapter belongs to."""
     return int(name.split(".")[2])
 
 
 def new_parameters(config: DecoderConfig, lora: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Fresh adapter weights, float32; each a function of the seed and its own name. Magnitudes become those of the base
-    model when it is loaded (LoraGroup)."""
+    """New adapter weights, float32; each is a function of the seed and its own name. Magnitudes are set to those of the
+    base model when it is loaded (LoraGroup)."""
     parameters: dict[str, torch.Tensor] = {}
     for name, shape in parameter_shapes(config, lora).items():
         if name.endswith(A):
@@ -50,14 +50,14 @@ def new_parameters(config: DecoderConfig, lora: LoraConfig, seed: int) -> dict[s
 
 
 class LoraModel:
-    """See the module's docstring. Make one with `load`.
+    """A frozen decoder with its adapter; made by `load`.
 
     Attributes:
         parameters: adapter weights, float32; change them in place, then call `sync`.
-        keep_layers: for how many layers, from the top, a training pass keeps activations; those of the others are
+        keep_layers: the number of layers, from the top, whose activations a training pass keeps; the others are
             recomputed in the backward pass (`SavedActivations`). None: as many as fit into the memory that is free when
             the pass begins.
-        share_prefix: whether examples with a common beginning share its computation.
+        share_prefix: whether the common prefix of examples is computed once.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class LoraModel:
         Args:
             base: an opened base model.
             precision: a key of PRECISIONS.
-            lora: the adapter to train, None for the base model alone.
+            lora: the adapter to train; None for the base model alone.
             seed: for the adapter's initial weights.
-            calibration: examples to measure input ranges on; needed for calibrated precisions without `frozen_state`.
-            frozen_state: what `frozen_state()` returned when the run began: makes a resume exact.
-            on_progress: called with the share done, 0..1.
-            keep_converted: keep a large model's converted weights on the disk, and take them from there.
+            calibration: examples for measuring input ranges; required for calibrated precisions without `frozen_state`.
+            frozen_state: the result of `frozen_state()` at the start of the run, with which resuming is exact.
+            on_progress: called with the finished fraction, 0..1.
+            keep_converted: use the disk cache of converted weights for large models.
 
         Raises:
             RescoldoError: a tensor is missing or damaged.
@@ -131,7 +131,7 @@ class LoraModel:
                 places, start, biases = [], 0, []
                 for member in config.members(site, layer):
                     out = config.linear_shape(member.split(".")[1], layer)[0]
-                    places.append(Place(f"{prefix}.{member}", start, start + out))
+                    places.append(GroupedLinear(f"{prefix}.{member}", start, start + out))
                     bias = f"{prefix}.{member}.bias"
                     biases.append(source.get(bias).to(dtype) if bias in names else torch.zeros(out, dtype=dtype))
                     start += out
@@ -144,7 +144,7 @@ class LoraModel:
             groups: dict[str, LoraGroup] = converter.layer(i, weights, small, build)
             layers.append(Layer(i, config, groups, small, dtype))
             del weights
-            source.release()  # pages of the file that were read count as this process's memory until it lets them go
+            source.release()  # pages read from the file count as this process's memory until they are unmapped
             if on_progress:
                 on_progress((i + 1) / config.n_layers)
         final_norm = folded_norm(source.get("model.norm.weight"), config, dtype)
@@ -155,23 +155,29 @@ class LoraModel:
         return cls(config, precision, lora, parameters, embedding, output, layers, converter.state, layer_embeddings)
 
     @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Those of `parameters` that are trained; the others keep their initial values."""
+        return {name: p for name, p in self.parameters.items() if self.lora and self.lora.trains(name)}
+
+    @property
     def first_layer(self) -> int:
         """The lowest layer with an adapter, where the backward pass ends."""
         return self.lora.first_layer if self.lora else 0
 
     def frozen_state(self) -> dict[str, torch.Tensor]:
-        """What a resume needs to rebuild the very same frozen weights besides the base: int8's calibration."""
+        """What resuming needs to rebuild exactly the same frozen weights in addition to the base: int8's
+        calibration."""
         return self._frozen_state
 
     def sync(self) -> None:
-        """Take `parameters` over after they were changed."""
+        """Apply changes of `parameters`."""
         for layer in self.layers:
             for group in layer.groups.values():
                 group.sync()
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside, the model is the base model."""
+        """Inside the block, the model is the base model."""
         try:
             self._enable(False)
             yield
@@ -200,7 +206,7 @@ class LoraModel:
         *,
         bare: int = 0,
     ) -> Rows:
-        """The Rows at these positions (T,) int64; with dropout where a seed is given, the first `bare` of them without
+        """The Rows at these positions (T,) int64; with dropout if a seed is given, the first `bare` of them without
         the adapter."""
         threshold = round(256 * self.lora.dropout) if self.lora and seed is not None else 0
         return Rows(self._rope.at(positions), positions if identity is None else identity, seed, threshold, bare)
@@ -209,19 +215,21 @@ class LoraModel:
         """tokens (T,) int64 → (T, D) float32."""
         return embed(self.embedding, tokens, self.config)
 
-    def saved_activations(self, rows: Rows, attend: Attend, beside: int = 0) -> SavedActivations:
-        """What keeps a pass's activations for its backward pass, with room left for passes over `beside` rows."""
+    def saved_activations(self, rows: Rows, attend: Attend, other_rows: int = 0) -> SavedActivations:
+        """The object that keeps a pass's activations for its backward pass, leaving memory for passes over `other_rows`
+        rows."""
         wanted, lowest = self.keep_layers, self.first_layer
         if wanted is None:
-            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + beside, self.lora)
+            wanted = layers_to_keep(self.config, self.dtype.itemsize, len(rows.identity) + other_rows, self.lora)
         first = self.config.n_layers - min(wanted, self.config.n_layers - lowest)
         return SavedActivations(self.layers, rows, attend, first, lowest)
 
     def forward(
         self, tokens: torch.Tensor, rows: Rows, attend: Attend, saved: SavedActivations | None = None
     ) -> torch.Tensor:
-        """tokens (T,) int64 → the last layer's output (T, D) float32: the one forward pass of training, prefill and
-        decoding, which differ in `attend`, where it may end earlier. `saved` takes what the backward pass needs."""
+        """tokens (T,) int64 → the last layer's output (T, D) float32. It is the one forward pass of training, prefill
+        and decoding, which differ in `attend`; with some, the pass ends earlier. `saved` keeps what the backward pass
+        needs."""
         h = self.embed(tokens)
         if self.layer_embeddings is not None:
             rows.layer_inputs[:] = self.layer_embeddings.rows(tokens, h)
@@ -231,27 +239,27 @@ class LoraModel:
             h, activations = layer.forward(h, rows, attend)
             if saved is not None:
                 saved.after(i, activations)
-            del activations  # before the next layer makes its own
+            del activations  # free them before the next layer allocates its own
             if attend.stops_at_keys(i):
                 break
         return h
 
     def prefix(self, tokens: Sequence[int], *, adapter: bool = True) -> SharedPrefix:
-        """What later rows need of a prefix that they share."""
+        """What later rows need of a shared prefix."""
         attend = PrefixAttention(len(tokens), self.config.kv_layers[-1])
         rows = self.rows(torch.arange(len(tokens)), bare=0 if adapter else len(tokens))
         self.forward(torch.tensor(tokens), rows, attend)
         return attend.found
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens (T,) int64 → logits (T, vocabulary) float32 of one sequence, no dropout."""
+        """tokens (T,) int64 → logits (T, vocabulary) float32 of one sequence, without dropout."""
         n = len(tokens)
         h = self.forward(tokens, self.rows(torch.arange(n)), PackedAttention(Layout((0, n), 0)))
         return self.head.logits(h).float()
 
 
 def _embedding(source: TensorSource, config: DecoderConfig, precision: Precision) -> Matrix:
-    """The embedding table, in the file's blocks where the linears stay so too."""
+    """The embedding table; in the file's blocks if the linears stay so too."""
     name = "model.embed_tokens.weight"
     if precision.keeps_blocks(config):
         return _weights(source, [name], precision)[0]
@@ -260,14 +268,14 @@ def _embedding(source: TensorSource, config: DecoderConfig, precision: Precision
 
 
 def _layer_embeddings(source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> LayerEmbeddings:
-    """The layers' own embeddings: the table as the file has it, of which only some rows are ever read."""
+    """The per-layer embeddings: the table stays in the file, because only a few rows are ever read."""
     blocks = source.quantized(INPUT_TABLE)
     table: Matrix = blocks if blocks is not None and blocks.kind in KINDS else source.get(INPUT_TABLE)
     return LayerEmbeddings(table, source.get(INPUT_PROJECTION), source.get(INPUT_NORM), config, dtype)
 
 
 def _weights(source: TensorSource, names: Sequence[str], precision: Precision) -> Weights:
-    """Matrices that share an input: in the file's blocks where products take them so, else as numbers."""
+    """Matrices that share an input: in the file's blocks if products can use them, else dense."""
     if precision.calibrated:
         stored = [source.quantized(name) for name in names]
         parts = [blocks for blocks in stored if blocks is not None and blocks.kind in KINDS]
@@ -279,8 +287,8 @@ def _weights(source: TensorSource, names: Sequence[str], precision: Precision) -
 def evaluate_loss(
     model: LoraModel, examples: Sequence[Example], on_progress: Callable[[int], None] | None = None
 ) -> list[tuple[float, float]]:
-    """Per example the weighted sum of its targets' losses in nats and the sum of their weights (their number where it
-    has none); common beginnings computed once. An adapter that adds nothing yet is left out."""
+    """For each example the weighted sum of its targets' losses in nats, and the sum of their weights (their number if
+    it has none); common prefixes are computed once. An adapter that adds nothing yet is left out."""
     from rescoldo.engine.prefix import group_by_prefix
 
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(examples)
@@ -333,5 +341,5 @@ def _losses(model: LoraModel, examples: Sequence[Example], start: int, prefix: S
 
 
 def log_probabilities(model: LoraModel, examples: Sequence[Example]) -> list[float]:
-    """The summed log-probability (nats) of each example's targets, common beginnings computed once."""
+    """The summed log-probability (nats) of each example's targets; common prefixes are computed once."""
     return [-nats for nats, _ in evaluate_loss(model, examples)]

@@ -1,4 +1,4 @@
-"""What is minimized. An objective is a few functions; `GradientStep` and the loop take any."""
+"""Training objectives: a few functions each; `GradientStep` and the loop accept any objective."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Measure = Callable[[Sequence[Example]], list[float]]  # the summed log-probabili
 
 @dataclass(frozen=True)
 class Targets:
-    """The target tokens of some examples that were computed in one pass; n of them.
+    """The n target tokens of some examples that were computed in one pass.
 
     Attributes:
-        examples: whose they are.
-        at: (n,) int64, the row of the pass that predicts each.
-        tokens: (n,) int64, what is to be predicted.
-        weights: (n,) float32, None: 1 for each.
-        owner: (n,) int64, which of `examples` each belongs to.
+        examples: the examples.
+        at: (n,) int64, the row of the pass that predicts each target.
+        tokens: (n,) int64, the targets.
+        weights: (n,) float32; None: 1 for each.
+        owner: (n,) int64, the index in `examples` of each target's example.
     """
 
     examples: Sequence[Example]
@@ -38,16 +38,16 @@ class Objective:
     """A loss over the targets of an optimizer step.
 
     Attributes:
-        loss: (head, the last layer's output (T, D) float32, targets, scale) → the summed loss of these targets, not
-            scaled, and `scale` times its gradient w.r.t. the output (T, D) float32. `Head.loss` makes the gradient of
-            any loss that is a function of the targets' log-probabilities: they are its weights.
-        total: what the step's summed loss is divided by; a function of all its examples.
-        begin: (how to measure log-probabilities, a step's examples) → the objective of that step, for one that needs a
-            figure of all of them before the first pass.
-        evaluate: (how to measure log-probabilities, examples) → for each the summed loss, what to divide by, and the
-            `figures`; None: `engine.model.evaluate_loss`.
-        figures: names of what `evaluate` measures beside the loss; the mean over the examples is reported.
-        reference: whether the examples must know their log-probabilities under the model before the training.
+        loss: (head, the last layer's output (T, D) float32, targets, scale) → the summed loss of these targets, without
+            `scale`, and `scale` times its gradient w.r.t. the output (T, D) float32. `Head.loss` computes the gradient
+            of any loss that is a function of the targets' log-probabilities: its derivatives are the weights.
+        total: the divisor of the step's summed loss, a function of all its examples.
+        begin: (function for log-probabilities, a step's examples) → the objective of that step, for objectives that
+            need a statistic of the whole step before the first pass.
+        evaluate: (function for log-probabilities, examples) → for each the summed loss, its divisor, and the `figures`;
+            None: `engine.model.evaluate_loss`.
+        figures: names of what `evaluate` measures in addition to the loss; the mean over the examples is reported.
+        reference: whether the examples need their log-probabilities under the model before training.
     """
 
     loss: Callable[[Head, torch.Tensor, Targets, float], tuple[float, torch.Tensor]]
@@ -72,9 +72,9 @@ CROSS_ENTROPY = Objective(_cross_entropy, _total_weight)
 
 
 def targets_of(examples: Sequence[Example], starts: Sequence[int], prefix: int) -> Targets:
-    """The targets of `examples`, whose rows begin at `starts` in a pass behind a prefix of `prefix` tokens.
+    """The targets of `examples`, whose rows begin at `starts` in a pass after a prefix of `prefix` tokens.
 
-    Tokens of weight 0 are left out.
+    Tokens with weight 0 are skipped.
     """
     at, tokens, weights, owner = [], [], [], []
     for number, (example, start) in enumerate(zip(examples, starts, strict=True)):

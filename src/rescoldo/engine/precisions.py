@@ -1,4 +1,4 @@
-"""The precisions of the frozen weights: one row each. Needs no torch before a row's `dtype` or `pack` is used."""
+"""The precisions of the frozen weights, one row each. Imports torch only when a row's `dtype` or `pack` is used."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ if TYPE_CHECKING:
 
     from rescoldo.engine.kernels.blocks import Matrix
 
-AUTO = "auto"  # the fastest that fits: engine.auto.choose_precision
-SMALL = 1 << 30  # weights of linears; int8 unpacks the blocks of a smaller model's file once, when it is loaded
+AUTO = "auto"  # the fastest one that fits: engine.auto.choose_precision
+SMALL = 1 << 30  # number of weights; for smaller models int8 unpacks a file's blocks once, at loading
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the frozen linears are held and multiplied.
+    """How the frozen linears are stored and multiplied.
 
     Attributes:
-        name: as --quantization, checkpoints and results say it.
-        bytes_per_weight: of a linear in memory, scales included.
+        name: as in --quantization, checkpoints and results.
+        bytes_per_weight: of a linear in memory, including scales.
         element: torch's name of the dtype of activations, norms, biases and embeddings.
-        product: the product that its linears are multiplied by: one of `engine.auto.PRODUCTS`.
+        product: the kind of matrix product: one of `engine.auto.PRODUCTS`.
         overhead: duration of a step relative to its products (estimated): quantizing and scaling for int8, and
             unpacking for nf4.
-        calibrated: whether products are in int8, by input ranges that are measured on examples.
-        block: a linear's inputs must be a multiple of it.
-        keeps_blocks_above: linears that the file has in blocks (Q4_K, …) stay so in models with more weights than this.
-        pack: how a linear's weight (out, in) is stored before int8 products; None: as int8.
+        calibrated: whether products are in int8, with input ranges measured on examples.
+        block: the number of a linear's inputs must be a multiple of it.
+        keeps_blocks_above: linears that the file stores in blocks (Q4_K, …) stay so in models with more weights than
+            this.
+        pack: converts a linear's weight (out, in) to the format it is stored in before int8 products; None: int8.
         aliases: other names for it.
     """
 
@@ -50,7 +51,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that `element` names."""
+        """The dtype named by `element`."""
         import torch
 
         found: torch.dtype = getattr(torch, self.element)
@@ -62,11 +63,11 @@ class Precision:
         return 4 if self.element == "float32" else 2
 
     def keeps_blocks(self, config: DecoderConfig) -> bool:
-        """Whether linears that a model's file has in blocks are kept so."""
+        """Whether linears that a model's file stores in blocks stay so."""
         return config.linear_weights > self.keeps_blocks_above
 
     def misfits(self, config: DecoderConfig) -> dict[str, int]:
-        """The linears (short names) whose number of inputs is no multiple of `block`, and that number."""
+        """The linears (short names) whose number of inputs is not a multiple of `block`, and that number."""
         found: dict[str, int] = {}
         for layer in range(config.n_layers):
             inputs = {name: config.linear_shape(name, layer)[1] for name in config.layer_linears(layer)}
@@ -74,10 +75,10 @@ class Precision:
         return found
 
     def check(self, config: DecoderConfig, where: str = "", model: str = "this model") -> None:
-        """Refuse a decoder whose shapes this precision cannot hold.
+        """Check that this precision can store a decoder of these shapes.
 
         Raises:
-            RescoldoError: some linears have a number of inputs that is no multiple of `block`.
+            RescoldoError: some linears have a number of inputs that is not a multiple of `block`.
         """
         if wrong := self.misfits(config):
             raise RescoldoError(
@@ -116,15 +117,15 @@ ALLOWED = ", ".join(  # for messages and help
 
 
 def canonical(name: str) -> str:
-    """The table's name for one that may be an alias ("bnb4" → "nf4"); other text is returned as it is."""
+    """The table's name for an alias ("bnb4" → "nf4"); other text is returned unchanged."""
     return next((row.name for row in _ROWS if name in row.aliases), name)
 
 
 def is_calibrated(name: object) -> bool:
-    """Whether `name` is that of a precision that needs calibration."""
+    """Whether the precision with this name needs calibration."""
     return isinstance(name, str) and name in PRECISIONS and PRECISIONS[name].calibrated
 
 
 def fitting(config: DecoderConfig, *, calibrated: bool = True) -> Collection[str]:
-    """The precisions that can hold a decoder of these shapes; without `calibrated`, those that need no calibration."""
+    """The precisions that can store a decoder of these shapes; without `calibrated`, only those without calibration."""
     return [row.name for row in _ROWS if not row.misfits(config) and (calibrated or not row.calibrated)]

@@ -1,8 +1,8 @@
 """Objectives on preferences: DPO, IPO, ORPO and KTO.
 
-All are functions of the summed log-probability of an answer, so their gradient is that of cross-entropy with one weight
-for all tokens of an answer, which may be negative. A pair's two answers share their prompt's forward and backward pass
-(engine/prefix.py). The reference model's log-probabilities are measured once, before the training.
+All are functions of the summed log-probability of an answer, so their gradient is that of cross-entropy with the same
+weight, possibly negative, for all tokens of an answer. A pair's two answers share the passes over their prompt
+(engine/prefix.py). The reference model's log-probabilities are measured once, before training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rescoldo.engine.head import Head
 from rescoldo.engine.objective import Measure, Objective, Targets
 from rescoldo.engine.types import Example, Judged, Pair
 
-FIGURES = ("accuracy", "margin")  # share of the preferences that the model has, and by how much it has them
-_LEAST = 1e-7  # 1 - p is not taken for smaller, where p is the mean probability of an answer's tokens (ORPO)
+FIGURES = ("accuracy", "margin")  # fraction of pairs in which the model prefers the right answer, and by how much
+_LEAST = 1e-7  # lower bound of 1 - p, where p is the mean probability of an answer's tokens (ORPO)
 
 # (an example, the summed log-probabilities of its passes) → (loss, its derivative by each of them)
 Slope = Callable[[Example, Sequence[float]], tuple[float, tuple[float, ...]]]
@@ -28,11 +28,11 @@ Slope = Callable[[Example, Sequence[float]], tuple[float, tuple[float, ...]]]
 def dpo(beta: float) -> Objective:
     """Direct preference optimization (arXiv 2305.18290, equation 7).
 
-    -log s(beta * d), where s is the logistic function and d how much more than under the reference model the
-    preferred answer is preferred: the difference of the log-probability ratios.
+    -log s(beta * d), where s is the logistic function and d the difference of the two answers' log-probability ratios
+    to the reference model.
 
     Args:
-        beta: how strongly the model is held to the reference.
+        beta: how strongly the model is tied to the reference.
     """
 
     def margin(example: Example, sums: Sequence[float]) -> float:
@@ -53,12 +53,12 @@ def dpo(beta: float) -> Objective:
 
 
 def ipo(beta: float) -> Objective:
-    """Identity preference optimization (arXiv 2310.12036, equation 17): (d - 1 / (2 * beta))², where d is how much more
-    than under the reference model the preferred answer is preferred, by token: the difference of the log-probability
-    ratios, each divided by the length of its answer, as the paper's authors and TRL compute it.
+    """Identity preference optimization (arXiv 2310.12036, equation 17): (d - 1 / (2 * beta))², where d is the
+    difference of the two answers' log-probability ratios to the reference model, each divided by the length of its
+    answer, as the paper's authors and TRL compute it.
 
     Args:
-        beta: tau there; the margin that is aimed at is 1 / (2 * beta) nats per token.
+        beta: tau in the paper; the target margin is 1 / (2 * beta) nats per token.
     """
 
     def margin(example: Example, sums: Sequence[float]) -> float:
@@ -82,9 +82,9 @@ def ipo(beta: float) -> Objective:
 
 def orpo(weight: float) -> Objective:
     """Odds ratio preference optimization (arXiv 2403.07691, equations 6 and 7): the mean loss of the preferred answer's
-    tokens, plus `weight` times -log s(log of the ratio of the two answers' odds). Needs no reference model.
+    tokens, plus `weight` times -log s(log of the ratio of the two answers' odds). It needs no reference model.
 
-    The first part is on the answer alone, as in the paper; TRL's implementation takes the prompt's tokens too.
+    The first term uses the answer alone, as in the paper; TRL's implementation includes the prompt's tokens.
     """
 
     def slope(example: Example, sums: Sequence[float]) -> tuple[float, tuple[float, ...]]:
@@ -106,11 +106,11 @@ def orpo(weight: float) -> Objective:
 def kto(beta: float, good_weight: float = 1.0, bad_weight: float = 1.0) -> Objective:
     """Kahneman-Tversky optimization (arXiv 2402.01306, equation 8): weight * (1 - s(beta * (r - away))) for a good
     answer, weight * (1 - s(beta * (away - r))) for a bad one, where r is its log-probability ratio to the reference,
-    and `away` the divergence from the reference: the mean ratio of the step's mismatched answers, at least 0, without
-    gradient.
+    and `away` an estimate of the divergence from the reference: the mean ratio of the step's mismatched answers, at
+    least 0, without gradient.
 
     Args:
-        beta: how strongly the model is held to the reference.
+        beta: how strongly the model is tied to the reference.
         good_weight, bad_weight: lambda_D and lambda_U.
     """
 
@@ -139,14 +139,14 @@ def kto(beta: float, good_weight: float = 1.0, bad_weight: float = 1.0) -> Objec
 
 
 def _loss(slope: Slope, head: Head, h: torch.Tensor, targets: Targets, scale: float) -> tuple[float, torch.Tensor]:
-    """Objective.loss of a function of the answers' log-probabilities."""
+    """Objective.loss for a function of the answers' log-probabilities."""
     each = head.log_probabilities(h, targets.at, targets.tokens).double()
     sums = torch.zeros(len(targets.examples), dtype=torch.float64).index_add_(0, targets.owner, each).tolist()
     total, factors = 0.0, torch.zeros(len(targets.examples))
     place = 0
     while place < len(targets.examples):
         example = targets.examples[place]
-        end = place + len(example.passes)  # they follow each other: they have one prompt, so they are in one group
+        end = place + len(example.passes)  # they are consecutive: they share a prompt, so they are in one group
         loss, by_sum = slope(example, sums[place:end])
         total += loss
         factors[place:end] = -torch.tensor(by_sum)
@@ -162,7 +162,7 @@ def _evaluate(
     measure: Measure,
     examples: Sequence[Example],
 ) -> list[tuple[float, ...]]:
-    """Objective.evaluate of a function of the answers' log-probabilities."""
+    """Objective.evaluate for a function of the answers' log-probabilities."""
     sums = measure([one for example in examples for one in example.passes])
     found: list[tuple[float, ...]] = []
     place = 0
@@ -174,7 +174,7 @@ def _evaluate(
 
 
 def with_reference(examples: Sequence[Example], sums: Sequence[float]) -> list[Example]:
-    """The examples with the log-probabilities `sums` under the reference model, of all of their `scored` in order."""
+    """The examples with the log-probabilities `sums` under the reference model, of all their `scored` in order."""
     found: list[Example] = []
     place = 0
     for example in examples:

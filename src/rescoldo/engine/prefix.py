@@ -1,4 +1,4 @@
-"""Which examples share a beginning, and how much of it is worth sharing."""
+"""Grouping of examples by common prefixes that are worth sharing."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from rescoldo.engine.types import Example
 
-MINIMUM = 16  # a shorter common beginning is not worth a pass of its own
-_DEPTH = 64  # nested beginnings followed: prompts that each continue the one before would nest without end
+MINIMUM = 16  # minimum length of a prefix that is worth a pass of its own
+_DEPTH = 64  # maximum depth of nested prefixes: prompts that each continue the previous one would nest without limit
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Examples (by index) whose first `length` tokens are the same and computed once; 0: nothing shared."""
+    """Examples (indices) whose first `length` tokens are the same and computed once; 0: nothing is shared."""
 
     indices: tuple[int, ...]
     length: int
@@ -24,11 +24,11 @@ def _cost(group: Sequence[PrefixGroup], examples: Sequence[Example]) -> int:
 
 
 def group_by_prefix(examples: Sequence[Example], minimum: int = MINIMUM, *, share: bool = True) -> list[PrefixGroup]:
-    """Partition the examples so that the fewest tokens are computed, each group sharing one prefix.
+    """Partition the examples into groups that share a prefix, so that as few tokens as possible are computed.
 
-    A prefix ends at the latest one token before a prompt does: the row that predicts the first target stays the
-    example's own. The order is that of each group's first example, so the result depends on nothing but the input.
-    Examples with the same prompt are always in one group, and without `share` all are one that shares nothing.
+    A prefix ends at least one token before each prompt does: the row that predicts the first target belongs to the
+    example. Groups are ordered by their first example, so the result depends only on the input. Examples with the same
+    prompt are always in one group; without `share` all examples form one group that shares nothing.
     """
     if not examples:
         return []

@@ -1,5 +1,5 @@
-"""The decoder as its formulas read: float32, plain autograd, one sequence at a time. Slow, and what every fast path is
-tested against; itself tested against transformers and PEFT."""
+"""The decoder as plain formulas: float32, autograd, one sequence at a time. It is slow, and the reference for tests of
+the fast paths; it is itself tested against transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ReferenceDecoder:
         return y + self.weight(f"{name}.bias") if f"{name}.bias" in self.names else y
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """A norm over the last dimension; x as it is where there is none of this name."""
+        """A norm over the last dimension; x itself if there is no norm of this name."""
         return rms_norm(x, self.weight(f"{name}.weight"), self.config.norm_eps) if f"{name}.weight" in self.names else x
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class ReferenceDecoder:
         (pre1, post1), (pre2, post2) = NORMS[c.norm_placement]
         h = embedding(tokens, self.weight("model.embed_tokens.weight")) * c.embedding_scale  # (T, D)
         own = self.layer_embeddings(tokens, h) if c.layer_input_dim else None  # (T, L, p)
-        self.lent: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for i in range(c.n_layers):
             layer = f"model.layers.{i}"
             y = self.attention(self.norm(h, f"{layer}.{pre1}") if pre1 else h, i)
@@ -88,7 +88,7 @@ class ReferenceDecoder:
         return soft_cap(logits / c.logits_divisor, c.logits_cap)
 
     def layer_embeddings(self, tokens: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """What each layer is given of the tokens (T,), embedded h (T, D): (T, layers, p)."""
+        """The per-layer embeddings of the tokens (T,), embedded as h (T, D): (T, layers, p)."""
         c = self.config
         shape = len(tokens), c.n_layers, c.layer_input_dim
         looked_up = embedding(tokens, self.weight(INPUT_TABLE)).view(shape) * math.sqrt(c.layer_input_dim)
@@ -121,9 +121,9 @@ class ReferenceDecoder:
         c, layer, n = self.config, f"model.layers.{i}.self_attn", x.shape[0]
         q = self.heads(x, i, "q") * query_factors(c, n)[:, None, None]
         if c.kv_source(i) == i:
-            self.lent[i] = self.heads(x, i, "k"), self.heads(x, i, "v")
+            self.shared[i] = self.heads(x, i, "k"), self.heads(x, i, "v")
         group = c.n_heads // c.n_kv_heads
-        k, v = (t.repeat_interleave(group, dim=1) for t in self.lent[c.kv_source(i)])
+        k, v = (t.repeat_interleave(group, dim=1) for t in self.shared[c.kv_source(i)])
         scale = 1 / math.sqrt(c.head_size(i)) if c.attention_scale is None else c.attention_scale
         scores = soft_cap(torch.einsum("thd,shd->hts", q, k) * scale, c.attention_cap)
         at = torch.arange(n)
@@ -144,6 +144,6 @@ class ReferenceDecoder:
         return self.linear(ACTIVATIONS[self.config.activation].plain(gate) * up, f"{layer}.down_proj")
 
     def loss(self, tokens: torch.Tensor, n_prompt: int, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Summed cross-entropy (nats) of tokens[n_prompt:] given what comes before each, each times its weight."""
+        """Summed cross-entropy (nats) of tokens[n_prompt:] given the tokens before each, each times its weight."""
         losses = cross_entropy(self.logits(tokens)[n_prompt - 1 : -1], tokens[n_prompt:], reduction="none")
         return (losses if weights is None else losses * weights).sum()

@@ -11,10 +11,11 @@ from rescoldo.engine.rope_scaling import scaling_of
 
 
 def inverse_frequencies(config: DecoderConfig) -> tuple[torch.Tensor, float]:
-    """Per-pair rotation speeds (rotary_dim/2,) float32 and the factor on cos and sin, as the config's scaling has them.
+    """The inverse frequency of each pair (rotary_dim/2,) float32 and the factor on cos and sin, with the config's
+    scaling.
 
     Raises:
-        RescoldoError: the scaling is of a kind that is not known.
+        RescoldoError: the kind of scaling is unknown.
     """
     row, scaling = scaling_of(config)
     return row.rotate(config, scaling)
@@ -41,11 +42,11 @@ def of_kind(config: DecoderConfig, kind: str) -> DecoderConfig:
     return config
 
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of some rows, (T, r/2) float32, r the elements rotated
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of some rows, (T, r/2) float32, for r rotated elements
 
 
 def query_factors(config: DecoderConfig, length: int) -> torch.Tensor:
-    """What queries at positions 0..length-1 are multiplied by, (length,) float32: DecoderConfig.query_growth."""
+    """The factors on the queries at positions 0..length-1, (length,) float32: DecoderConfig.query_growth."""
     if config.query_growth is None:
         return torch.ones(length)
     beta, context = config.query_growth
@@ -53,13 +54,13 @@ def query_factors(config: DecoderConfig, length: int) -> torch.Tensor:
 
 
 class RopeTables:
-    """cos and sin of all kinds of layers of a decoder; they grow with the positions asked for."""
+    """cos and sin for all kinds of layers of a decoder; the tables grow with the requested positions."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
         self.kinds = sorted({config.rope(i) for i in range(config.n_layers)} - {"none"})
         if config.query_growth is not None and (config.no_rope or config.rotary_dim):
-            raise ValueError("query_growth goes into the rotation of whole heads")
+            raise ValueError("query_growth is only supported if whole heads are rotated")
         self._length = 0
         self._tables: dict[str, Rotation] = {}
 
@@ -75,7 +76,7 @@ class RopeTables:
                 self._tables[f"{kind} queries"] = factors * cos, factors * sin
 
     def at(self, positions: torch.Tensor) -> dict[str, Rotation]:
-        """The rotations of rows at `positions` (T,) int64, by kind of layer; layers that do not rotate have none.
-        Where queries grow (DecoderConfig.query_growth), theirs are "KIND queries"."""
+        """The rotations of rows at `positions` (T,) int64, by kind of layer; layers without rotation have no entry.
+        Separate rotations of queries (DecoderConfig.query_growth) have the key "KIND queries"."""
         self._grow(int(positions.max()) + 1)
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}

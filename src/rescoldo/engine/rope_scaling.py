@@ -1,7 +1,7 @@
-"""RoPE scalings, a row of SCALINGS each: the rotation, and how config.json and GGUF say it.
+"""RoPE scalings, a row of SCALINGS each: the rotation, and its representation in config.json and GGUF.
 
-To add one: a row, with its functions in this file. A scaling is a dictionary in the words of Hugging Face's config.json
-({"rope_type": name, "factor": …}); "factors" is one that only GGUF files have.
+To add one: a row, with its functions in this file. A scaling is a dictionary in the format of Hugging Face's
+config.json ({"rope_type": name, "factor": …}); "factors" is one that only GGUF files have.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rescoldo.errors import RescoldoError
 
 Scaling = dict[str, Any]
 Speeds = tuple[torch.Tensor, float]
-UNROTATED = 1e30  # what GGUF divides a pair's inverse frequency by that is not rotated
+UNROTATED = 1e30  # GGUF's divisor for the inverse frequency of a pair that is not rotated
 _LOG = "rope.scaling.yarn_log_multiplier"
 _TYPE, _FACTOR = "rope.scaling.type", "rope.scaling.factor"
 _ATTENTION, _CONTEXT = "rope.scaling.attn_factor", "rope.scaling.original_context_length"
 
 
 class GgufValues(Protocol):
-    """Metadata of a GGUF file, without the architecture's name in front of the keys."""
+    """Metadata of a GGUF file; keys without the architecture's prefix."""
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """An integer in [low, high]."""
@@ -34,7 +34,7 @@ class GgufValues(Protocol):
         """A positive, finite number."""
 
     def get(self, key: str) -> Any:
-        """A value that is no list, None where there is none."""
+        """A scalar value; None if the key is missing."""
 
 
 def plain_speeds(config: DecoderConfig) -> torch.Tensor:
@@ -53,21 +53,21 @@ class RopeScaling:
     """A kind of scaling.
 
     Attributes:
-        rotate: the inverse frequencies (rotary_dim/2,) float32, and the factor on cos and sin.
+        rotate: computes the inverse frequencies (rotary_dim/2,) float32, and the factor on cos and sin.
         in_config: whether config.json may name it.
-        needs: the numbers that config.json must say of it, beside rope_theta.
-        ascending: two of them, the first of which must be below the second; or none.
-        lists: its lists of divisors of the inverse frequencies → the tensors that GGUF keeps them in.
-        takes_share: whether partial_rotary_factor says which pairs of a head turn. With the others it says which part
-            of a head is rotated, so that fewer pairs are left.
-        complete: (scaling, the model's context, rotary_dim) → the scaling with all that `rotate` needs; raises a
-            ValueError where it does not fit. A scaling that then says max_position_embeddings is used here up to
+        needs: the numbers that config.json must have for it, in addition to rope_theta.
+        ascending: two of them, the first of which must be less than the second; or none.
+        lists: its lists of divisors of the inverse frequencies → their tensors in GGUF.
+        takes_share: whether partial_rotary_factor determines which pairs of a head are rotated. With the others it
+            determines which part of a head is rotated, so that there are fewer pairs.
+        complete: (scaling, the model's context, rotary_dim) → the scaling with everything `rotate` needs; raises
+            ValueError if it does not fit. A scaling that then has max_position_embeddings is used only up to
             original_max_position_embeddings (`short_context`).
-        read_gguf: (values, the model's context) → the scaling, lists left out; None where the values scale nothing.
-            None instead of a function: GGUF does not name it.
-        write_gguf: (config, scaling) → metadata: text, whole numbers and float32 numbers.
+        read_gguf: (values, the model's context) → the scaling without lists; None if the values scale nothing. None
+            instead of a function: GGUF has no name for it.
+        write_gguf: (config, scaling) → metadata: text, integers and float32 numbers.
         write_lists: (config, scaling) → the tensors of divisors.
-        to_config: (config, scaling) → the scaling in config.json's words.
+        to_config: (config, scaling) → the scaling in config.json's format.
     """
 
     rotate: Callable[[DecoderConfig, Scaling], Speeds]
@@ -123,7 +123,7 @@ def _llama3_lists(config: DecoderConfig, scaling: Scaling) -> dict[str, list[flo
 
 
 def _yarn(config: DecoderConfig, scaling: Scaling) -> Speeds:
-    """YaRN (arXiv 2309.00071), with the defaults that Hugging Face gives the fields left out."""
+    """YaRN (arXiv 2309.00071), with Hugging Face's defaults for missing fields."""
     dim, base = config.rotary_dim or config.head_dim, config.rope_theta
     context = float(scaling.get("original_max_position_embeddings") or config.max_positions)
     factor = float(scaling["factor"])
@@ -195,7 +195,7 @@ def _longrope(config: DecoderConfig, scaling: Scaling) -> Speeds:
 
 
 def _complete_longrope(scaling: Scaling, whole: int, rotary_dim: int) -> Scaling:
-    """With the factor on cos and sin, and the whole context."""
+    """Add the factor on cos and sin, and the whole context."""
     lists = {key: [float(value) for value in scaling[key]] for key in SCALINGS["longrope"].lists}
     for key, divisors in lists.items():
         if len(divisors) != rotary_dim // 2:
@@ -225,7 +225,7 @@ def _read_longrope(values: GgufValues, context: int) -> Scaling:
 
 
 def _write_longrope(config: DecoderConfig, scaling: Scaling) -> dict[str, str | int | float]:
-    """llama.cpp knows it by its tensors."""
+    """Nothing: llama.cpp recognizes it by its tensors."""
     return {_CONTEXT: config.max_positions, _ATTENTION: float(scaling["attention_factor"])}
 
 
@@ -234,7 +234,7 @@ def _same_lists(config: DecoderConfig, scaling: Scaling) -> dict[str, list[float
 
 
 def _without_context(config: DecoderConfig, scaling: Scaling) -> Scaling:
-    """config.json says the whole context beside the scaling."""
+    """config.json has the whole context outside of the scaling."""
     return {key: value for key, value in scaling.items() if key != "max_position_embeddings"}
 
 
@@ -242,7 +242,7 @@ def _without_context(config: DecoderConfig, scaling: Scaling) -> Scaling:
 
 
 def _proportional(config: DecoderConfig, scaling: Scaling) -> Speeds:
-    """The pairs behind the first part of the head have angle 0: they are not rotated (Gemma 4)."""
+    """The pairs after the first part of the head have angle 0: they are not rotated (Gemma 4)."""
     dim = config.rotary_dim or config.head_dim
     pairs = int(float(scaling.get("partial_rotary_factor", 1.0)) * dim // 2)
     turned = torch.arange(dim // 2) < pairs
@@ -255,7 +255,7 @@ def _proportional_lists(config: DecoderConfig, scaling: Scaling) -> dict[str, li
     return {_LIST: [factor] * rotated + [UNROTATED] * (pairs - rotated)}
 
 
-# --- a list of divisors, as GGUF files have it ------------------------------------------------------------------------
+# --- a list of divisors, as in GGUF files -----------------------------------------------------------------------------
 
 _LIST = "rope_freqs.weight"
 
@@ -265,7 +265,7 @@ def _factors(config: DecoderConfig, scaling: Scaling) -> Speeds:
 
 
 def _as_llama3(config: DecoderConfig, scaling: Scaling) -> Scaling:
-    """The list, where it is that of Llama 3.1 or 3.2, in config.json's words.
+    """The list in config.json's format, if it is that of Llama 3.1 or 3.2.
 
     Raises:
         RescoldoError: it is another one.
@@ -288,7 +288,7 @@ NO_SCALING = "default"
 SCALINGS: Mapping[str, RopeScaling] = {
     NO_SCALING: RopeScaling(_plain),
     "linear": RopeScaling(_linear, needs=("factor",), read_gguf=_read_linear, write_gguf=_write_linear),
-    # dynamic NTK changes nothing up to max_positions, and training stays below it
+    # dynamic NTK changes nothing up to max_positions, and training does not exceed that
     "dynamic": RopeScaling(_plain, needs=("factor",)),
     "llama3": RopeScaling(
         _llama3,
@@ -317,15 +317,15 @@ SCALINGS: Mapping[str, RopeScaling] = {
         to_config=_as_llama3,
     ),
 }
-LEGACY_LINEAR = "rope.scale_linear"  # what files from before "rope.scaling.type" have in its place
+LEGACY_LINEAR = "rope.scale_linear"  # the key in files from before "rope.scaling.type"
 LIST_TENSORS = frozenset(tensor for row in SCALINGS.values() for tensor in row.lists.values())
 
 
 def scaling_of(config: DecoderConfig) -> tuple[RopeScaling, Scaling]:
-    """The row of a decoder's scaling, and the scaling ({} where there is none).
+    """The row of a decoder's scaling, and the scaling ({} if there is none).
 
     Raises:
-        RescoldoError: it is of a kind that is not known.
+        RescoldoError: the kind is unknown.
     """
     scaling = config.rope_scaling or {}
     kind = str(scaling.get("rope_type", scaling.get("type", NO_SCALING)))
@@ -334,14 +334,14 @@ def scaling_of(config: DecoderConfig) -> tuple[RopeScaling, Scaling]:
         raise RescoldoError(
             f"rope scaling of type {kind!r:.80} is not supported",
             where="config.json, rope_scaling",
-            fix=f"these are: {', '.join(name for name, one in SCALINGS.items() if one.in_config)}",
+            fix=f"supported: {', '.join(name for name, one in SCALINGS.items() if one.in_config)}",
         )
     return row, scaling
 
 
 def short_context(scaling: Scaling | None, context: int) -> int:
-    """Up to where a model with a context of so many tokens is used here: less with a scaling that rotates otherwise
-    beyond the context that the model was made with."""
+    """The context up to which a model with this context is used here: shorter for scalings that rotate differently
+    beyond the context of pretraining."""
     if scaling is None or "max_position_embeddings" not in scaling:
         return context
     return int(scaling["original_max_position_embeddings"])

@@ -1,4 +1,4 @@
-"""What a training pass keeps of its layers for the backward pass, and what it recomputes."""
+"""The activations that a training pass keeps for the backward pass, and those that it recomputes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rescoldo.engine.layer import Layer, LayerSaved, Rows
 
 
 class SavedActivations:
-    """The activations of one forward pass, handed out to the backward pass from the top layer down.
+    """The activations of one forward pass, which the backward pass takes from the top layer down.
 
-    Layers from `first_kept` up keep theirs (gradient checkpointing for the rest): of the layers below, every second
-    one's input is kept, and two layers at a time are recomputed from it, bit for bit the same.
+    Layers from `first_kept` up keep their activations. Below, gradient checkpointing is used: the input of every second
+    layer is kept, and two layers at a time are recomputed from it, with the same bits.
 
     Args:
         layers: the decoder's layers.
         rows, attend: of the pass.
         first_kept: the lowest layer that keeps its activations.
-        lowest: the layer where the backward pass ends; nothing is kept of those below.
+        lowest: the layer where the backward pass ends; lower layers keep nothing.
     """
 
     def __init__(self, layers: Sequence[Layer], rows: Rows, attend: Attend, first_kept: int, lowest: int = 0) -> None:
@@ -30,12 +30,12 @@ class SavedActivations:
         self._kept: dict[int, LayerSaved] = {}
 
     def before(self, layer: int, h: torch.Tensor) -> None:
-        """Called with a layer's input (T, D), which the layer is about to overwrite."""
+        """Called before a layer with its input (T, D), which the layer will overwrite."""
         if self.lowest <= layer < self.first_kept and (layer - self.lowest) % 2 == 0:
             self._inputs[layer] = h.clone()
 
     def after(self, layer: int, saved: LayerSaved) -> None:
-        """Called with what a layer's forward pass returned."""
+        """Called after a layer with the activations that its forward pass returned."""
         if layer >= self.first_kept:
             self._kept[layer] = saved
 

@@ -14,40 +14,42 @@ from rescoldo.engine.objective import CROSS_ENTROPY, Objective, targets_of
 from rescoldo.engine.prefix import PrefixGroup, group_by_prefix
 from rescoldo.engine.types import Example
 
-_POSITION_BITS = 18  # a row's identity: who it belongs to, then its position
+_POSITION_BITS = 18  # a row's identity is its owner's number, followed by its position
 
 
 class _Shared:
-    """A group's prefix while its step lasts: the saved pass and the gradients collected for its keys and values."""
+    """A group's prefix during its step: the saved pass, and the accumulated gradients of its keys and values."""
 
-    def __init__(self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], beside: int) -> None:
+    def __init__(
+        self, model: LoraModel, tokens: Sequence[int], owner: int, seed: tuple[int, int], other_rows: int
+    ) -> None:
         c, positions = model.config, torch.arange(len(tokens))
         self.rows = model.rows(positions, positions + (owner << _POSITION_BITS), seed)
         self.attend = PrefixAttention(len(tokens), c.kv_layers[-1])
-        self.saved = model.saved_activations(self.rows, self.attend, beside)
+        self.saved = model.saved_activations(self.rows, self.attend, other_rows)
         model.forward(torch.tensor(tokens), self.rows, self.attend, self.saved)
         self.grad = self.attend.received = PrefixGrad.zeros(c, len(tokens))
 
 
 class GradientStep:
-    """The gradient of the mean loss over all targets of `examples`, collected micro-batch by micro-batch.
+    """The gradient of the mean loss over all targets of `examples`, accumulated micro-batch by micro-batch.
 
-    Examples that begin alike share that beginning: its forward pass is done once, each example's backward pass adds to
-    the gradients of its keys and values, and `finish` goes back through it once. This is exact: the prefix does not see
-    what comes after it. With dropout, the shared beginning has one mask for all examples of the step (each example
-    its own where nothing is shared); masks are a function of seed, step, layer, module, example and position.
+    Examples with a common prefix share it: its forward pass is done once, each example's backward pass adds to the
+    gradients of its keys and values, and `finish` runs its backward pass once. This is exact, because the prefix does
+    not depend on the tokens after it. With dropout, the shared prefix has one mask for all examples of the step
+    (without sharing, one for each example); masks are a function of seed, step, layer, module, example and position.
 
-    A layer's gradients are final after the last backward pass through it: that of the shared beginnings, or, where
-    nothing is shared, that of the last micro-batch.
+    A layer's gradients are final after the last backward pass through it: that of the shared prefixes or, if nothing is
+    shared, that of the last micro-batch.
 
     Args:
         model: weights and adapter; the adapter must not change until `finish`.
         examples: the step's examples, in order.
         step: the optimizer step's number, for dropout.
         seed: the run's seed.
-        mine: which of the examples are computed here (default: all).
-        objective: the loss; cross-entropy, each target by its weight, where left out.
-        on_ready: called with each layer's gradients by parameter once they are ready, the top layer first.
+        mine: the indices of the examples that are computed here (default: all).
+        objective: the loss; default: cross-entropy with each target's weight.
+        on_ready: called with each layer's gradients by parameter as soon as they are final, the top layer first.
     """
 
     def __init__(
@@ -69,11 +71,11 @@ class GradientStep:
         for example in examples:
             self._of.append(range(len(self.examples), len(self.examples) + len(example.passes)))
             self.examples += example.passes
-        self.gradients = {name: torch.zeros_like(p) for name, p in model.parameters.items()}
+        self.gradients = {name: torch.zeros_like(p) for name, p in model.trained.items()}
         self.groups = group_by_prefix(self.examples, share=model.share_prefix)
         self._shared: dict[int, _Shared] = {}
-        self._left = set(self._sequences(range(len(self._of)) if mine is None else mine))  # without their backward pass
-        self._on_ready, self._not_ready = on_ready, model.config.n_layers  # the layers below this one
+        self._left = set(self._sequences(range(len(self._of)) if mine is None else mine))  # backward passes still to do
+        self._on_ready, self._not_ready = on_ready, model.config.n_layers  # number of layers not yet final
 
     def _sequences(self, indices: Sequence[int]) -> list[int]:
         return [sequence for i in indices for sequence in self._of[i]]
@@ -90,7 +92,7 @@ class GradientStep:
         return self._shared[g]
 
     def micro_batch(self, indices: Sequence[int]) -> float:
-        """Forward and backward of these examples together; returns their summed loss in nats."""
+        """Forward and backward pass of these examples together; returns their summed loss in nats."""
         loss = 0.0
         sequences = self._sequences(indices)
         for g, group in enumerate(self.groups):
@@ -104,7 +106,7 @@ class GradientStep:
         model, p = self.model, group.length
         tokens, positions, identity, bounds, starts = [], [], [], [0], []
         for i in members:
-            own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token predicts nothing
+            own = torch.tensor(self.examples[i].tokens[p:-1])  # the last token has no target
             at = torch.arange(p, p + len(own))
             starts.append(bounds[-1])
             tokens.append(own)
@@ -128,11 +130,11 @@ class GradientStep:
         return loss
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Go back through the shared prefixes; returns the step's gradient, float32, by parameter."""
+        """Run the backward pass of the shared prefixes; returns the step's gradient, float32, by parameter."""
         width = self.model.config.hidden_size
         passes = [(one, torch.zeros(len(one.rows.identity), width)) for _, one in sorted(self._shared.items())]
         lowest = self.model.first_layer
-        for i in reversed(range(lowest, self.model.config.n_layers)):  # the outer loop: the top layers are ready early
+        for i in reversed(range(lowest, self.model.config.n_layers)):  # layers outermost: the top ones are final early
             layer = self.model.layers[i]
             for one, dh in passes if i <= self.model.config.kv_layers[-1] else ():
                 layer.backward(dh, one.saved.pop(i), one.rows, one.attend, self.gradients, want_input=i > lowest)
@@ -141,13 +143,14 @@ class GradientStep:
         return self.gradients
 
     def _ready(self, layer: int) -> None:
-        """Nothing will be added to this layer's gradients any more: say so once."""
+        """Report once that this layer's gradients are final."""
         if self._on_ready and layer < self._not_ready:
             self._on_ready({name: g for name, g in self.gradients.items() if layer_of(name) == layer})
         self._not_ready = min(layer, self._not_ready)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was collected so far; with the same examples, step, seed and weights it continues bit for bit."""
+        """The gradients so far; with the same examples, step, seed and weights the step continues with the same
+        bits."""
         state = {f"gradient.{name}": value for name, value in self.gradients.items()}
         for g, shared in self._shared.items():
             state |= {f"prefix.{g}.k": shared.grad.k, f"prefix.{g}.v": shared.grad.v}
@@ -155,7 +158,7 @@ class GradientStep:
         return state
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Continue from `state()` of an interrupted step."""
+        """Continue from the `state()` of an interrupted step."""
         for name, gradient in self.gradients.items():
             gradient.copy_(state[f"gradient.{name}"])
         for key, value in state.items():

@@ -1,4 +1,4 @@
-"""What goes into the engine and comes out of it."""
+"""The engine's input and output types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rescoldo.engine.kinds import KINDS, PLAIN
 if TYPE_CHECKING:
     import torch
 
-CALIBRATION_EXAMPLES = 4  # the first ones of the training data
+CALIBRATION_EXAMPLES = 4  # the first examples of the training data
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Example:
 
     Attributes:
         tokens: prompt, then completion, then end of sequence.
-        n_prompt: how many tokens come before the first target (at least one); tokens[n_prompt:] are the targets.
-        weights: each target's weight in the loss, as many as there are targets; 0: no target, as the user's turns
-            between the answers of a conversation. None: 1 for each.
-        documents: where the second document and the following ones begin in `tokens`, where several are packed into one
-            example: none sees another, and each has positions from 0. The first token of a document has weight 0. Such
-            an example has n_prompt 1, so that it shares no beginning with others.
+        n_prompt: the number of tokens before the first target (at least one); tokens[n_prompt:] are the targets.
+        weights: each target's weight in the loss; 0 means that it is not a target, as for the user's turns between the
+            answers of a conversation. None: 1 for each.
+        documents: if several documents are packed into one example, the indices in `tokens` at which the second and
+            later ones begin: none attends to another, and each has positions from 0. The first token of a document has
+            weight 0. Such an example has n_prompt 1, so it shares no prefix with others.
     """
 
     tokens: tuple[int, ...]
@@ -39,35 +39,35 @@ class Example:
         if self.documents:
             edges = (0, *self.documents, len(self.tokens))
             if self.n_prompt != 1 or any(b <= a for a, b in itertools.pairwise(edges)):
-                raise ValueError("documents must be ascending places in the tokens, behind a prompt of one token")
+                raise ValueError("documents must be ascending indices of tokens, after a prompt of one token")
             if self.weights is None or any(self.weights[start - 1] for start in self.documents):
-                raise ValueError("the first token of a document follows nothing: its weight must be 0")
+                raise ValueError("the first token of a document has nothing before it: its weight must be 0")
         if self.weights is not None:
             wrong = len(self.weights) != len(self.tokens) - self.n_prompt
             if wrong or not all(math.isfinite(w) and w >= 0 for w in self.weights) or not any(self.weights):
                 raise ValueError("weights must be one finite number of at least 0 for each target, not all of them 0")
 
     def spans(self, start: int = 0) -> list[tuple[int, int]]:
-        """(first, behind the last) of each document's tokens from `start` on without the example's last token, which
-        predicts nothing: what a pass computes."""
+        """(first, end) of each document's tokens from `start` on, without the example's last token, which has no
+        target: the tokens that a pass computes."""
         edges = (start, *self.documents, max(len(self.tokens) - 1, start))
         return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
     @property
     def n_targets(self) -> int:
-        """Tokens that the loss is on, end of sequence included."""
+        """The number of tokens with a loss, including the end of sequence."""
         if self.weights is None:
             return len(self.tokens) - self.n_prompt
         return sum(weight != 0 for weight in self.weights)
 
     @property
     def total_weight(self) -> float:
-        """The sum of the targets' weights, which a mean loss is divided by: their number where all weights are 1."""
+        """The sum of the targets' weights, the divisor of a mean loss: their number if all weights are 1."""
         return self.n_targets if self.weights is None else math.fsum(self.weights)
 
     @property
     def passes(self) -> tuple[Example, ...]:
-        """The sequences that an optimizer step computes for it, forward and backward."""
+        """The sequences that an optimizer step computes for this example, forward and backward."""
         return (self,)
 
     @property
@@ -77,18 +77,18 @@ class Example:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all its sequences."""
+        """The number of tokens of all its sequences."""
         return len(self.tokens) + sum(len(one.tokens) for one in self.scored[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Example):
-    """A prompt with two answers. Its own tokens are the prompt and the preferred one.
+    """A prompt with two answers. Its own tokens are the prompt and the preferred answer.
 
     Attributes:
         rejected: the same prompt with the other answer.
-        reference: the summed log-probabilities (nats) of the preferred and the rejected answer under the model as it
-            was before the training; None until they are measured.
+        reference: the summed log-probabilities (nats) of the preferred and the rejected answer under the model before
+            training; None until they are measured.
     """
 
     rejected: Example
@@ -107,12 +107,12 @@ class Pair(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Example):
-    """An answer that was called good or bad by itself.
+    """A single answer labelled as good or bad.
 
     Attributes:
-        good: which of the two.
+        good: the label.
         mismatched: the same prompt with the answer to another one, which measures how far the model has moved (KTO).
-        reference: as `Pair.reference`, of the answer and of the mismatched one.
+        reference: like `Pair.reference`, of the answer and of the mismatched one.
     """
 
     good: bool
@@ -127,13 +127,13 @@ class Judged(Example):
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which linears have an adapter, and of what kind and size.
+    """The linears that have an adapter, and its kind and size.
 
     Attributes:
-        rank, alpha: of the targets that `ranks` and `alphas` do not name.
-        targets: linears by their short names ("q_proj").
+        rank, alpha: for targets that are not in `ranks` and `alphas`.
+        targets: short names of linears ("q_proj").
         kind: a key of `kinds.KINDS`, which has the formula.
-        ranks, alphas: of single targets, by their short names (PEFT's rank_pattern and alpha_pattern).
+        ranks, alphas: for single targets, by their short names (PEFT's rank_pattern and alpha_pattern).
         layers: the layers that have adapters, ascending; None: all.
     """
 
@@ -147,7 +147,7 @@ class LoraConfig:
     layers: tuple[int, ...] | None = None
 
     def rank_of(self, linear: str) -> int:
-        """The rank of a target's adapter, the linear by its short name or with the modules that it is in."""
+        """The rank of a target's adapter; the linear is given by its short name or with its modules."""
         return self.ranks.get(linear.rpartition(".")[2], self.rank)
 
     def alpha_of(self, linear: str) -> float:
@@ -155,13 +155,17 @@ class LoraConfig:
         return self.alphas.get(linear.rpartition(".")[2], self.alpha)
 
     def scale_of(self, linear: str) -> float:
-        """The factor on B·A of a target's adapter."""
+        """The factor on B·A in a target's adapter."""
         return KINDS[self.kind].scale(self.alpha_of(linear), self.rank_of(linear))
 
     @property
     def magnitude(self) -> bool:
-        """Whether each adapted linear has a trained magnitude of its outputs."""
+        """Whether each adapted linear has trained magnitudes."""
         return KINDS[self.kind].magnitude
+
+    def trains(self, tensor: str) -> bool:
+        """Whether a tensor of the adapter is trained, by its name ("model.layers.0.self_attn.q_proj.lora_A")."""
+        return tensor.rpartition(".")[2] not in KINDS[self.kind].frozen
 
     @property
     def first_layer(self) -> int:
@@ -171,7 +175,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. temperature 0 is greedy; `seed` makes sampling a function of (seed, prompt, position)."""
+    """How to decode. Temperature 0 is greedy; with `seed`, sampling is a function of (seed, prompt, position)."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -180,25 +184,25 @@ class Sampling:
 
 
 class Constraint(Protocol):
-    """Which tokens may come next in one row; it goes along with the row."""
+    """Which tokens may come next in one row; it has the row's state."""
 
     def mask_(self, logits: torch.Tensor) -> str:
-        """Set the logits (V,) of all tokens that may not come next to -inf, in place; a stop token may where the answer
-        may end. Returns why none may, "" as a rule."""
+        """Set the logits (V,) of all tokens that are not allowed to -inf, in place; stop tokens are allowed where the
+        answer may end. Returns why no token is allowed, normally ""."""
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next. True is certain; where it is False, `mask_` decides."""
+        """Whether a token may come next. True is certain; if it is False, `mask_` decides."""
 
     def accept(self, token: int) -> None:
-        """Go on behind a token that was allowed and is no stop token."""
+        """Advance by a token that was allowed and is not a stop token."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One finished row of a batch: `index` is the prompt's place, `tokens` the new ones without the stop token."""
+    """One finished row of a batch: `index` is the prompt's, `tokens` the new ones without the stop token."""
 
     index: int
     tokens: list[int]
-    ended: bool  # stopped by itself (a stop token), not cut off
+    ended: bool  # ended by a stop token, not cut off
     seconds: float  # from the batch's start to this row's end
-    error: str = ""  # why its constraint could not continue
+    error: str = ""  # why its constraint allowed no token

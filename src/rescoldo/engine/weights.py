@@ -1,4 +1,4 @@
-"""Where weights come from: what the engine asks of an opened base model. The package `base` has the implementations."""
+"""The interface between the engine and an opened base model. The package `base` has the implementations."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ class TensorSource(ABC):
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape as PyTorch sees it: (out_features, in_features) for a linear's weight."""
+        """The tensor's shape in PyTorch's order: (out_features, in_features) for a linear's weight."""
 
     @abstractmethod
     def get(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from the file and in its stored dtype where that is a plain one (read-only: never write
-        into it), decoded to float32 where it is quantized.
+        """The tensor: mapped from the file in its stored dtype if it is dense (read-only: never write into it), decoded
+        to float32 if it is quantized.
 
         Raises:
-            RescoldoError: no such tensor, or the file is damaged.
+            RescoldoError: there is no such tensor, or the file is damaged.
         """
 
     def quantized(self, name: str) -> QuantizedMatrix | None:
-        """The matrix as the file stores it, mapped, where that is in blocks (Q4_K, Q8_0 …); None elsewhere."""
+        """The matrix as stored in the file, mapped, if it is in blocks (Q4_K, Q8_0 …); else None."""
         return None
 
     def decoded(self, name: str) -> bool:
-        """Whether `get` computes the tensor from a quantized form that is not `quantized`'s blocks."""
+        """Whether `get` decodes the tensor from a quantized format other than `quantized`'s blocks."""
         return False
 
-    def release(self) -> None:  # noqa: B027 (nothing to do where nothing is mapped)
-        """Unmap the files, so that what was read of them no longer counts as this process's memory; they are mapped
-        again when the next tensor is asked for. Tensors that are still in use keep their own mapping."""
+    def release(self) -> None:  # noqa: B027 (does nothing if nothing is mapped)
+        """Unmap the files, so that the pages read no longer count as this process's memory; they are mapped again when
+        the next tensor is used. Tensors that are still in use keep their own mapping."""
 
 
 class OpenedModel(Protocol):
-    """What `LoraModel.load` uses of `base.BaseModel`."""
+    """The part of `base.BaseModel` that `LoraModel.load` uses."""
 
     @property
     def config(self) -> DecoderConfig:
@@ -58,7 +58,7 @@ class OpenedModel(Protocol):
         """The weights."""
 
     def stored_bytes(self) -> int | None:
-        """Bytes of the layers' linears where the file has all of them in blocks that products take as they are."""
+        """Bytes of the layers' linears if the file has all of them in blocks that products use directly; else None."""
 
     def fingerprint(self) -> str:
         """SHA-256 over weights and config, in hexadecimal."""

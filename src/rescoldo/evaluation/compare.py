@@ -21,7 +21,7 @@ from rescoldo.models.cache import PredictionCache
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
-from rescoldo.preference.votes import VoteFile, votes_beside
+from rescoldo.preference.votes import VoteFile, votes_path
 from rescoldo.role import Role
 from rescoldo.role.grammar import role_grammar
 
@@ -109,7 +109,7 @@ def compare(
         allow_pickle=allow_pickle,
     )
     target = checked_output(Path(output), Path(dataset)) if output is not None else None
-    if target and (votes := votes_beside(target)).exists():
+    if target and (votes := votes_path(target)).exists():
         VoteFile(votes)  # what cannot be read is named now and not after hours
     asked_for = set(models)
     if constrained:

@@ -12,9 +12,10 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluation.decision import decide
 from rescoldo.evaluation.sampled import sampled_tests
-from rescoldo.evaluation.score import document_score_of, doubts
+from rescoldo.evaluation.score import DOUBTS, document_score_of, doubts
 from rescoldo.evaluation.statistics import paired
 from rescoldo.evaluation.verdict import with_verdict
+from rescoldo.phrase import Phrase, as_data, listed
 
 
 def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -27,10 +28,10 @@ def by_example(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _guards(
     models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
-) -> list[str]:
+) -> list[Phrase]:
     """A warning where answers that only look good have decided: if with them at 0 the decision is another one."""
     strict: dict[str, list[float]] = {}
-    counts = []
+    counts: list[Phrase] = []
     for name in (reference, finetuned):
         rows = models[name]["predictions"]
         doubtful = [doubts(row) for row in rows]
@@ -39,41 +40,43 @@ def _guards(
         )
         kinds = Counter(kind for why in doubtful for kind in why if why)
         if kinds:
-            found = ", ".join(f"{count} of {len(rows)} {kind}" for kind, count in kinds.items())
-            counts.append(f"{name}: {found}")
+            found = listed(Phrase(DOUBTS[kind], k=count, n=len(rows)) for kind, count in kinds.items())
+            counts.append(Phrase("{model}: {what}", model=name, what=found))
     other = _otherwise(strict, decision, finetuned, reference)
     if not other:
         return []
-    return [
-        f"with doubtful answers counted as 0 ({'; '.join(counts)}) {other}: read those answers before you rely on the "
-        "score"
-    ]
+    text = "with doubtful answers counted as 0 ({counts}) {other}: read those answers before you rely on the score"
+    return [Phrase(text, counts=_both(counts), other=other)]
+
+
+def _both(counts: Sequence[Phrase]) -> Phrase:
+    """What is said of one model, or of two."""
+    return Phrase("{first}; {last}", first=counts[0], last=counts[1]) if len(counts) == 2 else counts[0]
 
 
 def _text_around(
     models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
-) -> list[str]:
+) -> list[Phrase]:
     """A warning where text around valid documents has decided: with the documents alone it is another decision."""
     alone: dict[str, list[float]] = {}
-    counts = []
+    counts: list[Phrase] = []
     for name in (reference, finetuned):
         rows = models[name]["predictions"]
         better = [max(row["score"], document_score_of(row) or 0.0) for row in rows]
         alone[name] = by_example([{**row, "score": score} for row, score in zip(rows, better, strict=True)])
         changed = sum(score > row["score"] for row, score in zip(rows, better, strict=True))
         if changed:
-            counts.append(f"{name}: {changed} of {len(rows)}")
+            counts.append(Phrase("{model}: {k} of {n}", model=name, k=changed, n=len(rows)))
     other = _otherwise(alone, decision, finetuned, reference)
     if not other:
         return []
-    return [
-        f"with the text around valid documents taken off ({'; '.join(counts)}) {other}: taking it off needs no training"
-    ]
+    text = "with the text around valid documents taken off ({counts}) {other}: taking it off needs no training"
+    return [Phrase(text, counts=_both(counts), other=other)]
 
 
 def _without_failures(
     models: Mapping[str, Mapping[str, Any]], decision: Mapping[str, Any], finetuned: str, reference: str
-) -> list[str]:
+) -> list[Phrase]:
     """A warning where failed answers have decided: a server's fault is none of the model's."""
     names = (reference, finetuned)
     failed = {row["example"] for name in names for row in models[name]["predictions"] if "error" in row}
@@ -83,26 +86,30 @@ def _without_failures(
         name: by_example([row for row in models[name]["predictions"] if row["example"] not in failed]) for name in names
     }
     if not kept[finetuned]:
-        return [f"there is no input that both {reference} and {finetuned} have answered: the decision is worth nothing"]
+        text = "there is no input that both {reference} and {model} have answered: the decision is worth nothing"
+        return [Phrase(text, reference=reference, model=finetuned)]
     other = _otherwise(kept, decision, finetuned, reference)
     if not other:
         return []
-    return [
-        f"without the inputs that a model failed to answer ({len(failed)}) {other}: give the same command again, "
+    text = (
+        "without the inputs that a model failed to answer ({k}) {other}: give the same command again, "
         "those answers are asked for anew"
-    ]
+    )
+    return [Phrase(text, k=len(failed), other=other)]
 
 
 def _otherwise(
     scores: Mapping[str, Sequence[float]], decision: Mapping[str, Any], finetuned: str, reference: str
-) -> str:
-    """What these scores would decide, in words; "" if it is the same."""
+) -> Phrase | None:
+    """What these scores would decide, in words; None if it is the same."""
     other = decide(scores, finetuned=finetuned, reference=reference)
     if other["winner"] == decision["winner"]:
-        return ""
-    verdict = f"adopt {finetuned}" if other["adopt"] else f"keep {reference}"
-    means = ", ".join(f"{name} {statistics.fmean(values):.1%}" for name, values in scores.items())
-    return f"the means would be {means}, and the decision would be to {verdict}"
+        return None
+    verdict = Phrase("adopt {model}", model=finetuned) if other["adopt"] else Phrase("keep {model}", model=reference)
+    means = listed(
+        Phrase("{model} {mean:.1%}", model=name, mean=statistics.fmean(values)) for name, values in scores.items()
+    )
+    return Phrase("the means would be {means}, and the decision would be to {verdict}", means=means, verdict=verdict)
 
 
 def build_comparison(
@@ -186,7 +193,15 @@ def build_comparison(
             for warning in guard(models, decision, finetuned, optimized or baseline)
         ]
         for name in (finetuned, optimized or baseline):
-            decision["reasons"] += [f"{name}: {warning}" for warning in models[name].get("warnings", [])]
+            decision["reasons"] += [
+                Phrase("{model}: {what}", model=name, what=warning) for warning in models[name].get("warnings", [])
+            ]
+        decision["messages"] = {
+            "sentence": decision["sentence"].json,
+            "caveat": decision["caveat"].json if decision["caveat"] else None,
+            "reasons": as_data(decision["reasons"]),
+            "warnings": as_data(decision["warnings"]),
+        }
     document: dict[str, Any] = {
         "metadata": dict(metadata or {}),
         "reference": dict(reference) if reference else None,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluation.statistics import examples_to_settle, fewest_to_settle, paired
+from rescoldo.phrase import Phrase, Value
 
 GOOD_ENOUGH = 0.90
 WORTH_IT = 0.05  # what a fine-tuned model must be ahead to be worth keeping an adapter
@@ -34,13 +35,13 @@ def decide(
         adopt, winner, rule (adopt, too_small, worse or not_good_enough), sentence, reasons, threshold, interval_95
         (see statistics.mean_interval) and interval_method, settled (the interval excludes the threshold),
         examples_needed (more examples that would settle it, or None), caveat (why it is not settled, or ""), warnings
-        (empty: for what the scores do not show). Where it is not settled, the sentence says so.
+        (empty: for what the scores do not show). Where it is not settled, the sentence says so. Sentence, reasons and
+        caveat are Phrases.
     """
     old, new = list(scores[reference]), list(scores[finetuned])
     test = paired(old, new)
     mean_old, mean_new = _mean(old), _mean(new)
     difference = round(mean_new - mean_old, _ROUND)
-    points = f"{100 * difference:+.1f} points"
     if difference < 0:
         rule = "worse"
     elif difference < WORTH_IT:
@@ -50,34 +51,48 @@ def decide(
     else:
         rule = "adopt"
     good = round(mean_new, _ROUND) >= GOOD_ENOUGH
-    ahead = "at least" if difference >= WORTH_IT else "less than"
-    better = f"{finetuned} is better ({points}), but at {mean_new:.1%} below {GOOD_ENOUGH:.0%}"
+    facts: dict[str, Value] = {"model": finetuned, "reference": reference, "mean": mean_new, "points": 100 * difference}
     sentence = {
-        "adopt": f"Adopt {finetuned}: it scores {mean_new:.1%}, {points} against {reference}.",
-        "too_small": f"Keep {reference}: {finetuned} is only {points} ahead, and {reference} is the simpler one.",
-        "worse": f"Keep {reference}: {finetuned} is at {points}; overfitting is suspected.",
-        "not_good_enough": f"Keep {reference}: {better}.",
+        "adopt": Phrase("Adopt {model}: it scores {mean:.1%}, {points:+.1f} points against {reference}.", **facts),
+        "too_small": Phrase(
+            "Keep {reference}: {model} is only {points:+.1f} points ahead, and {reference} is the simpler one.", **facts
+        ),
+        "worse": Phrase("Keep {reference}: {model} is at {points:+.1f} points; overfitting is suspected.", **facts),
+        "not_good_enough": Phrase(
+            "Keep {reference}: {model} is better ({points:+.1f} points), but at {mean:.1%} below {limit:.0%}.",
+            limit=GOOD_ENOUGH,
+            **facts,
+        ),
     }[rule]
+    shown: dict[str, Value] = {"model": finetuned, "mean": mean_new, "limit": GOOD_ENOUGH}
+    against: dict[str, Value] = {
+        "model": finetuned,
+        "reference": reference,
+        "points": 100 * difference,
+        "least": 100 * WORTH_IT,
+    }
     reasons = [
-        f"{finetuned} {mean_new:.1%}, {'at least' if good else 'below'} {GOOD_ENOUGH:.0%}",
-        f"{finetuned} - {reference}: {points}, {ahead} {100 * WORTH_IT:.0f} points",
+        Phrase("{model} {mean:.1%}, at least {limit:.0%}", **shown)
+        if good
+        else Phrase("{model} {mean:.1%}, below {limit:.0%}", **shown),
+        Phrase("{model} - {reference}: {points:+.1f} points, at least {least:.0f} points", **against)
+        if difference >= WORTH_IT
+        else Phrase("{model} - {reference}: {points:+.1f} points, less than {least:.0f} points", **against),
     ]
-    if rule == "worse" and train_score is None:
-        reasons.append("overfitting is suspected: its score on the training set would show it (--train-set)")
-    elif rule == "worse" and train_score is not None:
-        against = "" if train_score - mean_new >= WORTH_IT else ", hardly more than here, which speaks against it"
-        reasons.append(f"overfitting is suspected: {finetuned} scores {train_score:.1%} on its training set{against}")
-    elif train_score is not None:
-        reasons.append(f"{finetuned} scores {train_score:.1%} on its training set")
+    reasons += _overfitting(finetuned, mean_new, train_score, suspected=rule == "worse")
     if rule == "not_good_enough":
-        reasons.append("what to try next: more or better examples, more epochs, a higher rank, all linears as targets")
+        text = "what to try next: more or better examples, more epochs, a higher rank, all linears as targets"
+        reasons.append(Phrase(text))
     if baseline and baseline not in (reference, finetuned):
         base = _mean(list(scores[baseline]))
-        reasons.append(f"{baseline} {base:.1%}")
+        reasons.append(Phrase("{model} {mean:.1%}", model=baseline, mean=base))
         if round(base - max(mean_old, mean_new), _ROUND) > 0:
-            reasons.append(f"{baseline}, the untouched model, is better than both: look at the answers before deciding")
+            text = "{model}, the untouched model, is better than both: look at the answers before deciding"
+            reasons.append(Phrase(text, model=baseline))
     doubt = _uncertainty(test, old, new, f"{finetuned} - {reference}")
     reasons.append(doubt.pop("reason"))
+    if doubt["caveat"]:
+        sentence = Phrase("{sentence} But {caveat}.", sentence=sentence, caveat=doubt["caveat"])
     return {
         "finetuned": finetuned,
         "reference": reference,
@@ -87,7 +102,7 @@ def decide(
         "adopt": rule == "adopt",
         "winner": finetuned if rule == "adopt" else reference,
         "rule": rule,
-        "sentence": sentence + (f" But {doubt['caveat']}." if doubt["caveat"] else ""),
+        "sentence": sentence,
         **doubt,
         "reasons": reasons,
         "warnings": [],
@@ -98,6 +113,23 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _overfitting(model: str, mean: float, train_score: float | None, *, suspected: bool) -> list[Phrase]:
+    """What the score on the training set says; [] where it is neither known nor missed."""
+    if train_score is None:
+        text = "overfitting is suspected: its score on the training set would show it (--train-set)"
+        return [Phrase(text)] if suspected else []
+    if not suspected:
+        return [Phrase("{model} scores {mean:.1%} on its training set", model=model, mean=train_score)]
+    if train_score - mean >= WORTH_IT:
+        text = "overfitting is suspected: {model} scores {mean:.1%} on its training set"
+        return [Phrase(text, model=model, mean=train_score)]
+    text = (
+        "overfitting is suspected: {model} scores {mean:.1%} on its training set, hardly more than here, which speaks "
+        "against it"
+    )
+    return [Phrase(text, model=model, mean=train_score)]
+
+
 def _uncertainty(test: dict[str, Any], old: Sequence[float], new: Sequence[float], name: str) -> dict[str, Any]:
     """Whether luck could have decided: threshold, interval_95 and its method, settled, examples_needed; the reason to
     list, and the caveat that belongs into the sentence ("" where it is settled).
@@ -105,28 +137,33 @@ def _uncertainty(test: dict[str, Any], old: Sequence[float], new: Sequence[float
     low, high = test["interval_95"]
     settled = not low <= WORTH_IT <= high
     needed: int | None = None
-    caveat = ""
-    bounds = f"{100 * low:+.1f} to {100 * high:+.1f} points"
+    caveat: Phrase | None = None
+    bounds = {"low": 100 * low, "high": 100 * high}
     if len(old) == 1:
-        caveat = "one example settles nothing: validate on more"
+        caveat = Phrase("one example settles nothing: validate on more")
     elif not settled:
         total = examples_to_settle([b - a for a, b in zip(old, new, strict=True)], WORTH_IT)
         needed = max(1, total - len(old)) if total is not None else None
-        how = (
-            f"about {needed:,} more validation example{'' if needed == 1 else 's'} would settle it"
-            if needed
-            else "the difference is so close to it that no practicable number of examples would settle it"
-        )
-        caveat = f"the 95 % interval, {bounds}, includes the threshold of {100 * WORTH_IT:.0f}: {how}"
+        text = "the 95 % interval, {low:+.1f} to {high:+.1f} points, includes the threshold of {limit:.0f}: {how}"
+        caveat = Phrase(text, limit=100 * WORTH_IT, how=_how_to_settle(needed), **bounds)
         if len(old) < (fewest := fewest_to_settle(WORTH_IT)):
-            few = f"{len(old)} examples are too few: with fewer than {fewest} no result could settle it"
-            caveat = f"{few}; {caveat}"
+            text = "{n} examples are too few: with fewer than {least} no result could settle it; {caveat}"
+            caveat = Phrase(text, n=len(old), least=fewest, caveat=caveat)
+    reason = Phrase("the 95 % interval of {name} is {low:+.1f} to {high:+.1f} points", name=name, **bounds)
     return {
         "threshold": WORTH_IT,
         "interval_95": [low, high],
         "interval_method": test["interval_method"],
         "settled": settled,
         "examples_needed": needed,
-        "reason": f"the 95 % interval of {name} is {bounds}" if settled else caveat,
-        "caveat": caveat,
+        "reason": reason if settled else caveat,
+        "caveat": caveat or "",
     }
+
+
+def _how_to_settle(needed: int | None) -> Phrase:
+    if not needed:
+        return Phrase("the difference is so close to it that no practicable number of examples would settle it")
+    if needed == 1:
+        return Phrase("about 1 more validation example would settle it")
+    return Phrase("about {n:,d} more validation examples would settle it", n=needed)

@@ -1,23 +1,19 @@
 """The languages of reports: a table of messages, and numbers as the language writes them.
 
-A document's own messages (reasons, warnings, notes) are English in the JSON. For another language they are recognised
-by the templates of the table, so that documents of any age can be shown in it. What no template fits, such as the notes
-of a role's own metric, stays as it is.
+What a report says is an English template with values. So are a document's own messages (reasons, warnings, notes): the
+JSON has their English text, and beside it under `messages` the templates and values (see rescoldo.phrase). A message
+without them, as in the documents of earlier versions and in the notes of a role's own metric, is shown as it is.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from string import Formatter
 from typing import Any
 
 from rescoldo.errors import RescoldoError
-from rescoldo.evaluation.spanish import MESSAGES, SPANISH
-
-_PLACE = re.compile(r"\{(\w+)\}")
-_PERCENT = re.compile(r"(?<![\w.])([+-]?\d+)(?:\.(\d+))?%")
-_NUMBER = re.compile(r"[+-]?[\d,]+(?:\.\d+)?")
+from rescoldo.evaluation.spanish import SPANISH
 
 
 @dataclass(frozen=True)
@@ -26,43 +22,35 @@ class Language:
 
     Attributes:
         texts: English template → the language's, of all texts; empty for English itself.
-        messages: those of them that are recognised in a document.
+        marks: what the language writes for the marks of a number as Python formats it (see str.translate).
     """
 
     code: str
-    texts: dict[str, str] = field(default_factory=dict, repr=False)
-    messages: dict[str, str] = field(default_factory=dict, repr=False)
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    marks: Mapping[int, str] = field(default_factory=dict, repr=False)
 
-    def __hash__(self) -> int:
-        """By the code: there is one of each."""
-        return hash(self.code)
-
-    def __call__(self, template: str, **values: Any) -> str:
-        """A text of the program's own.
+    def __call__(self, template: str, /, **values: Any) -> str:
+        """A text.
 
         Args:
-            values: texts as they are to stand there; numbers are made by `percent`, `points` and `number`.
+            values: texts as they are to stand there, numbers, and what Phrase.json gives of a phrase.
 
         Raises:
             KeyError: the table does not have the template.
         """
-        return (self.texts[template] if self.texts else template).format_map(values)
+        return _Filled(self).vformat(self.texts[template] if self.texts else template, (), values)
 
     def number(self, value: float, spec: str = "d") -> str:
         """A number."""
-        return self._figures(format(value, spec))
+        return format(value, spec).translate(self.marks)
 
     def percent(self, value: float, decimals: int = 0) -> str:
         """A share as a percentage."""
-        return self._figures(f"{value:.{decimals}%}")
+        return self.number(value, f".{decimals}%")
 
     def points(self, value: float) -> str:
         """A difference of shares in points of 100, with its sign."""
-        return self._figures(f"{100 * value:+.1f}")
-
-    def cell(self, text: str) -> str:
-        """A table's cell that was made in English: a number, or words with numbers."""
-        return self._value(text)
+        return self.number(100 * value, "+.1f")
 
     def listed(self, parts: list[str]) -> str:
         """a, b and c."""
@@ -70,74 +58,50 @@ class Language:
             return "".join(parts)
         return self("{first} and {last}", first=", ".join(parts[:-1]), last=parts[-1])
 
-    def message(self, text: str) -> str:
-        """A message that was made in English."""
-        return _translated(self, text) if self.messages else text
+    def message(self, part: Mapping[str, Any], key: str) -> str:
+        """A document's own message, which it has under this key."""
+        return self._shown(str(part[key]), _data(part, key))
 
-    def known(self, text: str) -> bool:
-        """Whether a message that was made in English is one of the table's."""
-        return not self.messages or self._match(text) is not None
+    def messages(self, part: Mapping[str, Any], key: str) -> list[str]:
+        """A document's own messages, of which it has a list under this key."""
+        texts, data = part.get(key) or (), _data(part, key)
+        known = data if isinstance(data, Sequence) and len(data) == len(texts) else [None] * len(texts)
+        return [self._shown(str(text), one) for text, one in zip(texts, known, strict=True)]
 
-    def _figures(self, text: str) -> str:
-        if not self.messages:
+    def _shown(self, text: str, data: Any) -> str:
+        """A message by its template and values. They come from a file: only the table's templates are filled in."""
+        if not self.texts:
             return text
-        text = _PERCENT.sub(lambda match: f"{match[1]}{',' + match[2] if match[2] else ''} %", text)
-        if _NUMBER.fullmatch(text):
-            return text.replace(",", "\u202f").replace(".", ",")
-        return text
-
-    def _value(self, text: str) -> str:
-        """What stands in a message's place: a message itself, a list of them, a number, or a name."""
-        if not self.messages:
+        try:
+            return self(data["template"], **data["values"])
+        except (KeyError, TypeError, ValueError, RecursionError):
             return text
-        if self._match(text) is not None:
-            return _translated(self, text)
-        for mark in ("; ", ", ", ": ", " / ", " … "):
-            if mark in text:
-                return mark.join(map(self._value, text.split(mark)))
-        return self._figures(text)
-
-    def _match(self, text: str) -> tuple[str, dict[str, str]] | None:
-        for pattern, instead in self._patterns:
-            found = pattern.fullmatch(text)
-            if found:
-                return instead, found.groupdict()
-        return None
-
-    @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        """The templates as patterns: first what joins sentences, then those with the most text of their own."""
-        ordered = sorted(self.messages, key=lambda text: ("} But {" not in text, -len(_PLACE.sub("", text))))
-        return [(_pattern(template), self.messages[template]) for template in ordered]
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    parts, seen = [], set()
-    for place, text in enumerate(_PLACE.split(template)):
-        if place % 2 == 0:
-            parts.append(re.escape(text))
-        elif text in seen:
-            parts.append(f"(?P={text})")
-        else:
-            seen.add(text)
-            parts.append(f"(?P<{text}>{_NUMBERS if text.startswith('n_') else '.+?'})")
-    return re.compile("".join(parts), re.DOTALL)
+class _Filled(Formatter):
+    """Fills the places of a template: numbers as a language writes them, phrases in that language."""
+
+    def __init__(self, language: Language) -> None:
+        self._language = language
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, int | float):
+            return self._language.number(value, format_spec)
+        if isinstance(value, Mapping):
+            return self._language(value["template"], **value["values"])
+        return format(value, format_spec)
 
 
-_NUMBERS = r"[+-]?[\d.,]+%?"
-
-
-@lru_cache(maxsize=10_000)
-def _translated(language: Language, text: str) -> str:
-    found = language._match(text)
-    if found is None:
-        return text
-    instead, values = found
-    return instead.format_map({name: language._value(value) for name, value in values.items()})
+def _data(part: Mapping[str, Any], key: str) -> Any:
+    known = part.get("messages")
+    return known.get(key) if isinstance(known, Mapping) else None
 
 
 ENGLISH = Language("en")
-LANGUAGES = {"en": ENGLISH, "es": Language("es", SPANISH, MESSAGES)}
+LANGUAGES = {
+    "en": ENGLISH,
+    "es": Language("es", SPANISH, str.maketrans({",": "\u202f", ".": ",", "%": " %"})),
+}
 
 
 def language(code: str) -> Language:

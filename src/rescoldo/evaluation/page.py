@@ -63,7 +63,7 @@ def page(document: Mapping[str, Any]) -> str:
                     "name": name,
                     "spec": answers_by(part),
                     "scores": part["scores"],
-                    "warnings": [say.message(text) for text in part.get("warnings", [])],
+                    "warnings": say.messages(part, "warnings"),
                     "place": places.get(name),
                     "bins": distribution([row["score"] for row in part["predictions"]], say),
                 }
@@ -126,7 +126,7 @@ def concepts(
     found: dict[int, dict[str, Any]] = {}
     for number, (name, part) in enumerate(models.items()):
         for row in part["predictions"]:
-            notes = [say.message(note) for note in row["notes"]]
+            notes = say.messages(row, "notes")
             lines, rest = mark_lines(row["text"], notes, row.get("places", ()))
             entry = found.setdefault(row["example"], {"concept": row["concept"], "answers": []})
             entry["answers"].append(

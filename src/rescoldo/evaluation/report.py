@@ -49,11 +49,11 @@ def verdict_lines(document: Mapping[str, Any], say: Language, called: str = NAME
     """The verdict in a sentence, the warnings, and what it rests on with what is missing."""
     decision = judged(document)
     assert decision is not None
-    warnings = [say.message(warning) for warning in decision["warnings"]]
     lines = [*evidence_lines(decision, say), *missing_lines(decision, say, called)]
     told = {f"{name}: {text}" for name, part in document["models"].items() for text in part.get("warnings", [])}
-    lines += [say.message(reason) for reason in decision["reasons"][2:] if reason not in told]
-    return verdict_sentence(decision, say, called), warnings, lines
+    reasons = zip(decision["reasons"], say.messages(decision, "reasons"), strict=True)
+    lines += [shown for reason, shown in list(reasons)[2:] if reason not in told]
+    return verdict_sentence(decision, say, called), say.messages(decision, "warnings"), lines
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -79,9 +79,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines += [f"## {say('Beside the score')}", "", *_table(["", *names], diagnostic_rows(models, say)), ""]
     for title, head, rows in confusion_tables(models, say):
         lines += [f"## {_md(title)}", "", *_table(head, rows), ""]
-    warnings = [
-        f"- {_md(name)}: {_md(say.message(text))}" for name in names for text in models[name].get("warnings", [])
-    ]
+    warnings = [f"- {_md(name)}: {_md(text)}" for name in names for text in say.messages(models[name], "warnings")]
     lines += [*warnings, ""] if warnings else []
     if several := sampled_rows(models, say):
         lines += [f"## {say('Several samples')}", "", _md(sampled_note(models, say)), ""]
@@ -108,7 +106,7 @@ def _answers(
     lines = [f"## {say('What is wrong with the answers of {model}', model=_md(name))}", ""]
     shown = []
     for row in rows:
-        notes = [say.message(note) for note in row["notes"]]
+        notes = say.messages(row, "notes")
         more = [say("… and {n} more", n=say.number(len(notes) - _NOTES))] if len(notes) > _NOTES else []
         why = [*why_outside(row, reference, say), *notes[:_NOTES], *more]
         if why:
@@ -343,8 +341,8 @@ def _print_table(console: Console, head: Sequence[str], rows: Sequence[list[str]
 
 def _print_warnings(models: Mapping[str, Any], console: Console, say: Language) -> None:
     for name, part in models.items():
-        for text in part.get("warnings", []):
-            console.print(f"⚠️  {name}: {say.message(text)}", markup=False, highlight=False)
+        for text in say.messages(part, "warnings"):
+            console.print(f"⚠️  {name}: {text}", markup=False, highlight=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

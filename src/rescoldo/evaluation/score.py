@@ -10,12 +10,18 @@ from typing import Any
 from rescoldo.evaluation.diagnostics import TrainingAnswers, diagnose, input_words_used
 from rescoldo.evaluation.embedded import document_score
 from rescoldo.models.predictor import Prediction
+from rescoldo.phrase import Phrase, as_data
 from rescoldo.role import Role
 from rescoldo.role.metrics import Note, place_of
 
 EPSILON = 1e-9  # so that sums of thirds and fifths count as what they are meant to be
 COPIED_WORDS = 25  # a run of words taken from one training answer, from which on the reader is told
 IGNORED_SHARE = 0.2  # share of the input's words used, below which an answer seems to be about something else
+DOUBTS = {  # why an answer may be worth less than its score → how many answers are so
+    "cut off": "{k} of {n} cut off",
+    "copied from a training answer": "{k} of {n} copied from a training answer",
+    "ignoring the input": "{k} of {n} ignoring the input",
+}
 
 
 def answers_use_input(role: Role, records: Sequence[dict[str, Any]]) -> bool:
@@ -38,19 +44,21 @@ def score_row(
     use_input: bool = True,
 ) -> dict[str, Any]:
     """One element of `predictions`: concept, text, score, components, notes, places
-    (where in the text each note belongs, see role.metrics.Place), ended, tokens, seconds, diagnostics.
+    (where in the text each note belongs, see role.metrics.Place), messages (of the notes, see phrase.as_data), ended,
+    tokens, seconds, diagnostics.
 
     Args:
         use_input: whether the answer's share of the input's words says anything (answers_use_input).
     """
+    notes: list[str]
     if prediction.error:
         score = role.score("", record)
-        notes = [f"answer: none: {prediction.error}"]
+        notes = [Phrase("answer: none: {why}", why=prediction.error)]
     else:
         score = role.score(prediction.text if prediction.fields is None else prediction.fields, record)
         notes = list(score.notes)
         if not prediction.ended:
-            notes.append(Note.at(f"cut off after {prediction.tokens} tokens", -1))
+            notes.append(Note.at(Phrase("cut off after {tokens} tokens", tokens=prediction.tokens), -1))
     row: dict[str, Any] = {
         "concept": role.key(record),
         "text": prediction.text,
@@ -58,6 +66,7 @@ def score_row(
         "components": score.components,
         "notes": notes,
         "places": [list(place_of(note)) for note in notes],
+        "messages": {"notes": as_data(notes)},
         "ended": prediction.ended,
         "tokens": prediction.tokens,
         "seconds": round(prediction.seconds, 3),
@@ -76,8 +85,7 @@ def score_row(
 
 
 def doubts(row: Mapping[str, Any]) -> list[str]:
-    """Why an answer may be worth less than its score: "cut off", "copied from a training answer",
-    "ignoring the input"."""
+    """Why an answer may be worth less than its score: keys of DOUBTS."""
     found = row["diagnostics"]
     used, copied = found["concept_words_used"], found["longest_copied_run"]
     reasons = {
@@ -95,7 +103,8 @@ def document_score_of(row: Mapping[str, Any]) -> float | None:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The `models.<name>` part: scores, component_scores, diagnostics and warnings of the set, and the predictions.
+    """The `models.<name>` part: scores, component_scores, diagnostics and warnings of the set, messages (of the
+    warnings, see phrase.as_data), and the predictions.
 
     Raises:
         ValueError: no rows.
@@ -105,6 +114,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     totals = [row["score"] for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row["components"]))
     diagnostics = _diagnostics(rows)
+    warnings = _failures(rows) + _missing(rows) + _warnings(diagnostics, len(rows))
     return {
         "scores": {
             "mean": statistics.fmean(totals),
@@ -121,7 +131,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in names
         },
         "diagnostics": diagnostics,
-        "warnings": _failures(rows) + _missing(rows) + _warnings(diagnostics, len(rows)),
+        "warnings": warnings,
+        "messages": {"warnings": as_data(warnings)},
         "predictions": list(rows),
     }
 
@@ -153,51 +164,52 @@ def _diagnostics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[Phrase]:
     """The functions of the role that failed: such a 0 says nothing about the model."""
     warnings = []
     for name in dict.fromkeys(name for row in rows for name in row.get("failures", {})):
         reasons = [row["failures"][name] for row in rows if name in row.get("failures", {})]
-        warnings.append(
-            f"the metric `{name}` failed on {len(reasons)} of {len(rows)} answers ({common(reasons)}); "
-            "it counts as 0 there"
-        )
+        text = "the metric `{name}` failed on {k} of {n} answers ({why}); it counts as 0 there"
+        warnings.append(Phrase(text, name=name, k=len(reasons), n=len(rows), why=common(reasons)))
     return warnings
 
 
-def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _missing(rows: Sequence[Mapping[str, Any]]) -> list[Phrase]:
     """The answers that there are none of, and why."""
     reasons = [row["error"] for row in rows if "error" in row]
     if not reasons:
         return []
-    return [f"{len(reasons)} of {len(rows)} answers failed and count as 0 ({common(reasons)})"]
+    text = "{k} of {n} answers failed and count as 0 ({why})"
+    return [Phrase(text, k=len(reasons), n=len(rows), why=common(reasons))]
 
 
 def common(reasons: Iterable[str]) -> str:
     """The reason that came most often, and whether there were others; there is one at least."""
     found = Counter(reasons)
     why, _ = found.most_common(1)[0]
-    return f"most often {why}" if len(found) > 1 else why
+    return Phrase("most often {why}", why=why) if len(found) > 1 else why
 
 
-def _warnings(found: Mapping[str, Any], n: int) -> list[str]:
+def _warnings(found: Mapping[str, Any], n: int) -> list[Phrase]:
     """What would change how the reader takes the score."""
     warnings = []
     cut = n - found["ended"] - found["failed"]
     if cut > 0:
-        warnings.append(f"{cut} of {n} answers were cut off at the limit of new tokens")
+        warnings.append(Phrase("{k} of {n} answers were cut off at the limit of new tokens", k=cut, n=n))
     within = found["documents_within_text"]
     if within:
-        warnings.append(
-            f"{within} of {n} answers hold a valid document with text around it, which scores less than the document "
-            f"alone: without the text the mean would be {found['mean_score_of_documents']:.1%}"
+        text = (
+            "{k} of {n} answers hold a valid document with text around it, which scores less than the document alone: "
+            "without the text the mean would be {mean:.1%}"
         )
+        warnings.append(Phrase(text, k=within, n=n, mean=found["mean_score_of_documents"]))
     copying, ignoring = found["answers_copying"], found["answers_ignoring_concept"]
     if copying:
-        longest = f"(longest: {found['longest_copied_run']})"
-        warnings.append(f"{copying} of {n} answers copy {COPIED_WORDS} words in a row from a training answer {longest}")
+        text = "{k} of {n} answers copy {words} words in a row from a training answer (longest: {longest})"
+        warnings.append(Phrase(text, k=copying, n=n, words=COPIED_WORDS, longest=found["longest_copied_run"]))
     if ignoring:
-        warnings.append(f"{ignoring} of {n} answers use less than {IGNORED_SHARE:.0%} of their input's words")
-    if found["duplicate_descriptions"]:
-        warnings.append(f"{found['duplicate_descriptions']} descriptions repeat an earlier one of the same answer")
+        text = "{k} of {n} answers use less than {share:.0%} of their input's words"
+        warnings.append(Phrase(text, k=ignoring, n=n, share=IGNORED_SHARE))
+    if repeated := found["duplicate_descriptions"]:
+        warnings.append(Phrase("{k} descriptions repeat an earlier one of the same answer", k=repeated))
     return warnings

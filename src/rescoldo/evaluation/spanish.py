@@ -175,145 +175,175 @@ TEXTS = {
     "respuestas se puedan leer: las de {others}, en su mayoría, no se pueden",
 }
 
-# What stands in a document in English: reasons, warnings, notes. A name that begins with n_ stands for a number.
+# What documents say themselves: the phrases of which reasons, warnings and notes are made.
 MESSAGES = {
     # the rule
-    "Adopt {model}: it scores {n_mean}, {n_points} points against {reference}.": "Adoptar {model}: obtiene {n_mean}, "
-    "{n_points} puntos frente a {reference}.",
-    "Keep {reference}: {model} is only {n_points} points ahead, and {reference} is the simpler one.": "Mantener "
-    "{reference}: {model} solo está {n_points} puntos por delante, y {reference} es más simple.",
-    "Keep {reference}: {model} is at {n_points} points; overfitting is suspected.": "Mantener {reference}: {model} "
-    "está a {n_points} puntos; se sospecha sobreajuste.",
-    "Keep {reference}: {model} is better ({n_points} points), but at {n_mean} below {n_limit}.": "Mantener "
-    "{reference}: {model} es mejor ({n_points} puntos), pero con {n_mean} no llega al {n_limit}.",
+    "Adopt {model}: it scores {mean:.1%}, {points:+.1f} points against {reference}.": "Adoptar {model}: obtiene "
+    "{mean:.1%}, {points:+.1f} puntos frente a {reference}.",
+    "Keep {reference}: {model} is only {points:+.1f} points ahead, and {reference} is the simpler one.": "Mantener "
+    "{reference}: {model} solo está {points:+.1f} puntos por delante, y {reference} es más simple.",
+    "Keep {reference}: {model} is at {points:+.1f} points; overfitting is suspected.": "Mantener {reference}: {model} "
+    "está a {points:+.1f} puntos; se sospecha sobreajuste.",
+    "Keep {reference}: {model} is better ({points:+.1f} points), but at {mean:.1%} below {limit:.0%}.": "Mantener "
+    "{reference}: {model} es mejor ({points:+.1f} puntos), pero con {mean:.1%} no llega al {limit:.0%}.",
     "{sentence} But {caveat}.": "{sentence} Pero {caveat}.",
-    "{model} {n_mean}, at least {n_limit}": "{model} {n_mean}, como mínimo {n_limit}",
-    "{model} {n_mean}, below {n_limit}": "{model} {n_mean}, por debajo del {n_limit}",
-    "{model} - {reference}: {n_points} points, at least {n_least} points": "{model} - {reference}: {n_points} puntos, "
-    "como mínimo {n_least} puntos",
-    "{model} - {reference}: {n_points} points, less than {n_least} points": "{model} - {reference}: {n_points} puntos, "
-    "menos de {n_least} puntos",
+    "{model} {mean:.1%}, at least {limit:.0%}": "{model} {mean:.1%}, como mínimo {limit:.0%}",
+    "{model} {mean:.1%}, below {limit:.0%}": "{model} {mean:.1%}, por debajo del {limit:.0%}",
+    "{model} - {reference}: {points:+.1f} points, at least {least:.0f} points": "{model} - {reference}: "
+    "{points:+.1f} puntos, como mínimo {least:.0f} puntos",
+    "{model} - {reference}: {points:+.1f} points, less than {least:.0f} points": "{model} - {reference}: "
+    "{points:+.1f} puntos, menos de {least:.0f} puntos",
     "overfitting is suspected: its score on the training set would show it (--train-set)": "se sospecha sobreajuste: "
     "lo mostraría su puntuación en el conjunto de entrenamiento (--train-set)",
-    "overfitting is suspected: {model} scores {n_mean} on its training set": "se sospecha sobreajuste: {model} obtiene "
-    "{n_mean} en su conjunto de entrenamiento",
-    "overfitting is suspected: {model} scores {n_mean} on its training set, hardly more than here, which speaks "
-    "against it": "se sospecha sobreajuste: {model} obtiene {n_mean} en su conjunto de entrenamiento, apenas más que "
+    "overfitting is suspected: {model} scores {mean:.1%} on its training set": "se sospecha sobreajuste: {model} "
+    "obtiene {mean:.1%} en su conjunto de entrenamiento",
+    "overfitting is suspected: {model} scores {mean:.1%} on its training set, hardly more than here, which speaks "
+    "against it": "se sospecha sobreajuste: {model} obtiene {mean:.1%} en su conjunto de entrenamiento, apenas más que "
     "aquí, lo que habla en contra",
-    "{model} scores {n_mean} on its training set": "{model} obtiene {n_mean} en su conjunto de entrenamiento",
+    "{model} scores {mean:.1%} on its training set": "{model} obtiene {mean:.1%} en su conjunto de entrenamiento",
     "what to try next: more or better examples, more epochs, a higher rank, all linears as targets": "qué probar "
     "ahora: más ejemplos o mejores, más épocas, un rango mayor, todas las capas lineales",
-    "{model} {n_mean}": "{model} {n_mean}",
+    "{model} {mean:.1%}": "{model} {mean:.1%}",
     "{model}, the untouched model, is better than both: look at the answers before deciding": "{model}, el modelo sin "
     "cambios, es mejor que ambos: mire las respuestas antes de decidir",
-    "the 95 % interval of {name} is {n_low} to {n_high} points": "el intervalo del 95 % de {name} va de {n_low} a "
-    "{n_high} puntos",
+    "the 95 % interval of {name} is {low:+.1f} to {high:+.1f} points": "el intervalo del 95 % de {name} va de "
+    "{low:+.1f} a {high:+.1f} puntos",
     "one example settles nothing: validate on more": "un ejemplo no aclara nada: valide con más",
-    "the 95 % interval, {n_low} to {n_high} points, includes the threshold of {n_limit}: {how}": "el intervalo del "
-    "95 %, de {n_low} a {n_high} puntos, incluye el umbral de {n_limit}: {how}",
-    "about {n_more} more validation examples would settle it": "unos {n_more} ejemplos de validación más lo aclararían",
-    "about {n_more} more validation example would settle it": "{n_more} ejemplo de validación más lo aclararía",
+    "the 95 % interval, {low:+.1f} to {high:+.1f} points, includes the threshold of {limit:.0f}: {how}": "el intervalo "
+    "del 95 %, de {low:+.1f} a {high:+.1f} puntos, incluye el umbral de {limit:.0f}: {how}",
+    "about {n:,d} more validation examples would settle it": "unos {n:,d} ejemplos de validación más lo aclararían",
+    "about 1 more validation example would settle it": "un ejemplo de validación más lo aclararía",
     "the difference is so close to it that no practicable number of examples would settle it": "la diferencia está tan "
     "cerca que ningún número razonable de ejemplos lo aclararía",
-    "{n_few} examples are too few: with fewer than {n_least} no result could settle it; {caveat}": "{n_few} ejemplos "
-    "son demasiado pocos: con menos de {n_least} ningún resultado puede aclararlo; {caveat}",
+    "{n} examples are too few: with fewer than {least} no result could settle it; {caveat}": "{n} ejemplos son "
+    "demasiado pocos: con menos de {least} ningún resultado puede aclararlo; {caveat}",
     # what would change it
     "with doubtful answers counted as 0 ({counts}) {other}: read those answers before you rely on the score": "con "
     "las respuestas dudosas contadas como 0 ({counts}) {other}: lea esas respuestas antes de fiarse de la puntuación",
     "with the text around valid documents taken off ({counts}) {other}: taking it off needs no training": "sin el "
     "texto que rodea documentos válidos ({counts}) {other}: quitarlo no exige entrenar",
-    "without the inputs that a model failed to answer ({n_failed}) {other}: give the same command again, those answers "
-    "are asked for anew": "sin las entradas que un modelo no respondió ({n_failed}) {other}: repita la misma orden, "
-    "que vuelve a pedir esas respuestas",
+    "without the inputs that a model failed to answer ({k}) {other}: give the same command again, those answers are "
+    "asked for anew": "sin las entradas que un modelo no respondió ({k}) {other}: repita la misma orden, que vuelve a "
+    "pedir esas respuestas",
     "there is no input that both {reference} and {model} have answered: the decision is worth nothing": "no hay "
     "ninguna entrada que hayan respondido {reference} y {model}: la decisión no vale nada",
     "the means would be {means}, and the decision would be to {verdict}": "las medias serían {means}, y la decisión "
     "sería {verdict}",
     "adopt {model}": "adoptar {model}",
     "keep {model}": "mantener {model}",
-    "{n_k} of {n_n} cut off": "{n_k} de {n_n} cortadas",
-    "{n_k} of {n_n} copied from a training answer": "{n_k} de {n_n} copiadas de una respuesta de entrenamiento",
-    "{n_k} of {n_n} ignoring the input": "{n_k} de {n_n} no tratan de la entrada",
-    "{n_k} of {n_n}": "{n_k} de {n_n}",
+    "{k} of {n} cut off": "{k} de {n} cortadas",
+    "{k} of {n} copied from a training answer": "{k} de {n} copiadas de una respuesta de entrenamiento",
+    "{k} of {n} ignoring the input": "{k} de {n} no tratan de la entrada",
+    "{model}: {k} of {n}": "{model}: {k} de {n}",
+    "{model}: {what}": "{model}: {what}",
+    "{first}; {last}": "{first}; {last}",
+    "{first}, {last}": "{first}, {last}",
+    "{first} or {last}": "{first} o {last}",
+    "{text}": "{text}",
     # a model's warnings
-    "the metric `{name}` failed on {n_k} of {n_n} answers ({why}); it counts as 0 there": "la métrica `{name}` falló "
-    "en {n_k} de {n_n} respuestas ({why}); allí cuenta como 0",
+    "the metric `{name}` failed on {k} of {n} answers ({why}); it counts as 0 there": "la métrica `{name}` falló en "
+    "{k} de {n} respuestas ({why}); allí cuenta como 0",
     "most often {why}": "lo más frecuente: {why}",
-    "{n_k} of {n_n} answers failed and count as 0 ({why})": "{n_k} de {n_n} respuestas fallaron y cuentan como 0 "
-    "({why})",
-    "{n_k} of {n_n} answers were cut off at the limit of new tokens": "{n_k} de {n_n} respuestas se cortaron en el "
-    "límite de tokens nuevos",
-    "{n_k} of {n_n} answers hold a valid document with text around it, which scores less than the document alone: "
-    "without the text the mean would be {n_mean}": "{n_k} de {n_n} respuestas contienen un documento válido rodeado de "
-    "texto, que puntúa menos que el documento solo: sin el texto la media sería {n_mean}",
-    "{n_k} of {n_n} answers copy {n_words} words in a row from a training answer (longest: {n_longest})": "{n_k} de "
-    "{n_n} respuestas copian {n_words} palabras seguidas de una respuesta de entrenamiento (máximo: {n_longest})",
-    "{n_k} of {n_n} answers use less than {n_share} of their input's words": "{n_k} de {n_n} respuestas usan menos del "
-    "{n_share} de las palabras de su entrada",
-    "{n_k} descriptions repeat an earlier one of the same answer": "{n_k} descripciones repiten una anterior de la "
-    "misma respuesta",
-    # notes on an answer
+    "{k} of {n} answers failed and count as 0 ({why})": "{k} de {n} respuestas fallaron y cuentan como 0 ({why})",
+    "{k} of {n} answers were cut off at the limit of new tokens": "{k} de {n} respuestas se cortaron en el límite de "
+    "tokens nuevos",
+    "{k} of {n} answers hold a valid document with text around it, which scores less than the document alone: without "
+    "the text the mean would be {mean:.1%}": "{k} de {n} respuestas contienen un documento válido rodeado de texto, "
+    "que puntúa menos que el documento solo: sin el texto la media sería {mean:.1%}",
+    "{k} of {n} answers copy {words} words in a row from a training answer (longest: {longest})": "{k} de {n} "
+    "respuestas copian {words} palabras seguidas de una respuesta de entrenamiento (máximo: {longest})",
+    "{k} of {n} answers use less than {share:.0%} of their input's words": "{k} de {n} respuestas usan menos del "
+    "{share:.0%} de las palabras de su entrada",
+    "{k} descriptions repeat an earlier one of the same answer": "{k} descripciones repiten una anterior de la misma "
+    "respuesta",
+    # notes on an answer: why it cannot be read
     "answer: none: {why}": "respuesta: ninguna: {why}",
-    "cut off after {n_tokens} tokens": "cortada tras {n_tokens} tokens",
+    "cut off after {tokens} tokens": "cortada tras {tokens} tokens",
     "answer: not a YAML mapping: {why}": "respuesta: no es un mapa YAML: {why}",
-    "answer: not YAML: {why}": "respuesta: no es YAML: {why}",
-    "answer: not JSON: {why}": "respuesta: no es JSON: {why}",
-    "answer: not an object": "respuesta: no es un objeto",
     "answer: {why}": "respuesta: {why}",
+    "not {title}: {why}": "no es {title}: {why}",
+    "not an object": "no es un objeto",
     "it is nothing": "está vacía",
     "it is a list": "es una lista",
     "it is plain text": "es texto corrido",
+    "it is a {kind}": "es un {kind}",
+    "it is {kind}": "es {kind}",
     "nested too deeply": "anidamiento demasiado profundo",
-    "nested deeper than {n_depth}": "anidada a más de {n_depth} niveles",
-    "longer than {n_characters} characters": "más de {n_characters} caracteres",
-    "more than {n_count} values": "más de {n_count} valores",
-    "more than {n_count} aliases": "más de {n_count} alias",
+    "nested deeper than {depth}": "anidada a más de {depth} niveles",
+    "longer than {characters} characters": "más de {characters} caracteres",
+    "more than {count} values": "más de {count} valores",
+    "more than {count} aliases": "más de {count} alias",
     "more than one YAML document": "más de un documento YAML",
-    "{what} (line {n_line})": "{what} (línea {n_line})",
+    "a merge key (<<) takes a mapping or a list of mappings": "una clave de fusión (<<) admite un mapa o una lista de "
+    "mapas",
+    "a key that is a list or a mapping": "una clave que es una lista o un mapa",
+    "alias *{name} is undefined, or refers to itself": "el alias *{name} no está definido, o se refiere a sí mismo",
+    "tag {name}": "etiqueta {name}",
+    "not YAML": "no es YAML",
+    "{what} (line {line})": "{what} (línea {line})",
+    "{what}: line {line} column {column} (char {place})": "{what}: línea {line}, columna {column} (carácter {place})",
     "mapping values are not allowed here": "aquí no puede ir un valor de un mapa",
     "mapping values are not allowed in this context": "aquí no puede ir un valor de un mapa",
     "could not find expected ':'": "falta un «:»",
     "did not find expected key": "falta una clave",
     "did not find expected '-' indicator": "falta un «-»",
     "did not find expected alphabetic or numeric character": "falta una letra o una cifra",
+    "did not find expected node content": "falta un valor",
+    "did not find expected ',' or ']'": "falta «,» o «]»",
+    "did not find expected ',' or '}}'": "falta «,» o «}}»",
+    "block sequence entries are not allowed in this context": "aquí no puede ir un elemento de una lista",
+    "found unknown escape character": "secuencia de escape desconocida",
+    "found a tab character that violates indentation": "un tabulador en la sangría",
     "found unexpected end of stream": "el texto termina antes de tiempo",
     "found character that cannot start any token": "un carácter que no puede estar ahí",
+    "Expecting value": "falta un valor",
+    "Expecting ',' delimiter": "falta una «,»",
+    "Expecting ':' delimiter": "falta un «:»",
+    "Expecting property name enclosed in double quotes": "falta el nombre de una propiedad entre comillas dobles",
+    "Extra data": "sobra texto",
+    "Unterminated string starting at": "cadena sin cerrar que empieza en",
+    "Invalid control character at": "carácter de control no válido en",
+    # notes on an answer: what cost points
     "completeness: {name} is missing": "completeness: falta {name}",
     "completeness: {name} is empty": "completeness: {name} está vacío",
-    "{name}: {n_length} characters, {n_least} to {n_most} wanted": "{name}: {n_length} caracteres, se esperaban de "
-    "{n_least} a {n_most}",
-    "{name}: {n_length} characters, at least {n_least} wanted": "{name}: {n_length} caracteres, se esperaban al menos "
-    "{n_least}",
-    "{name}: {n_length} characters, at most {n_most} wanted": "{name}: {n_length} caracteres, se esperaban como mucho "
-    "{n_most}",
+    "{name}: {length} characters, {least} to {most} wanted": "{name}: {length} caracteres, se esperaban de {least} a "
+    "{most}",
+    "{name}: {length} characters, at least {least} wanted": "{name}: {length} caracteres, se esperaban al menos "
+    "{least}",
     "{name}: not a list": "{name}: no es una lista",
-    "{name}: {n_length} items, at least {n_least} wanted": "{name}: {n_length} elementos, se esperaban al menos "
-    "{n_least}",
-    "{name}: {n_length} item, at least {n_least} wanted": "{name}: {n_length} elemento, se esperaban al menos "
-    "{n_least}",
-    "{name}: {n_length} items, at most {n_most} wanted": "{name}: {n_length} elementos, se esperaban como mucho "
-    "{n_most}",
-    "{name}: not a mapping of id, description and priority": "{name}: no es un mapa de id, description y priority",
-    "{name}: no id": "{name}: sin id",
-    "{name}: no description": "{name}: sin description",
-    "{name}: no priority, one of High, Medium or Low": "{name}: sin priority (High, Medium o Low)",
-    "{name}: priority {value} is not High, Medium or Low": "{name}: la priority {value} no es High, Medium ni Low",
-    "id_format: {id} in {place} is not {prefix} and three digits": "id_format: {id} en {place} no es {prefix} y tres "
+    "{name}: 0 items, at least 2 wanted": "{name}: 0 elementos, se esperaban al menos 2",
+    "{name}: 1 item, at least 2 wanted": "{name}: 1 elemento, se esperaban al menos 2",
+    "{item}: not a mapping of id, description and priority": "{item}: no es un mapa de id, description y priority",
+    "{item}: no {field}": "{item}: sin {field}",
+    "{item}: no priority, one of High, Medium or Low": "{item}: sin priority (High, Medium o Low)",
+    "{item}: priority {value} is not High, Medium or Low": "{item}: la priority {value} no es High, Medium ni Low",
+    "id_format: {id} in {item} is not {prefix} and three digits": "id_format: {id} en {item} no es {prefix} y tres "
     "cifras",
-    "id_format: {id} occurs {n_times} times in {place}": "id_format: {id} aparece {n_times} veces en {place}",
+    "id_format: {id} occurs {n} times in {name}": "id_format: {id} aparece {n} veces en {name}",
     "id_format: no IDs": "id_format: sin ID",
     "exact_match: not the record's answer": "exact_match: no es la respuesta del registro",
     "valid: not the structure of the record's answer": "valid: no tiene la estructura de la respuesta del registro",
-    "rouge_l: {n_value}": "rouge_l: {n_value}",
-    "{name} is missing": "{name} falta",
-    "{name} is {kind}: expected {wanted}": "{name} es {kind}, se esperaba {wanted}",
-    "{name} is {value}: expected one of {choices}": "{name} es {value}, se esperaba uno de {choices}",
-    "{name} is {value}, which does not match {pattern}": "{name} es {value}, que no encaja en {pattern}",
-    "a list": "una lista",
-    "a text": "un texto",
+    "rouge_l: {value:.3f}": "rouge_l: {value:.3f}",
+    # by a schema
+    "{component}: {what}": "{component}: {what}",
+    "{component}: {field} {what}": "{component}: {field} {what}",
+    "is missing": "falta",
+    "is nested too deeply": "está anidado a demasiada profundidad",
+    "is {kind}: expected {wanted}": "es {kind}, se esperaba {wanted}",
+    "is {value}: expected one of {choices}": "es {value}, se esperaba uno de {choices}",
+    "is {value}, which does not match {pattern}": "es {value}, que no encaja en {pattern}",
+    "{id} is already used in item {index}": "{id} ya se usa en el elemento {index}",
+    "{length} characters, at least {limit} wanted": "{length} caracteres, se esperaban al menos {limit}",
+    "{length} characters, at most {limit} wanted": "{length} caracteres, se esperaban como mucho {limit}",
+    "{length} items, at least {limit} wanted": "{length} elementos, se esperaban al menos {limit}",
+    "{length} items, at most {limit} wanted": "{length} elementos, se esperaban como mucho {limit}",
     "an object": "un objeto",
+    "a list": "una lista",
+    "text": "texto",
+    "true or false": "true o false",
     "a number": "un número",
-    "nothing": "nada",
+    "a whole number": "un número entero",
+    "null": "null",
 }
 
 SPANISH = TEXTS | MESSAGES

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rescoldo.evaluation.decision import WORTH_IT
-from rescoldo.evaluation.wording import verdict_sentence
+from rescoldo.evaluation.wording import KEEP, verdict_sentence
 
 READABLE = 0.5  # mean score of a model's documents below which it is no achievement to be preferred to it
 VOTES = 30  # that are proposed where there are none: ten minutes
@@ -43,7 +43,7 @@ def with_verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     if not decision or "finetuned" not in decision:  # none, or made before there were verdicts
         return dict(document)
     content = judge_content(document)
-    code = "keep"
+    code = KEEP
     if decision["adopt"]:
         code = "adopt" if content["status"] == "good" else f"content_{content['status']}"
     settled = {**decision, "content": content, "verdict_code": code}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rescoldo.evaluation.language import ENGLISH, Language
@@ -88,9 +89,9 @@ def why_outside(row: Mapping[str, Any], reference: Mapping[str, Any] | None, say
 
 def verdict_sentence(decision: Mapping[str, Any], say: Language = ENGLISH, program: str = NAME) -> str:
     """The verdict: what to do, why, and how to know more where that is needed."""
-    code, content = decision["verdict_code"], decision["content"]
-    if code == "keep":
-        return say.message(decision["sentence"])
+    if decision["verdict_code"] == KEEP:
+        return say.message(decision, "sentence")
+    verdict, content = VERDICTS[decision["verdict_code"]], decision["content"]
     facts = {
         "model": decision["finetuned"],
         "reference": decision["reference"],
@@ -98,42 +99,60 @@ def verdict_sentence(decision: Mapping[str, Any], say: Language = ENGLISH, progr
         "points": say.points(decision["difference"]),
     }
     form = say("{model} has learned the form ({score}, {points} points against {reference})", **facts)
-    because = _because(code, content, say)
-    if code == "adopt":
-        sentence = say("Adopt {model}: {form}, and {because}.", form=form, because=because, **facts)
-    elif code == "content_worse":
-        sentence = say("Keep {reference}: {form}, but {because}.", form=form, because=because, **facts)
-    else:
-        sentence = say("Keep {reference} for now: {form}, but {because}.", form=form, because=because, **facts)
+    sentence = say(verdict.sentence, form=form, because=verdict.because(content["evidence"], say), **facts)
     if decision.get("caveat"):
-        sentence += " " + say("On the form: {caveat}.", caveat=say.message(decision["caveat"]))
-    following = "" if code in ("adopt", "content_worse") else _following(content, say, program)
+        sentence += " " + say("On the form: {caveat}.", caveat=say.message(decision, "caveat"))
+    following = "" if verdict.settled else _following(content, say, program)
     return f"{sentence} {following}".rstrip()
 
 
-def _because(code: str, content: Mapping[str, Any], say: Language) -> str:
-    evidence = content["evidence"]
-    if code == "content_doubtful":
-        found = next(one for one in evidence if one["finding"] == "doubtful")
-        return say(
-            "its content is doubtful: {k} of {n} answers are unlike the dataset's own, most often: {reasons}",
-            k=say.number(found["doubtful"]),
-            n=say.number(found["answers"]),
-            reasons=say.listed(most_frequent(found["by_measure"], say)),
-        )
-    if code == "content_unknown":
-        return say("nobody has judged its content yet")
-    if code == "content_unsettled":
-        return say("whether its content is better is not settled")
-    wanted = "better" if code == "adopt" else "worse"
-    one = next(one for one in evidence if one["finding"] == wanted)
-    side = 1 if wanted == "better" else -1
-    pairs = [pair for pair in one["pairs"] if pair["settled"] and (pair["win_rate"] - 0.5) * side > 0]
-    others = say.listed([pair["b"] for pair in pairs])
-    who = say("people") if one["kind"] == "people" else say("the judge {model}", model=one["model"])
-    if wanted == "better":
-        return say("{who} preferred its content to that of {others}", who=who, others=others)
+def _doubts(evidence: Sequence[Mapping[str, Any]], say: Language) -> str:
+    found = next(one for one in evidence if one["finding"] == "doubtful")
+    return say(
+        "its content is doubtful: {k} of {n} answers are unlike the dataset's own, most often: {reasons}",
+        k=say.number(found["doubtful"]),
+        n=say.number(found["answers"]),
+        reasons=say.listed(most_frequent(found["by_measure"], say)),
+    )
+
+
+def _preferred(evidence: Sequence[Mapping[str, Any]], say: Language) -> str:
+    who, others = _judged(evidence, say, "better", 1)
+    return say("{who} preferred its content to that of {others}", who=who, others=others)
+
+
+def _not_preferred(evidence: Sequence[Mapping[str, Any]], say: Language) -> str:
+    who, others = _judged(evidence, say, "worse", -1)
     return say("{who} preferred the content of {others}", who=who, others=others)
+
+
+def _judged(evidence: Sequence[Mapping[str, Any]], say: Language, finding: str, side: int) -> tuple[str, str]:
+    """Who has found so, and between the model and which others; `side`: 1 where it is preferred, -1 where they are."""
+    one = next(one for one in evidence if one["finding"] == finding)
+    pairs = [pair for pair in one["pairs"] if pair["settled"] and (pair["win_rate"] - 0.5) * side > 0]
+    who = say("people") if one["kind"] == "people" else say("the judge {model}", model=one["model"])
+    return who, say.listed([pair["b"] for pair in pairs])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What people are told where the form is learned: a template, why, and whether more evidence would change nothing
+    that matters."""
+
+    sentence: str
+    because: Callable[[Sequence[Mapping[str, Any]], Language], str]
+    settled: bool = False
+
+
+KEEP = "keep"  # the rule's own verdict
+_FOR_NOW = "Keep {reference} for now: {form}, but {because}."
+VERDICTS = {
+    "adopt": Verdict("Adopt {model}: {form}, and {because}.", _preferred, settled=True),
+    "content_worse": Verdict("Keep {reference}: {form}, but {because}.", _not_preferred, settled=True),
+    "content_doubtful": Verdict(_FOR_NOW, _doubts),
+    "content_unknown": Verdict(_FOR_NOW, lambda evidence, say: say("nobody has judged its content yet")),
+    "content_unsettled": Verdict(_FOR_NOW, lambda evidence, say: say("whether its content is better is not settled")),
+}
 
 
 def most_frequent(by_measure: Mapping[str, Mapping[str, int]], say: Language) -> list[str]:
@@ -163,7 +182,7 @@ def evidence_lines(decision: Mapping[str, Any], say: Language) -> list[str]:
         say(
             "form: {form} ({reasons})",
             form=say("learned") if decision["adopt"] else say("not enough"),
-            reasons="; ".join(say.message(reason) for reason in decision["reasons"][:2]),
+            reasons="; ".join(say.messages(decision, "reasons")[:2]),
         )
     ]
     for one in decision["content"]["evidence"]:
@@ -248,23 +267,30 @@ _EVIDENCE = {"people": _people, "judge": _judge, "diagnostics": _diagnostics}
 
 def missing_lines(decision: Mapping[str, Any], say: Language, program: str = NAME) -> list[str]:
     """What would tell more of the content, a line for each."""
-    lines = []
-    for one in decision["content"]["missing"]:
-        if one["kind"] == "people":
-            command = command_line(program, one["command"] or ["review", "FILE"])
-            lines.append(say("missing: votes of people: {command}", command=command))
-        elif one["kind"] == "judge":
-            arguments = one["command"]
-            command = command_line(program, arguments) if arguments else say("the comparison with `--judge MODEL`")
-            lines.append(say("missing: a judge that has passed its exam: {command}", command=command))
-        elif one["kind"] == "diagnostics":
-            lines.append(say("missing: answers of the dataset's own, to hold these against"))
-        else:
-            others = say.listed(list(one["rivals"]))
-            lines.append(
-                say("missing: another model whose answers can be read: those of {others} mostly cannot", others=others)
-            )
-    return lines
+    return [_MISSING[one["kind"]](one, say, program) for one in decision["content"]["missing"]]
+
+
+def _no_people(one: Mapping[str, Any], say: Language, program: str) -> str:
+    command = command_line(program, one["command"] or ["review", "FILE"])
+    return say("missing: votes of people: {command}", command=command)
+
+
+def _no_judge(one: Mapping[str, Any], say: Language, program: str) -> str:
+    arguments = one["command"]
+    command = command_line(program, arguments) if arguments else say("the comparison with `--judge MODEL`")
+    return say("missing: a judge that has passed its exam: {command}", command=command)
+
+
+def _no_answers(one: Mapping[str, Any], say: Language, program: str) -> str:
+    return say("missing: answers of the dataset's own, to hold these against")
+
+
+def _no_rival(one: Mapping[str, Any], say: Language, program: str) -> str:
+    others = say.listed(list(one["rivals"]))
+    return say("missing: another model whose answers can be read: those of {others} mostly cannot", others=others)
+
+
+_MISSING = {"people": _no_people, "judge": _no_judge, "diagnostics": _no_answers, "readable": _no_rival}
 
 
 def command_line(program: str, arguments: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A trained adapter for other programs: llama.cpp's LoRA format, Ollama, merged weights for transformers or as GGUF."""
+"""Export of a trained adapter: llama.cpp's LoRA format, Ollama, merged weights for transformers or as GGUF."""
 
 from __future__ import annotations
 

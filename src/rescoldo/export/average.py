@@ -1,4 +1,4 @@
-"""The average of several runs, or of a run's epochs, as one adapter in a directory of its own."""
+"""The average of several runs, or of a run's epochs, as one adapter in a new directory."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from rescoldo.run.layout import INFO_FILE, order
 from rescoldo.training.checkpoint import read_checkpoint
 from rescoldo.version import __version__
 
-# of the first part's training_info.json, what is true of the average too
+# entries of the first part's training_info.json that also apply to the average
 _SHARED = ("base_model", "base_fingerprint", "base_shapes", "role", "role_sha256", "quantization", "chat_date")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the adapters: of a run, or of a run's epoch. `run` is the run's directory, `info` its training_info.json,
-    `digest` the SHA-256 of the file that its weights are in."""
+    """One of the adapters: a run's, or that of one of its epochs. `run` is the run's directory, `info` its
+    training_info.json, `digest` the SHA-256 of the file with its weights."""
 
     path: Path
     run: Path
@@ -49,24 +49,24 @@ class Part:
 def average_runs(
     paths: Sequence[Path], output: Path, *, weights: Sequence[float] | None = None, method: str = "exact"
 ) -> dict[str, Any]:
-    """Write the weighted average of adapters into `output`, which is then used as a run is (eval, serve, export).
+    """Write the weighted average of adapters to `output`, which can then be used like a run (eval, serve, export).
 
     Args:
-        paths: at least two: runs' directories, adapters that PEFT wrote, or checkpoints at the end of an epoch
+        paths: at least two: runs' directories, adapters written by PEFT, or checkpoints at the end of an epoch
             (RUN/checkpoint-N).
-        weights: of each, above 0; they are divided by their sum. None: all the same.
+        weights: one for each, above 0; they are divided by their sum. None: all equal.
         method: a key of `adapter.average.METHODS`.
 
     Returns:
-        What training_info.json says, and "output".
+        The content of training_info.json, and "output".
 
     Raises:
-        RescoldoError: the adapters do not go together, or one cannot be read; nothing was written.
+        RescoldoError: the adapters cannot be averaged, or one cannot be read; nothing was written.
     """
     if method not in METHODS:
         raise RescoldoError(f"there is no method {method!r}", where="--method", fix=f"one of {', '.join(METHODS)}")
     if len(paths) < 2:
-        raise RescoldoError("one adapter is its own average", fix="name two or more")
+        raise RescoldoError("got one adapter: expected at least two", fix="name two or more")
     shares = _shares(weights, len(paths))
     parts = [_open_part(path) for path in paths]
     base = _one_base(parts)
@@ -106,12 +106,12 @@ def _shares(weights: Sequence[float] | None, n: int) -> list[float]:
     if len(weights) != n:
         raise RescoldoError(f"{len(weights)} weights for {n} adapters", where="--weights", fix="one for each adapter")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise RescoldoError("a weight is not above 0", where="--weights", fix="as 0.7,0.3")
+        raise RescoldoError("a weight is not above 0", where="--weights", fix="for example 0.7,0.3")
     return [weight / math.fsum(weights) for weight in weights]
 
 
 def _open_part(path: Path) -> Part:
-    """A run, or the end of one of its epochs.
+    """Open a run, or the end of one of its epochs.
 
     Raises:
         RescoldoError: it is neither, or damaged.
@@ -138,10 +138,10 @@ def _open_epoch(path: Path) -> Part:
 
 
 def _one_base(parts: Sequence[Part]) -> BaseModel:
-    """The base model that all of them are for.
+    """The common base model of the adapters.
 
     Raises:
-        RescoldoError: they are for different ones, or one does not fit.
+        RescoldoError: they have different ones, or one does not fit.
     """
     base = open_base_of(parts[0].run, parts[0].info, parts[0].adapter)
     for part in parts[1:]:

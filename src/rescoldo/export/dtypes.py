@@ -1,4 +1,4 @@
-"""Number formats that an export can be written in."""
+"""Number formats of exports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = ("Q8_0", "Q4_0")
 _ALIASES = {"FP32": "F32", "FLOAT32": "F32", "FP16": "F16", "FLOAT16": "F16", "BFLOAT16": "BF16"}
-_PIECE = 1 << 22  # elements that are quantized at a time
+_PIECE = 1 << 22  # elements quantized at a time
 
 
 def parse_dtype(text: str, allowed: tuple[str, ...]) -> str:
     """The format that the user named, in ggml's spelling.
 
     Raises:
-        RescoldoError: it is none of `allowed`.
+        RescoldoError: it is not in `allowed`.
     """
     name = _ALIASES.get(text.upper(), text.upper())
     if name not in allowed:
@@ -28,7 +28,7 @@ def parse_dtype(text: str, allowed: tuple[str, ...]) -> str:
 
 
 def to_plain(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """`tensor` in one of PLAIN.
+    """Convert `tensor` to one of PLAIN.
 
     Raises:
         RescoldoError: a value is NaN, infinite, or too large for half precision.
@@ -46,10 +46,10 @@ def to_plain(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
 
 
 def encode(tensor: torch.Tensor, dtype: str, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A matrix (out, in) or vector as ggml stores it: uint8 (out, bytes per row) or (bytes,).
+    """A matrix (out, in) or vector in ggml's format: uint8 (out, bytes per row) or (bytes,).
 
     Raises:
-        RescoldoError: a value cannot be expressed.
+        RescoldoError: a value cannot be represented.
     """
     if dtype in PLAIN:
         return to_plain(tensor, dtype, name).contiguous().view(torch.uint8).numpy()

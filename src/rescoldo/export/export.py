@@ -1,4 +1,4 @@
-"""One export from beginning to end: open, plan, check the place, write, check, put under its name."""
+"""An export from beginning to end: open, plan, check the target, write, verify, rename."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def export_run(
     name: str = "",
     on_progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Export a run. What is in `output` afterwards is complete and has been read again, or nothing has changed.
+    """Export a run. Afterwards `output` has the complete and verified result, or is unchanged.
 
     Args:
-        run: a finished run's directory, or an adapter that PEFT wrote.
+        run: a finished run's directory, or an adapter written by PEFT.
         kind: one of FORMATS.
-        output: the directory to make; default RUN/export/KIND.
-        dtype: the number format; see DTYPES of the kinds' modules for what is allowed and default_dtype.
+        output: the directory to create; default RUN/export/KIND.
+        dtype: the number format; see DTYPES and default_dtype in the formats' modules.
         force: replace an earlier export.
-        name: the model's in Ollama; default the run's.
-        on_progress: told how many tensors of how many are written.
+        name: the model's name in Ollama; default: the run's.
+        on_progress: called with the number of tensors written and their total.
 
     Returns:
-        What export.json says; "name", by which a server knows the model; "output", "prompt" and "stop".
+        The content of export.json; "name", the model's name in a server; "output", "prompt" and "stop".
 
     Raises:
         RescoldoError: nothing was written.

@@ -1,7 +1,7 @@
-"""The export formats. One is a row of FORMATS: how its files are planned and written, and how they are called.
+"""The export formats, a row of FORMATS each: how files are planned and written, and the commands that use them.
 
-A plan is made from headers alone; its `write` puts the weights, and what belongs to them, into an empty directory and
-reads them again.
+A plan is made from headers alone; its `write` writes the weights and the other files into an empty directory, and
+verifies them by reading.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ Count = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written.
+    """The result of planning an export.
 
     Attributes:
         dtype: the number format.
-        n_bytes: of the weights.
-        n_tensors: how many times `write` will count.
-        write: fills an empty directory; `document` is prompt.json's content; the function is told each tensor written.
-        calls: commands that use the result, to be given in its directory.
+        n_bytes: size of the weights.
+        n_tensors: how often `write` calls its counter.
+        write: fills an empty directory; `document` is the content of prompt.json; the function is called for each
+            tensor.
+        calls: commands that use the result, to be typed in its directory.
     """
 
     dtype: str
@@ -51,9 +52,9 @@ class Format:
     """An export format.
 
     Attributes:
-        plan: of a source, a dtype (None: the format's default) and the model's name where it is served by one.
-        check_name: the name by which the result will be served, if it is one; raises where it cannot be.
-        create: the command that gives the result in a directory to its server; None where there is no such step.
+        plan: takes a source, a dtype (None: the format's default) and, for formats with a server, the model's name.
+        check_name: validates the model's name in the server; raises if it is invalid.
+        create: the command that registers the result in a directory with its server; None if there is no such step.
     """
 
     plan: Callable[[Source, str | None, str], Plan]
@@ -62,7 +63,7 @@ class Format:
 
 
 def get_format(name: str) -> Format:
-    """The format of that name.
+    """The format with this name.
 
     Raises:
         RescoldoError: there is none.
@@ -87,7 +88,7 @@ def _gguf_adapter(source: Source, dtype: str | None, _: str) -> Plan:
         if template:
             write_text(directory / _TEMPLATE_FILE, source.tokenizer.chat_template)
 
-    template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # the base has none
+    template = ["--chat-template-file", _TEMPLATE_FILE] if is_supplied(source.tokenizer) else []  # not in the base file
     file_of_base = source.base.gguf_file
     base = "BASE.gguf" if file_of_base is None else str(file_of_base.resolve())
     return _planned(
@@ -121,11 +122,11 @@ def _planned(
 
 
 def _same_prompt(source: Source, path: Path, document: dict[str, Any]) -> None:
-    """A merged file opens as a base model of the same shapes and makes the same prompt."""
+    """Verify that a merged file opens as a base model of the same shapes and tokenizes the prompt identically."""
     tokens = open_base(str(path)).tokenizer()(document["example"]["rendered"], add_special_tokens=False)["input_ids"]
     if tokens != document["example"]["tokens"]:
         raise RescoldoError(
-            "the tokenizer in the GGUF file makes other tokens of the prompt", where=source.base.spec,
+            "the tokenizer in the GGUF file gives other tokens for the prompt", where=source.base.spec,
             fix="--to merged, and llama.cpp's own convert_hf_to_gguf.py",
         )  # fmt: skip
 
@@ -153,8 +154,8 @@ def _merged(source: Source, dtype: str | None, _: str) -> Plan:
 
 
 def _ollama(source: Source, dtype: str | None, name: str) -> Plan:
-    """The adapter on Ollama's own file where the base is a GGUF file and llama.cpp's adapter format can hold it, else
-    the merged model; and a Modelfile."""
+    """The adapter with Ollama's own base file if the base is a GGUF file and llama.cpp's adapter format can represent
+    the adapter, else the merged model; and a Modelfile."""
     file_of_base = None if gguf_adapter.lacks(source) else source.base.gguf_file
     weights = (_merged_gguf if file_of_base is None else _gguf_adapter)(source, dtype, name)
     if file_of_base is not None:

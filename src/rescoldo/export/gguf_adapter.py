@@ -1,4 +1,4 @@
-"""The adapter in llama.cpp's LoRA format: what its convert_lora_to_gguf.py writes."""
+"""The adapter in llama.cpp's LoRA format, as written by its convert_lora_to_gguf.py."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ DTYPES = ("F32", "F16", "BF16")
 
 
 def lacks(source: Source) -> str:
-    """What of the adapter the format cannot hold, "" where it holds all of it."""
+    """The part of the adapter that the format cannot represent; "" if it can represent all of it."""
     return f"the magnitudes of {KINDS[source.adapter.lora.kind].title}" if source.adapter.lora.magnitude else ""
 
 
 def _alpha(source: Source) -> float:
-    """The one alpha that the format has: scale · rank where that is the same for all linears, else the config's, and B
-    takes the rest of the scale (`_factor`)."""
+    """The single alpha of the format: scale · rank if that is the same for all linears; otherwise the config's, and B
+    is multiplied by the rest of the scale (`_factor`)."""
     lora = source.adapter.lora
     all_of_them = {lora.scale_of(name) * lora.rank_of(name) for name in lora.targets}
     return all_of_them.pop() if lora.kind != PLAIN and len(all_of_them) == 1 else lora.alpha
 
 
 def _factor(source: Source, module: str) -> float:
-    """What a linear's B is multiplied by so that llama.cpp's alpha / rank is its scale."""
+    """The factor on a linear's B with which llama.cpp's alpha / rank gives the right scale."""
     lora = source.adapter.lora
     return lora.scale_of(module) * lora.rank_of(module) / _alpha(source)
 
 
 def adapter_metadata(source: Source) -> dict[str, Value]:
-    """The keys by which llama.cpp knows a LoRA adapter; it scales by alpha / rank itself."""
+    """The metadata of a LoRA adapter for llama.cpp, which itself scales by alpha / rank."""
     from gguf.constants import GGUFValueType as Kind
 
     text = int(Kind.STRING)
@@ -54,7 +54,7 @@ def adapter_metadata(source: Source) -> dict[str, Value]:
 
 
 def adapter_tensors(source: Source, dtype: str) -> Iterator[Planned]:
-    """A (rank, in) as blk.N.….weight.lora_a, B (out, rank) as ….lora_b, q's and k's rows in llama.cpp's order."""
+    """A (rank, in) as blk.N.….weight.lora_a, B (out, rank) as ….lora_b, with q's and k's rows in llama.cpp's order."""
     for name, tensor in source.adapter.parameters.items():
         module, _, part = name.rpartition(".")
         rows = permuted_rows(source.base.config, f"{module}.weight") if part == B else None

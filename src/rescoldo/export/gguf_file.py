@@ -1,4 +1,4 @@
-"""Writing a GGUF file tensor by tensor, and reading it again to see that it is what was meant."""
+"""Writes a GGUF file tensor by tensor, and verifies it by reading it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to be written: its GGUF name, shape in elements, ggml type, and what makes its bytes (called once)."""
+    """A tensor to write: its GGUF name, shape in elements, ggml type, and a function for its bytes (called once)."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Value:
-    """A metadata value with GGUF's type numbers of it and, for a list, of its items."""
+    """A metadata value with GGUF's type numbers for it and, if it is a list, for its items."""
 
     value: Any
     kind: int
@@ -50,11 +50,11 @@ def write_gguf(
     tensors: Sequence[Planned],
     on_tensor: Callable[[Planned], None] = lambda _: None,
 ) -> None:
-    """Write the file; one tensor is in memory at a time. `metadata` must say general.architecture.
+    """Write the file, with one tensor in memory at a time. `metadata` must include general.architecture.
 
     Raises:
-        RescoldoError: what was written does not read back as it was meant.
-        OSError: as the system says.
+        RescoldoError: the file's content differs from what was written.
+        OSError: from the system.
     """
     from gguf import GGUFWriter
     from gguf.constants import GGMLQuantizationType, GGUFValueType
@@ -83,7 +83,7 @@ def write_gguf(
 
 
 def _byte_shape(tensor: Planned) -> tuple[int, ...]:
-    """The shape in bytes, which is what the writer expects beside a quantized type."""
+    """The shape in bytes, which the writer expects for a quantized type."""
     rows = math.prod(tensor.shape[:-1])
     return (*tensor.shape[:-1], tensor.n_bytes // rows)
 

@@ -1,4 +1,4 @@
-"""Metadata of a merged GGUF: the base file's own where the base is one, else made from the Hugging Face config."""
+"""Metadata of a merged GGUF: the base file's own, or else made from the Hugging Face config."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _QUANTIZATION_VERSION = 2
 
 
 def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
-    """All metadata of the merged file, tokenizer included.
+    """All metadata of the merged file, including the tokenizer.
 
     Raises:
-        RescoldoError: the base has something that GGUF or llama.cpp cannot express.
+        RescoldoError: the base has something that GGUF or llama.cpp cannot represent.
     """
     if source.base.gguf_file is not None:
         header = read_header(source.base.gguf_file)
@@ -40,7 +40,7 @@ def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
             for key, value in header.metadata.items()
             if not key.startswith(_NOT_CARRIED) and not _is_empty(value)
         }
-        if not metadata.get("tokenizer.chat_template"):  # one that this program knew by the base's name
+        if not metadata.get("tokenizer.chat_template"):  # the template is one of this program's
             metadata["tokenizer.chat_template"] = Value(source.tokenizer.chat_template, _STRING)
         metadata |= _named(source, metadata)
         for key in _OF_THE_BASE[1:]:
@@ -53,7 +53,7 @@ def merged_metadata(source: Source, dtype: str) -> dict[str, Value]:
 
 
 def _named(source: Source, base: dict[str, Value]) -> dict[str, Value]:
-    """The run's name as the model's, and what the base's own metadata say of the base under general.base_model.0."""
+    """The run's name as the model's, and the base's name and origin under general.base_model.0."""
     found = {f"general.base_model.0.{key}": base[f"general.{key}"] for key in _OF_THE_BASE if f"general.{key}" in base}
     return {
         "general.name": Value(source.run.resolve().name, _STRING),
@@ -64,7 +64,7 @@ def _named(source: Source, base: dict[str, Value]) -> dict[str, Value]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists of numbers as Python's own, which the writer takes."""
+    """Lists of numbers as Python numbers, which the writer accepts."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -106,7 +106,7 @@ def _model(source: Source) -> dict[str, Value]:
     fields = {**dict.fromkeys(family.gguf_integers), **asdict(config), **own, "attention_temperature": temperature}
     for field, value in family.derive_gguf(fields).items():
         if field not in said and getattr(config, field) != value:
-            raise RescoldoError(f"GGUF has no place for {field} of {getattr(config, field)}", fix="--to merged")
+            raise RescoldoError(f"GGUF cannot represent {field}={getattr(config, field)}", fix="--to merged")
     metadata |= {f"{name}.{key}": _float(value) for key, value in numbers.items()}
     metadata |= {f"{name}.{key}": value for key, value in {**_windows(family, config), **_scaling(config)}.items()}
     return metadata
@@ -117,15 +117,15 @@ def _float(value: float) -> Value:
 
 
 def _windows(family: Family, config: DecoderConfig) -> dict[str, Value]:
-    """Sliding windows. llama.cpp does not read them for these architectures and attends to everything; this program's
-    engine does."""
+    """Sliding windows. For these architectures llama.cpp ignores them and uses full attention; this program's engine
+    reads them."""
     sizes = {window for window in config.windows if window is not None}
     if not sizes:
         return {}
     pattern = [window is not None for window in config.windows]
     if isinstance(family.gguf_windows, int):
         if pattern != [(i + 1) % family.gguf_windows != 0 for i in range(config.n_layers)]:
-            raise RescoldoError("GGUF has no place for this order of sliding windows", fix="--to merged")
+            raise RescoldoError("GGUF cannot represent this order of sliding windows", fix="--to merged")
         return {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
     found = {"attention.sliding_window": Value(sizes.pop(), _UINT32)}
     if family.windows == "layer_types" or not all(pattern):
@@ -145,7 +145,7 @@ def _value(value: str | int | float) -> Value:
 
 
 def rope_factors(source: Source) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """What the base's inverse frequencies are divided by, (rotary_dim / 2,), as the tensors that GGUF keeps of it."""
+    """The divisors of the base's inverse frequencies, (rotary_dim / 2,), as GGUF tensors."""
     row, scaling = scaling_of(source.base.config)
     lists = row.write_lists(of_kind(source.base.config, "main"), scaling)
     return {name: np.asarray(divisors, np.float32) for name, divisors in lists.items()}

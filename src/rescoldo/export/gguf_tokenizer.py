@@ -1,8 +1,8 @@
-"""A Hugging Face tokenizer as GGUF metadata, so that llama.cpp makes the same tokens of the same text.
+"""A Hugging Face tokenizer as GGUF metadata, so that llama.cpp tokenizes texts identically.
 
 Two families, as in base.tokenizer_build: byte-level BPE ("gpt2") with llama.cpp's name of its pre-tokenizer, found by
-what it does to text, and SentencePiece BPE ("llama") with scores, which a tokenizer.json has as its merges' order, or
-with the merges themselves ("gemma4").
+comparing how texts are split, and SentencePiece BPE, either with scores ("llama"), which follow from the order of
+merges in tokenizer.json, or with the merges themselves ("gemma4").
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rescoldo.export.gguf_file import Value
 from rescoldo.export.source import Source
 
 _STRING, _UINT32, _INT32, _FLOAT32, _BOOL, _ARRAY = 8, 4, 5, 6, 7, 9  # GGUF's type numbers
-PROBE = (  # text on which the known pre-tokenizers differ
+PROBE = (  # a text that all known pre-tokenizers split differently
     "Hello  world,\tit's 12345 o'clock: I'LL  pay $1,234.56!\n\n\n  x=+1 a.b/c/d\r\n"
     "El niño comió 3 piñas; ¿qué? ÇĞş straße ﬁne Ⅻ ½ 漢字かな交じり文12 한국어 🙂👩‍👩‍👧\n"
     "Привет, мир! 'TIS THE'VE don’t  \n  //**~~<<>>^^|| \u00a0\u3000 e\u0301 №5 CamelCaseHTTPServer"
@@ -33,10 +33,10 @@ PROBE = (  # text on which the known pre-tokenizers differ
 
 
 def tokenizer_metadata(source: Source) -> dict[str, Value]:
-    """Everything below tokenizer.ggml, and the chat template.
+    """All metadata under tokenizer.ggml, and the chat template.
 
     Raises:
-        RescoldoError: a tokenizer that llama.cpp would read differently.
+        RescoldoError: llama.cpp would tokenize differently.
     """
     tokenizer = source.tokenizer
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -63,14 +63,14 @@ def _refused(source: Source, why: str) -> RescoldoError:
 
 
 def _added(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the tokenizer puts bos before and eos behind a text."""
+    """Whether the tokenizer adds bos before and eos after a text."""
     ids = tokenizer("x")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return bool(ids) and bos is not None and ids[0] == bos, bool(ids) and eos is not None and ids[-1] == eos
 
 
 def _vocabulary(source: Source, backend: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Text and type of each of the model's tokens; rows of the embedding without a token get a name of their own."""
+    """Text and type of each of the model's tokens; rows of the embedding without a token get unique names."""
     size = source.base.config.vocab_size
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
@@ -95,7 +95,7 @@ def _lists(model: str, pre: str, tokens: list[str], types: list[int]) -> dict[st
 
 
 def _pairs(backend: dict[str, Any]) -> list[tuple[str, str]]:
-    """The merges, which tokenizer.json has as "left right" or as [left, right]."""
+    """The merges; in tokenizer.json each is "left right" or [left, right]."""
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in backend["model"]["merges"]]
     return [(left, right) for left, right in merges]
 
@@ -108,21 +108,21 @@ def _byte_level(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
 
 
 def _find_pre(source: Source, backend: dict[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer that cuts PROBE as this one does."""
+    """llama.cpp's name of the pre-tokenizer that splits PROBE in the same way."""
     own = source.tokenizer.backend_tokenizer.pre_tokenizer
     if own is None:
-        raise _refused(source, "it does not cut text into words")
+        raise _refused(source, "it does not split text into words")
     pieces = own.pre_tokenize_str(PROBE)
     ignores = bool(backend["model"].get("ignore_merges"))
     alike = [name for name, pre in PRES.items() if pre_tokenizer(pre).pre_tokenize_str(PROBE) == pieces]
     exact = [name for name in alike if PRES[name].ignore_merges == ignores]
     if not exact:
-        raise _refused(source, "its way to cut text into words is none that is known here")
+        raise _refused(source, "it splits text into words in an unknown way")
     return exact[0]
 
 
 def _sentencepiece(source: Source, backend: dict[str, Any]) -> dict[str, Value]:
-    """Scores by the order of merges: the token that is merged first has the highest."""
+    """Scores by the order of merges: the token of the first merge has the highest score."""
     tokens, types = _vocabulary(source, backend)
     types = [
         BYTE if kind == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">") else kind

@@ -1,9 +1,10 @@
 """A chat template as a template for Ollama, in Go's template language.
 
-What the chat template writes is found out by letting it write conversations. Most templates write each message between
-two fixed texts, wherever it stands: `Framed`. Others write the first system message apart, or know none: `Turns`.
+The structure of the chat template is inferred by rendering conversations with it. Most templates put each message
+between two fixed texts, independent of its position: `Framed`. Others treat the first system message specially, or do
+not support system messages: `Turns`.
 
-Ollama gives a template .Messages (system messages among them, in place) and .System (all of them, joined).
+Ollama passes a template .Messages (including system messages, in order) and .System (all of them, joined).
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from rescoldo.errors import RescoldoError
 _USER, _ANSWER, _AGAIN, _SYSTEM, _LATER = "xqzuserzqx", "xqzanswerzqx", "xqzagainzqx", "xqzsystemzqx", "xqzlaterzqx"
 _U, _A, _UU = ("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)
 _S, _SS = ("system", _SYSTEM), ("system", _LATER)
-_CONVERSATIONS = (  # a template that writes these as `Framed` says is one
+_CONVERSATIONS = (  # a template is `Framed` if it renders all of these accordingly
     (_U,), (_U, _A, _UU), (_S, _U), (_S, _U, _A, _UU), (_U, _A, _SS, _UU), (_S, _U, _A, _SS, _UU), (_U, _SS),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Framed:
-    """A template that writes each message between two texts.
+    """A template that puts each message between two texts.
 
     Attributes:
-        frames: role → before and behind its content.
-        lead: before everything, where the first message is a system message, and where it is not.
-        begin: what begins the answer.
+        frames: role → the texts before and after its content.
+        lead: the text before everything, if the first message is a system message, and if it is not.
+        begin: the text that begins the answer.
     """
 
     frames: dict[str, tuple[str, str]]
@@ -43,10 +44,10 @@ class Framed:
         return self.lead[messages[0][0] != "system"] + text + self.begin
 
     def template(self) -> str:
-        """The same in Go's language."""
+        """The template in Go's language."""
         roles = [
-            'if eq .Role "' + role + '" }}' + _literal(before) + "{{ .Content }}" + _literal(behind)
-            for role, (before, behind) in self.frames.items()
+            'if eq .Role "' + role + '" }}' + _literal(before) + "{{ .Content }}" + _literal(after)
+            for role, (before, after) in self.frames.items()
         ]
         message = "{{ " + "{{ else ".join(roles) + "{{ end }}"
         with_system, without = map(_literal, self.lead)
@@ -61,14 +62,15 @@ class Framed:
 
 @dataclass(frozen=True)
 class Turns:
-    """What another template writes around the parts of a conversation. A later system message goes to the front.
+    """The texts that another template puts around the parts of a conversation. A later system message is moved to the
+    front.
 
     Attributes:
-        head: before the first question, where there is no system message.
-        system: before and behind a system message, the latter up to the first question; None: the template has none.
-        tail: behind a question, up to where the answer begins.
-        answer: between `tail` and an answer that is already known; between, from its end to the next question. None
-            where the template writes a conversation in no way that can be put together so.
+        head: before the first question, if there is no system message.
+        system: before a system message, and between it and the first question; None: not supported by the template.
+        tail: after a question, up to the beginning of the answer.
+        answer: between `tail` and a previous answer, and between its end and the next question. None if the template
+            does not render conversations in this way.
     """
 
     head: str
@@ -77,11 +79,11 @@ class Turns:
     answer: tuple[str, str] | None
 
     def template(self) -> str:
-        """The same in Go's language. No newline or blank outside of what the model is to see."""
+        """The template in Go's language, without a newline or blank that the model should not see."""
         head = _literal(self.head)
         if self.system:
-            before, behind = map(_literal, self.system)
-            head = "{{ if .System }}" + before + "{{ .System }}" + behind + "{{ else }}" + head + "{{ end }}"
+            before, after = map(_literal, self.system)
+            head = "{{ if .System }}" + before + "{{ .System }}" + after + "{{ else }}" + head + "{{ end }}"
         tail = _literal(self.tail)
         if self.answer is None:
             return head + "{{ .Prompt }}" + tail
@@ -100,28 +102,28 @@ class Turns:
 
 
 def go_template(tokenizer: Any) -> str:
-    """The tokenizer's chat template as one for Ollama.
+    """The tokenizer's chat template as a template for Ollama.
 
     Raises:
-        RescoldoError: it cannot write a single question.
+        RescoldoError: it cannot render a single question.
     """
     return read_template(tokenizer).template()
 
 
 def read_template(tokenizer: Any) -> Framed | Turns:
-    """Find out what the chat template writes.
+    """Infer the structure of the chat template.
 
     Raises:
-        RescoldoError: it cannot write a single question.
+        RescoldoError: it cannot render a single question.
     """
     bos = tokenizer.bos_token if (tokenizer("x")["input_ids"] or [None])[0] == tokenizer.bos_token_id else None
 
     def write(*messages: tuple[str, str]) -> str:
         text = prompt_text([{"role": role, "content": content} for role, content in messages], tokenizer) or ""
-        return text.removeprefix(bos) if bos else text  # Ollama begins the sequence itself
+        return text.removeprefix(bos) if bos else text  # Ollama adds bos itself
 
     def finished(*messages: tuple[str, str]) -> str:
-        """Without the beginning of an answer."""
+        """Without the text that begins an answer."""
         turns = [{"role": role, "content": content} for role, content in messages]
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
         return text.removeprefix(bos) if bos else text
@@ -130,16 +132,16 @@ def read_template(tokenizer: Any) -> Framed | Turns:
         framed = _framed(write, finished)
         if all(write(*messages) == framed.render(messages) for messages in _CONVERSATIONS):
             return framed
-    except Exception:  # it refuses one of them (jinja2's errors are of many kinds), or writes it in another way
+    except Exception:  # it refuses a conversation (jinja2 raises many types), or renders it differently
         pass
     return _turns(write)
 
 
 def _framed(write: Any, finished: Any) -> Framed:
-    """The texts around each role's content, cut out of conversations.
+    """The texts around each role's content, cut out of rendered conversations.
 
     Raises:
-        ValueError: they cannot be.
+        ValueError: they cannot be determined.
     """
     user_close = finished(_U, _A, _UU).split(_AGAIN)[1]
     before, between, rest = re.split(f"{_USER}|{_ANSWER}", finished(_U, _A, _UU).split(_AGAIN)[0])
@@ -149,23 +151,23 @@ def _framed(write: Any, finished: Any) -> Framed:
     system_open = _cut(system, answer_close)
     with_system, after, _ = re.split(f"{_SYSTEM}|{_USER}", finished(_S, _U))
     frames = {
-        "system": (system_open, _cut(after, behind=user_open)),
+        "system": (system_open, _cut(after, end=user_open)),
         "user": (user_open, user_close),
         "assistant": (answer_open, answer_close),
     }
-    lead = _cut(with_system, behind=system_open), _cut(before, behind=user_open)
+    lead = _cut(with_system, end=system_open), _cut(before, end=user_open)
     return Framed(frames, lead, _cut(write(_U), finished(_U)))
 
 
-def _cut(text: str, before: str = "", behind: str = "") -> str:
-    """`text` without what it begins and ends with.
+def _cut(text: str, begin: str = "", end: str = "") -> str:
+    """`text` without a given beginning and end.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not have them.
     """
-    if not text.startswith(before) or not text.endswith(behind) or len(text) < len(before) + len(behind):
-        raise ValueError("another text than expected")
-    return text[len(before) : len(text) - len(behind)]
+    if not text.startswith(begin) or not text.endswith(end) or len(text) < len(begin) + len(end):
+        raise ValueError("unexpected text")
+    return text[len(begin) : len(text) - len(end)]
 
 
 def _turns(write: Any) -> Turns:
@@ -178,13 +180,13 @@ def _turns(write: Any) -> Turns:
         if len(parts) == 4 and (parts[0], parts[3]) == (head, tail) and parts[1].startswith(tail):
             answer = parts[1].removeprefix(tail), parts[2]
     except RescoldoError:
-        pass  # one question is all that it takes
+        pass  # the template supports a single question only
     try:
         parts = re.split(f"{_SYSTEM}|{_USER}", write(_S, _U))
         if len(parts) == 3 and parts[2] == tail:
             system = parts[0], parts[1]
     except RescoldoError:
-        pass  # a template without system messages
+        pass  # the template does not support system messages
     return Turns(head, system, tail, answer)
 
 

@@ -1,4 +1,4 @@
-"""Base and adapter as one GGUF file."""
+"""Base and adapter merged into one GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OUTER = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def default_dtype(source: Source) -> str:
-    """Q8_0 where the base is quantized itself, else F16."""
+    """Q8_0 if the base is itself quantized, else F16."""
     tensors = source.base.tensors
     quantized = any(tensors.quantized(name) is not None for name in tensors.names())
     return "Q8_0" if quantized else "F16"
@@ -33,8 +33,8 @@ def _bits(dtype: str) -> float:
 
 
 def stored_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
-    """The type in which a tensor of the model is written when `dtype` is asked for: vectors in F32, and with Q4_0 the
-    embeddings and the head in Q8_0, where four bits cost most (llama.cpp's own quantizer spares them too)."""
+    """The type of a tensor in a file with `dtype`: vectors are in F32, and with Q4_0 the embeddings and the head in
+    Q8_0, where four bits lose most (llama.cpp's own quantizer also uses more bits for them)."""
     if len(shape) == 1:
         return "F32"
     if dtype in QUANTIZED and shape[1] % _BLOCK:
@@ -43,10 +43,10 @@ def stored_type(name: str, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def merged_tensors(source: Source, dtype: str) -> Iterator[Planned]:
-    """All tensors of the merged model, in the base's order, each made when its turn comes.
+    """All tensors of the merged model, in the base's order, each computed when it is written.
 
-    A matrix that the adapter leaves alone is copied block by block from a quantized base, where a quantized `dtype` was
-    asked for that takes no less room: it loses nothing by being rounded a second time.
+    A matrix without an adapter is copied block by block from a quantized base if a quantized `dtype` of at least the
+    same size was requested, because rounding it a second time would lose precision.
     """
     tensors, config = source.base.tensors, source.base.config
     for name in tensors.names():

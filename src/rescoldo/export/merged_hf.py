@@ -1,4 +1,4 @@
-"""Base and adapter as a Hugging Face directory: config, tokenizer, chat template, safetensors in shards."""
+"""Base and adapter merged into a Hugging Face directory: config, tokenizer, chat template, safetensors in shards."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def default_dtype(source: Source) -> str:
-    """The base's own, BF16 where it is decoded from FP8 or similar, F16 where it is in GGUF's blocks, whose scales are
-    half precision."""
+    """The base's own dtype; BF16 if it is decoded from FP8 or the like; F16 if it is in GGUF's blocks, whose scales
+    have half precision."""
     tensors = source.base.tensors
     name = f"model.layers.0.{source.base.config.members('qkv', 0)[0]}.weight"
     if tensors.decoded(name):
@@ -41,10 +41,10 @@ def default_dtype(source: Source) -> str:
 
 
 def write_config(source: Source, directory: Path, dtype: str) -> None:
-    """config.json and generation_config.json: the base's own, or made from the decoder's config.
+    """Write config.json and generation_config.json: the base's own, or made from the decoder's config.
 
     Raises:
-        RescoldoError: the base has something that a Hugging Face config cannot say.
+        RescoldoError: the base has something that a Hugging Face config cannot represent.
     """
     config, tokenizer = source.base.config, source.tokenizer
     generation: dict[str, Any] = {"eos_token_id": sorted(stop_ids(tokenizer)), "do_sample": False}
@@ -66,13 +66,14 @@ def write_config(source: Source, directory: Path, dtype: str) -> None:
 
 
 def _family(config: DecoderConfig) -> Family:
-    """The family of the class in transformers: GGUF calls Mistral a llama; only Mistral's class has sliding windows."""
+    """The family of the transformers class: GGUF calls Mistral a llama, but only Mistral's class has sliding
+    windows."""
     family = FAMILIES[config.architecture]
     return FAMILIES[family.hf_family(config) or family.name]
 
 
 def _alike(written: DecoderConfig, meant: DecoderConfig) -> bool:
-    """The same decoder, RoPE's scaling compared by what it does."""
+    """Whether two decoders are the same, with RoPE scalings compared by their effect."""
     for kind in sorted({meant.rope(i) for i in range(meant.n_layers)} - {"none"}):
         speeds = [inverse_frequencies(of_kind(config, kind)) for config in (written, meant)]
         same = torch.allclose(speeds[0][0], speeds[1][0], rtol=1e-5, atol=0) and abs(speeds[0][1] - speeds[1][1]) < 1e-6
@@ -126,17 +127,17 @@ def _config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
-    """The scaling in config.json's words.
+    """The scaling in config.json's format.
 
     Raises:
-        RescoldoError: it has none for it.
+        RescoldoError: the format does not support it.
     """
     row, scaling = scaling_of(config)
     return row.to_config(config, scaling) or None
 
 
 def plan_shards(source: Source, dtype: str) -> list[list[str]]:
-    """The tensors' names, in the order of the model, by the shard that they go to."""
+    """The tensors' names, in the model's order, grouped by shard."""
     shards: list[list[str]] = []
     room = 0
     for name, shape in source.base.config.tensor_shapes().items():
@@ -150,16 +151,16 @@ def plan_shards(source: Source, dtype: str) -> list[list[str]]:
 
 
 def total_bytes(source: Source, dtype: str) -> int:
-    """What the weights take on disk."""
+    """The size of the weights on disk, in bytes."""
     return sum(int(np.prod(shape)) for shape in source.base.config.tensor_shapes().values()) * PLAIN[dtype].itemsize
 
 
 def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:
-    """The shards and their index, then everything read again and compared.
+    """Write the shards and their index, then read everything again and compare.
 
     Raises:
-        RescoldoError: a value does not fit into `dtype`, or what was written does not read back.
-        OSError: as the system says.
+        RescoldoError: a value does not fit into `dtype`, or the content on disk differs from what was written.
+        OSError: from the system.
     """
     from safetensors.torch import save_file
 
@@ -172,7 +173,7 @@ def write_weights(source: Source, directory: Path, dtype: str, on_tensor: Callab
         digests |= {name: _digest(tensor) for name, tensor in tensors.items()}
         files |= dict.fromkeys(names, file)
         save_file(tensors, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod(directory.stat().st_mode & 0o666)  # safetensors gives it to its owner alone
+        (directory / file).chmod(directory.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
         del tensors
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_bytes(source, dtype)}, "weight_map": files}
@@ -197,9 +198,9 @@ def _tensors(
         weight = source.merged(name)
         offset = source.base.family.norm_offset
         if offset and name.endswith("norm.weight"):
-            weight = weight.float() - offset  # as the file has it
+            weight = weight.float() - offset  # as in the base's file
         stored = to_plain(weight, dtype, name)
-        yield name, stored.clone() if stored is weight else stored  # a clone: what is mapped would keep the file mapped
+        yield name, stored.clone() if stored is weight else stored  # cloned, or the base's file would stay mapped
         del weight, stored
         source.base.tensors.release()
         on_tensor(name)
@@ -210,11 +211,11 @@ def _digest(tensor: torch.Tensor) -> bytes:
 
 
 def write_merged(source: Source, directory: Path, dtype: str, on_tensor: Callable[[str], None]) -> None:
-    """The whole directory, checked: it opens as a base model with the same shape and makes the same tokens.
+    """Write the whole directory and verify it: it opens as a base model of the same shape and tokenizes identically.
 
     Raises:
         RescoldoError: see write_config and write_weights.
-        OSError: as the system says.
+        OSError: from the system.
     """
     write_config(source, directory, dtype)
     save_tokenizer(source.tokenizer, directory)

@@ -19,14 +19,14 @@ _NAME = re.compile(
 
 
 def modelfile(source: Source, files: dict[str, str], document: dict[str, Any]) -> str:
-    """The Modelfile.
+    """The content of the Modelfile.
 
     Args:
-        files: "model" and "adapter": what FROM and ADAPTER say; no "adapter" where the model holds it already.
-        document: prompt.json's content.
+        files: the files for FROM ("model") and ADAPTER ("adapter"); without "adapter" if it is merged into the model.
+        document: the content of prompt.json.
 
     Raises:
-        RescoldoError: the chat template cannot be put into a Modelfile.
+        RescoldoError: the chat template cannot be written in a Modelfile.
     """
     sampling, example = document["sampling"], document["example"]
     room = len(example["tokens"]) * 2 + sampling["max_new_tokens"]
@@ -36,13 +36,13 @@ def modelfile(source: Source, files: dict[str, str], document: dict[str, Any]) -
     parameters: dict[str, Any] = {
         "temperature": sampling["temperature"],
         "top_p": sampling["top_p"],
-        "repeat_penalty": 1.0,  # Ollama's own default would punish the keys and IDs that have to come again
+        "repeat_penalty": 1.0,  # Ollama's default would penalize keys and IDs, which have to be repeated
         "seed": sampling["seed"],
         "num_predict": sampling["max_new_tokens"],
         "num_ctx": min(-(-room // 512) * 512, source.base.config.max_positions),
     }
     lines = [
-        f"# Made by rescoldo from {source.run.name}. PROMPT.md says how to call it.",
+        f"# Made by rescoldo from {source.run.name}. PROMPT.md explains how to call it.",
         f"FROM {files['model']}",
         *([f"ADAPTER {files['adapter']}"] if "adapter" in files else []),
         f'TEMPLATE """{template}"""',
@@ -53,14 +53,14 @@ def modelfile(source: Source, files: dict[str, str], document: dict[str, Any]) -
 
 
 def check_name(name: str) -> str:
-    """`name` if Ollama would take it for a model.
+    """`name`, if it is a valid name for a model in Ollama.
 
     Raises:
-        RescoldoError: it would not.
+        RescoldoError: it is invalid.
     """
     if not _NAME.fullmatch(name):
         raise RescoldoError(
-            f"{name!r} is no name for a model of Ollama's",
+            f"invalid name for a model in Ollama: {name!r}",
             where="--name",
             fix="--name and letters, digits, . _ -, as in --name mistral-ba",
         )
@@ -68,12 +68,12 @@ def check_name(name: str) -> str:
 
 
 def create_command(name: str, directory: Path) -> list[str]:
-    """The command that makes the model in Ollama, of an export in `directory`."""
+    """The command that creates the model in Ollama from an export in `directory`."""
     return ["ollama", "create", name, "-f", str(directory / "Modelfile")]
 
 
 def run_create(command: list[str]) -> bool:
-    """Run it where Ollama is installed; False where it is not. Its own output goes to standard error.
+    """Run it if Ollama is installed, else return False. Its output goes to standard error.
 
     Raises:
         RescoldoError: Ollama failed.

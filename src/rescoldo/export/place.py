@@ -1,4 +1,4 @@
-"""A new directory that appears under its name only when all of it is written, synced and checked."""
+"""A new directory that gets its name only after all of it is written, synced and verified."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import sync_directory
+from rescoldo.files import sync_directory, temporary_beside
 from rescoldo.units import gigabytes
 
 MANIFEST = "export.json"
-_RESERVE = 64 << 20  # bytes that stay free beside what is written
+_RESERVE = 64 << 20  # bytes that stay free after writing
 
 
 def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
-    """Find out before anything is written whether `n_bytes` can go to the new directory `target`.
+    """Check before writing whether `n_bytes` can be written to the new directory `target`.
 
     Raises:
-        RescoldoError: something is there already (with `force`: something that is no export), or there is no room.
+        RescoldoError: it exists already (with `force`: and is not an export), or there is not enough space.
     """
     if target.name in ("", ".."):
         raise RescoldoError(
-            "is no new directory", where=f"--output {target}", fix=f"name one: --output {target}/export"
+            "must be a new directory", where=f"--output {target}", fix=f"name one: --output {target}/export"
         )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise RescoldoError("is there, and is no directory", where=str(target), fix="choose another --output")
+        raise RescoldoError("exists, and is not a directory", where=str(target), fix="choose another --output")
     if target.is_dir() and any(target.iterdir()):
         if not _is_export(target):
             raise RescoldoError(
@@ -41,7 +39,7 @@ def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
         others = sorted({path.name for path in target.iterdir()} - _exported(target))
         if others:
             raise RescoldoError(
-                f"holds what no export has put there: {', '.join(others[:4])}",
+                f"holds files that are not part of an export: {', '.join(others[:4])}",
                 where=str(target),
                 fix="move that away, or choose another --output",
             )
@@ -49,11 +47,11 @@ def check_place(target: Path, n_bytes: int, *, force: bool) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise RescoldoError(f"{parent} is no directory that may be written", where=str(target), fix="another --output")
+        raise RescoldoError(f"{parent} is not a writable directory", where=str(target), fix="another --output")
     free = shutil.disk_usage(parent).free
     if free < n_bytes + _RESERVE:
         raise RescoldoError(
-            f"{gigabytes(n_bytes)} would be written, and only {gigabytes(free)} are free",
+            f"{gigabytes(n_bytes)} would be written, but only {gigabytes(free)} are free",
             where=str(target),
             fix="free some space, choose an --output on another disk, or a smaller --dtype",
             exit_code=EXIT_FAILURE,
@@ -65,7 +63,7 @@ def _is_export(directory: Path) -> bool:
 
 
 def _exported(directory: Path) -> set[str]:
-    """The names of the files that an export has written there; none if there is no export."""
+    """The names of the files that an export has written there; empty if there is no export."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         return {MANIFEST, *manifest["files"]} if manifest.get("rescoldo_export") else set()
@@ -75,16 +73,15 @@ def _exported(directory: Path) -> set[str]:
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to fill; at the end it is synced and takes the place of `target` and of what an
-    earlier export left there. After an error `target` is as it was.
+    """A temporary directory next to `target`, to be filled; at the end it is synced and replaces `target` with its
+    earlier export. After an error `target` is unchanged.
 
     Raises:
         RescoldoError: the system refuses to write (disk full, read-only).
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target)
         temporary.mkdir()
         yield temporary
         for path in temporary.rglob("*"):
@@ -92,7 +89,7 @@ def new_directory(target: Path) -> Iterator[Path]:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
         sync_directory(temporary)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
+        old = temporary_beside(target, "old.tmp")
         if target.exists():
             target.rename(old)
         try:
@@ -107,16 +104,8 @@ def new_directory(target: Path) -> Iterator[Path]:
         raise RescoldoError(
             f"cannot be written: {error.strerror or error}",
             where=str(target),
-            fix="make room or choose another --output; nothing was left behind",
+            fix="free some space or choose another --output; nothing was left behind",
             exit_code=EXIT_FAILURE,
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Remove what an export that was killed has left."""
-    for path in target.parent.glob(f".{target.name}.*.tmp"):
-        pid = path.name.removeprefix(f".{target.name}.").partition(".")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How to call an exported model so that it sees the prompt it was trained on: prompt.json and PROMPT.md."""
+"""How to call an exported model with the prompt it was trained on: prompt.json and PROMPT.md."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _EXAMPLE = "A tool library where neighbours lend each other tools"
 
 
 def placeholder(role: Role) -> str:
-    """What stands in the messages where a record's input goes: {concept} for ba."""
+    """The placeholder for a record's input in the messages: {concept} for ba."""
     return "{" + role.input + "}"
 
 
 def question(role: Role, text: str) -> list[dict[str, str]]:
-    """The messages that ask about `text`: the role's prompt, or the text alone where the prompt needs more."""
+    """The messages with the input `text`: the role's prompt, or the text alone if the prompt needs more fields."""
     try:
         return role.messages({role.input: text})
     except RescoldoError:
@@ -33,8 +33,8 @@ def question(role: Role, text: str) -> list[dict[str, str]]:
 
 
 def example(source: Source) -> tuple[str, list[dict[str, str]]]:
-    """The input and the messages of the first record that the run was validated on, while its file is there; else of
-    one of our own."""
+    """Input and messages of the first validation record of the run if its file still exists, else of a built-in
+    example."""
     path, role = source.info.get("val_dataset"), source.role
     try:
         records = read_records(Path(path), role, answers=False) if isinstance(path, str) and path else []
@@ -44,14 +44,13 @@ def example(source: Source) -> tuple[str, list[dict[str, str]]]:
 
 
 def prompt_document(source: Source) -> dict[str, Any]:
-    """What prompt.json holds.
+    """The content of prompt.json.
 
     Returns:
-        role; template: whose chat template it is, in words; input: the placeholder in the messages; messages; sampling
-        as the evaluation decodes; stop (the texts of the tokens that end an answer) and stop_ids; example: input,
-        messages, rendered (the text before the answer, through the chat template) and tokens (its ids);
-        begins_with_bos: whether the rendered text already has the token that begins a sequence, so that nothing may add
-        it a second time.
+        role; template: the chat template's origin, for people; input: the placeholder in the messages; messages;
+        sampling as in evaluation; stop (the texts of the tokens that end an answer) and stop_ids; example: input,
+        messages, rendered (the prompt as rendered by the chat template) and tokens (its ids); begins_with_bos: whether
+        the rendered text includes the beginning-of-sequence token, so that it must not be added again.
     """
     tokenizer, role = source.tokenizer, source.role
     asked, messages = example(source)
@@ -81,28 +80,28 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
     write_json(directory / "prompt.json", document)
     shown, sampling = document["example"], document["sampling"]
     stops = ", ".join(f"`{text}`" for text in document["stop"])
-    once = "the token that begins a sequence is part of it: nothing may add a second one"
+    once = "the beginning-of-sequence token is part of it: it must not be added again"
     lines = [
         "# How to call this model",
         "",
-        f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well when it sees",
+        f"It was trained for the role `{document['role']}` on `{document['base_model']}`. It answers well if it gets",
         f"the prompt that it was trained on, through {document['template']}. In this directory:",
         "",
         *[part for call in calls for part in ("```sh", call, "```", "")],
-        f"- **Messages**: those below. Put what you ask about where `{document['input']}` stands; change nothing else.",
+        f"- **Messages**: those below. Replace `{document['input']}` by the input; change nothing else.",
         f"- **Sampling**: temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}, no repetition penalty,",
         f"  at most {sampling['max_new_tokens']} new tokens: as `rescoldo eval` decodes.",
         f"- **Stop** at {stops}.",
         f"- **Context**: {len(shown['tokens'])} tokens of prompt for the example below, and the new tokens.",
         "",
-        "prompt.json beside this file says the same for programs.",
+        "prompt.json in this directory has the same for programs.",
         "",
         "## The messages",
         "",
         *[part for one in document["messages"] for part in (f"{one['role']}:", "", *_block(one["content"]))],
         "## One example as the model sees it",
         "",
-        f"{len(shown['tokens'])} tokens, the chat template applied"
+        f"{len(shown['tokens'])} tokens, with the chat template applied"
         + (f"; {once}." if document["begins_with_bos"] else "."),
         "",
         *_block(shown["rendered"]),
@@ -111,7 +110,7 @@ def write_prompt(directory: Path, document: dict[str, Any], calls: list[str]) ->
 
 
 def _block(text: str) -> list[str]:
-    """Text between fences that it does not contain itself."""
+    """A code block with fences that do not occur in the text."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""What is exported: a run's adapter, the base model it belongs to, and the role it was trained for."""
+"""The source of an export: a run's adapter, its base model, and its role."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rescoldo.role import Role, role_of_run
 
 @dataclass(frozen=True)
 class Source:
-    """A run, opened. `info` is its training_info.json ({} for an adapter that PEFT wrote)."""
+    """An opened run. `info` is its training_info.json ({} for an adapter written by PEFT)."""
 
     run: Path
     info: dict[str, Any]
@@ -30,12 +30,12 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer with its chat template, which writes the date of the run if it writes any."""
+        """The base model's tokenizer with its chat template, which writes the run's date if it writes a date."""
         return dated_tokenizer(self.base, self.info)
 
     @property
     def base_name(self) -> str:
-        """The base model's name: what the user named, of a path the last part (paths are of this machine)."""
+        """The base model's name as the user named it; of a path the last part, since paths are local."""
         if not Path(self.base.spec).exists():
             return self.base.spec
         path = self.base.path.resolve()
@@ -43,7 +43,7 @@ class Source:
 
     @cached_property
     def adapter_sha256(self) -> str:
-        """Of adapter_model.safetensors."""
+        """The SHA-256 of adapter_model.safetensors."""
         return sha256(self.run / WEIGHTS_FILE)
 
     def changes(self, name: str) -> bool:
@@ -51,7 +51,7 @@ class Source:
         return f"{name.removesuffix('.weight')}.{A}" in self.adapter.parameters
 
     def merged(self, name: str) -> torch.Tensor:
-        """The base's tensor with the adapter's part added: float32 where the adapter changes it, else as stored."""
+        """The base's tensor with the adapter merged in: float32 if the adapter changes it, else as stored."""
         weight = self.base.tensors.get(name)
         if not self.changes(name):
             return weight
@@ -67,11 +67,11 @@ def open_source(run: Path) -> Source:
     """Open a run for export.
 
     Raises:
-        RescoldoError: no run, a damaged adapter, one that does not fit its base, or a base that has changed since.
+        RescoldoError: it is not a run, the adapter is damaged or does not fit its base, or the base has changed since.
     """
     refuse_unfinished(run)
     if not is_run(str(run)):
-        raise RescoldoError("is no run directory", where=str(run), fix="pass the --output of a finished run")
+        raise RescoldoError("is not a run's directory", where=str(run), fix="pass the --output of a finished run")
     info, adapter = run_info(run), read_adapter(run)
     base = open_base_of(run, info, adapter)
     adapter.fits(base.config, base.spec)

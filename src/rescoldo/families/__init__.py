@@ -29,7 +29,7 @@ WRAPPERS: dict[str, tuple[Family, ...]] = {  # the first one is transformers' de
 
 
 def family_of_gguf(architecture: object) -> Family | None:
-    """The first family that GGUF calls by this name."""
+    """The first family with this name in GGUF."""
     return next((family for family in FAMILIES.values() if family.gguf == architecture), None)
 
 

@@ -1,5 +1,5 @@
-"""What a row of the table of families says. Everything that sets one family apart from another is said here and nowhere
-else; the engine sees a DecoderConfig and tensors under Hugging Face's names."""
+"""A row of the table of families. All differences between families are described here and nowhere else; the engine sees
+a DecoderConfig, and tensors under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rescoldo.engine.config import (
     DecoderConfig,
 )
 
-# where a wrapper for images or sound keeps the decoder's tensors: transformers 5, transformers 4
+# prefixes of the decoder's tensors in a wrapper for images or sound: transformers 5, transformers 4
 _WRAPPED = (
     ("model.language_model.", "model."),
     ("language_model.model.", "model."),
@@ -46,16 +46,16 @@ _LAYER_NAMES = {
     "inp_gate": LAYER_GATE.removesuffix(".weight"),
     "proj": LAYER_PROJECTION.removesuffix(".weight"),
     "post_norm": LAYER_NORM,
-    "layer_output_scale": LAYER_SCALAR,  # a tensor without ".weight" behind its name
+    "layer_output_scale": LAYER_SCALAR,  # a tensor whose name does not end in ".weight"
 }
 _FUSED_NAMES = {"qkv": {"attn_qkv": "self_attn.qkv_proj"}, "gate_up": {"ffn_up": "mlp.gate_up_proj"}}
-_NORM_NAMES = (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm"))  # as config.NORMS
+_NORM_NAMES = (("attn_norm", "post_attention_norm"), ("ffn_norm", "post_ffw_norm"))  # in the order of config.NORMS
 
 
 @dataclass(frozen=True)
 class Key:
-    """Where a field of DecoderConfig is: its name in config.json and in GGUF's metadata, there without the architecture
-    before it; empty: not there."""
+    """Where a field of DecoderConfig is stored: its name in config.json and in GGUF's metadata (there without the
+    architecture's prefix); "": it is not stored."""
 
     hf: str = ""
     gguf: str = ""
@@ -69,31 +69,31 @@ class Family:
         name: `model_type` in config.json, and the family's name everywhere in this program.
         gguf: `general.architecture` in GGUF.
         hf_class: the class in transformers.
-        gguf_merges: whether GGUF says the merges of this family's SentencePiece tokenizer, beside its pieces' scores.
-        fixed: fields of DecoderConfig that are the same in all models of the family, beside the class's own defaults.
-        keys: fields that a model's config says, beside those that all families have.
-        windows: which layers have a sliding window: none, all, or those that `layer_types` says.
-        gguf_windows: the same in GGUF: "all", "pattern" (the file must say it), or n: all but every n-th.
-        hf_family: the name of the family whose class in transformers a model of GGUF's architecture belongs to, where
-            GGUF has one name for several; empty: this one.
-        rope_keys: what rope_parameters say that is not of the rotation; `derive_hf` reads it.
-        partial_rope: whether the models may rotate only the first part of a head (partial_rotary_factor).
-        interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs side by side).
-        norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF has the sum.
-        activation_key: where config.json says the activation.
-        refused: values in config.json that stand for something that the engine does not compute, and what that is.
+        gguf_merges: whether GGUF has the merges of this family's SentencePiece tokenizer in addition to the scores.
+        fixed: fields of DecoderConfig with a value for the whole family that is not the class's default.
+        keys: fields that are stored with a model, in addition to those that all families store.
+        windows: which layers have a sliding window: none, all, or those given by `layer_types`.
+        gguf_windows: the same in GGUF: "all", "pattern" (the file must have it), or n: all but every n-th.
+        hf_family: the name of the family whose transformers class applies to a GGUF model, if GGUF uses one name for
+            several; "": this one.
+        rope_keys: keys in rope_parameters that do not affect the rotation; `derive_hf` reads them.
+        partial_rope: whether models may rotate only the first part of a head (partial_rotary_factor).
+        interleaved_rope: whether GGUF has the rows of q and k in another order (rotary pairs adjacent).
+        norm_offset: added to the norms' weights of a Hugging Face file when they are read; GGUF stores the sum.
+        activation_key: the key of the activation in config.json.
+        refused: values in config.json that mean something the engine does not compute, and what that is.
         by_layer: keys of config.json whose values may differ by layer (per_layer_config); `derive_hf` reads them.
-        derive_hf: more fields of DecoderConfig, from transformers' config. It and `derive_gguf` raise a ValueError
-            where values do not fit together.
-        derive_gguf: more fields, from those that the metadata says.
+        derive_hf: computes more fields of DecoderConfig from transformers' config. It and `derive_gguf` raise
+            ValueError if values do not fit together.
+        derive_gguf: computes more fields from those in the metadata.
         gguf_by_layer: keys of GGUF's metadata whose values may differ by layer.
-        gguf_integers: more keys of GGUF's metadata that `derive_gguf` reads, each a whole number or None; they are
-            among its fields under their own names.
-        write_hf: what config.json says of fields that `derive_hf` makes; None: it has no such key.
-        write_gguf: what GGUF's metadata say of fields that `derive_gguf` makes, in place of what they say elsewhere.
-        gguf_refused: values in GGUF's metadata that stand for something that the engine does not compute.
+        gguf_integers: more keys of GGUF's metadata for `derive_gguf`, each an integer or None, passed under their own
+            names.
+        write_hf: the keys of config.json for fields that `derive_hf` computes; None removes a key.
+        write_gguf: GGUF's metadata for fields that `derive_gguf` computes, overriding the usual ones.
+        gguf_refused: values in GGUF's metadata that mean something the engine does not compute.
         wrappers: other `model_type`s, whose `text_config` is of this family.
-        left_alone: beginnings of the names of a wrapper's tensors that are not the decoder's.
+        left_alone: prefixes of a wrapper's tensors that do not belong to the decoder.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Family:
     left_alone: tuple[str, ...] = ()
 
     def decoder_name(self, name: str, *, wrapped: bool) -> str | None:
-        """The decoder's name of a tensor of a Hugging Face file; None where it is to be left alone."""
+        """The decoder's name for a tensor of a Hugging Face file; None if the tensor is not used."""
         if name.endswith(".rotary_emb.inv_freq"):
             return None  # computed from the config
         if wrapped:
@@ -143,7 +143,7 @@ class Family:
         return names
 
     def from_gguf(self, name: str) -> str | None:
-        """Hugging Face's name of a GGUF tensor; None where there is none."""
+        """Hugging Face's name for a GGUF tensor; None if there is none."""
         stem, _, kind = name.rpartition(".")
         if kind not in ("weight", "bias"):
             return None
@@ -159,7 +159,7 @@ class Family:
         return f"model.layers.{number}.{found}.{kind}" if found else None
 
     def to_gguf(self, name: str) -> str:
-        """GGUF's name of a tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
+        """GGUF's name for a tensor ("model.layers.3.mlp.up_proj.weight" → "blk.3.ffn_up.weight").
 
         Raises:
             KeyError: there is none.
@@ -173,7 +173,7 @@ class Family:
         return f"blk.{layer}.{theirs}.{kind}"
 
     def rotary_heads(self, config: DecoderConfig, name: str) -> int | None:
-        """How many heads the rows of a tensor belong to whose order is another in GGUF; None: the order is the same."""
+        """The number of heads of a tensor whose rows GGUF stores in another order; None if the order is the same."""
         if self.interleaved_rope and ".q_proj." in name:
             return config.n_heads
         if self.interleaved_rope and ".k_proj." in name:

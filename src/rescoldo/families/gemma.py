@@ -1,4 +1,4 @@
-"""Gemma: norms that multiply by 1 + w, a GELU, and embeddings times the root of their width."""
+"""Gemma: norms that multiply by 1 + w, GELU, and embeddings times the square root of their width."""
 
 import math
 from collections.abc import Mapping

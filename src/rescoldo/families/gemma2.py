@@ -1,5 +1,5 @@
-"""Gemma 2: Gemma with norms on both sides of a sublayer, a sliding window on every other layer, and soft caps on the
-scores and the logits."""
+"""Gemma 2: Gemma with norms on both sides of a sublayer, a sliding window on every other layer, and soft-capped scores
+and logits."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from rescoldo.families import gemma3
 from rescoldo.families.family import Key
 
-_LAYERS_OF_27B = 46  # the one size whose scores are divided by another number than the root of the head's size
+_LAYERS_OF_27B = 46  # the only size whose scores are not divided by the square root of the head size
 
 
 def _derive_gguf(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Gemma 3: Gemma with norms on both sides of a sublayer and on each head of q and k, five layers with a sliding window
-to one without, and a rotation for each kind. From 4B it is wrapped together with a vision tower."""
+for one without, and a separate rotation for each kind. From 4B on it is wrapped together with a vision tower."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.families.family import Family, Key
 
-_LAYERS_OF_27B = 62  # the one size whose scores are divided by another number than the root of the head's size
+_LAYERS_OF_27B = 62  # the only size whose scores are not divided by the square root of the head size
 
 
 def _derive_hf(config: Any) -> dict[str, Any]:

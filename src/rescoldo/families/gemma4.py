@@ -1,5 +1,5 @@
-"""Gemma 4 E2B and E4B: Gemma 3 with heads of another size where attention is full, the last layers attending to the
-keys and values of earlier ones, and embeddings for each layer. Wrapped together with towers for images and sound."""
+"""Gemma 4 E2B and E4B: Gemma 3 with another head size in layers with full attention, last layers that attend to keys
+and values of earlier ones, and embeddings for each layer. Wrapped together with towers for images and sound."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ _LOCAL_VALUES, _LOCAL_ROTATED = "attention.value_length_swa", "rope.dimension_co
 
 
 def _kv_sources(full: Sequence[bool], n_shared: int) -> tuple[int, ...]:
-    """By layer the one whose keys and values it attends to: for the last `n_shared` the latest one of its own kind
-    (`full` attention or with a window) before them.
+    """For each layer, the layer whose keys and values it attends to: for the last `n_shared` layers the latest earlier
+    one of the same kind (`full` attention, or with a window), for the others the layer itself.
 
     Raises:
         ValueError: there is none.
@@ -34,7 +34,7 @@ def _heads(full: Sequence[bool], sizes: Sequence[int]) -> dict[str, Any]:
     """The fields for the layers' head sizes.
 
     Raises:
-        ValueError: layers of one kind have several, or a size is odd.
+        ValueError: layers of one kind have different sizes, or a size is odd.
     """
     kinds = {kind: {size for size, one in zip(sizes, full, strict=True) if one == kind} for kind in set(full)}
     if any(len(several) > 1 for several in kinds.values()) or any(size < 2 or size % 2 for size in sizes):
@@ -75,7 +75,7 @@ def _derive_gguf(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _proportional(scaling: Mapping[str, Any] | None) -> Any:
-    """A GGUF file's list of divisors in Hugging Face's words, where it says which part of a head is rotated."""
+    """A GGUF file's list of divisors as Hugging Face's parameters, if it shows which part of a head is rotated."""
     factors = (scaling or {}).get("factors", [])
     rotated = [factor for factor in factors if factor < UNROTATED / 2]
     if not rotated or len(set(rotated)) > 1 or factors[: len(rotated)] != rotated:
@@ -98,7 +98,7 @@ def _write_hf(config: DecoderConfig) -> dict[str, Any]:
         "use_double_wide_mlp": bool(config.intermediate_sizes),
         "hidden_size_per_layer_input": config.layer_input_dim,
         "vocab_size_per_layer_input": config.vocab_size,
-        **dict.fromkeys(("rope_theta", "rope_scaling")),  # said by kind of layer alone
+        **dict.fromkeys(("rope_theta", "rope_scaling")),  # stored for each kind of layer instead
     }
 
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2, and the many models that took over this decoder."""
+"""Llama 2 and 3, SmolLM2, and the many models with the same decoder."""
 
 from rescoldo.families.family import Family, Key
 

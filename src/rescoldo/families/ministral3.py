@@ -1,5 +1,5 @@
-"""Ministral 3: Mistral's decoder with YaRN and queries that grow beyond the pretrained context, wrapped together with a
-vision tower."""
+"""Ministral 3: Mistral's decoder with YaRN and queries that are scaled up beyond the pretrained context, wrapped
+together with a vision tower."""
 
 from collections.abc import Mapping
 from dataclasses import replace

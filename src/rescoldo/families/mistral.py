@@ -1,5 +1,5 @@
-"""Mistral 7B and its successors: Llama's decoder, the first version with sliding windows. GGUF calls it llama. Mistral
-Small 3 is wrapped together with a vision tower."""
+"""Mistral 7B and its successors: Llama's decoder, in the first version with sliding windows. GGUF calls it llama.
+Mistral Small 3 is wrapped together with a vision tower."""
 
 from rescoldo.families.family import Family
 

@@ -1,5 +1,5 @@
-"""OLMo 2: norms behind the sublayers instead of before them, q and k normalized over their full width. OLMo 3, which
-GGUF calls olmo2 too, has sliding windows on three of four layers, whose rotation has no scaling."""
+"""OLMo 2: norms after the sublayers instead of before them, q and k normalized over their full width. OLMo 3, which
+GGUF also calls olmo2, has sliding windows on three of four layers, whose rotation has no scaling."""
 
 from collections.abc import Mapping
 from typing import Any

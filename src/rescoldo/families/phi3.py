@@ -1,5 +1,5 @@
-"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: q, k and v are one linear, gate and up another, and so named in adapters. Some
-sizes have sliding windows, longrope, or heads of which only the first part is rotated."""
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: q, k and v are one linear, gate and up another, also in adapters. Some sizes
+have sliding windows, longrope, or rotate only the first part of a head."""
 
 from rescoldo.families.family import Family
 

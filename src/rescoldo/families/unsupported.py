@@ -1,4 +1,4 @@
-"""Well-known architectures that do not work, and what they need that the engine cannot compute."""
+"""Well-known architectures that are not supported, and the parts that the engine cannot compute."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NEEDS = {
 
 
 def unsupported(architecture: object) -> str:
-    """What a refusal says of an architecture: `model_type` in config.json or `general.architecture` in GGUF."""
+    """The message about an unsupported `model_type` (config.json) or `general.architecture` (GGUF)."""
     plain = str(architecture).removesuffix("_text").replace("_", "").replace("-", "")
     needs = _NEEDS.get(plain)
     what = f"architecture {architecture!r:.80} is not supported"

@@ -1,1 +1,1 @@
-"""From the files that people have (tables, workbooks, Parquet, JSON) to JSON Lines, and back to others' forms."""
+"""Import of tables, workbooks, Parquet and JSON to JSON Lines, and export to the formats of other programs."""

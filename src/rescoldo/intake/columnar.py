@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, and datasets on the disk as Hugging Face's library saves them, in batches by pyarrow."""
+"""Parquet and Arrow files, and datasets saved by Hugging Face's library, read in batches by pyarrow."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rescoldo.intake.unpack import Packed, packed
 
 BATCH = 500  # rows
 _SHARD = re.compile(r"(?P<split>[\w.-]+?)-(?P<place>\d{5})-of-(?P<all>\d{5})(?:-[0-9a-f]+)?$")
-_SPOKEN = (("role", "content"), ("from", "value"))  # the keys of a message
+_SPOKEN = (("role", "content"), ("from", "value"))  # the keys of a message, by format
 _SPLITS = ("train", "validation", "valid", "val", "test", "dev")
 
 
 def open_columnar(content: Packed) -> Source:
-    """A Parquet or Arrow file.
+    """Open a Parquet or Arrow file.
 
     Raises:
         RescoldoError: pyarrow is not installed, or the file is damaged.
@@ -38,13 +38,13 @@ def open_columnar(content: Packed) -> Source:
 
 
 def open_dataset(folder: Path, split: str = "") -> Source:
-    """A dataset in a folder: what `save_to_disk` has written, or Parquet files as the Hub keeps them.
+    """Open a dataset folder: one written by `save_to_disk`, or Parquet files as the Hub keeps them.
 
     Args:
         split: its name; "" for the only one.
 
     Raises:
-        RescoldoError: it is no dataset, has no such split or several, or pyarrow is not installed.
+        RescoldoError: it is not a dataset, has no such split or several, or pyarrow is not installed.
     """
     _need_pyarrow(folder)
     saved = folder / "dataset_dict.json"
@@ -52,7 +52,7 @@ def open_dataset(folder: Path, split: str = "") -> Source:
         names = [str(name) for name in load_json(saved).get("splits") or []]
         inside = folder / _chosen(names, split, folder)
         if inside.parent != folder:
-            raise RescoldoError("a split's name leads out of the dataset", where=str(saved))
+            raise RescoldoError("a split's name points outside of the dataset", where=str(saved))
         return _saved(inside)
     if (folder / "state.json").is_file():
         return _saved(folder)
@@ -74,13 +74,13 @@ def open_dataset(folder: Path, split: str = "") -> Source:
 
 
 def _part_of(path: Path, folder: Path) -> str:
-    """The part of a dataset (the Hub calls it a config) that a file belongs to, by the folders it is in."""
+    """The part of a dataset (a config, in the Hub's terms) that a file belongs to, according to its folders."""
     folders = path.parent.relative_to(folder).parts
     return "/".join(name for name in folders if name not in (*_SPLITS, "data")) or "."
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file of a dataset belongs to, by its name or its folder's."""
+    """The split that a file of a dataset belongs to, according to its name or its folder's."""
     shard = _SHARD.match(path.stem)
     if shard:
         return shard["split"]
@@ -88,7 +88,7 @@ def _split_of(path: Path) -> str:
 
 
 def _refuse_missing(files: Sequence[Path], folder: Path) -> None:
-    """Raises RescoldoError where the names of the files say that there are more of them."""
+    """Raise RescoldoError if the names of the files show that some are missing."""
     shards = [shard for path in files if (shard := _SHARD.match(path.stem))]
     wanted = max((int(shard["all"]) for shard in shards), default=0)
     there = {int(shard["place"]) for shard in shards}
@@ -105,7 +105,7 @@ def _saved(folder: Path) -> Source:
     files = load_json(folder / "state.json").get("_data_files")
     names = [one.get("filename") for one in files or [] if isinstance(one, dict)]
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise RescoldoError("names no Arrow files beside it", where=str(folder / "state.json"))
+        raise RescoldoError("names no Arrow files in its folder", where=str(folder / "state.json"))
     features = (read_json(folder / "dataset_info.json") or {}).get("features")
     labels = _label_names(features)
     content = [packed(folder / str(name)) for name in names]
@@ -174,7 +174,7 @@ def _rows(
 
 
 def _batches(kind: str, file: Path, stack: ExitStack) -> Iterator[tuple[list[dict[str, Any]], float, Any]]:
-    """Batches of rows, which share of the file they end at, and the names of labels that the file itself keeps."""
+    """Batches of rows, the fraction of the file at their end, and the names of labels stored in the file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -202,7 +202,7 @@ def _batches(kind: str, file: Path, stack: ExitStack) -> Iterator[tuple[list[dic
 
 
 def _features(metadata: Any) -> Any:
-    """What Hugging Face's library has noted about the columns in a schema."""
+    """What Hugging Face's library has stored about the columns in a schema's metadata."""
     try:
         return json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -210,7 +210,7 @@ def _features(metadata: Any) -> Any:
 
 
 def _label_names(features: Any) -> dict[str, list[str]]:
-    """Column → the names of its labels, where its numbers stand for names (ClassLabel)."""
+    """Column → the names of its labels, for columns whose numbers stand for names (ClassLabel)."""
     found = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
@@ -230,7 +230,7 @@ def _row(number: int, where: str, values: dict[str, Any], labels: dict[str, list
             continue
         if column in labels and isinstance(plain, int):
             if not -1 <= plain < len(labels[column]):
-                row.faults.append((column, f"is the label {plain}, and there are {len(labels[column])}"))
+                row.faults.append((column, f"has the label {plain}: expected 0 to {len(labels[column]) - 1}"))
                 continue
             plain = labels[column][plain] if plain >= 0 else None
         row.values[column] = plain
@@ -238,7 +238,7 @@ def _row(number: int, where: str, values: dict[str, Any], labels: dict[str, list
 
 
 def _plain(value: Any) -> Any:
-    """An Arrow value as JSON has it. A struct's empty fields are left out: in Arrow, no object can be without them.
+    """Convert an Arrow value to JSON types. Empty fields of a struct are removed, since Arrow cannot leave them out.
 
     Raises:
         ValueError: it is binary.
@@ -255,17 +255,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, float):
-        return value if math.isfinite(value) else None  # pandas writes an empty cell so
+        return value if math.isfinite(value) else None  # pandas writes an empty cell as NaN
     if isinstance(value, decimal.Decimal | uuid.UUID | datetime.timedelta):
         return str(value)
     return value
 
 
 def _transposed(fields: dict[str, Any]) -> Any:
-    """A list of messages that Hugging Face's library keeps as an object of lists (`Sequence` of a struct)."""
+    """A list of messages that Hugging Face's library stores as an object of lists (`Sequence` of a struct)."""
     said = next((pair for pair in _SPOKEN if all(isinstance(fields.get(key), list) for key in pair)), None)
     if said is None:
-        return fields  # arguments of a call may be called "from" too
+        return fields  # arguments of a tool call may also be called "from"
     length = len(fields[said[0]])
     if not all(isinstance(column, list) and len(column) == length for column in fields.values()):
         return fields

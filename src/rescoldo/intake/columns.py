@@ -1,4 +1,4 @@
-"""Which column becomes which field of a record: as the user says, or by its name."""
+"""The mapping of columns to fields of a record: given by the user, or derived from the columns' names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rescoldo.role import Role, keys
 from rescoldo.role.conversation import COMPLETIONS, FORMATS, LISTED
 from rescoldo.role.prompt import fields_used
 
-MAX_LITERAL = 1 << 20  # characters of a cell that is read as a Python list
+MAX_LITERAL = 1 << 20  # maximum length in characters of a cell that is parsed as a Python list
 _LISTS = {"messages": ("messages", "chat", "dialog", "dialogue"), "conversations": ("conversations", "conversation")}
 _INSTRUCTION = ("instruction", "instruccion", "anweisung")
 _INPUT = ("input", "entrada", "eingabe")
@@ -26,8 +26,8 @@ _ANSWER = (*COMPLETIONS, "output_text", "respuesta", "salida", "antwort", "ausga
 _TEXT, _LABEL = ("text", "texto"), ("label", "etiqueta", "class", "category", "categoria", "label_text")
 _PAIR_OF_ANSWERS = ("chosen", "rejected")
 _SYSTEM = ("system", "system_prompt", "system_message")
-_CARRIED = frozenset({"system", "history", "tools", "functions"})  # read beside a conversation, whatever its format
-_STRUCTURED = frozenset(  # in a table's cell they stand as JSON
+_CARRIED = frozenset({"system", "history", "tools", "functions"})  # accepted in addition to any conversation format
+_STRUCTURED = frozenset(  # JSON in a table's cell
     {
         *LISTED,
         "history",
@@ -42,7 +42,7 @@ _STRUCTURED = frozenset(  # in a table's cell they stand as JSON
     }
     | {"rejected_messages", "function_call"}
 )
-# Columns that keep their meaning however they are capitalized. Tables often have a Name that is no speaker's.
+# Columns recognized regardless of case. `Name` is not among them, as in tables it is rarely a speaker's name.
 _TELLING = {*keys.MEANINGS, *keys.JUDGED, *keys.LEARNED} - {"name", "documents"}
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "si": True, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
 _PAIR = re.compile(r",(?=[\w.-]+=)")
@@ -50,14 +50,14 @@ _PAIR = re.compile(r",(?=[\w.-]+=)")
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of each column.
+    """The mapping of a source's columns to fields.
 
     Attributes:
-        targets: column → field, "" leaves the column out.
-        nested: the columns of which the user has named the field: there a dot leads into an object.
-        form: what the records will be, in words.
-        carried: the fields that each record must have where the form is none of the role's own (preferences, plain
-            text): those are looked for, and the rest is carried over as it is.
+        targets: column → field; "" drops the column.
+        nested: the columns mapped by the user; a dot in their field leads into an object.
+        form: the kind of the resulting records, for people.
+        carried: the fields that each record must have if the form is not one of the role's own (preferences, plain
+            text): these are required, and all others are passed through unchanged.
     """
 
     role: Role
@@ -68,12 +68,12 @@ class Plan:
     carried: tuple[str, ...] = ()
 
     def target(self, column: str) -> str:
-        """The field of a column, also of one that only a later object has."""
+        """The field of a column; also for a column that first occurs in a later object."""
         found = self.targets.get(column)
-        return _beside(self.role, column) if found is None else found
+        return _other_field(self.role, column) if found is None else found
 
     def record(self, row: Row) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """The record of a row whose values could be read, and (column, what) for what is wrong with it."""
+        """The record of a readable row, and a list of (column, fault)."""
         record: dict[str, Any] = {}
         faults: list[tuple[str, str]] = []
         for column, value in (row.values or {}).items():
@@ -86,7 +86,7 @@ class Plan:
                 faults.append((column, str(error)))
                 continue
             if not _put(record, self._steps(column, target), wanted):
-                faults.append((column, f"is to be {target}, and another column has a value there that is no object"))
+                faults.append((column, f"maps to {target}, but another column puts a value other than an object there"))
         answer = self.role.spec.answer
         if self.role.schema and not self.role.spec.conversational and answer in record:
             record[answer] = self.role.schema.conform(record[answer])
@@ -99,22 +99,22 @@ class Plan:
         return ["metadata", column.strip()] if target == f"metadata.{column.strip()}" else [target]
 
     def _value(self, target: str, value: Any) -> Any:
-        """Raises ValueError where the value cannot be what the field wants."""
+        """Convert a value to the type of its field; raises ValueError if that is impossible."""
         if self.tabular and isinstance(value, str):
             if target in _STRUCTURED:
                 return _structure(value)
             if target in keys.JUDGED or target in keys.LEARNED:
                 return _TRUTH.get(value.strip().casefold(), value)
         if target in _texts(self.role) and isinstance(value, int | float):
-            return json.dumps(value)  # a number or truth value, as it is written
+            return json.dumps(value)  # a number or boolean, as JSON writes it
         return value
 
 
 def parse_map(texts: Sequence[str]) -> dict[str, str]:
-    """--map's FIELD=COLUMN,… as field → column. A column's name may have commas.
+    """Parse --map FIELD=COLUMN,… to field → column. A column's name may contain commas.
 
     Raises:
-        RescoldoError: it is written otherwise, or a field is named twice.
+        RescoldoError: a syntax error, or a field is named twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -130,7 +130,7 @@ def parse_map(texts: Sequence[str]) -> dict[str, str]:
 
 
 def fitting_role(columns: Sequence[str], given: Mapping[str, str]) -> str:
-    """The role whose records these are where none is named: ba by its two fields, else generic."""
+    """The role for records if the user names none: ba if its two fields are there, else generic."""
     names = {_plain(column) for column in columns} | {field.partition(".")[0] for field in given}
     return "ba" if {"concept", "requirements"} <= names else "generic"
 
@@ -138,13 +138,14 @@ def fitting_role(columns: Sequence[str], given: Mapping[str, str]) -> str:
 def make_plan(
     role: Role, columns: Sequence[str], tabular: bool, given: Mapping[str, str], without: Collection[str], where: str
 ) -> Plan:
-    """Say for each column what becomes of it.
+    """Map each column to a field.
 
     Args:
-        given: field → column, as the user says. without: columns that are left out.
+        given: field → column, from the user.
+        without: columns to drop.
 
     Raises:
-        RescoldoError: there is no such column or field, or what is asked and answered is not recognized.
+        RescoldoError: there is no such column or field, or no columns for input and answer were recognized.
     """
     for column in [*given.values(), *without]:
         if column not in columns:
@@ -166,13 +167,13 @@ def make_plan(
     recognized, form, carried = (_of_record if _by_record(role) else _of_chat)(role, free, set(given), where)
     targets |= recognized
     for column in columns:
-        targets.setdefault(column, _beside(role, column))
+        targets.setdefault(column, _other_field(role, column))
     double = [field for field in targets.values() if field and list(targets.values()).count(field) > 1]
     if double:
         both = [column for column, field in targets.items() if field == double[0]]
         raise RescoldoError(
             f"the columns {' and '.join(map(repr, both))} would both be {double[0]}", where=where,
-            fix=f"--map {double[0]}={both[0]} --without {both[1]!r}, or the other way round",
+            fix=f"--map {double[0]}={both[0]} --without {both[1]!r}, or vice versa",
         )  # fmt: skip
     return Plan(role, targets, form, tabular, frozenset(given.values()), carried)
 
@@ -182,7 +183,7 @@ def _by_record(role: Role) -> bool:
 
 
 def _fields(role: Role) -> set[str]:
-    """The fields of a role's records: asked, answered, and what else its prompt uses."""
+    """The fields of a role's records: input, answer, and what else its prompt uses."""
     used = set[str]().union(*(fields_used(template) for _, template in role.spec.templates()))
     return {role.input, role.spec.answer, *used, *role.spec.annotations} if _by_record(role) else used
 
@@ -202,21 +203,21 @@ def _is_field(role: Role, field: str) -> bool:
     return head in known
 
 
-def _beside(role: Role, column: str) -> str:
-    """The field of a column that is neither asked nor answered: its own name where that is known, else in metadata."""
+def _other_field(role: Role, column: str) -> str:
+    """The field of a column that is neither input nor answer: its own name if that is known, else in metadata."""
     name = column.strip()
     if _is_field(role, name) and "." not in name:
         return name
     if _by_record(role):
         return name
-    small = name.lower()  # keys of lines are compared so: what `train` would refuse is not hidden in `metadata`
+    small = name.lower()  # compared like the keys of lines, so that `metadata` hides nothing that `train` would refuse
     return small if small in _TELLING else f"metadata.{name}"
 
 
 def _of_record(
     role: Role, free: Sequence[str], given: set[str], where: str
 ) -> tuple[dict[str, str], str, tuple[str, ...]]:
-    """The columns that are called like the role's fields."""
+    """Columns named like the role's fields."""
     found: dict[str, str] = {}
     heads = {field.partition(".")[0] for field in given}
     names = {_plain(column): column for column in free}
@@ -235,15 +236,15 @@ def _of_record(
 def _of_chat(
     role: Role, free: Sequence[str], given: set[str], where: str
 ) -> tuple[dict[str, str], str, tuple[str, ...]]:
-    """The columns that are called like the parts of a conversation, in any of its formats."""
+    """Columns named like the parts of a conversation, in any of its formats."""
     names: dict[str, list[str]] = {}
     for column in free:
         names.setdefault(_plain(column), []).append(column)
     found: dict[str, str] = {}
 
     def take(field: str, words: Sequence[str]) -> bool:
-        """Whether there is a column for a field: given, or by one of the words, of which the first that fits counts
-        where it is the field's own name."""
+        """Map a column to the field: the given one, or one with one of these names (the first match if it is the
+        field's own name). Returns whether there is one."""
         if field in given or field in found.values():
             return True
         hits = [column for word in words for column in names.get(word, []) if column not in found]
@@ -277,7 +278,7 @@ def _of_chat(
     elif take("prompt", (*_PROMPT, *_INSTRUCTION)) or ("text" not in given and take("prompt", _INPUT)):
         asked = "prompt"
     usual = "output" if asked == "instruction" else COMPLETIONS[0]
-    own = next((name for name in COMPLETIONS if name in names), usual)  # COMPLETIONS are all read: each keeps its name
+    own = next((name for name in COMPLETIONS if name in names), usual)  # all COMPLETIONS are readable: keep the name
     if asked and (answered or take(own, _ANSWER) or take(usual, _LABEL)):
         take("system", _SYSTEM)
         return found, f"{FORMATS[asked]} records", ()
@@ -301,14 +302,14 @@ def _unrecognized(role: Role, missing: Sequence[str], free: Sequence[str], where
 
 
 def _plain(name: str) -> str:
-    """A column's name as it is compared: small letters, no accents, _ between words."""
+    """A column's name, normalized for comparison: lower case, no accents, _ between words."""
     text = unicodedata.normalize("NFKD", name.strip().casefold())
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     return re.sub(r"[\s-]+", "_", text)
 
 
 def _structure(text: str) -> Any:
-    """A list or object that stands in a cell, as JSON or as Python prints it.
+    """Parse a list or object in a cell, written as JSON or as Python prints it.
 
     Raises:
         ValueError: it is neither.
@@ -324,11 +325,11 @@ def _structure(text: str) -> Any:
                 return json.loads(json.dumps(value, allow_nan=False))
             except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
                 pass
-        raise ValueError(f"is no JSON list or object ({error})") from None
+        raise ValueError(f"is not a JSON list or object ({error})") from None
 
 
 def _put(record: dict[str, Any], steps: Sequence[str], value: Any) -> bool:
-    """Set a field, in objects where there are several steps. False where something else stands in the way."""
+    """Set a field, nested if there are several steps. Returns False if a value other than an object is in the way."""
     holder = record
     for step in steps[:-1]:
         inner = holder.setdefault(step, {})

@@ -1,4 +1,5 @@
-"""In which encoding a text is: by its byte order mark, by what is valid in all of it, else by charset-normalizer."""
+"""The encoding of a text, from its byte order mark, from which encodings all of it is valid in, or by
+charset-normalizer."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16 LE with a byte order mark"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16 BE with a byte order mark"),
 )
-# What tables are saved in without saying so, the most usual first.
+# Encodings that tables are saved in without a mark, the most common first.
 _LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "mac_roman", "cp850", "koi8_r", "gb18030", "big5"]
 _LIKELY += ["shift_jis", "euc_jp", "euc_kr"]
-_CLOSE = 0.05  # of charset-normalizer's measure of disorder: a difference below it decides nothing
+_CLOSE = 0.05  # smaller differences in charset-normalizer's measure of disorder are not significant
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _PIECE = 256 << 10
-_SAMPLE = 64 << 10  # bytes of lines that are not ASCII, by which an encoding is guessed
+_SAMPLE = 64 << 10  # bytes of non-ASCII lines used to guess the encoding
 _MAX_LINE = 4 << 20
 
 Opener = Callable[[], AbstractContextManager[tuple[IO[bytes], Callable[[], float]]]]
@@ -33,21 +34,20 @@ Opener = Callable[[], AbstractContextManager[tuple[IO[bytes], Callable[[], float
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding that all of a text is valid in: `name` as Python calls it, and in words."""
+    """An encoding that all of a text is valid in: Python's `name` for it, and a description for people."""
 
     name: str
     words: str
 
 
 def find_encoding(opener: Opener, where: str, given: str = "") -> Encoding:
-    """Read a text once and say in which encoding it is.
+    """Read a text once and find its encoding.
 
     Args:
-        given: the encoding that the user has named; "" to find it out.
+        given: the encoding named by the user; "" to find it.
 
     Raises:
-        RescoldoError: it is no text, is valid in no encoding that is known, or has single lines that are not UTF-8 in
-            a text that is.
+        RescoldoError: the file is not text, is not valid in any known encoding, or is UTF-8 except for single lines.
     """
     if given:
         try:
@@ -69,7 +69,7 @@ def find_encoding(opener: Opener, where: str, given: str = "") -> Encoding:
 
 
 def _without_mark(head: bytes, where: str) -> Encoding:
-    """UTF-16 without a byte order mark: every other byte of Western text is zero."""
+    """UTF-16 without a byte order mark: in Western text every other byte is zero."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     half = len(head) // 2
     for name, many, few in (("LE", odd, even), ("BE", even, odd)):
@@ -91,7 +91,7 @@ def _checked(opener: Opener, encoding: Encoding, where: str) -> Encoding:
 
 
 def _first_invalid(opener: Opener, name: str) -> int | None:
-    """The number of the first line that is not valid in an encoding; None if all of them are."""
+    """The number of the first line that is not valid in an encoding; None if all are valid."""
     decoder = codecs.getincrementaldecoder(name)("strict")
     line = 1
     with opener() as (stream, _):
@@ -103,14 +103,14 @@ def _first_invalid(opener: Opener, name: str) -> int | None:
                 before = error.object[: error.start]
                 return line + before.decode(name, "ignore").count("\n")
             if not isinstance(text, str):
-                return 1  # a codec that makes no text of bytes (base64, rot13)
+                return 1  # a codec that does not decode to text (base64, rot13)
             line += text.count("\n")
             if not piece:
                 return None
 
 
 def _guessed(opener: Opener, where: str) -> Encoding:
-    """The encoding of a text that is not UTF-8 throughout."""
+    """The encoding of a text that is not entirely UTF-8."""
     valid, invalid, first, sample = 0, 0, 0, bytearray()
     with opener() as (stream, _):
         number = 0
@@ -127,8 +127,8 @@ def _guessed(opener: Opener, where: str) -> Encoding:
                 if len(sample) < _SAMPLE:
                     sample += line[:_SAMPLE]
     if valid > invalid:
-        what = f"is UTF-8 but for {invalid} of its lines, the first of them this one: a damaged or mixed text"
-        raise RescoldoError(what, where=f"{where}:{first}", fix="mend those lines, or name the --encoding")
+        what = f"is UTF-8 except for {invalid} of its lines, of which this is the first: a damaged or mixed text"
+        raise RescoldoError(what, where=f"{where}:{first}", fix="fix those lines, or name the --encoding")
     return _checked(opener, _by_statistics(bytes(sample[:_SAMPLE])), where)
 
 
@@ -147,14 +147,14 @@ def _by_statistics(sample: bytes) -> Encoding:
 
 @contextmanager
 def as_text(opener: Opener, encoding: Encoding) -> Iterator[tuple[io.TextIOWrapper, Callable[[], float]]]:
-    """The text, line ends as they are, and how much of the file has been read."""
+    """The text with its line ends unchanged, and a function for the fraction of the file read so far."""
     with opener() as (stream, share):
         yield io.TextIOWrapper(cast(Any, stream), encoding=encoding.name, newline=""), share
 
 
 @contextmanager
 def as_utf8(opener: Opener, encoding: Encoding) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
-    """The text as UTF-8 bytes, with `peek`, and how much of the file has been read."""
+    """The text as UTF-8 bytes, with `peek`, and a function for the fraction of the file read so far."""
     if encoding.name in ("utf-8", "utf-8-sig"):
         with opener() as found:
             yield found

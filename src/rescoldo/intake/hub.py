@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face Hub as a folder: its Parquet files, fetched into the Hub's own cache."""
+"""A dataset of the Hugging Face Hub as a folder: its Parquet files, downloaded into the Hub's own cache."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from rescoldo.base.hub import hub_cache
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 _PATIENCE = 10.0  # seconds for the Hub's first answer
-_CONVERTED = "refs/convert/parquet"  # where the Hub keeps what it has made of datasets in other formats
+_CONVERTED = "refs/convert/parquet"  # the Hub's Parquet conversion of datasets in other formats
 
 
 def fetch_dataset(name: str, split: str = "") -> Path:
-    """The folder of the dataset `name` ("org/name"), its Parquet files fetched as far as they are not there already.
-    Where the Hub cannot be reached, what was fetched before will do.
+    """The folder of the dataset `name` ("org/name"), after downloading those Parquet files that are not cached yet. If
+    the Hub cannot be reached, the cached files are used.
 
     Args:
-        split: only the files whose path names it; "" for all.
+        split: only the files whose path contains it; "" for all.
 
     Raises:
         RescoldoError: no network, no such dataset, no access, or no Parquet files in it.
@@ -46,7 +46,7 @@ def fetch_dataset(name: str, split: str = "") -> Path:
             "there is no such file, and the Hub has no such dataset, or it is private", where=name,
             fix="check the path or name, or `hf auth login`",
         ) from None  # fmt: skip
-    except Exception as error:  # the Hub's client lets those of its HTTP library through, too
+    except Exception as error:  # the Hub's client also passes on exceptions of its HTTP library
         held = _fetched_before(name, wanted)
         if held is not None:
             return held
@@ -57,12 +57,12 @@ def fetch_dataset(name: str, split: str = "") -> Path:
             where=name, fix=f"check the path, or {recipe}", exit_code=EXIT_FAILURE,
         ) from None  # fmt: skip
     if not any(folder.rglob("*.parquet")):
-        raise RescoldoError("the dataset has no Parquet files there", where=name, fix=recipe)
+        raise RescoldoError("the dataset has no Parquet files on the Hub", where=name, fix=recipe)
     return folder
 
 
 def _fetched_before(name: str, wanted: list[str]) -> Path | None:
-    """The folder of what the Hub's cache holds of a dataset; None if that is no Parquet file that is wanted."""
+    """The cached folder of a dataset; None if it has none of the wanted Parquet files."""
     from huggingface_hub import snapshot_download
 
     for revision in (None, _CONVERTED):
@@ -73,7 +73,7 @@ def _fetched_before(name: str, wanted: list[str]) -> Path | None:
                     local_files_only=True,
                 )
             )  # fmt: skip
-        except Exception:  # not there: the client says it in several ways
+        except Exception:  # not cached: the client raises several types
             continue
         if any(path.match(pattern) for pattern in wanted for path in folder.rglob("*.parquet")):
             return folder

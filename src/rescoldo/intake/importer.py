@@ -1,4 +1,4 @@
-"""A source's rows as a dataset file: all of them, or none where one is wrong."""
+"""A source's rows as a dataset file: all rows, or none if one has a fault."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rescoldo.intake.source import Row, Source
 from rescoldo.role import Role, get_role
 from rescoldo.units import count
 
-LOOKED_AT = 200  # first rows, by which columns are known
+LOOKED_AT = 200  # the first rows, from which the columns are recognized
 SHOWN = 5  # faults in a message
 KEPT = 100  # faults that are kept
-_LATER = ("meaning", "unknown-key")  # what `train` may refuse, and what is carried over as it is
+_LATER = ("meaning", "unknown-key")  # faults for which `train` may refuse a record that is imported unchanged
 
 
 @dataclass
 class Imported:
-    """What came of a source.
+    """The result of an import.
 
     Attributes:
-        records: written (or, in a dry run, that would be).
-        rows: read, blank ones left out.
-        faults: (where, what) of rows left out, the first KEPT of them.
-        unread: the same of records that are carried over although `train` would refuse them as they are.
+        records: number written (in a dry run: that would be written).
+        rows: number read, without blank ones.
+        faults: (where, what) of rows left out; at most KEPT of them.
+        unread: the same for records that are imported although `train` would refuse them unchanged.
     """
 
     records: int = 0
@@ -43,7 +43,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Preview:
-    """A source's first rows and what becomes of them: `records` is for people, and has rows with faults left out."""
+    """A source's first rows and the records made from them; rows with faults have no record."""
 
     plan: Plan
     columns: list[str]
@@ -54,10 +54,10 @@ class Preview:
 def preview(
     source: Source, role: str | None = None, given: Mapping[str, str] | None = None, without: Sequence[str] = ()
 ) -> Preview:
-    """Look at the first rows and plan what becomes of the columns. `role`: None takes the one that fits.
+    """Read the first rows and map the columns. With `role` None the role is derived from the columns.
 
     Raises:
-        RescoldoError: nothing can be read, or what is asked and answered is not recognized.
+        RescoldoError: nothing can be read, or no columns for input and answer were recognized.
     """
     with source.read() as (rows, _):
         first = list(islice(rows, LOOKED_AT))
@@ -86,14 +86,15 @@ def import_rows(
     drop: bool = False,
     progress: Callable[[int, float], None] = lambda rows, share: None,
 ) -> Imported:
-    """Write all rows as JSON Lines, or with `output` None only look at them. Memory does not grow with the rows.
+    """Write all rows as JSON Lines, or only check them if `output` is None. Memory use is independent of the number of
+    rows.
 
     Args:
         drop: leave out rows with faults instead of refusing the file.
-        progress: told the rows read and the share of the file.
+        progress: called with the number of rows read and the fraction of the file.
 
     Raises:
-        RescoldoError: a row has faults (the first are named), or nothing is left; then nothing has been written.
+        RescoldoError: a row has faults (the first ones are named), or no row is left; in this case nothing is written.
     """
     if output is None:
         result = _run(source, plan, None, progress)
@@ -140,7 +141,7 @@ def _run(source: Source, plan: Plan, file: IO[bytes] | None, progress: Callable[
 
 
 def _checked(plan: Plan, row: Row, record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """What is wrong with a record, and what of it `train` would refuse as it is."""
+    """The faults of a record, and what `train` would refuse in it."""
     try:
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -167,12 +168,12 @@ def _place(row: Row, column: str) -> str:
 
 
 def _refuse(source: Source, result: Imported, drop: bool) -> None:
-    """Raises RescoldoError where nothing may be written."""
+    """Raise RescoldoError if the result must not be written."""
     bad = result.rows - result.records
     if bad and (not drop or not result.records):
         where, what = result.faults[0]
         others = "".join(f"\n  {place}: {other}" for place, other in result.faults[1:SHOWN])
-        more = f"\n{count(bad, 'row')} of {result.rows:,} cannot be taken over{'; also' if others else ''}{others}"
+        more = f"\n{count(bad, 'row')} of {result.rows:,} cannot be imported{'; also' if others else ''}{others}"
         fix = "fix the rows there, or leave them out with --drop: each is named"
         if not result.records:
             fix = "are these the right columns (--map) and the right --role?"
@@ -182,7 +183,7 @@ def _refuse(source: Source, result: Imported, drop: bool) -> None:
 
 
 def first_lines(records: Sequence[Mapping[str, Any]], number: int, width: int) -> Iterator[str]:
-    """The first records as they will stand in the file, cut to a width."""
+    """The first records as lines of the output file, cut to a width."""
     for record in records[:number]:
         text = json.dumps(record, ensure_ascii=False)
         yield text if len(text) <= width else text[: width - 1] + "…"

@@ -1,4 +1,4 @@
-"""JSON Lines, JSON arrays, and what people have instead: one object around all, or objects over several lines."""
+"""JSON Lines, JSON arrays and their common variants: one object around all records, or objects over several lines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rescoldo.intake.encoding import Encoding, as_text, as_utf8
 from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.unpack import HEAD, Packed
 
-_PIECE = 256 << 10  # characters of an array that are read at once
+_PIECE = 256 << 10  # characters of an array read at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # finds where values end
 
 
 def open_objects(content: Packed, encoding: Encoding) -> Source:
-    """A file of JSON objects.
+    """Open a file of JSON objects.
 
     Raises:
-        RescoldoError: it holds none, or holds them in a way that is not known.
+        RescoldoError: it holds no objects, or in an unknown layout.
     """
     with as_utf8(content.open, encoding) as (stream, _):
         is_array = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
@@ -49,7 +49,7 @@ def open_objects(content: Packed, encoding: Encoding) -> Source:
 
 
 def _by_lines(content: Packed, encoding: Encoding) -> bool:
-    """Whether a first line is an object of JSON Lines, or at least not the beginning of something else."""
+    """Whether the first line is a JSON Lines object, or at least not the beginning of another layout."""
     with as_utf8(content.open, encoding) as (stream, _):
         line = stream.readline(MAX_OBJECT_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
         alone = not stream.read(1)
@@ -66,11 +66,11 @@ def _row(line: Line, path: Path) -> Row:
 
 
 def _elements(text: IO[str], path: Path) -> Iterator[Row]:
-    """The objects of an array, each read as if it were a line; of the text only a piece is in memory at a time."""
+    """The objects of an array, each parsed like a line; only a piece of the text is in memory at a time."""
     held, at, line, number, ended = text.read(_PIECE).lstrip("\ufeff"), 0, 1, 0, False
 
     def more() -> bool:
-        """Let go of what was read and take in the next piece; False at the end."""
+        """Drop what was parsed and read the next piece; False at the end."""
         nonlocal held, at, ended
         piece = text.read(_PIECE)
         ended = not piece
@@ -78,7 +78,7 @@ def _elements(text: IO[str], path: Path) -> Iterator[Row]:
         return not ended
 
     def skip() -> str:
-        """The character behind the white space, "" at the end."""
+        """The next character that is not white space; "" at the end."""
         nonlocal at, line
         while True:
             found = _SPACE.match(held, at)
@@ -101,7 +101,7 @@ def _elements(text: IO[str], path: Path) -> Iterator[Row]:
             skip()
             try:
                 end = _DECODER.raw_decode(held, at)[1]
-                if end < len(held) or ended:  # else a number may go on
+                if end < len(held) or ended:  # otherwise a number may continue in the next piece
                     number += 1
                     raw = held[at:end].encode("utf-8", "surrogatepass")
                     row = _row(parse_line(path, number, b" ".join(part.strip() for part in raw.splitlines())), path)
@@ -124,15 +124,15 @@ def _elements(text: IO[str], path: Path) -> Iterator[Row]:
                 raise damaged(f"a record is longer than {MAX_LINE_BYTES >> 20} MiB, or is not JSON")
             more()
     if skip():
-        raise damaged("Extra data behind its end")
+        raise damaged("Extra data after the array")
 
 
 def _of_whole(stream: IO[bytes], path: Path) -> Iterator[Row]:
-    """Objects over several lines, one behind the other; or the records under a key of a single one."""
+    """Consecutive objects over several lines, or the records under a key of a single object."""
     data = stream.read(MAX_OBJECT_BYTES + 1)
     if len(data) > MAX_OBJECT_BYTES:
         raise RescoldoError(
-            f"is no JSON Lines, and too large to be read as a whole ({MAX_OBJECT_BYTES >> 20} MiB)", where=str(path),
+            f"is not JSON Lines, and is too large to parse as a whole ({MAX_OBJECT_BYTES >> 20} MiB)", where=str(path),
             fix=f"jq -c '.' {quote(path)} > lines.jsonl",
         )  # fmt: skip
     text = data.decode("utf-8-sig")

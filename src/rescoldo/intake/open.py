@@ -1,4 +1,5 @@
-"""From a path, or a dataset's name on the Hub, to rows: what a file holds decides how it is read, not its name."""
+"""From a path, or the name of a dataset on the Hub, to rows. The content of a file decides how it is read, not its
+name."""
 
 from __future__ import annotations
 
@@ -33,14 +34,17 @@ HUB = "hf:"
 def open_source(
     name: str, *, sheet: str = "", split: str = "", encoding: str = "", separator: str = "", header: int = 1
 ) -> Source:
-    """What `name` names: a file, a dataset's folder, or hf:ORG/NAME.
+    """Open `name`: a file, a dataset's folder, or hf:ORG/NAME. Options that are "" are detected.
 
     Args:
-        sheet: of a workbook. split: of a dataset. encoding: of a text. separator: of a table. "" finds it out.
+        sheet: of a workbook.
+        split: of a dataset.
+        encoding: of a text.
+        separator: of a table.
         header: the line of a table, or row of a sheet, that names the columns.
 
     Raises:
-        RescoldoError: it is missing, damaged, or of a kind that is not read.
+        RescoldoError: it is missing, damaged, or of an unsupported kind.
     """
     path = Path(name)
     of_table = str(header) if header != 1 else ""
@@ -74,7 +78,7 @@ def open_source(
 
 
 def _only(path: Path, kind: str, **given: str) -> None:
-    """Raises RescoldoError where a flag was given that says nothing about a file of this kind."""
+    """Raise RescoldoError if an option was given that does not apply to this kind of file."""
     for flag, value in given.items():
         if value:
-            raise RescoldoError(f"is a {kind}, to which --{flag} does not apply", where=str(path), fix="leave it out")
+            raise RescoldoError(f"is a {kind}: --{flag} does not apply to it", where=str(path), fix="leave it out")

@@ -1,4 +1,4 @@
-"""What every kind of file is read as: rows with a place, of named values."""
+"""The common form of all kinds of files: rows of named values, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Share = Callable[[], float]  # which share of the file has been read, 0..1
+Share = Callable[[], float]  # the fraction of the file read so far, 0..1
 
 
 @dataclass
@@ -16,10 +16,10 @@ class Row:
     """One row, or one object.
 
     Attributes:
-        number: of its line, or of its row in the sheet, from 1.
-        where: as messages name it: "orders.xlsx, sheet 'Q3', row 7", "a.csv:7".
-        values: by column; None where the row could not be read.
-        faults: (column, what is wrong); of a row with faults nothing is written.
+        number: its line, or its row in the sheet, from 1.
+        where: its name in messages: "orders.xlsx, sheet 'Q3', row 7", "a.csv:7".
+        values: by column; None if the row could not be read.
+        faults: (column, what is wrong); a row with faults is not written.
     """
 
     number: int
@@ -30,13 +30,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """A file that can be read as rows, from the beginning as often as wanted.
+    """A file that can be read as rows, repeatedly and from its beginning.
 
     Attributes:
-        kind: in words ("CSV table").
-        notes: what was recognized about it, in words (encoding, separator, sheet, compression).
-        tabular: whether its values are cells of a table: then lists and objects stand in them as texts.
-        read: opens it: the rows, and which share of the file has been read.
+        kind: for people ("CSV table").
+        notes: what was detected (encoding, separator, sheet, compression), for people.
+        tabular: whether the values are cells of a table, where lists and objects are written as text.
+        read: opens the file; yields the rows, and a function for the fraction of the file read so far.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""CSV and TSV: how it is written is found out from its beginning, and then held against every row."""
+"""CSV and TSV: the dialect is detected from the beginning of the file, and every row must then conform to it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.unpack import Packed
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-_SAMPLE = 256 << 10  # characters by which a dialect is told
+_SAMPLE = 256 << 10  # characters used to detect the dialect
 _ROWS = 200
-_EXCEL = re.compile(r'^"?sep=(.)"?\r?\n')  # a first line that only Excel knows
+_EXCEL = re.compile(r'^"?sep=(.)"?\r?\n')  # a first line that is specific to Excel
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written. `quote` is "" where quotes are letters like others, `escape` what stands before one."""
+    """How a table is written. `quote` is "" if quotes are ordinary characters; `escape` precedes an escaped quote."""
 
     separator: str
     quote: str = '"'
     escape: str = ""
-    skip: int = 0  # lines before the header that only say what the separator is
+    skip: int = 0  # lines before the header, which declare the separator
 
     @property
     def words(self) -> str:
-        """For people: "separator ; (semicolon), quotes doubled"."""
+        """A description for people: "separator ; (semicolon), quotes doubled"."""
         name = SEPARATORS.get(self.separator)
         shown = name if self.separator == "\t" else f"{self.separator} ({name})" if name else self.separator
         how = "quotes are ordinary letters" if not self.quote else f"in quotes {self.quote}{self.quote} is a quote"
@@ -45,7 +45,7 @@ class Dialect:
         return f"separator {shown}{told}; {how}"
 
     def reader(self, lines: Iterable[str], *, strict: bool = True) -> Any:
-        """csv's reader of this dialect."""
+        """The reader of the csv module for this dialect."""
         csv.field_size_limit(MAX_LINE_BYTES)
         return csv.reader(
             lines,
@@ -59,14 +59,14 @@ class Dialect:
 
 
 def open_table(content: Packed, encoding: Encoding, separator: str = "", names_line: int = 1) -> Source:
-    """A table in a text file.
+    """Open a table in a text file.
 
     Args:
-        separator: as the user has named it; "" to find it out.
-        names_line: the line of the header, or one before it that is blank.
+        separator: given by the user; "" to detect it.
+        names_line: the line of the header, or a blank one before it.
 
     Raises:
-        RescoldoError: it is no table, or its header cannot be used.
+        RescoldoError: it is not a table, or its header cannot be used.
     """
     with as_text(content.open, encoding) as (text, _):
         sample = text.read(_SAMPLE)
@@ -96,7 +96,7 @@ class _Cells:
 
 
 def _rows(text: Iterable[str], dialect: Dialect, path: Path) -> Iterator[_Cells]:
-    """The rows that are not blank, each with the line that it begins on."""
+    """The rows that are not blank, each with the number of the line that it begins on."""
     lines = iter(text)
     for _ in range(dialect.skip):
         next(lines, None)
@@ -120,15 +120,15 @@ def _explained(said: str) -> str:
     if "unexpected end" in said:
         return "the file ends within quotes: a quote that begins on this line is not closed"
     if "expected after" in said:
-        return "a cell goes on behind its closing quote: a quote within a text has to be doubled"
-    return f"is no row of a table ({said})"
+        return "a cell has text after its closing quote: a quote within a cell has to be doubled"
+    return f"is not a row of a table ({said})"
 
 
 def header(cells: list[Any], where: str) -> list[str]:
-    """The columns' names, of which each stands there once. A column without one is called "Unnamed: 2".
+    """The unique names of the columns. A column without one is called "Unnamed: 2".
 
     Raises:
-        RescoldoError: a name is repeated, or none is there.
+        RescoldoError: a name is repeated, or all are empty.
     """
     names = ["" if cell is None else str(cell).lstrip("\ufeff").strip() for cell in cells]
     while names and not names[-1]:
@@ -137,7 +137,7 @@ def header(cells: list[Any], where: str) -> list[str]:
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise RescoldoError(
-            f"two columns are called {twice[0]!r}", where=where, fix="give each column a name of its own"
+            f"two columns are called {twice[0]!r}", where=where, fix="give each column a different name"
         )
     if not any(names):
         raise RescoldoError("the header is empty", where=where, fix="the first row must name the columns")
@@ -145,7 +145,7 @@ def header(cells: list[Any], where: str) -> list[str]:
 
 
 def _named(rows: Iterator[_Cells], names: list[str], path: Path) -> Iterator[Row]:
-    """The rows behind the header, by column."""
+    """The rows after the header, by column."""
     for row in rows:
         where = f"{path}:{row.number}"
         if row.cells is None:
@@ -155,17 +155,17 @@ def _named(rows: Iterator[_Cells], names: list[str], path: Path) -> Iterator[Row
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()
         if len(cells) != len(names):
-            what = f"has {len(cells)} cells, the header names {len(names)} columns (--header LINE says where it stands)"
+            what = f"has {len(cells)} cells, but the header names {len(names)} columns (or --header LINE is needed)"
             yield Row(row.number, where, None, [("", what)])
             continue
         yield Row(row.number, where, dict(zip(names, cells, strict=True)))
 
 
 def find_dialect(sample: str, cut: bool, content: Packed, separator: str = "") -> Dialect:
-    """How a table is written that begins with `sample`, which is `cut` off where the table goes on.
+    """The dialect of a table that begins with `sample`, which is `cut` off if the table is longer.
 
     Raises:
-        RescoldoError: no separator makes rows of equal length of it.
+        RescoldoError: no separator splits the sample into rows of equal length.
     """
     said = _EXCEL.match(sample)
     skip, body = (1, sample[said.end() :]) if said else (0, sample)
@@ -183,7 +183,7 @@ def find_dialect(sample: str, cut: bool, content: Packed, separator: str = "") -
     elif content.name.lower().endswith((".csv", ".tsv", ".tab")) and body.strip():
         chosen = "\t" if content.name.lower().endswith((".tsv", ".tab")) else ","  # a single column
     else:
-        prose = "; plain text (.txt, .md) is learned as it is" if content.name.lower().endswith((".txt", ".md")) else ""
+        prose = "; plain text (.txt, .md) is learned directly" if content.name.lower().endswith((".txt", ".md")) else ""
         raise RescoldoError(
             "is neither JSON nor a table", where=str(content.path),
             fix=f"a header with the columns' names is expected, and a separator (--separator){prose}",
@@ -192,13 +192,13 @@ def find_dialect(sample: str, cut: bool, content: Packed, separator: str = "") -
 
 
 def _quoting(separator: str, skip: int, body: str, cut: bool) -> Dialect:
-    """The first way of quoting that the sample is valid in."""
+    """The first quoting style for which the sample is valid."""
     ways = [Dialect(separator, skip=skip)]
     if '\\"' in body:
         ways.append(Dialect(separator, escape="\\", skip=skip))
     if separator == "\t":
         ways.append(Dialect(separator, quote="", skip=skip))
-    return min(ways, key=lambda way: _faults(way, body, cut))  # of equal ones the first
+    return min(ways, key=lambda way: _faults(way, body, cut))  # the first of equal ones
 
 
 def _faults(dialect: Dialect, body: str, cut: bool) -> int:

@@ -1,4 +1,4 @@
-"""A file's bytes, unpacked where they are compressed: piece by piece, and never more than is plausible."""
+"""A file's bytes, decompressed piece by piece if necessary, and never more of them than is plausible."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rescoldo.data.foreign import BZIP2, COMPRESSED, GZIP, WORKBOOK, XZ, ZIP, ZSTD, kind_of
+from rescoldo.data.foreign import BZIP2, COMPRESSED, COMPRESSIONS, GZIP, WORKBOOK, XZ, ZIP, ZSTD, kind_of
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.extras import missing
 from rescoldo.files import quote
 
-HEAD = 64 << 10  # bytes by which a file's kind is told
-MAX_RATIO = 300  # unpacked bytes for each packed one, from FREE_BYTES on: text does not shrink so far
+HEAD = 64 << 10  # bytes used to detect a file's kind
+MAX_RATIO = 300  # maximum ratio of unpacked to packed bytes, above FREE_BYTES: text does not compress better
 FREE_BYTES = 64 << 20
 MAX_XZ_MEMORY = 512 << 20
 _PIECE = 256 << 10
@@ -32,14 +32,14 @@ _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, V
 
 @dataclass(frozen=True)
 class Packed:
-    """A file, and how its content is reached.
+    """A file and access to its content.
 
     Attributes:
-        name: of the content: the file's, without .gz and the like; a zip member's own.
-        kind: of the content (data.foreign's kinds; WORKBOOK is told from ZIP).
+        name: the content's name: the file's without .gz and the like; that of the member of a ZIP.
+        kind: the content's kind (data.foreign's kinds; WORKBOOK is distinguished from ZIP).
         head: the content's first bytes.
-        notes: what was found on the way, in words.
-        compression: by what it is packed; "" if by nothing.
+        notes: what was detected, for people.
+        compression: the kind of compression; "" if there is none.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Packed:
 
     @contextmanager
     def open(self) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
-        """The content as a stream (with `peek`), and a function that says which share of the file has been read.
+        """The content as a stream (with `peek`), and a function for the fraction of the file read so far.
 
         Raises:
             RescoldoError: it cannot be read, is damaged, or unpacks to more than is plausible.
@@ -66,10 +66,10 @@ class Packed:
 
     @contextmanager
     def as_file(self) -> Iterator[Path]:
-        """The content as a file of its own, for readers that jump in it; unpacked into a temporary one if need be.
+        """The content as a regular file, for readers that need to seek; unpacked into a temporary file if necessary.
 
         Raises:
-            RescoldoError: see `open`; there is no room for it.
+            RescoldoError: see `open`; or there is not enough disk space.
         """
         if not self.compression:
             yield self.path
@@ -83,7 +83,7 @@ class Packed:
 
 
 def packed(path: Path) -> Packed:
-    """Look at a file's first bytes, through its compression.
+    """Detect a file's kind from its first bytes, through its compression.
 
     Raises:
         RescoldoError: it is missing, a directory, unreadable, damaged, or an archive of several files.
@@ -98,7 +98,7 @@ def packed(path: Path) -> Packed:
         if kind == ZIP:
             return _zipped(path)
         if kind in COMPRESSED:
-            name = path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zstd") else path.name
+            name = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
             found = _look(path, name, kind, (f"compressed with {kind}",), lambda: _unpacking(path, kind))
             if found.kind in (*COMPRESSED, ZIP):
                 raise RescoldoError(
@@ -186,7 +186,7 @@ def _zstd(file: IO[bytes], path: Path) -> Any:
 
 
 class _Xz:
-    """An .xz stream whose dictionary may take MAX_XZ_MEMORY at most (lzma.LZMAFile has no limit)."""
+    """An .xz stream whose dictionary is limited to MAX_XZ_MEMORY (lzma.LZMAFile has no limit)."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._decoder = file, self._new()
@@ -202,7 +202,7 @@ class _Xz:
                 rest = self._decoder.unused_data.lstrip(b"\0") or self._file.read(_PIECE).lstrip(b"\0")
                 if not rest:
                     return b""
-                self._decoder = self._new()  # one stream behind the other
+                self._decoder = self._new()  # an .xz file may hold several streams
                 piece = self._decoder.decompress(rest, size)
             elif self._decoder.needs_input:
                 data = self._file.read(_PIECE)
@@ -219,7 +219,7 @@ class _Xz:
 
 
 class _Checked(io.RawIOBase):
-    """Stops where much more comes out than went in."""
+    """Stops if the content is implausibly larger than the file."""
 
     def __init__(self, stream: Any, taken: Callable[[], int] | None, path: Path) -> None:
         self._stream, self._taken, self._path, self._given = stream, taken, path, 0
@@ -235,14 +235,14 @@ class _Checked(io.RawIOBase):
         buffer[: len(piece)] = piece
         self._given += len(piece)
         if self._taken and self._given > FREE_BYTES and self._given > MAX_RATIO * max(1, self._taken()):
-            what = f"unpacks to more than {MAX_RATIO} times its size: that is no data, or a trap"
+            what = f"unpacks to more than {MAX_RATIO} times its size: not a dataset, or a decompression bomb"
             raise RescoldoError(what, where=str(self._path), fix="unpack it yourself if you know what it is")
         return len(piece)
 
 
 @contextmanager
 def _in_words(path: Path) -> Iterator[None]:
-    """What the system or a decompressor says, as RescoldoError."""
+    """Turns the errors of the system and of decompressors into RescoldoError."""
     try:
         yield
     except FileNotFoundError:

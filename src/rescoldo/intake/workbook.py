@@ -1,8 +1,9 @@
-"""Excel workbooks, by openpyxl in its read-only mode: one row after the other, values and not formulas."""
+"""Excel workbooks, read row by row with openpyxl's read-only mode; values, not formulas."""
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 import warnings
 import zipfile
@@ -14,20 +15,22 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.extras import missing
 from rescoldo.files import quote
+from rescoldo.intake.number_format import percentage, unapplied
 from rescoldo.intake.source import Row, Share, Source
 from rescoldo.intake.table import header
 from rescoldo.intake.unpack import FREE_BYTES, MAX_RATIO, Packed
 
-MAX_STRINGS = 1 << 30  # bytes of the workbook's list of texts, which is kept in memory
+MAX_STRINGS = 1 << 30  # bytes of the workbook's string table, which is kept in memory
 _PIECE = 1 << 20
+_LOOKED_AT = 200  # rows whose number formats are looked at before the import
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ />]")
 
 
 def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Source:
-    """A sheet of a workbook.
+    """Open a sheet of a workbook.
 
     Args:
-        sheet: its name, "" for the only one that has rows.
+        sheet: its name; "" for the only one that has rows.
         names_row: the row of the header, or a blank one before it.
 
     Raises:
@@ -49,6 +52,7 @@ def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Sourc
                 raise RescoldoError("there is no row with names", where=_where(content.path, name, names_row))
             begin = first[0]
             names = header([_value(cell) for cell in first[1]], _where(content.path, name, first[0]))
+            notes += _unapplied(book[name], names, begin, content.path)
 
     @contextmanager
     def read() -> Iterator[tuple[Iterator[Row], Share]]:
@@ -65,14 +69,14 @@ def open_workbook(content: Packed, sheet: str = "", names_row: int = 1) -> Sourc
 
 @contextmanager
 def _opened(place: Path, path: Path, values: bool) -> Iterator[Any]:
-    """The workbook, with the values of its formulas or the formulas themselves."""
+    """The workbook, with the values of its formulas or with the formulas themselves."""
     import openpyxl
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about styles and the like, which are not read
+            warnings.simplefilter("ignore")  # about styles and the like, which are not used
             book = openpyxl.load_workbook(place, read_only=True, data_only=values, keep_links=False)
-    except Exception as error:  # of openpyxl and the XML parser, of many kinds
+    except Exception as error:  # openpyxl and the XML parser raise many types
         raise _damaged(path, error) from None
     try:
         yield book
@@ -92,7 +96,7 @@ def _look_inside(place: Path, path: Path) -> bool:
     """Whether any sheet has formulas.
 
     Raises:
-        RescoldoError: it is no ZIP, or unpacks to more than is plausible.
+        RescoldoError: it is not a ZIP, or unpacks to more than is plausible.
     """
     try:
         with zipfile.ZipFile(place) as archive:
@@ -141,9 +145,23 @@ def _choose(book: Any, wanted: str, path: Path) -> tuple[str, tuple[str, ...]]:
     return filled[0], (f"sheet {filled[0]!r}",)
 
 
+def _unapplied(sheet: Any, names: list[str], begin: int, path: Path) -> tuple[str, ...]:
+    """A note on each column whose numbers are shown with something that their values do not have."""
+    found: dict[str, str] = {}
+    try:
+        for _, cells in itertools.islice(_filled(sheet), begin + _LOOKED_AT):
+            for name, cell in zip(names, cells, strict=False):
+                number = isinstance(cell.value, int | float) and not isinstance(cell.value, bool)
+                if number and percentage(cell.value, cell.number_format) is None and unapplied(cell.number_format):
+                    found.setdefault(name, cell.number_format)
+    except Exception as error:  # of openpyxl and the XML parser, of many kinds
+        raise _damaged(path, error) from None
+    return tuple(f"column {name!r}: numbers without their format ({shown[:40]})" for name, shown in found.items())
+
+
 def _filled(sheet: Any) -> Iterator[tuple[int, Any]]:
     """(number, cells) of each row with something in it."""
-    sheet.reset_dimensions()  # what other programs say of a sheet's size is often wrong
+    sheet.reset_dimensions()  # other programs often store wrong dimensions
     for number, cells in enumerate(sheet.iter_rows(), start=1):
         if any(cell.value not in (None, "") for cell in cells):
             yield number, cells
@@ -154,7 +172,7 @@ def _where(path: Path, sheet: str, number: int) -> str:
 
 
 def _rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[int], begin: int) -> Iterator[Row]:
-    """The rows behind the header, which is row `begin`. `written` is the same sheet with its formulas, to tell those
+    """The rows after the header, which is row `begin`. `written` is the same sheet with its formulas, to find formulas
     without a value."""
     try:
         yield from _read_rows(sheet, written, names, path, at, begin)
@@ -184,7 +202,7 @@ def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[
             value = _value(cell)
             if place >= len(names):
                 if value not in (None, ""):
-                    what = "stands outside of the columns that the header names (--header ROW says where it stands)"
+                    what = "is outside of the columns that the header names (or --header ROW is needed)"
                     faults.append((cell.coordinate, what))
                 continue
             if cell.value is not None and cell.data_type == "e":
@@ -199,13 +217,17 @@ def _read_rows(sheet: Any, written: Any, names: list[str], path: Path, at: list[
 
 
 def _value(cell: Any) -> Any:
-    """A cell's value: text, number, true or false; dates as ISO 8601."""
+    """A cell's value: text, number, true or false; dates as ISO 8601; percentages as texts, as they are shown."""
     value = cell.value
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         midnight = isinstance(value, datetime.datetime) and value.time() == datetime.time()
         return value.date().isoformat() if midnight and isinstance(value, datetime.datetime) else value.isoformat()
     if isinstance(value, datetime.timedelta):
         return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        shown = percentage(value, cell.number_format)
+        if shown is not None:
+            return shown
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return int(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,1 +1,1 @@
-"""Whatever answers a prompt: this package's engine with or without an adapter, and servers."""
+"""Models that answer prompts: this package's engine with or without an adapter, and servers."""

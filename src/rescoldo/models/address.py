@@ -1,4 +1,4 @@
-"""Is there a server at this address, and what does it say about its models?"""
+"""Server addresses, and the models that a server reports."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MAX_ANSWER = 16 << 20
 
 
 def parse_url(url: str) -> SplitResult | None:
-    """The parts of an http address, None if it is none."""
+    """The parts of an http address; None if it is invalid."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # a port that is none raises here
+        _ = parts.port  # raises if the port is invalid
     except ValueError:
         return None
     return parts if parts.scheme in ("http", "https") and parts.hostname else None
 
 
 def ollama_host() -> str:
-    """Ollama's address as its own programs find it: $OLLAMA_HOST in any of its forms, else 127.0.0.1:11434.
+    """Ollama's address, found as its own programs do: $OLLAMA_HOST in any of its forms, else 127.0.0.1:11434.
 
     Raises:
-        RescoldoError: $OLLAMA_HOST is no address.
+        RescoldoError: $OLLAMA_HOST is not an address.
     """
     text = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").rstrip("/")
     if not text:
@@ -44,8 +44,8 @@ def ollama_host() -> str:
         rest = "127.0.0.1" + rest
     parts = parse_url(f"{scheme}://{rest}")
     if parts is None:
-        raise RescoldoError(f"{text!r} is no address", where="OLLAMA_HOST", fix=f"for example {OLLAMA}")
-    # what a server listens on (all interfaces) is no address to call
+        raise RescoldoError(f"invalid address {text!r}", where="OLLAMA_HOST", fix=f"for example {OLLAMA}")
+    # the address that a server listens on (all interfaces) cannot be connected to
     name = "127.0.0.1" if parts.hostname == "0.0.0.0" else parts.hostname or ""
     name = f"[{name}]" if ":" in name else name
     port = parts.port or {"https": 443}.get(scheme, 80 if found else 11434)
@@ -53,7 +53,7 @@ def ollama_host() -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is on this machine: no proxy is asked for it."""
+    """Whether an address is on this machine, so that no proxy is used."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -62,10 +62,10 @@ def is_loopback(url: str) -> bool:
 
 
 def get_json(url: str) -> Any:
-    """What a GET returns; None where it is no JSON or not found.
+    """The JSON that a GET returns; None if it is not JSON, or not found.
 
     Raises:
-        OSError, urllib.error.HTTPError: nobody listens, or the server says no.
+        OSError, urllib.error.HTTPError: nothing listens there, or the server refuses.
     """
     headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {}
     handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
@@ -82,10 +82,10 @@ def get_json(url: str) -> Any:
 
 
 def _listed(url: str, where: str, start: str) -> list[dict[str, Any]]:
-    """The models that a server says it has, [] where it does not say.
+    """The models that a server reports; [] if it does not.
 
     Raises:
-        RescoldoError: nobody listens, or the key is refused.
+        RescoldoError: nothing listens there, or the key is refused.
     """
     try:
         found = get_json(url)
@@ -94,7 +94,7 @@ def _listed(url: str, where: str, start: str) -> list[dict[str, Any]]:
             raise RescoldoError(
                 f"the server refuses the key ({error.code})",
                 where=where,
-                fix=f"set {KEY_VARIABLE} to one that it takes",
+                fix=f"set {KEY_VARIABLE} to a valid one",
             ) from None
         raise RescoldoError(
             f"the server answers {error.code} {error.reason}", where=url, exit_code=EXIT_FAILURE
@@ -107,16 +107,16 @@ def _listed(url: str, where: str, start: str) -> list[dict[str, Any]]:
 
 
 def server_entry(model: str, url: str) -> dict[str, Any]:
-    """What the server says about a model; {} where it does not list it (many take any name)."""
+    """The server's entry for a model; {} if it does not list it (many servers accept any name)."""
     rows = _listed(url + "/models", f"openai:{model}@{url}", "start it, or correct the address (it mostly ends in /v1)")
     return next((row for row in rows if row.get("id") == model), rows[0] if len(rows) == 1 else {})
 
 
 def ollama_entry(name: str, host: str) -> dict[str, Any]:
-    """Ollama's own entry of a model, with its digest.
+    """Ollama's own entry for a model, with its digest.
 
     Raises:
-        RescoldoError: Ollama does not listen, or has not pulled it.
+        RescoldoError: Ollama is not running, or has not pulled the model.
     """
     where = f"ollama:{name}"
     start = (

@@ -1,4 +1,4 @@
-"""Answers that were already paid for: JSON lines under a hash of everything that decides them."""
+"""A cache of answers: JSON Lines with the hash of everything that determines an answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rescoldo.engine.types import Sampling
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.models.predictor import Prediction
 
-_FIELDS = ("text", "ended", "tokens", "seconds", "fields")  # of a prediction, as a document's row has them
+_FIELDS = ("text", "ended", "tokens", "seconds", "fields")  # of a prediction, as in a document's row
 
 
 def key(fingerprint: str, prompt: str, sampling: Sampling) -> str:
@@ -26,9 +26,9 @@ def key(fingerprint: str, prompt: str, sampling: Sampling) -> str:
 
 
 class PredictionCache:
-    """Predictions in a JSON Lines file, one fsynced line each. A line that is damaged counts as not there.
+    """Predictions in a JSON Lines file, one fsynced line each. Damaged lines are ignored.
 
-    Without a path they are known in memory alone. Several models may share one file, several threads one object.
+    Without a path they are kept in memory only. Several models may share a file, and several threads an instance.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -51,11 +51,11 @@ class PredictionCache:
                 self._known[found[0]] = found[1]
 
     def get(self, name: str) -> Prediction | None:
-        """The prediction kept under this key."""
+        """The prediction with this key; None if there is none."""
         return self._known.get(name)
 
     def put(self, name: str, prediction: Prediction) -> None:
-        """Keep a prediction; it is on the disk when this returns.
+        """Store a prediction; it is on disk when this returns.
 
         Raises:
             RescoldoError: the file cannot be written.
@@ -73,18 +73,18 @@ class PredictionCache:
             raise RescoldoError(
                 f"cannot be written: {error.strerror or error}",
                 where=str(self.path),
-                fix="make room or choose another --output; answers written so far are kept",
+                fix="free some space or choose another --output; answers written so far are kept",
                 exit_code=EXIT_FAILURE,
             ) from None
         self._needs_newline = False
 
     def reuse(self, document: Any) -> None:
-        """Know the answers of an evaluation or comparison that was written before; they are not written again."""
+        """Add the answers of an earlier evaluation or comparison, without writing them again."""
         for name, prediction in _answers(document):
             self._known.setdefault(name, prediction)
 
     def remove(self) -> None:
-        """Delete the file: its answers stand in the result now."""
+        """Delete the file, when its answers are in the result."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ def _read(line: bytes) -> tuple[str, Prediction] | None:
 
 
 def _answers(document: Any) -> Iterator[tuple[str, Prediction]]:
-    """The answers in a document; what has not the form of one is not there."""
+    """The answers in a document; malformed ones are ignored."""
     models = document.get("models") if isinstance(document, dict) else None
     judges = document.get("judges") if isinstance(document, dict) else None
     parts: list[Any] = [*models.values(), document.get("training")] if isinstance(models, dict) else []

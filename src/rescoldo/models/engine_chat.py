@@ -34,7 +34,7 @@ def predict_with_engine(
     """Answer all records in one batch; yields (index, prediction) as each ends.
 
     Args:
-        on_progress: told the number of tokens written so far, all rows together.
+        on_progress: called with the number of tokens generated so far, in all rows together.
     """
     conversations = [role.messages(record) for record in records]
     yield from complete_with_engine(model, tokenizer, conversations, sampling, on_progress)
@@ -139,7 +139,7 @@ class EngineChat:
     """A model of our engine, with the run's adapter or (adapter=False) the base model alone. See ChatModel.
 
     Args:
-        grammar: what its answers are held to.
+        grammar: constrains its answers.
     """
 
     batches = True
@@ -149,7 +149,7 @@ class EngineChat:
         self.adapter = adapter and loaded.run is not None
 
     def constrained(self, grammar: Grammar) -> EngineChat:
-        """The same model with its answers held to a grammar."""
+        """The same model, constrained to a grammar."""
         return EngineChat(self.loaded, adapter=self.adapter, grammar=grammar)
 
     def fingerprint(self) -> str:
@@ -159,12 +159,12 @@ class EngineChat:
         return f"engine {self.loaded.base.fingerprint()} {self.loaded.precision} {adapter}{held}"
 
     def render(self, messages: Messages) -> str:
-        """The chat as the model's template writes it."""
+        """The conversation as the model's chat template renders it."""
         text = prompt_text(messages, self.loaded.tokenizer)
         return text if text is not None else json.dumps(messages)
 
     def describe(self) -> dict[str, Any]:
-        """What a document says about the model itself."""
+        """A description of the model for documents."""
         return {
             "spec": self.loaded.spec,
             "adapter": self.adapter,
@@ -174,25 +174,25 @@ class EngineChat:
         }
 
     def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Of the records' own answers: see models.perplexity."""
+        """The perplexity of the reference answers: see models.perplexity."""
         from rescoldo.models.perplexity import perplexity
 
         with self._as_asked():
             return perplexity(self.loaded.model, self.loaded.tokenizer, role, records)
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, float]]:
-        """Of tokenized examples: see engine.model.evaluate_loss."""
+        """The losses of tokenized examples: see engine.model.evaluate_loss."""
         from rescoldo.engine.model import evaluate_loss
 
         with self._as_asked():
             return evaluate_loss(self.loaded.model, examples)
 
     def count_tokens(self, text: str) -> int:
-        """The tokens of a text; needs the tokenizer alone."""
+        """The number of tokens of a text; only needs the tokenizer."""
         return len(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer_perplexity(self, role: Role, answers: Sequence[tuple[dict[str, Any], str]]) -> list[float | None]:
-        """Of texts as answers to records: see models.perplexity."""
+        """The perplexity of texts as answers to records: see models.perplexity."""
         from rescoldo.models.perplexity import answer_perplexity
 
         with self._as_asked():
@@ -205,7 +205,7 @@ class EngineChat:
         return None if grammar is None else (lambda: self.loaded.constraint(grammar))
 
     def _as_asked(self) -> contextlib.AbstractContextManager[None]:
-        """The model with or without its adapter."""
+        """Switches the model's adapter on or off, as this instance requires."""
         if self.adapter or not self.loaded.run:
             return contextlib.nullcontext()
         return self.loaded.model.without_adapter()

@@ -1,4 +1,4 @@
-"""A model to ask: a base model, or the base of a run with the run's adapter; in memory, or on its way there."""
+"""A model for inference: a base model, or a run's base with the run's adapter; loaded at once or on first use."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaded:
-    """A model that is in memory, or comes there when `model` is asked for.
+    """A model that is in memory, or is loaded when `model` is first used.
 
     Attributes:
-        spec: what the user named.
-        run: the run's directory, None for a base model alone.
-        info: the run's training_info.json, {} where there is none.
-        adapter_sha256: of the run's adapter_model.safetensors, "" without.
-        load: brings the weights into memory.
+        spec: the name given by the user.
+        run: the run's directory; None for a base model alone.
+        info: the run's training_info.json; {} if there is none.
+        adapter_sha256: of the run's adapter_model.safetensors; "" without a run.
+        load: loads the weights.
     """
 
     spec: str
@@ -52,7 +52,7 @@ class Loaded:
 
     @property
     def model(self) -> LoraModel:
-        """The model, loaded at the first use.
+        """The model, loaded at first use.
 
         Raises:
             RescoldoError: the adapter does not fit its base.
@@ -62,7 +62,7 @@ class Loaded:
         return self._model
 
     def release(self) -> None:
-        """Give the memory back; the next use loads again."""
+        """Free the memory; the next use loads the model again."""
         self._model = None
 
     def constraint(self, grammar: Grammar) -> Constraint:
@@ -83,16 +83,16 @@ class Loaded:
 
 
 def is_run(spec: str) -> bool:
-    """Whether `spec` names a directory with an adapter (finished or not), not a base model."""
+    """Whether `spec` is a directory with an adapter (finished or not), and not a base model."""
     names = ("adapter_config.json", "training_info.json")
-    return any(os.path.isfile(os.path.join(spec, name)) for name in names)  # pathlib raises where it may not look
+    return any(os.path.isfile(os.path.join(spec, name)) for name in names)  # pathlib raises without permission
 
 
 def refuse_unfinished(path: Path) -> None:
-    """Stop at a run that has no adapter yet.
+    """Refuse a run that has no adapter yet.
 
     Raises:
-        RescoldoError: it is one.
+        RescoldoError: it has none.
     """
     from rescoldo.run.layout import RUN_FILE
 
@@ -102,12 +102,12 @@ def refuse_unfinished(path: Path) -> None:
 
 
 def verify_command(run: Path) -> str:
-    """What looks at a run that is damaged."""
+    """The command that checks a damaged run."""
     return f"{program()} verify {quote(run)}"
 
 
 def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel:
-    """The base model that a run's adapter belongs to, as training_info.json or else the adapter names it.
+    """The base model of a run's adapter, as named in training_info.json or else in the adapter.
 
     Raises:
         RescoldoError: none is named, it cannot be opened, or it has changed since.
@@ -116,7 +116,7 @@ def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel
 
     spec = str(info.get("base_model") or adapter.base_model)
     if not spec:
-        raise RescoldoError("does not say which base model it is for", where=str(run), fix=verify_command(run))
+        raise RescoldoError("does not name its base model", where=str(run), fix=verify_command(run))
     try:
         base = open_base(spec)
     except RescoldoError as error:
@@ -124,14 +124,14 @@ def open_base_of(run: Path, info: dict[str, Any], adapter: Adapter) -> BaseModel
         raise RescoldoError(
             f"its base model cannot be opened: {error.where or spec}: {error.what}",
             where=str(run),
-            fix=f"{error.fix or 'bring it back'}; {named}.json says which it is",
+            fix=f"{error.fix or 'restore it'}; {named}.json names it",
             exit_code=error.exit_code,
         ) from None
     if info.get("base_fingerprint") and info["base_fingerprint"] != base.fingerprint():
         raise RescoldoError(
-            f"was trained on another base model than {spec} is now",
+            f"was trained on another base model than the present {spec}",
             where=str(run),
-            fix="bring the base model back that it was trained on, or train again",
+            fix="restore the base model that it was trained on, or train again",
         )
     return base
 
@@ -144,7 +144,7 @@ def _known_models() -> str:
 
 
 def run_info(run: Path) -> dict[str, Any]:
-    """training_info.json's content, {} where there is none (an adapter that PEFT wrote).
+    """The content of training_info.json; {} if there is none (an adapter written by PEFT).
 
     Raises:
         RescoldoError: the file is damaged.
@@ -154,9 +154,9 @@ def run_info(run: Path) -> dict[str, Any]:
 
 
 def dated_tokenizer(base: BaseModel, info: dict[str, Any]) -> Any:
-    """The base model's tokenizer. Where its chat template writes today's date, it is that of the run whose
-    training_info.json is `info`, or today's for as long as this process lives; its prompts let the model think where
-    that run was taught to (chat_template.thinks)."""
+    """The base model's tokenizer. If its chat template writes today's date, it is set to the date of the run with the
+    training_info.json `info`, or to today's date for the life of this process; its prompts let the model think if the
+    run was trained so (chat_template.thinks)."""
     tokenizer, day = base.tokenizer(), info.get("chat_date")
     fix_date(tokenizer, date.fromisoformat(day) if isinstance(day, str) else date.today())
     tokenizer.thinks = info.get("thinks") is True
@@ -175,14 +175,14 @@ def load_for_inference(
     """Load a run directory (base model and adapter) or a base model.
 
     Args:
-        spec: a run's directory, or anything that open_base takes.
+        spec: a run's directory, or an argument for open_base.
         quantization: of the frozen weights; auto is the run's own, for a base model what training would choose.
-        role, records: prompts to measure int8's input ranges on where the run has not kept them.
-        on_progress: told the share that is loaded, 0..1.
-        lazy: read headers only; the weights come when they are needed.
+        role, records: prompts for measuring int8's input ranges if the run has not stored them.
+        on_progress: called with the loaded fraction, 0..1.
+        lazy: only read headers; the weights are loaded when they are needed.
 
     Raises:
-        RescoldoError: no such model, an adapter that does not fit its base, a quantization that is none.
+        RescoldoError: no such model, an adapter that does not fit its base, or an unknown quantization.
     """
     from rescoldo.adapter import WEIGHTS_FILE, read_adapter
     from rescoldo.base import open_base
@@ -202,11 +202,11 @@ def load_for_inference(
     adapter: Adapter | None = read_adapter(run) if run else None
     try:
         base = open_base_of(run, info, adapter) if run and adapter else open_base(spec)
-    except NoSuchModelError as error:  # a run's directory that was moved or misspelled ends here, too
+    except NoSuchModelError as error:  # also the case of a run's directory that was moved or misspelled
         where = error.where or spec
         raise NoSuchModelError(where, error.suggestion, what="run or base model", otherwise=_known_models()) from None
     if adapter:
-        adapter.fits(base.config, base.spec)  # before minutes of loading
+        adapter.fits(base.config, base.spec)  # before loading for minutes
     tokenizer = dated_tokenizer(base, info)
     measured = (wanted == AUTO or is_calibrated(wanted)) and is_calibrated(info.get("quantization"))
     frozen = _frozen_state(run) if run and measured else None
@@ -240,7 +240,7 @@ def load_for_inference(
 
 
 def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: bool) -> str:
-    """The precision to load in; int8 and nf4 only where ranges are known or can be measured, unless asked for."""
+    """The precision to load in; int8 and nf4 only if ranges are known or can be measured, or if asked for."""
     if wanted != AUTO:
         return wanted
     trained_in = info.get("quantization")
@@ -252,8 +252,8 @@ def _precision(wanted: str, info: dict[str, Any], base: BaseModel, calibrated: b
 
 
 def _frozen_state(run: Path) -> dict[str, Any] | None:
-    """The calibration beside the adapter; of a run that an earlier version made, as its newest good checkpoint keeps
-    it."""
+    """The calibration stored with the adapter; for a run made by an older version, the one in its newest valid
+    checkpoint."""
     from rescoldo.adapter import read_calibration
     from rescoldo.run.layout import list_checkpoints
     from rescoldo.training.checkpoint import read_checkpoint
@@ -265,5 +265,5 @@ def _frozen_state(run: Path) -> dict[str, Any] | None:
         try:
             return read_checkpoint(path).frozen or None
         except ValueError:
-            continue  # damaged: an older one says the same
+            continue  # damaged: an older one has the same calibration
     return None

@@ -1,4 +1,4 @@
-"""How surprised a model is by the records' own answers."""
+"""Perplexity of the reference answers under a model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def perplexity(model: LoraModel, tokenizer: Any, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The perplexity of the answers, given their prompts: exp of the mean loss of a token, its end included.
+    """The perplexity of the answers, given their prompts: exp of the mean loss per token, including the end token.
 
     Returns:
-        perplexity, loss (nats a token), target_tokens; and left_out, the records that do not fit into the context.
-        None in the first two if no record fits.
+        perplexity, loss (nats per token), target_tokens; and left_out, the number of records that do not fit into the
+        context. The first two are None if no record fits.
     """
     from rescoldo.engine.model import evaluate_loss
 
@@ -41,13 +41,13 @@ def perplexity(model: LoraModel, tokenizer: Any, role: Role, records: Sequence[d
 def answer_perplexity(
     model: LoraModel, tokenizer: Any, role: Role, answers: Sequence[tuple[dict[str, Any], str]]
 ) -> list[float | None]:
-    """The perplexity of each text as the answer to its record, given the prompt, as `perplexity` defines it.
+    """The perplexity of each text as the answer to its record, given the prompt, as in `perplexity`.
 
     Args:
         answers: (record, text).
 
     Returns:
-        One for each; None where prompt and text do not fit into the model's context.
+        One value for each; None if prompt and text do not fit into the model's context.
     """
     from rescoldo.engine.model import evaluate_loss
 

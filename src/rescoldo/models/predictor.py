@@ -1,4 +1,4 @@
-"""What answers concepts: anything that turns records into predictions, what a prediction is, and what a chat model."""
+"""The interfaces Predictor (from records to predictions) and ChatModel (from conversations to answers)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Prediction:
 
     Attributes:
         text: as the model wrote it.
-        ended: the model stopped by itself, it was not cut off.
-        tokens: how many it wrote, the end not counted.
+        ended: the model ended it itself, and it was not cut off.
+        tokens: number of generated tokens, without the end token.
         seconds: from the start of its batch to its end.
-        error: why there is no answer (a server that failed); "" where there is one.
-        fields: the answer as fields where a program returns them so; None: `text` is scored.
+        error: why there is no answer (a server that failed); "" if there is one.
+        fields: the answer's fields if a program returned it in this form; None: `text` is scored.
     """
 
     text: str
@@ -37,48 +37,48 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """A model as the evaluation sees it."""
+    """A model for evaluation."""
 
     name: str
 
     def fingerprint(self) -> str:
-        """Changes when the model would answer differently: part of the key under which answers are kept."""
+        """Changes if the model's answers would change; a part of the key under which answers are cached."""
 
     def prompt(self, record: dict[str, Any]) -> str:
-        """What the model is given for a record, as text: also part of that key."""
+        """The text of the prompt for a record; also a part of that key."""
 
     def describe(self) -> dict[str, Any]:
-        """What a document says about the model itself: "spec" and what else is known."""
+        """A description of the model for documents: "spec" and what else is known."""
 
     def predict(
         self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Prediction]]:
-        """Answer records; yields (index, prediction) as each ends. `on_progress` is told the tokens written so far."""
+        """Answer records; yields (index, prediction) as each ends. `on_progress` gets the number of tokens so far."""
 
 
 class ChatModel(Protocol):
     """A language model that continues conversations: our engine, or a server.
 
     Attributes:
-        batches: many conversations in one call cost little more than one.
+        batches: whether many conversations in one call cost little more than one.
     """
 
     batches: bool
 
     def fingerprint(self) -> str:
-        """Changes when the model would answer differently."""
+        """Changes if the model's answers would change."""
 
     def render(self, messages: Messages) -> str:
-        """The conversation as one text: what stands for it in the key under which its answer is kept."""
+        """The conversation as one text, for the key under which its answer is cached."""
 
     def describe(self) -> dict[str, Any]:
-        """What a document says about the model itself: "spec" and what else is known."""
+        """A description of the model for documents: "spec" and what else is known."""
 
     def constrained(self, grammar: Grammar) -> ChatModel:
-        """The same model with its answers held to a grammar.
+        """The same model, constrained to a grammar.
 
         Raises:
-            RescoldoError: it cannot take one of that kind.
+            RescoldoError: it does not support grammars of this kind.
         """
 
     def complete(
@@ -87,37 +87,39 @@ class ChatModel(Protocol):
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
-        """Answer conversations; yields (index, prediction) as each ends. `on_progress` is told the tokens so far.
+        """Answer conversations; yields (index, prediction) as each ends. `on_progress` gets the number of tokens so
+        far.
 
         Raises:
-            RescoldoError: no more answers can be had. What one conversation failed on is its prediction's `error`.
+            RescoldoError: the model can no longer answer. The failure of a single conversation is its prediction's
+                `error`.
         """
 
 
 @runtime_checkable
 class MeasuresLoss(Protocol):
-    """A chat model that knows how probable a given answer is: our engine; a server does not."""
+    """A chat model that can compute the probability of a given answer: our engine, but not a server."""
 
     def perplexity(self, role: Role, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Of the records' own answers: see models.perplexity."""
+        """The perplexity of the reference answers: see models.perplexity."""
 
 
 class ChatPredictor:
-    """A chat model asked with a role's own messages. See Predictor."""
+    """A chat model with a role's prompts. See Predictor."""
 
     def __init__(self, chat: ChatModel, role: Role, name: str) -> None:
         self.chat, self.role, self.name = chat, role, name
 
     def fingerprint(self) -> str:
-        """The chat model's."""
+        """The chat model's fingerprint."""
         return self.chat.fingerprint()
 
     def prompt(self, record: dict[str, Any]) -> str:
-        """The conversation as the chat model writes it."""
+        """The conversation as the chat model renders it."""
         return self.chat.render(self.role.messages(record))
 
     def describe(self) -> dict[str, Any]:
-        """The chat model's."""
+        """The chat model's description."""
         return self.chat.describe()
 
     def predict(

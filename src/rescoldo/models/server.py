@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
     from rescoldo.constrain import Grammar
 
-_IDENTITY = ("id", "owned_by", "root", "meta", "digest")  # of what a server says about a model, what does not change
+_IDENTITY = ("id", "owned_by", "root", "meta", "digest")  # the constant fields of a server's entry for a model
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is asked: requests at a time, seconds for one answer with all its tries, further tries."""
+    """Settings for a server: concurrent requests, seconds for one answer including retries, number of retries."""
 
     concurrency: int = 4
     timeout: float = 1800.0
@@ -48,12 +48,12 @@ class ServerOptions:
 
 
 def open_server(spec: str, options: ServerOptions | None = None) -> ServerChat:
-    """The model that `openai:MODEL@URL` or `ollama:NAME` names, once its server has said that it is there.
+    """The model `openai:MODEL@URL` or `ollama:NAME`, after its server has confirmed it.
 
-    Ollama is asked at $OLLAMA_HOST, else 127.0.0.1:11434.
+    Ollama's address is $OLLAMA_HOST, else 127.0.0.1:11434.
 
     Raises:
-        RescoldoError: a malformed spec, nobody listens, the key is refused, the model is not there.
+        RescoldoError: a malformed spec, nothing listens there, the key is refused, or the model is missing.
     """
     if importlib.util.find_spec("openai") is None:
         raise missing("servers", "asking a server needs the package openai", where=spec)
@@ -77,7 +77,7 @@ def _open_openai(spec: str, rest: str, options: ServerOptions) -> ServerChat:
         )
     if parts.username or parts.password or parts.query:
         raise RescoldoError(
-            "a key does not belong into the address: it would stand in the result",
+            "a key must not be in the address, because it would appear in the result",
             where=f"openai:{model}@…",
             fix=f"put it into the environment: {KEY_VARIABLE}",
         )
@@ -85,7 +85,7 @@ def _open_openai(spec: str, rest: str, options: ServerOptions) -> ServerChat:
     return ServerChat(spec, model, url, options, server_entry(model, url))
 
 
-# a row for each of names.SERVERS
+# a row for each prefix in names.SERVERS
 _OPENERS: dict[str, Callable[[str, str, ServerOptions], ServerChat]] = {
     "openai:": _open_openai,
     "ollama:": _open_ollama,
@@ -93,7 +93,7 @@ _OPENERS: dict[str, Callable[[str, str, ServerOptions], ServerChat]] = {
 
 
 def _split(rest: str) -> tuple[str, bool, str]:
-    """MODEL@URL; a model's name may itself hold an @."""
+    """Split MODEL@URL; a model's name may itself contain an @."""
     for scheme in ("@http://", "@https://"):
         place = rest.rfind(scheme)
         if place >= 0:
@@ -119,30 +119,30 @@ class ServerChat:
         self.grammar = grammar
 
     def constrained(self, grammar: Grammar) -> ServerChat:
-        """The same model with its answers held to a JSON schema, which is what servers take. For a role that answers in
-        YAML the answers are JSON, which YAML readers read.
+        """The same model, constrained to a JSON schema, the form that servers support. For a role that answers in YAML
+        the answers are JSON, which YAML parsers accept.
 
         Raises:
             RescoldoError: the grammar has no schema.
         """
         if grammar.schema is None:
-            raise RescoldoError("servers take a JSON schema alone to constrain answers", where=self.spec)
+            raise RescoldoError("servers can be constrained only by a JSON schema", where=self.spec)
         return ServerChat(self.spec, self.model, self.url, self.options, self.entry, grammar)
 
     def fingerprint(self) -> str:
-        """Address, name, and what the server says about the model."""
+        """Address, name, and the server's entry for the model."""
         known = {name: self.entry[name] for name in _IDENTITY if name in self.entry}
         held = [self.grammar.schema] if self.grammar else []
         text = json.dumps([self.url, self.model, known, *held], sort_keys=True)
         return "server " + hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, messages: Messages) -> str:
-        """The messages as JSON: the server applies the template."""
+        """The messages as JSON, because the server applies the template."""
         tools = tools_of(messages)
         return json.dumps([*messages, {"tools": tools}] if tools else messages, ensure_ascii=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a document says about the model itself."""
+        """A description of the model for documents."""
         held = {"constrained": "json", "constraint_unchecked": []} if self.grammar else {}
         return {"spec": self.spec, "server": self.url, "model": self.model, **held}
 
@@ -152,14 +152,14 @@ class ServerChat:
         sampling: Sampling,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
-        """`concurrency` requests at a time; yields (index, prediction) as each ends.
+        """Send `concurrency` requests at a time; yields (index, prediction) as each ends.
 
         Raises:
-            RescoldoError: the server is gone, or refuses key or model. What one request failed on is its prediction's
-                error.
+            RescoldoError: the server has stopped, or refuses key or model. The failure of a single request is its
+                prediction's `error`.
         """
         written = 0
-        with asyncio.Runner() as runner:  # its end cancels what is still asked for
+        with asyncio.Runner() as runner:  # leaving it cancels open requests
             client = self._client()
             tasks: set[asyncio.Task[tuple[int, Prediction]]] = set()
 
@@ -181,12 +181,12 @@ class ServerChat:
                         if on_progress:
                             on_progress(written)
                         yield index, prediction
-                    for task in done:  # what could be had is given before what went wrong
+                    for task in done:  # yield finished answers before raising an error
                         task.result()
             finally:
                 for task in tasks:
                     if not task.cancel():
-                        task.exception()  # seen: the first one is told
+                        task.exception()  # mark as retrieved: only the first exception is raised
                 runner.run(client.close())
 
     def _client(self) -> AsyncOpenAI:
@@ -197,7 +197,7 @@ class ServerChat:
             api_key=os.environ.get(KEY_VARIABLE) or "none",
             timeout=openai.Timeout(self.options.timeout, connect=PROBE_SECONDS),
             max_retries=self.options.retries,
-            # a proxy is for what is elsewhere
+            # a proxy is only for other machines
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(self.url)),
         )
 
@@ -213,7 +213,7 @@ class ServerChat:
                 return index, Prediction("", False, 0, time.monotonic() - started, " ".join(reason.split())[:300])
 
             try:
-                # of all tries together: a server that sends a byte now and then is never late by itself
+                # a timeout for all attempts: a server that sends a byte now and then never exceeds the client's own
                 async with asyncio.timeout(self.options.timeout):
                     answer = await client.chat.completions.create(
                         model=self.model,
@@ -238,35 +238,36 @@ class ServerChat:
                     else "see what it serves: /models"
                 )
                 raise RescoldoError(
-                    f"the server says no: {_message(error)}", where=self.spec, fix=fix, exit_code=EXIT_FAILURE
+                    f"the server refuses: {_message(error)}", where=self.spec, fix=fix, exit_code=EXIT_FAILURE
                 ) from None
             except openai.APIConnectionError as error:
                 if await asyncio.to_thread(self._answers):
-                    return failed(f"the connection broke: {error.__cause__ or error}")
+                    return failed(f"the connection was lost: {error.__cause__ or error}")
                 raise RescoldoError(
-                    "the server does not answer any more",
+                    "the server no longer answers",
                     where=self.spec,
-                    fix="start it again and give the same command: answers that came are kept",
+                    fix="start it again and give the same command: finished answers are kept",
                     exit_code=EXIT_FAILURE,
                 ) from None
             except openai.OpenAIError as error:
                 return failed(_message(error))
             except (AttributeError, IndexError, TypeError, ValueError) as error:
-                return failed(f"the server's answer has not the form that it should have ({error})")
+                return failed(f"the server's answer is malformed ({error})")
             return index, Prediction(text, ended, tokens, time.monotonic() - started)
 
     def _extra(self) -> dict[str, Any]:
-        """What the client has no word for: llama.cpp narrows the choice by settings of its own unless told not to."""
+        """Parameters that the client does not know: llama.cpp restricts sampling by its own defaults unless they are
+        set."""
         extra: dict[str, Any] = {"top_k": 0, "min_p": 0.0} if self.entry.get("owned_by") == "llamacpp" else {}
-        if self.grammar:  # Ollama's own `format` is set by this, too
+        if self.grammar:  # this also sets Ollama's own `format`
             schema = {"name": "answer", "schema": self.grammar.schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": schema}
         return extra
 
     def _unheld(self) -> RescoldoError:
-        """An answer that a schema would not have let through: the server has not looked at it."""
+        """The error if an answer does not fit the schema, so the server has ignored it."""
         return RescoldoError(
-            "the server does not hold answers to a schema: it takes response_format and does not answer in JSON",
+            "the server does not constrain answers: it accepts response_format but does not answer in JSON",
             where=self.spec, fix="leave out constrained: for this server", exit_code=EXIT_FAILURE,
         )  # fmt: skip
 
@@ -289,7 +290,7 @@ def _is_json(text: str) -> bool:
 
 
 def _as_sent(messages: Messages) -> list[dict[str, Any]]:
-    """The messages in OpenAI's form: the arguments of calls as JSON text, without thinking parts."""
+    """The messages in OpenAI's format: arguments of calls as JSON text, without thinking parts."""
     sent = [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
     for message in sent:
         if "tool_calls" in message:
@@ -301,10 +302,10 @@ def _as_sent(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _said(message: Any) -> str:
-    """An answer's text; calls of tools behind it, as role.tools.call_text puts them.
+    """An answer's text, followed by its tool calls in the form of role.tools.call_text.
 
     Raises:
-        TypeError: the content is no text.
+        TypeError: the content is not text.
     """
     text = _text(message.content)
     if not message.tool_calls:
@@ -315,23 +316,23 @@ def _said(message: Any) -> str:
 
 
 def _text(content: Any) -> str:
-    """An answer's text. Half a surrogate pair, which JSON can carry and UTF-8 cannot, becomes a question mark.
+    """An answer's text. Lone surrogates, which JSON can contain and UTF-8 cannot, become question marks.
 
     Raises:
-        TypeError: it is no text.
+        TypeError: it is not text.
     """
     if not isinstance(content, str | None):
-        raise TypeError(f"the content is no text but a {type(content).__name__}")
+        raise TypeError(f"the content is a {type(content).__name__}: expected text")
     return (content or "").encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(tokens: Any) -> int:
-    """The number of tokens that a server says; 0 where it says none that is one."""
+    """The number of tokens that a server reports; 0 if it reports no valid one."""
     return tokens if isinstance(tokens, int) and tokens > 0 else 0
 
 
 def _message(error: Exception) -> str:
-    """What a server said, in one line: its own message out of {"error": {"message": …}}, where it has that form."""
+    """A server's message in one line: taken from {"error": {"message": …}} if it has this form."""
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
     status = getattr(error, "status_code", None)

@@ -1,10 +1,10 @@
 """One run on several machines: torchrun starts the same command on each, gloo connects them.
 
-One leads: it runs the loop as ever, writes all files, owns the checkpoints. The others follow: they hold the same
-model, optimizer and data, and compute gradients and losses of the examples they are given. So there is one loop and one
-place where a run is saved. The gradients are summed everywhere and each machine makes the optimizer's step itself, so
-nothing but that sum is waited for; what is saved and what is evaluated are the leader's weights.
+One process leads: it runs the usual loop, writes all files and owns the checkpoints. The others follow: they have the
+same model, optimizer and data, and compute gradients and losses of the examples assigned to them. So there is one loop,
+and one place where a run is saved. The gradients are all-reduced, and each machine makes the optimizer's update itself,
+so a step only waits for the gradients' sum; the leader's weights are the ones that are saved and evaluated.
 
-`together.train_here` chooses between the two. `launch` is above all that: it is what the user starts, and starts
-torchrun, which starts `cli.worker`.
+`together.train_here` chooses between leading and following. `launch` is what the user starts; it starts torchrun, which
+starts `cli.worker`.
 """

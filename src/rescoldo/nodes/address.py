@@ -1,4 +1,4 @@
-"""Which machine an address is, and by which of its network cards this one reaches it."""
+"""Whether an address is this machine's, and the network interface through which a machine is reached."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import psutil
 
 from rescoldo.errors import RescoldoError
 
-ELSEWHERE = ("198.51.100.1", 9)  # an address of documentation: nothing is sent to it
+ELSEWHERE = ("198.51.100.1", 9)  # an address reserved for documentation; nothing is sent to it
 
 
 def resolve(host: str) -> list[str]:
-    """The addresses of a host's name.
+    """The addresses of a host name.
 
     Raises:
-        RescoldoError: the name is not known.
+        RescoldoError: the name is unknown.
     """
     try:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
@@ -24,12 +24,12 @@ def resolve(host: str) -> list[str]:
         raise RescoldoError(
             f"this machine does not know a host {host}: {error.strerror}",
             where="--rendezvous",
-            fix="pass the address of the machine that leads: `hostname -I` there says it",
+            fix="pass the leading machine's address: `hostname -I` there prints it",
         ) from None
 
 
 def is_here(host: str) -> bool:
-    """Whether the host is this machine: only its own addresses can be bound."""
+    """Whether the host is this machine: only a machine's own addresses can be bound."""
     for address in resolve(host):
         with socket.socket(_family(address), socket.SOCK_STREAM) as probe:
             with contextlib.suppress(OSError):
@@ -39,8 +39,8 @@ def is_here(host: str) -> bool:
 
 
 def local_address(host: str) -> str:
-    """The address under which this machine and `host` can talk. A machine whose name leads to itself only (127.0.1.1)
-    takes the one that it has for everybody else."""
+    """This machine's address for connections with `host`. If its name only resolves to itself (127.0.1.1), it is the
+    address for the default route."""
     address = resolve(host)[0]
     if address.startswith("127.") and host not in ("localhost", address):
         return _towards(ELSEWHERE) or address
@@ -57,7 +57,7 @@ def _towards(target: tuple[str, int]) -> str:
 
 
 def interface_of(address: str) -> str:
-    """The network card with this address, "lo" if none is known."""
+    """The network interface with this address, "lo" if none is known."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.split("%")[0] == address for one in addresses):
             return name
@@ -65,7 +65,7 @@ def interface_of(address: str) -> str:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether something listens there."""
     try:
         with socket.create_connection((host, port), timeout=3.0):
             return True

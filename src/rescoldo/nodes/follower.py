@@ -1,4 +1,4 @@
-"""A follower's side: hold model, optimizer and data, compute what the leader asks for, write nothing."""
+"""A follower: it has model, optimizer and data, computes what the leader requests, and writes nothing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from rescoldo.training.parts import Model, Parts, lora_config
 from rescoldo.training.prepare import Prepared, prepare
 from rescoldo.training.progress import Reporter
 
-STOP_SECONDS = 20.0  # how long torchrun may take to end this worker before it starts another
+STOP_SECONDS = 20.0  # time for torchrun to end this worker before it starts another
 
 
 class Leaving:
-    """Whether a signal has come: this process continues, tells the leader so with its next gradients, and is sent home
-    once the leader has saved."""
+    """Notes a signal: this process continues, reports the signal with its next gradients, and is released when the
+    leader has saved."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -40,7 +40,7 @@ class Leaving:
 
 @contextmanager
 def leaving() -> Iterator[Leaving]:
-    """Inside, signals are noted instead of obeyed."""
+    """Inside the block, signals are only noted."""
     noted = Leaving()
     before = {number: signal.signal(number, noted.handle) for number in SIGNALS}
     try:
@@ -51,13 +51,13 @@ def leaving() -> Iterator[Leaving]:
 
 
 def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) -> int:
-    """Work for the leader until it says that the run has ended.
+    """Work for the leader until it announces the end of the run.
 
     Returns:
-        0: it has. Otherwise the signal that made this process, or another, leave: the run continues.
+        0 at the end of the run; otherwise the signal that made this process, or another one, leave: the run continues.
 
     Raises:
-        RescoldoError: this machine has other data or settings than the leader, or lost it.
+        RescoldoError: this machine has other data or settings than the leader, or has lost it.
     """
     parts = replace(parts, run_date=partial(leaders_date, group=group))
     prepared = prepare(config, parts, reporter, restart=False)
@@ -76,7 +76,7 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
         frozen_state=None,
         on_progress=None,
     )
-    optimizer = AdamW(model.parameters, config.weight_decay, config.lora_plus or 1.0)
+    optimizer = AdamW(model.trained, config.weight_decay, config.lora_plus or 1.0)
     gradients: Tensors = {}
     with leaving() as noted:
         while (command := receive(model.parameters, optimizer.state(), group.leader)).op not in (STOP, AGAIN):
@@ -99,13 +99,13 @@ def follow(config: RunConfig, parts: Parts, group: Group, reporter: Reporter) ->
 
 
 def _step(command: Command, prepared: Prepared, parts: Parts, group: Group, model: Model, noted: Leaving) -> Tensors:
-    """This machine's examples of a step; all of them are named: dropout and shared prefix depend on the whole step.
-    Returns the gradients of all machines together."""
+    """Compute this machine's examples of a step; the command names all of the step's examples, which dropout and shared
+    prefix depend on. Returns the sum of all machines' gradients."""
     config = prepared.config
     examples = [prepared.train.examples[i] for i in command.examples]
     mine = [place for place, rank in enumerate(command.ranks) if rank == group.rank]
     began = time.monotonic()
-    reducer = Reducer(model.parameters)
+    reducer = Reducer(model.trained)
     step = parts.gradient_step(model, examples, step=command.step, seed=config.seed, mine=mine, on_ready=reducer.ready)
     nats = 0.0
     for start in range(0, len(mine), config.batch_size):

@@ -1,4 +1,4 @@
-"""The processes of a run, and what goes over the wire between them: plain tensors, no pickles."""
+"""The processes of a run and their communication: plain tensors, no pickles."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Its functions have the group of the time of this import as a default argument: none yet. Imported later, by another
-# library, it would keep the group and its threads; at the process's end they want the interpreter back, to let go of a
-# tensor, and abort.
+# Functions in this module have the default group at the time of import as a default argument: none yet. If another
+# library imported it later, they would keep that group and its threads, which at exit want the interpreter to release
+# a tensor, and abort.
 import torch.distributed.nn
 from torch._C._distributed_c10d import TCPStore
 
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.invocation import program
-from rescoldo.nodes.place import current_place
+from rescoldo.nodes.place import current_folder
 
-PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed at once
-GATHERING = timedelta(minutes=5)  # until all processes of a start have found each other
-SILENCE = (10, 5, 3)  # a connection that is silent for so many seconds is tried every so many, so many times
+PATIENCE = timedelta(minutes=30)  # for a step of the slowest machine; a peer that dies is noticed immediately
+GATHERING = timedelta(minutes=5)  # until all processes have connected at a start
+SILENCE = (10, 5, 3)  # TCP keep-alive: seconds of silence before probing, seconds between probes, number of probes
 STEP, UPDATE, EVALUATE, STOP, AGAIN = 1, 2, 3, 4, 5
 NAME_BYTES = 64
 
 
 class LostOthersError(RescoldoError):
-    """The connection to another machine broke: what was begun is lost, and can be begun again with those left."""
+    """The connection to another machine was lost: unfinished work is lost, and is repeated with the remaining
+    machines."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among those of the run.
+    """This process's position among those of the run.
 
     Attributes:
-        rank, size: as torchrun gave them; they may change with every restart.
+        rank, size: from torchrun; they may change with every restart.
         leader: the rank that holds the output directory and writes.
         names: of the machines, by rank.
-        shares: given by hand, by rank; () where speeds are measured.
+        shares: set by the user, by rank; () if speeds are measured.
     """
 
     rank: int
@@ -62,22 +63,22 @@ class Group:
         return self.rank == self.leader
 
     def name(self, rank: int) -> str:
-        """What to call a machine."""
+        """A machine's name in messages."""
         return self.names[rank] if self.names else f"rank {rank}"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the followers are to do.
+    """A command to the followers.
 
     Attributes:
-        op: STEP (compute its gradients), UPDATE (change the weights by them), EVALUATE, STOP (the run is over) or AGAIN
-            (it continues with other machines).
-        step: the optimizer step's number, from 0: for dropout; of an update from 1.
+        op: STEP (compute its gradients), UPDATE (update the weights with them), EVALUATE, STOP (the run is over) or
+            AGAIN (it continues with other machines).
+        step: the optimizer step's number, for dropout: from 0; of an update: from 1.
         rate: the learning rate of an update.
-        examples: places in the training or validation data, in the step's order.
-        ranks: who computes each of them.
-        tensors: how many values follow: the adapter's weights, or these and the optimizer's state; 0: none.
+        examples: indices in the training or validation data, in the step's order.
+        ranks: the rank that computes each of them.
+        tensors: the number of values that follow: the adapter's weights, or these and the optimizer's state; 0: none.
     """
 
     op: int
@@ -89,28 +90,28 @@ class Command:
 
 
 def current_group() -> Group | None:
-    """The group that torchrun has put this process into; None for a process of its own.
+    """The group that torchrun has put this process into; None for a process without torchrun.
 
     Raises:
-        RescoldoError: its environment is damaged.
+        RescoldoError: its environment is invalid.
     """
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     if not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
-        raise RescoldoError(f"RANK={rank}, WORLD_SIZE={size} is no place in a group", fix="start with torchrun")
-    place = current_place()
+        raise RescoldoError(f"invalid RANK={rank}, WORLD_SIZE={size}", fix="start with torchrun")
+    place = current_folder()
     if int(size) > 1:
         return Group(int(rank), int(size))
     if place is not None and not place.job().get("leads"):
-        raise LostOthersError("the machine that leads is not there")
+        raise LostOthersError("the machine that leads is missing")
     return None
 
 
 @contextmanager
 def joined(group: Group) -> Iterator[Group]:
-    """Inside, the processes are connected; yields the group with all that they have told each other.
+    """Connects the processes inside the block; yields the group with what they have told each other.
 
     Raises:
-        RescoldoError: they do not find each other, or the connection broke.
+        RescoldoError: they cannot connect, or the connection was lost.
     """
     try:
         address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
@@ -134,17 +135,17 @@ def joined(group: Group) -> Iterator[Group]:
 
 
 def _plainly(text: str) -> str:
-    """gloo's message without the place in its source and its guesses."""
+    """gloo's message without its source position and guesses."""
     return re.sub(r"^\[[^\]]*\]\s*", "", text).split(". This is")[0]
 
 
 def introduced(group: Group) -> Group:
-    """Everybody says who it is: name, whether it leads, its share if that was given by hand.
+    """Exchange introductions: each process's name, whether it leads, its share if the user has set one.
 
     Raises:
-        RescoldoError: nobody here leads.
+        RescoldoError: none of them leads.
     """
-    place = current_place()
+    place = current_folder()
     job = place.job() if place else {}
     leads = (2.0 if job.get("leads") else 0.0) if place else 1.0 if group.rank == 0 else 0.5
     share = float(job.get("share") or 0.0)
@@ -154,7 +155,7 @@ def introduced(group: Group) -> Group:
     dist.all_gather(everyone, own)
     facts = torch.stack(everyone)
     if not bool(facts[:, 0].any()):
-        raise LostOthersError("the machine that leads is not there")
+        raise LostOthersError("the machine that leads is missing")
     names = [bytes(int(c) for c in row).rstrip(b"\0").decode(errors="replace") for row in facts[:, 2:].tolist()]
     doubled = [f"{name} ({rank})" if names.count(name) > 1 else name for rank, name in enumerate(names)]
     shares = facts[:, 1].tolist()
@@ -163,8 +164,7 @@ def introduced(group: Group) -> Group:
 
 
 def _notice_silence() -> None:
-    """Have the kernel ask over connections that say nothing whether the other side is still there: a machine without
-    power, or behind a cut cable, closes nothing."""
+    """Enable TCP keep-alive on the connections, because a machine without power, or behind a cut cable, closes none."""
     idle, interval, count = SILENCE
     options = {
         "TCP_KEEPIDLE": idle,
@@ -184,7 +184,7 @@ def _notice_silence() -> None:
 
 
 def send(command: Command, tensors: Mapping[str, torch.Tensor], root: int) -> None:
-    """The leader, of rank `root`: tell all followers; `tensors` go along."""
+    """Leader (of rank `root`): send a command to all followers, with `tensors`."""
     count = sum(tensor.numel() for tensor in tensors.values())
     header = [command.op, command.step, command.rate, len(command.examples), count]
     dist.broadcast(torch.tensor(header, dtype=torch.float64), root)
@@ -195,8 +195,8 @@ def send(command: Command, tensors: Mapping[str, torch.Tensor], root: int) -> No
 
 
 def receive(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], root: int) -> Command:
-    """A follower: the next command; tensors that come with it are copied into `weights`, and into the optimizer's state
-    if they are more than the weights."""
+    """Follower: receive the next command; tensors that come with it are copied into `weights`, and into the optimizer's
+    state if there are more of them."""
     header = torch.zeros(5, dtype=torch.float64)
     dist.broadcast(header, root)
     op, step, rate, n_examples, count = header.tolist()
@@ -213,7 +213,7 @@ def receive(weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.T
 
 
 def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """All of them in one float32 vector, in the order of their names."""
+    """All tensors in one float32 vector, in the order of their names."""
     return torch.cat([tensors[name].detach().reshape(-1).float() for name in sorted(tensors)])
 
 
@@ -228,17 +228,17 @@ def unflatten(vector: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None
 
 
 def leaders_date(day: date, group: Group) -> date:
-    """The leader's `day`, on all machines: its output directory knows when the run began."""
+    """The leader's `day` on all machines, because its output directory records when the run began."""
     number = torch.tensor([day.toordinal()])
     dist.broadcast(number, group.leader)
     return date.fromordinal(int(number))
 
 
 def agree(identity: Mapping[str, Any], group: Group) -> None:
-    """Make sure that all processes have the same config, datasets, role and base model.
+    """Check that all processes have the same config, datasets, role and base model.
 
     Raises:
-        RescoldoError: on each of them, naming what differs and where.
+        RescoldoError: on each of them, with the differences.
     """
     facts = {name: value for name, value in identity.items() if name not in ("surroundings", "threads")}
     facts["version of rescoldo"] = (identity.get("surroundings") or {}).get("rescoldo")

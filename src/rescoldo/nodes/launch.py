@@ -1,7 +1,7 @@
-"""What `rescoldo train --nodes` starts on each machine: it runs torchrun and outlives its restarts.
+"""The launcher of `rescoldo train --nodes` on each machine: it runs torchrun and outlives its restarts.
 
-The machine whose address is the rendezvous leads: it has the output directory, its lock, and the rendezvous itself. So
-it is the one that must not be lost; where it is, the others wait for it for a while and then stop.
+The machine at the rendezvous address leads: it has the output directory, its lock, and the rendezvous itself. So it
+must not be lost; if it is, the others wait for it for a while and then stop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.nodes.address import answers, interface_of, local_address
 from rescoldo.nodes.nodes import Nodes
-from rescoldo.nodes.place import VARIABLE, Place
+from rescoldo.nodes.place import VARIABLE, WorkerFolder
 from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.lock import HOLDER, RunLock, process_start
 from rescoldo.run.signals import Interruption
@@ -31,9 +31,9 @@ from rescoldo.training.config import RunConfig
 from rescoldo.training.identity import move_aside
 
 POLL = 0.2
-PARTING_SECONDS = 20.0  # for torchrun to see that its worker is done
-LEADER_SECONDS = 600.0  # that a machine waits for the one that leads
-STARTING_SECONDS = 20.0  # until the first process on a machine answers for the others on it
+PARTING_SECONDS = 20.0  # for torchrun to notice that its worker has ended
+LEADER_SECONDS = 600.0  # how long a machine waits for the leader
+STARTING_SECONDS = 20.0  # until the first process on a machine is reachable for the others on it
 _libc = ctypes.CDLL(None)
 
 
@@ -48,18 +48,18 @@ class Launcher:
         """Take part until the run is over. Returns the worker's outcome: {"code", "summary"?, "error"?}.
 
         Raises:
-            RescoldoError: another process holds the output; the leading machine is not to be reached; torchrun fails.
+            RescoldoError: another process holds the output, the leader cannot be reached, or torchrun fails.
         """
         folder = Path(tempfile.mkdtemp(prefix="rescoldo-nodes-"))
         try:
             with self._role(restart) as leads, Interruption() as interruption:
-                return self._take_part(Place(folder), leads, interruption)
+                return self._take_part(WorkerFolder(folder), leads, interruption)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _role(self, restart: bool) -> Iterator[bool]:
-        """Whether this process leads; it holds the output directory meanwhile."""
+        """Yields whether this process leads; in that case it holds the output directory meanwhile."""
         nodes, output = self.nodes, self.config.output
         if not nodes.here:
             yield False
@@ -68,7 +68,7 @@ class Launcher:
         lock = RunLock(output)
         try:
             lock.__enter__()
-        except RescoldoError:  # is it the first process of this very run on this machine?
+        except RescoldoError:  # the holder may be the first process of this run on this machine
             until = time.monotonic() + STARTING_SECONDS
             while not answers(nodes.host, nodes.port):
                 if time.monotonic() > until:
@@ -89,10 +89,10 @@ class Launcher:
         finally:
             lock.release()
             if made:
-                with contextlib.suppress(OSError):  # a run that was refused leaves nothing
+                with contextlib.suppress(OSError):  # a refused run leaves no folder behind
                     output.rmdir()
 
-    def _take_part(self, place: Place, leads: bool, interruption: Interruption) -> dict[str, Any]:
+    def _take_part(self, place: WorkerFolder, leads: bool, interruption: Interruption) -> dict[str, Any]:
         launcher = {"pid": os.getpid(), "start": process_start(os.getpid())}
         config = self.config.model_dump(mode="json", exclude_unset=True)
         place.write_job(config=config, leads=leads, share=self.nodes.share, launcher=launcher, **self.switches)
@@ -111,7 +111,7 @@ class Launcher:
                 )
 
     def _leader_answers(self, interruption: Interruption) -> bool:
-        """Wait for the machine that leads; False when a signal comes first."""
+        """Wait for the leader; False if a signal comes first."""
         nodes, until, said = self.nodes, time.monotonic() + LEADER_SECONDS, False
         while not answers(nodes.host, nodes.port):
             if interruption.received:
@@ -126,20 +126,20 @@ class Launcher:
                     f"{nodes.endpoint}, the machine that leads, has not answered for {LEADER_SECONDS / 60:.0f} minutes",
                     where="--rendezvous",
                     fix="give the same command there, then here: the run resumes from its last checkpoint; "
-                    "a firewall between the machines must let them talk",
+                    "a firewall between the machines must allow their connections",
                     exit_code=EXIT_FAILURE,
                 )
             time.sleep(1.0)
         return not interruption.received
 
-    def _torchrun(self, place: Place, leads: bool, interruption: Interruption) -> dict[str, Any] | None:
-        """Run torchrun to its end; None if it ended without the worker saying that all is over."""
+    def _torchrun(self, place: WorkerFolder, leads: bool, interruption: Interruption) -> dict[str, Any] | None:
+        """Run torchrun to its end; None if it ended without a report from the worker."""
         nodes, address = self.nodes, local_address(self.nodes.host)
         environment = {
             **os.environ,
             VARIABLE: str(place.folder),
             **({HOLDER: f"{os.getpid()} {process_start(os.getpid())}"} if leads else {}),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a new store for every start: none keeps another's counts
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a new store at every start, without counts of an earlier one
             "GLOO_SOCKET_IFNAME": interface_of(address),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
@@ -150,7 +150,7 @@ class Launcher:
                 stdout=sys.stderr if self.quiet else None,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for this process, which saves first
+                start_new_session=True,  # Ctrl-C reaches only this process, which saves first
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 — this process has one thread
             )
         told, ended = False, 0.0
@@ -172,8 +172,8 @@ class Launcher:
         finally:
             _end(agent, place)
 
-    def _tell(self, place: Place, number: signal.Signals) -> bool:
-        """Pass the user's signal on; False if nobody works now."""
+    def _tell(self, place: WorkerFolder, number: signal.Signals) -> bool:
+        """Pass the user's signal on to the worker; False if there is none."""
         place.ask_to_stop()
         worker = place.worker()
         if worker is None:
@@ -188,13 +188,13 @@ class Launcher:
 
 
 def _die_with_parent() -> None:
-    """In the child: end when the launcher does, however it does (Linux; elsewhere the worker sees to it)."""
+    """In the child: die with the launcher, for whatever reason (Linux; elsewhere the worker takes care of it)."""
     with contextlib.suppress(AttributeError, OSError):
         _libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
 
-def _end(agent: subprocess.Popen[bytes], place: Place) -> None:
-    """No process of ours is left; the worker is in a group of its own."""
+def _end(agent: subprocess.Popen[bytes], place: WorkerFolder) -> None:
+    """End torchrun and the worker, which has its own process group."""
     worker = place.worker()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(agent.pid, signal.SIGKILL)
@@ -208,10 +208,10 @@ def _end(agent: subprocess.Popen[bytes], place: Place) -> None:
 
 
 def _last_line(path: Path) -> str:
-    """The last line of torchrun's own words that says what went wrong."""
+    """The last line of torchrun's log that describes a problem."""
     with contextlib.suppress(OSError):
         text = path.read_text(encoding="utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if "Error" in line]
         if lines:
             return lines[-1][:300]
-    return "it said nothing"
+    return "it gave no reason"

@@ -1,4 +1,4 @@
-"""The leader's side: the loop's parts, with the work of each step and evaluation dealt out to all machines."""
+"""The leader: the loop's parts, with the work of each step and evaluation divided among all machines."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from rescoldo.training.optimizer import AdamW
 from rescoldo.training.parts import Model, Parts, Step
 from rescoldo.units import count
 
-REPEAT_SECONDS = 600.0  # a slow machine is named again after this
-LEARNING_STEPS = 3  # before speeds are judged
+REPEAT_SECONDS = 600.0  # minimum time between two warnings about a slow machine
+LEARNING_STEPS = 3  # steps before speeds are judged
 
 
 class Leader:
-    """What rank 0 knows of the others: how fast they are, and whether they have the current weights."""
+    """What rank 0 knows about the others: their speeds, and whether they have the current weights."""
 
     def __init__(self, parts: Parts, group: Group) -> None:
         self.own, self.group = parts, group
         self.speeds = list(group.shares) or [0.0] * group.size
         self.optimizer: AdamW | None = None
-        self._stepping = False  # the followers have weights and optimizer as they are here, and change them alike
-        self._evaluating = False  # they have the very weights
-        self._places: dict[int, int] = {}  # id of an example → its place in its dataset
+        self._stepping = False  # the followers have these weights and optimizer, and update them in the same way
+        self._evaluating = False  # they have exactly these weights
+        self._places: dict[int, int] = {}  # id of an example → its index in its dataset
         self._reporter: Any = None
         self._steps = 0
-        self._named: dict[int, float] = {}  # slow machine → when it was named
+        self._named: dict[int, float] = {}  # slow machine → time of the last warning about it
 
     def parts(self) -> Parts:
         """Parts for the loop."""
@@ -54,7 +54,7 @@ class Leader:
         )
 
     def preflight(self, prepared: Any, reporter: Any, force: bool) -> None:
-        """The machine's own checks, then: has everybody the same?"""
+        """The checks of this machine, and then whether all machines have the same data and settings."""
         self.own.preflight(prepared, reporter, force)
         agree(prepared.identity, self.group)
         for data in (prepared.train, prepared.val):
@@ -64,16 +64,16 @@ class Leader:
         reporter.say(f"  {count(self.group.size, 'machine')} in this run ({names}); this one leads")
 
     def gradient_step(self, model: Model, examples: list[Example], *, step: int, seed: int) -> Step:
-        """A step whose examples are dealt out."""
+        """A step whose examples are divided among the machines."""
         return SharedStep(self, model, examples, step, seed)
 
     def make_optimizer(self, parameters: Tensors, weight_decay: float, plus: float) -> AdamW:
-        """An optimizer that has the followers do what it does."""
+        """An optimizer whose updates the followers make, too."""
         self.optimizer = SharedAdamW(self, parameters, weight_decay, plus)
         return self.optimizer
 
     def evaluate_loss(self, model: Any, examples: list[Example]) -> list[tuple[float, float]]:
-        """As engine.model.evaluate_loss, each machine its share."""
+        """As engine.model.evaluate_loss, divided among the machines."""
         ranks, _ = self.deal(EVALUATE, model, examples, 0)
         mine = [i for i, rank in enumerate(ranks) if rank == self.group.rank]
         nats = torch.zeros(len(examples), dtype=torch.float64)
@@ -84,7 +84,7 @@ class Leader:
         return [(loss, example.total_weight) for loss, example in zip(nats.tolist(), examples, strict=True)]
 
     def deal(self, op: int, model: Model, examples: Sequence[Example], step: int) -> tuple[list[int], list[float]]:
-        """Tell the followers what to do; returns each example's rank, and each rank's work in tokens."""
+        """Send the followers their work; returns each example's rank, and each rank's work in tokens."""
         load = load_of(examples, share=getattr(model, "share_prefix", False))
         ranks = assign(load, self.speeds)
         places = [self._places[id(example)] for example in examples]
@@ -92,13 +92,14 @@ class Leader:
         return ranks, load.of(ranks, self.group.size)
 
     def update(self, rate: float, step: int) -> None:
-        """Have the followers change their weights by the gradients that they have summed."""
+        """Make the followers update their weights with the summed gradients."""
         send(Command(UPDATE, step, rate), {}, self.group.leader)
         self._evaluating = False
 
     def _stale(self, op: int, model: Model) -> Tensors:
-        """What the followers need of this machine. All of it once; after that they make each change themselves. Before
-        each evaluation the weights again, since other processors may round a last bit otherwise."""
+        """The tensors that the followers need: all of them once; after that they make each update themselves. The
+        weights are sent again before each evaluation, because other processors may round differently in the last
+        bit."""
         if not self._stepping:
             self._stepping = self._evaluating = True
             return {**model.parameters, **(self.optimizer.state() if self.optimizer else {})}
@@ -108,7 +109,7 @@ class Leader:
         return {}
 
     def step_done(self, work: Sequence[float], seconds: Sequence[float], signals: Sequence[float]) -> None:
-        """Learn from a step: how fast each machine is, and whether one wants to leave."""
+        """Update the speeds after a step, and check whether a machine wants to leave."""
         if not self.group.shares:
             self.speeds = measured(self.speeds, work, seconds)
             self._steps += 1
@@ -117,41 +118,41 @@ class Leader:
                     self._named[rank] = time.monotonic()
                     fast = max(self.speeds)
                     self._reporter.warn(
-                        f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s where the fastest does "
-                        f"{fast:.0f}; it gets less to do\n    → `{program()} doctor` there says why; "
+                        f"{self.group.name(rank)} is slow: {self.speeds[rank]:.0f} tokens/s, the fastest machine has "
+                        f"{fast:.0f}; it gets less work\n    → `{program()} doctor` there shows why; "
                         "Ctrl-C there takes it out of the run"
                     )
         if any(signals):
             names = ", ".join(self.group.name(rank) for rank, number in enumerate(signals) if number)
-            self._reporter.say(f"  {names} leaves or machines join: saving, then continuing with those that are there")
-            signal.raise_signal(signal.SIGTERM)  # the loop saves behind this step
+            self._reporter.say(f"  {names} leaves or machines join: saving, then continuing with the remaining ones")
+            signal.raise_signal(signal.SIGTERM)  # the loop saves after this step
 
     def stop(self, *, over: bool) -> None:
-        """The end of this process's work, for the followers too; `over`: of the run."""
+        """End the followers' work; `over`: the run has ended."""
         send(Command(STOP if over else AGAIN), {}, self.group.leader)
 
 
 class SharedAdamW(AdamW):
-    """AdamW whose every step the followers make too, each on its own weights: the sum of the gradients is everywhere,
-    so no weights need to come back over the wire."""
+    """AdamW whose updates the followers make, too, each on its own weights: all machines have the summed gradients, so
+    no weights need to be sent."""
 
     def __init__(self, leader: Leader, parameters: Tensors, weight_decay: float, plus: float = 1.0) -> None:
         super().__init__(parameters, weight_decay, plus)
         self._leader = leader
 
     def update(self, gradients: Tensors, lr: float, step: int) -> None:
-        """As AdamW.update, everywhere."""
+        """As AdamW.update, on all machines."""
         self._leader.update(lr, step)
         super().update(gradients, lr, step)
 
 
 class SharedStep:
-    """A GradientStep over all machines. Its gradients are summed once, while the last backward pass is running."""
+    """A GradientStep over all machines. Its gradients are all-reduced while the last backward pass is running."""
 
     def __init__(self, leader: Leader, model: Model, examples: list[Example], step: int, seed: int) -> None:
         self._leader = leader
         self._ranks, self._work = leader.deal(STEP, model, examples, step)
-        self._reducer = Reducer(model.parameters)
+        self._reducer = Reducer(model.trained)
         mine = [i for i, rank in enumerate(self._ranks) if rank == leader.group.rank]
         self._inner: Step = leader.own.gradient_step(
             model, examples, step=step, seed=seed, mine=mine, on_ready=self._reducer.ready
@@ -160,7 +161,7 @@ class SharedStep:
         self.nats_elsewhere = 0.0
 
     def micro_batch(self, indices: list[int]) -> float:
-        """The leader's own of these examples; the loss of the others comes with `finish`."""
+        """Compute the leader's part of these examples; the losses of the others come with `finish`."""
         mine = [i for i in indices if self._ranks[i] == self._leader.group.rank]
         if not mine:
             return 0.0
@@ -170,7 +171,7 @@ class SharedStep:
         return nats
 
     def finish(self) -> Tensors:
-        """The gradients of all machines together; fills `nats_elsewhere`."""
+        """The sum of all machines' gradients; sets `nats_elsewhere`."""
         leader = self._leader
         began = time.monotonic()
         gradients = self._inner.finish()
@@ -184,8 +185,8 @@ class SharedStep:
         return gradients
 
     def state(self) -> Tensors:
-        """Nothing: with several machines a run is saved between steps (Parts.resumable_steps)."""
+        """Empty: with several machines a run is saved between steps only (Parts.resumable_steps)."""
         return {}
 
     def load_state(self, state: Tensors) -> None:
-        """A step that one machine had begun is started again: see Loop."""
+        """Nothing: a step that a single machine had begun is started again; see Loop."""

@@ -1,4 +1,4 @@
-"""What `--nodes` and its companions say, and the torchrun command that it comes to."""
+"""The values of `--nodes` and related options, and the torchrun command for them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from rescoldo.errors import RescoldoError
 from rescoldo.nodes.address import is_here
 
-PORT = 29400  # torchrun's own
-JOIN_SECONDS = 30  # for more machines, once there are enough
+PORT = 29400  # torchrun's default
+JOIN_SECONDS = 30  # time for more machines to join, once there are enough
 MAX_RESTARTS = 100
-WAIT_SECONDS = 24 * 3600  # for enough machines
-KEEP_ALIVE = (2, 3)  # a machine that is silent for so many seconds so many times is not waited for
+WAIT_SECONDS = 24 * 3600  # timeout until there are enough machines
+KEEP_ALIVE = (2, 3)  # (seconds, times): a machine that misses so many heartbeats is considered lost
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """How many machines, and where they meet.
+    """The number of machines, and their rendezvous.
 
     Attributes:
-        least: with fewer the run waits; most: more are not taken.
+        least: the run waits until there are this many machines.
+        most: further machines are refused.
         host, port: of the machine that leads.
-        here: whether that is this machine.
-        share: how fast this machine is against those with share 1; None: measured.
+        here: whether this machine leads.
+        share: this machine's speed relative to machines with share 1; None: measured.
     """
 
     least: int
@@ -42,7 +43,7 @@ class Nodes:
         return f"{self.host}:{self.port}"
 
     def torchrun(self, address: str, leads: bool) -> list[str]:
-        """The command, for the machine with this address."""
+        """The torchrun command for the machine with this address."""
         interval, attempts = KEEP_ALIVE
         settings = {
             "is_host": str(leads).lower(),
@@ -69,10 +70,10 @@ class Nodes:
 
 
 def count(text: str) -> tuple[int, int]:
-    """`4` → (1, 4): up to four, and on with those that are left; `2:4` → (2, 4).
+    """Parse a number of machines: `4` → (1, 4): up to four, continuing with those that are left; `2:4` → (2, 4).
 
     Raises:
-        RescoldoError: it says something else.
+        RescoldoError: it has another form.
     """
     match = re.fullmatch(r"(?:(\d{1,4}):)?(\d{1,4})", text.strip())
     least, most = (int(match[1] or 1), int(match[2])) if match else (0, 0)
@@ -93,17 +94,17 @@ def nodes_of(
     join_seconds: int = JOIN_SECONDS,
     max_restarts: int = MAX_RESTARTS,
 ) -> Nodes:
-    """From what the user gave.
+    """The nodes that the user's options describe.
 
     Raises:
-        RescoldoError: a number or an address is not valid.
+        RescoldoError: a number or an address is invalid.
     """
     least, most = count(nodes)
     host, _, port = rendezvous.rpartition(":") if re.search(r":\d+$", rendezvous) else (rendezvous, "", str(PORT))
     host = host.strip("[]")
     if not host or host in ("0.0.0.0", "::") or not 1 <= int(port) <= 65535:
         raise RescoldoError(
-            f"{rendezvous!r} is no address of a machine",
+            f"{rendezvous!r} is not a machine's address",
             where="--rendezvous",
             fix=f"the machine that leads, and a port: 192.168.1.20:{PORT}",
         )
@@ -111,14 +112,14 @@ def nodes_of(
 
 
 def instructions(command: list[str], nodes: str, address: str) -> str:
-    """What to type where, for a user who has given no rendezvous."""
+    """What to type on each machine, for a user who has given no rendezvous."""
     import shlex
 
     _, most = count(nodes)
     line = shlex.join([*command, f"--rendezvous={address}:{PORT}"])
     return (
         f"For one run on up to {most} machines, type this on each of them:\n\n  {line}\n\n"
-        f"{address} is this machine: it leads, and keeps the output directory. Begin here.\n"
-        "The others need the same version of rescoldo, and dataset, role and base model at the same paths; they are\n"
-        "compared before the start. The machines must reach each other on all ports.\n"
+        f"{address} is this machine: it leads, and has the output directory. Start here.\n"
+        "The others need the same version of rescoldo, and dataset, role and base model at the same paths; this is\n"
+        "checked before the start. The machines must reach each other on all ports.\n"
     )

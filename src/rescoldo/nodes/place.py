@@ -1,7 +1,7 @@
-"""What the process that was started by hand and the worker under torchrun tell each other: files in a private folder.
+"""Communication between the launcher, which the user starts, and its worker under torchrun: files in a private folder.
 
-torchrun starts and restarts the worker; the one above it lives as long as the run does. It holds the lock, takes the
-signals, and learns from here how the worker ended: an exit code alone would only make torchrun try again.
+torchrun starts and restarts the worker; the launcher lives as long as the run. It holds the lock, handles the signals,
+and learns from these files how the worker ended, because an exit code alone would only make torchrun start it again.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ VARIABLE = "RESCOLDO_NODES"
 
 
 @dataclass(frozen=True)
-class Place:
-    """The folder, shared by one launcher and its worker.
+class WorkerFolder:
+    """The folder shared by one launcher and its worker.
 
-    job.json: what to do. worker.json: who does it now. stop: the user wants to end. outcome.json: how it ended.
+    job.json: the worker's task. worker.json: the current worker. stop: the user wants to stop. outcome.json: the end.
     """
 
     folder: Path
 
     def write_job(self, **job: Any) -> None:
-        """The launcher: what the worker is to do, each time it is started."""
+        """Launcher: write the worker's task, which it reads at each start."""
         write_json(self.folder / "job.json", job)
 
     def job(self) -> dict[str, Any]:
-        """What to do."""
+        """Worker: read the task."""
         return read_json(self.folder / "job.json") or {}
 
     def begin(self) -> None:
-        """The worker: here I am."""
+        """Worker: announce this process."""
         (self.folder / "outcome.json").unlink(missing_ok=True)
         write_json(self.folder / "worker.json", {"pid": os.getpid(), "start": process_start(os.getpid())})
 
     def worker(self) -> int | None:
-        """The worker's pid, None if there is none now."""
+        """The worker's pid; None if there is no worker now."""
         known = read_json(self.folder / "worker.json") or {}
         pid = known.get("pid")
         return pid if isinstance(pid, int) and process_start(pid) == known.get("start") else None
 
     def ask_to_stop(self) -> None:
-        """The launcher: the next signal that the worker gets is the user's, not torchrun's."""
+        """Launcher: announce that the worker's next signal comes from the user and not from torchrun."""
         (self.folder / "stop").touch()
 
     @property
     def stopping(self) -> bool:
-        """Whether the user has asked to end."""
+        """Whether the user wants to stop."""
         return (self.folder / "stop").exists()
 
     def end(self, code: int, **more: Any) -> None:
-        """The worker: it is over, with this exit code; nothing is to be started again."""
+        """Worker: report the end, with this exit code; torchrun must not start another worker."""
         write_json(self.folder / "outcome.json", {"code": code, **more})
 
     def outcome(self) -> dict[str, Any] | None:
-        """What the worker said when it was over, None so far."""
+        """The worker's report of its end; None before that."""
         return read_json(self.folder / "outcome.json")
 
 
-def current_place() -> Place | None:
-    """The place of this worker; None for a process that was started otherwise."""
+def current_folder() -> WorkerFolder | None:
+    """The folder of this worker; None for a process that no launcher has started."""
     folder = os.environ.get(VARIABLE)
-    return Place(Path(folder)) if folder else None
+    return WorkerFolder(Path(folder)) if folder else None

@@ -1,4 +1,4 @@
-"""The sum of a step's gradients on all machines, bucket by bucket, while the last backward pass is running."""
+"""The all-reduce of a step's gradients, bucket by bucket, while the last backward pass is running."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from rescoldo.engine.model import layer_of
 from rescoldo.engine.weights import Tensors
 from rescoldo.nodes.group import flat, unflatten
 
-BUCKET_BYTES = 1 << 20  # below that a message's latency counts; far above, the first one would begin late
+BUCKET_BYTES = 1 << 20  # smaller messages are dominated by latency; much larger ones would start late
 
 
 def buckets(parameters: Tensors) -> list[tuple[str, ...]]:
-    """The parameters in the order in which their gradients become ready, top layer first: whole layers together until
-    they are BUCKET_BYTES in float32. A function of names and shapes alone, so every process has the same."""
+    """The parameters in the order in which their gradients become ready, top layer first: whole layers are combined
+    until they have BUCKET_BYTES in float32. It depends only on names and shapes, so all processes have the same
+    buckets."""
     found: list[tuple[str, ...]] = []
     names: list[str] = []
     ordered = sorted(parameters, key=lambda name: (-layer_of(name), name))
@@ -30,8 +31,8 @@ def buckets(parameters: Tensors) -> list[tuple[str, ...]]:
 
 
 class Reducer:
-    """Sums one step's gradients. Every process starts the same sums in the same order, that of `buckets`, and ends with
-    the same bits: each piece is summed by one of them."""
+    """All-reduces one step's gradients. Every process starts the sums in the same order, that of `buckets`, and gets
+    the same bits, because each piece is summed by one of them."""
 
     def __init__(self, parameters: Tensors) -> None:
         self._buckets = buckets(parameters)
@@ -39,7 +40,7 @@ class Reducer:
         self._begun: list[tuple[torch.Tensor, dist.Work]] = []
 
     def ready(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """These will not change any more: start to sum what is complete."""
+        """Mark gradients as final, and start to sum the buckets that are complete."""
         self._gradients.update(gradients)
         while len(self._begun) < len(self._buckets):
             names = self._buckets[len(self._begun)]
@@ -49,7 +50,7 @@ class Reducer:
             self._begun.append((vector, dist.all_reduce(vector, async_op=True)))
 
     def wait(self) -> None:
-        """Until all is there: the gradients are then the sums."""
+        """Wait for all sums; then the gradients are the sums."""
         for names, (vector, work) in zip(self._buckets, self._begun, strict=True):
             work.wait()
             unflatten(vector, {name: self._gradients[name] for name in names})

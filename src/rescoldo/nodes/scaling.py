@@ -1,4 +1,4 @@
-"""How much faster a step is on several machines: on paper, from measured terms."""
+"""The speedup of a step on several machines, computed from measured terms."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from rescoldo.nodes.reducer import BUCKET_BYTES
 from rescoldo.nodes.share import Load, assign
 
-GIGABIT = 117e6  # bytes a second that plain 1 Gbit/s Ethernet carries
-LATENCY = 0.0005  # seconds for a message on it
+GIGABIT = 117e6  # bytes per second on plain 1 Gbit/s Ethernet
+LATENCY = 0.0005  # seconds per message on it
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """An optimizer step on several machines. Seconds.
+    """The time of an optimizer step on several machines, in seconds.
 
     Attributes:
-        compute: of the machine that has most to do.
-        exchange: what is waited for: the gradients' sum, as far as the last backward pass does not hide it.
+        compute: on the machine with the most work.
+        exchange: waiting for the gradients' all-reduce, as far as the last backward pass does not hide it.
     """
 
     compute: float
@@ -32,8 +32,8 @@ class StepTime:
 
 
 def largest_share(load: Load, machines: int) -> float:
-    """The part of one machine's work on a step that falls to the busiest of `machines` equal ones: above 1 / machines
-    because an example is not divided, and the common beginning is computed by each machine."""
+    """The fraction of one machine's work for a step that the busiest of `machines` equal ones has: above 1 / machines,
+    because examples are not divided and each machine computes the shared prefix."""
     return max(load.of(assign(load, [1.0] * machines), machines)) / load.whole
 
 
@@ -46,22 +46,22 @@ def step_time(
     bandwidth: float = GIGABIT,
     latency: float = LATENCY,
 ) -> StepTime:
-    """A step on `machines` equal machines, in the mean over some.
+    """The time of a step on `machines` equal machines, averaged over several steps.
 
     Args:
-        machines: how many.
-        loads: what the examples of typical steps cost: they are dealt out as a run does it.
-        step_seconds: of one step on one machine.
-        gradient_bytes: of the adapter in float32.
-        bandwidth: of a machine's network link, bytes a second.
+        machines: number of machines.
+        loads: the cost of the examples of typical steps; they are assigned as in a run.
+        step_seconds: time of a step on one machine.
+        gradient_bytes: size of the adapter in float32.
+        bandwidth: of a machine's network link, bytes per second.
         latency: of one message, in seconds.
     """
     if machines <= 1:
         return StepTime(step_seconds, 0.0)
     compute = step_seconds * statistics.mean(largest_share(load, machines) for load in loads)
-    # gloo: the pieces go round a ring twice, once to be summed and once to be told
+    # gloo's ring all-reduce: the pieces go around twice, once for the sum and once to distribute it
     exchange = 2 * (machines - 1) / machines * gradient_bytes / bandwidth + 2 * machines * latency
-    # the last backward pass, about half of what the common beginning, or an example, takes, hides all buckets but one
+    # the last backward pass, about half the cost of the shared prefix or of an example, hides all buckets but one
     last_backward = step_seconds * statistics.mean(_last_pass(load) for load in loads) / 2
     hidden = min(last_backward, exchange * max(0.0, 1 - BUCKET_BYTES / gradient_bytes))
     return StepTime(compute, exchange - hidden)
@@ -79,7 +79,7 @@ def speedup(
     gradient_bytes: float,
     bandwidth: float = GIGABIT,
 ) -> float:
-    """How many times as fast `machines` machines do a step as one does. Arguments as for `step_time`."""
+    """How many times faster `machines` machines make a step than one. Arguments as for `step_time`."""
     several = step_time(
         machines, loads=loads, step_seconds=step_seconds, gradient_bytes=gradient_bytes, bandwidth=bandwidth
     )
@@ -94,7 +94,7 @@ def worth(
     bandwidth: float = GIGABIT,
     gain: float = 1.1,
 ) -> int:
-    """The largest number of machines up to which each doubling still makes a step at least `gain` times as fast.
+    """The largest number of machines up to which each doubling still makes a step at least `gain` times faster.
     Arguments as for `step_time`."""
     machines, fast = 1, 1.0
     while True:

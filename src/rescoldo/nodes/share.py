@@ -1,4 +1,4 @@
-"""Who computes which examples: so that all are done at the same time."""
+"""Assignment of examples to machines, so that all finish at the same time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from rescoldo.engine.prefix import group_by_prefix
 from rescoldo.engine.types import Example
 
-SLOW = 0.5  # of the other machines' speed: below that a machine is named
-MEMORY = 0.5  # how much of a machine's known speed gives way to a new measurement
+SLOW = 0.5  # a machine slower than this fraction of the others' speed is reported
+MEMORY = 0.5  # weight of a new measurement in a machine's running average
 
 
 @dataclass(frozen=True)
 class Load:
-    """What the examples of a step cost. Tokens.
+    """The cost of a step's examples, in tokens.
 
     Attributes:
-        own: of each example, without the beginning that it shares.
-        group: which group each example shares its beginning with.
-        shared: of each group's beginning: paid once by every machine that has an example of the group.
+        own: of each example, without the prefix that it shares.
+        group: the group with which each example shares its prefix.
+        shared: of each group's prefix, which every machine with an example of the group computes once.
     """
 
     own: tuple[float, ...]
@@ -29,11 +29,11 @@ class Load:
 
     @property
     def whole(self) -> float:
-        """All of it on one machine."""
+        """The cost on a single machine."""
         return sum(self.own) + sum(self.shared)
 
     def of(self, ranks: Sequence[int], size: int) -> list[float]:
-        """What each of `size` machines has to do when example i is computed by ranks[i]."""
+        """The cost on each of `size` machines if example i is computed by ranks[i]."""
         loads = [0.0] * size
         for cost, rank in zip(self.own, ranks, strict=True):
             loads[rank] += cost
@@ -43,7 +43,7 @@ class Load:
 
 
 def load_of(examples: Sequence[Example], *, share: bool) -> Load:
-    """The load of a step's examples; `share`: as LoraModel.share_prefix."""
+    """The load of a step's examples; `share`: see LoraModel.share_prefix."""
     groups = group_by_prefix(examples, share=share)
     at = {i: g for g, one in enumerate(groups) for i in one.indices}
     own = tuple(float(len(example.tokens) - groups[at[i]].length) for i, example in enumerate(examples))
@@ -51,17 +51,17 @@ def load_of(examples: Sequence[Example], *, share: bool) -> Load:
 
 
 def assign(load: Load, speeds: Sequence[float]) -> list[int]:
-    """The rank for each example: the costliest first, each to the machine that would be done with it soonest.
+    """The rank for each example: the costliest first, each to the machine that would finish it first.
 
     Args:
-        load: what the examples cost.
-        speeds: of each machine, in tokens per second; 0: not known yet, counted as fast as the others on average.
+        load: the cost of the examples.
+        speeds: of each machine, in tokens per second; 0: unknown, assumed to be the average of the others.
     """
     known = [speed for speed in speeds if speed > 0]
     usual = sum(known) / len(known) if known else 1.0
     rates = [speed if speed > 0 else usual for speed in speeds]
     done = [0.0] * len(rates)
-    begun: set[tuple[int, int]] = set()  # (rank, group) whose beginning is paid for
+    begun: set[tuple[int, int]] = set()  # (rank, group) whose prefix is already counted
     ranks = [0] * len(load.own)
 
     def after(rank: int, i: int) -> float:
@@ -77,7 +77,7 @@ def assign(load: Load, speeds: Sequence[float]) -> list[int]:
 
 
 def measured(speeds: Sequence[float], tokens: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """The speeds after a step in which each machine took so many seconds for so many tokens (none: as before)."""
+    """The speeds after a step in which each machine took `seconds` for `tokens` (unchanged without tokens)."""
     after = []
     for old, count, time in zip(speeds, tokens, seconds, strict=True):
         new = count / time if count > 0 and time > 0 else old

@@ -1,11 +1,11 @@
-"""A run of this process: alone, or as torchrun's environment says, leading or following."""
+"""A run in this process: alone or, according to torchrun's environment, as leader or follower."""
 
 from __future__ import annotations
 
 from rescoldo.nodes.follower import follow
 from rescoldo.nodes.group import current_group, joined
 from rescoldo.nodes.leader import Leader
-from rescoldo.nodes.place import current_place
+from rescoldo.nodes.place import current_folder
 from rescoldo.run.layout import LOG_FILE
 from rescoldo.run.streams import unfailing
 from rescoldo.training.config import RunConfig
@@ -23,14 +23,14 @@ def train_here(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """`training.start.train` for a process that may be one of several machines. The one that leads trains and writes;
-    the others compute for it, and their result's status is "followed", or "interrupted" if a signal ended them.
+    """`training.start.train` for a process that may be one of several machines. The leader trains and writes; the
+    others compute for it, and return the status "followed", or "interrupted" if a signal ended them.
 
     Args:
-        config, parts, restart, adapter_bin, force, reporter: as `train` takes them.
+        config, parts, restart, adapter_bin, force, reporter: see `train`.
 
     Raises:
-        RescoldoError: whatever the user can mend; this machine has other data or settings than the leader, or lost it.
+        RescoldoError: see `train`; or this machine has other data or settings than the leader, or has lost it.
     """
     reporter = reporter or Reporter()
     group = current_group()
@@ -42,6 +42,6 @@ def train_here(
             return RunResult("interrupted" if left else "followed", config.output, signal=left)
         leader = Leader(parts, group)
         result = train(config, leader.parts(), restart=restart, adapter_bin=adapter_bin, force=force, reporter=reporter)
-        place = current_place()
+        place = current_folder()
         leader.stop(over=not result.interrupted or place is None or place.stopping)
         return result

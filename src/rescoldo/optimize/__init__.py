@@ -1,1 +1,1 @@
-"""A better prompt instead of other weights: DSPy's optimizers over any model."""
+"""Prompt optimization as an alternative to fine-tuning: DSPy's optimizers over any model."""

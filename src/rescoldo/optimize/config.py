@@ -1,4 +1,4 @@
-"""What is optimized, and how."""
+"""The configuration of an optimization."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-DEFAULTS: Mapping[str, Any] = {"shots": 3, "trials": 10, "threshold": 0.8}  # of what not every method uses
+DEFAULTS: Mapping[str, Any] = {"shots": 3, "trials": 10, "threshold": 0.8}  # of settings that not all methods use
 
 
 @dataclass(frozen=True)
 class OptimizeConfig:
-    """What is optimized, and how.
+    """The configuration of an optimization.
 
     Attributes:
-        model: spec of the model under the program.
+        model: spec of the model that runs the program.
         method: labeled (DSPy's LabeledFewShot), bootstrap (BootstrapFewShot), mipro (MIPROv2), gepa (GEPA).
-        shots, trials, threshold: None: DEFAULTS, by `filled`.
-        shots: examples that the program shows at most; of them as many as can be bootstrapped, with bootstrap, mipro.
-        trials: prompts that MIPROv2 and GEPA try.
-        budget: answers that GEPA may score; None: as many as `trials` prompts may need.
+        shots, trials, threshold: None: the value in DEFAULTS, set by `filled`.
+        shots: maximum number of examples in the prompt; with bootstrap and mipro also of bootstrapped ones.
+        trials: number of prompts that MIPROv2 and GEPA try.
+        budget: number of answers that GEPA may score; None: as many as `trials` prompts may need.
         reflection_model: spec of the model that writes instructions (mipro, gepa); None: `model`, unconstrained.
-        dev: share of the training set that prompts are scored on, not shown.
-        threshold: score from which on a model's own answer may become an example.
-        limit: only the first so many training examples.
+        dev: fraction of the training set used for scoring prompts, and not for showing.
+        threshold: minimum score of a model's own answer to be shown as an example.
+        limit: use only the first `limit` training examples.
     """
 
     model: str
@@ -43,5 +43,5 @@ class OptimizeConfig:
     quantization: str = "auto"
 
     def filled(self) -> OptimizeConfig:
-        """With the default values of what was not given."""
+        """A copy with default values for settings that were not given."""
         return replace(self, **{name: value for name, value in DEFAULTS.items() if getattr(self, name) is None})

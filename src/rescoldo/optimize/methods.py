@@ -1,4 +1,4 @@
-"""DSPy's optimizers, a row of METHODS each. To add one: a function of a Task that returns the new module, and a row."""
+"""DSPy's optimizers, one row of METHODS each. To add one: a function from a Task to the new module, and a row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rescoldo.optimize.config import OptimizeConfig
 from rescoldo.optimize.watch import Watch, without_bars
 from rescoldo.programs.lm import make_adapter
 
-REFLECTED = 3  # answers that GEPA reflects on at a time
-# fields of OptimizeConfig that not every method uses, and what they say
+REFLECTED = 3  # answers per reflection of GEPA
+# fields of OptimizeConfig that not every method uses, and the reason in messages
 SETTINGS: Mapping[str, str] = {
     "shots": "shows no examples",
     "trials": "does not try several prompts",
@@ -21,20 +21,20 @@ SETTINGS: Mapping[str, str] = {
     "budget": "has no budget of answers",
     "reflection_model": "has no instructions written by a model",
 }
-_NO_LIMIT = 1 << 30  # of errors: a model's bad answers are what is being scored, no reason to stop
+_NO_LIMIT = 1 << 30  # of errors: a model's bad answers are scored, and must not stop the optimizer
 
 
 @dataclass(frozen=True)
 class Task:
-    """What an optimizer is given.
+    """The input of an optimizer.
 
     Attributes:
-        dspy: the package, which is imported only where it is asked for.
+        dspy: the package, which is imported only when it is needed.
         module: the program to optimize, a dspy.Module.
-        shown: the examples that prompts may show, dspy.Example each.
-        dev: the examples that prompts are scored on.
+        shown: examples that prompts may show, as dspy.Example.
+        dev: examples for scoring prompts.
         watch: the metric, as DSPy and as GEPA call it.
-        threads: answers that are asked for at the same time.
+        threads: number of concurrent requests.
         writer: the dspy.LM that writes instructions.
         failed: whether a model can no longer answer, so that further trials are useless.
     """
@@ -56,7 +56,7 @@ class Method:
 
     Attributes:
         compile: runs it; returns the optimized module.
-        uses: which of SETTINGS it uses; others are refused.
+        uses: the names in SETTINGS that it uses; others are refused.
     """
 
     compile: Callable[[Task], Any]
@@ -116,10 +116,10 @@ def _mipro(task: Task) -> Any:
 
 
 def _gepa(task: Task) -> Any:
-    """GEPA (arXiv 2507.19457): a model reads a few answers with what the metric says of them in words, and writes a
-    better instruction; those that are best on some example of `dev` are developed further.
+    """GEPA (arXiv 2507.19457): a model reads a few answers with the metric's feedback on them and writes a better
+    instruction; instructions that are best on some example of `dev` are developed further.
 
-    Its own checkpoints are pickles; it is resumed as the others are, from the answers that are kept.
+    GEPA's own checkpoints are pickles and not used; like the other methods it resumes from the cached answers.
     """
     from dspy.teleprompt.gepa import InstructionProposer
 

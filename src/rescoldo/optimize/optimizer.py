@@ -1,5 +1,5 @@
-"""Make a better prompt with DSPy's optimizers: examples to show (not GEPA), and instructions (MIPROv2, GEPA), chosen by
-the score."""
+"""Optimize a prompt with DSPy's optimizers: examples to show (not GEPA) and instructions (MIPROv2, GEPA), selected by
+their score."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rescoldo.role import Role, get_role
 from rescoldo.run.lock import RunLock
 from rescoldo.version import __version__
 
-WRITING_TEMPERATURE = 1.0  # as DSPy has it: instructions are to differ
+WRITING_TEMPERATURE = 1.0  # DSPy's default: proposed instructions should differ
 
 
 def optimize(
@@ -43,17 +43,17 @@ def optimize(
     restart: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Optimize a role's prompt; write the program and how it was made into `output`.
+    """Optimize a role's prompt; write the program and its record to `output`.
 
-    The model's answers are kept while it works, and DSPy asks the same questions in the same order for the same seed:
-    so an interrupted call resumes where it was. A finished one returns what is there.
+    The model's answers are cached on disk, and for the same seed DSPy asks the same questions in the same order, so an
+    interrupted call resumes from the cache. A finished one returns the existing result.
 
     Returns:
         The content of optimize.json: model, method, scores {"before", "after"} on the dev part, demos, config, …
 
     Raises:
-        RescoldoError: dspy is missing, config or files are not as they must be, the model cannot answer, or `output`
-            holds a program that was made otherwise (restart replaces it).
+        RescoldoError: dspy is missing, config or files are invalid, the model cannot answer, or `output` holds a
+            program made with other settings (restart replaces it).
     """
     _check(config)
     config = config.filled()
@@ -76,7 +76,7 @@ def optimize(
             return finished
         opener = Opener(role, records=records, quantization=config.quantization, server=server)
         chat = opener.chat(config.model)
-        # what is held to the role's form cannot write instructions: its model, unconstrained, does
+        # a model constrained to the role's form cannot write instructions, so the unconstrained one does
         writer = opener.chat(config.reflection_model or config.model.removeprefix(CONSTRAINED))
         started = time.time()
         cache = PredictionCache(folder / "answers.partial.jsonl")
@@ -113,7 +113,7 @@ def optimize(
                         failed=lambda: bool(desk.failure or writing.failure),
                     )
                 )
-            except Exception as error:  # DSPy's own errors are many
+            except Exception as error:  # DSPy raises many types
                 if isinstance(error, RescoldoError):
                     raise
                 why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -122,7 +122,7 @@ def optimize(
                     fix="the same command resumes; --reflection-model names another model to write the instructions",
                     exit_code=EXIT_FAILURE,
                 ) from error  # fmt: skip
-            if failure := desk.failure or writing.failure:  # DSPy takes it for a bad answer
+            if failure := desk.failure or writing.failure:  # DSPy counts it as a bad answer
                 raise failure
             asked = {"answers": desk.asked + writing.asked, "answers_kept_from_before": desk.known + writing.known}
         _write_program(made, folder / PROGRAM)
@@ -161,10 +161,10 @@ def _check(config: OptimizeConfig) -> None:
                 fix=f"--method {' or '.join(key for key, one in METHODS.items() if name in one.uses)}, or leave it out",
             )
     if config.budget is not None and config.trials is not None:
-        raise RescoldoError("--budget stands in place of --trials", where="--budget", fix="leave one of them out")
+        raise RescoldoError("--budget and --trials exclude each other", where="--budget", fix="leave one of them out")
     if (config.reflection_model or "").startswith(CONSTRAINED):
         raise RescoldoError(
-            "instructions are not of the role's form", where=f"--reflection-model {config.reflection_model}",
+            "instructions have no schema to constrain them to", where=f"--reflection-model {config.reflection_model}",
             fix="leave out constrained:",
         )  # fmt: skip
     for flag, value, least, most in (
@@ -176,9 +176,9 @@ def _check(config: OptimizeConfig) -> None:
 
 
 def _split(records: Sequence[dict[str, Any]], config: OptimizeConfig) -> tuple[list[Any], list[Any]]:
-    """The examples to show, and those to score on: drawn by the seed, in the file's order."""
+    """The examples to show and those to score on, drawn by the seed, in the file's order."""
     if len(records) < 2:
-        raise RescoldoError("two examples are the least: one to show, one to score on", where=config.train)
+        raise RescoldoError("too few examples: expected at least two, one to show and one to score", where=config.train)
     count = min(len(records) - 1, max(1, math.floor(config.dev * len(records))))
     drawn = set(random.Random(config.seed).sample(range(len(records)), count))
     return (
@@ -188,10 +188,10 @@ def _split(records: Sequence[dict[str, Any]], config: OptimizeConfig) -> tuple[l
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier call has left here, None if it did not finish.
+    """The result of an earlier call in this folder; None if it did not finish.
 
     Raises:
-        RescoldoError: it was made otherwise.
+        RescoldoError: it was made with other settings.
     """
     try:
         record = json.loads((folder / RECORD).read_bytes())
@@ -203,7 +203,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if different:
         what = "; ".join(f"{name}: {theirs.get(name)!r} there, {identity[name]!r} now" for name in different[:5])
         raise RescoldoError(
-            f"holds a program that was made otherwise ({what})",
+            f"holds a program made with other settings ({what})",
             where=str(folder),
             fix="choose another --output, or --restart to replace it",
         )
@@ -218,7 +218,7 @@ def _examples(dspy: Any, role: Role, records: Sequence[dict[str, Any]]) -> list[
 
 
 def _write_program(module: Any, path: Path) -> None:
-    """State only: instructions, fields and examples; no model, no traces.
+    """Write the state only: instructions, fields and examples; no model, no traces.
 
     Raises:
         RescoldoError: it cannot be written.
@@ -227,7 +227,7 @@ def _write_program(module: Any, path: Path) -> None:
         step.lm, step.traces, step.train = None, [], []
 
     def write(temporary: Path) -> None:
-        named = temporary.with_suffix(".json")  # DSPy chooses the format by the name
+        named = temporary.with_suffix(".json")  # DSPy chooses the format by the suffix
         try:
             module.save(named)
             named.replace(temporary)

@@ -1,4 +1,4 @@
-"""How far an optimizer is: the metric as DSPy calls it, and DSPy's own log."""
+"""Progress of an optimizer: the metric as DSPy calls it, and DSPy's own log."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rescoldo.evaluation.evaluation import Console
 from rescoldo.role import Role
 
 SAY_SECONDS = 10.0
-MAX_SHOWN = 4000  # characters of a right answer in a feedback
+MAX_SHOWN = 4000  # maximum characters of the reference answer in feedback
 
 
-# of GEPA's log: tries, what became of them, and failures; the instructions themselves are too long for a line
+# lines of GEPA's log to show: attempts, results, failures; the instructions themselves are too long
 _GEPA = re.compile(
     r"Iteration \d+: (?:Found a better program on the valset with score [\d.]+|Base program full valset score: [\d.]+"
     r"|New subsample score [\d.]+ is not better than old score [\d.]+|All subsample scores perfect"
@@ -27,7 +27,7 @@ _GEPA = re.compile(
 
 
 class Watch:
-    """The metric as DSPy calls it, and a word now and then on how far it is."""
+    """The metric as DSPy calls it, with occasional progress messages."""
 
     def __init__(self, role: Role, records: Sequence[dict[str, Any]], console: Console | None) -> None:
         self._role, self._console = role, console
@@ -47,8 +47,8 @@ class Watch:
     def feedback(
         self, example: Any, prediction: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
     ) -> Any:
-        """The metric as GEPA calls it: the score alone, or, of one step (`pred_name`), a dspy.Prediction of score and
-        feedback: in words, what the answer lacks."""
+        """The metric as GEPA calls it: the score alone, or, for one step (`pred_name`), a dspy.Prediction of score and
+        textual feedback on what the answer lacks."""
         total = self.metric(example, prediction)
         if pred_name is None:
             return total
@@ -58,12 +58,12 @@ class Watch:
         return import_dspy().Prediction(score=total, feedback=feedback(self._role, record, text))
 
     def tokens(self, count: int) -> None:
-        """The model has written so many."""
+        """Count the tokens that the model has generated."""
         self._tokens = count
         self._say()
 
     def _asked(self, example: Any, prediction: Any) -> tuple[dict[str, Any], str]:
-        """The record of an example, and what was answered."""
+        """The record of an example, and the answer to it."""
         answer = self._role.spec.answer
         record = self._records[getattr(example, self._role.input), getattr(example, answer)]
         return record, str(getattr(prediction, answer, ""))
@@ -78,7 +78,7 @@ class Watch:
 
 
 def feedback(role: Role, record: dict[str, Any], text: str) -> str:
-    """What the role's metric says of an answer, in words, for a model that is to write a better instruction."""
+    """Textual feedback of the role's metric on an answer, for a model that writes a better instruction."""
     score = role.score(text, record)
     lost = [f"{name} {value:.0%}" for name, value in score.components.items() if value < 1]
     lines = [f"The score is {score.total:.2f} of 1.00."]
@@ -94,7 +94,7 @@ def feedback(role: Role, record: dict[str, Any], text: str) -> str:
 
 
 class _Lines(logging.Handler):
-    """DSPy's own log lines, those that say what is being tried."""
+    """Forwards the lines of DSPy's log that say what is being tried."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -110,11 +110,11 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def dspy_log(console: Console | None) -> Iterator[None]:
-    """What DSPy logs goes to the console, the rest of it and its bars nowhere."""
+    """Send DSPy's log to the console, and suppress its other output and progress bars."""
     log, optimizers = logging.getLogger("dspy"), logging.getLogger("dspy.teleprompt")
     before, propagate, level = log.handlers[:], log.propagate, optimizers.level
     log.handlers, log.propagate = ([_Lines(console)] if console else [logging.NullHandler()]), False
-    optimizers.setLevel(logging.INFO)  # its own: import_dspy, which is called in between, sets that of all
+    optimizers.setLevel(logging.INFO)  # only this logger: import_dspy, called in between, sets the level of the others
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def dspy_log(console: Console | None) -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """GEPA without its own progress bar, which DSPy always asks for."""
+    """Run GEPA without its own progress bar, which DSPy always enables."""
     from gepa.core import engine as module
 
     engine: Any = module

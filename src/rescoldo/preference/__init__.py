@@ -1,1 +1,1 @@
-"""Which of two answers is preferred, by people or by a judge: ballots, votes on the disk, statistics of preferences."""
+"""Which of two answers people or a judge prefer: ballots, votes on disk, statistics of preferences."""

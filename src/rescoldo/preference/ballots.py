@@ -1,4 +1,4 @@
-"""What is put to the vote: two models' answers to the same input, in an order that the seed decides."""
+"""Ballots: two models' answers to the same input, in an order drawn by the seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Ballot:
 
     Attributes:
         a, b: the models' names; a win is a's.
-        example, repeat: which input and which of its answers, as in the document's predictions.
-        concept: the input as a person would name it.
+        example, repeat: the input and the number of its answer, as in the document's predictions.
+        concept: the input, for display.
         texts: name → answer.
     """
 
@@ -31,17 +31,17 @@ class Ballot:
 
     @property
     def answers(self) -> dict[str, str]:
-        """Name → hash of input and answer: a vote counts as long as it is about these."""
+        """Name → hash of input and answer: a vote counts only for these."""
         return {name: answer_hash(self.concept, self.texts[name]) for name in (self.a, self.b)}
 
     def order(self, seed: int, who: str) -> tuple[str, str]:
-        """(left, right): names in the order in which `who` sees the answers, drawn by the seed."""
+        """(left, right): the names in the order in which `who` sees the answers, drawn by the seed."""
         first = _draw("order", seed, who, self)[0] % 2 == 0
         one, other = sorted((self.a, self.b))
         return (one, other) if first else (other, one)
 
     def place(self, seed: int, who: str) -> bytes:
-        """What ballots are sorted by for `who`."""
+        """The sort key of the ballots for `who`."""
         return _draw("place", seed, who, self)
 
 
@@ -50,8 +50,8 @@ class Ballots:
     """The ballots of some pairs.
 
     Attributes:
-        identical: (a, b) → inputs with two identical answers: there is nothing to choose.
-        failed: (a, b) → inputs on which a model gave no answer because its server failed.
+        identical: (a, b) → number of inputs with two identical answers, which need no vote.
+        failed: (a, b) → number of inputs without an answer of one model because its server failed.
     """
 
     items: tuple[Ballot, ...]
@@ -78,7 +78,7 @@ def ballots(document: Mapping[str, Any], pairs: Sequence[tuple[str, str]], where
         where: the file, for messages.
 
     Raises:
-        RescoldoError: there is no such model; a prediction is not as it must be.
+        RescoldoError: there is no such model, or a prediction is malformed.
     """
     models = document.get("models")
     if not isinstance(models, dict) or len(models) < 2:
@@ -118,7 +118,7 @@ def _rows(models: Mapping[str, Any], name: str, where: str) -> dict[tuple[int, i
         whole = isinstance(example, int) and isinstance(repeat, int)
         if not whole or not isinstance(concept, str) or not isinstance(text, str):
             raise RescoldoError(
-                "is not as it must be: expected example, repeat, concept and text",
+                "is malformed: expected example, repeat, concept and text",
                 where=f"{where}, models.{name}.predictions[{place}]",
             )
         found[example, repeat] = concept, text, bool(row.get("error"))
@@ -126,21 +126,21 @@ def _rows(models: Mapping[str, Any], name: str, where: str) -> dict[tuple[int, i
 
 
 def default_pairs(document: Mapping[str, Any], where: str = "") -> list[tuple[str, str]]:
-    """The pairs that the comparison's verdict waits for.
+    """The pairs that the comparison's verdict depends on.
 
-    That is its winner against the baseline; where the baseline has won, the fine-tuned model or else the best of the
-    others against it. If the decision names the models whose content the fine-tuned one has to surpass, it is that one
-    against each of them.
+    This is its winner against the baseline; if the baseline has won, the fine-tuned model, or else the best of the
+    others, against it. If the decision names models whose content the fine-tuned one has to surpass, it is the
+    fine-tuned model against each of them.
 
     Raises:
-        RescoldoError: the document is no comparison of two models.
+        RescoldoError: the document is not a comparison of two models.
     """
     comparison = document.get("comparison")
     try:
         models = list(document["models"])
         ranking = comparison["ranking"]  # type: ignore[index]
         names = [str(row["model"]) for row in ranking]
-        # the document has the baseline as its first model; the others that do not differ from it come later
+        # the baseline is the document's first model; others that do not differ from it significantly come later
         level = [str(row["model"]) for row in ranking if row["difference_to_baseline"] == 0]
         decision = comparison.get("decision") or {}  # type: ignore[union-attr]
         content = decision.get("content") or {}
@@ -149,7 +149,7 @@ def default_pairs(document: Mapping[str, Any], where: str = "") -> list[tuple[st
     except (IndexError, KeyError, TypeError, AttributeError):
         names = []
     if len(names) < 2:
-        raise RescoldoError("is no comparison of two models", where=where, fix="name the --output of a comparison")
+        raise RescoldoError("is not a comparison of two models", where=where, fix="name the --output of a comparison")
     if rivals:
         return rivals
     baseline = next((name for name in models if name in level), models[0])

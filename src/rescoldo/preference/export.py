@@ -1,4 +1,4 @@
-"""What was preferred as data to train on: a prompt, the chosen answer and the rejected one."""
+"""Votes as preference data for training: a prompt, the chosen answer and the rejected one."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Key = tuple[str, str, int, int]
 def preference_pairs(
     document: Mapping[str, Any], votes: Iterable[Vote], role: Role, where: str = "", *, judged: bool = False
 ) -> list[dict[str, Any]]:
-    """Preference pairs in the conversational format of TRL's preference data sets.
+    """Preference pairs in the conversational format of TRL's preference datasets.
 
-    An answer is chosen where the mean of the votes prefers it; where it does not, there is no pair.
+    An answer is chosen if the mean of the votes prefers it; with a tie there is no pair.
 
     Args:
         role: makes the prompt's messages from the record.
         where: the comparison's file, for messages.
-        judged: take what judges that have passed their exam prefer, too, where no person has voted.
+        judged: where no person has voted, also use the preferences of judges that have passed their exam.
 
     Returns:
-        {"prompt": [messages], "chosen": [message], "rejected": [message]} each.
+        A list of {"prompt": [messages], "chosen": [message], "rejected": [message]}.
 
     Raises:
-        RescoldoError: the prompt cannot be made: it uses fields of the data set, which is not there any more.
+        RescoldoError: the prompt uses fields of the dataset, which is missing or has changed.
     """
     outcomes: dict[Key, list[float]] = {}
     there: dict[Key, Ballot] = {}
@@ -72,10 +72,10 @@ def preference_pairs(
 
 
 def _judgements(document: Mapping[str, Any], where: str) -> list[tuple[Ballot, float]]:
-    """What judges that have passed prefer.
+    """The preferences of judges that have passed their exam.
 
     Raises:
-        RescoldoError: the document's judges are not as the program writes them.
+        RescoldoError: the document's judges are malformed.
     """
     found = []
     try:
@@ -86,12 +86,12 @@ def _judgements(document: Mapping[str, Any], where: str) -> list[tuple[Ballot, f
                     if (example, repeat) in there and outcome in (WIN, TIE, LOSS):
                         found.append((there[example, repeat], float(outcome)))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise RescoldoError("its judges are not as compare writes them", where=where, fix="compare again") from None
+        raise RescoldoError("its judges are malformed", where=where, fix="compare again") from None
     return found
 
 
 def _records(document: Mapping[str, Any], role: Role) -> dict[int, dict[str, Any]]:
-    """Example → its record, where the data set is still the one that was compared on."""
+    """Example → its record, if the dataset file is still the one of the comparison."""
     facts = document.get("metadata")
     path = Path(str(facts.get("dataset") or "")) if isinstance(facts, dict) else Path()
     try:

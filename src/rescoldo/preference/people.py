@@ -1,4 +1,4 @@
-"""The votes of people on a comparison, as its document has them."""
+"""People's votes in the document of a comparison."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from rescoldo.preference.ballots import Ballot, ballots
 from rescoldo.preference.statistics import krippendorff_alpha, summarise
-from rescoldo.preference.votes import Vote, VoteFile, ballot_key, votes_beside
+from rescoldo.preference.votes import Vote, VoteFile, ballot_key, votes_path
 
 
 def counted(document: Mapping[str, Any], votes: Iterable[Vote], where: str = "") -> list[tuple[Ballot, Vote]]:
-    """The votes that are about the document's own answers, each with its ballot; the withdrawn left out.
+    """The votes about the document's own answers, each with its ballot; withdrawn votes are left out.
 
-    Whichever way a vote names its pair, `a` is the model that comes later in the document, where the simplest is first.
+    However a vote orders its pair, `a` is the model that comes later in the document, which begins with the simplest.
     """
     models = document.get("models")
     known = models if isinstance(models, dict) else {}
@@ -33,15 +33,15 @@ def counted(document: Mapping[str, Any], votes: Iterable[Vote], where: str = "")
 
 
 def people(document: Mapping[str, Any], votes: Iterable[Vote], where: str = "") -> dict[str, Any] | None:
-    """The document's `people` part; None where no vote counts.
+    """The document's `people` part; None if no vote counts.
 
     Args:
-        votes: the last of each key (VoteFile.votes).
+        votes: the latest vote of each key (VoteFile.votes).
 
     Returns:
-        reviewers and votes (how many); pairs (see statistics.summarise, and `votes` of the pair); agreement {alpha
-        (Krippendorff's, ordinal), items (answers that two or more have judged)}; not_counted (votes on answers that are
-        not in the document, because they changed or the model is not there).
+        reviewers and votes (their numbers); pairs (see statistics.summarise, and `votes` of the pair); agreement {alpha
+        (Krippendorff's, ordinal), items (answers judged by two or more)}; not_counted (votes on answers that are not in
+        the document, because they have changed or the model is missing).
     """
     every = [vote for vote in votes if vote.vote is not None]
     found = counted(document, every, where)
@@ -70,16 +70,16 @@ def people(document: Mapping[str, Any], votes: Iterable[Vote], where: str = "") 
 
 
 def take_votes_in(document: dict[str, Any], path: Path) -> None:
-    """Put the votes that lie beside a comparison's file into its document; take those out that do not count any more.
+    """Add the votes stored next to a comparison's file to its document, and remove those that no longer count.
 
     Args:
-        path: the comparison's file, whether it is there yet or not.
+        path: the comparison's file, which need not exist yet.
 
     Raises:
         RescoldoError: the votes cannot be read.
     """
     document.pop("people", None)
-    beside = votes_beside(path)
-    found = people(document, VoteFile(beside).votes.values(), str(path)) if beside.exists() else None
+    votes = votes_path(path)
+    found = people(document, VoteFile(votes).votes.values(), str(path)) if votes.exists() else None
     if found:
         document["people"] = found

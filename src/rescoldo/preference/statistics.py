@@ -1,4 +1,4 @@
-"""Statistics of preferences: the win rate's interval, how many votes would settle it, agreement of several voters."""
+"""Statistics of preferences: confidence interval of the win rate, votes needed to settle it, agreement of voters."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 CONFIDENCE = 0.95
-POWER = 0.8  # chance with which as many votes as are named settle it
+POWER = 0.8  # the chance that the stated number of additional votes settles it
 _Z = 1.959963984540054  # the normal distribution's quantile at (1 + CONFIDENCE) / 2
-_Z_POWER = 0.8416212335729143  # … at POWER
+_Z_POWER = 0.8416212335729143  # … and at POWER
 _MOST = 1_000_000
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) for a share, 95 %.
+    """Wilson's score interval (1927) for a proportion, 95 %.
 
     Args:
-        successes: may hold halves (a tie is half a win): its variance is then smaller than a binomial's of the same
-            mean, so that the interval is wider than it need be, never narrower.
-        n: of how many; 0 gives (0, 1).
+        successes: may contain halves (a tie is half a win). Their variance is smaller than a binomial's with the same
+            mean, so the interval may be too wide, but not too narrow.
+        n: the number of trials; 0 gives (0, 1).
     """
     if n == 0:
         return 0.0, 1.0
@@ -35,17 +35,17 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def summarise(a: str, b: str, outcomes: Mapping[Any, Sequence[float]]) -> dict[str, Any]:
     """The preferences between two models.
 
-    Votes on one input are not independent of each other, whether they come from several people, repeats or orders, so
-    that an input counts once: as a win where its mean is above 1/2, as a loss where it is below, else as a tie.
+    Votes on one input are not independent, whether they come from several people, repeats or orders. So each input
+    counts once: as a win if the mean of its votes is above 1/2, as a loss if it is below, else as a tie.
 
     Args:
         a, b: names; wins are a's.
-        outcomes: input → 1 (a preferred), 1/2 (equal) or 0 (b preferred), one a vote; none of them empty.
+        outcomes: input → one value for each vote: 1 (a preferred), 1/2 (equal) or 0 (b preferred); none is empty.
 
     Returns:
-        a, b, wins, losses, ties (of inputs), win_rate (a tie is half a win; 1/2 where nothing is known), interval (see
-        wilson), settled (the interval excludes 1/2), more_votes (inputs beyond these that would settle it with a chance
-        of 80 % if what was seen is the truth; 0 where it is settled, None where no practicable number would).
+        a, b, wins, losses, ties (numbers of inputs), win_rate (a tie is half a win; 1/2 without data), interval (see
+        wilson), settled (the interval excludes 1/2), more_votes (additional inputs that would settle it with a chance
+        of 80 % if the observed rate is the true one; 0 if it is settled, None if no practicable number would).
     """
     means = [sum(values) / len(values) for values in outcomes.values()]
     wins, losses = sum(mean > TIE for mean in means), sum(mean < TIE for mean in means)
@@ -68,10 +68,10 @@ def summarise(a: str, b: str, outcomes: Mapping[Any, Sequence[float]]) -> dict[s
 
 
 def _more(wins: int, losses: int, ties: int) -> int | None:
-    """How many more; None where it cannot be said, or there are too many.
+    """The number of additional inputs; None if it cannot be computed or is too large.
 
-    Wilson's interval excludes 1/2 where |p - 1/2| √n > z/2. If p is normal about what was seen, with deviation s/√n,
-    that happens with a chance of 80 % from √n = (z/2 + 0.84 s) / |p - 1/2| on.
+    Wilson's interval excludes 1/2 if |p - 1/2| √n > z/2. If p is normally distributed about the observed rate, with
+    deviation s/√n, this has a chance of 80 % from √n = (z/2 + 0.84 s) / |p - 1/2| on.
     """
     n = wins + losses + ties
     distance = abs(wins - losses) / (2 * n) if n else 0.0
@@ -83,16 +83,16 @@ def _more(wins: int, losses: int, ties: int) -> int | None:
 
 
 def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
-    """Krippendorff's alpha for ordinal values, with values missing where not everybody has judged all.
+    """Krippendorff's alpha for ordinal values, with missing values where a person has not judged a unit.
 
     As in Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011): 1 - observed / expected disagreement, over
-    the coincidences of values within units; 1 is agreement, 0 what chance gives, below 0 is worse than that.
+    the coincidences of values within units; 1 is perfect agreement, 0 that of chance, below 0 systematic disagreement.
 
     Args:
-        units: for each unit its values, one a person; units with fewer than two say nothing.
+        units: for each unit its values, one per person; units with fewer than two values are ignored.
 
     Returns:
-        None where no unit has two values, or all values are equal: there is nothing to agree on then.
+        None if no unit has two values, or if all values are equal, for which alpha is undefined.
     """
     coincidences: Counter[tuple[float, float]] = Counter()
     for values in units:

@@ -1,4 +1,4 @@
-"""Votes on the disk: JSON Lines that are only ever appended to, so that nothing is lost and several may write."""
+"""Votes on disk: append-only JSON Lines, so that nothing is lost and several processes may write."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Key = tuple[str, str, int, int, str, str, str]
 
 @dataclass(frozen=True)
 class Vote:
-    """What somebody said about a ballot.
+    """A vote on a ballot.
 
     Attributes:
         pair: (a, b) as in the ballot.
-        order: (left, right): the names as the answers were shown.
-        vote: 1 left, 2 right, 0 equal; None: an earlier vote is taken back.
+        order: (left, right): the names in the order in which the answers were shown.
+        vote: 1 left, 2 right, 0 equal; None: an earlier vote is withdrawn.
         time: UTC, ISO 8601, with microseconds.
         answers: name → hash of input and answer.
     """
@@ -49,12 +49,12 @@ class Vote:
 
     @property
     def key(self) -> Key:
-        """Of votes with the same key the last one counts: pair, input, both answers, reviewer."""
+        """Of votes with the same key the latest counts: pair, input, both answers, reviewer."""
         one, other = sorted(self.pair)
         return one, other, self.example, self.repeat, self.answers[one], self.answers[other], self.reviewer
 
     def outcome(self, a: str) -> float | None:
-        """1 if `a` is preferred, 0 if the other is, 1/2 if neither; None for a vote taken back."""
+        """1 if `a` is preferred, 0 if the other is, 1/2 if neither; None for a withdrawn vote."""
         if self.vote is None:
             return None
         if self.vote == EQUAL:
@@ -69,23 +69,23 @@ def ballot_key(ballot: Ballot, reviewer: str) -> Key:
     return one, other, ballot.example, ballot.repeat, answers[one], answers[other], reviewer
 
 
-def votes_beside(document: Path) -> Path:
-    """Where the votes on a comparison lie."""
+def votes_path(document: Path) -> Path:
+    """The path of the votes on a comparison."""
     return document.with_name(document.name + ".votes.jsonl")
 
 
 def own_votes(document: Path) -> VoteFile:
-    """The votes on a comparison, to be added to.
+    """The file of votes on a comparison, for adding to it.
 
     Raises:
-        RescoldoError: the file cannot be read, or is not one that votes are written to.
+        RescoldoError: the file cannot be read, or is not a regular file.
     """
-    path = votes_beside(document)
+    path = votes_path(document)
     try:
         refuse_link(path)
     except OSError as error:
         raise RescoldoError(
-            f"votes cannot be kept there: {error.strerror}", where=str(path), fix="move it away"
+            f"votes cannot be stored there: {error.strerror}", where=str(path), fix="move it away"
         ) from None
     return VoteFile(path)
 
@@ -94,8 +94,8 @@ class VoteFile:
     """Votes in a file. Several threads and several processes may use it at once.
 
     Attributes:
-        votes: those that count: of each key the last, in the order of their first appearance, the withdrawn included.
-        damaged: lines that hold no vote (a last one that a crash has cut off, for example); they are left alone.
+        votes: the latest vote of each key, in the order in which the keys first appeared, withdrawn ones included.
+        damaged: lines that are not votes (for example a last line truncated by a crash); they are left in the file.
 
     Raises:
         RescoldoError: the file cannot be read.
@@ -104,19 +104,19 @@ class VoteFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.votes: dict[Key, Vote] = {}
-        self.latest: list[Key] = []  # keys in the order in which they were last written
+        self.latest: list[Key] = []  # keys in the order of their latest write
         self.damaged = 0
-        self._read = 0  # bytes taken in, whole lines
+        self._read = 0  # bytes parsed so far, whole lines
         self._lock = threading.RLock()
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what others have appended."""
+        """Read the votes that other processes have appended."""
         with self._lock:
             try:
                 facts = os.stat(self.path)
                 size = facts.st_size
-                if not stat.S_ISREG(facts.st_mode) or size > MAX_VOTES:  # a device could be read for ever
+                if not stat.S_ISREG(facts.st_mode) or size > MAX_VOTES:  # a device might have no end
                     what = "the file is too large to hold votes" if size > MAX_VOTES else "not a regular file"
                     raise RescoldoError(what, where=str(self.path), fix="move it away")
                 with open(self.path, "rb") as file:
@@ -146,15 +146,15 @@ class VoteFile:
         self.latest.append(vote.key)
 
     def get(self, key: Key) -> Vote | None:
-        """The vote that counts, None where there is none or it was taken back."""
+        """The vote that counts; None if there is none or it was withdrawn."""
         vote = self.votes.get(key)
         return vote if vote is not None and vote.vote is not None else None
 
     def append(self, *votes: Vote) -> None:
-        """Write votes; they are on the disk when this returns.
+        """Write votes; they are on disk when this returns.
 
         Raises:
-            RescoldoError: they cannot be written; then none of them counts.
+            RescoldoError: they cannot be written; in this case none of them counts.
         """
         texts = (json.dumps(_as_json(vote), ensure_ascii=False) for vote in votes)
         lines = b"".join(text.encode("utf-8", "replace") + b"\n" for text in texts)
@@ -171,7 +171,7 @@ class VoteFile:
             self.refresh()
 
     def merge(self, others: Iterable[Vote]) -> int:
-        """Take over votes of other files where there is none yet, or an older one. Returns how many were new."""
+        """Add votes from other files, unless there is the same or a later one. Returns the number of new votes."""
         self.refresh()
         fresh: dict[Key, Vote] = {}
         for vote in others:
@@ -184,12 +184,12 @@ class VoteFile:
 
 
 def is_reviewer(name: str) -> bool:
-    """Whether votes can be signed with a name: it is shown on terminals and in reports."""
+    """Whether a reviewer's name is valid: it is shown on terminals and in reports."""
     return bool(name.strip()) and len(name) <= MAX_REVIEWER and name.isprintable()
 
 
 def _is_time(text: str) -> bool:
-    """Whether it is a time as votes have it: by its text the later of two votes is found."""
+    """Whether a text is a time in the format of votes, in which later times are greater strings."""
     try:
         return datetime.fromisoformat(text).utcoffset() == timedelta(0)
     except (ValueError, OverflowError):
@@ -211,7 +211,7 @@ def _as_json(vote: Vote) -> dict[str, Any]:
 
 
 def read_vote(line: bytes) -> Vote | None:
-    """The vote in a line; None where there is none that is whole."""
+    """The vote in a line; None if the line is damaged."""
     try:
         value: Any = json.loads(line)
         pair, order, answers = tuple(value["pair"]), tuple(value["order"]), value["answers"]

@@ -1,4 +1,4 @@
-"""DSPy programs over any model: made, kept and asked."""
+"""DSPy programs over any model: created, saved, loaded and run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rescoldo.extras import missing
 
 
 def import_dspy() -> Any:
-    """The dspy module, without a cache of its own on the disk: what was answered is kept where the work is.
+    """The dspy module, with its own disk cache disabled, because answers are cached with each output.
 
     Raises:
         RescoldoError: it is not installed.
@@ -18,6 +18,6 @@ def import_dspy() -> Any:
         import dspy
     except ImportError as error:
         raise missing("dspy", f"DSPy programs need the package dspy: {error}") from None
-    logging.getLogger("dspy").setLevel(logging.ERROR)  # an answer that was cut off stands in the result
+    logging.getLogger("dspy").setLevel(logging.ERROR)  # its warnings about truncated answers are part of our results
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     return dspy

@@ -1,4 +1,4 @@
-"""How a program's prompt is written and its answer read. Imported only where dspy is there."""
+"""How a program's prompt is written and its answer parsed. Imported only if dspy is installed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import dspy
 
 
 class TextAdapter(dspy.ChatAdapter):  # type: ignore[misc]
-    """One input, one answer: plain turns of a conversation, and the answer is the whole text.
+    """Writes a program with one input and one output as plain chat turns; the answer is the whole text.
 
-    DSPy's field markers cost a small model more than the task itself. Programs with more fields have them.
+    DSPy's field markers cost a small model more than the task itself. Programs with more fields use the markers.
     """
 
     def __init__(self) -> None:
-        super().__init__(use_json_adapter_fallback=False)  # no second question behind the program's back
+        super().__init__(use_json_adapter_fallback=False)  # no second request for an answer that cannot be parsed
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The chat messages: the instructions, each example as a question and its answer, the question."""
@@ -29,8 +29,8 @@ class TextAdapter(dspy.ChatAdapter):  # type: ignore[misc]
         return [*messages, {"role": "user", "content": _ask(question, inputs[question])}]
 
     def parse(self, signature: Any, completion: str, **more: Any) -> dict[str, Any]:
-        """The answer's fields. Where there is one, an answer without DSPy's markers is that field as a whole: MIPROv2
-        asks so for instructions, and would give up where a small model forgets the markers."""
+        """The answer's fields. With a single field, an answer without DSPy's markers is that field as a whole: MIPROv2
+        asks for instructions in this form, and would fail when a small model forgets the markers."""
         fields = list(signature.output_fields)
         if _is_plain(signature):
             return {fields[0]: completion}

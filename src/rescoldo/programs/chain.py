@@ -1,4 +1,4 @@
-"""A program of several steps that was rebuilt from its state. Imported only where dspy is there."""
+"""A program of several steps, rebuilt from its state. Imported only if dspy is installed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import dspy
 
 
 class Chain(dspy.Module):  # type: ignore[misc]
-    """Steps that run one after another; each is given its inputs from what was asked and what was answered so far.
+    """Steps that run one after another; each takes its inputs from the question and the answers of earlier steps.
 
     Args:
         steps: in the order of running.
-        outputs: the fields that are the answer.
+        outputs: the fields of the final answer.
     """
 
     def __init__(self, steps: Sequence[Any], outputs: Sequence[str]) -> None:

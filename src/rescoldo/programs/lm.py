@@ -1,4 +1,4 @@
-"""Our models under DSPy: many threads ask, and what they ask at the same time is answered in one batch."""
+"""Our models as DSPy's language model: concurrent requests of many threads are answered in one batch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rescoldo.models.cache import PredictionCache, key
 from rescoldo.models.predictor import ChatModel, Messages, Prediction
 from rescoldo.programs import import_dspy
 
-QUIET_SECONDS = 0.05  # a batch begins when nobody has joined it for so long
+QUIET_SECONDS = 0.05  # a batch starts when no request has joined it for this long
 MAX_BATCH = 64
 
-# what a program was answered, in the thread that runs it; None: nobody wants to know
+# the answers in the running thread's program, in order; None: not recorded
 replies: contextvars.ContextVar[list[Prediction] | None] = contextvars.ContextVar("replies", default=None)
 
 
 class StoppedError(Exception):
-    """The work was given up while an answer was waited for."""
+    """The work was cancelled while a request was waiting."""
 
 
 @dataclass
@@ -35,14 +35,14 @@ class _Request:
 
 
 class Desk:
-    """Where threads ask a chat model. A context manager: at its end whoever still waits is sent away.
+    """A queue through which threads ask a chat model. A context manager: at its end all waiting requests are cancelled.
 
-    A model that batches gets all that was asked at about the same time in one call; another gets `workers` calls at
-    a time. What is in the cache is not asked.
+    A model that batches gets all concurrent requests in one call; other models get `workers` calls at a time. Cached
+    answers are not requested again.
 
     Attributes:
-        asked, known: how many answers were made, and how many were there already.
-        failure: why no more answers can be had, None so far.
+        asked, known: number of generated answers, and of answers from the cache.
+        failure: why the model can no longer answer; None if it can.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Desk:
         self._fingerprint = chat.fingerprint()
         self._tokens, self._stopped, self._lock = 0, threading.Event(), threading.Lock()
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._open: dict[str, Future[Prediction]] = {}  # by the key of the question
+        self._open: dict[str, Future[Prediction]] = {}  # by the question's key
         self._workers = 1 if chat.batches else workers
 
     def __enter__(self) -> Desk:
-        for _ in range(self._workers):  # daemons: a model at work must not hold up Ctrl-C
+        for _ in range(self._workers):  # daemons, so that a busy model does not delay Ctrl-C
             threading.Thread(target=self._work, daemon=True).start()
         return self
 
@@ -77,10 +77,10 @@ class Desk:
             _settle(answer, StoppedError())
 
     def ask(self, messages: Messages, sampling: Sampling) -> Prediction:
-        """The answer; returns when it is there. Threads may ask at the same time.
+        """The answer to a conversation; blocks until it has come. Threads may call this concurrently.
 
         Raises:
-            RescoldoError: no more answers can be had.
+            RescoldoError: the model can no longer answer.
             StoppedError: the desk has closed.
         """
         name = key(self._fingerprint, self.chat.render(messages), sampling)
@@ -116,7 +116,7 @@ class Desk:
             if first is None:
                 return
             batch = [first, *(self._others() if self.chat.batches else [])]
-            while batch:  # one call for each way of sampling
+            while batch:  # one call for each sampling configuration
                 same = [request for request in batch if request.sampling == batch[0].sampling]
                 batch = [request for request in batch if request.sampling != same[0].sampling]
                 self._answer(same)
@@ -147,37 +147,37 @@ class Desk:
         try:
             for index, prediction in self.chat.complete([r.messages for r in batch], batch[0].sampling, told):
                 _settle(batch[index].answer, prediction)
-            raise RuntimeError("no answer came")  # for those that are still open, if there are any
+            raise RuntimeError("no answer came")  # for requests that are still open, if any
         except RescoldoError as error:
             self.failure = self.failure or error
             outcome: Exception = error
         except StoppedError as error:
             outcome = error
-        except Exception as error:  # a thread's traceback would be lost: those who wait get it
+        except Exception as error:  # the waiting threads get it, since this thread's traceback would be lost
             outcome = error
         for request in batch:
             _settle(request.answer, outcome)
 
 
 def _settle(answer: Future[Prediction], outcome: Prediction | Exception) -> None:
-    """Give a result to who waits, unless it has one."""
+    """Set a future's result, unless it has one."""
     try:
         if isinstance(outcome, Exception):
             answer.set_exception(outcome)
         else:
             answer.set_result(outcome)
-    except Exception:  # InvalidStateError: it has one
+    except Exception:  # InvalidStateError: it already has one
         return
 
 
 class DeskEngine:
-    """A desk as dspy.LM's engine: complete(Request) -> Response."""
+    """A desk as the engine of dspy.LM: complete(Request) -> Response."""
 
     def __init__(self, desk: Desk, sampling: Sampling) -> None:
         self.desk, self.sampling = desk, sampling
 
     def complete(self, request: Any) -> Any:
-        """One answer; what was asked for in the request goes before the sampling."""
+        """One answer; sampling settings in the request override the desk's."""
         from dspy import lm15
 
         config = request.config
@@ -202,16 +202,16 @@ class DeskEngine:
         )
 
     def stream(self, request: Any) -> Any:
-        """Not offered: an answer comes as a whole."""
+        """Not supported: answers are not streamed."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """The desk is closed by who opened it."""
+        """Does nothing: the desk is closed by its owner."""
 
 
 def conversation(request: Any) -> Messages:
-    """A DSPy request as chat messages. What the system says comes first in the user's first message, because not every
-    model's template has room for a system (Mistral's has none).
+    """A DSPy request as chat messages. The system message is put in front of the first user message, because not every
+    model's template supports system messages (Mistral's does not).
     """
     system = request.system if isinstance(request.system, str) else "".join(_text(p) for p in request.system or ())
     messages: Messages = []
@@ -233,12 +233,12 @@ def conversation(request: Any) -> Messages:
 def _text(part: Any) -> str:
     text = getattr(part, "text", None)
     if not isinstance(text, str):
-        raise RescoldoError("the program asks with something else than text", exit_code=EXIT_FAILURE)
+        raise RescoldoError("the program's prompt contains more than text", exit_code=EXIT_FAILURE)
     return text
 
 
 def make_lm(desk: Desk, sampling: Sampling) -> Any:
-    """A dspy.LM that asks at this desk."""
+    """A dspy.LM that asks through this desk."""
     dspy = import_dspy()
     return dspy.LM(
         "rescoldo/desk",
@@ -251,7 +251,7 @@ def make_lm(desk: Desk, sampling: Sampling) -> Any:
 
 
 def make_adapter() -> Any:
-    """How programs write their prompts and read the answers."""
+    """The adapter that writes programs' prompts and parses the answers."""
     import_dspy()
     from rescoldo.programs.adapter import TextAdapter
 

@@ -1,4 +1,4 @@
-"""A DSPy program as a predictor: its examples and instructions in front of any model."""
+"""A DSPy program as a predictor: its instructions and examples in front of any model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProgramPredictor:
         workers: int = 4,
         cache: PredictionCache | None = None,
     ) -> None:
-        """`cache`: of the model's own replies, where they serve more than this program."""
+        """`cache`: of the model's own answers, if several programs share it."""
         self.spec, self.program, self.chat, self.role, self.name = spec, program, chat, role, name
         self.workers, self.cache = workers, cache
 
@@ -50,11 +50,11 @@ class ProgramPredictor:
         return f"dspy {import_dspy().__version__} {state} {self.chat.fingerprint()}"
 
     def prompt(self, record: dict[str, Any]) -> str:
-        """What the record asks; what is around it belongs to the program."""
+        """The record's input, without the program's instructions and examples."""
         return self.role.question(record)
 
     def describe(self) -> dict[str, Any]:
-        """The program, its examples, and the model under it."""
+        """The program, its number of examples, and its model."""
         steps = {"steps": list(self.program.steps)} if self.program.steps else {}
         return {"spec": self.spec, "program_sha256": self.program.sha256, "demos": self.program.demos,
                 **steps, "model": self.chat.describe()}  # fmt: skip
@@ -62,10 +62,10 @@ class ProgramPredictor:
     def predict(
         self, records: Sequence[dict[str, Any]], sampling: Sampling, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Prediction]]:
-        """Runs the program in threads, so that the model can answer many at a time.
+        """Run the program in threads, so that the model can answer several inputs at a time.
 
         Raises:
-            RescoldoError: no more answers can be had.
+            RescoldoError: the model can no longer answer.
         """
         dspy = import_dspy()
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -81,7 +81,7 @@ class ProgramPredictor:
                         index = todo.get_nowait()
                         try:
                             done.put((index, self._one(records[index])))
-                        except BaseException as error:  # told to who waits for it
+                        except BaseException as error:  # raised again in the waiting thread
                             done.put((index, desk.failure or error))
 
             for _ in range(min(len(records), MAX_BATCH if self.chat.batches else self.workers)):
@@ -93,7 +93,7 @@ class ProgramPredictor:
                 yield index, outcome
 
     def _one(self, record: dict[str, Any]) -> Prediction:
-        """The program's answer. One that DSPy cannot read into its fields is scored as the text that it is."""
+        """The program's answer. An answer that DSPy cannot parse into fields is scored as plain text."""
         started = time.monotonic()
         seen: list[Prediction] = []
         token = replies.set(seen)
@@ -104,7 +104,7 @@ class ProgramPredictor:
             fields = dict(found.toDict())
         except (RescoldoError, StoppedError):
             raise
-        except Exception as failed:  # DSPy's own errors are many
+        except Exception as failed:  # DSPy raises many types
             stopped = _cause(failed, (RescoldoError, StoppedError))
             if stopped:
                 raise stopped from None
@@ -128,18 +128,18 @@ class ProgramPredictor:
 
 
 def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
-    """The first of these kinds in the chain of what an error came from."""
+    """The first exception of these kinds in an error's chain of causes."""
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: what a signature types as a pydantic model becomes a mapping."""
+    """A value as JSON types: pydantic models become mappings."""
     dump = getattr(value, "model_dump", None)
     return dump() if callable(dump) else str(value)
 
 
 def _as_text(value: Any) -> str:
-    """A program's fields as they are read and shown: YAML."""
+    """A program's fields as YAML, for parsing and display."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=float("inf")).rstrip("\n")

@@ -1,4 +1,4 @@
-"""DSPy programs: made for a role, written as state-only JSON, found and read again."""
+"""DSPy programs: created for a role, saved as state-only JSON, found and loaded again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rescoldo.programs import import_dspy
 from rescoldo.programs.state import Step, read_state
 from rescoldo.role import Role
 
-PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state; how it was made
+PROGRAM, RECORD = "program.json", "optimize.json"  # in a program's directory: its state, and how it was made
 MAX_BYTES = 32 << 20
-_SENTINEL = "xqzinputzqx"  # stands in for an input while the prompt is asked what comes before it
+_SENTINEL = "xqzinputzqx"  # replaces the input to find out what the prompt has before it
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Program:
 
     Attributes:
         module: called with the input field, returns a dspy.Prediction.
-        outputs: the fields of its answer, a train of thought left out; None where only the answer shows them.
-        sha256: of the file that it was read from, "" where it was made here.
-        lm: the spec of the model that it was optimized over, "" where that is not known.
-        demos: examples that it shows.
-        steps: the names of its steps in the order in which they run, where it was rebuilt from several.
+        outputs: the fields of its answer without the chain of thought; None if they are known only from the answer.
+        sha256: of the file that it was read from; "" if it was made here.
+        lm: the spec of the model that it was optimized with; "" if unknown.
+        demos: number of examples in its prompts.
+        steps: the names of its steps in the order of running, if it was rebuilt from several.
     """
 
     module: Any
@@ -42,10 +42,10 @@ class Program:
 
 
 def new_program(role: Role) -> Program:
-    """The program that is optimized: one step, from the role's input to its answer as text.
+    """The program to optimize: one step, from the role's input to its answer as text.
 
     Raises:
-        RescoldoError: the role's prompt asks by more than its input.
+        RescoldoError: the role's prompt uses more than its input.
     """
     dspy = import_dspy()
     fields = {
@@ -56,23 +56,23 @@ def new_program(role: Role) -> Program:
 
 
 def is_plain(module: Any, role: Role) -> bool:
-    """Whether a program is one step from the role's input to its answer as one text, without a train of thought."""
+    """Whether a program is one step from the role's input to its answer as one text, without a chain of thought."""
     signature = getattr(module, "signature", None)
     fields = (list(signature.input_fields), list(signature.output_fields)) if signature is not None else None
     return isinstance(module, import_dspy().Predict) and fields == ([role.input], [role.spec.answer])
 
 
 def instruction(role: Role) -> str:
-    """A role's task in words: its prompt up to the line on which the input stands.
+    """A role's instruction: its prompt up to the line with the input.
 
     Raises:
-        RescoldoError: the role's prompt asks by more than its input, or has no words before it.
+        RescoldoError: the role's prompt uses more than its input, or has nothing before it.
     """
     try:
         prompt = "\n\n".join(message["content"] for message in role.messages({role.input: _SENTINEL}))
     except RescoldoError as error:
         raise RescoldoError(
-            f"the role {role.name} asks by more than its field {role.input!r}, a program has no more",
+            f"the prompt of role {role.name} uses more than its field {role.input!r}: expected that field alone",
             where=error.where,
         ) from None
     words = prompt.partition(_SENTINEL)[0].rpartition("\n")[0].strip()
@@ -82,7 +82,7 @@ def instruction(role: Role) -> str:
 
 
 def find_program(spec: str) -> tuple[Path, str] | None:
-    """The program and the model ("" where none is named) in PROGRAM or PROGRAM@MODEL; None if `spec` is no program."""
+    """The program and the model ("" if there is none) in PROGRAM or PROGRAM@MODEL; None if `spec` is not a program."""
     place = len(spec)
     while place >= 0:
         path = Path(os.path.expanduser(spec[:place]))
@@ -104,13 +104,13 @@ def _is_program(path: Path) -> bool:
 
 
 def read_program(path: Path, role: Role, *, allow_pickle: bool = False) -> Program:
-    """Read a program: a directory or a file.
+    """Load a program from a directory or a file.
 
     Args:
-        allow_pickle: load pickled programs, which run code while they are loaded.
+        allow_pickle: also load pickled programs, which run code while they are loaded.
 
     Raises:
-        RescoldoError: no program, a damaged one, a pickled one without leave, one that is not certain.
+        RescoldoError: it is not a program, is damaged, is pickled without permission, or is ambiguous.
     """
     file = _file(path) if path.is_dir() else path
     if file.suffix == ".pkl":
@@ -153,13 +153,13 @@ def _unpickle(file: Path, role: Role, allowed: bool) -> Program:
 
         with open(file, "rb") as stream:
             state = cloudpickle.load(stream)
-    except Exception as error:  # it runs its own code
+    except Exception as error:  # a pickled program runs its own code
         raise RescoldoError(f"cannot be loaded: {type(error).__name__}: {error}", where=str(file)) from None
     return _rebuild(state, file, role)
 
 
 def _rebuild(state: Any, file: Path, role: Role) -> Program:
-    """The program of a state. Only its words are taken: fields, instructions, examples; no model, no address."""
+    """The program of a state. Only its texts are used: fields, instructions, examples; no model, no address."""
     dspy = import_dspy()
     found = read_state(state, role, file, dspy.signatures.infer_prefix)
     modules = [_predict(dspy, step) for step in found.steps]
@@ -185,7 +185,7 @@ def _predict(dspy: Any, step: Step) -> Any:
 
 
 def _lm_of(file: Path) -> str:
-    """The model that the program was optimized over, as rescoldo optimize has noted it."""
+    """The model that the program was optimized with, according to its optimize.json."""
     try:
         found = json.loads((file.parent / RECORD).read_bytes())["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

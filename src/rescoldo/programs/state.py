@@ -1,21 +1,21 @@
-"""The state file of a DSPy program (2.4 to 3.x): its instructions, fields and examples, and nothing else of it.
+"""The state file of a DSPy program (2.4 to 3.x): only its instructions, fields and examples are used.
 
-A program of several steps is rebuilt as they feed each other: a step runs when all of its inputs are there, from the
-role's input and from what the steps before have answered. What stands between the steps in the program's own code
-(loops, choices, retrieval) is in no state. So it is rebuilt only where one order alone fits: every step gets all of its
+A program of several steps is rebuilt from its data flow: a step runs when all of its inputs are available, from the
+role's input or the answers of earlier steps. A state does not contain the program's code between the steps (loops,
+branches, retrieval). So the program is rebuilt only if exactly one order is possible: every step gets all of its
 inputs, no field is answered twice, and each answer is used by a later step or is part of the role's answer.
 
-A state is meant to be loaded into a program that is there already. It does not hold the names of the fields: each has
-a prefix, which DSPy derives from the name ("Functional Requirements:") unless the author or an optimizer has written
-another, and a description, which is "${name}" unless there is a better one. A name is taken only from where it is
-certain; a wrong one would make perfect answers score 0.
+A state is meant to be loaded into an existing program, and so does not hold the names of the fields. Each field has a
+prefix, which DSPy derives from the name ("Functional Requirements:") unless the author or an optimizer has written
+another, and a description, which is "${name}" by default. A name is used only if it is certain; with a wrong one
+perfect answers would score 0.
 
 | DSPy | a step of the state |
 |---|---|
-| 2.4 | demos, signature_instructions, signature_prefix (of the last field), the same of `extended_signature`; with save_field_meta=True also fields [{name, field_type, description, prefix}] |
-| 2.5 | demos, signature {instructions, fields [{prefix, description}]}; ChainOfThought asks by `extended_signature` |
-| 2.6 and later | demos, signature, lm; from 3.4 on `fields`: thresholds of decisions |
-"""  # noqa: E501
+| 2.4 | demos, signature_instructions, signature_prefix (of the last field), the same of `extended_signature`; with
+save_field_meta=True also fields [{name, field_type, description, prefix}] | | 2.5 | demos, signature {instructions,
+fields [{prefix, description}]}; ChainOfThought asks by `extended_signature` | | 2.6 and later | demos, signature, lm;
+from 3.4 on `fields`: thresholds of decisions |"""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.role import Role
 
-THOUGHTS = ("reasoning", "rationale")  # a chain of thought's field, by DSPy's version; no part of the answer
+THOUGHTS = ("reasoning", "rationale")  # the field of a chain of thought, by DSPy's version; not part of the answer
 _THOUGHT_PREFIX = "Reasoning: Let's think step by step in order to"
 _DEFAULT_DESCRIPTION = re.compile(r"\$\{([A-Za-z]\w{0,63})\}")
 MAX_STEPS = 6
-_UNUSED = {"lm", "traces", "train", "callbacks", "metadata", "history"}  # say nothing of what is asked
+_UNUSED = {"lm", "traces", "train", "callbacks", "metadata", "history"}  # do not affect the prompt
 _EXTENDED = "extended_signature"
 _STEP = {"demos", "signature", _EXTENDED, "fields", *(f"{e}signature_{n}" for e in ("", "extended_")
          for n in ("instructions", "prefix"))} | _UNUSED  # fmt: skip
@@ -43,13 +43,13 @@ _OTHERWISE = "save the whole program with DSPy (program.save(DIRECTORY, save_pro
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a program asks.
+    """One step of a program.
 
     Attributes:
-        name: in the state; "" of a lone one.
-        inputs: the names of the fields that it is asked with.
-        fields: (name, description) of each field: inputs first, then what is answered, in order.
-        demos: the examples, by the fields' names, each value a text.
+        name: its name in the state; "" for the only step.
+        inputs: the names of its input fields.
+        fields: (name, description) of each field: inputs first, then outputs, in order.
+        demos: the examples: field → text.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Step:
 
 @dataclass(frozen=True)
 class State:
-    """What a program asks.
+    """The steps and outputs of a program.
 
     Attributes:
         steps: in the order in which they run.
-        outputs: the names of the fields that are the answer.
+        outputs: the names of the fields of the answer.
     """
 
     steps: tuple[Step, ...]
@@ -79,9 +79,9 @@ def read_state(state: Any, role: Role, file: Path, infer_prefix: Any) -> State:
         infer_prefix: DSPy's function from a field's name to its prefix without the colon.
 
     Raises:
-        RescoldoError: no state, steps of which more than one order fits or none, a field whose name is not certain or
-            that the role does not know, an example that does not fit the fields, anything else in the state that may
-            change what is asked.
+        RescoldoError: it is not a state; its steps have several possible orders or none; the name of a field is not
+            certain or unknown to the role; an example does not fit the fields; or the state has anything else that may
+            change the prompt.
     """
     read = []
     for name, step in _steps(state, file).items():
@@ -98,7 +98,7 @@ def read_state(state: Any, role: Role, file: Path, infer_prefix: Any) -> State:
 
 @dataclass(frozen=True)
 class _Read:
-    """A step as the file has it."""
+    """A step as the file contains it."""
 
     name: str
     signature: Mapping[str, Any]
@@ -139,7 +139,9 @@ def _several(read: list[_Read], role: Role, file: Path, infer_prefix: Any) -> St
     orders = _orders(named, [one.rows for one in read], role)
     if len({frozenset(order.items()) for order in orders}) != 1:
         listed = "; ".join(f"{one.name}: {', '.join(names)}" for one, names in zip(read, named, strict=True))
-        what = "more than one order of its steps fits" if orders else "no order of its steps gives each its inputs, "
+        what = (
+            "more than one order of its steps fits" if orders else "no order of its steps gives each step its inputs, "
+        )
         what += "" if orders else f"uses each answer and ends with {role.spec.answer}"
         raise RescoldoError(f"{what} (fields of {listed})", where=str(file), fix=_OTHERWISE)
     order = orders[0]
@@ -183,11 +185,11 @@ def _orders(
 
 
 def known_outputs(names: Collection[str], role: Role, where: str) -> tuple[str, ...]:
-    """The fields of a program's answer that the role scores, from all that it answers with: the role's answer as one
-    text, or each field of the answer by itself.
+    """The outputs of a program that the role scores, from all of its outputs: the role's answer as one text, or each
+    field of the answer by itself.
 
     Raises:
-        RescoldoError: others, or not all.
+        RescoldoError: there are other outputs, or some are missing.
     """
     answer = tuple(name for name in names if name not in THOUGHTS)
     parts = list(role.schema.properties()) if role.schema else []
@@ -214,7 +216,7 @@ def _steps(state: Any, file: Path) -> Mapping[str, Mapping[str, Any]]:
     """The steps by their names in the state.
 
     Raises:
-        RescoldoError: there are none, or something beside them that may change what is asked.
+        RescoldoError: there are none, or the state has other entries that may change the prompt.
     """
 
     def is_step(value: Any) -> bool:
@@ -243,13 +245,13 @@ def _steps(state: Any, file: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _signature(step: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """{"instructions", "fields"} that the step asks with."""
+    """The {"instructions", "fields"} of a step's prompt."""
     if "signature" in step:
         if step.get("fields"):
             raise RescoldoError(
                 "the state configures decisions (fields), which are not rebuilt", where=str(file), fix=_OTHERWISE
             )
-        found = step.get(_EXTENDED) or step["signature"]  # a chain of thought of 2.5 asks by the former
+        found = step.get(_EXTENDED) or step["signature"]  # a chain of thought of 2.5 uses the former
     else:
         if not step.get("fields"):
             raise RescoldoError(
@@ -282,10 +284,10 @@ def _names(
     infer_prefix: Any,
     more: Collection[str] = (),
 ) -> list[str]:
-    """The name of each field. `more`: names that the program's other steps have.
+    """The name of each field. `more`: names that occur in the program's other steps.
 
     Raises:
-        RescoldoError: one that is not certain.
+        RescoldoError: a name is not certain.
     """
     known = [role.input, role.spec.answer, *(role.schema.properties() if role.schema else ()), *THOUGHTS]
     known += [name for name in dict.fromkeys(more) if name not in known]
@@ -296,7 +298,7 @@ def _names(
         by_prefix.setdefault(f"{infer_prefix(name)}:", name)
     names = [_name(row, by_prefix, shown) for row in rows]
     unnamed = [i for i, name in enumerate(names) if not name]
-    if len(unnamed) == 1 and demos:  # the one field of the examples that has no place yet
+    if len(unnamed) == 1 and demos:  # then the one field of the examples without a row is its name
         left = [name for name in known if name not in names and all(demo.get(name) for demo in demos)]
         if len(left) == 1:
             names[unnamed[0]], unnamed = left[0], []
@@ -311,7 +313,7 @@ def _names(
 
 
 def _name(row: Mapping[str, Any], by_prefix: Mapping[str, str], shown: Collection[str]) -> str:
-    """A field's name, "" where it is not certain."""
+    """A field's name; "" if it is not certain."""
     if isinstance(row.get("name"), str):
         return str(row["name"])
     prefix, description = str(row.get("prefix") or "").strip(), str(row.get("description") or "")
@@ -359,10 +361,10 @@ def _placed(
     role: Role,
     file: Path,
 ) -> dict[str, str]:
-    """An example by the fields' names. DSPy shows one without all of the outputs, or without the thought, too.
+    """An example by the fields' names. Like DSPy, accept one without some of the outputs, or without the thought.
 
     Raises:
-        RescoldoError: an input is missing, or all of the answer.
+        RescoldoError: an input is missing, or the whole answer.
     """
     found = {name: _as_text(demo[name], name, role) for name in names if demo.get(name) not in (None, "", [], {})}
     own, other = ([name for name in THOUGHTS if (name in names) == inside] for inside in (True, False))

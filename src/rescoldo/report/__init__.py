@@ -1,1 +1,1 @@
-"""A run for people: what happened (`history`), as a web page (`run_page`), as text on a terminal (`text_chart`)."""
+"""Reports of a run: its history (`history`), a web page (`run_page`), a chart for terminals (`text_chart`)."""

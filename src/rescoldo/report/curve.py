@@ -1,4 +1,4 @@
-"""Curves as numbers for an SVG, and as characters for a terminal."""
+"""Charts of curves: coordinates for an SVG, and characters for a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 66, 10, 12, 30
-MOST_POINTS = 400  # of one curve; more would only make the page heavy
+MOST_POINTS = 400  # maximum per curve, which limits the page's size
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. `mark` is its character on a terminal; `name` its CSS class and legend."""
+    """One line of a chart. `mark` is its character on a terminal, `name` its CSS class and legend."""
 
     name: str
     points: Points
@@ -21,16 +21,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the page's SVG needs: polylines in its coordinates, and ticks as (position, text)."""
+    """The content of the page's SVG: polylines in its coordinates, and ticks as (position, text)."""
 
     title: str
-    lines: list[tuple[str, str, list[tuple[float, float]]]]  # name, "x,y x,y …", single points to be drawn as dots
+    lines: list[tuple[str, str, list[tuple[float, float]]]]  # name, "x,y x,y …", isolated points to draw as dots
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
 
 
 def thin(points: Points) -> Points:
-    """At most MOST_POINTS of them, the first and the last among them."""
+    """At most MOST_POINTS of the points, including the first and the last."""
     if len(points) <= MOST_POINTS:
         return points
     step = (len(points) - 1) / (MOST_POINTS - 1)
@@ -38,9 +38,9 @@ def thin(points: Points) -> Points:
 
 
 def bounds(series: Sequence[Series]) -> tuple[float, float, float, float] | None:
-    """(least x, most x, least y, most y) of all points, each pair apart; None without points.
+    """(min x, max x, min y, max y) over all points; max > min in each pair. None without points.
 
-    The y axis has a margin on both sides, but does not go below 0 where no value does: a loss is never negative.
+    The y axis has a margin on both sides, but does not go below 0 unless a value does: a loss is never negative.
     """
     points = [point for one in series for point in one.points]
     if not points:

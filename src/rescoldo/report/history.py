@@ -1,4 +1,4 @@
-"""What happened in a run so far, read from its files alone."""
+"""The history of a run, read from its files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Interruption:
-    """One time that the run was not working.
+    """A time in which the run made no progress.
 
     Attributes:
-        what: "stopped and saved", "ended without a word", "the machine slept" or "stood still".
-        at: when it began (ISO 8601), "" if not known.
-        away: seconds until it went on; None if it has not, or cannot be known.
-        lost: seconds of work that had to be done again.
-        checkpoint: from which one it went on, "" for none.
+        what: "stopped and saved", "killed or crashed", "the machine slept" or "made no progress".
+        at: its beginning (ISO 8601); "" if unknown.
+        away: seconds until the run continued; None if it has not, or if this is unknown.
+        lost: seconds of work that had to be repeated.
+        checkpoint: the checkpoint that the run continued from; "" if none.
     """
 
     what: str
@@ -87,13 +87,13 @@ def _interruptions(timings: list[dict[str, Any]]) -> Iterable[Interruption]:
             yield _between(before, lines)
         for line in lines:
             if line.get("event") in ("suspended", "stood still") and isinstance(line.get("seconds"), int | float):
-                what = "the machine slept" if line["event"] == "suspended" else "stood still"
+                what = "the machine slept" if line["event"] == "suspended" else "made no progress"
                 yield Interruption(what, str(line.get("time", "")), float(line["seconds"]), 0.0, "")
         before = lines
 
 
 def _between(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Interruption:
-    """What lies between two sessions."""
+    """The interruption between two sessions of a run."""
     last, first = before[-1], after[0]
     ended, began = _moment(last), _moment(first)
     away = max(0.0, began - ended) if ended is not None and began is not None else None
@@ -103,7 +103,7 @@ def _between(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Inter
         return Interruption("stopped and saved", str(last.get("time", "")), away, 0.0, checkpoint)
     saved = max((line["t"] for line in before if line.get("event") == "checkpoint"), default=before[0]["t"])
     lost = max(0.0, last["t"] - saved)
-    return Interruption("ended without a word", str(last.get("time", "")), away, lost, checkpoint)
+    return Interruption("killed or crashed", str(last.get("time", "")), away, lost, checkpoint)
 
 
 def _moment(line: dict[str, Any]) -> float | None:

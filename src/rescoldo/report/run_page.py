@@ -1,4 +1,4 @@
-"""report.html in a run's output directory: one file, nothing fetched, readable on a phone."""
+"""report.html in a run's output directory: a single file without external resources, readable on a phone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rescoldo.run.layout import INFO_FILE, REPORT_FILE, RUN_FILE
 from rescoldo.run.status import Status, read_status
 from rescoldo.units import clock, count, gigabytes, when
 
-HIDDEN = ("train", "val", "output")  # settings that stand elsewhere on the page
+HIDDEN = ("train", "val", "output")  # settings that the page shows elsewhere
 
 
 def write_report(output: Path, warn: Callable[[str], None]) -> None:
-    """Write OUTPUT/report.html from the run's files, atomically. What goes wrong is said and stops nothing."""
+    """Write OUTPUT/report.html from the run's files, atomically. Failures are reported through `warn`, never raised."""
     try:
         write_text(output / REPORT_FILE, render(output))
-    except Exception as error:  # a page that cannot be written is no reason to lose a run
+    except Exception as error:  # a failed report must not end the run
         warn(f"{REPORT_FILE} could not be written: {error}")
 
 
 def render(output: Path) -> str:
-    """The page's text."""
+    """The HTML of the page."""
     status, history = read_status(output), read_history(output)
     run, info = read_json(output / RUN_FILE) or {}, read_json(output / INFO_FILE) or {}
     config = run.get("config")
@@ -73,7 +73,7 @@ def render(output: Path) -> str:
 
 
 def _troubles(status: Status) -> list[dict[str, Any]]:
-    """The last few warnings of the run, damaged ones left out."""
+    """The run's last few warnings, without damaged lines."""
     found = status.state.get("troubles")
     found = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     return [one for one in found if isinstance(one.get("time", 0), int | float)][-5:]

@@ -1,1 +1,1 @@
-"""People choose between two answers without knowing whose they are: on a local page or in the terminal."""
+"""Blind comparison of two answers by people, and review of drafts: on a local page or in the terminal."""

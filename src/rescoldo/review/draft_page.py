@@ -60,7 +60,7 @@ class DraftSite:
         )
 
     def shown(self, number: int) -> Shown:
-        """The draft at a place."""
+        """The draft with this index."""
         draft, decision = self.reviewing.drafts[number], self.reviewing.decision(number)
         input_, answer = self.reviewing.shown(number)
         decided = _DECIDED[str(decision.decision)] if decision else ""

@@ -1,4 +1,4 @@
-"""The same decisions in the terminal."""
+"""Reviewing drafts in the terminal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rescoldo.review.draft_page import DraftSite, Shown
 from rescoldo.review.draft_words import LANGUAGES
 from rescoldo.words import printable
 
-_RULE = "\n----- 8< -----\n"  # between input and answer in the editor
+_RULE = "\n----- 8< -----\n"  # separates input and answer in the editor
 
 
 def review_in_terminal(
     site: DraftSite, *, ask: Callable[[str], str] | None = None, edit: Callable[[str], str | None] | None = None
 ) -> None:
-    """Ask for decisions until all are made, the reviewer quits, or the input ends. Each is on the disk at once.
+    """Ask for decisions until all are made, the reviewer quits, or the input ends. Each is saved at once.
 
     Args:
-        ask: shows a prompt and returns the line typed; raises EOFError where there is none.
-        edit: opens an editor on a text and returns what became of it, None where nothing was saved.
+        ask: shows a prompt and returns the line typed; raises EOFError at the end of the input.
+        edit: opens a text in an editor and returns the edited text, None if it was not saved.
     """
     words, ask, edit = LANGUAGES[site.lang], ask or input, edit or _in_editor
     reviewing = site.reviewing

@@ -1,4 +1,4 @@
-"""What a reviewer of drafts reads, in each language."""
+"""The texts shown to a reviewer of drafts, by language."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ENGLISH = {
     "next": "Next",
     "undo": "Undo last decision",
     "finish": "Finish",
-    "keys": "Keys: A accepts, E edits (Esc leaves the field, Ctrl+Enter accepts), R rejects, ← and → move, U takes the "
-    "last decision back.",
+    "keys": "Keys: A accepts, E edits (Esc leaves the field, Ctrl+Enter accepts), R rejects, ← and → move, U undoes "
+    "the last decision.",
     "progress": "{number} of {total}, {accepted} accepted, {rejected} rejected",
-    "undone": "The decision was taken back.",
-    "nothing": "There is no decision to take back.",
-    "all_done": "All {total} drafts are decided about: {accepted} accepted, {rejected} rejected.",
-    "all_done_more": "You can go back and decide anew. Finish ends the program.",
+    "undone": "The decision was undone.",
+    "nothing": "There is no decision to undo.",
+    "all_done": "All {total} drafts have a decision: {accepted} accepted, {rejected} rejected.",
+    "all_done_more": "You can go back and change decisions. Finish ends the program.",
     "finished": "Finished. The accepted examples are in the dataset file, and this page can be closed.",
     "lost": "The decision was NOT saved: the program does not answer. Start it again in the terminal and open the new "
     "address; earlier decisions are kept.",
@@ -56,7 +56,7 @@ SPANISH = {
     "keys": "Teclas: A acepta, E edita (Esc sale del campo, Ctrl+Intro acepta), R rechaza, ← y → pasan de uno a otro, "
     "U deshace la última decisión.",
     "progress": "{number} de {total}, {accepted} aceptados, {rejected} rechazados",
-    "undone": "La decisión se ha retirado.",
+    "undone": "La decisión se ha deshecho.",
     "nothing": "No hay ninguna decisión que deshacer.",
     "all_done": "Los {total} borradores tienen su decisión: {accepted} aceptados, {rejected} rechazados.",
     "all_done_more": "Puede volver atrás y decidir de nuevo. Terminar cierra el programa.",

@@ -18,13 +18,13 @@ _NOTICES = ("replaced", "undone", "nothing")
 def ballot_page(
     session: Session, number: int | None, *, lang: str, nonce: str, notice: str = "", finished: bool = False
 ) -> str:
-    """The page of one ballot.
+    """The HTML page of one ballot.
 
     Args:
-        number: its place; None: the page for when all have a vote.
-        nonce: of the page's own script and style, as its Content-Security-Policy names it.
-        notice: what to tell the reviewer, a key of wording; "" for nothing.
-        finished: the page that says good-bye.
+        number: its index; None: the page shown when all ballots have a vote.
+        nonce: for the page's own script and style, as its Content-Security-Policy names it.
+        notice: a message for the reviewer, as a key of wording; "" for none.
+        finished: the final page.
     """
     shown = session.show(number) if number is not None and not finished else None
     words = LANGUAGES[lang]
@@ -74,7 +74,7 @@ class BallotSite:
         raise RefusedError(404, "there is no such page")
 
     def _vote(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Keep a vote. Returns where the page goes then."""
+        """Save a vote. Returns the query of the next page."""
         number, vote, note, seen = (body.get(name) for name in ("number", "vote", "note", "seen"))
         if type(number) is not int or type(vote) is not int or not isinstance(note, str):
             raise RefusedError(400, "expected number, vote (1, 2 or 0) and note")
@@ -90,7 +90,7 @@ class BallotSite:
 
 
 def named_place(text: str, total: int, next_open: Callable[[], int | None]) -> int | None:
-    """The place that a page's address names; without one the first that is open."""
+    """The index in a page's address; without one the first that is open."""
     if text == "done":
         return None
     if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < total:

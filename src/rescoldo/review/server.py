@@ -1,4 +1,4 @@
-"""The pages' server: for this machine and one reviewer, nothing but the standard library."""
+"""The HTTP server for the review pages: for this machine and one reviewer, with the standard library only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import parse_qs, urlsplit
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
 
 HOST = "127.0.0.1"
-_SECONDS = 30  # that a client has to send its request
+_SECONDS = 30  # timeout for receiving a request
 
 
 class RefusedError(Exception):
-    """What a request gets instead of an answer: an HTTP status, and why."""
+    """A refused request: HTTP status and reason."""
 
     def __init__(self, status: int, what: str) -> None:
         super().__init__(what)
@@ -26,36 +26,37 @@ class RefusedError(Exception):
 
 
 class Site(Protocol):
-    """What a server shows, and what it does when the page says so.
+    """The pages of a server and their actions.
 
     Attributes:
-        max_body: bytes of a request at most.
+        max_body: maximum size of a request's body in bytes.
     """
 
     max_body: int
 
     def page(self, number: int | None, *, nonce: str, notice: str, finished: bool) -> str:
-        """The HTML of one place; None: the page for when all is done. `notice` is what the address says, unchecked."""
+        """The HTML of one page; None: the page shown when all is done. `notice` comes from the address, unchecked."""
 
     def place(self, wanted: str) -> int | None:
-        """The place that an address names; where it names none, the first that is open."""
+        """The index that an address names; without one the first that is open."""
 
     def act(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Do what the page says. Returns the query of the page that comes then.
+        """Do what the page requests. Returns the query of the next page.
 
         Raises:
-            RefusedError: it cannot be done. RescoldoError: it cannot be written.
+            RefusedError: it cannot be done.
+            RescoldoError: it cannot be written.
         """
 
 
 class ReviewServer:
-    """Listens on the loopback, on an address that holds a random token.
+    """Listens on the loopback interface, on an address that contains a random token.
 
     Args:
         port: 0 takes a free one.
 
     Attributes:
-        url: what to open.
+        url: the address to open.
 
     Raises:
         RescoldoError: the port cannot be used.
@@ -89,11 +90,11 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nobody's fault."""
+        """Ignore clients that disconnect."""
 
 
 def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPRequestHandler]:
-    finishing = threading.Event()  # somebody has asked for the end: it comes once the last page has been sent
+    finishing = threading.Event()  # set on request; the server stops after the last page has been sent
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _SECONDS
@@ -101,7 +102,7 @@ def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPR
         server_version, sys_version = "rescoldo", ""
 
         def log_message(self, *args: Any) -> None:
-            """Nothing: the address holds the token."""
+            """Log nothing, because the address contains the token."""
 
         def do_GET(self) -> None:
             self._answer(self._get)
@@ -113,16 +114,16 @@ def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPR
             try:
                 work(self._path())
             except RefusedError as error:
-                self.close_connection = True  # a body may be left unread
+                self.close_connection = True  # the body may not have been read
                 self._json(error.status, {"error": str(error)})
             except RescoldoError as error:
                 self._json(507, {"error": f"{error.what} {error.fix}".strip()})
 
         def _path(self) -> str:
-            """The path behind the token."""
+            """The path after the token."""
             names = {f"{name}:{self.connection.getsockname()[1]}" for name in (HOST, "localhost")}
             hosts = self.headers.get_all("Host") or []
-            if len(hosts) != 1 or hosts[0].lower() not in names:  # another name that was bound to this address
+            if len(hosts) != 1 or hosts[0].lower() not in names:  # another name bound to this address (DNS rebinding)
                 raise RefusedError(421, "the server is not known under this name")
             first, _, rest = urlsplit(self.path).path.removeprefix("/").partition("/")
             if not hmac.compare_digest(first.encode("utf-8", "replace"), token.encode()):
@@ -167,7 +168,7 @@ def _handler(site: Site, token: str, stop: Callable[[], None]) -> type[BaseHTTPR
             except (ValueError, RecursionError):
                 value = None
             if not isinstance(value, dict):
-                raise RefusedError(400, "the body is no JSON object: expected one")
+                raise RefusedError(400, "the body is not a JSON object: expected one")
             return value
 
         def _json(self, status: int, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One reviewer's way through the ballots, whatever shows them."""
+"""One reviewer's session of ballots, independent of the user interface."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rescoldo.preference.votes import (
 
 @dataclass(frozen=True)
 class Shown:
-    """A ballot as a reviewer sees it: without names.
+    """A ballot as a reviewer sees it: without the models' names.
 
     Attributes:
-        number: its place in the reviewer's order, from 0.
-        vote: what the reviewer has said so far: 1, 2, 0, or None.
+        number: its index in the reviewer's order, from 0.
+        vote: the reviewer's vote so far: 1, 2, 0, or None.
     """
 
     number: int
@@ -40,17 +40,17 @@ class Shown:
 
 
 class Session:
-    """The ballots in the order of one reviewer, and the votes on them. Threads may share it.
+    """The ballots in one reviewer's order, and the votes on them. Threads may share an instance.
 
     Args:
-        reviewer: what the votes are signed with; order and sides depend on it.
-        seed: of order and sides.
+        reviewer: the name stored with the votes; order and sides depend on it.
+        seed: for order and sides.
     """
 
     def __init__(self, ballots: Sequence[Ballot], votes: VoteFile, reviewer: str, seed: int) -> None:
         if not is_reviewer(reviewer):
             raise RescoldoError(
-                f"{reviewer[:60]!r} is no name: expected 1 to {MAX_REVIEWER} printable characters",
+                f"invalid reviewer name {reviewer[:60]!r}: expected 1 to {MAX_REVIEWER} printable characters",
                 where="--reviewer",
             )
         self.ballots = sorted(ballots, key=lambda ballot: ballot.place(seed, reviewer))
@@ -62,7 +62,7 @@ class Session:
         return len(self.ballots)
 
     def show(self, number: int) -> Shown:
-        """The ballot at a place. Raises IndexError where there is none."""
+        """The ballot at an index; raises IndexError if there is none."""
         if not 0 <= number < len(self.ballots):
             raise IndexError(number)
         ballot = self.ballots[number]
@@ -73,17 +73,18 @@ class Session:
         return Shown(number, ballot.concept, ballot.texts[left], ballot.texts[right], choice, note)
 
     def cast(self, number: int, vote: int | None, note: str = "") -> int | None:
-        """Keep a vote (1 left, 2 right, 0 equal; None takes an earlier one back). The same vote again changes nothing.
+        """Save a vote (1 left, 2 right, 0 equal; None withdraws an earlier one). Repeating a vote changes nothing.
 
         Returns:
-            What the reviewer had said before, in the same terms; None if nothing.
+            The reviewer's previous vote, in the same terms; None if there was none.
 
         Raises:
-            IndexError: there is no such place. ValueError: there is no such vote, or the note is too long.
-            RescoldoError: it cannot be written.
+            IndexError: there is no such ballot.
+            ValueError: there is no such vote, or the note is too long.
+            RescoldoError: the vote cannot be written.
         """
         if vote not in (LEFT, RIGHT, EQUAL, None) or len(note) > MAX_NOTE:
-            raise ValueError("no vote")
+            raise ValueError("invalid vote")
         if not 0 <= number < len(self.ballots):
             raise IndexError(number)
         with self._lock:
@@ -112,7 +113,7 @@ class Session:
             return before
 
     def undo(self) -> int | None:
-        """Take back the vote that was given last. Returns its place, None where there is none."""
+        """Withdraw the latest vote. Returns its ballot's index, None if there is no vote."""
         with self._lock:
             self.votes.refresh()
             number = next(
@@ -128,14 +129,14 @@ class Session:
         return number
 
     def next_open(self, after: int = -1) -> int | None:
-        """The first place behind `after` without a vote, else the first of all; None where all have one."""
+        """The index of the first ballot after `after` without a vote, else the first of all; None if all have one."""
         self.votes.refresh()
         numbers = [*range(after + 1, len(self)), *range(min(after + 1, len(self)))]
         return next((number for number in numbers if self._vote(number) is None), None)
 
     @property
     def done(self) -> int:
-        """How many ballots have a vote of this reviewer."""
+        """The number of ballots with a vote of this reviewer."""
         return sum(self._vote(number) is not None for number in range(len(self)))
 
     def _vote(self, number: int) -> Vote | None:
@@ -143,7 +144,7 @@ class Session:
 
     @staticmethod
     def _as_shown(kept: Vote, left: str) -> int:
-        """A kept vote in the order of now: it may have been given with another seed."""
+        """A saved vote in the current order of the sides: it may have been given with another seed."""
         assert kept.vote is not None
         if kept.vote == EQUAL:
             return EQUAL

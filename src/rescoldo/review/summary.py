@@ -1,4 +1,4 @@
-"""What the votes say so far, in words."""
+"""The current result of the votes, as text."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Words:
 
 
 def summary_lines(people: Mapping[str, Any] | None, ballots: Ballots | None = None, lang: str = "en") -> Iterator[str]:
-    """The result of a vote.
+    """The result of the votes, line by line.
 
     Args:
-        people: as rescoldo.preference.people makes it; None where no vote counts.
-        ballots: what was put to the vote, to say what could not be.
+        people: from rescoldo.preference.people; None if no vote counts.
+        ballots: the ballots, to report inputs that could not be compared.
         lang: en or es.
     """
     words = Words(lang)

@@ -1,4 +1,4 @@
-"""The same choice in the terminal."""
+"""Voting in the terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rescoldo.review.session import Session, Shown
 from rescoldo.review.wording import LANGUAGES
 from rescoldo.words import printable
 
-_WIDE = 110  # columns from which on the answers stand side by side
+_WIDE = 110  # minimum columns for showing the answers side by side
 
 
 def vote_in_terminal(session: Session, *, lang: str = "en", ask: Callable[[str], str] | None = None) -> None:
-    """Ask for votes until all are given, the reviewer quits, or the input ends. Each is on the disk at once.
+    """Ask for votes until all are given, the reviewer quits, or the input ends. Each is saved at once.
 
     Args:
-        ask: shows a prompt and returns the line typed; raises EOFError where there is none.
+        ask: shows a prompt and returns the line typed; raises EOFError at the end of the input.
     """
     words, ask = LANGUAGES[lang], ask or input
     number, note = session.next_open(), ""

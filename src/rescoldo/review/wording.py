@@ -1,4 +1,4 @@
-"""What a reviewer reads, in each language."""
+"""The texts shown to a reviewer, by language."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ENGLISH = {
     "next": "Next",
     "undo": "Undo last vote",
     "finish": "Finish",
-    "keys": "Keys: 1, 2 and 0 vote, N writes a note (Esc leaves it), ← and → move, U takes the last vote back.",
+    "keys": "Keys: 1, 2 and 0 vote, N writes a note (Esc leaves it), ← and → move, U undoes the last vote.",
     "progress": "{number} of {total}, {done} voted",
     "voted": "Your vote: {vote}",
-    "replaced": "This took the place of another vote of yours on the same answers (given in another window). "
+    "replaced": "This replaced another vote of yours on the same answers (given in another window). "
     "The last one counts.",
-    "undone": "The vote was taken back.",
-    "nothing": "There is no vote to take back.",
+    "undone": "The vote was undone.",
+    "nothing": "There is no vote to undo.",
     "all_done": "All {total} pairs of answers have your vote.",
     "all_done_more": "You can go back and change votes. Finish ends the program; the terminal then shows the result.",
     "finished": "Finished. The votes are saved, and this page can be closed.",
@@ -60,7 +60,7 @@ SPANISH = {
     "voted": "Su voto: {vote}",
     "replaced": "Este voto sustituye a otro suyo sobre las mismas respuestas (emitido en otra ventana). "
     "Cuenta el último.",
-    "undone": "El voto se ha retirado.",
+    "undone": "El voto se ha deshecho.",
     "nothing": "No hay ningún voto que deshacer.",
     "all_done": "Las {total} parejas de respuestas tienen su voto.",
     "all_done_more": "Puede volver atrás y cambiar votos. Terminar cierra el programa; "
@@ -78,7 +78,7 @@ SPANISH = {
 }
 LANGUAGES = {"en": ENGLISH, "es": SPANISH}
 
-SUMMARY = {  # what the terminal says of the votes; "one|many" where something is counted
+SUMMARY = {  # the summary in the terminal; "one|many" for counted nouns
     "en": {
         "no_votes": "No votes yet",
         "vote": "vote|votes",
@@ -89,15 +89,15 @@ SUMMARY = {  # what the terminal says of the votes; "one|many" where something i
         "more_input": "more input|more inputs",
         "line": "line|lines",
         "by": "{votes} by {reviewers}",
-        "undefined": "not defined: all votes are alike",
+        "undefined": "not defined: all votes are the same",
         "agreement": "agreement of the reviewers (Krippendorff's alpha) on {answers}: {alpha}",
-        "not_counted": "{votes} on answers that are not in the comparison any more",
-        "identical": "{a} and {b} gave {answers}: nothing to choose there",
+        "not_counted": "{votes} on answers that are no longer in the comparison",
+        "identical": "{a} and {b} gave {answers}, which need no vote",
         "failed": "{inputs} left out: {a} or {b} failed to answer",
         "pair": "{a} against {b}: preferred on {wins}, equal on {ties}, worse on {losses} inputs; win rate {rate} "
         "(95 % interval {low} to {high})",
         "settled": "settled: {winner} is preferred",
-        "too_close": "not settled: so close that no practicable number of votes would settle it",
+        "too_close": "not settled: too close for any practicable number of votes to settle it",
         "open": "not settled: votes on about {inputs} would settle it",
         "damaged": "Left out, because they hold no vote: {lines} of {file}",
         "votes": "Votes: {file}",
@@ -116,7 +116,7 @@ SUMMARY = {  # what the terminal says of the votes; "one|many" where something i
         "undefined": "sin definir: todos los votos son iguales",
         "agreement": "acuerdo entre las personas (alfa de Krippendorff) en {answers}: {alpha}",
         "not_counted": "sobre respuestas que ya no están en la comparación: {votes}",
-        "identical": "{a} y {b} dieron {answers}: ahí no hay nada que elegir",
+        "identical": "{a} y {b} dieron {answers}, que no necesitan voto",
         "failed": "sin contar, porque {a} o {b} no respondió: {inputs}",
         "pair": "{a} frente a {b}: preferido en {wins}, igual en {ties}, peor en {losses} entradas; preferencia {rate} "
         "(intervalo del 95 %: de {low} a {high})",

@@ -1,4 +1,4 @@
-"""What is taught: a role's prompt, the form of its answers and their score. A role is data: see docs/roles.md."""
+"""Roles: the prompt, the format of the answers and their score. A role is data: see docs/roles.md."""
 
 from __future__ import annotations
 

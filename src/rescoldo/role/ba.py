@@ -1,16 +1,16 @@
 """The Business Analyst's metric, which scores requirements in YAML. The role itself is builtin/ba/role.yaml.
 
-What the metric leaves open is decided so:
+Details of the metric:
 
-- Values count as the text that was written (see yaml_text): `id: 001` is no ID, `priority: Yes` no priority, a title
-  `2024-01-01` is ten characters. Surrounding white space does not count. Empty are null, an empty string, list or
-  mapping.
+- Values are the text as written (see yaml_text): `id: 001` is not an ID, `priority: Yes` is not a priority, a title
+  `2024-01-01` has ten characters. Surrounding white space is ignored. null and an empty string, list or mapping are
+  empty.
 - Priorities are spelled exactly High, Medium, Low.
-- An empty list is a list (a third), but has neither two items nor items that are complete.
-- An ID that occurs twice in its list is unique nowhere: none of its occurrences counts as matching. Items without an
-  ID are not in the count of IDs.
-- A list field that is a YAML string is parsed in a DSPy prediction (a mapping), not in a model's text.
-- A code fence counts as surrounding only if the text begins and ends with it.
+- An empty list earns the third for being a list, but not those for two items and for complete items.
+- An ID that occurs twice in its list does not match at any of its occurrences. Items without an ID do not count in the
+  number of IDs.
+- A list field that is a YAML string is parsed in a DSPy prediction (a mapping), but not in a model's text.
+- A code fence is removed only if the text begins and ends with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from rescoldo.role.metrics import Note, Score
+from rescoldo.phrase import Phrase
+from rescoldo.role.metrics import Note, Score, lacking
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml, strip_fence
 
 LISTS = {"functional_requirements": "FR", "non_functional_requirements": "NFR", "constraints": "C"}
@@ -34,14 +35,14 @@ DESCRIPTION_LENGTH = 100
 
 
 def score(prediction: Any, record: dict[str, Any] | None = None) -> Score:
-    """The BA metric: the mean of seven components, each 0..1 (COMPONENTS). The record is not looked at."""
+    """The BA metric: the mean of seven components, each 0..1 (COMPONENTS). The record is not used."""
     try:
         fields = parse_answer(prediction)
     except YamlRefusedError as refusal:
         return Score(
             0.0,
             dict.fromkeys(COMPONENTS, 0.0),
-            [Note.at(f"answer: not a YAML mapping: {refusal}", *([refusal.line] if refusal.line else []))],
+            [Note.at(Phrase("answer: not a YAML mapping: {why}", why=refusal.what), *filter(None, [refusal.line]))],
         )
     notes: list[str] = []
     components = {
@@ -63,20 +64,21 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, str):
         value = parse_yaml(strip_fence(prediction))
         if not isinstance(value, dict):
-            kind = "nothing" if value is None else "a list" if isinstance(value, list) else "plain text"
-            raise YamlRefusedError(f"it is {kind}")
+            if isinstance(value, list):
+                raise YamlRefusedError(Phrase("it is a list"))
+            raise YamlRefusedError(Phrase("it is nothing") if value is None else Phrase("it is plain text"))
         return value
     if not isinstance(prediction, Mapping) and hasattr(prediction, "toDict"):
         prediction = prediction.toDict()
     if not isinstance(prediction, Mapping):
-        raise YamlRefusedError(f"it is a {type(prediction).__name__}")
+        raise YamlRefusedError(Phrase("it is a {kind}", kind=type(prediction).__name__))
     fields = {str(name): value for name, value in prediction.items()}
     for name in LISTS:
         if isinstance(fields.get(name), str):
             try:
                 parsed = parse_yaml(strip_fence(fields[name]))
             except YamlRefusedError:
-                continue  # it stays a string: there, but not a list
+                continue  # the field stays a string: present, but not a list
             if isinstance(parsed, list):
                 fields[name] = parsed
         elif isinstance(fields.get(name), tuple):
@@ -85,14 +87,14 @@ def parse_answer(prediction: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A scalar as stripped text; "" for None, lists, mappings and any other object."""
+    """A scalar as stripped text; "" for None, lists, mappings and other objects."""
     if isinstance(value, str):
         return value.strip()
     if not isinstance(value, int | float | date):
         return ""
     try:
         return str(value)
-    except ValueError:  # an integer too long to print
+    except ValueError:  # an integer with too many digits to print
         return ""
 
 
@@ -103,16 +105,14 @@ def _empty(value: Any) -> bool:
 def _item(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
-    dump = getattr(value, "model_dump", None)  # a DSPy signature may type its items as pydantic models
+    dump = getattr(value, "model_dump", None)  # a DSPy signature may declare its items as pydantic models
     dumped = dump() if callable(dump) else None
     return dumped if isinstance(dumped, Mapping) else None
 
 
 def _completeness(fields: dict[str, Any], notes: list[str]) -> float:
     missing = [name for name in FIELDS if _empty(fields.get(name))]
-    notes.extend(
-        Note.at(f"completeness: {name} is {'empty' if name in fields else 'missing'}", name) for name in missing
-    )
+    notes.extend(lacking(name, fields) for name in missing)
     return (len(FIELDS) - len(missing)) / len(FIELDS)
 
 
@@ -120,35 +120,51 @@ def _length(name: str, fields: dict[str, Any], least: int, most: int | None, not
     length = len(_text(fields.get(name)))
     if length >= least and (most is None or length <= most):
         return 1.0
-    wanted = f"{least} to {most}" if most else f"at least {least}"
-    notes.append(Note.at(f"{name}: {length} characters, {wanted} wanted", name))
+    if most is None:
+        what = Phrase("{name}: {length} characters, at least {least} wanted", name=name, length=length, least=least)
+    else:
+        what = Phrase(
+            "{name}: {length} characters, {least} to {most} wanted", name=name, length=length, least=least, most=most
+        )
+    notes.append(Note.at(what, name))
     return 0.0
 
 
 def _list(name: str, value: Any, notes: list[str]) -> float:
     if not isinstance(value, list):
-        notes.append(Note.at(f"{name}: not a list", name))
+        notes.append(Note.at(Phrase("{name}: not a list", name=name), name))
         return 0.0
     thirds = 1
     if len(value) >= 2:
         thirds += 1
     else:
-        notes.append(Note.at(f"{name}: {len(value)} item{'' if len(value) == 1 else 's'}, at least 2 wanted", name))
+        one, none = (
+            Phrase("{name}: 1 item, at least 2 wanted", name=name),
+            Phrase("{name}: 0 items, at least 2 wanted", name=name),
+        )
+        notes.append(Note.at(one if value else none, name))
     faults: list[str] = []
     for index, raw in enumerate(value):
         item = _item(raw)
         if item is None:
-            faults.append(Note.at(f"{name}[{index}]: not a mapping of id, description and priority", name, index))
+            what = Phrase("{item}: not a mapping of id, description and priority", item=f"{name}[{index}]")
+            faults.append(Note.at(what, name, index))
             continue
         faults.extend(
-            Note.at(f"{name}[{index}]: no {field}", name, index, field)
+            Note.at(Phrase("{item}: no {field}", item=f"{name}[{index}]", field=field), name, index, field)
             for field in ITEM_FIELDS[:2]
             if not _text(item.get(field))
         )
         priority = _text(item.get("priority"))
-        if priority not in PRIORITIES:
-            what = f"priority {priority[:40]!r} is not" if priority else "no priority, one of"
-            faults.append(Note.at(f"{name}[{index}]: {what} High, Medium or Low", name, index, "priority"))
+        if not priority:
+            what = Phrase("{item}: no priority, one of High, Medium or Low", item=f"{name}[{index}]")
+            faults.append(Note.at(what, name, index, "priority"))
+        elif priority not in PRIORITIES:
+            what = Phrase(
+                "{item}: priority {value} is not High, Medium or Low",
+                item=f"{name}[{index}]", value=repr(priority[:40]),
+            )  # fmt: skip
+            faults.append(Note.at(what, name, index, "priority"))
     notes.extend(faults)
     return (thirds + (1 if value and not faults else 0)) / 3
 
@@ -165,13 +181,17 @@ def _id_format(fields: dict[str, Any], notes: list[str]) -> float:
         total += len(ids)
         for index, text in ids:
             if not re.fullmatch(prefix + "[0-9]{3}", text):
-                what = f"{text[:40]} in {name}[{index}] is not {prefix} and three digits"
-                notes.append(Note.at(f"id_format: {what}", name, index, "id"))
+                what = Phrase(
+                    "id_format: {id} in {item} is not {prefix} and three digits",
+                    id=text[:40], item=f"{name}[{index}]", prefix=prefix,
+                )  # fmt: skip
+                notes.append(Note.at(what, name, index, "id"))
             elif times[text] > 1:
-                notes.append(Note.at(f"id_format: {text} occurs {times[text]} times in {name}", name, index, "id"))
+                what = Phrase("id_format: {id} occurs {n} times in {name}", id=text, n=times[text], name=name)
+                notes.append(Note.at(what, name, index, "id"))
             else:
                 matching += 1
     if not total:
-        notes.append("id_format: no IDs")
+        notes.append(Phrase("id_format: no IDs"))
         return 0.0
     return matching / total

@@ -1,4 +1,4 @@
-"""The Business Analyst's records: what is wrong with one, and what can be corrected in it."""
+"""The Business Analyst's records: checking and correcting them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rescoldo.role.ba import DESCRIPTION_LENGTH, LISTS, PRIORITIES, TITLE_LENGTH
 from rescoldo.role.fault import Finding, kind, text_findings
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
-Change = tuple[str, str]  # the field that was mended; what, in words
+Change = tuple[str, str]  # the corrected field, and a description
 COUNTS = {"functional_requirements": (3, 8), "non_functional_requirements": (2, 5), "constraints": (2, 5)}
 PRIORITY_WORDS = {
     **{name.lower(): name for name in PRIORITIES},
@@ -21,7 +21,7 @@ PRIORITY_WORDS = {
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """A list field as a list: itself, or the list that its YAML string holds; None if it is neither."""
+    """A list field as a list: the list itself, or the list in its YAML string; None if it is neither."""
     if isinstance(value, str):
         try:
             value = parse_yaml(value)
@@ -31,7 +31,7 @@ def as_list(value: Any) -> list[Any] | None:
 
 
 def check(record: dict[str, Any]) -> list[Finding]:
-    """The faults of a record's requirements, by themselves."""
+    """The faults of a record's requirements."""
     requirements = record.get("requirements")
     if not isinstance(requirements, dict):
         what = "is missing" if "requirements" not in record else f"is {kind(requirements)}: expected an object"
@@ -43,7 +43,7 @@ def check(record: dict[str, Any]) -> list[Finding]:
 
 
 def _lengths(requirements: dict[str, Any]) -> Iterator[Finding]:
-    """Lengths that cost the answer points in the metric."""
+    """Warnings about lengths for which the metric deducts points."""
     title, description = requirements.get("title"), requirements.get("description")
     least, most = TITLE_LENGTH
     if isinstance(title, str) and title.strip() and not least <= len(title.strip()) <= most:
@@ -54,7 +54,7 @@ def _lengths(requirements: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
-    """The faults of one of the three lists."""
+    """The faults in one of the three lists."""
     value = requirements.get(name)
     if name not in requirements:
         yield Finding(name, "missing", "is missing")
@@ -91,7 +91,7 @@ def _list(requirements: dict[str, Any], name: str) -> Iterator[Finding]:
         else:
             seen[identifier] = index
     if len(seen) == len(items) and list(seen) != [f"{prefix}{number + 1:03d}" for number in range(len(items))]:
-        yield Finding(name, "id-order", f"IDs do not count from {prefix}001 on", True, "warning")
+        yield Finding(name, "id-order", f"IDs are not numbered from {prefix}001 in order", True, "warning")
 
 
 def _priority(item: dict[str, Any], field: str) -> Iterator[Finding]:
@@ -108,10 +108,10 @@ def _priority(item: dict[str, Any], field: str) -> Iterator[Finding]:
 
 
 def mend(record: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
-    """A mended copy of one record, and what was changed in it. Mending it again changes nothing.
+    """A corrected copy of one record, and the changes. Correcting it again changes nothing.
 
-    IDs are renumbered in each list's order; a description that mentions one by name mentions the new one then, if the
-    old was no other item's too.
+    IDs are renumbered in each list's order; descriptions that mention a renumbered ID are updated, unless another item
+    had the same old ID.
     """
     record = copy.deepcopy(record)
     changes: list[Change] = []
@@ -154,7 +154,7 @@ def mend(record: dict[str, Any]) -> tuple[dict[str, Any], list[Change]]:
 
 
 def _rename(requirements: dict[str, Any], renamed: dict[str, str], changes: list[Change]) -> None:
-    """Let descriptions that mention an ID by name mention the new one."""
+    """Update descriptions that mention a renumbered ID."""
     if not renamed:
         return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, sorted(renamed, key=len, reverse=True))) + r")\b")

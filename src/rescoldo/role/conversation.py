@@ -1,11 +1,11 @@
-"""Conversations in the formats that people have: OpenAI's, ShareGPT's, Alpaca's, and a prompt with its completion
-(TRL's, as texts or as messages).
+"""Conversations in the usual formats: OpenAI's, ShareGPT's, Alpaca's, and a prompt with its completion (TRL's, as texts
+or as messages).
 
-Whatever the format, a record becomes a `Conversation`: messages as chat templates take them, which of them are learned,
-and the tools. Every answer of the assistant is learned unless its weight is 0, as OpenAI's and LLaMA-Factory's trainers
-do; of a prompt that is a list of messages none is, as TRL does. What follows the last answer that is learned is left
-out, and so the record's question (`prompt`) and `answer` are those at the end of the rest: what is evaluated.
-Texts stay as they are, white space included.
+A record in any of these formats becomes a `Conversation`: messages for chat templates, which of them are learned, and
+the tools. Every answer of the assistant is learned unless its weight is 0, as in OpenAI's and LLaMA-Factory's trainers;
+in a prompt that is a list of messages none is learned, as in TRL. Messages after the last learned answer are dropped,
+so the record's question (`prompt`) and `answer`, which are evaluated, are at the end of the remaining conversation.
+Texts stay unchanged, white space included.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from rescoldo.role.tools import call_text, number_calls, read_tools
 FORMATS = {"messages": "OpenAI", "conversations": "ShareGPT", "instruction": "Alpaca", "prompt": "prompt/completion"}
 LISTED = ("messages", "conversations")
 COMPLETIONS = ("completion", "response", "output", "answer")
-TOOLS = ("tools", "functions")  # of a line
+TOOLS = ("tools", "functions")  # keys of a line
 _READ = {  # the keys of each format
     "messages": ("messages", "system", *TOOLS),
     "conversations": ("conversations", "system", *TOOLS),
     "instruction": ("instruction", "input", "context", "history", "system", *TOOLS, *COMPLETIONS),
     "prompt": ("prompt", "history", "system", *TOOLS, *COMPLETIONS),
 }
-_REPEATED = ("prompt", "instruction", "input", "question", *COMPLETIONS)  # may stand beside messages that say the same
+_REPEATED = ("prompt", "instruction", "input", "question", *COMPLETIONS)  # may repeat what the messages say
 OTHERS = {
     "chosen": "a preference pair: train with --objective dpo or another one for preferences",
     "preferred_output": "a preference pair: train with --objective dpo or another one for preferences",
@@ -42,13 +42,13 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a record teaches.
+    """A conversation to learn.
 
     Attributes:
         messages: {role, content} each; an assistant's may have `reasoning_content` and `tool_calls`, a tool's has
-            `tool_call_id`; `name` where one is given.
-        learned: which of them are learned, by index, in order; all are the assistant's.
-        tools: what the assistant may call.
+            `tool_call_id`; `name` if one is given.
+        learned: indices of the messages that are learned, in order; all of them are the assistant's.
+        tools: definitions of the tools that the assistant may call.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -57,12 +57,12 @@ class Conversation:
 
     @property
     def may_call(self) -> bool:
-        """Whether there are tools, or somebody calls one."""
+        """Whether there are tools or tool calls."""
         return bool(self.tools) or any("tool_calls" in message for message in self.messages)
 
 
 class Turns(list[dict[str, Any]]):
-    """The messages that ask for an answer, and the tools that go with them: a type that no file can contain."""
+    """The messages before an answer, with their tools: a type that cannot come from a file."""
 
     def __init__(self, messages: Sequence[dict[str, Any]] = (), tools: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(messages)
@@ -70,7 +70,7 @@ class Turns(list[dict[str, Any]]):
 
 
 class Asked(Turns):
-    """The turns of a record that is converted."""
+    """The messages before an answer, together with the whole conversation."""
 
     def __init__(self, whole: Conversation, asked: Sequence[dict[str, Any]]) -> None:
         super().__init__(asked, whole.tools)
@@ -78,15 +78,15 @@ class Asked(Turns):
 
 
 def convert(record: dict[str, Any], answers: bool, known: Collection[str] = ()) -> tuple[dict[str, Any], list[Finding]]:
-    """A record as a conversation.
+    """Convert a record to a conversation.
 
     Args:
-        answers: whether there must be an answer to learn.
+        answers: whether an answer to learn is required.
         known: keys that the role itself uses.
 
     Returns:
-        The record with `turns`, `prompt` and, where there is one, `answer` added, and [];
-        or the record as it was, and what is wrong with it.
+        The record with `turns`, `prompt` and, if it has one, `answer` added, and [];
+        or the unchanged record, and its faults.
     """
     if isinstance(record.get("turns"), Asked):
         return record, []
@@ -124,13 +124,13 @@ def convert(record: dict[str, Any], answers: bool, known: Collection[str] = ()) 
 
 
 def _answer(turn: Message) -> str:
-    """What is compared with a model's answer: the text without the thinking, and the calls."""
+    """The text that is compared with a model's answer: the content without thinking, and the tool calls."""
     text = split_thinking(turn.content)[1]
     return "\n".join([*([text] if text.strip() else []), call_text(list(turn.calls))]) if turn.calls else text
 
 
 def recognized(record: dict[str, Any]) -> str:
-    """What a record that is no conversation of the role's looks like, in words; "" if like nothing that is known."""
+    """The format of a record that does not fit the role, as text; "" if it is unknown."""
     for name in LISTED:
         if isinstance(record.get(name), list):
             return f"a conversation ({FORMATS[name]}'s `{name}`)"
@@ -142,7 +142,7 @@ def recognized(record: dict[str, Any]) -> str:
 
 
 def mend(record: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A copy without what the assistant says before the first question, and (field, what) of that change."""
+    """A copy without the assistant's messages before the first question, and (field, what) of that change."""
     name = next((key for key in LISTED if key in record), "")
     messages = record.get(name)
     if not isinstance(messages, list):
@@ -160,17 +160,17 @@ def _no_format(record: dict[str, Any]) -> str:
     if other is not None:
         return f"is {other}"
     known = ", ".join(f"{key} ({what})" for key, what in FORMATS.items())
-    return f"is in no format that is known here: it has none of {known}"
+    return f"is in no known format: expected one of {known}"
 
 
 def _speaker(message: Any) -> str:
-    """system, user, assistant or tool; "" for any other, or where none is named."""
+    """system, user, assistant or tool; "" for any other, or if the message names none."""
     named = message.get("from", message.get("role")) if isinstance(message, dict) else None
     return SPEAKERS.get(named.strip().lower(), "") if isinstance(named, str) else ""
 
 
 def _ambiguous(record: dict[str, Any]) -> list[Finding]:
-    """Why a line could be read as two examples, of which only one would be learned."""
+    """Faults of a line that could be read as two examples, of which only one would be learned."""
     lists = [key for key in LISTED if key in record]
     answers = [key for key in COMPLETIONS if record.get(key) is not None]
     several = lists if len(lists) > 1 or not answers else [] if lists else answers
@@ -180,7 +180,7 @@ def _ambiguous(record: dict[str, Any]) -> list[Finding]:
 
 
 def _beside(record: dict[str, Any], name: str, turns: list[Message], known: Collection[str]) -> list[Finding]:
-    """What is wrong with the line's other keys. A text that repeats a message is none."""
+    """Faults in the line's other keys. A text that only repeats a message is not a fault."""
     said = {turn.content.strip() for turn in turns}
     read = {*_READ[name], *known}
     for key in _REPEATED:
@@ -191,25 +191,25 @@ def _beside(record: dict[str, Any], name: str, turns: list[Message], known: Coll
             what = f"holds both {name} and {key}: leave out what is not to be learned"
             return [Finding("", "ambiguous", what)]
         read.add(key)
-    text = record.get("text")  # the whole example, as its publisher has rendered it
+    text = record.get("text")  # the whole example, rendered by its publisher
     if isinstance(text, str) and all(one in text for one in said):
         read.add("text")
     return keys.findings(record, read)
 
 
 def _weights(turns: list[Message], learned: list[int], answers: bool) -> list[Finding]:
-    """What is said of the messages' weights that cannot be done: only answers are learned, and one must be."""
+    """Faults in the messages' weights: only answers can be learned, and at least one must be."""
     for turn in turns:
         if turn.weight == 1 and turn.role != "assistant":
-            return [Finding(turn.where, "meaning", f"is to be learned, and is the {turn.role}'s: answers are learned")]
+            return [Finding(turn.where, "meaning", f"has a weight, but is the {turn.role}'s: only answers are learned")]
     if answers and not learned:
-        what = "is not to be learned (its weight is 0), and no other message of the line is"
+        what = "is not learned (its weight is 0), and no other message of the line is: expected at least one"
         return [Finding(turns[-1].where, "meaning", what)]
     return []
 
 
 def _tools(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """The tools of a line, under OpenAI's name for them or its earlier one."""
+    """The tools of a line, under `tools` or OpenAI's earlier key `functions`."""
     given = [key for key in TOOLS if not keys.is_empty(record.get(key))]
     if len(given) > 1:
         return [], [Finding("", "ambiguous", "holds both tools and functions: leave one out")]
@@ -217,7 +217,7 @@ def _tools(record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]
 
 
 def _listed(value: Any, name: str) -> tuple[list[Message], list[Finding]]:
-    """A list of messages."""
+    """Read a list of messages."""
     if not isinstance(value, list):
         return [], [Finding(name, "type", f"is {kind(value)}: expected a list of messages")]
     if not value:
@@ -232,7 +232,7 @@ def _listed(value: Any, name: str) -> tuple[list[Message], list[Finding]]:
 
 
 def _numbered(turns: list[Message]) -> tuple[list[Message], list[Finding]]:
-    """The messages with an id for each call, and each result with the id of its call: its own, or the next one's."""
+    """The messages with an id for each call; a result without an id gets that of the next unanswered call."""
     done: list[Message] = []
     waiting: list[str] = []
     for place, turn in enumerate(turns):
@@ -253,7 +253,7 @@ def _numbered(turns: list[Message]) -> tuple[list[Message], list[Finding]]:
 
 
 def _alpaca(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
-    """{instruction, input, output}; the input may be missing or empty, or be called context (Dolly's)."""
+    """{instruction, input, output}; the input may be missing or empty, or called context (as in Dolly)."""
     findings = text_findings(record, "instruction")
     parts = [record.get("instruction")]
     for name in ("input", "context"):
@@ -269,7 +269,8 @@ def _alpaca(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
 
 
 def _completion(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
-    """{prompt, completion}; the completion may also be called response, output or answer. TRL's lists of messages."""
+    """{prompt, completion}; the completion may also be called response, output or answer. Also TRL's lists of
+    messages."""
     if isinstance(record["prompt"], list):
         return _messages_and_completion(record)
     findings = text_findings(record, "prompt")
@@ -279,7 +280,7 @@ def _completion(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
 
 
 def _messages_and_completion(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
-    """TRL's conversational form: the prompt's messages, none of which is learned, and the completion's, or its text."""
+    """TRL's conversational format: the prompt's messages, which are not learned, and the completion's, or its text."""
     asked, findings = _listed(record["prompt"], "prompt")
     turns = [replace(turn, weight=turn.weight or 0.0) if turn.role == "assistant" else turn for turn in asked]
     key = next((key for key in COMPLETIONS if record.get(key) is not None), None)
@@ -295,8 +296,8 @@ def _messages_and_completion(record: dict[str, Any]) -> tuple[list[Message], lis
 
 
 def _pair(record: dict[str, Any], asked: str, question: str, usual: str) -> tuple[list[Message], list[Finding]]:
-    """What was said before, the question, which stands under `asked`, and the answer, whichever of COMPLETIONS it is
-    called. `usual`: its name."""
+    """The earlier turns, the question under the key `asked`, and the answer under any of COMPLETIONS; `usual` is the
+    key for messages."""
     turns, findings = _history(record)
     if findings:
         return [], findings
@@ -329,7 +330,7 @@ def _history(record: dict[str, Any]) -> tuple[list[Message], list[Finding]]:
 
 
 def _with_system(turns: list[Message], record: dict[str, Any], name: str) -> tuple[list[Message], list[Finding]]:
-    """The turns behind the line's own `system`, where it has one."""
+    """The turns after the line's own `system` message, if it has one."""
     if not record.get("system"):
         return turns, []
     findings = text_findings(record, "system")
@@ -339,10 +340,10 @@ def _with_system(turns: list[Message], record: dict[str, Any], name: str) -> tup
         return [Message("system", record["system"], "system"), *turns], []
     if turns[0].content.strip() == record["system"].strip():
         return turns, []
-    return [], [Finding("system", "ambiguous", f"is another than the system message in {name}[0]: leave one out")]
+    return [], [Finding("system", "ambiguous", f"differs from the system message in {name}[0]: leave one out")]
 
 
-_NEXT = {  # who may speak after whom; an assistant that calls tools is told apart
+_NEXT = {  # which speakers may follow; an assistant that calls tools is a case of its own
     "": ("user",),
     "user": ("assistant",),
     "assistant": ("user",),
@@ -352,8 +353,8 @@ _NEXT = {  # who may speak after whom; an assistant that calls tools is told apa
 
 
 def _order(turns: list[Message], name: str, answers: bool) -> list[Finding]:
-    """A system message first, if any; then user and assistant in turns, the user first, the results of tools behind the
-    message that calls them; an answer at the end."""
+    """Check the order: an optional system message; then user and assistant alternate, beginning with the user; tool
+    results follow the message that calls them; an answer is last."""
     speakers = [turn.role for turn in turns]
     first = 1 if speakers[0] == "system" else 0
     before = ""
@@ -362,9 +363,9 @@ def _order(turns: list[Message], name: str, answers: bool) -> list[Finding]:
         if turn.role not in wanted:
             what = f"is the {turn.role}'s: expected the {wanted[0]}'s (they take turns, the user begins)"
             if before == "calls":
-                what = f"is the {turn.role}'s, and the result of the tool that was called is missing before it"
+                what = f"is the {turn.role}'s: expected the result of the tool call before it"
             elif turn.role == "tool":
-                what = "is the result of a tool, and no tool was called before it"
+                what = "is a tool result without a tool call before it"
             fixable = name in LISTED and index == 0 and speakers[first : first + 2] == ["assistant", "user"]
             return [Finding(turn.where, "order", what, fixable)]
         before = "calls" if turn.calls else turn.role

@@ -1,4 +1,4 @@
-"""The files that a role is written in: YAML or JSON, as plain data; a value's line can be looked up."""
+"""Role files: YAML or JSON as plain data, with the line numbers of values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported here", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -36,11 +36,11 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Document:
-    """A file that has been read.
+    """A parsed file.
 
     Attributes:
-        value: what it says.
-        root: its YAML, for the lines; None for JSON.
+        value: its content.
+        root: its YAML nodes, for the line numbers; None for JSON.
     """
 
     path: Path
@@ -48,10 +48,10 @@ class Document:
     root: yaml.Node | None
 
     def where(self, *steps: str | int, line: int = 0) -> str:
-        """file:line of the value at `steps` (keys and indices), or of the last one on the way that is there.
+        """file:line of the value at `steps` (keys and indices), or of the last existing value on that path.
 
         Args:
-            line: inside the value, from 1, where it is a text of several lines.
+            line: the line within the value, from 1, if it is a text of several lines.
         """
         node = self.root
         if node is None or not steps:
@@ -64,7 +64,7 @@ class Document:
                     node = child
                     break
         if isinstance(node, yaml.ScalarNode) and node.style == "|":
-            number += line  # its text begins below the key
+            number += line  # the text begins on the line after the key
         return f"{self.path}:{number + 1}"
 
 
@@ -76,10 +76,10 @@ def _children(node: yaml.Node) -> list[tuple[yaml.Node | int, yaml.Node]]:
 
 
 def read_document(path: Path, *, fix: str) -> Document:
-    """A mapping from a file: JSON if its name ends in .json, else YAML.
+    """Read a mapping from a file: JSON if its name ends in .json, else YAML.
 
     Args:
-        fix: what to do where there is none.
+        fix: what the user can do if there is no file.
 
     Raises:
         RescoldoError: the file cannot be read, or is something else.
@@ -87,7 +87,7 @@ def read_document(path: Path, *, fix: str) -> Document:
     root = None
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RescoldoError(f"is larger than {MAX_BYTES >> 20} MiB", where=str(path), fix="that is no role")
+            raise RescoldoError(f"is larger than {MAX_BYTES >> 20} MiB", where=str(path), fix="pass a role's file")
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             value = json.loads(text, object_pairs_hook=_pairs)
@@ -106,22 +106,20 @@ def read_document(path: Path, *, fix: str) -> Document:
             f"is not JSON: {error.msg}", where=f"{path}:{error.lineno}", fix="correct it there"
         ) from None
     except RecursionError:
-        raise RescoldoError("is nested too deeply", where=str(path), fix="that is no role") from None
+        raise RescoldoError("is nested too deeply", where=str(path), fix="pass a role's file") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = str(getattr(error, "problem", None) or error)[:200]
         name = "JSON" if path.suffix == ".json" else "YAML"
-        raise RescoldoError(
-            f"is not {name} that can be read here: {problem}", where=where, fix="correct it there"
-        ) from None
+        raise RescoldoError(f"is not valid {name}: {problem}", where=where, fix="correct it there") from None
     if not isinstance(value, dict):
         raise RescoldoError("a mapping of fields is expected", where=str(path), fix="docs/roles.md shows one")
     try:
         json.dumps(value)
-    except (TypeError, ValueError) as error:  # a date, a set: YAML knows them, JSON does not
+    except (TypeError, ValueError) as error:  # a date or a set, which YAML has and JSON lacks
         raise RescoldoError(
-            f"holds a value that is no text, number or list: {error}", where=str(path), fix="put it in quotes"
+            f"holds a value other than text, number or list: {error}", where=str(path), fix="put it in quotes"
         ) from None
     return Document(path, {str(name): item for name, item in value.items()}, root)
 

@@ -1,17 +1,28 @@
-"""What is wrong with a record, and where."""
+"""Faults in records, and where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from rescoldo.phrase import Phrase
 
 LEVELS = ("error", "warning")
+_KINDS = {
+    dict: Phrase("an object"),
+    list: Phrase("a list"),
+    str: Phrase("text"),
+    bool: Phrase("true or false"),
+    int: Phrase("a number"),
+    float: Phrase("a number"),
+    type(None): Phrase("null"),
+}
 
 
 class Finding(NamedTuple):
-    """Something wrong in one record, as a role's check returns it; Fault has the meaning of the fields."""
+    """A fault in one record, as a role's check returns it; the fields are explained in Fault."""
 
     field: str
     code: str
@@ -22,14 +33,14 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong in a dataset file.
+    """A fault in a dataset file.
 
     Attributes:
-        field: path inside the record ("requirements.constraints[0].id"), "" for the line as a whole.
-        code: its kind in a word, for programs.
-        what: in words.
-        fixable: `rescoldo data fix` mends it.
-        level: "error" (training refuses the file, or the audit fails) or "warning" (worth a look).
+        field: path inside the record ("requirements.constraints[0].id"); "" for the whole line.
+        code: its kind in one word, for programs.
+        what: a description for people.
+        fixable: whether `rescoldo data fix` can fix it.
+        level: "error" (training refuses the file, the audit fails) or "warning".
     """
 
     file: str
@@ -46,19 +57,26 @@ class Fault:
         return f"{self.file}:{self.line}" + (f", {self.field}" if self.field else "")
 
 
+Found = TypeVar("Found", Finding, Fault)
+
+
+def errors(found: Iterable[Found]) -> list[Found]:
+    """Those of which a record is refused; the others are warnings."""
+    return [one for one in found if one.level == "error"]
+
+
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    """The type of a JSON value, as text."""
+    return _KINDS.get(type(value)) or type(value).__name__
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The one of `known` that `name` is most probably a misspelling of; "" if it is like none."""
+    """The name in `known` that `name` probably misspells; "" if none is similar."""
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=0.7)), "")
 
 
 def text_findings(holder: dict[str, Any], name: str, path: str | None = None) -> list[Finding]:
-    """Why holder[name] is not a text with something in it; [] if it is. `path` is its place in the record."""
+    """The fault if holder[name] is not a non-empty text; [] if it is. `path` is its place in the record."""
     value = holder.get(name)
     where = name if path is None else path
     if name not in holder:
@@ -69,10 +87,10 @@ def text_findings(holder: dict[str, Any], name: str, path: str | None = None) ->
 
 
 def findings_of(result: Any) -> list[Finding]:
-    """What a role's own check returned, as findings.
+    """Validate what a role's own check returned.
 
     Raises:
-        ValueError: it is no list of (field, code, what), longer by Finding's other two fields at most.
+        ValueError: it is not a list of (field, code, what), optionally with Finding's other two fields.
     """
     wanted = "expected a list of (field, code, what)"
     if not isinstance(result, list | tuple):
@@ -91,12 +109,12 @@ def findings_of(result: Any) -> list[Finding]:
 
 
 def mended_of(result: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """What a role's own mend returned: the mended record, and (field, what) of each change.
+    """Validate what a role's own mend returned: the corrected record, and (field, what) of each change.
 
     Raises:
         ValueError: it is something else.
     """
-    wanted = "expected (the mended record, a list of (field, what))"
+    wanted = "expected (the corrected record, a list of (field, what))"
     if not isinstance(result, list | tuple) or len(result) != 2:
         raise ValueError(f"returned {_returned(result)}: {wanted}")
     record, changes = result

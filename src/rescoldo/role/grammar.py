@@ -1,9 +1,9 @@
-"""What a role's answers may look like, as a grammar for constrained decoding: JSON, or the role's own YAML.
+"""Grammars of a role's answers for constrained decoding: JSON, or the role's own YAML.
 
-The YAML is what the role writes into training examples (one line a value, keys in the schema's order), with what models
-write instead and means the same: lists indented or not, plain, single-quoted or double-quoted values. Whatever the
-grammar admits is read back as a value that is valid for the schema, except for the keywords in `Grammar.unchecked`,
-which it does not hold an answer to (as that no two items have the same ID).
+The YAML grammar admits what the role writes into training examples (one line a value, keys in the schema's order), and
+equivalent variants that models write: lists indented or not; plain, single-quoted or double-quoted values. Whatever
+the grammar admits is parsed as a value that is valid for the schema, except for the keywords in `Grammar.unchecked`,
+which it cannot enforce (for example that no two items have the same ID).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "format", "contentEncoding"}
     | {"contentMediaType", "$comment", "$defs", "definitions", "$schema", "$id", "$anchor"}
 )
-_CHECKED = {  # what the grammar holds answers to, by type
+_CHECKED = {  # the keywords that the grammar enforces, by type
     "object": frozenset({"properties", "required", "additionalProperties"}),
     "array": frozenset({"items", "minItems", "maxItems"}),
     "string": frozenset({"minLength", "maxLength", "pattern"}),
@@ -33,7 +33,7 @@ _CHECKED = {  # what the grammar holds answers to, by type
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
-_STRUCTURAL = frozenset(  # other ways to say what a value is made of
+_STRUCTURAL = frozenset(  # other keywords that describe a value's structure
     {"anyOf", "oneOf", "allOf", "prefixItems", "patternProperties", "unevaluatedProperties", "unevaluatedItems"}
     | {"$dynamicRef", "propertyNames", "minProperties", "maxProperties"}
 )
@@ -43,7 +43,7 @@ _NONE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff"
 _INDICATORS = r"\-?:,\[\]{}#&*!|>'\x22%@\x60"
 _CHARACTER, _WORD = f"[^{_NONE}]", f"[^ {_NONE}]"
 _QUOTED, _DOUBLE = f"[^'{_NONE}]", rf"[^\x22\\{_NONE}]"
-# A plain scalar: begins with no indicator, holds no ": " and no " #", does not end in ":" or a blank. As words.
+# A plain scalar: does not begin with an indicator, contains neither ": " nor " #", does not end in ":" or a blank.
 _FIRST = rf"([^{_INDICATORS} {_NONE}]|[\-?:]{_WORD})"
 _PLAIN = rf"({_FIRST}({_WORD}*[^ :{_NONE}])?)( +([^ #:{_NONE}]|[^ #{_NONE}]{_WORD}*[^ :{_NONE}]))*"
 _NULL_WORDS = ("null", "Null", "NULL")
@@ -51,7 +51,7 @@ _NULLS = f"~/{'|'.join(_NULL_WORDS)}|~/"
 
 
 def role_grammar(role: Role) -> Grammar:
-    """The grammar of a role's answers. Keys that the schema does not name are not admitted.
+    """The grammar of a role's answers. Keys that the schema does not name are excluded.
 
     Raises:
         RescoldoError: the role has no schema, or one that cannot be turned into a grammar.
@@ -80,8 +80,8 @@ _GRAMMARS: Mapping[str, Callable[[Schema], Grammar]] = {"json": _json_grammar, "
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects admit no property that they do not name, as the role's own answers; without x-… keywords,
-    which servers need not know."""
+    """A schema whose objects allow only the properties that they name, as in the role's own answers; without x-…
+    keywords, which servers need not know."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -100,7 +100,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _own(schema: Any) -> tuple[str, ...]:
-    """This program's own keywords in a schema."""
+    """The x-… keywords in a schema that are this program's own."""
     if isinstance(schema, list):
         return tuple(dict.fromkeys(name for part in schema for name in _own(part)))
     if not isinstance(schema, dict):
@@ -122,11 +122,11 @@ class _YamlWriter:
         """The whole grammar.
 
         Raises:
-            GrammarError: the schema has something that it cannot express.
+            GrammarError: the schema has something that the grammar cannot express.
         """
         kind, schema = self._kind(self._schema.document, "")
         if kind not in ("object", "array"):
-            raise GrammarError(f"an answer that is {kind} has no YAML of its own")
+            raise GrammarError(f"an answer that is {kind} has no YAML grammar")
         body = self._block(kind, schema, 0, "", 0)
         lines = [f'start: {body} "\\n"?', *(f"{name}: {text}" for text, name in self._rules.items())]
         return "\n".join([*lines, *(f"{name}: {text}" for text, name in self._terminals.items())])
@@ -135,7 +135,7 @@ class _YamlWriter:
         """(type, schema) with references followed; "enum" where the values are listed."""
         schema = self._schema._resolve(schema)
         if schema is None:
-            raise GrammarError(f"{path or 'the schema'} leads nowhere")
+            raise GrammarError(f"{path or 'the schema'} refers to nothing")
         if "enum" in schema or "const" in schema:
             return "enum", schema
         odd = sorted(_STRUCTURAL & schema.keys())
@@ -160,7 +160,7 @@ class _YamlWriter:
         return self._terminals.setdefault(text, f"T{len(self._terminals)}")
 
     def _block(self, kind: str, schema: dict[str, Any], indent: int, path: str, depth: int) -> str:
-        """A mapping or list that begins where the text stands, at column `indent`; it ends without a line break."""
+        """A mapping or list that begins at the current position, in column `indent`; it ends without a line break."""
         if depth > MAX_DEPTH:
             raise GrammarError("nested too deeply")
         make = self._mapping if kind == "object" else self._list
@@ -174,7 +174,7 @@ class _YamlWriter:
         first: list[str] = []
         if not properties or required - properties.keys():
             raise GrammarError(f"{path or 'the schema'}: expected properties, and the required ones among them")
-        # `rest` is what may follow each property: whoever comes first stands without a line break before it
+        # `rest` is what may follow each property: the first property written has no line break before it
         rest = ""
         for name, part in reversed(properties.items()):
             entry = self._entry(name, part, indent, f"{path}.{name}".strip("."), depth)
@@ -195,7 +195,7 @@ class _YamlWriter:
         if kind not in ("object", "array"):
             return f"{_literal(key + ': ')} {self._scalar(kind, schema, path)}"
         options = []
-        for deeper in (0, 2) if kind == "array" else (2,):  # a list may stand at its key's own column
+        for deeper in (0, 2) if kind == "array" else (2,):  # a list may begin in its key's own column
             at = indent + deeper
             body = self._block(kind, schema, at, path, depth + 1)
             options.append(f"{_literal(key + ':' + chr(10) + ' ' * at)} {body}")
@@ -206,7 +206,7 @@ class _YamlWriter:
     def _list(self, schema: dict[str, Any], indent: int, path: str, depth: int) -> str:
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         if most is not None and most < max(least, 1):
-            raise GrammarError(f"{path or 'the schema'}: a list of no items cannot be written")
+            raise GrammarError(f"{path or 'the schema'}: a list without items cannot be written")
         kind, item = self._kind(schema.get("items", {}), f"{path}[]")
         if kind in ("object", "array"):
             body = self._block(kind, item, indent + 2, f"{path}[]", depth + 1)
@@ -260,7 +260,7 @@ class _YamlWriter:
         """Plain, or in quotes; its length in characters."""
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if most is not None and (most < 1 or most < least):
-            raise GrammarError(f"{path}: a text of no characters cannot be written")
+            raise GrammarError(f"{path}: a text without characters cannot be written")
         count = f"{{{least},{'' if most is None else most}}}"
         pattern = schema.get("pattern")
         size = "" if (least, most) == (0, None) else f" & /{_CHARACTER}{count}/"
@@ -272,7 +272,7 @@ class _YamlWriter:
                 self._terminal(f"/'({_QUOTED}|''){count}'/"),
                 self._terminal(f"/\\x22({_DOUBLE}|{escape}){count}\\x22/"),
             ]
-        else:  # in quotes: the pattern's own texts that need no escape there
+        else:  # in quotes: those texts of the pattern that need no escape
             whole = _whole(str(pattern))
             options = [self._terminal(f"{plain} & /{whole}/{size}")]
             for quote, inner in (("'", _QUOTED), ('"', _DOUBLE)):
@@ -282,7 +282,7 @@ class _YamlWriter:
 
 
 def _whole(pattern: str) -> str:
-    """A pattern of JSON Schema, which may match anywhere, as one that has to match the whole text."""
+    """A pattern of JSON Schema, which may match anywhere in a text, as one that matches the whole text."""
     begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[1 if begins else 0 : -1 if ends else None].replace("/", "\\/")
     if re.search(r"(?<!\\)[$^](?![^\[]*\])", inner):

@@ -1,10 +1,10 @@
-"""Python functions that a role names: `package.module:function`, or `file.py:function` in the role's own folder.
+"""Python functions that a role refers to: `package.module:function`, or `file.py:function` in the role's own folder.
 
-They run with all rights of the process. So only a role that the user has named may bring them; one that was found
-beside a run's files may use this package's alone.
+They run with all permissions of the process. So only a role that the user has named may use them; a role that was found
+with a run's files may only use functions of this package.
 
-All calls into a role's Python, its import included, go through `_authors_code`: what it prints goes to standard error
-(standard output may be a JSON document), and whatever it raises becomes a HookError that says where in its file.
+All calls into a role's Python, including its import, go through `_authors_code`: its prints go to standard error
+(standard output may be a JSON document), and its exceptions become a HookError with the file and line.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rescoldo.errors import RescoldoError
 
 T = TypeVar("T")
 
-OWN = "rescoldo.role."  # modules whose functions were written to be called by roles
+OWN = "rescoldo.role."  # modules with functions that are meant to be called by roles
 _REFERENCE = re.compile(r"(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|[A-Za-z_][\w-]*\.py):[A-Za-z_]\w*")
-_ONE_AT_A_TIME = threading.RLock()  # sys.stdout belongs to all threads
+_ONE_AT_A_TIME = threading.RLock()  # sys.stdout is shared by all threads
 
 
 class HookError(Exception):
-    """Python of a role that raised, called sys.exit, or returned what it may not.
+    """A role's Python raised an exception, called sys.exit, or returned an invalid value.
 
     Args:
-        what: in words, with the exception's name ("ZeroDivisionError: division by zero").
+        what: the description, with the exception's name ("ZeroDivisionError: division by zero").
         file: the role's Python file, if it is known.
         line: in that file, from 1.
     """
@@ -47,12 +47,12 @@ class HookError(Exception):
 
     @property
     def place(self) -> str:
-        """The file's name and line, as far as they are known."""
+        """The file's name and the line, if they are known."""
         return _at(self.file.name, self.line) if self.file else ""
 
     @property
     def where(self) -> str:
-        """As `place`, with the file's path."""
+        """Like `place`, with the file's path."""
         return _at(str(self.file), self.line) if self.file else ""
 
 
@@ -61,8 +61,8 @@ class Hook:
     """A role's function.
 
     Attributes:
-        reference: as the role names it.
-        file: that it stands in; None for one that is not written in Python.
+        reference: the reference in the role.
+        file: the file that it is in; None if it is not written in Python.
     """
 
     reference: str
@@ -70,10 +70,10 @@ class Hook:
     file: Path | None
 
     def call(self, read: Callable[[Any], T], *args: Any) -> T:
-        """Call it, and give what it returned through `read`, which raises ValueError for what it may not return.
+        """Call the function, and pass its result through `read`, which raises ValueError for an invalid one.
 
         Raises:
-            HookError: it raised, or returned something else.
+            HookError: it raised an exception, or returned an invalid value.
         """
         code = getattr(self.function, "__code__", None)
         begin = code.co_firstlineno if code else None
@@ -83,44 +83,44 @@ class Hook:
             return read(result)
         except ValueError as error:
             raise HookError(str(error), self.file, begin) from None
-        except HookError as error:  # without a line: it was called with other arguments than it takes
+        except HookError as error:  # without a line: it was called with arguments that it does not take
             raise HookError(error.what, self.file, error.line or begin) from None
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` has the form of a reference to a function."""
+    """Whether `text` is a reference to a function."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def in_folder(reference: str) -> str | None:
-    """The file in the role's folder that a reference names; None for one to an installed module."""
+    """The file in the role's folder that a reference names; None for an installed module."""
     module = reference.partition(":")[0]
     return module if module.endswith(".py") else None
 
 
 def is_foreign(reference: str) -> bool:
-    """Whether it is code from outside this package."""
+    """Whether it refers to code outside of this package."""
     return not reference.startswith(OWN)
 
 
 def load_function(reference: str, folder: Path | None, where: str) -> Hook:
-    """The function that a reference names.
+    """Load the function that a reference names.
 
     Args:
         folder: the role's, for references to a file in it.
-        where: the role, as messages name it.
+        where: the role, for messages.
 
     Raises:
-        RescoldoError: there is no such module, file or function, or it fails while it is imported.
+        RescoldoError: there is no such module, file or function, or its import fails.
     """
     module_name, _, name = reference.partition(":")
     file = None
     if in_folder(reference) is not None:
         if folder is None:
             raise RescoldoError(
-                f"{reference} cannot be loaded: a role in one file has no folder in which {module_name} could lie",
+                f"{reference} cannot be loaded: a role in a single file has no folder for {module_name}",
                 where=where,
-                fix="make the role a folder: role.yaml, and its Python file beside it",
+                fix="make the role a folder: role.yaml and its Python file",
             )
         file = folder / module_name
     try:
@@ -135,7 +135,7 @@ def load_function(reference: str, folder: Path | None, where: str) -> Hook:
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         known = ", ".join(own)[:200]
-        what = "is no function" if hasattr(module, name) else f"cannot be loaded: {module_name} has no {name!r}"
+        what = "is not a function" if hasattr(module, name) else f"cannot be loaded: {module_name} has no {name!r}"
         fix = f"functions in {module_name}: {known}" if known else f"write it in {module_name}"
         raise RescoldoError(f"{reference} {what}", where=where, fix=fix)
     source = str(getattr(module, "__file__", None) or "")
@@ -146,7 +146,7 @@ def _load_module(name: str, file: Path | None) -> ModuleType:
     """Import an installed module, or the file in the role's folder.
 
     Raises:
-        HookError: caused by what the import raised.
+        HookError: the import raised an exception.
     """
     if file is None:
         with _authors_code(None):
@@ -156,7 +156,7 @@ def _load_module(name: str, file: Path | None) -> ModuleType:
     assert spec is not None, "its name ends in .py"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[own_name] = module  # dataclasses and pickle look their module up there
+    sys.modules[own_name] = module  # dataclasses and pickle look up their module here
     try:
         with _authors_code(file):
             spec.loader.exec_module(module)
@@ -167,23 +167,23 @@ def _load_module(name: str, file: Path | None) -> ModuleType:
 
 
 def _advice(error: BaseException | None, module: str, file: Path | None) -> str:
-    """What to do about a module that cannot be imported."""
+    """Advice about a module that cannot be imported."""
     if isinstance(error, ModuleNotFoundError):
         missing = error.name or module
         if file is None and (module == missing or module.startswith(f"{missing}.")):
             return f"install {missing} where rescoldo is installed, or name a function as file.py:function"
         if file is not None and file.with_name(f"{missing}.py").is_file():
-            return f"a role's Python is one file: put what it needs of {missing}.py into {file.name}"
+            return f"a role's Python is one file: move what it needs from {missing}.py into {file.name}"
         return f"install the package that has {missing} where rescoldo is installed"
     return f"fix {module}; its import must end without an error"
 
 
 @contextlib.contextmanager
 def _authors_code(file: Path | None) -> Iterator[None]:
-    """Around code of a role's author.
+    """Runs the code of a role's author.
 
     Raises:
-        HookError: caused by what the code raised; sys.exit counts as that, Ctrl-C does not.
+        HookError: the code raised an exception, including sys.exit but not Ctrl-C.
     """
     with _ONE_AT_A_TIME, contextlib.redirect_stdout(sys.stderr):
         try:
@@ -200,7 +200,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def _line(error: BaseException, file: Path | None) -> int | None:
-    """The line of `file` that an error came from; None if it came past none."""
+    """The line of `file` in an error's traceback; None if the file is not in it."""
     if file is None:
         return None
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

@@ -1,4 +1,4 @@
-"""Roles from their files: by name (those that come with the program), or by path (one file, or a folder)."""
+"""Loading roles: by name (built-in ones), or by path (a file or a folder)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rescoldo.role.wording import refusal
 BUILTIN = Path(__file__).with_name("builtin")
 FILE = "role.yaml"
 DEFAULT = "ba"
-OF_RUN = "role"  # the folder in a run's output that keeps the role it was trained with
+OF_RUN = "role"  # the folder in a run's output with a copy of its role
 NOT_TAUGHT = (
     "annotations",
     "description",
@@ -33,19 +33,19 @@ NOT_TAUGHT = (
     "samples",
     "sampling",
     "rubric",
-)  # what may change without the role being another
+)  # fields that may differ in the same role
 
 
 def role_names() -> list[str]:
-    """The names of the roles that come with the program."""
+    """The names of the built-in roles."""
     return sorted(path.parent.name for path in BUILTIN.glob(f"*/{FILE}"))
 
 
 def get_role(name: str | None = None) -> Role:
-    """The role of that name, or at that path (a .yaml file, or a folder with a role.yaml); None: the default, ba.
+    """The role with this name, or at this path (a .yaml file, or a folder with a role.yaml); None: the default, ba.
 
     Raises:
-        RescoldoError: there is none, or its file is not as it must be.
+        RescoldoError: there is none, or its file is invalid.
     """
     name = name or DEFAULT
     if name in role_names():
@@ -60,7 +60,8 @@ def get_role(name: str | None = None) -> Role:
 
 
 def role_of_run(run: Path | None, info: dict[str, Any], given: str | None = None) -> Role:
-    """The role of a run: the one named explicitly, else the copy that the run keeps, else what its record says.
+    """The role of a run: `given` if it is named explicitly, else the copy in the run's folder, else the one in its
+    record.
 
     A role that was not named explicitly runs no Python code from outside this package.
 
@@ -74,16 +75,16 @@ def role_of_run(run: Path | None, info: dict[str, Any], given: str | None = None
     name = str(info.get("role") or DEFAULT)
     if name not in role_names():
         raise RescoldoError(
-            f"was trained with the role {name!r}, of which it keeps no copy", where=str(run), fix="say it with --role"
+            f"was trained with the role {name!r}, of which it has no copy", where=str(run), fix="name it with --role"
         )
     return get_role(name)
 
 
 def load_role(path: Path, *, trusted: bool = True, option: str = "") -> Role:
-    """The role in a file or folder; `option` is what --role says for it, by default the path.
+    """The role in a file or folder; `option` is the value for --role in printed commands, by default the path.
 
     Raises:
-        RescoldoError: naming the file and the field that is wrong.
+        RescoldoError: with the file and the invalid field.
     """
     file = path / FILE if path.is_dir() else path
     folder = path if path.is_dir() else None
@@ -95,8 +96,8 @@ def load_role(path: Path, *, trusted: bool = True, option: str = "") -> Role:
     _check_prompt(spec, document)
     schema_file = None
     if isinstance(spec.schema_, str):
-        beside = _inside(folder, spec.schema_, file, "schema")
-        schema_file = read_document(beside, fix=f"put it beside {FILE}, or write the schema into {FILE}")
+        schema_path = _inside(folder, spec.schema_, file, "schema")
+        schema_file = read_document(schema_path, fix=f"put it next to {FILE}, or write the schema into {FILE}")
         spec = spec.model_copy(update={"schema_": schema_file.value})
     role = Role(spec, _digest(spec, folder, file), str(file), option or str(path), folder, trusted)
     _check_schema(role, document, schema_file)
@@ -104,7 +105,7 @@ def load_role(path: Path, *, trusted: bool = True, option: str = "") -> Role:
 
 
 def _check_prompt(spec: RoleSpec, document: Document) -> None:
-    """Raises RescoldoError where a template is none."""
+    """Raise RescoldoError if a template is invalid."""
     for place, (_, template) in enumerate(spec.templates()):
         steps = ("prompt",) if isinstance(spec.prompt, str) else ("prompt", place, "content")
         name = "prompt" if isinstance(spec.prompt, str) else f"prompt[{place}].content"
@@ -114,12 +115,12 @@ def _check_prompt(spec: RoleSpec, document: Document) -> None:
             raise RescoldoError(
                 f"{name}: {error}",
                 where=document.where(*steps, line=error.line),
-                fix="docs/roles.md says what is allowed in a prompt",
+                fix="docs/roles.md lists what is allowed in a prompt",
             ) from None
 
 
 def _check_schema(role: Role, document: Document, schema_file: Document | None) -> None:
-    """Raises RescoldoError where the schema is none, or not one for the role's metrics."""
+    """Raise RescoldoError if the schema is invalid, or does not suit the role's metrics."""
     try:
         schema = role.schema
     except SchemaError as error:
@@ -127,21 +128,21 @@ def _check_schema(role: Role, document: Document, schema_file: Document | None) 
         raise RescoldoError(
             str(error) if schema_file else f"schema: {error}",
             where=where,
-            fix="docs/roles.md says what is allowed in a schema",
+            fix="docs/roles.md lists what is allowed in a schema",
         ) from None
     if "fields" in role.spec.metric and (schema is None or not schema.properties()):
         raise RescoldoError(
-            "metric: `fields` needs a schema that is an object with properties",
+            "metric: `fields` needs a schema of type object with properties",
             where=document.where("metric"),
             fix="metric: valid, or exact_match, rouge_l",
         )
 
 
 def keep_role(role: Role, output: Path) -> None:
-    """Keep a copy of the role in a run's output: its file with the schema put in, and its Python files.
+    """Save a copy of the role in a run's output: its file with the schema inserted, and its Python files.
 
     Raises:
-        OSError: as the system says.
+        OSError: from the system.
     """
     folder = output / OF_RUN
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,22 +159,22 @@ def _own_files(spec: RoleSpec) -> list[str]:
 
 
 def _inside(folder: Path | None, name: str, file: Path, field: str) -> Path:
-    """A file in the role's folder.
+    """The path of a file in the role's folder.
 
     Raises:
-        RescoldoError: there is no folder, or the name leads out of it.
+        RescoldoError: there is no folder, or the name points outside of it.
     """
     if folder is None or Path(name).name != name or name.startswith("."):
         raise RescoldoError(
             f"{name[:60]!r} is not the name of a file in the role's folder",
             where=f"{file}, {field}",
-            fix=f"a role that has files beside {FILE} is a folder; name them without a path",
+            fix=f"a role with files in addition to {FILE} is a folder; name them without a path",
         )
     return folder / name
 
 
 def samples_file(role: Role) -> Path | None:
-    """Where the role's samples lie; None where they stand in the role's file or nowhere."""
+    """The path of the role's samples; None if they are in the role's file or there are none."""
     samples = role.spec.samples
     if not isinstance(samples, str):
         return None
@@ -188,6 +189,6 @@ def _digest(spec: RoleSpec, folder: Path | None, file: Path) -> str:
             digest.update(_inside(folder, name, file, "metric").read_bytes())
         except OSError as error:
             raise RescoldoError(
-                f"{name} cannot be read: {error.strerror}", where=str(file), fix="put it beside the role's file"
+                f"{name} cannot be read: {error.strerror}", where=str(file), fix="put it next to the role's file"
             ) from None
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One message of a conversation in OpenAI's form ({role, content, …}) or ShareGPT's ({from, value})."""
+"""One message of a conversation in OpenAI's format ({role, content, …}) or ShareGPT's ({from, value})."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SPEAKERS = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "ipython"), "tool"),
 }
-_CALLERS = ("function_call", "tool_call")  # ShareGPT: the assistant, and its value is a call
+_CALLERS = ("function_call", "tool_call")  # ShareGPT's speakers for an assistant's message that is a call
 _CALLS = ("tool_calls", "function_call")
-_THOUGHTS = ("reasoning", "thinking")  # types of parts
-_OF = {  # the keys that a speaker's message may have beside its role, content and weight
+_THOUGHTS = ("reasoning", "thinking")  # types of content parts
+_OF = {  # keys allowed in a speaker's message in addition to role, content and weight
     "system": ("name",),
     "user": ("name",),
     "assistant": ("name", *_CALLS, *thinking.KEYS),
@@ -28,7 +28,7 @@ _OF = {  # the keys that a speaker's message may have beside its role, content a
 
 @dataclass(frozen=True)
 class Message:
-    """A message: its `weight` in the loss as the file says it, None where it does not; `where` it stands."""
+    """A message. `weight` is its weight in the loss in the file, None without one; `where` is its place in the line."""
 
     role: str
     content: str
@@ -40,7 +40,7 @@ class Message:
     call_id: str = ""
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The message for chat templates."""
         made: dict[str, Any] = {"role": self.role, "content": self.content}
         named = {
             "name": self.name,
@@ -59,7 +59,7 @@ class _Content:
 
 
 def read_message(message: Any, where: str) -> tuple[Message | None, list[Finding]]:
-    """The message, or None and what is wrong with it."""
+    """The message, or None and its faults."""
     if not isinstance(message, dict):
         return None, [Finding(where, "type", f"is {kind(message)}: expected an object")]
     role_key = "from" if "from" in message else "role"
@@ -96,7 +96,7 @@ def read_message(message: Any, where: str) -> tuple[Message | None, list[Finding
 
 
 def _content(message: dict[str, Any], key: str, where: str, role: str) -> tuple[_Content, list[Finding]]:
-    """A message's text. OpenAI's list of parts is put together; a list may also hold thinking and calls."""
+    """A message's text. OpenAI's content parts are joined; a list may also contain thinking and tool calls."""
     value, place = message.get(key), f"{where}.{key}"
     if value is None and role == "assistant" and any(message.get(name) for name in _CALLS):
         return _Content(), []
@@ -119,15 +119,13 @@ def _content(message: dict[str, Any], key: str, where: str, role: str) -> tuple[
         known = said == "text" or (said in _THOUGHTS and role == "assistant")
         if not known or not isinstance(text, str):
             named = f" (a part of type {said!r:.40})" if said and not known else ""
-            return _Content(), [
-                Finding(place, "type", f"holds other things than text{named}, which cannot be learned here")
-            ]
+            return _Content(), [Finding(place, "type", f"holds more than text{named}, which cannot be learned here")]
         (texts if said == "text" else thoughts).append(text)
     return _Content("\n".join(texts), "\n".join(thoughts), tuple(calls)), []
 
 
 def _calls(message: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """What the assistant calls: `tool_calls`, or `function_call` as OpenAI had it before."""
+    """The assistant's tool calls: `tool_calls`, or OpenAI's earlier `function_call`."""
     given = [key for key in _CALLS if not keys.is_empty(message.get(key))]
     if len(given) > 1:
         return [], [Finding(where, "ambiguous", f"holds both {given[0]} and {given[1]}: leave one out")]
@@ -135,7 +133,7 @@ def _calls(message: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], l
 
 
 def _thoughts(message: dict[str, Any], content: _Content, where: str) -> tuple[str, list[Finding]]:
-    """The thinking that stands beside the content, under one of its usual names or as a part."""
+    """The thinking of a message, under one of its usual keys or as a content part."""
     found = {"content": content.thoughts} if content.thoughts.strip() else {}
     for key in thinking.KEYS:
         if not keys.is_empty(message.get(key)):

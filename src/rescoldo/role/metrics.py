@@ -1,4 +1,4 @@
-"""The metrics that a role can name. Each gives components, 0..1, and says in words what cost points."""
+"""The metrics for roles. Each gives components in 0..1 and notes on what lost points."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rescoldo.phrase import Phrase
 from rescoldo.role.fault import Finding
 from rescoldo.role.rouge import rouge_l
 from rescoldo.role.schema import Schema
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
-PERPLEXITY = "perplexity"  # of a whole set, measured by the engine; not a score
-NOTES = 20  # that one answer gets
+PERPLEXITY = "perplexity"  # of a whole dataset, measured by the engine; not a score of answers
+NOTES = 20  # maximum number for one answer
 
 
 Place = tuple[str | int, ...]
-"""Where in an answer: keys and indices from the top; a number alone is a line, from 1, or -1 for the last one."""
+"""A place in an answer: keys and indices from the top; a single number is a line, from 1, or -1 for the last one."""
 
 
-class Note(str):
-    """What cost points, in words, and where in the answer it is (() where it is nowhere)."""
+class Note(Phrase):
+    """A description of what lost points, and its place in the answer (() if it has none)."""
 
     place: Place = ()
 
     @classmethod
     def at(cls, text: str, *place: str | int) -> Note:
-        """A note on a place."""
-        note = cls(text)
+        """A note with a place. A text that is no phrase is shown as it is in all languages."""
+        note = cls(text.template, **text.values) if isinstance(text, Phrase) else cls("{text}", text=text)
         note.place = place
         return note
 
 
 def place_of(note: str) -> Place:
-    """Where in the answer a note is about; () where that is not known."""
+    """The place in the answer that a note is about; () if it is unknown."""
     return note.place if isinstance(note, Note) else ()
 
 
@@ -45,8 +46,7 @@ class Score:
     Attributes:
         total: mean of the components, 0..1.
         components: name → 0..1.
-        notes: in words, each thing that cost points ("id_format: FR01 in functional_requirements[0]"); Note where the
-            place is known.
+        notes: what lost points ("id_format: FR01 in functional_requirements[0]"); of type Note if the place is known.
         failures: metric → why its function gave no score; it counts as 0.
     """
 
@@ -58,14 +58,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a metric sees.
+    """The input of a metric.
 
     Attributes:
-        text: as the model wrote it.
-        value: what it says, as the role's serialization reads it; None if `fault`.
-        fault: why it cannot be read, "" if it can.
-        wanted_text, wanted: the same of the record's own answer; None where the record has none.
-        schema: the role's, if any.
+        text: the answer as the model wrote it.
+        value: the text parsed by the role's serialization; None if `fault`.
+        fault: why it cannot be parsed; "" if it can.
+        wanted_text, wanted: the same for the record's reference answer; None if the record has none.
+        schema: the role's, if it has one.
     """
 
     text: str
@@ -80,58 +80,58 @@ Outcome = tuple[dict[str, float], list[str]]
 
 
 def exact_match(answer: Answer) -> Outcome:
-    """1 if the answer is the record's own: as a value, or as a text in which white space does not count."""
+    """1 if the answer equals the reference: as a value, or as a text up to white space."""
     if answer.wanted_text is None:
         return {}, []
     if isinstance(answer.wanted, str):
         hit = answer.text.split() == answer.wanted_text.split()
     else:
         hit = not answer.fault and answer.value == answer.wanted
-    return {"exact_match": float(hit)}, [] if hit else ["exact_match: not the record's answer"]
+    return {"exact_match": float(hit)}, [] if hit else [Phrase("exact_match: not the record's answer")]
 
 
 def rouge(answer: Answer) -> Outcome:
-    """ROUGE-L (F1) against the record's own answer."""
+    """ROUGE-L (F1) against the reference answer."""
     if answer.wanted_text is None:
         return {}, []
     value = rouge_l(answer.text, answer.wanted_text)
-    return {"rouge_l": value}, [] if value == 1 else [f"rouge_l: {value:.3f}"]
+    return {"rouge_l": value}, [] if value == 1 else [Phrase("rouge_l: {value:.3f}", value=value)]
 
 
 def valid(answer: Answer) -> Outcome:
-    """1 if the answer can be read and satisfies the schema.
+    """1 if the answer can be parsed and satisfies the schema.
 
-    Without a schema: if the record's own answer is a JSON or YAML document, the answer must be one with the same keys;
-    if it is neither, there is nothing to satisfy and no component.
+    Without a schema: if the reference answer is a JSON or YAML document, the answer must be one with the same keys; if
+        it
+    is neither, there is no component.
     """
     if answer.schema is None:
         wanted = structure(answer.wanted_text or "")
         if wanted is None:
             return {}, []
         fits = same_shape(wanted, structure(answer.text))
-        return {"valid": float(fits)}, [] if fits else ["valid: not the structure of the record's answer"]
+        return {"valid": float(fits)}, [] if fits else [Phrase("valid: not the structure of the record's answer")]
     if answer.fault:
-        return {"valid": 0.0}, [Note.at(f"answer: {answer.fault}", *place_of(answer.fault))]
+        return {"valid": 0.0}, [unreadable(answer.fault)]
     findings = answer.schema.findings(answer.value)
     return {"valid": float(not findings)}, [_in_words("valid", finding) for finding in findings[:NOTES]]
 
 
 def fields(answer: Answer) -> Outcome:
-    """Credit for each part: `completeness`, the share of required fields that are there and not empty; and each field.
+    """Credit for each part: `completeness`, the fraction of required fields that are present and not empty; and each
+    field.
 
-    A field is 1 if it satisfies its own schema, else 0. One that is a list gets half for the list itself (its length,
-    its unique IDs) and half for the share of its items that satisfy theirs.
+    A field scores 1 if it satisfies its own schema, else 0. A field that is a list gets half for the list itself (its
+    length, its unique IDs) and half for the fraction of items that satisfy their schema.
     """
-    assert answer.schema is not None, "a role with this metric has a schema with properties: see load.py"
+    assert answer.schema is not None, "load.py requires a schema with properties for this metric"
     schema, parts = answer.schema, answer.schema.properties()
     if answer.fault or not isinstance(answer.value, dict):
-        why = answer.fault or "not an object"
-        return dict.fromkeys(["completeness", *parts], 0.0), [Note.at(f"answer: {why}", *place_of(why))]
+        why = answer.fault or Phrase("not an object")
+        return dict.fromkeys(["completeness", *parts], 0.0), [unreadable(why)]
     value, required = answer.value, schema.required() or list(parts)
     missing = [name for name in required if value.get(name) in (None, "", [], {})]
-    notes: list[str] = [
-        Note.at(f"completeness: {name} is {'empty' if name in value else 'missing'}", name) for name in missing
-    ]
+    notes: list[str] = [lacking(name, value) for name in missing]
     components = {"completeness": (len(required) - len(missing)) / len(required)}
     for name, part in parts.items():
         if name not in value:
@@ -146,6 +146,18 @@ def fields(answer: Answer) -> Outcome:
     return components, notes[:NOTES]
 
 
+def unreadable(why: str) -> Note:
+    """The note on an answer that cannot be read."""
+    return Note.at(Phrase("answer: {why}", why=why), *place_of(why))
+
+
+def lacking(name: str, value: Mapping[str, Any]) -> Note:
+    """The note on a field of an answer that has nothing in it, or is not there."""
+    if name in value:
+        return Note.at(Phrase("completeness: {name} is empty", name=name), name)
+    return Note.at(Phrase("completeness: {name} is missing", name=name), name)
+
+
 def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
     own = [finding for finding in findings if finding.field == name or finding.code == "x-unique"]
     bad = {m[1] for finding in findings if (m := re.match(rf"{re.escape(name)}\[(\d+)\]", finding.field))}
@@ -154,13 +166,17 @@ def _list_credit(items: list[Any], name: str, findings: list[Finding]) -> float:
 
 
 def _in_words(component: str, finding: Finding) -> str:
-    where = f"{finding.field} " if finding.field and finding.field != component else ""
     place = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", finding.field)]
-    return Note.at(f"{component}: {where}{finding.what}", *place)
+    if finding.field and finding.field != component:
+        field = finding.field
+        return Note.at(
+            Phrase("{component}: {field} {what}", component=component, field=field, what=finding.what), *place
+        )
+    return Note.at(Phrase("{component}: {what}", component=component, what=finding.what), *place)
 
 
 def structure(text: str) -> Any:
-    """The JSON or YAML document in `text`, scalars as text; None for prose (and for YAML of less than two keys)."""
+    """The JSON or YAML document in `text`, scalars as text; None for prose (and for YAML with fewer than two keys)."""
     try:
         value = parse_yaml(text)
     except YamlRefusedError:
@@ -172,7 +188,8 @@ def structure(text: str) -> Any:
 
 
 def same_shape(wanted: Any, value: Any) -> bool:
-    """Whether `value` has the keys, lists and scalars of `wanted`, whatever they say; a list's items those of all."""
+    """Whether `value` has the same keys, lists and scalars as `wanted`, with any content; items may have the keys of
+    any."""
     if isinstance(wanted, dict):
         return isinstance(value, dict) and all(
             name in value and same_shape(part, value[name]) for name, part in wanted.items()
@@ -197,7 +214,7 @@ NEED_ANSWERS = ("exact_match", "rouge_l", PERPLEXITY)
 
 
 def from_function(result: Any, name: str) -> Outcome:
-    """What a role's own function returned, as components: a number, a mapping of numbers, or a Score.
+    """The components that a role's own function returned: a number, a mapping of numbers, or a Score.
 
     Raises:
         ValueError: anything else, or a number that is not between 0 and 1.

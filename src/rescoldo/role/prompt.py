@@ -1,8 +1,8 @@
-"""Prompt templates: jinja2 in its sandbox, cut down to what a prompt needs, so that rendering is bounded.
+"""Prompt templates: jinja2 in its sandbox, restricted so that rendering has bounded cost.
 
-A template may print fields, go through lists and choose; it may not call, assign, import, define, calculate or glue
-texts together, so that its output is at most its own text and the record's, for each turn of its loops, and those are
-counted.
+A template may print fields, loop over lists and use conditions; it may not call, assign, import, define, calculate or
+concatenate texts. So its output is at most its own text and the record's for each iteration of its loops, and the
+iterations are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_CHARACTERS = 1 << 20  # of a rendered prompt
-MAX_TURNS = 10_000  # of all loops of a template together
+MAX_TURNS = 10_000  # iterations of all loops of a template together
 MAX_TEMPLATE = 64 * 1024
 _NODES = (
     nodes.Template,
@@ -42,10 +42,10 @@ _TESTS = ("defined", "undefined", "none", "string", "number", "mapping", "sequen
 
 
 class PromptError(ValueError):
-    """A template that is none, or a record that it cannot be rendered for; the message says why in one line.
+    """An invalid template, or a record for which it cannot be rendered; the message says why in one line.
 
     Args:
-        line: of the template, from 1; 0 where it is none's.
+        line: of the template, from 1; 0 if the error has no line.
     """
 
     def __init__(self, what: str, line: int = 0) -> None:
@@ -54,8 +54,8 @@ class PromptError(ValueError):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's, but for texts with a Unicode line break: it would write them in single quotes, in which U+0085 is read
-    back as a space."""
+    """PyYAML's dumper, except for texts with a Unicode line break: PyYAML would write them in single quotes, in which
+    U+0085 is parsed as a space."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
@@ -66,7 +66,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def dump_yaml(value: Any) -> str:
-    """`value` as YAML: one line a value, whatever its length, keys in their order, no line end."""
+    """`value` as YAML: one line a value, however long, keys in their order, no line end."""
     text = yaml.dump(
         value, Dumper=_Dumper, width=float("inf"), sort_keys=False, allow_unicode=True, default_flow_style=False
     )
@@ -87,12 +87,12 @@ def _join(values: Iterable[Any], separator: str = "") -> str:
 
 @jinja2.pass_context
 def _counted(context: jinja2.runtime.Context, values: Iterable[Any]) -> Iterator[Any]:
-    """What a loop goes through, counted against the template's bound."""
+    """The items of a loop, counted against the template's limit."""
     turns: list[int] = context.parent["_turns"]
     for value in values:
         turns[0] += 1
         if turns[0] > MAX_TURNS:
-            raise PromptError(f"its loops make more than {MAX_TURNS} turns")
+            raise PromptError(f"its loops have more than {MAX_TURNS} iterations")
         yield value
 
 
@@ -111,10 +111,10 @@ _ENVIRONMENT = _environment()
 
 
 def compile_template(text: str) -> jinja2.Template:
-    """The template of `text`.
+    """Compile a template.
 
     Raises:
-        PromptError: it is not jinja2, or uses more of it than is read here.
+        PromptError: it is not valid jinja2, or uses features that are not allowed here.
     """
     if len(text) > MAX_TEMPLATE:
         raise PromptError(f"longer than {MAX_TEMPLATE} characters")
@@ -135,15 +135,15 @@ def compile_template(text: str) -> jinja2.Template:
 
 
 def fields_used(text: str) -> set[str]:
-    """The record's fields that a template, which compiles, uses."""
+    """The record's fields that a (valid) template uses."""
     return meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
 
 
 def _check_node(node: nodes.Node) -> None:
     if not isinstance(node, _NODES):
         raise PromptError(
-            f"{type(node).__name__.lower()} is not for prompts (allowed: fields, for, if, comparisons and the filters "
-            "of docs/roles.md)",
+            f"{type(node).__name__.lower()} is not allowed in prompts (allowed: fields, for, if, comparisons and the "
+            "filters of docs/roles.md)",
             node.lineno,
         )
     if isinstance(node, nodes.Filter) and (node.name not in _ENVIRONMENT.filters or node.name.startswith("_")):
@@ -151,14 +151,14 @@ def _check_node(node: nodes.Node) -> None:
     if isinstance(node, nodes.Name) and node.name.startswith("_"):
         raise PromptError(f"there is no field {node.name!r}", node.lineno)
     if isinstance(node, nodes.For) and node.recursive:
-        raise PromptError("a recursive loop is not for prompts", node.lineno)
+        raise PromptError("a recursive loop is not allowed in prompts", node.lineno)
 
 
 def render(template: jinja2.Template, record: Mapping[str, Any]) -> str:
-    """The template with the record's fields as its variables.
+    """Render the template with the record's fields as its variables.
 
     Raises:
-        PromptError: a field that it uses is not there, or the text grows beyond the bounds.
+        PromptError: a field that it uses is missing, or the text exceeds the limits.
     """
     parts: list[str] = []
     size = 0
@@ -172,6 +172,6 @@ def render(template: jinja2.Template, record: Mapping[str, Any]) -> str:
         raise
     except jinja2.UndefinedError as error:
         raise PromptError(f"{error.message}: used by the prompt, missing from the record") from None
-    except Exception as error:  # a filter on a value that it does not suit: errors of many kinds
+    except Exception as error:  # a filter applied to an unsuitable value: any type
         raise PromptError(f"{type(error).__name__}: {error}"[:300]) from None
     return "".join(parts)

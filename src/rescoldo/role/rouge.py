@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin 2004): the F1 of the longest common subsequence of words of an answer and its reference."""
+"""ROUGE-L (Lin 2004): F1 of the longest common subsequence of words of an answer and its reference."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ MAX_WORDS = 20_000
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of both texts' longest common subsequence, 0..1; 1 for two texts without words, 0 if one has none.
+    """F1 of the longest common subsequence of two texts, 0..1; 1 for two texts without words, 0 if only one has none.
 
-    Words are letters and digits without case and accents, in any language (rouge-score's are a-z and 0-9 alone).
+    Words are letters and digits of any language, without case and accents (rouge-score only uses a-z and 0-9).
     """
     own, wanted = words(answer)[:MAX_WORDS], words(reference)[:MAX_WORDS]
     if not own or not wanted:
@@ -21,7 +21,8 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence (Hyyrö's bit-parallel way: a row of the table is one integer)."""
+    """The length of the longest common subsequence (Hyyrö's bit-parallel algorithm: a row of the table is one
+    integer)."""
     places: dict[str, int] = {}
     for index, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << index

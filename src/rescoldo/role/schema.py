@@ -1,8 +1,8 @@
-"""A role's output schema: JSON Schema (2020-12), checked by jsonschema, and what else follows from it.
+"""A role's output schema: JSON Schema (2020-12), validated by jsonschema, and what is derived from it.
 
-Two things go beyond the standard. `x-unique: id` at an array says that no two of its items share that property.
-And from the schema follows which texts of an answer are prose, written for a reader, and which are formal (an ID, a
-priority): formal is a string with enum, const, pattern or format.
+There are two additions to the standard. `x-unique: id` in an array schema requires that its items have different values
+of that property. And the schema tells which texts of an answer are prose, written for a reader, and which are formal
+(an ID, a priority): a string with enum, const, pattern or format is formal.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
 from referencing.jsonschema import DRAFT202012
 
+from rescoldo.phrase import Phrase, either
 from rescoldo.role.fault import Finding, closest, kind
 from rescoldo.role.yaml_text import YamlRefusedError, parse_yaml
 
-MAX_ERRORS = 50  # of one value
+MAX_ERRORS = 50  # for one value
 MAX_DEPTH = 32
 _WORDS = {
-    "object": "an object",
-    "array": "a list",
-    "string": "text",
-    "boolean": "true or false",
-    "number": "a number",
-    "integer": "a whole number",
-    "null": "null",
+    "object": kind({}),
+    "array": kind([]),
+    "string": kind(""),
+    "boolean": kind(True),
+    "number": kind(0.0),
+    "integer": Phrase("a whole number"),
+    "null": kind(None),
 }
 
 
 class SchemaError(ValueError):
-    """Not a schema that can be used; the message says why in one line.
+    """A schema that cannot be used; the message says why in one line.
 
     Args:
-        path: of the fault inside the schema, keys and indices.
+        path: the fault's place inside the schema, keys and indices.
     """
 
     def __init__(self, what: str, path: Iterable[str | int] = ()) -> None:
@@ -54,7 +55,7 @@ def _unique(validator: Any, name: Any, instance: Any, schema: Any) -> Iterator[j
     for index, item in enumerate(instance):
         value = item.get(name) if isinstance(item, dict) else None
         if isinstance(value, str) and seen.setdefault(value, index) != index:
-            message = f"{value[:40]} is already used in item {seen[value]}"
+            message = Phrase("{id} is already used in item {index}", id=value[:40], index=seen[value])
             yield jsonschema.ValidationError(message, path=(index, name))
 
 
@@ -63,12 +64,12 @@ _Validator = extend(jsonschema.Draft202012Validator, {"x-unique": _unique})
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer's text is made up, by its keys, for those who look at it without parsing it.
+    """The keys of an answer's text by what they hold, for code that does not parse the text.
 
     Attributes:
         formal: keys whose values are formal (id, priority).
-        prose: keys whose values are written for a reader.
-        listed: those of `prose` that stand in the items of a list.
+        prose: keys whose values are prose.
+        listed: those of `prose` that occur in the items of a list.
     """
 
     formal: frozenset[str] = frozenset()
@@ -78,14 +79,14 @@ class Form:
 
     @cached_property
     def scaffold(self) -> re.Pattern[str]:
-        """Matches what all answers share: formal keys with their values, the names of the others."""
+        """Matches what all answers share: formal keys with their values, and the names of the other keys."""
         lines = [rf"{_keys(self.formal)}:.*"] if self.formal else []
         lines += [rf"{_keys(self.keys - self.formal)}:"] if self.keys - self.formal else []
         return re.compile(rf"^[ \t]*(?:-[ \t]+)?(?:{'|'.join(lines)})" if lines else r"(?!)", re.MULTILINE)
 
     @cached_property
     def items(self) -> re.Pattern[str]:
-        """Matches a line of prose that may stand in a list's item; its first group is the text."""
+        """Matches a line of prose that may belong to a list's item; its first group is the text."""
         if not self.listed:
             return re.compile(r"(?!)()")
         return re.compile(rf"^[ \t]*(?:-[ \t]+)?{_keys(self.listed)}:[ \t]*(\S.*)$", re.MULTILINE)
@@ -96,10 +97,10 @@ def _keys(names: frozenset[str]) -> str:
 
 
 class Schema:
-    """A JSON Schema, compiled.
+    """A compiled JSON Schema.
 
     Raises:
-        SchemaError: it is none, or refers to something outside itself.
+        SchemaError: it is invalid, or refers to something outside itself.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
@@ -112,7 +113,7 @@ class Schema:
             raise SchemaError(_schema_fault(error), error.absolute_path) from None
         except RecursionError:
             raise SchemaError("nested too deeply") from None
-        self._validator = _Validator(document, registry=REGISTRY)  # nothing is ever fetched
+        self._validator = _Validator(document, registry=REGISTRY)  # never fetches anything
 
     def _check(self, part: dict[str, Any], path: tuple[str | int, ...]) -> None:
         for keyword in ("$ref", "$dynamicRef"):
@@ -125,13 +126,13 @@ class Schema:
         if found is None:
             raise SchemaError(f"$ref {str(part['$ref'])[:60]!r} points to nothing", path)
         if "x-unique" in part and not isinstance(part["x-unique"], str):
-            raise SchemaError("x-unique wants the name of a property", path)
+            raise SchemaError("x-unique: expected the name of a property", path)
 
     def _resolve(self, schema: Any) -> dict[str, Any] | None:
-        """A subschema with its local $ref followed; None if it leads nowhere.
+        """A subschema with its local $ref resolved; None if it refers to nothing.
 
         Raises:
-            SchemaError: it leads back to itself.
+            SchemaError: the reference is circular.
         """
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, dict) or "$ref" not in schema:
@@ -143,10 +144,10 @@ class Schema:
                         target.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
                     )
             schema = target
-        raise SchemaError(f"$ref {str(schema['$ref'])[:60]!r} leads back to itself")
+        raise SchemaError(f"$ref {str(schema['$ref'])[:60]!r} is circular")
 
     def findings(self, value: Any, path: str = "") -> list[Finding]:
-        """What is wrong with a value, in the order of its fields; [] if it is valid."""
+        """The faults of a value, in the order of its fields; [] if it is valid."""
         found = []
         with contextlib.suppress(RecursionError):
             for error in self._validator.iter_errors(value):
@@ -154,15 +155,15 @@ class Schema:
                 if len(found) == MAX_ERRORS:
                     break
             return found
-        return [Finding(path, "depth", "is nested too deeply")]
+        return [Finding(path, "depth", Phrase("is nested too deeply"))]
 
     def properties(self, schema: Any = None) -> dict[str, dict[str, Any]]:
-        """The properties of an object schema (the whole one where none is given), references followed."""
+        """The properties of an object schema (by default the whole schema), with references resolved."""
         found = (self._resolve(self.document if schema is None else schema) or {}).get("properties")
         return {name: self._resolve(part) or {} for name, part in found.items()} if isinstance(found, dict) else {}
 
     def required(self) -> list[str]:
-        """The top-level properties that must be there."""
+        """The required top-level properties."""
         return [str(name) for name in (self._resolve(self.document) or {}).get("required", [])]
 
     def part(self, name: str) -> Schema:
@@ -175,10 +176,10 @@ class Schema:
         return self._resolve(schema.get("items", {})) or {}
 
     def conform(self, value: Any, schema: Any = None, depth: int = 0) -> Any:
-        """A copy of `value` in the schema's types, where text stands for something else without a doubt.
+        """A copy of `value` with texts converted to the schema's types where that is unambiguous.
 
-        Lists and objects may stand as YAML in a text; numbers and booleans as they are written (YAML answers are
-        read as text). What does not fit is left as it is.
+        Lists and objects may be YAML in a text; numbers and booleans may be texts (YAML answers are parsed as texts).
+        Values that do not fit are left unchanged.
         """
         schema = self._resolve(self.document if schema is None else schema) or {}
         if depth > MAX_DEPTH:
@@ -197,7 +198,7 @@ class Schema:
     def project(self, value: Any, schema: Any = None, depth: int = 0) -> Any:
         """A copy of `value` with the properties that the schema names, in the schema's order.
 
-        Others are left out, unless `additionalProperties` is there and allows them: then they come last.
+        Other properties are removed, or come last if `additionalProperties` allows them.
         """
         schema = self._resolve(self.document if schema is None else schema) or {}
         if depth > MAX_DEPTH:
@@ -213,7 +214,7 @@ class Schema:
         return named | {name: item for name, item in value.items() if name not in parts}
 
     def prose(self, value: Any, schema: Any = None, listed: bool = False, depth: int = 0) -> Iterator[tuple[bool, str]]:
-        """(stands in a list, text) for each text of `value` that is prose, in the schema's order."""
+        """(is in a list, text) for each prose text of `value`, in the schema's order."""
         schema = self._resolve(self.document if schema is None else schema) or {}
         if depth > MAX_DEPTH:
             return
@@ -279,7 +280,7 @@ def _read_text(text: str, wanted: str) -> Any:
 
 
 def _parts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
-    """(path, object) of all objects in a value, itself included."""
+    """(path, object) of all objects in a value, including the value itself."""
     if isinstance(value, dict):
         yield path, value
         for name, part in value.items():
@@ -290,7 +291,7 @@ def _parts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple
 
 
 def unknown_keywords(schema: Any) -> list[tuple[str, str]]:
-    """(name, the keyword that was probably meant, or "") of what JSON Schema has no keyword for; x-… is anybody's."""
+    """(name, the keyword probably meant, or "") of names that are not JSON Schema keywords; x-… names are allowed."""
     if not isinstance(schema, dict):
         return []
     found = [(str(name), closest(str(name), _KEYWORDS)) for name in schema if not _known(str(name))]
@@ -304,7 +305,7 @@ def _known(name: str) -> bool:
 
 
 def _keywords() -> frozenset[str]:
-    """All that the standard's own schema names."""
+    """All keywords of the standard's metaschema."""
     whole = REGISTRY.contents("https://json-schema.org/draft/2020-12/schema")
     parts = [REGISTRY.contents(f"https://json-schema.org/draft/2020-12/{part['$ref']}") for part in whole["allOf"]]
     return frozenset(name for part in (whole, *parts) for name in part["properties"])
@@ -314,7 +315,7 @@ _KEYWORDS = _keywords()
 
 
 def _schema_fault(error: jsonschema.SchemaError) -> str:
-    """One of jsonschema's errors about a schema, in words."""
+    """An error of jsonschema about a schema, as our message."""
     keyword = error.absolute_path[-1] if error.absolute_path else ""
     if keyword == "type":
         return f"is {str(error.instance)[:40]!r}: expected one of {', '.join(_WORDS)}"
@@ -322,7 +323,7 @@ def _schema_fault(error: jsonschema.SchemaError) -> str:
         wanted = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
         return f"is {kind(error.instance)}: expected {' or '.join(_WORDS[name] for name in wanted)}"
     if error.validator == "format":
-        return f"{str(error.instance)[:60]!r} is no regular expression"
+        return f"{str(error.instance)[:60]!r} is not a regular expression"
     return str(error.message)[:200]
 
 
@@ -334,23 +335,34 @@ def _path(path: Any, root: str = "") -> str:
 
 
 def _finding(error: jsonschema.ValidationError, root: str) -> Finding:
-    """One of jsonschema's errors in the words of this program's other messages."""
+    """An error of jsonschema about a value, in the style of our other messages."""
     value, limit, keyword = error.instance, error.validator_value, str(error.validator)
     path = _path(error.absolute_path, root)
     shown = repr(value)[:40] if isinstance(value, str | int | float) else kind(value)
-    length = f"{len(value)} {'characters' if isinstance(value, str) else 'items'}" if hasattr(value, "__len__") else ""
     if keyword == "required":
         missing = next((name for name in limit if name not in value), "")
         quoted = re.match(r"'(.*)' is a required property", error.message)
-        return Finding(_path([quoted[1] if quoted else missing], path), "missing", "is missing")
+        return Finding(_path([quoted[1] if quoted else missing], path), "missing", Phrase("is missing"))
     if keyword == "type":
-        wanted = " or ".join(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
-        return Finding(path, "type", f"is {kind(value)}: expected {wanted}")
+        wanted = either(_WORDS.get(name, name) for name in ([limit] if isinstance(limit, str) else limit))
+        return Finding(path, "type", Phrase("is {kind}: expected {wanted}", kind=kind(value), wanted=wanted))
     if keyword == "enum":
-        return Finding(path, "enum", f"is {shown}: expected one of {', '.join(map(str, limit))[:200]}")
+        choices = ", ".join(map(str, limit))[:200]
+        return Finding(path, "enum", Phrase("is {value}: expected one of {choices}", value=shown, choices=choices))
     if keyword == "pattern":
-        return Finding(path, "pattern", f"is {shown}, which does not match {limit[:80]}")
+        what = Phrase("is {value}, which does not match {pattern}", value=shown, pattern=limit[:80])
+        return Finding(path, "pattern", what)
     if keyword in ("minLength", "minItems", "maxLength", "maxItems"):
-        bound = "at least" if keyword.startswith("min") else "at most"
-        return Finding(path, "empty" if not value else keyword, f"{length}, {bound} {limit} wanted")
-    return Finding(path, keyword, error.message[:200])
+        return Finding(path, keyword if value else "empty", _length(keyword, len(value), limit))
+    what = error.message if isinstance(error.message, Phrase) else Phrase("{text}", text=error.message[:200])
+    return Finding(path, keyword, what)
+
+
+def _length(keyword: str, length: int, limit: int) -> Phrase:
+    if keyword == "minLength":
+        return Phrase("{length} characters, at least {limit} wanted", length=length, limit=limit)
+    if keyword == "maxLength":
+        return Phrase("{length} characters, at most {limit} wanted", length=length, limit=limit)
+    if keyword == "minItems":
+        return Phrase("{length} items, at least {limit} wanted", length=length, limit=limit)
+    return Phrase("{length} items, at most {limit} wanted", length=length, limit=limit)

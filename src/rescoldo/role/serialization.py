@@ -1,5 +1,5 @@
-"""How answers are written as text: a row each. To add one: a row, its name in RoleSpec.serialization, and where it has
-a `load` a grammar in role/grammar.py."""
+"""How answers are written as text, one row each. To add one: a row, its name in RoleSpec.serialization, and, if it has
+a `load`, a grammar in role/grammar.py."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rescoldo.phrase import Phrase
 from rescoldo.role.prompt import dump_json, dump_yaml
-from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml
+from rescoldo.role.yaml_text import MAX_CHARACTERS, YamlRefusedError, parse_yaml, problem
 
 
 @dataclass(frozen=True)
 class Serialization:
-    """How values become texts and texts become values.
+    """Conversion between values and texts.
 
     Attributes:
         title: its name in messages.
         dump: the text of a value.
-        load: the value of a text, raising ValueError where it is none (`line` or `lineno` of the error say where);
-            None where any text is an answer, so that there is no schema.
+        load: the value of a text; raises YamlRefusedError for an invalid one. None if any text is a valid answer, so
+            that there is no schema.
     """
 
     title: str
@@ -30,8 +31,17 @@ class Serialization:
 
 def _load_json(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
-        raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
-    return json.loads(text)
+        raise YamlRefusedError(Phrase("longer than {characters} characters", characters=MAX_CHARACTERS))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = Phrase(
+            "{what}: line {line} column {column} (char {place})",
+            what=problem(error.msg), line=error.lineno, column=error.colno, place=error.pos,
+        )  # fmt: skip
+        raise YamlRefusedError(what, error.lineno) from None
+    except ValueError as error:  # an integer too long to convert
+        raise YamlRefusedError(problem(str(error))) from None
 
 
 SERIALIZATIONS: Mapping[str, Serialization] = {

@@ -1,4 +1,4 @@
-"""What `rescoldo role new` writes: a small role that works, to be changed line by line."""
+"""The output of `rescoldo role new`: a small working role, to be adapted line by line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rescoldo.role.load import role_names
 from rescoldo.role.spec import NAME, NAME_IN_WORDS
 
 ROLE = """\
-# A role: what is taught. docs/roles.md explains every field. `rescoldo role check .` looks at it.
+# A role. docs/roles.md explains every field. `rescoldo role check .` checks it.
 name: NAME
 description: From a list of changes to release notes
 
-# The two fields of a record (one line of a dataset, JSON): what is asked, and the answer to learn.
+# The two fields of a record (one line of a dataset, JSON): the input, and the answer to learn.
 input: changes
 answer: notes
 
-# What the model is given. {{ changes }} is the record's field; others can be used the same way.
-# What is the same for all records comes first: it is computed once.
+# The prompt. {{ changes }} is the record's field; other fields can be used in the same way.
+# Text that is the same for all records comes first, because it is computed only once.
 prompt: |-
   You write release notes for users. Answer with one YAML mapping and nothing else:
 
@@ -35,11 +35,11 @@ prompt: |-
 
   Changes: {{ changes | trim }}
 
-# How the answer is written: yaml, json (both need a schema) or text (has none).
+# How the answer is written: yaml, json (both need a schema) or text (without a schema).
 serialization: yaml
 
-# JSON Schema of the answer. Its properties are taught in this order; others are left out.
-# Numbers and lists are read from YAML as the schema says. `x-unique: id` would want unique IDs in a list.
+# JSON Schema of the answer. Its properties are learned in this order; others are left out.
+# Numbers and lists in YAML are read as the schema says. `x-unique: id` would require unique IDs in a list.
 schema:
   type: object
   required: [headline, breaking, items]
@@ -57,17 +57,17 @@ schema:
           text: {type: string, minLength: 10}
 
 # Named metrics: fields (credit for each field that satisfies its schema), valid, exact_match, rouge_l, perplexity.
-# Or your own function: file.py:function beside this file, or package.module:function.
+# Or your own function: file.py:function in this folder, or package.module:function.
 metric: fields
 
-# Of the answers, where no flag says otherwise.
+# How answers are sampled by default.
 sampling: {temperature: 0, max_new_tokens: 512}
 
-# What a judge goes by who compares two answers (compare --judge).
+# The criteria of a judge that compares two answers (compare --judge).
 rubric: |-
   The better notes name every change that users notice and no other, in words that users understand, and nothing twice.
 
-# A few records: the check scores their own answers, which must be perfect.
+# A few records: the check scores their own answers, which must get full marks.
 samples: samples.jsonl
 """
 
@@ -102,15 +102,15 @@ def write_skeleton(name: str, folder: Path) -> None:
     """Write a commented role that passes the check: folder/role.yaml and folder/samples.jsonl.
 
     Raises:
-        RescoldoError: the name is no role's name or a built-in role's, or the folder is there already.
+        RescoldoError: the name is invalid or a built-in role's, or the folder exists already.
     """
     if not NAME.fullmatch(name):
-        raise RescoldoError(f"{name[:60]!r} is no name for a role", where="NAME", fix=NAME_IN_WORDS)
+        raise RescoldoError(f"{name[:60]!r} is not a valid name for a role", where="NAME", fix=NAME_IN_WORDS)
     if name in role_names():
         raise RescoldoError(
             f"{name!r} is a role that comes with the program",
             where="NAME",
-            fix="choose another name: --role takes that one",
+            fix="choose another name",
         )
     if os.path.lexists(folder):
         raise RescoldoError("exists already and is not overwritten", where=str(folder), fix="-o ANOTHER_FOLDER")

@@ -1,4 +1,4 @@
-"""What a role's file says: the fields of role.yaml, each with what is allowed."""
+"""The schema of role.yaml: its fields and their allowed values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rescoldo.role.metrics import NAMED, PERPLEXITY
 from rescoldo.role.serialization import SERIALIZATIONS
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
-NAME_IN_WORDS = "small letters, digits, - and _, a letter first, 50 at most"
+NAME_IN_WORDS = "expected lower-case letters, digits, - and _, starting with a letter, at most 50"
 _FIELD_NAME = re.compile(r"[^_\W]\w{0,99}")
 
 
@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class SamplingSpec(_Strict):
-    """How answers are sampled where nothing else is said."""
+    """The default sampling of answers."""
 
     temperature: float = Field(default=0.0, ge=0, le=100)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -36,7 +36,7 @@ class MessageTemplate(_Strict):
     content: str = Field(min_length=1)
 
 
-# What may have one of several forms is told apart by `kind`, so that a fault is that of the form that was meant.
+# Fields with several forms are distinguished by `kind`, so that an error is about the form that was meant.
 _Text = Annotated[str, Tag("text")]
 _Prompt = Annotated[_Text | Annotated[list[MessageTemplate], Tag("a list")], Discriminator(kind)]
 _Schema = Annotated[_Text | Annotated[dict[str, Any], Tag("an object")], Discriminator(kind)]
@@ -44,7 +44,7 @@ _Samples = Annotated[_Text | Annotated[list[dict[str, Any]], Tag("a list")], Dis
 
 
 class RoleSpec(_Strict):
-    """A role. `schema` and `samples` are what they say, or the name of a file in the role's folder."""
+    """A role. `schema` and `samples` are inline, or the name of a file in the role's folder."""
 
     name: str
     description: str = ""
@@ -69,14 +69,14 @@ class RoleSpec(_Strict):
     @classmethod
     def _name(cls, value: str) -> str:
         if not NAME.fullmatch(value):
-            raise ValueError(f"{value[:60]!r} is no name for a role: {NAME_IN_WORDS}")
+            raise ValueError(f"{value[:60]!r} is not a valid name for a role: {NAME_IN_WORDS}")
         return value
 
     @field_validator("input", "answer")
     @classmethod
     def _field_name(cls, value: str) -> str:
         if not _FIELD_NAME.fullmatch(value):
-            raise ValueError(f"{value[:60]!r} is no field's name here: letters, digits and _, no _ first")
+            raise ValueError(f"{value[:60]!r} is not a valid field name: expected letters, digits and _, no _ first")
         return value
 
     @field_validator("metric", mode="before")
@@ -92,7 +92,7 @@ class RoleSpec(_Strict):
                 known = ", ".join([*NAMED, PERPLEXITY])
                 raise ValueError(f"there is no metric {name[:60]!r}: {known}, module:function or file.py:function")
         if set(value) == {PERPLEXITY}:
-            raise ValueError("perplexity is no score: name another metric beside it")
+            raise ValueError("perplexity is not a score: name another metric in addition")
         return value
 
     @field_validator("check", "mend")
@@ -105,32 +105,32 @@ class RoleSpec(_Strict):
     @model_validator(mode="after")
     def _together(self) -> RoleSpec:
         if not self.conversational and self.prompt is None:
-            raise ValueError("prompt is missing: only records that are conversations have one of their own")
+            raise ValueError("prompt is missing: only records that are conversations do not need it")
         if self.conversational and (self.input, self.answer) != ("prompt", "answer"):
-            raise ValueError("a conversation's input is `prompt` and its answer `answer`: leave both out")
+            raise ValueError("a conversation's input is `prompt` and its answer `answer`: leave both fields out")
         if isinstance(self.prompt, list) and (not self.prompt or self.prompt[-1].role != "user"):
             raise ValueError("the last message of the prompt must be the user's")
         structured = [name for name, row in SERIALIZATIONS.items() if row.load is not None]
         if self.serialization not in structured and self.schema_ is not None:
-            raise ValueError(f"a text has no schema: serialization {' or '.join(structured)}")
+            raise ValueError(f"serialization: text has no schema: expected {' or '.join(structured)}")
         if self.serialization in structured and self.schema_ is None:
-            raise ValueError(f"schema is missing: what is the {self.serialization} to look like?")
+            raise ValueError(f"schema is missing: expected one for serialization {self.serialization}")
         if self.input == self.answer:
             raise ValueError("input and answer are the same field")
         return self
 
     @property
     def conversational(self) -> bool:
-        """Whether records are whole conversations; else an input and an answer, each in a field."""
+        """Whether records are whole conversations; otherwise they have an input and an answer field."""
         return self.format == "conversation"
 
     def templates(self) -> list[tuple[str, str]]:
-        """(role, template) of the prompt's messages; [] where the records are conversations."""
+        """(role, template) of the prompt's messages; [] if the records are conversations."""
         if isinstance(self.prompt, str):
             return [("user", self.prompt)]
         return [(message.role, message.content) for message in self.prompt or []]
 
     def references(self) -> list[str]:
-        """The Python functions that the role names."""
+        """The Python functions that the role refers to."""
         named = [self.check, self.mend, *(name for name in self.metric if is_reference(name))]
         return [name for name in named if name]

@@ -1,14 +1,14 @@
-"""Thinking parts: what a model writes for itself in front of an answer, between marks."""
+"""Thinking parts: what a model writes for itself before an answer, between marks."""
 
 from __future__ import annotations
 
 MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")  # of a message, beside its content
+KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")  # keys of a message besides its content
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """(the thinking part with its marks and the white space around it, the rest) of a text that begins with one;
-    ("", text) of any other."""
+    """(thinking part with its marks and the white space around it, rest) for a text that begins with one; ("", text)
+    for any other."""
     for start, end in MARKS:
         if text.lstrip().startswith(start) and end in text:
             answer = text.rpartition(end)[2].lstrip()
@@ -17,7 +17,7 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def inner(thinking: str) -> str:
-    """What stands between the marks of a thinking part."""
+    """The text between the marks of a thinking part."""
     for start, end in MARKS:
         if start in thinking:
             return thinking.partition(start)[2].rpartition(end)[0].strip("\n")
@@ -25,18 +25,18 @@ def inner(thinking: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """What follows the last thinking part of a text, also where its beginning is missing (the prompt has opened it)."""
+    """The text after the last thinking part; the opening mark may be missing (it may be in the prompt)."""
     for _, end in MARKS:
         text = text.rpartition(end)[2]
     return text.strip()
 
 
 def opened_at_end(text: str) -> str:
-    """The thinking part, whole or only opened, with which a text ends; "" without."""
+    """The thinking part, closed or not, that a text ends with; "" without one."""
     begins = [text.find(start) for start, _ in MARKS if start in text]
     return text[min(begins) :] if begins else ""
 
 
 def is_closed(opened: str) -> bool:
-    """Whether a thinking part that a prompt ends with is closed there."""
+    """Whether the thinking part at the end of a prompt is closed."""
     return any(end in opened for _, end in MARKS)

@@ -1,8 +1,7 @@
-"""Tools: their definitions in a line, an assistant's calls, and calls in the text that a model writes.
+"""Tools: their definitions in a line, an assistant's calls, and calls in a model's text.
 
-Definitions get OpenAI's form, {"type": "function", "function": {name, description, parameters}}, and calls
-{"id", "type", "function": {"name", "arguments"}} with the arguments as an object, which is what chat templates are
-written for.
+Definitions are converted to OpenAI's format, {"type": "function", "function": {name, description, parameters}}, and
+calls to {"id", "type", "function": {"name", "arguments"}} with the arguments as an object, which chat templates expect.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Any
 from rescoldo.role.fault import Finding, kind
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_WRITTEN = (  # calls as models write them: Hermes' and Qwen's, Mistral's
+_WRITTEN = (  # calls as models write them: in Hermes' and Qwen's format, in Mistral's
     re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL),
     re.compile(r"\[TOOL_CALLS\]\s*(.*)", re.DOTALL),
 )
-_PYTHON_TAG = "<|python_tag|>"  # Llama 3, in front of a call
+_PYTHON_TAG = "<|python_tag|>"  # Llama 3, before a call
 
 
 def read_json(value: Any) -> Any:
-    """What a text says as JSON; any other value as it is.
+    """Parse a text as JSON; other values are returned unchanged.
 
     Raises:
         ValueError: the text is not JSON.
@@ -49,7 +48,7 @@ def read_tools(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if isinstance(tool, dict) and tool.get("type", "function") != "function":
             return [], [
-                Finding(f"{where}[{index}]", "tools", f"is of type {tool['type']!r:.40}, only functions are known")
+                Finding(f"{where}[{index}]", "tools", f"is of type {tool['type']!r:.40}: only functions are supported")
             ]
         if not isinstance(function, dict) or not _is_name(function.get("name")):
             what = 'is not a function with a name: expected {"type": "function", "function": {"name": …}}'
@@ -59,7 +58,7 @@ def read_tools(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
 
 
 def read_calls(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """An assistant's calls: a list of them or one alone, each as an object or its JSON text. Calls without an id get
+    """An assistant's calls: a list of them or a single one, each as an object or its JSON text. Calls without an id get
     one in `number_calls`."""
     try:
         listed = read_json(value)
@@ -87,7 +86,7 @@ def read_calls(value: Any, where: str) -> tuple[list[dict[str, Any]], list[Findi
 
 
 def number_calls(calls: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
-    """The calls of message `place`, each with an id; one that is made depends on nothing but the call and its place."""
+    """The calls of the message with index `place`, each with an id; a new id is a hash of the call and its place."""
     return [
         call if "id" in call else {"id": short_id(f"{place}.{number} {json.dumps(call, sort_keys=True)}"), **call}
         for number, call in enumerate(calls)
@@ -95,13 +94,13 @@ def number_calls(calls: list[dict[str, Any]], place: int) -> list[dict[str, Any]
 
 
 def short_id(text: str) -> str:
-    """An id of nine letters and digits, which is all that Mistral's templates take."""
+    """An id of nine letters and digits, the only form that Mistral's templates accept."""
     number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8])
     return "".join(_ALPHABET[number // 62**power % 62] for power in range(9))
 
 
 def call_text(calls: list[dict[str, Any]]) -> str:
-    """Calls as one text, a line of JSON for each: how they are compared, whatever a template makes of them."""
+    """Calls as one text, a line of JSON for each, for comparisons independent of the template."""
     return "\n".join(
         json.dumps(
             {"name": call["function"]["name"], "arguments": call["function"]["arguments"]},
@@ -113,7 +112,7 @@ def call_text(calls: list[dict[str, Any]]) -> str:
 
 
 def written_calls(text: str) -> str:
-    """The text of a model with the calls in it put as `call_text` puts them; as it was where it has none."""
+    """A model's text with its calls written as in `call_text`; unchanged if it has none."""
     for pattern in _WRITTEN:
         found = [calls for part in pattern.findall(text) if (calls := _calls_of(part))]
         if found:

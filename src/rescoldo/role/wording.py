@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a role's file, in plain words and with the line."""
+"""Messages about invalid fields of a role's file, with line numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rescoldo.role.document import Document
 from rescoldo.role.fault import closest, kind
 from rescoldo.role.spec import MessageTemplate, RoleSpec, SamplingSpec
 
-SHOWN = 5  # problems of one file
-_TAGGED = ("prompt", "schema", "samples")  # pydantic puts the form that it found there behind their names
+SHOWN = 5  # maximum problems per file
+_TAGGED = ("prompt", "schema", "samples")  # pydantic appends the detected form to these names
 _EMPTY = ("too_short", "string_too_short")
 _WANTED = {
     "string_type": "text",
@@ -37,7 +37,7 @@ _WANTED = {
 
 
 def refusal(error: ValidationError, document: Document) -> RescoldoError:
-    """The message for pydantic's problems: at the first one's line, the others' lines in it."""
+    """The error for pydantic's problems: at the line of the first, with the lines of the others in the text."""
     parts: list[str] = []
     places: list[str] = []
     for problem in error.errors()[:SHOWN]:
@@ -47,7 +47,7 @@ def refusal(error: ValidationError, document: Document) -> RescoldoError:
         line = places[-1].removeprefix(f"{document.path}:")
         what = f"{_path(steps)}: {_what(problem, steps)}" if steps else _what(problem, steps)
         parts.append(f"line {line}, {what}" if parts and steps else what)
-    return RescoldoError("; ".join(parts), where=places[0], fix="docs/roles.md has every field")
+    return RescoldoError("; ".join(parts), where=places[0], fix="docs/roles.md explains every field")
 
 
 def _path(steps: tuple[str | int, ...]) -> str:

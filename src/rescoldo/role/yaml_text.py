@@ -1,12 +1,12 @@
-"""YAML or JSON from a source that is not trusted, within bounds, every scalar as the text that was written.
+"""YAML or JSON from an untrusted source, parsed with limits, with every scalar as the text that was written.
 
-A model's answer is read event by event into lists, dicts, strings and None; nothing is ever constructed by tag, so
-`id: 001` is the text "001", `priority: Yes` the text "Yes", a date its own digits, an integer of a million digits a
-string. Only an empty plain scalar, `~` and `null` become None. There is no recursion and an alias costs what it
-expands to, so no text can exhaust the stack, the memory or the clock. `<<` merges as in YAML 1.1.
+A model's answer is parsed event by event into lists, dicts, strings and None; nothing is ever constructed by tag, so
+`id: 001` is the text "001", `priority: Yes` the text "Yes", a date a string of its digits, and so is an integer of a
+million digits. Only an empty plain scalar, `~` and `null` become None. There is no recursion, and an alias costs as
+much as its expansion, so no text can exhaust the stack, the memory or the time. `<<` merges as in YAML 1.1.
 
-What is JSON is read by JSON's own rules, which YAML does not quite contain: the two halves of an escaped surrogate
-pair are one character there.
+JSON is parsed by JSON's own rules, of which YAML is not quite a superset: in JSON the two halves of an escaped
+surrogate pair are one character.
 """
 
 from __future__ import annotations
@@ -19,48 +19,77 @@ from typing import Any
 
 import yaml
 
+from rescoldo.phrase import Phrase
+
 MAX_CHARACTERS = 256 * 1024
-MAX_NODES = 20_000  # an alias counts as all the nodes it stands for
+MAX_NODES = 20_000  # an alias counts as all the nodes of its expansion
 MAX_DEPTH = 32
 MAX_ALIASES = 100
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "<<"
-# a character beyond U+FFFF as JSON escapes it, with all backslashes before it
+# a character above U+FFFF as JSON escapes it, with all backslashes before it
 _PAIR = re.compile(r"(?<!\\)(\\+)u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")
 )
+_PROBLEMS = {  # what libyaml and json say most often, as phrases of ours
+    str(phrase): phrase
+    for phrase in (
+        Phrase("mapping values are not allowed here"),
+        Phrase("mapping values are not allowed in this context"),
+        Phrase("could not find expected ':'"),
+        Phrase("did not find expected key"),
+        Phrase("did not find expected '-' indicator"),
+        Phrase("did not find expected alphabetic or numeric character"),
+        Phrase("did not find expected node content"),
+        Phrase("did not find expected ',' or ']'"),
+        Phrase("did not find expected ',' or '}}'"),
+        Phrase("block sequence entries are not allowed in this context"),
+        Phrase("found unknown escape character"),
+        Phrase("found a tab character that violates indentation"),
+        Phrase("found unexpected end of stream"),
+        Phrase("found character that cannot start any token"),
+        Phrase("Expecting value"),
+        Phrase("Expecting ',' delimiter"),
+        Phrase("Expecting ':' delimiter"),
+        Phrase("Expecting property name enclosed in double quotes"),
+        Phrase("Extra data"),
+        Phrase("Unterminated string starting at"),
+        Phrase("Invalid control character at"),
+    )
+}
 
 
 class YamlRefusedError(ValueError):
-    """The text is no YAML, or more YAML than is read here; the message says which in one line.
+    """The text is not YAML, or exceeds the limits; the message says why in one line.
 
     Attributes:
-        line: where, from 1; None where that is not known.
+        what: the message, a Phrase.
+        line: its line, from 1; None if it is unknown.
     """
 
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message)
-        self.line = line
+    def __init__(self, what: Phrase, line: int | None = None) -> None:
+        super().__init__(what)
+        self.what, self.line = what, line
 
 
 @dataclass
 class _Open:
-    """A list or mapping whose end has not come yet."""
+    """A list or mapping that is not closed yet."""
 
     value: list[Any] | dict[str, Any]
     anchor: str | None
     nodes_before: int
-    key: str | None = None  # mapping only: the key that waits for its value
-    merging: bool = False  # the key that waits is a merge key
-    merged: dict[str, Any] = field(default_factory=dict)  # what merge keys have brought
+    key: str | None = None  # mapping only: the key whose value comes next
+    merging: bool = False  # that key is a merge key
+    merged: dict[str, Any] = field(default_factory=dict)  # the entries from merge keys
 
 
 def strip_fence(text: str) -> str:
-    """`text` without the one code fence around it, if it begins and ends with one."""
+    """`text` without the single code fence around it, if it begins and ends with one."""
     stripped = text.strip("\ufeff \t\r\n")
     opening, _, rest = stripped.partition("\n")
     mark = opening[0] if opening[:3] in ("```", "~~~") else ""
@@ -81,13 +110,13 @@ def parse_yaml(text: str) -> Any:
         YamlRefusedError: not YAML, several documents, a tag beyond plain data, or over one of the bounds above.
     """
     if len(text) > MAX_CHARACTERS:
-        raise YamlRefusedError(f"longer than {MAX_CHARACTERS} characters")
+        raise YamlRefusedError(Phrase("longer than {characters} characters", characters=MAX_CHARACTERS))
     text = text.lstrip("\ufeff")
     if text.lstrip(" \t\r\n").startswith(("{", "[")):
         try:
             return _bounded(json.loads(text, parse_int=str, parse_float=str, parse_constant=str))
         except RecursionError:
-            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}") from None
+            raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH)) from None
         except json.JSONDecodeError:
             pass  # YAML in flow style
     try:
@@ -96,15 +125,23 @@ def parse_yaml(text: str) -> Any:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f" (line {mark.line + 1})" if mark else ""
-        message = f"{error.problem or error.context or 'not YAML'}{place}"
-        raise YamlRefusedError(message, mark.line + 1 if mark else None) from None
+        what = problem(error.problem or error.context)
+        if mark is None:
+            raise YamlRefusedError(what) from None
+        raise YamlRefusedError(Phrase("{what} (line {line})", what=what, line=mark.line + 1), mark.line + 1) from None
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise YamlRefusedError((str(error).splitlines() or ["not YAML"])[0]) from None
+        raise YamlRefusedError(problem((str(error).splitlines() or [""])[0])) from None
+
+
+def problem(what: str | None) -> Phrase:
+    """What a parser says of a text; parsers of other people's have messages of their own."""
+    if not what:
+        return Phrase("not YAML")
+    return _PROBLEMS.get(what) or Phrase("{text}", text=what)
 
 
 def _joined(pair: re.Match[str]) -> str:
-    """An escaped surrogate pair as YAML escapes the character; unless its backslash is escaped itself."""
+    """An escaped surrogate pair as YAML escapes the character, unless its backslash is itself escaped."""
     slashes, high, low = pair.groups()
     if len(slashes) % 2 == 0:
         return pair[0]
@@ -112,10 +149,10 @@ def _joined(pair: re.Match[str]) -> str:
 
 
 def _bounded(value: Any) -> Any:
-    """JSON within the same bounds as YAML, its scalars as text.
+    """JSON with the same limits as YAML, its scalars as text.
 
     Raises:
-        YamlRefusedError: over one of the bounds.
+        YamlRefusedError: it exceeds a limit.
     """
     nodes = 0
 
@@ -123,9 +160,9 @@ def _bounded(value: Any) -> Any:
         nonlocal nodes
         nodes += 1 + (len(part) if isinstance(part, dict) else 0)
         if nodes > MAX_NODES:
-            raise YamlRefusedError(f"more than {MAX_NODES} values")
+            raise YamlRefusedError(Phrase("more than {count} values", count=MAX_NODES))
         if isinstance(part, dict | list) and depth > MAX_DEPTH:
-            raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
+            raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH))
         if isinstance(part, dict):
             return {_whole(key): convert(item, depth + 1) for key, item in part.items()}
         if isinstance(part, list):
@@ -138,25 +175,25 @@ def _bounded(value: Any) -> Any:
 
 
 def _whole(text: str) -> str:
-    """Text that can be written as UTF-8: half a surrogate pair is no character."""
+    """A text that can be encoded as UTF-8: lone surrogates are replaced."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def _merge(top: _Open, value: Any) -> None:
-    """Take in what a merge key brings: a mapping, or several, of which an earlier one goes before a later one.
+    """Add the entries of a merge key's value: a mapping, or a list of mappings, of which earlier ones take precedence.
 
     Raises:
         YamlRefusedError: it is something else.
     """
     for source in reversed(value if isinstance(value, list) else [value]):
         if not isinstance(source, dict):
-            raise YamlRefusedError("a merge key (<<) takes a mapping or a list of mappings")
+            raise YamlRefusedError(Phrase("a merge key (<<) takes a mapping or a list of mappings"))
         top.merged |= source
 
 
 def _build(events: Iterable[yaml.Event]) -> Any:
     root: Any = None
-    before: Any = None  # the document that was there before this one
+    before: Any = None  # the document before this one
     documents = nodes = aliases = 0
     stack: list[_Open] = []
     anchors: dict[str, tuple[Any, int]] = {}  # name → value, nodes in it
@@ -171,7 +208,7 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             top.value.append(value)
         elif top.key is None:
             if not isinstance(value, str | None):
-                raise YamlRefusedError("a key that is a list or a mapping")
+                raise YamlRefusedError(Phrase("a key that is a list or a mapping"))
             top.key = value or ""
         elif top.merging:
             _merge(top, value)
@@ -187,16 +224,18 @@ def _build(events: Iterable[yaml.Event]) -> Any:
         elif isinstance(event, yaml.DocumentEndEvent):
             documents += root is not None
             if documents > 1:
-                raise YamlRefusedError("more than one YAML document")
+                raise YamlRefusedError(Phrase("more than one YAML document"))
             root = before if root is None else root
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
             if event.anchor not in anchors:
-                raise YamlRefusedError(f"alias *{event.anchor} stands for nothing, or for itself")
+                raise YamlRefusedError(
+                    Phrase("alias *{name} is undefined, or refers to itself", name=str(event.anchor))
+                )
             value, size = anchors[event.anchor]
             nodes += size
             if aliases > MAX_ALIASES:
-                raise YamlRefusedError(f"more than {MAX_ALIASES} aliases")
+                raise YamlRefusedError(Phrase("more than {count} aliases", count=MAX_ALIASES))
             add(value)
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
@@ -215,7 +254,7 @@ def _build(events: Iterable[yaml.Event]) -> Any:
             stack.append(_Open([] if isinstance(event, yaml.SequenceStartEvent) else {}, event.anchor, nodes))
             nodes += 1
             if len(stack) > MAX_DEPTH:
-                raise YamlRefusedError(f"nested deeper than {MAX_DEPTH}")
+                raise YamlRefusedError(Phrase("nested deeper than {depth}", depth=MAX_DEPTH))
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             done = stack.pop()
             if isinstance(done.value, dict) and done.merged:
@@ -224,10 +263,10 @@ def _build(events: Iterable[yaml.Event]) -> Any:
                 anchors[done.anchor] = (done.value, nodes - done.nodes_before)
             add(done.value)
         if nodes > MAX_NODES:
-            raise YamlRefusedError(f"more than {MAX_NODES} values")
+            raise YamlRefusedError(Phrase("more than {count} values", count=MAX_NODES))
     return root
 
 
 def _check_tag(tag: str | None) -> None:
     if tag is not None and tag != "!" and tag not in _TAGS:
-        raise YamlRefusedError(f"tag {tag}")
+        raise YamlRefusedError(Phrase("tag {name}", name=tag))

@@ -1,4 +1,4 @@
-"""Why a process that is gone is gone: from what it left, what its keeper saw, and what the kernel tells."""
+"""The cause of a process's end: from its files, from what its keeper saw, and from the kernel's log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KMSG_BYTES = 8192
 
 
 def boot_of(start: str) -> str:
-    """The boot id in what `process_start` returned, "" on systems without one."""
+    """The boot id in a value of `process_start`; "" on systems without one."""
     boot, colon, _ = start.partition(":")
     return boot if colon else ""
 
 
 def current_boot() -> str:
-    """This boot's id, "" on systems without one."""
+    """The current boot id; "" on systems without one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -31,7 +31,7 @@ def current_boot() -> str:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a process ended: in words, and whether the kernel killed it for memory."""
+    """Why a process ended, as text, and whether the kernel killed it for memory."""
 
     text: str
     memory: bool = False
@@ -41,12 +41,12 @@ _OUT_OF_MEMORY = Cause("killed for memory by the kernel", memory=True)
 
 
 def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, Any] | None) -> Cause:
-    """Why the process (pid, start) ended without having said so itself.
+    """Why the process (pid, start) ended without reporting its end.
 
     Args:
         pid, start: as in the lock file or state.
         state: the state it left, if it is this process's.
-        ended: exit.json's content, if it is about this process.
+        ended: the content of exit.json, if it is about this process.
     """
     if boot_of(start) and boot_of(start) != current_boot():
         return Cause("the machine was restarted or lost power while it ran")
@@ -60,14 +60,14 @@ def cause_of_death(pid: int, start: str, state: State | None, ended: dict[str, A
         return Cause(f"ended with exit code {ended.get('returncode')}")
     if kernel_named(pid) or (state is not None and oom_kills() > state.oom_kills):
         return _OUT_OF_MEMORY
-    return Cause("killed (SIGKILL, or a crash): it had no chance to say why")
+    return Cause("killed (SIGKILL, or a crash): it could not report why")
 
 
 _CRASHES = {
     int(signal.SIGSEGV): ", a crash in native code",
-    int(signal.SIGBUS): ", a file it had mapped was cut short, or the disk failed",
+    int(signal.SIGBUS): ", a mapped file was truncated, or the disk failed",
     int(signal.SIGILL): ", an instruction that this CPU does not have",
-    int(signal.SIGABRT): ", a native library gave up",
+    int(signal.SIGABRT): ", a native library aborted",
 }
 
 
@@ -80,7 +80,7 @@ def signal_name(number: int) -> str:
 
 
 def kernel_named(pid: int) -> bool:
-    """Whether the kernel's log, where it may be read, says that it killed this process for memory."""
+    """Whether the kernel's log, if it is readable, says that it killed this process for memory."""
     wanted = f"Killed process {pid} ".encode()
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -93,7 +93,7 @@ def kernel_named(pid: int) -> bool:
                     return True
             except BlockingIOError:
                 return False
-            except BrokenPipeError:  # a line that was overwritten meanwhile
+            except BrokenPipeError:  # the line was overwritten in the meantime
                 continue
             except OSError:
                 return False

@@ -1,4 +1,4 @@
-"""A run of its own session: it survives the terminal it was started from, and writes to a log file."""
+"""Detached runs: a run in its own session survives the terminal that it was started from, and writes to a log file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rescoldo.run.lock import RunLock, read_holder
 from rescoldo.run.status import error_of, read_status
 
 POLL = 0.05
-SETTLE_SECONDS = 15.0  # how long the starting command waits for the run to have checked what it was given
+SETTLE_SECONDS = 15.0  # how long the starting command waits for the run to check its settings
 
 
 def train_command(given: Mapping[str, Any], config: Path | None, **switches: bool) -> list[str]:
-    """The `rescoldo train` command line that says the same, in the foreground.
+    """The equivalent `rescoldo train` command line for the foreground.
 
     Args:
-        given: field → value as the flags gave them; None means that a flag was not given.
+        given: field → value, from the flags; None for flags that were not given.
         config: the value of --config.
-        switches: flags without a value, by name, that are set if true.
+        switches: flags without a value, by name; those that are true are set.
     """
     command = [sys.executable, "-u", "-m", "rescoldo", "train"]
     for name, value in given.items():
@@ -43,16 +43,16 @@ def train_command(given: Mapping[str, Any], config: Path | None, **switches: boo
 
 
 def start_detached(output: Path, command: list[str], on_exit: str) -> int:
-    """Start `command` in a session of its own under a keeper, its words going to OUTPUT/run.log.
+    """Start `command` in its own session under a keeper, with its output going to OUTPUT/run.log.
 
     Returns:
-        The run's pid, once it holds the output directory and has checked what it was given, or is still at that after
-        a few seconds.
+        The run's pid, once it holds the output directory and has checked its settings, or is still doing so after a few
+        seconds.
 
     Raises:
-        RescoldoError: another process works there (exit code 3), or the run ended at once; with its own message.
+        RescoldoError: another process uses the output (exit code 3), or the run ended at once; with its own message.
     """
-    with RunLock(output):  # refuses now, on the terminal, instead of later in a log
+    with RunLock(output):  # refuses now, on the terminal, instead of later in the log
         pass
     path = output / LOG_FILE
     began, since = time.monotonic(), time.time()
@@ -81,7 +81,7 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
         code = keeper.poll()
         if code is not None:
             if code == 0:
-                return pid or keeper.pid  # it was finished already, or is now
+                return pid or keeper.pid  # it was already finished, or is now
             raise _refused(output, path, at, code, since)
         time.sleep(POLL)
     return pid
@@ -89,7 +89,7 @@ def start_detached(output: Path, command: list[str], on_exit: str) -> int:
 
 def _refused(output: Path, log: Path, at: int, code: int, since: float) -> RescoldoError:
     ended = read_json(output / EXIT_FILE) or {}
-    at_all = isinstance(ended.get("time"), int | float) and ended["time"] >= since  # else an earlier run's
+    at_all = isinstance(ended.get("time"), int | float) and ended["time"] >= since  # otherwise from an earlier run
     what = error_of(ended) if at_all else ""
     if not what:
         with contextlib.suppress(OSError), open(log, "rb") as file:
@@ -100,8 +100,8 @@ def _refused(output: Path, log: Path, at: int, code: int, since: float) -> Resco
 
 
 def follow_move(old: Path, new: Path) -> None:
-    """After `old` was renamed to `new` and created again: where stdout or stderr is the log that moved along, write
-    to a fresh one in `old` from now on."""
+    """After `old` was renamed to `new` and recreated: if stdout or stderr is the log that was moved, continue in a new
+    log in `old`."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         with contextlib.suppress(OSError):
             if not os.path.samestat(os.fstat(number), os.stat(new / LOG_FILE)):

@@ -1,4 +1,4 @@
-"""How the process of a detached run tells its keeper which error ended it: as data, in a file that the keeper names."""
+"""How a detached run's process tells its keeper the error that ended it: as JSON, in a file chosen by the keeper."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ VARIABLE = "RESCOLDO_ERROR_FILE"
 
 
 def note_error(error: RescoldoError) -> None:
-    """Write the error where the keeper above this process looks; nothing without one, or where it cannot be written
-    (the exit code and the log still say it)."""
+    """Write the error for this process's keeper. Does nothing without a keeper, or if the file cannot be written (the
+    exit code and the log still show the error)."""
     path = os.environ.get(VARIABLE)
     if path:
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The states that a run can be seen in, a row each: what commands and pages ask is a field of it."""
+"""The states of a run, one row each: properties of a state are fields of its row."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Kind:
     """One state.
 
     Attributes:
-        mark: before its name, where runs are listed.
-        alive: a process works there, as far as can be seen.
-        active: it computes now, so that what the user does about a warning can help.
-        reports: what state.json says is of this process, and of now.
+        mark: a symbol before its name in lists of runs.
+        alive: a process is running, as far as can be seen.
+        active: it is computing now, so acting on a warning can help.
+        reports: state.json is from this process and current.
         finished: the adapter is written.
-        failed: it ended by an error or was killed (exit code 1 of `status`).
-        silent: its process could not say so itself, so that its page must be written for it.
+        failed: it ended with an error or was killed (exit code 1 of `status`).
+        silent: its process could not report its end, so `status` must write its page.
         elsewhere: it can be seen and stopped from another host only.
         exists: whether there is a run at all.
     """
@@ -34,7 +34,7 @@ class Kind:
 
     @property
     def ended(self) -> bool:
-        """Whether it ended before it was finished, here."""
+        """Whether it ended on this machine before it was finished."""
         return self.exists and not (self.alive or self.finished or self.elsewhere)
 
 

@@ -1,6 +1,6 @@
-"""What lies in an output directory: the files' names, and the checkpoints in order.
+"""The layout of an output directory: the files' names, and the checkpoints in order.
 
-Nothing heavy is imported here: `status`, `logs` and `watch` answer from these files alone, without torch.
+It has no large imports: `status`, `logs` and `watch` work with these files alone, without torch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-RUN_FILE = "run.json"  # what was started here: config in force and identity
+RUN_FILE = "run.json"  # the config in force and the run's identity
 INFO_FILE = "training_info.json"  # written last: its presence means that the run is finished
-STATE_FILE = "state.json"  # where the run stands, renewed every few seconds
+STATE_FILE = "state.json"  # the run's current state, updated every few seconds
 EXIT_FILE = "exit.json"  # how a detached run's process ended
-ERROR_FILE = "error.json"  # the error that ended its process, until exit.json has it
-LOG_FILE = "run.log"  # what a run says that was detached, or whose terminal went away
+ERROR_FILE = "error.json"  # the error that ended a process, until it is in exit.json
+LOG_FILE = "run.log"  # the output of a run that was detached, or whose terminal has closed
 REPORT_FILE = "report.html"
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -25,7 +25,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})(?:-(rolling)|-eval-(\d{1,18}))?
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; lines that are damaged, or half written, are left out."""
+    """The objects of a JSON Lines file; damaged or incomplete lines are skipped."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -42,7 +42,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_timings(output: Path) -> list[dict[str, Any]]:
-    """The lines of timings.jsonl that are whole."""
+    """The valid lines of timings.jsonl."""
     lines = []
     for line in read_json_lines(output / TIMINGS):
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -51,7 +51,7 @@ def read_timings(output: Path) -> list[dict[str, Any]]:
 
 
 def order(path: Path) -> tuple[int, float] | None:
-    """The position in a checkpoint's name as a sort key, None for other files."""
+    """The position in a checkpoint's name as a sort key; None for other files."""
     match = _CHECKPOINT.fullmatch(path.name)
     if not match:
         return None
@@ -63,6 +63,6 @@ def list_checkpoints(output: Path) -> list[Path]:
     """The checkpoints in `output`, newest first."""
     try:
         found = [(key, path) for path in output.iterdir() if (key := order(path)) is not None and path.is_dir()]
-    except OSError:  # there is none, or it may not be read
+    except OSError:  # there is no folder, or it is unreadable
         return []
     return [path for _, path in sorted(found, reverse=True)]

@@ -1,4 +1,4 @@
-"""One process per output directory: a lock file that the kernel frees when its holder dies, however it dies."""
+"""One process per output directory: a lock file that the kernel unlocks when its holder dies, for whatever reason."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rescoldo.invocation import program
 
 LOCK_FILE = "run.lock"
 HOLDER = "RESCOLDO_HOLDER"  # environment: "PID START" of a process that holds the output for this one
-DYING_SECONDS = 5.0  # that a killed process may take to let go
+DYING_SECONDS = 5.0  # for a killed process to release its lock
 
 
 def process_start(pid: int) -> str | None:
-    """What tells this process from a later one with the same pid; None if there is no such process.
+    """Identifies a process, so that a later one with the same pid is distinguished; None if there is no such process.
 
-    On Linux the boot's id and the start in clock ticks since then (setting the clock does not change it), elsewhere
-    the creation time.
+    On Linux the boot id and the start time in clock ticks (independent of the clock setting), elsewhere the creation
+    time.
     """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
         fields = _proc_stat(pid)
-        if fields[0] in "ZX":  # a zombie holds nothing any more
+        if fields[0] in "ZX":  # a zombie holds no lock
             return None
         return f"{boot}:{fields[19]}"
     except (OSError, IndexError):
@@ -46,13 +46,13 @@ def process_start(pid: int) -> str | None:
 
 
 def _proc_stat(pid: int) -> list[str]:
-    """What Linux says of a process in /proc/PID/stat, from its state on."""
+    """The fields of /proc/PID/stat on Linux, from the state on."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(")")[2].split()
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process stands still by Ctrl-Z or SIGSTOP, as far as the system tells."""
+    """Whether the process is stopped by Ctrl-Z or SIGSTOP, as far as the system reports it."""
     try:
         return _proc_stat(pid)[0] == "T"
     except (OSError, IndexError):
@@ -66,7 +66,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def representative() -> tuple[int, str]:
-    """The process that stands for this one, pid and start: the one that holds the output for it, or itself."""
+    """(pid, start) of the process that holds the output for this one, or of this process itself."""
     pid, _, start = os.environ.get(HOLDER, "").partition(" ")
     if pid.isdecimal() and start:
         return int(pid), start
@@ -75,7 +75,7 @@ def representative() -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who wrote the lock file last. `alive` is None when it ran on another host, where we cannot look."""
+    """The last writer of the lock file. `alive` is None if it ran on another host, where this cannot be checked."""
 
     pid: int
     start: str
@@ -85,7 +85,7 @@ class Holder:
 
 
 def read_holder(output: Path) -> Holder | None:
-    """The holder named in the lock file of `output`, None if nobody holds it or the file says nothing useful."""
+    """The holder named in the lock file of `output`; None if nobody holds it or the file is unusable."""
     try:
         raw: Any = json.loads((output / LOCK_FILE).read_bytes()[:10_000])
         pid, start, host, since = int(raw["pid"]), str(raw["start"]), str(raw["host"]), str(raw["since"])
@@ -98,11 +98,11 @@ def read_holder(output: Path) -> Holder | None:
 
 
 class RunLock:
-    """Context manager: holds `output` (made if missing) until the block ends or the process does. Where another process
+    """Context manager: holds `output` (created if missing) until the block ends or the process does. If another process
     holds it for this one (HOLDER), it does nothing.
 
     Raises:
-        RescoldoError: another process holds it (exit code 3, its pid named), or the directory cannot be written.
+        RescoldoError: another process holds it (exit code 3, with its pid), or the directory cannot be written.
     """
 
     def __init__(self, output: Path) -> None:
@@ -133,7 +133,7 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Remove the lock file and let go. Does nothing the second time."""
+        """Remove the lock file and unlock it. Does nothing the second time."""
         if self._fd >= 0:
             if self._is_current():
                 with contextlib.suppress(OSError):
@@ -142,21 +142,21 @@ class RunLock:
             self._fd = -1
 
     def _take(self) -> bool:
-        """Try once; False when the file was removed by its last holder meanwhile."""
+        """Try once; False if the last holder removed the file in the meantime."""
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         busy = False
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             busy = True
-        except OSError:  # a file system without locks: what the file says has to do
+        except OSError:  # a file system without locks: rely on the file's content
             holder = read_holder(self.path.parent)
             busy = holder is not None and holder.alive is not False
         if busy:
             self._close()
             holder = read_holder(self.path.parent)
             if holder is not None and holder.alive is False and time.monotonic() < self._patient_until:
-                time.sleep(0.05)  # it was killed just now: its threads still hold the file for a moment
+                time.sleep(0.05)  # it was killed just now: its threads still have the file open for a moment
                 return False
             raise self._refusal()
         if not self._is_current():
@@ -170,13 +170,13 @@ class RunLock:
                 "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
         )
-        with contextlib.suppress(OSError):  # a full disk: the lock itself holds all the same
+        with contextlib.suppress(OSError):  # on a full disk the lock works without content
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, text.encode(), 0)
         return True
 
     def _is_current(self) -> bool:
-        """Is the file we opened still the one at this path?"""
+        """Whether the opened file is still the one at this path."""
         try:
             ours, there = os.fstat(self._fd), os.stat(self.path)
         except OSError:
@@ -195,5 +195,5 @@ class RunLock:
             there = "" if holder.host == platform.node() else f" on {holder.host}"
             fix += f", or stop it{there} with: {program()} stop {quote(self.path.parent)} (it saves first)"
         return RescoldoError(
-            f"{who} is already working in {self.path.parent}", where="--output", fix=fix, exit_code=EXIT_BUSY
+            f"{who} is already using {self.path.parent}", where="--output", fix=fix, exit_code=EXIT_BUSY
         )

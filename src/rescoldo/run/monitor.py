@@ -1,4 +1,4 @@
-"""A thread beside the training that keeps state.json, and names trouble while it happens."""
+"""A thread that keeps state.json up to date during training, and reports problems while they occur."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from rescoldo.units import clock as duration
 from rescoldo.units import gigabytes
 
 TICK_SECONDS = 0.5
-SLOW = 1.5  # times as long as it should take
-SHORT_STEP = 0.5  # seconds below which a step says nothing
-REPEAT_SECONDS = 600.0  # the same trouble is said again after this
+SLOW = 1.5  # a step that takes this many times as long as expected is reported
+SHORT_STEP = 0.5  # seconds; shorter steps are not judged
+REPEAT_SECONDS = 600.0  # minimum time between two reports of the same problem
 HISTORY = 50
 
 
 class Listener(Protocol):
-    """Where words go: train.progress.Reporter."""
+    """The receiver of messages: train.progress.Reporter."""
 
     def warn(self, text: str) -> None:
-        """One line that deserves attention."""
+        """Print a warning."""
 
 
 class Monitor:
     """Context manager around the work of one process.
 
     Attributes:
-        clock: time in which the process could work.
-        guard: how many layers keep their activations.
+        clock: counts the time in which the process could work.
+        guard: limits the layers that keep their activations.
         file: state.json.
     """
 
@@ -58,9 +58,9 @@ class Monitor:
         """
         Args:
             output: the run's directory.
-            listener: gets the words.
-            cap: bound for the layers that keep their activations, from a run that was killed for memory.
-            expected_rate: tokens per second that a plan has measured, None without one.
+            listener: receives the messages.
+            cap: maximum number of layers that keep activations, after a run that was killed for memory.
+            expected_rate: tokens per second measured by a plan; None without one.
             event: called with a name and values for timings.jsonl.
         """
         self.clock, self.guard, self.file = WorkClock(), MemoryGuard(cap), StateFile(output)
@@ -79,7 +79,7 @@ class Monitor:
         try:
             self.file.update(now=True, free_bytes=memory_available())
             self._thread.start()
-        except BaseException as error:  # a signal: state.json, which says that this process works, must say the end
+        except BaseException as error:  # a signal: state.json must not say that this process is still working
             self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
@@ -99,11 +99,11 @@ class Monitor:
 
     def _watch(self) -> None:
         while not self._end.wait(TICK_SECONDS):
-            with contextlib.suppress(Exception):  # a figure that cannot be read is no reason to end
+            with contextlib.suppress(Exception):  # the thread must survive values that cannot be read
                 self.look()
 
     def look(self) -> None:
-        """One round: clocks, memory, state.json."""
+        """Update clocks, memory and state.json once."""
         self.clock.now()
         free, memory = memory_available(), own_memory()
         self.file.update(
@@ -122,20 +122,20 @@ class Monitor:
         if self.clock.stopped > self._stopped:
             stood, self._stopped = self.clock.stopped - self._stopped, self.clock.stopped
             self._event("stood still", seconds=round(stood, 1))
-            what = f"this process stood still for {duration(stood)}; this does not count for speed and time left"
-            self.say("stopped", what, "it was stopped (Ctrl-Z, SIGSTOP) or its container was frozen", again=True)
+            what = f"this process was stopped for {duration(stood)}; this does not count for speed and time left"
+            self.say("stopped", what, "by Ctrl-Z or SIGSTOP, or because its container was frozen", again=True)
         if free < self._low:
             self.memory_is_low(free)
 
     def streams_are_lost(self) -> None:
-        """Note, once, that the terminal or pipe this run was started on is gone."""
+        """Report once that the terminal or pipe that this run was started on has closed."""
         what = lost()
         if what and "streams" not in self._said:
             where = quote(self.file.path.parent)
             self.say("streams", f"the run continues without its terminal ({what})", f"{program()} logs -f {where}")
 
     def memory_is_low(self, free: int) -> None:
-        """Take less for activations from the next pass on, and say so."""
+        """Keep activations of fewer layers from the next pass on, and report it."""
         lowered = self.guard.lower()
         if lowered is not None:
             before, after = lowered
@@ -147,11 +147,11 @@ class Monitor:
             self.file.update(keep_layers=after)
             self.say("memory", what, "end other programs to get the speed back at the next start", again=True)
         elif self.guard.cap == 0:
-            what = f"only {gigabytes(free)} of memory are left, and activations are down to the least"
+            what = f"only {gigabytes(free)} of memory are left, and activations are kept for as few layers as possible"
             self.say("memory is out", what, "end other programs, or the kernel may kill this one")
 
     def step_done(self, step: int, tokens: int, seconds: float) -> None:
-        """Judge the time of an optimizer step over `tokens` tokens; name likely causes when it is far too long."""
+        """Judge the time of an optimizer step over `tokens` tokens, and report likely causes if it is far too long."""
         before, self._last = self._last, snapshot()
         if self._last.clock:
             self._fastest = max(self._last.clock, self._fastest or 0.0)
@@ -164,24 +164,24 @@ class Monitor:
             return
         found = causes(before, self._last, self._fastest)
         times = usual / rate
-        what = f"step {step} took {seconds:.1f} s, {times:.1f} times as long as it should"
+        what = f"step {step} took {seconds:.1f} s, {times:.1f} times as long as expected"
         if not found:
             self.say(
-                "slow", f"{what}; nothing on this machine explains it", f"`{program()} doctor` checks the whole machine"
+                "slow", f"{what}; no cause was found on this machine", f"`{program()} doctor` checks the whole machine"
             )
             return
         key = "slow: " + ", ".join(cause.kind for cause in found)
         self.say(key, f"{what}: {'; '.join(cause.what for cause in found)}", found[0].remedy)
 
     def usual_rate(self) -> float | None:
-        """Tokens per second that are to be expected: the better half of this process's steps, or the plan's figure if
-        that is more; None before anything is known."""
+        """The expected tokens per second: the faster half of this process's steps, or the plan's rate if it is higher;
+        None if neither is known."""
         seen = sorted(self._rates)[len(self._rates) // 2 :]
         known = [statistics.median(seen)] if len(self._rates) >= 3 else []
         return max(known + ([self._expected] if self._expected else []), default=None)
 
     def say(self, key: str, what: str, remedy: str, *, again: bool = False) -> None:
-        """Say it in the log and note it in state.json; the same `key` only every few minutes, unless `again`."""
+        """Report to the log and in state.json; the same `key` only every few minutes, unless `again`."""
         now = time.monotonic()
         if not again and now - self._said.get(key, float("-inf")) < REPEAT_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Telling the user that a run has ended: a command of theirs, given the run's status as JSON on standard input."""
+"""Notification of a run's end: the user's command gets the run's status as JSON on standard input."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rescoldo.run.status import read_status
 
 
 def run_on_exit(command: str, output: Path) -> str:
-    """Run the user's shell command with `rescoldo status --json`'s document on its standard input.
+    """Run the user's shell command with the document of `rescoldo status --json` on its standard input.
 
     Returns:
-        "" if it succeeded, else what went wrong, in words.
+        "" if it succeeded, else what went wrong, as text.
     """
     document = json.dumps(read_status(output).as_json(), ensure_ascii=False) + "\n"
     try:

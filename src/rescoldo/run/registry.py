@@ -1,4 +1,4 @@
-"""Which runs were started on this machine by this user: one small file each, so that nobody waits for anybody."""
+"""The runs that this user has started on this machine: one small file each, so that no locking is needed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from rescoldo.files import home, private_folder, read_json, write_json
 from rescoldo.run.layout import RUN_FILE
 
-MAX_DEPTH = 3  # folders that `find_runs` goes down
+MAX_DEPTH = 3  # levels of folders that `find_runs` searches
 
 
 def registry_folder() -> Path:
-    """$XDG_STATE_HOME/rescoldo/runs, else ~/.local/state/rescoldo/runs; where that cannot be written
-    and does not exist, a private folder below the temporary one."""
+    """$XDG_STATE_HOME/rescoldo/runs, else ~/.local/state/rescoldo/runs; if that does not exist and cannot be created, a
+    private folder in the temporary one."""
     root, own = os.environ.get("XDG_STATE_HOME"), home()
     state = Path(root) if root else own / ".local" / "state" if own is not None else None
     if state is None:
@@ -29,7 +29,7 @@ def registry_folder() -> Path:
 
 
 def register(output: Path) -> None:
-    """Remember a run's output directory. A home that cannot be written is no reason to fail."""
+    """Register a run's output directory. Failures are ignored: an unwritable home must not stop a run."""
     path = str(Path(os.path.abspath(output)))
     name = hashlib.sha256(path.encode()).hexdigest()[:16]
     with contextlib.suppress(OSError, RuntimeError):
@@ -37,11 +37,12 @@ def register(output: Path) -> None:
 
 
 def known_runs() -> list[Path]:
-    """The output directories that are still there, the latest first; the others are forgotten."""
+    """The registered output directories that still exist, the latest first; the others are removed from the
+    registry."""
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError, RuntimeError):
         for entry in registry_folder().glob("*.json"):
-            with contextlib.suppress(OSError):  # one that may not be looked at hides no other
+            with contextlib.suppress(OSError):  # an unreadable one must not hide others
                 output = (read_json(entry) or {}).get("output")
                 if isinstance(output, str) and Path(output).is_dir():
                     found.append((entry.stat().st_mtime, Path(output)))
@@ -51,12 +52,12 @@ def known_runs() -> list[Path]:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The output directories below `folders`, at most MAX_DEPTH deep."""
+    """The output directories inside `folders`, at most MAX_DEPTH levels deep."""
     found: list[Path] = []
     for folder in folders:
         level = [folder]
         for _ in range(MAX_DEPTH + 1):
-            found += [path for path in level if os.path.isfile(path / RUN_FILE)]  # False where it may not look
+            found += [path for path in level if os.path.isfile(path / RUN_FILE)]  # False without permission
             below: list[Path] = []
             for path in level:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the first is answered at the next safe point, a second Ctrl-C obeyed at once."""
+"""Signals that ask a run to end: the first is handled at the next safe point, a second Ctrl-C immediately."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any, Self
 from rescoldo.run.lock import process_start, read_holder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SAME_KEYSTROKE_SECONDS = 0.3  # launchers pass on the Ctrl-C that the terminal has already sent us
-RAISE_AGAIN_SECONDS = 0.25  # after an EndedBySignal that was swallowed
+SAME_KEYSTROKE_SECONDS = 0.3  # launchers forward the Ctrl-C that the terminal has already sent to us
+RAISE_AGAIN_SECONDS = 0.25  # interval for raising an EndedBySignal that was swallowed
 
 
 class _Answered:
-    """Context manager within which `_handle` answers SIGNALS.
+    """Context manager in which `_handle` handles SIGNALS.
 
     A signal that was ignored when the process started stays ignored (nohup's SIGHUP). Outside the main thread, where
     Python allows no handlers, nothing is installed.
 
     Attributes:
-        received: the signal that asked us to end, None so far.
+        received: the signal that asked us to end; None before that.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class _Answered:
         self._before.clear()
 
     def _unanswered(self) -> signal.Signals | None:
-        """The signal that an EndAtOnce around this one has received and whose exception was swallowed; from now on it
-        is this one's to answer."""
+        """The signal that an outer EndAtOnce has received and whose exception was swallowed; from now on this context
+        handles it."""
         for handler in self._before.values():
             outer = getattr(handler, "__self__", None)
             if isinstance(outer, EndAtOnce) and outer.received is not None:
@@ -62,7 +62,7 @@ class _Answered:
 
 
 class Interruption(_Answered):
-    """Around work that can only stop between two pieces."""
+    """For work that can only stop between two units."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,19 +75,19 @@ class Interruption(_Answered):
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # plain writes: a handler may interrupt Python's own buffered output
+        # os.write only: a handler may interrupt Python's own buffered output
         if self.received is None:
             self.received, self._at = signal.Signals(number), time.monotonic()
             _write(f"\n{self.received.name}: finishing this micro-batch, then saving (Ctrl-C again leaves at once)\n")
         elif number == signal.SIGINT and time.monotonic() - self._at > SAME_KEYSTROKE_SECONDS:
             if os.isatty(2):
-                _write("\x1b[?25h")  # the progress bar has hidden the cursor
+                _write("\x1b[?25h")  # show the cursor that the progress bar has hidden
             os._exit(128 + number)
 
 
 class EndedBySignal(BaseException):
-    """A signal came where nothing has to be finished first. Like KeyboardInterrupt no Exception, so that no library
-    swallows it."""
+    """A signal came where nothing has to be finished first. Like KeyboardInterrupt it is not an Exception, so that no
+    library swallows it."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
@@ -95,12 +95,12 @@ class EndedBySignal(BaseException):
 
 
 class EndAtOnce(_Answered):
-    """Around work that may be broken off anywhere: a signal raises EndedBySignal. Interruption may be used inside and
-    then has the say.
+    """For work that may be interrupted anywhere: a signal raises EndedBySignal. An Interruption inside takes
+    precedence.
 
     Python calls a handler between any two instructions, also inside a weak reference's callback, a `__del__` or a
-    callback from C, where an exception is printed and dropped (imports have such callbacks). So it is raised again
-    every RAISE_AGAIN_SECONDS until it is on its way up, and at the latest when this context or one inside it is
+    callback from C, where an exception is printed and dropped (imports have such callbacks). So the exception is raised
+    again every RAISE_AGAIN_SECONDS until it propagates, and at the latest when this context, or one inside it, is
     entered or left.
     """
 
@@ -140,7 +140,7 @@ class EndAtOnce(_Answered):
 
 
 def _on_its_way() -> bool:
-    """Whether an EndedBySignal is being handled now: `finally` blocks and context managers are cleaning up after it."""
+    """Whether an EndedBySignal is propagating: `finally` blocks and context managers are cleaning up."""
     error = sys.exception()
     while error is not None:
         if isinstance(error, EndedBySignal):
@@ -155,8 +155,8 @@ def _write(text: str) -> None:
 
 
 def send_to(output: Path, number: signal.Signals) -> bool:
-    """Send a signal to the process that holds `output`; never to another that got its pid meanwhile. One that stands
-    still (Ctrl-Z) is continued, so that it can answer.
+    """Send a signal to the process that holds `output`, and never to another process with the same pid. A stopped
+    process (Ctrl-Z) is continued, so that it can react.
 
     Returns:
         False if no process of this machine holds it.
@@ -175,7 +175,7 @@ def send_to(output: Path, number: signal.Signals) -> bool:
     except OSError:
         return False
     try:
-        if process_start(holder.pid) != holder.start:  # looked at with the handle in hand: it cannot change any more
+        if process_start(holder.pid) != holder.start:  # checked while we hold the handle, so that it cannot change
             return False
         signal.pidfd_send_signal(fd, number)
         signal.pidfd_send_signal(fd, signal.SIGCONT)

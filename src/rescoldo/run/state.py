@@ -1,4 +1,4 @@
-"""state.json: where a run stands, for `status` and `watch`. Written often, read by anyone, not needed to resume."""
+"""state.json: a run's current state, for `status` and `watch`. Written often, read by anyone, not needed to resume."""
 
 from __future__ import annotations
 
@@ -16,29 +16,38 @@ from rescoldo.run.layout import STATE_FILE
 from rescoldo.run.lock import representative
 from rescoldo.system.cgroup import oom_kills
 
-WRITE_SECONDS = 1.0  # at most this often
+WRITE_SECONDS = 1.0  # minimum interval between writes
 MAX_TROUBLES = 20
-MAX_NUMBER = 1e15  # no second, byte or step of a run is beyond it
+MAX_NUMBER = 1e15  # larger values cannot be seconds, bytes or steps of a run
 
 
 @dataclass
 class State:
-    """Attributes:
+    """The state of a run.
 
-    pid, start, host: the process, or who holds the output for it; what tells it from a later one of that pid.
-    phase: loading, training, evaluating, saving; or, at the end, finished, stopped (saved by a signal), failed.
-    began: when this process began (seconds since 1970); updated: when this was written.
-    epoch: from 1; epochs, step, steps; share: of the whole run that is done, 0..1.
-    loss: of the last optimizer step; val_loss: of the last evaluated epoch; val_loss_before: before the training.
-    tokens_per_second: of training, over the last pieces of work, 0 before the first.
-    seconds_left: by the speed of training, of evaluating or of a plan, whichever is known; None before.
-    memory_bytes, peak_memory_bytes: the process's own, mapped files left out; free_bytes: what it could take.
-    keep_layers: layers whose activations may be kept at most, None without a bound.
-    oom_kills: the kernel's count of kills for memory when this was written.
-    suspended_seconds, stopped_seconds: the machine slept, the process stood still.
-    last_checkpoint: its name; checkpoint_error: why the last one could not be written, "" if it could.
-    error: why it failed; signal: which one stopped it, 0 otherwise.
-    troubles: what was noticed on the way, each {"time", "what", "remedy"}.
+    Attributes:
+        pid, start, host: the process, or the one that holds the output for it; `start` distinguishes it from a later
+            process with the same pid.
+        phase: loading, training, evaluating, saving; or, at the end, finished, stopped (saved by a signal), failed.
+        began: when this process began (seconds since 1970).
+        updated: when this was written.
+        epoch: from 1.
+        share: the finished fraction of the whole run, 0..1.
+        loss: of the last optimizer step.
+        val_loss: of the last evaluated epoch.
+        val_loss_before: before training.
+        tokens_per_second: of training, over the last units of work; 0 before the first.
+        seconds_left: estimated from the speed of training, of evaluating or of a plan; None if none is known.
+        memory_bytes, peak_memory_bytes: the process's own memory, without mapped files.
+        free_bytes: the memory that it could still use.
+        keep_layers: maximum number of layers that keep activations; None without a limit.
+        oom_kills: the kernel's count of OOM kills when this was written.
+        suspended_seconds, stopped_seconds: the machine slept, the process was stopped.
+        last_checkpoint: its name.
+        checkpoint_error: why the last one could not be written; "" if it could.
+        error: why the run failed.
+        signal: the signal that stopped it, otherwise 0.
+        troubles: problems reported during the run, each {"time", "what", "remedy"}.
     """
 
     pid: int = 0
@@ -72,12 +81,12 @@ class State:
 
     @property
     def broken_off(self) -> bool:
-        """Whether the process itself has noted that it ended before the run was finished."""
+        """Whether the process itself has recorded that it ended before the run was finished."""
         return self.phase in ("stopped", "failed")
 
 
 def read_state(output: Path) -> State | None:
-    """The state that the last process left in `output`; None if there is none or it says nothing useful."""
+    """The state that the last process left in `output`; None if there is none or it is unusable."""
     raw = read_json(output / STATE_FILE)
     if raw is None:
         return None
@@ -104,7 +113,7 @@ def _is_trouble(value: Any) -> bool:
 
 
 class StateFile:
-    """The state of the process that runs, and its file. Threads may share it. A full disk does not stop it."""
+    """The current process's state and its file. Threads may share an instance. A full disk does not stop it."""
 
     def __init__(self, output: Path) -> None:
         self.path = output / STATE_FILE
@@ -114,7 +123,7 @@ class StateFile:
         self._written = float("-inf")
 
     def update(self, *, now: bool = False, **values: Any) -> None:
-        """Set fields; write if the last time is long enough ago, or `now`."""
+        """Set fields; write if the last write was long enough ago, or `now`."""
         with self._lock:
             for name, value in values.items():
                 setattr(self.state, name, value)
@@ -122,7 +131,7 @@ class StateFile:
                 self._write()
 
     def trouble(self, what: str, remedy: str) -> None:
-        """Note something that a person should know."""
+        """Record a problem that a person should know about."""
         with self._lock:
             note = {"time": time.time(), "what": what, "remedy": remedy}
             self.state.troubles = [*self.state.troubles, note][-MAX_TROUBLES:]
@@ -131,7 +140,7 @@ class StateFile:
     def _write(self) -> None:
         self._written = time.monotonic()
         self.state.updated, self.state.oom_kills = time.time(), oom_kills()
-        if not self.path.parent.is_dir():  # deleted under us: not to be made again for this
+        if not self.path.parent.is_dir():  # deleted while we run: do not recreate it for this
             return
-        with contextlib.suppress(OSError):  # not durable: a power cut takes the process along
+        with contextlib.suppress(OSError):  # no fsync: after a power cut the state is obsolete anyway
             write_text(self.path, json.dumps(asdict(self.state)), durable=False)

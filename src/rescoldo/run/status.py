@@ -1,4 +1,4 @@
-"""What is known about a run from the files it keeps. Imports nothing heavy: it answers in a fraction of a second."""
+"""The status of a run, read from its files. No large imports, so it takes a fraction of a second."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ class Status:
         status: a key of run.kinds.KINDS: "starting", "running", "paused" (Ctrl-Z, SIGSTOP), "finished", "stopped"
             (saved after a signal), "failed" (an error), "died" (killed, crashed, machine restarted), "unknown" (it
             runs, or ran, on another host), "never" (no run here).
-        why: for paused, stopped, failed and died: the reason in words.
-        next: a command to type next, "" if there is nothing to do.
+        why: the reason for paused, stopped, failed and died, as text.
+        next: a command to type next; "" if there is nothing to do.
         killed_for_memory: whether the last process was.
-        pid: of the process that works there, or last did; None if not known.
-        state: what it last wrote about itself, {} if nothing.
-        checkpoint: the newest checkpoint's name, "" without one; checkpoint_age: seconds since it was written.
+        pid: of the current or last process; None if unknown.
+        state: the last state that it wrote; {} if none.
+        checkpoint: the newest checkpoint's name; "" without one.
+        checkpoint_age: seconds since it was written.
         log: the log file of a detached run, if there is one.
-        sweep: where a sweep stands, "" for a run of its own; state, checkpoint and so on are then those of its trial.
-        trial: the directory of that trial, else `output`.
+        sweep: the state of a sweep, as text; "" for a single run. State, checkpoint and so on are then those of
+            `trial`.
+        trial: the directory of the sweep's trial, else `output`.
     """
 
     output: str
@@ -57,26 +59,26 @@ class Status:
 
     @property
     def kind(self) -> Kind:
-        """What the status means."""
+        """The properties of this status."""
         return KINDS[self.status]
 
     @property
     def alive(self) -> bool:
-        """Whether a process works there now, as far as can be seen."""
+        """Whether a process is running, as far as can be seen."""
         return self.kind.alive
 
     @property
     def share(self) -> float:
-        """How much of the run is done, 0..1."""
+        """The finished fraction of the run, 0..1."""
         return 1.0 if self.kind.finished else float(self.state.get("share") or 0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """What `--json` prints and `--on-exit` gets."""
+        """The JSON of `--json` and `--on-exit`."""
         return asdict(self)
 
 
 def read_status(output: Path) -> Status:
-    """Look at a run. Never fails: a directory without a run has the status "never"."""
+    """The status of a run. It never fails: a directory without a run has the status "never"."""
     sweep = None if os.path.exists(output / RUN_FILE) else read_sweep(output)
     if sweep is not None:
         return _sweep_status(output, sweep)
@@ -98,7 +100,7 @@ def read_status(output: Path) -> Status:
         return Status(str(output), "unknown", _elsewhere(holder), pid=holder.pid, **known)
     if holder is not None and holder.alive:
         fresh = state is not None and (state.pid, state.start) == (holder.pid, holder.start)
-        if fresh and state is not None and state.phase == "finished":  # about to leave
+        if fresh and state is not None and state.phase == "finished":  # the process is about to exit
             return Status(str(output), "finished", next=_decide(output, config), pid=holder.pid, **known)
         if is_stopped(holder.pid):
             return Status(str(output), "paused", *_paused(holder.pid), pid=holder.pid, **known)
@@ -118,29 +120,29 @@ def read_status(output: Path) -> Status:
 
 
 def _decide(output: Path, config: Any) -> str:
-    """The command that says whether a finished run was worth it: a comparison with its base model on its validation
-    set; where the run does not say what these are, the check of its files."""
+    """The command that shows whether a finished run was worth it: a comparison with its base model on its validation
+    set; if the run's record does not name these, the check of its files."""
     config = config if isinstance(config, dict) else {}
     base, val = config.get("base_model"), config.get("val")
     if not isinstance(base, str) or not isinstance(val, str):
         return f"{program()} verify {quote(output)}"
     if is_server(base):
-        base = f"engine:{base}"  # without the prefix, compare would ask a server for it
+        base = f"engine:{base}"  # without the prefix, compare would contact a server
     models = f"--baseline {quote(base)} --finetuned {quote(output)}"
     return f"{program()} compare {models} --dataset {quote(val)} --output {quote(f'{output}.comparison.json')}"
 
 
 def _elsewhere(holder: Holder) -> str:
-    return f"process {holder.pid} works there on {holder.host}, or did; it can only be seen from there"
+    return f"process {holder.pid} works there on {holder.host}, or did; its state can only be seen on that host"
 
 
 def _paused(pid: int) -> tuple[str, str]:
-    """Why, and what to do."""
-    return "it stands still by Ctrl-Z or SIGSTOP", f"fg in its terminal, or kill -CONT {pid}"
+    """The reason, and what to do."""
+    return "it was stopped by Ctrl-Z or SIGSTOP", f"fg in its terminal, or kill -CONT {pid}"
 
 
 def _sweep_status(output: Path, sweep: SweepState) -> Status:
-    """A sweep's status: its trial's, in the hands of the process that holds the sweep."""
+    """A sweep's status: that of its trial, whose process is the one that holds the sweep."""
     trial, holder = output / sweep.trial, read_holder(output)
     inner = read_status(trial) if sweep.trial else Status(str(output), "starting")
     log = str(output / LOG_FILE) if os.path.isfile(output / LOG_FILE) else inner.log
@@ -157,16 +159,16 @@ def _sweep_status(output: Path, sweep: SweepState) -> Status:
         return replace(shown, status="running", next="", pid=holder.pid)
     if sweep.finished:
         return replace(shown, status="finished", next=f"{program()} verify {quote(trial)}", pid=None)
-    if holder is not None:  # the lock file stays when its holder is killed
+    if holder is not None:  # the lock file remains if its holder is killed
         cause = cause_of_death(holder.pid, holder.start, None, None)
         return replace(shown, status="died", why=cause.text, next=again, pid=holder.pid)
     return replace(shown, status="stopped", next=again, pid=None)
 
 
 def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, holder: Any, ended: Any) -> Status:
-    """The status of a run whose process is not there and has not said that it is done."""
+    """The status of a run whose process has ended without finishing it."""
     last: tuple[int, str] | None = None
-    if holder is not None:  # the lock file stays when its holder is killed
+    if holder is not None:  # the lock file remains if its holder is killed
         last = (holder.pid, holder.start)
     elif ended is not None and isinstance(ended.get("pid"), int) and not _later(state, ended):
         last = (ended["pid"], str(ended.get("start")))
@@ -174,14 +176,14 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
         last = (state.pid, state.start)
     if last is None:
         if known["checkpoint"] or known["started"]:
-            return Status(str(output), "died", "it ended before it could say anything", again, **known)
+            return Status(str(output), "died", "it ended without reporting why", again, **known)
         return Status(str(output), "never", "no run has been started here", f"{program()} train --help", **known)
     own_state = state if state is not None and (state.pid, state.start) == last else None
     own_end = ended if ended is not None and (ended.get("pid"), ended.get("start")) == last else None
     if own_state is not None and own_state.phase == "failed":
         return Status(str(output), "failed", own_state.error, again, pid=last[0], **known)
     code = own_end.get("returncode") if own_end is not None and not own_end.get("signal") else None
-    if isinstance(code, int) and code > 128:  # it was still making ready, and had no state to say so in
+    if isinstance(code, int) and code > 128:  # a signal during preparation, before there was a state
         return Status(str(output), "stopped", f"by {signal_name(code - 128)}", again, pid=last[0], **known)
     if code:
         why = error_of(own_end) or f"exit code {code}"
@@ -195,13 +197,13 @@ def _gone(output: Path, known: dict[str, Any], again: str, state: State | None, 
 
 
 def _later(state: State | None, ended: dict[str, Any]) -> bool:
-    """Whether the state is that of a process after the one that `ended` is about (a run in the foreground, then)."""
+    """Whether the state is from a process after the one in `ended` (for example a run in the foreground)."""
     at = ended.get("time")
     return state is not None and isinstance(at, int | float) and state.updated > at
 
 
 def error_of(ended: dict[str, Any] | None) -> str:
-    """The message of the error that ended a detached run, from exit.json; "" where there is none."""
+    """The message of the error that ended a detached run, from exit.json; "" if there is none."""
     error = ended.get("error") if ended is not None else None
     if not isinstance(error, dict):
         return ""
@@ -209,7 +211,7 @@ def error_of(ended: dict[str, Any] | None) -> str:
     return "" if what is None or where is None or fix is None else str(RescoldoError(what, where=where, fix=fix))
 
 
-_ERROR = ("what", "where", "fix")  # RescoldoError.document
+_ERROR = ("what", "where", "fix")  # the keys of RescoldoError.document
 
 
 def _age(checkpoint: Path) -> float | None:
@@ -221,18 +223,18 @@ def _age(checkpoint: Path) -> float | None:
 
 
 def require_run(output: Path) -> Status:
-    """Like read_status, for commands that need a run.
+    """read_status for commands that need a run.
 
     Raises:
-        RescoldoError: there is none, or its files may not be read.
+        RescoldoError: there is none, or its files cannot be read.
     """
     for name in (RUN_FILE, INFO_FILE, STATE_FILE):
         try:
             open(output / name, "rb").close()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError as error:  # what the other files say without it would be wrong
-            what, fix = f"cannot be read: {error.strerror}", "look as the user who started the run"
+        except OSError as error:  # a status from the other files alone would be wrong
+            what, fix = f"cannot be read: {error.strerror}", "use the account of the user who started the run"
             raise RescoldoError(what, where=str(output / name), fix=fix) from None
     status = read_status(output)
     if not status.kind.exists:
@@ -245,5 +247,5 @@ def require_run(output: Path) -> Status:
 
 
 def same_process(pid: int, start: str) -> bool:
-    """Whether the process (pid, start) still lives."""
+    """Whether the process (pid, start) is still alive."""
     return process_start(pid) == start and (not boot_of(start) or boot_of(start) == current_boot())

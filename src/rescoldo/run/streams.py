@@ -1,9 +1,9 @@
 """Standard output and standard error that cannot end a run.
 
-A terminal is closed, the reader of a pipe leaves, the disk of a log is full: writing then fails, and Python, rich and
-other libraries each answer in their own way (OSError, SystemExit, a second failure when the interpreter ends). Here a
-file descriptor that fails is replaced, once and for the whole process, by a log file, so that everything that writes to
-it afterwards works, native code and child processes included.
+When a terminal is closed, the reader of a pipe exits, or a log's disk is full, writing fails, and Python, rich and
+other libraries react in different ways (OSError, SystemExit, a second failure at exit). This module replaces a failing
+file descriptor, once and for the whole process, by a log file, so that everything that writes to it later works,
+including native code and child processes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 NAMES = {1: "standard output", 2: "standard error"}
-STALL_SECONDS = 60.0  # that a terminal or pipe may take no more bytes (Ctrl-S, a stopped reader)
-CHUNK_BYTES = 512  # at most PIPE_BUF on every system: a pipe that says it has room takes so many without blocking
+STALL_SECONDS = 60.0  # timeout for a terminal or pipe that accepts no bytes (Ctrl-S, a stopped reader)
+CHUNK_BYTES = 512  # at most PIPE_BUF on every system: a pipe that is ready accepts this much without blocking
 
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
-_absent: set[int] = set()  # descriptors that this process was started without
+_absent: set[int] = set()  # descriptors that were closed when this process was started
 _lost: dict[int, str] = {}  # descriptor → why it was replaced
 
 
 def fill_absent() -> None:
-    """Open descriptors 0 to 2 where the process was started without them, or else the next files that are opened would
-    get their numbers and every message would be written into them. To be called before anything is opened."""
+    """Open those of the descriptors 0 to 2 that were closed when the process was started. Otherwise the next opened
+    files would get their numbers, and every message would be written into them. Must be called before anything is
+    opened."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -50,22 +51,22 @@ def fill_absent() -> None:
 
 
 def lost(*descriptors: int) -> str:
-    """Which of the standard streams (or of `descriptors` only) failed and why, "" while all of them work."""
+    """Which of the standard streams (or only of `descriptors`) failed, and why; "" while all work."""
     return "; ".join(f"{NAMES[fd]}: {why}" for fd, why in sorted(_lost.items()) if fd in (descriptors or NAMES))
 
 
 @contextlib.contextmanager
 def unfailing(log: Path | None) -> Iterator[None]:
-    """Inside, what is written to sys.stdout and sys.stderr never raises. Where writing fails, the descriptor is
-    replaced by `log` (appended to), or by nothing if that cannot be written either or is None.
+    """Inside the block, writing to sys.stdout and sys.stderr never raises. If writing fails, the descriptor is replaced
+    by `log` (opened for appending), or by /dev/null if `log` is None or cannot be written.
 
-    The folder of `log` need not exist yet: what is written until then is kept and added when it does. Nested, the
-    outermost `log` counts. Streams without a descriptor (a notebook's, a test's) are left as they are.
+    The folder of `log` need not exist yet: until it does, the text is buffered. In nested blocks the outermost `log`
+    counts. Streams without a descriptor (a notebook's, a test's) are unchanged.
     """
     if isinstance(sys.stdout, _Stream) or isinstance(sys.stderr, _Stream):
         yield
         return
-    place, before = _Place(log), (sys.stdout, sys.stderr)
+    place, before = _LogTarget(log), (sys.stdout, sys.stderr)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -87,16 +88,16 @@ def unfailing(log: Path | None) -> Iterator[None]:
             sys.stderr = before[1]
 
 
-class _Place:
-    """Where the words go whose own way is lost."""
+class _LogTarget:
+    """The replacement of failed descriptors."""
 
     def __init__(self, log: Path | None) -> None:
         self.log = log
         self.lock = threading.RLock()
-        self._kept: dict[int, int] = {}  # descriptor → its temporary file, until the log's folder exists
+        self._kept: dict[int, int] = {}  # descriptor → temporary file, until the log's folder exists
 
     def replace(self, fd: int, why: str) -> None:
-        """Put the log in the place of a descriptor that cannot be written."""
+        """Replace a descriptor that cannot be written by the log."""
         with self.lock:
             if fd in _lost:
                 return
@@ -111,12 +112,12 @@ class _Place:
             os.dup2(target, fd)
             os.close(target)
             moment = time.strftime("%Y-%m-%d %H:%M:%S%z")
-            words = f"--- {moment} {NAMES[fd]} cannot be written ({why}): what is said to it follows here\n"
+            words = f"--- {moment} {NAMES[fd]} cannot be written ({why}): its output follows here\n"
             with contextlib.suppress(OSError):
                 os.write(fd, words.encode())
 
     def settle(self) -> None:
-        """Move what was kept into the log, as soon as that can be written."""
+        """Move the buffered text into the log, as soon as the log can be written."""
         with self.lock:
             for fd, kept in list(self._kept.items()):
                 target = self._open_log()
@@ -132,7 +133,7 @@ class _Place:
                 del self._kept[fd]
 
     def is_log(self, fd: int) -> bool:
-        """Whether the descriptor is the log already."""
+        """Whether the descriptor is already the log."""
         try:
             return self.log is not None and os.path.samestat(os.fstat(fd), os.stat(self.log))
         except OSError:
@@ -147,13 +148,13 @@ class _Place:
 
 
 class _Stream:
-    """A text stream in the place of sys.stdout or sys.stderr; everything but writing is the original's."""
+    """A text stream that replaces sys.stdout or sys.stderr; everything except writing is delegated to the original."""
 
-    def __init__(self, stream: Any, fd: int, place: _Place) -> None:
+    def __init__(self, stream: Any, fd: int, place: _LogTarget) -> None:
         self._stream, self._fd, self._place = stream, fd, place
 
     def write(self, text: str) -> int:
-        """Write at once. Never raises for what the system says."""
+        """Write immediately. Never raises an error of the system."""
         data = text.encode(getattr(self._stream, "encoding", None) or "utf-8", errors="replace")
         with self._place.lock:
             self._place.settle()
@@ -166,7 +167,7 @@ class _Stream:
             self.write(line)
 
     def flush(self) -> None:
-        """Write what the original stream has kept back."""
+        """Write what the original stream has buffered."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -175,7 +176,7 @@ class _Stream:
                 self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether there is a terminal behind it still."""
+        """Whether it is still connected to a terminal."""
         try:
             return os.isatty(self._fd)
         except OSError:
@@ -190,11 +191,11 @@ class _Stream:
                 data = data[self._some(data) :]
             except OSError as error:
                 if not self._failed(error):
-                    return  # the log itself: tried again with the next words
+                    return  # the log itself failed: the next write tries again
                 data = _plain(data)
 
     def _some(self, data: bytes) -> int:
-        """Write a part of it; return how much."""
+        """Write a part of the data; return its length."""
         try:
             waits = not stat.S_ISREG(os.fstat(self._fd).st_mode)
         except OSError:
@@ -207,12 +208,12 @@ class _Stream:
             raise TimeoutError(errno.ETIMEDOUT, f"nobody has read it for {STALL_SECONDS:.0f} s")
         try:
             return os.write(self._fd, data[:CHUNK_BYTES])
-        except BlockingIOError:  # non-blocking, and taken by another writer meanwhile
+        except BlockingIOError:  # non-blocking, and another writer has filled it in the meantime
             time.sleep(0.01)
             return 0
 
     def _failed(self, error: Exception) -> bool:
-        """Replace the descriptor; False if it was replaced before or is the log itself."""
+        """Replace the descriptor; False if it was replaced before, or is the log itself."""
         if self._fd in _lost or self._place.is_log(self._fd):
             return False
         self._place.replace(self._fd, getattr(error, "strerror", None) or str(error))
@@ -220,6 +221,6 @@ class _Stream:
 
 
 def _plain(data: bytes) -> bytes:
-    """What a log keeps of what was meant for a terminal: no colours, and nothing of a frame that is drawn in place."""
+    """The text of terminal output for a log: without colours and progress bars."""
     data = _COLOUR.sub(b"", data)
     return b"" if b"\x1b" in data or b"\r" in data else data

@@ -1,4 +1,4 @@
-"""What a sweep's directory says about it. Imports nothing heavy: `status` and similar ask here."""
+"""The state of a sweep, read from its directory. No large imports, for `status` and similar commands."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SweepState:
 
     Attributes:
         finished: whether nothing is left to try.
-        trial: the one that is running, or else the best so far, "" before the first is finished.
-        words: where it stands.
+        trial: the running one, else the best one so far; "" before the first has finished.
+        words: the state, for people.
     """
 
     finished: bool
@@ -32,7 +32,7 @@ class SweepState:
 
 
 def read_sweep(output: Path) -> SweepState | None:
-    """The sweep in a directory; None if there is none that can be read."""
+    """The sweep in a directory; None if there is no readable one."""
     document = read_json(output / FILE)
     if document is None or not isinstance(document.get("trials"), list):
         return None
@@ -51,12 +51,12 @@ def read_sweep(output: Path) -> SweepState | None:
 
 
 def of_status(trials: Iterable[Trial], status: Literal["running", "finished", "failed"]) -> list[Trial]:
-    """The trials of that status."""
+    """The trials with this status."""
     return [trial for trial in trials if trial.get("status") == status]
 
 
 def refuse_sweep(output: Path, command: str) -> None:
-    """For commands that take one run; `command` is the one that was typed.
+    """Refuse a sweep's directory in a command that takes a single run; `command` is the command's name.
 
     Raises:
         RescoldoError: the directory is a sweep's.

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server on the engine: requests are decoded together, each joins and leaves between two steps."""
+"""An OpenAI-compatible server on the engine with continuous batching: requests join and leave between two steps."""

@@ -1,4 +1,4 @@
-"""Who may ask: the API key, the names that the server answers to, the web pages whose scripts may read its answers."""
+"""Access control: the API key, the allowed host names, and the web origins that may read answers (CORS)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may use the server.
 
     Attributes:
-        api_key: what requests must bring as "Authorization: Bearer …"; "" asks for nothing.
-        hosts: names by which it may be called, "*.example.org" for all below one (a web page cannot point its own name
-            at it); (): any.
-        origins: web origins ("https://app.example.org", or "*") whose scripts may read its answers; (): none.
+        api_key: what requests must send as "Authorization: Bearer …"; "" requires no key.
+        hosts: host names that the server answers to, "*.example.org" for all subdomains (against DNS rebinding by web
+            pages); (): any.
+        origins: web origins ("https://app.example.org", or "*") whose scripts may read the answers; (): none.
     """
 
     api_key: str = ""
@@ -38,7 +38,7 @@ class Access:
     origins: tuple[str, ...] = ()
 
     def check_key(self, request: Request) -> None:
-        """Raises RequestError where a key is needed and the request does not bring it."""
+        """Raise RequestError if a key is required and the request does not send it."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         brought = given.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""  # RFC 9110: any case
         if self.api_key and not hmac.compare_digest(brought, self.api_key.encode()):
@@ -46,7 +46,7 @@ class Access:
             raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def middleware(self) -> list[Middleware]:
-        """What stands before the routes."""
+        """The middleware in front of the routes."""
         layers = []
         if self.hosts:
             layers.append(Middleware(_HostCheck, hosts=self.hosts))
@@ -63,11 +63,11 @@ class Access:
 def access(
     host: str, *, api_key: str = "", allowed_hosts: Sequence[str] = (), cors_origins: Sequence[str] = ()
 ) -> Access:
-    """What a server bound to `host` lets in. On a loopback address it answers to that address's names alone, and to
-    `allowed_hosts`; on another one to any name, unless `allowed_hosts` are given.
+    """The access rules for a server bound to `host`. On a loopback address it answers only to that address's names and
+    `allowed_hosts`; on another address to any name, unless `allowed_hosts` are given.
 
     Raises:
-        RescoldoError: no key where other machines can reach it, or a name or an origin that is none.
+        RescoldoError: no key although other machines can reach the server, or an invalid host name or origin.
     """
     if not is_loopback(host) and not api_key:
         raise RescoldoError(
@@ -127,7 +127,7 @@ def _origin(text: str) -> str:
 
 
 class _HostCheck:
-    """Refuses requests under a name that is not one of `hosts`."""
+    """Refuses requests whose Host header is not one of `hosts`."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app = app
@@ -141,7 +141,7 @@ class _HostCheck:
             if host not in self._names and not host.endswith(self._suffixes or ("\0",)):
                 shown = host[:100] or "without a name"
                 what = (
-                    f"this server does not answer to the host {shown!r}; if that is its name, start it with "
+                    f"this server does not accept the host name {shown!r}; if that is its name, start it with "
                     f"--allowed-host {host[:100] or 'NAME'}"
                 )
                 error = RequestError(400, what, code="host_not_allowed")
@@ -151,7 +151,7 @@ class _HostCheck:
 
 
 def _named(header: str) -> str:
-    """The host in a Host header, without port, brackets and the final dot; "" where there is none."""
+    """The host in a Host header, without port, brackets and the final dot; "" if the header is missing."""
     if not header.isascii() or set(header) & set("@/?#\\ "):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits, errors in OpenAI's form, streams of server-sent events."""
+"""The HTTP side: routes, limits, errors in OpenAI's format, streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BODY_SECONDS = 30.0
 
 
 def make_app(service: Service, access: Access) -> Starlette:
-    """The application. Whatever `access` does not let in is refused before it reaches the service."""
+    """The ASGI application. Requests that `access` refuses do not reach the service."""
 
     def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
@@ -91,7 +91,8 @@ async def _body(request: Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        RequestError: no JSON by its type (so that no web page can send it unasked), too long, or too slow.
+        RequestError: its Content-Type is not JSON (web pages cannot send JSON without a CORS preflight), it is too
+            long, or it arrives too slowly.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "Content-Type must be application/json", code="invalid_content_type")
@@ -125,7 +126,7 @@ def _usage(running: Running) -> dict[str, int]:
 
 
 async def _whole(service: Service, asked: ChatRequest, running: Running, request: Request) -> Response:
-    """The answer in one piece; given up when the client goes away."""
+    """The answer in one piece; cancelled if the client disconnects."""
 
     async def collect() -> str:
         return "".join([piece async for piece in running.pieces()])
@@ -138,7 +139,7 @@ async def _whole(service: Service, asked: ChatRequest, running: Running, request
     try:
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # the client has disconnected
         message = {"role": "assistant", "content": work.result(), "refusal": None}
     finally:
         running.close()
@@ -151,7 +152,7 @@ async def _whole(service: Service, asked: ChatRequest, running: Running, request
 
 
 class _EventStream(StreamingResponse):
-    """A stream that gives its request up when it ends, however it ends."""
+    """A stream that cancels its request when it ends, for whatever reason."""
 
     def __init__(self, running: Running, content: AsyncIterator[str]) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""The one thread that computes: it takes waiting requests into the batch between two decoding steps."""
+"""The compute thread: it admits waiting requests into the batch between two decoding steps."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Reason = Literal["stop", "length", "timeout", "error", "stopping", "constraint"]
 
 
 class BusyError(Exception):
-    """As many requests are waiting as may wait."""
+    """The queue of waiting requests is full."""
 
 
 class StoppingError(Exception):
-    """The server is stopping and takes nothing any more."""
+    """The server is stopping and accepts no more requests."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request as the engine sees it.
+    """A request for the engine.
 
     Attributes:
-        adapter: with the adapter, or the base model alone.
+        adapter: whether to use the adapter, or the base model alone.
         prompt: token ids.
-        deadline: time.monotonic() at which it ends, done or not.
+        deadline: time.monotonic() at which it is stopped.
         constraint: which tokens may be chosen.
-        emit: told each token id, then the reason why there are no more. Called from the scheduler's thread; never again
-            after a cancel.
+        emit: called with each token id, and finally with the reason for the end. Called from the scheduler's thread;
+            not called after a cancel.
     """
 
     key: int
@@ -55,19 +55,19 @@ class Job:
 
 @dataclass
 class _Lane:
-    """The rows that share a beginning and a model: one Decoder."""
+    """The rows that share a prefix and a model, with their Decoder."""
 
     decoder: Decoder
     jobs: dict[int, Job] = field(default_factory=dict)
 
 
 class Scheduler:
-    """Decodes jobs together, up to `rows` at a time; up to `waiting` more wait.
+    """Decodes jobs together, up to `rows` at a time; up to `waiting` more are queued.
 
     Args:
         model: with or without adapter.
         stop_ids: tokens that end an answer.
-        prefixes: beginnings of prompts (token ids) that are common enough to be computed once and kept.
+        prefixes: common beginnings of prompts (token ids), which are computed once and kept.
         has_adapter: whether the model has an adapter that can be switched off.
         threads: for the matrix products of this thread.
     """
@@ -91,16 +91,16 @@ class Scheduler:
         self._cancelled: set[int] = set()
         self._stopping = False
         self._lanes: dict[tuple[bool, tuple[int, ...]], _Lane] = {}
-        self._alone = contextlib.ExitStack()  # open while the model is the base model
+        self._alone = contextlib.ExitStack()  # open while the adapter is switched off
         self._adapter_on = has_adapter
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Take a job.
+        """Queue a job.
 
         Raises:
-            BusyError, StoppingError: it is not taken.
+            BusyError, StoppingError: it is refused.
         """
         with self._changed:
             if self._stopping:
@@ -111,24 +111,23 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, key: int) -> None:
-        """Forget a job, wherever it is; nothing happens if it has ended."""
+        """Remove a job from the queue or the batch; does nothing if it has ended."""
         with self._changed:
             self._cancelled.add(key)
             self._changed.notify()
 
     def load(self) -> tuple[int, int]:
-        """(requests that are decoded, requests that wait) at this moment."""
+        """The current number of (decoding, queued) requests."""
         return sum(len(lane.jobs) for lane in list(self._lanes.values())), len(self._waiting)
 
     def give_up(self) -> None:
-        """Take nothing any more and give up what is left, after the step that is being computed; jobs are told
-        "stopping"."""
+        """Accept no more jobs, and cancel the others after the current step; they end with the reason "stopping"."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
 
     def stop(self) -> None:
-        """Give up, and wait for the thread to end."""
+        """Cancel all jobs, and wait for the thread to end."""
         self.give_up()
         self._thread.join()
 
@@ -149,7 +148,7 @@ class Scheduler:
             for lane in self._lanes.values():
                 self._leave(lane, cancelled & set(lane.jobs))
             self._expire()
-            for adapter in (self._adapter_on, not self._adapter_on):  # one switch a round, if both are asked for
+            for adapter in (self._adapter_on, not self._adapter_on):  # at most one switch of the adapter per round
                 self._admit(adapter)
                 for (with_adapter, _), lane in self._lanes.items():
                     if with_adapter == adapter and lane.jobs:
@@ -188,8 +187,8 @@ class Scheduler:
             self._adapter_on = adapter
 
     def _admit(self, adapter: bool) -> None:
-        """Take waiting jobs of one model into the batch. While others are decoded, one a round: a prompt takes as long
-        as many steps."""
+        """Admit queued jobs for one model into the batch. While others are decoding, only one per round, because a
+        prefill takes as long as many steps."""
         while True:
             with self._changed:
                 job = next((one for one in self._waiting if one.adapter == adapter), None)
@@ -202,8 +201,8 @@ class Scheduler:
                 lane = self._lane(job)
                 lane.decoder.admit(job.key, job.prompt, job.sampling, job.constraint)
                 lane.jobs[job.key] = job
-            except Exception as error:  # mostly no memory left; whatever it is, the thread must continue
-                _LOG.error("The engine could not take a request: %r", error)
+            except Exception as error:  # usually out of memory; in any case the thread must continue
+                _LOG.error("The engine could not start a request: %r", error)
                 job.emit("error")
             if others:
                 return

@@ -1,4 +1,5 @@
-"""What a request may say: OpenAI's chat completions, as far as the engine can do it. The rest is refused by name."""
+"""The request schema: OpenAI's chat completions, as far as the engine supports them. Anything else is refused by
+name."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from rescoldo.constrain import Grammar
 
 _MAX_MESSAGES, _MAX_STOPS = 1000, 16
-_NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing is asked for; the cause comes first
+_NEUTRAL: dict[str, tuple[Any, ...]] = {  # values that change nothing, so they are accepted; the default comes first
     "tools": ([],),
     "functions": ([],),
     "n": (1,),
@@ -30,18 +31,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # asked for with one of these, nothing
     "logit_bias": ({},),
     "modalities": (["text"],),
 }
-_ANNOTATIONS = ("cache_control", "id")  # clients' notes on a message or a part: they do not belong to its text
+_ANNOTATIONS = ("cache_control", "id")  # annotations of clients on a message or a part, not part of its text
 _IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
 )  # fmt: skip
 
 
-# How the form of an answer is asked for: OpenAI's field, vLLM's, and those that vLLM had before.
+# The fields that request a form of answer: OpenAI's, vLLM's, and vLLM's former ones.
 FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
 
 
 class RequestError(Exception):
-    """A request that is answered with an error, in OpenAI's form."""
+    """A request that is answered with an error in OpenAI's format."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class RequestError(Exception):
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
 
     def document(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The body of the error response."""
         kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 500: "server_error"}
         kind = kinds.get(self.status, "timeout_error" if self.status in (408, 504) else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -67,8 +68,8 @@ class _Strict(BaseModel):
 
 
 def _without_notes(value: Any, fields: Collection[str]) -> Any:
-    """An object without what says nothing: fields that are null, known annotations, and fields outside `fields` that
-    are empty or false (clients send an answer back as it came, with refusal, reasoning_content and similar)."""
+    """An object without fields that are null, known annotations, and fields outside `fields` that are empty or false
+    (clients send an answer back as they received it, with refusal, reasoning_content and the like)."""
     if not isinstance(value, dict):
         return value
     return {
@@ -81,7 +82,7 @@ def _without_notes(value: Any, fields: Collection[str]) -> Any:
 
 
 class Part(_Strict):
-    """A piece of a message's content; only text."""
+    """A part of a message's content; only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -93,7 +94,7 @@ class Part(_Strict):
 
 
 class Message(_Strict):
-    """One turn of the conversation. A field that says nothing counts as not given."""
+    """One turn of the conversation. Empty fields count as missing."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
@@ -112,17 +113,17 @@ class Message(_Strict):
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise ValueError("holds half of a character (a lone surrogate)") from None
+                raise ValueError("contains a lone surrogate, which is not a character") from None
         return value
 
     def turn(self) -> dict[str, str]:
-        """As chat templates take it."""
+        """The message for chat templates."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class JsonSchema(_Strict):
-    """response_format.json_schema. `strict` refuses what the grammar cannot hold an answer to."""
+    """response_format.json_schema. `strict` refuses schemas that the grammar cannot enforce."""
 
     name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
     description: str | None = None
@@ -131,7 +132,7 @@ class JsonSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """What an answer has to look like."""
+    """The required form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -139,11 +140,11 @@ class ResponseFormat(_Strict):
     @model_validator(mode="after")
     def _together(self) -> ResponseFormat:
         if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema goes with the type json_schema, and that type with it")
+            raise ValueError("json_schema and the type json_schema must be given together")
         return self
 
     def grammar(self) -> Grammar | None:
-        """What the answer is held to; None for free text.
+        """The grammar that constrains the answer; None for free text.
 
         Raises:
             RequestError: the schema cannot be used.
@@ -165,7 +166,7 @@ class ResponseFormat(_Strict):
 
 
 class StructuredOutputs(_Strict):
-    """vLLM's extension: exactly one form. Its other forms (grammar, structural_tag, …) are not known here."""
+    """vLLM's extension: exactly one form. Its other forms (grammar, structural_tag, …) are not supported."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -180,7 +181,7 @@ class StructuredOutputs(_Strict):
         return self
 
     def grammar(self, param: str) -> Grammar:
-        """What the answer is held to; `param`: the field that says so.
+        """The grammar that constrains the answer; `param`: the request's field, for messages.
 
         Raises:
             RequestError: the form cannot be used.
@@ -196,7 +197,7 @@ class StructuredOutputs(_Strict):
                 return json_object()
             schema = json.loads(self.json_) if isinstance(self.json_, str) else self.json_
             if not isinstance(schema, dict):
-                raise GrammarError("it is no object")
+                raise GrammarError("it is not an object")
             return json_schema(schema, strict=True)
         except (GrammarError, ValueError, RecursionError) as error:
             what = f"this form cannot be used: {error}"[:500]
@@ -204,14 +205,14 @@ class StructuredOutputs(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream says besides the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ChatRequest(_Strict):
-    """POST /v1/chat/completions. A field that is null counts as not given."""
+    """POST /v1/chat/completions. A field that is null counts as missing."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
@@ -234,11 +235,11 @@ class ChatRequest(_Strict):
         free = self.response_format is None or self.response_format.type == "text"
         given = [name for name in FORMS if getattr(self, name) is not None and not (name == FORMS[0] and free)]
         if len(given) > 1:
-            raise ValueError(f"an answer has one form: {' and '.join(given)} are both given")
+            raise ValueError(f"only one form of answer is allowed: got {' and '.join(given)}")
         return self
 
     def grammar(self) -> Grammar | None:
-        """What the answer is held to; None for free text.
+        """The grammar that constrains the answer; None for free text.
 
         Raises:
             RequestError: the form cannot be used.
@@ -253,12 +254,12 @@ class ChatRequest(_Strict):
 
     @property
     def has_form(self) -> bool:
-        """Whether the request says what its answer has to look like."""
+        """Whether the request requires a form of answer."""
         return any(getattr(self, name) is not None for name in FORMS)
 
     @property
     def form(self) -> str:
-        """The field that says so."""
+        """The field that requires it."""
         return next((name for name in FORMS[1:] if getattr(self, name) is not None), FORMS[0])
 
     @field_validator("stop")
@@ -276,15 +277,15 @@ class ChatRequest(_Strict):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that the answer may have, if the request says so."""
+        """The maximum number of tokens of the answer, if the request sets one."""
         return self.max_completion_tokens or self.max_tokens
 
 
 def parse_request(body: bytes) -> ChatRequest:
-    """The request in a body.
+    """Parse the body of a request.
 
     Raises:
-        RequestError: it is no JSON, lacks something, has a value out of range, or asks for what is not there.
+        RequestError: it is not JSON, lacks a field, has a value out of range, or uses an unsupported feature.
     """
     try:
         value = json.loads(body)
@@ -308,7 +309,7 @@ def parse_request(body: bytes) -> ChatRequest:
         raise RequestError(400, what[:500], code=code, param=param or None) from None
 
 
-_EXPECTED = {  # pydantic's names of what it wanted, and its labels of a union's branches
+_EXPECTED = {  # pydantic's error types, and its labels of a union's branches
     "string_type": "a string", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
     "list_type": "a list", "model_type": "an object", "dict_type": "an object",
 }  # fmt: skip
@@ -316,8 +317,8 @@ _JSON_TYPES = ((bool, "a boolean"), (str, "a string"), (int | float, "a number")
 
 
 def _fault(error: ValidationError) -> tuple[str, str, str]:
-    """(field, what is wrong with it, code) of the first fault. Of a union the branch counts that came furthest; where
-    none took the value's type, all that would have been taken are named."""
+    """(field, what is wrong with it, code) of the first fault. For a union, the branch that got furthest is used; if
+    none accepted the value's type, all accepted types are named."""
     faults = error.errors(include_url=False)
     path = _field(faults[0]["loc"])
     same = [one for one in faults if _field(one["loc"])[: len(path)] == path]
@@ -342,5 +343,5 @@ def _fault(error: ValidationError) -> tuple[str, str, str]:
 
 
 def _field(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The place in the request, without pydantic's labels of a union's branches (str, list[Part], …)."""
+    """The path in the request, without pydantic's labels of a union's branches (str, list[Part], …)."""
     return tuple(part for part in location if isinstance(part, int) or (part != "str" and "[" not in part))

@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn on it, an end that lets running requests finish."""
+"""The server process: a socket, uvicorn on it, and a shutdown that lets running requests finish."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from rescoldo.serve.app import make_app
 from rescoldo.serve.service import Service
 
 _BACKLOG = 128
-_FAREWELL = 5  # seconds to tell those whose answers are given up
-_HURRY = 1  # … at the second Ctrl-C
+_FAREWELL = 5  # seconds to send errors to clients whose answers are cancelled
+_HURRY = 1  # … after a second Ctrl-C
 
 
 class _Server(uvicorn.Server):
-    """Signals end it gracefully, a second one at once; they are not raised again in the end: nothing has failed.
+    """A signal shuts it down gracefully, a second one at once; signals are not raised again at the end, because this is
+    a regular exit.
 
     Args:
-        grace: seconds for what runs, when it ends.
-        give_up: called after them or at the second Ctrl-C, so that what still runs is answered with an error before its
-            connection is cut.
+        grace: seconds that running requests have to finish.
+        give_up: called after the grace period or at the second Ctrl-C, so that running requests are answered with an
+            error before their connections are closed.
     """
 
     def __init__(self, config: uvicorn.Config, grace: float, give_up: Callable[[], None]) -> None:
         super().__init__(config)
         self._grace, self._give_up = grace, give_up
-        self._loop: asyncio.AbstractEventLoop | None = None  # there from the first signal on
+        self._loop: asyncio.AbstractEventLoop | None = None  # set at the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop and sig == signal.SIGINT:
@@ -69,7 +70,7 @@ class _Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
         RescoldoError: the address cannot be used.
@@ -113,10 +114,11 @@ def run_server(
     grace: float,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then take nothing new, let what runs finish for `grace` seconds, and return.
+    """Serve until SIGTERM or SIGINT; then accept no new requests, let running ones finish for `grace` seconds, and
+    return.
 
     Args:
-        on_ready: told the server's address (http://host:port) once it listens.
+        on_ready: called with the server's address (http://host:port) once it listens.
     """
     port = listener.getsockname()[1]
     server = make_server(service, access, grace=grace)

@@ -1,4 +1,4 @@
-"""The models that are served and what a request becomes before it reaches the engine."""
+"""The served models, and the preparation of requests for the engine."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from rescoldo.serve.text import TextStream
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all together, may ask for."""
+    """Limits on single requests and on all of them together."""
 
     body_bytes: int = 1 << 20
     context: int = 8192  # tokens of prompt and answer together
     max_tokens: int = 4096  # of one answer
     seconds: float = 600.0  # of one request, waiting included
-    rows: int = 8  # decoded together
-    waiting: int = 64  # beyond those
+    rows: int = 8  # decoded at the same time
+    waiting: int = 64  # queued in addition
 
 
 @dataclass
 class Answer:
-    """An answer while it comes. `reason` is there once it is complete."""
+    """An answer in progress. `reason` is set once it is complete."""
 
     prompt_tokens: int
     tokens: int = 0
@@ -69,22 +69,22 @@ class Service:
         )
 
     def _role_prefix(self) -> list[int]:
-        """The tokens that every prompt of the role begins with."""
+        """The tokens that all prompts of the role begin with."""
         try:
             asked = [self.role.messages({self.role.input: text}) for text in ("A", "b c")]
         except RescoldoError:
-            return []  # a prompt of more fields than one
+            return []  # the prompt uses more than one field
         one, other = (prompt_ids(messages, self.loaded.tokenizer) for messages in asked)
         return [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 
     def prepare(self, request: ChatRequest) -> tuple[list[int], Sampling]:
-        """Token ids of the prompt and how to sample.
+        """The prompt's token ids and the sampling settings.
 
         Raises:
-            RequestError: no such model, a conversation that its template refuses, more tokens than may be.
+            RequestError: there is no such model, the template refuses the conversation, or it has too many tokens.
         """
         if request.model not in self.models:
-            what = f"there is no model {request.model[:200]!r}; these are: {self.title}"
+            what = f"there is no model {request.model[:200]!r}: expected {self.title}"
             raise RequestError(404, what, code="model_not_found", param="model")
         try:
             prompt = prompt_ids([message.turn() for message in request.messages], self.loaded.tokenizer)
@@ -94,7 +94,7 @@ class Service:
         if room < 1 or not prompt:
             raise RequestError(
                 400,
-                f"the prompt has {len(prompt)} tokens; prompt and answer may have {self.limits.context} together",
+                f"the prompt has {len(prompt)} tokens: expected at most {self.limits.context} with the answer",
                 code="context_length_exceeded",
                 param="messages",
             )
@@ -109,8 +109,8 @@ class Service:
         )
 
     def constrain(self, request: ChatRequest) -> Constraint | None:
-        """What the request holds its answer to (response_format, structured_outputs, …). It may take a second: not for
-        the event loop.
+        """The constraint that the request asks for (response_format, structured_outputs, …). This can take a second, so
+        it must not run on the event loop.
 
         Raises:
             RequestError: the schema cannot be used.
@@ -122,7 +122,7 @@ class Service:
             raise RequestError(400, error.what[:500], code="invalid_schema", param=request.form) from None
 
     def start(self, request: ChatRequest, constraint: Constraint | None = None) -> Running:
-        """Hand a request to the engine.
+        """Submit a request to the engine.
 
         Raises:
             RequestError: see `prepare`; the queue is full; the server is stopping.
@@ -146,12 +146,12 @@ class Service:
         return Running(self, job, events, TextStream(self.loaded.tokenizer, request.stops), request.form)
 
     def fingerprint(self) -> str:
-        """What identifies the numbers: precision and adapter."""
+        """Identifies what the answers depend on: precision and adapter."""
         return f"{self.loaded.precision}-{self.loaded.adapter_sha256[:12] or 'base'}"
 
     @property
     def title(self) -> str:
-        """What is served, for people."""
+        """The served models, for people."""
         return ", ".join(self.models)
 
 
@@ -160,17 +160,17 @@ def _stopping() -> RequestError:
 
 
 class Running:
-    """A request that the engine works on."""
+    """A request in progress."""
 
     def __init__(
         self, service: Service, job: Job, events: asyncio.Queue[int | Reason], text: TextStream, form: str
     ) -> None:
-        """`form`: the request's field that says what the answer has to look like."""
+        """`form`: the request's field that requires a form of answer."""
         self._service, self._job, self._events, self._text, self._form = service, job, events, text, form
         self.answer = Answer(len(job.prompt))
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The answer's text as it comes.
+        """The answer's text, piece by piece.
 
         Raises:
             RequestError: it took too long, the engine failed, or the server stops.
@@ -188,7 +188,7 @@ class Running:
             elif event == "stopping":
                 raise _stopping()
             elif event == "constraint":
-                what = f"the answer cannot continue in the form that {self._form} asks for"
+                what = f"the answer cannot continue in the form that {self._form} requires"
                 raise RequestError(400, what, code="constraint_failed", param=self._form)
             elif event == "error":
                 raise RequestError(500, "the engine could not answer (memory?)", code="engine_error")
@@ -199,5 +199,5 @@ class Running:
                 yield piece
 
     def close(self) -> None:
-        """Stop the work on it."""
+        """Cancel the request."""
         self._service.scheduler.cancel(self._job.key)

@@ -1,4 +1,4 @@
-"""One answer at a time, as text that comes: what `rescoldo chat` does with the engine."""
+"""Single answers with streamed text, as `rescoldo chat` uses the engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its text, whether the model ended it by itself, its tokens, the seconds from question to end."""
+    """An answer: its text, whether the model ended it itself, its tokens, the seconds from question to end."""
 
     text: str
     ended: bool
@@ -41,9 +41,9 @@ def reply(
     """Answer a conversation.
 
     Args:
-        adapter: with the run's adapter; False: the base model alone.
-        grammar: what the answer is held to.
-        on_piece: told the text as it comes. KeyboardInterrupt in it, or between two tokens, ends the answer there.
+        adapter: use the run's adapter; False: the base model alone.
+        grammar: constrains the answer.
+        on_piece: called with each piece of the text. KeyboardInterrupt in it, or between two tokens, ends the answer.
 
     Raises:
         RescoldoError: the conversation is longer than the model's context, or its template refuses it.
@@ -52,7 +52,7 @@ def reply(
     room = loaded.model.config.max_positions - len(prompt)
     if room < 1:
         raise RescoldoError(
-            f"the conversation has {len(prompt)} tokens, the model's context {loaded.model.config.max_positions}",
+            f"the conversation has {len(prompt)} tokens: expected at most {loaded.model.config.max_positions}",
             fix="/reset begins a new one",
         )
     limited = Sampling(sampling.temperature, sampling.top_p, min(sampling.max_new_tokens, room), sampling.seed)
@@ -66,7 +66,7 @@ def reply(
         while len(decoder):
             (step,) = decoder.step()
             if step.error:
-                raise RescoldoError(f"the answer ends here: {step.error}", fix="ask without --constrained")
+                raise RescoldoError(f"the answer cannot continue: {step.error}", fix="ask without --constrained")
             ended = step.token is None
             piece = "" if step.token is None else stream.push(step.token)
             piece += stream.finish() if step.last else ""

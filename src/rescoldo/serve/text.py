@@ -1,36 +1,36 @@
-"""Tokens as text while they come: whole characters only, nothing behind a stop string."""
+"""Streamed tokens as text: only whole characters, and nothing after a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_LONGEST = 8  # tokens that one character may be spread over before it is taken as it is
+_LONGEST = 8  # maximum tokens of one character; after that many the text is emitted as it is
 _BROKEN = "�"
 
 
 class TextStream:
-    """The text of one answer, piece by piece. Together they are what tokenizer.decode makes of all tokens, cut off
-    before the first of the `stops`.
+    """The text of one answer, piece by piece. The pieces together are tokenizer.decode of all tokens, cut off before
+    the first of the `stops`.
 
     Attributes:
-        stopped: a stop string was found; what comes after is not part of the answer.
+        stopped: a stop string was found; later tokens are not part of the answer.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
         self._tokens: list[int] = []
-        self._begin = self._read = 0  # tokens from `begin` on are decoded again, up to `read` they were given out
+        self._begin = self._read = 0  # tokens from `begin` are decoded again; those before `read` were emitted
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Add a token; returns the text that is certain now, maybe none."""
+        """Add a token; returns the text that is now certain, possibly ""."""
         self._tokens.append(token)
         return self._give(self._new(final=len(self._tokens) - self._read > _LONGEST))
 
     def finish(self) -> str:
-        """The rest, when no token comes any more."""
+        """The remaining text after the last token."""
         text = self._give(self._new(final=True))
         if not self.stopped:
             text, self._held = text + self._held, ""
@@ -41,7 +41,8 @@ class TextStream:
         return text
 
     def _new(self, *, final: bool) -> str:
-        """What the newest tokens add. Decoded with the tokens before them: some tokenizers join them with blanks."""
+        """The text that the newest tokens add. They are decoded with the tokens before them, as some tokenizers join
+        tokens with blanks."""
         before = self._decode(self._tokens[self._begin : self._read])
         after = self._decode(self._tokens[self._begin :])
         if after.endswith(_BROKEN) and not final:

@@ -1,4 +1,4 @@
-"""Many runs on one base: which settings are best, by the role's metric, and what they cost."""
+"""Sweeps: many runs on one base model, to find the best settings by the role's metric, and their cost."""
 
 from __future__ import annotations
 

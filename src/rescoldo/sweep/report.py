@@ -1,4 +1,4 @@
-"""A sweep for people: the table, in Markdown and on the terminal, and the plot of score against cost."""
+"""A sweep's results: the table, in Markdown and on the terminal, and the plot of score against cost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def best_trials(trials: Sequence[Trial]) -> dict[str, Any]:
     """Names of the best trials.
 
     Returns:
-        by_score (of equal scores the lower loss, then the cheaper), by_loss, None where nothing is finished; and
-        front: those that no other beats in score without costing more seconds of training, cheapest first.
+        by_score (for equal scores the lower loss, then the cheaper one), by_loss; None if no trial has finished; and
+        front: the Pareto front, trials for which no cheaper one (in seconds of training) has at least their score,
+        cheapest first.
     """
     done = of_status(trials, "finished")
     if not done:
@@ -38,7 +39,7 @@ def best_trials(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, the best score first, what failed or is not finished last."""
+    """Header and rows of the table: the best score first, failed and unfinished trials last."""
     fields = list(document["space"])
     best = document["best"]
     trials = sorted(document["trials"], key=lambda trial: (-trial.get("score", -1.0), trial.get("val_loss", 0.0)))
@@ -65,10 +66,10 @@ def rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def write_report(document: Mapping[str, Any], output: Path) -> None:
-    """Write sweep.md and, where matplotlib is installed and a trial finished, sweep.png.
+    """Write sweep.md and, if matplotlib is installed and a trial has finished, sweep.png.
 
     Raises:
-        OSError: as the system says.
+        OSError: from the system.
     """
     head, table = rows(document)
     lines = ["# Sweep", "", *sentences(document), "", _line(head), _line(["---"] * len(head))]
@@ -83,7 +84,7 @@ def write_report(document: Mapping[str, Any], output: Path) -> None:
 
 
 def sentences(document: Mapping[str, Any]) -> list[str]:
-    """What came out, in words."""
+    """The results as sentences."""
     best, trials = document["best"], {trial["name"]: trial for trial in document["trials"]}
     if not best["by_score"]:
         return ["No trial is finished."]
@@ -103,7 +104,7 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
 
 
 def print_sweep(document: Mapping[str, Any], console: Console) -> None:
-    """The table and what came out of it."""
+    """Print the table and the results."""
     from rich.table import Table
 
     head, table = rows(document)
@@ -118,7 +119,7 @@ def print_sweep(document: Mapping[str, Any], console: Console) -> None:
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
-    """Score against training time: each trial, the front, the best by score and by loss.
+    """Plot the score against training time: each trial, the front, the best by score and by loss.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -138,7 +139,10 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         *_points([done[best["by_loss"]]]), s=220, facecolors="none", edgecolors="tab:green", label="lowest loss"
     )
     for k, (name, trial) in enumerate(sorted(done.items(), key=lambda item: item[1]["seconds"])):
-        label, above = name.removeprefix("trial-").lstrip("0"), k % 2 == 0  # neighbours' numbers apart
+        label, above = (
+            name.removeprefix("trial-").lstrip("0"),
+            k % 2 == 0,
+        )  # alternate sides, so that labels do not overlap
         point = trial["seconds"], 100 * trial["score"]
         axes.annotate(
             label,

@@ -1,7 +1,7 @@
-"""A sweep: trial after trial on one base in memory, each a whole run, scored by the role's metric.
+"""A sweep: trial after trial on one base in memory, each a complete run, scored by the role's metric.
 
-OUTPUT/sweep.json has everything that is known, written again after each step; OUTPUT/trial-001 and so on are runs like
-any other. Stopped half-way, the next call resumes the trial that was running.
+OUTPUT/sweep.json has all results and is rewritten after each step; OUTPUT/trial-001 and so on are normal runs. If a
+sweep is interrupted, the next call resumes the running trial.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a call of `sweep` ended: sweep.json's content, and the signal that stopped it (0: none)."""
+    """How a call of `sweep` ended: the content of sweep.json, and the signal that stopped it (0: none)."""
 
     document: dict[str, Any]
     signal: int = 0
 
 
 class _Inner(Reporter):
-    """A trial's own messages, indented. Of later trials' only progress and warnings are shown: their setup is the first
-    one's, and their results are the sweep's to tell."""
+    """Indents a trial's messages. Of later trials only progress and warnings are shown: their setup is the first one's,
+    and the sweep reports their results."""
 
     def __init__(self, outer: Reporter, *, first: bool) -> None:
         super().__init__(outer.console)
@@ -81,23 +81,24 @@ def sweep(
     """Start or resume a sweep in config.output.
 
     Args:
-        config: what all trials share; lora_alpha follows the rank (their ratio stays) unless it is given or gone over.
-        space: what the trials differ in.
-        trials: let Optuna choose so many; None: the whole grid.
-        limit: score only the first so many validation examples.
-        sampling: of the answers that are scored; the role's where not given.
-        force: start although the machine's checks fail.
-        retry: train again what has failed.
-        reporter, console: where words and the evaluation's progress go.
+        config: the settings of all trials; lora_alpha follows the rank (with a constant ratio) unless it is given or
+            varied.
+        space: the settings that vary.
+        trials: let Optuna choose this many trials; None: the whole grid.
+        limit: score only the first `limit` validation examples.
+        sampling: for the scored answers; by default the role's.
+        force: start even if the machine's checks fail.
+        retry: train failed trials again.
+        reporter, console: for messages and for the evaluation's progress.
         parts: engine and data modules (default: this package's).
 
     Raises:
-        RescoldoError: whatever the user can mend, among it a sweep of something else in config.output.
+        RescoldoError: whatever the user can fix, such as another sweep in config.output.
     """
     reporter = reporter or Reporter()
     check_paths(config)
     if trials is None:
-        grid(space)  # refuse ranges before anything is done
+        grid(space)  # refuses ranges before anything is done
     else:
         require_optuna()
     config, origin, notes = read_origin(config)
@@ -109,7 +110,7 @@ def sweep(
     settings = {"limit": limit, "sampling": asdict(sampling or role.sampling)}
     for params in extremes(space):
         if origin is not None:
-            origin.settings(_run_config(config, params), base)  # refuses what contradicts the adapter
+            origin.settings(_run_config(config, params), base)  # refuses values that contradict the adapter
         check_against_base(_run_config(config, params), base, frozenset(params))
     config = origin.settings(config, base) if origin else config
     now = _identity(config, space, role, base.fingerprint(), settings, origin)
@@ -137,16 +138,16 @@ class _Sweep:
     console: Console | None
     trials: int | None
     force: bool
-    said: bool = False  # what a trial says while it prepares
+    said: bool = False  # whether a trial has printed its setup
 
     def run(self, ratio: float | None, sampling: Sampling) -> SweepResult:
-        """Trial after trial until there is nothing left."""
+        """Run trial after trial until there is nothing left."""
         while trial := self._next():
             name, shown = trial["name"], ", ".join(f"{key}={value}" for key, value in trial["params"].items())
             self.reporter.say(f"{name} ({self._place()}): {shown}")
             signal = 0
             try:
-                with EndAtOnce():  # training has the say while it lasts
+                with EndAtOnce():  # training installs its own handlers inside
                     signal = self._train(trial, ratio)
                     if not signal:
                         self._score(trial, sampling)
@@ -154,7 +155,7 @@ class _Sweep:
                 signal = int(ended.signal)
             except RescoldoError as error:
                 if error.exit_code == EXIT_USAGE and trial["number"] == 1:
-                    self.document["trials"].remove(trial)  # what is wrong with the first is wrong with all
+                    self.document["trials"].remove(trial)  # a fault of the first trial is a fault of all
                     self._write()
                     raise
                 trial.update(status="failed", error=str(error))
@@ -200,7 +201,7 @@ class _Sweep:
         return _run_config(self.config, trial["params"], **more)
 
     def _train(self, trial: dict[str, Any], ratio: float | None) -> int:
-        """Train or resume the trial; returns the signal that stopped it, 0 if none."""
+        """Train or resume the trial; returns the signal that stopped it, 0 if none did."""
         inner = _Inner(self.reporter, first=not self.said)
         self.said = True
         result = train(self._config(trial, ratio), force=self.force, reporter=inner, parts=self.shared.parts())
@@ -252,7 +253,7 @@ class _Sweep:
 
 
 def _run_config(config: RunConfig, params: Mapping[str, Value], **more: Any) -> RunConfig:
-    """What all trials share, with one trial's values."""
+    """The common settings with one trial's values."""
     return RunConfig.model_validate({**config.model_dump(exclude_unset=True), **run_fields(params), **more})
 
 
@@ -264,7 +265,7 @@ def _identity(
     settings: Mapping[str, Any],
     origin: Origin | None,
 ) -> dict[str, Any]:
-    """What the trials have in common; a sweep with other common settings is another sweep."""
+    """The common settings of the trials; if they differ, it is another sweep."""
     free = (FREE | {"threads"}) - {"train_limit", "val_limit"}
     given = config.model_dump(mode="json", exclude_unset=True)
     return {
@@ -284,15 +285,15 @@ def _identity(
 def _open(
     config: RunConfig, now: dict[str, Any], settings: dict[str, Any], space: Space, trials: int | None
 ) -> dict[str, Any]:
-    """The sweep on the disk, if it is this one; else a new one.
+    """The sweep on disk if it has the same settings; a new one if there is none.
 
     Raises:
-        RescoldoError: another one is there.
+        RescoldoError: there is another one.
     """
     path: Path = config.output / FILE
     found = read_json(path)
     if path.exists() and (found is None or found.get("format") != FORMAT or not isinstance(found.get("trials"), list)):
-        raise RescoldoError("is no sweep that can be read", where=str(path), fix="pass another --output")
+        raise RescoldoError("is not a readable sweep", where=str(path), fix="pass another --output")
     wanted = {
         "format": FORMAT,
         "identity": now,
@@ -317,13 +318,13 @@ def _open(
 
 
 def _training_seconds(run: Path) -> float:
-    """What the optimizer steps took: the cost of the settings, without loading, evaluation and work that was lost."""
+    """The time of the optimizer steps: the settings' cost without loading, evaluation and lost work."""
     steps = {line["step"]: line["seconds"] for line in read_timings(run) if line.get("event") == "step"}
     return float(sum(steps.values()))
 
 
 def _ratio(config: RunConfig, space: Space, decoder: DecoderConfig) -> float | None:
-    """alpha / rank, to be kept while the rank changes; None where alpha is given, gone over, or the rank is not."""
+    """alpha / rank, to be kept while the rank varies; None if alpha is given or varied, or the rank is not varied."""
     if "lora_r" not in space or "lora_alpha" in space or "lora_alpha" in config.model_fields_set:
         return None
     in_force, _ = apply_preset(config, decoder)
@@ -331,7 +332,7 @@ def _ratio(config: RunConfig, space: Space, decoder: DecoderConfig) -> float | N
 
 
 def _precision(base: Any) -> str:
-    """The precision of all trials: chosen once, since a measurement may come out differently the next time."""
+    """The precision for all trials: chosen once, because another measurement might give another one."""
     from rescoldo.engine.auto import choose_precision
 
     return str(choose_precision(base.config, stored=base.stored_bytes()).precision)

@@ -1,4 +1,4 @@
-"""Which trial comes next: a function of the space, the seed and what has been tried, so that a sweep can be resumed."""
+"""The choice of the next trial: a function of the space, the seed and the history, so that a sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from rescoldo.extras import missing
 from rescoldo.sweep.space import Choice, Space, Value, grid
 
-ATTEMPTS = 50  # to find something that has not been tried
+ATTEMPTS = 50  # to find values that have not been tried
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One trial's values and its score; None: it failed."""
+    """One trial's values and score; None if it failed."""
 
     params: dict[str, Value]
     score: float | None
 
 
 def next_params(space: Space, history: Sequence[Tried], trials: int | None, seed: int) -> dict[str, Value] | None:
-    """The next trial's values; None when there is nothing left to try.
+    """The next trial's values; None if there is nothing left to try.
 
     Args:
-        trials: how many Optuna is to choose; None: the whole grid.
+        trials: number of trials that Optuna chooses; None: the whole grid.
 
     Raises:
-        RescoldoError: the space is no grid.
+        RescoldoError: the space is not a grid.
     """
     known = [tried.params for tried in history]
     if trials is None:
@@ -42,10 +42,10 @@ def next_params(space: Space, history: Sequence[Tried], trials: int | None, seed
 
 
 def require_optuna() -> None:
-    """Find out before anything is done.
+    """Check early that Optuna is installed.
 
     Raises:
-        RescoldoError: it is not installed.
+        RescoldoError: it is not.
     """
     try:
         import optuna  # noqa: F401
@@ -55,7 +55,8 @@ def require_optuna() -> None:
 
 
 def _suggest(space: Space, history: Sequence[Tried], seed: int) -> dict[str, Value]:
-    """What Optuna's TPE sampler suggests after this history. Its state is rebuilt each time: a trial costs minutes."""
+    """The suggestion of Optuna's TPE sampler after this history. Its state is rebuilt each time: a trial takes
+    minutes."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -83,7 +84,7 @@ def _suggest(space: Space, history: Sequence[Tried], seed: int) -> dict[str, Val
 
 
 def _contains(distribution: Any, value: Value) -> bool:
-    """Whether a trial from before the space was changed lies in it."""
+    """Whether a value is in a distribution: trials from before a change of the space may not be."""
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""What a sweep's runs have in common and keep in memory: the opened base, its frozen weights, the tokenized data."""
+"""What the runs of a sweep share in memory: the opened base, its frozen weights, the tokenized data."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Shared:
         self._datasets: dict[tuple[object, ...], Dataset] = {}
         self._model: LoraModel | None = None
         self._checked = False
-        self.loads = 0  # how often frozen weights were read
+        self.loads = 0  # number of times that frozen weights were loaded
 
     def parts(self) -> Parts:
-        """The same parts, reading each thing once; the machine is checked before the first run alone."""
+        """The same parts, with each input read once; the machine is checked only before the first run."""
         return replace(
             self._parts,
             open_base=self.open_base,
@@ -55,7 +55,7 @@ class Shared:
         return self._bases[spec]
 
     def trained(self, run: Path) -> Loaded:
-        """A finished run's adapter on the frozen weights in memory (which are loaded if no run of this process was)."""
+        """A finished run's adapter on the frozen weights in memory (loaded if no run of this process has done so)."""
         info = read_json(run / INFO_FILE) or {}
         adapter = read_adapter(run)
         base = self.open_base(str(info["base_model"]))
@@ -104,7 +104,8 @@ class Shared:
         frozen_state: dict[str, torch.Tensor] | None = None,
         on_progress: Any = None,
     ) -> Any:
-        """As LoraModel.load; the frozen weights are read once, and again for a run that was begun with others."""
+        """As LoraModel.load; the frozen weights are loaded once, and again for a resumed run with another
+        calibration."""
         model = self._model
         if model is not None and (frozen_state is None or _equal(model.frozen_state(), frozen_state)):
             if on_progress:
@@ -130,7 +131,7 @@ class Shared:
 
 
 def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
-    """A model with the same frozen weights, shared and not copied, and a fresh adapter; as LoraModel.load makes it."""
+    """A model that shares the frozen weights and has a new adapter, as LoraModel.load makes it."""
     from rescoldo.engine.lora import LoraGroup
     from rescoldo.engine.model import new_parameters
 
@@ -138,7 +139,7 @@ def with_adapter(model: LoraModel, lora: LoraConfig, seed: int) -> LoraModel:
     twin.lora, twin.parameters, twin.keep_layers = lora, new_parameters(model.config, lora, seed), None
 
     def fresh(old: LoraGroup) -> LoraGroup:
-        return LoraGroup(old.frozen, old.places, old.bias, lora, twin.parameters)
+        return LoraGroup(old.frozen, old.linears, old.bias, lora, twin.parameters)
 
     twin.layers = [
         layer.with_groups({site: fresh(group) for site, group in layer.groups.items()}) for layer in model.layers

@@ -1,4 +1,4 @@
-"""What a sweep goes through: for each field of a run a list of values, or a range."""
+"""The space of a sweep: for each varied field of a run a list of values, or a range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rescoldo.errors import RescoldoError
 from rescoldo.training.config import nearest, refusal
 
-# field → whether its values are whole numbers; None: text
+# field → whether its values are integers; None: text
 FIELDS: dict[str, bool | None] = {
     "lora_r": True,
     "lora_alpha": False,
@@ -34,14 +34,14 @@ Value = int | float | str
 
 @dataclass(frozen=True)
 class Choice:
-    """One of these values."""
+    """A list of values."""
 
     values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Anything from low to high, both included; `log`: small and large are equally likely."""
+    """All values from low to high, both included; `log`: uniform on a logarithmic scale."""
 
     low: float
     high: float
@@ -53,27 +53,27 @@ Space = Mapping[str, Choice | Range]
 
 
 def read_space(texts: Sequence[str]) -> dict[str, Choice | Range]:
-    """The space of `--over FIELD=VALUES` options.
+    """Parse `--over FIELD=VALUES` options.
 
-    VALUES are separated by commas ("4,8,16"; a set of targets is glued with plus signs: "q_proj+v_proj,all"), or a
+    VALUES are separated by commas ("4,8,16"; sets of targets are joined with plus signs: "q_proj+v_proj,all"), or a
     range "1e-4..3e-3".
 
     Raises:
-        RescoldoError: an unknown field, no values, or values that no run takes.
+        RescoldoError: an unknown field, no values, or values that are invalid for a run.
     """
     space: dict[str, Choice | Range] = {}
     for text in texts:
         name, equals, values = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in FIELDS or not equals:
-            what = f"there is no field {name[:40]!r} to go over{nearest(name, list(FIELDS))}" if equals else "no values"
+            what = f"there is no field {name[:40]!r} to vary{nearest(name, list(FIELDS))}" if equals else "no values"
             raise RescoldoError(what, where=f"--over {text}", fix=f"FIELD=VALUES with one of {', '.join(FIELDS)}")
         if name in space:
             raise RescoldoError("the field is repeated", where=f"--over {text}", fix="give all values in one")
         space[name] = _read_values(name, values, text)
     if not space:
         raise RescoldoError(
-            "there is nothing to go over", where="--over", fix="for example --over lora_r=4,8,16 --over lr=3e-4,1e-3"
+            "there is nothing to vary", where="--over", fix="for example --over lora_r=4,8,16 --over lr=3e-4,1e-3"
         )
     return space
 
@@ -83,7 +83,7 @@ def _read_values(name: str, text: str, option: str) -> Choice | Range:
     low, dots, high = text.partition("..")
     if dots:
         if whole is None:
-            raise RescoldoError("has no order, so there is no range of it", where=f"--over {option}", fix="list it")
+            raise RescoldoError("has no order: expected a list of values", where=f"--over {option}", fix="list them")
         ends = _number(low, whole, option), _number(high, whole, option)
         _check(name, ends, option)
         if not ends[0] < ends[1]:
@@ -108,7 +108,7 @@ def _number(text: str, whole: bool, option: str) -> int | float:
 
 
 def _check(name: str, values: Sequence[Value], option: str) -> None:
-    """Refuse what no run takes, before the first one is started."""
+    """Refuse values that are invalid for a run, before the first one is started."""
     for value in values:
         why = refusal(name, run_fields({name: value})[name])
         if why:
@@ -116,14 +116,14 @@ def _check(name: str, values: Sequence[Value], option: str) -> None:
 
 
 def extremes(space: Space) -> Iterator[dict[str, Value]]:
-    """Each value of each field by itself; of a range its ends."""
+    """Each value of each field by itself; for ranges both ends."""
     for name, part in space.items():
         for value in part.values if isinstance(part, Choice) else (part.low, part.high):
             yield {name: int(value) if isinstance(part, Range) and part.whole else value}
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:
-    """Every combination, the last field changing fastest.
+    """All combinations, with the last field changing fastest.
 
     Raises:
         RescoldoError: there are ranges, or more than MAX_GRID combinations.
@@ -137,7 +137,7 @@ def grid(space: Space) -> Iterator[dict[str, Value]]:
         size *= len(part.values)
     if size > MAX_GRID:
         raise RescoldoError(
-            f"{size} combinations are more than {MAX_GRID}", where="--over", fix="--trials N takes some"
+            f"{size} combinations: expected at most {MAX_GRID}", where="--over", fix="--trials N takes some"
         )
     lists = [part.values for part in space.values() if isinstance(part, Choice)]
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*lists))

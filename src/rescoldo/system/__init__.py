@@ -1,2 +1,2 @@
-"""What the machine is and has: processor, memory, clock, cgroup limits, causes of slowness. Imports nothing else of the
-package but errors, files and units."""
+"""The machine: processor, memory, clock, cgroup limits, causes of slowness. Of this package it imports only errors,
+files and units."""

@@ -1,4 +1,4 @@
-"""Keeping the machine from going to sleep while a run works, where the system has a way."""
+"""Keeping the machine from going to sleep during a run, if the system supports it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-POWER_STATES = Path("/sys/power/state")  # Linux: what the kernel can do, "" in most containers and virtual machines
-ANSWER_SECONDS = 0.4  # an inhibitor that cannot work ends at once
+POWER_STATES = Path("/sys/power/state")  # Linux: supported states; empty in most containers and virtual machines
+ANSWER_SECONDS = 0.4  # an inhibitor that does not work exits within this time
 
 
 def can_suspend() -> bool:
-    """Whether the system can put this machine to sleep; True where it does not say."""
+    """Whether the system can suspend this machine; True if it does not say."""
     try:
         states = POWER_STATES.read_text(encoding="ascii").split()
     except (OSError, ValueError):  # not Linux
@@ -33,11 +33,11 @@ def inhibitor() -> list[str]:
 
 
 def start_inhibitor() -> subprocess.Popen[bytes] | None:
-    """A running inhibitor, None if the system has none that works (a container, no login manager)."""
+    """A running inhibitor; None if none works (a container, no login manager)."""
     command = inhibitor()
     if not command:
         return None
-    try:  # own session: a Ctrl-C for the run is not for it. Its input is a pipe that closes when we die.
+    try:  # in its own session, so that Ctrl-C does not reach it; its input is a pipe that closes when we die
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -57,7 +57,7 @@ def start_inhibitor() -> subprocess.Popen[bytes] | None:
 
 
 def stop_inhibitor(process: subprocess.Popen[bytes] | None) -> None:
-    """Let the machine sleep again."""
+    """Stop the inhibitor, so that the machine may sleep again."""
     if process is None:
         return
     with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def stop_inhibitor(process: subprocess.Popen[bytes] | None) -> None:
 
 @contextlib.contextmanager
 def awake() -> Iterator[bool]:
-    """Hold off sleep inside the block; yields whether that worked."""
+    """Prevents sleep inside the block; yields whether that works."""
     process = start_inhibitor()
     try:
         yield process is not None

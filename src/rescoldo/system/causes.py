@@ -1,4 +1,4 @@
-"""Why a step took longer than it should: what else happened on the machine meanwhile."""
+"""Causes of a slow step: what else happened on the machine during it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import psutil
 from rescoldo.invocation import program
 from rescoldo.system.cgroup import available_threads, cpu_quota, throttled_seconds
 
-OTHERS_CORES = 0.25  # cores' worth of other processes that are worth naming
+OTHERS_CORES = 0.25  # minimum CPU use of other processes, in cores, to report them
 STEAL_SHARE = 0.05
 THROTTLED_SHARE = 0.03
 SWAP_BYTES_A_SECOND = 1_000_000
 MAJOR_FAULTS_A_SECOND = 50
-SLOW_CLOCK = 0.75  # of the fastest clock seen
-LOOK_SECONDS = 0.3  # for finding out which process it is
+SLOW_CLOCK = 0.75  # fraction of the fastest clock seen
+LOOK_SECONDS = 0.3  # time for finding the busiest process
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Counters at one moment; the difference of two tells what happened between. Seconds, bytes, MHz."""
+    """Counters at one moment; two of them are compared. Seconds, bytes, MHz."""
 
     at: float
     busy: float  # CPU time of the whole machine
     own: float  # CPU time of this process
-    steal: float  # CPU time that the hypervisor gave to others
+    steal: float  # CPU time that the hypervisor gave to other machines
     throttled: float
     swapped: int
     major_faults: int
@@ -36,11 +36,11 @@ class Snapshot:
 
 
 def snapshot() -> Snapshot:
-    """The counters now."""
+    """The current counters."""
     cpu, swap, frequency = psutil.cpu_times(), psutil.swap_memory(), _frequency()
     idle = cpu.idle + getattr(cpu, "iowait", 0.0)
     steal = getattr(cpu, "steal", 0.0)
-    guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted in user time too
+    guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # included in user time too
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return Snapshot(
         time.monotonic(),
@@ -64,7 +64,7 @@ def _frequency() -> float | None:
 
 @dataclass(frozen=True)
 class Cause:
-    """One likely reason, and what to do about it."""
+    """One likely cause, and what to do about it."""
 
     kind: str
     what: str
@@ -72,7 +72,7 @@ class Cause:
 
 
 def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None) -> list[Cause]:
-    """What between the two snapshots can have slowed this process, the likeliest first; [] if nothing is seen."""
+    """Likely causes of slowness between the two snapshots, the likeliest first; [] if none is found."""
     seconds = max(1e-3, after.at - before.at)
     cores = psutil.cpu_count() or 1
     others = (after.busy - before.busy - (after.own - before.own)) / seconds
@@ -80,16 +80,16 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
     throttled, quota = (after.throttled - before.throttled) / seconds, cpu_quota()
     if throttled > THROTTLED_SHARE:
         worth = "" if quota is None else f" of {quota:g} cores"
-        what = f"the CPU quota{worth} held this process back ({throttled:.0%} of the time)"
-        remedy = f"raise the quota; with the one there is, --threads {available_threads()} is quickest"
+        what = f"the CPU quota{worth} throttled this process ({throttled:.0%} of the time)"
+        remedy = f"raise the quota; with the present one --threads {available_threads()} is fastest"
         found.append(Cause("quota", what, remedy))
-    spare = 0.0 if quota is None else max(0.0, cores - quota)  # cores that are not for this process anyway
+    spare = 0.0 if quota is None else max(0.0, cores - quota)  # cores that this process cannot use anyway
     if others > spare + OTHERS_CORES:
         found.append(
             Cause(
                 "other processes",
                 f"other processes use {others:.1f} of {cores} cores{busiest()}",
-                f"end them or wait for them; `{program()} train --threads N`, N below the cores, leaves them room",
+                f"end them or wait for them; `{program()} train --threads N`, N below the cores, leaves some to them",
             )
         )
     if (after.steal - before.steal) / seconds > STEAL_SHARE * cores:
@@ -102,14 +102,14 @@ def causes(before: Snapshot, after: Snapshot, fastest_clock: float | None = None
         remedy = "end other programs, or start over with --restart and --quantization int8 or nf4"
         found.append(Cause("swapping", "memory is short: pages are read back from the disk", remedy))
     if fastest_clock and after.clock and after.clock < SLOW_CLOCK * fastest_clock:
-        what = f"the CPU's clock is at {after.clock:.0f} MHz, it was at {fastest_clock:.0f} MHz"
+        what = f"the CPU's clock is at {after.clock:.0f} MHz, down from {fastest_clock:.0f} MHz"
         remedy = "it is too hot, on battery or in a power-saving mode: cool it, plug it in, check the governor"
         found.append(Cause("clock", what, remedy))
     return found
 
 
 def busiest() -> str:
-    """' (most of it: NAME, pid N)' for the busiest other process just now, '' if none stands out."""
+    """' (most of it: NAME, pid N)' for the currently busiest other process; '' if none is busy."""
     before = {process.pid: _cpu(process) for process in psutil.process_iter()}
     time.sleep(LOOK_SECONDS)
     best, name, pid = 0.1 * LOOK_SECONDS, "", 0

@@ -1,4 +1,4 @@
-"""What the container (control group, versions 1 and 2) allows this process, and what it has done to it."""
+"""Limits of this process's container (control groups, versions 1 and 2), and events in it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2⁶³
 
 
 def memory_limit() -> int | None:
-    """Bytes that the tightest group around this process may hold; None without a limit."""
+    """The tightest memory limit of the groups around this process, in bytes; None without a limit."""
     found = [_number(folder / name) for folder, name in _files("memory.max", "memory.limit_in_bytes")]
     limits = [limit for limit in found if limit is not None and limit < UNLIMITED]
     return min(limits) if limits else None
 
 
 def memory_left() -> int | None:
-    """Bytes until the tightest limit, page cache that can be dropped counted as free; None without a limit."""
+    """Bytes left until the tightest limit, counting reclaimable page cache as free; None without a limit."""
     left = []
     for folder, name in _files("memory.max", "memory.limit_in_bytes"):
         limit = _number(folder / name)
@@ -33,7 +33,7 @@ def memory_left() -> int | None:
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed for memory so far: in the group where it counts, and on the machine."""
+    """The number of OOM kills so far: in the group if it counts them, and on the machine."""
     group = [
         _field(folder / name, "oom_kill") for folder, name in _files("memory.events", "memory.oom_control") if folder
     ]
@@ -41,7 +41,7 @@ def oom_kills() -> int:
 
 
 def throttled_seconds() -> float:
-    """Seconds for which a CPU quota has held this group back so far; 0 where that is not told."""
+    """Seconds for which a CPU quota has throttled this group so far; 0 if that is not reported."""
     seconds = [0.0]
     for folder, name in _files("cpu.stat", "cpu.stat"):
         seconds += [_field(folder / name, "throttled_usec") / 1e6, _field(folder / name, "throttled_time") / 1e9]
@@ -49,21 +49,22 @@ def throttled_seconds() -> float:
 
 
 def available_threads() -> int:
-    """Threads that can run at the same time in this process: CPU affinity and the tightest CPU quota counted."""
+    """The number of threads that can run at the same time in this process, by CPU affinity and CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def hold_libraries_to_quota() -> None:
-    """Let OpenMP and BLAS start as many threads as a CPU quota is worth, where there is one and the user has not said
-    how many. More of them would use up the quota early in each period and then all wait. Before torch is imported."""
+    """Limit the threads of OpenMP and BLAS to the CPU quota, if there is one and the user has not set their number.
+    With more threads, they would use up the quota early in each period and then all wait. Call before torch is
+    imported."""
     if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(available_threads()))
 
 
 def cpu_quota() -> float | None:
-    """Cores that the tightest quota of this process's group and those around it is worth, None without a quota."""
+    """The tightest CPU quota of this process's groups, in cores; None without a quota."""
     quotas = []
     for folder, name in _files("cpu.max", "cpu.cfs_quota_us"):
         try:
@@ -80,8 +81,8 @@ def cpu_quota() -> float | None:
 
 
 def _files(new: str, old: str) -> Iterator[tuple[Path, str]]:
-    """(folder, file name) of this process's groups and those around them where the file exists; `new` is version 2's
-    name, `old` version 1's."""
+    """(folder, file name) for each of this process's groups, up to the root, that has the file; `new` is its name in
+    version 2, `old` in version 1."""
     kind = "cpu" if old.startswith("cpu") else "memory"
     try:
         lines = OWN.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -109,12 +110,12 @@ def _files(new: str, old: str) -> Iterator[tuple[Path, str]]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # "max" too
+    except (OSError, ValueError):  # including the value "max"
         return None
 
 
 def _field(path: Path, *names: str) -> int:
-    """The value of the last of `names` in a file of "name value" lines, 0 if it is not there."""
+    """The value of the last of `names` in a file of "name value" lines; 0 if it is missing."""
     value = 0
     try:
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():

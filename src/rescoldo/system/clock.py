@@ -1,12 +1,12 @@
-"""Time in which a run could work: what passed while the machine slept or the process was stopped does not count."""
+"""A clock for working time: time in which the machine slept or the process was stopped does not count."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-STOPPED_AFTER = 5.0  # seconds without a sign of life of any thread, and hardly any CPU time: the process was stopped
-BUSY_SHARE = 0.2  # of the gap in CPU time from which on it was not a stop
+STOPPED_AFTER = 5.0  # a longer gap with hardly any CPU time means that the process was stopped
+BUSY_SHARE = 0.2  # with at least this fraction of the gap in CPU time it was busy, not stopped
 
 
 def asleep_seconds() -> float:
@@ -17,12 +17,12 @@ def asleep_seconds() -> float:
 
 
 class WorkClock:
-    """A monotonic clock that stands still while the process was stopped (SIGSTOP, a frozen container or virtual
-    machine) or the machine slept. A thread must call `now` at least every second: only a gap between its calls tells
-    a stopped process from one that computes.
+    """A monotonic clock that pauses while the process is stopped (SIGSTOP, a frozen container or virtual machine) or
+    the machine sleeps. A thread must call `now` at least every second, because only gaps between its calls distinguish
+    a stopped process from a busy one.
 
     Attributes:
-        stopped: seconds for which the process stood still.
+        stopped: seconds for which the process was stopped.
         suspended: seconds for which the machine slept.
     """
 
@@ -35,7 +35,7 @@ class WorkClock:
         self.suspended = 0.0
 
     def now(self) -> float:
-        """Seconds on this clock; only differences mean anything."""
+        """Seconds on this clock; only differences are meaningful."""
         with self._lock:
             monotonic, cpu, asleep = time.monotonic(), time.process_time(), asleep_seconds()
             gap = monotonic - self._last
@@ -45,4 +45,4 @@ class WorkClock:
                 self.suspended += asleep - self._asleep
                 self._asleep = asleep
             self._last, self._cpu = monotonic, cpu
-            return monotonic - self.stopped  # the monotonic clock itself stands still while the machine sleeps
+            return monotonic - self.stopped  # the monotonic clock itself pauses while the machine sleeps

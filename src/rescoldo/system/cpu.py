@@ -1,4 +1,4 @@
-"""What this machine's processor is and can do, as far as the system says."""
+"""The processor's name and features, as reported by the system."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CPUINFO = Path("/proc/cpuinfo")  # Linux
 
 @cache
 def _lines() -> list[str]:
-    """/proc/cpuinfo, or what macOS says in its words; [] where the system does not tell."""
+    """/proc/cpuinfo, or the equivalent from macOS; [] if the system has neither."""
     try:
         return CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return _macos() if platform.system() == "Darwin" else []
 
 
-# Linux's name of a feature, macOS's: of Intel's CPUs and of Apple's
+# the feature's name in Linux; in macOS on Intel's CPUs, and on Apple's
 _SYSCTL = {
     "avx2": "hw.optional.avx2_0",
     "fma": "hw.optional.fma",
@@ -36,7 +36,7 @@ _SYSCTL = {
 
 
 def _macos() -> list[str]:
-    """The model and the features that `sysctl` tells, as lines of /proc/cpuinfo."""
+    """The model and the features from `sysctl`, as lines of /proc/cpuinfo."""
     try:
         said = subprocess.run(
             [shutil.which("sysctl") or "/usr/sbin/sysctl", "machdep.cpu", "hw.optional"],
@@ -47,7 +47,7 @@ def _macos() -> list[str]:
     values = dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
     features = {name for name, key in _SYSCTL.items() if values.get(key, "").strip() == "1"}
     if platform.machine() == "arm64":
-        features |= {"asimd", "asimddp"}  # every Mac with Apple's CPU; macOS 11 does not say so
+        features |= {"asimd", "asimddp"}  # all of Apple's CPUs have them; macOS 11 does not report it
     elif "AVX512VNNI" in values.get("machdep.cpu.leaf7_features", "").split():
         features.add("avx512_vnni")
     return [
@@ -59,7 +59,7 @@ def _macos() -> list[str]:
 
 @cache
 def identity() -> str:
-    """The processor's model and instruction sets: what compiled code and measurements depend on."""
+    """The processor's model and features, which compiled code and measurements depend on."""
     known = sorted({line for line in _lines() if line.startswith(("flags", "model name", "Features"))})
     return "\n".join(known) if _lines() else platform.processor() + platform.machine()
 
@@ -73,21 +73,22 @@ def model() -> str:
 
 
 def vendor() -> str:
-    """Who made the processor, in /proc/cpuinfo's words; "" where the system does not tell."""
+    """The processor's vendor, as in /proc/cpuinfo; "" if the system does not report it."""
     for line in _lines():
         if line.startswith("vendor_id") and ":" in line:
             return line.split(":", 1)[1].strip()
     return ""
 
 
-# of <asm/hwcap.h>: word of the auxiliary vector, bit
+# from <asm/hwcap.h>: word of the auxiliary vector, bit
 _HWCAP = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13), "bf16": (26, 14)}
 
 
 def instructions() -> frozenset[str]:
-    """The CPU's features in /proc/cpuinfo's words; empty where the system does not tell.
+    """The CPU's features, named as in /proc/cpuinfo; empty if the system does not report them.
 
-    On ARM Linux those of _HWCAP, as the kernel tells this process: under emulation /proc/cpuinfo is the host's.
+    On ARM Linux they come from _HWCAP, as the kernel reports them to this process: under emulation /proc/cpuinfo is the
+    host's.
     """
     if platform.system() == "Linux" and platform.machine() == "aarch64":
         getauxval = ctypes.CDLL(None).getauxval
@@ -101,7 +102,7 @@ def instructions() -> frozenset[str]:
 
 @cache
 def fast_bf16() -> bool:
-    """Whether bfloat16 products have instructions of their own. False only where they surely have not: PyTorch emulates
-    them there at a fraction of float32's speed."""
+    """Whether there are instructions for bfloat16 products. False only if there certainly are none: PyTorch then
+    emulates them at a fraction of float32's speed."""
     words = set(identity().split())
     return not ("avx2" in words and not words & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})

@@ -1,4 +1,4 @@
-"""Memory that this process may take, within the machine's, the container's and the user's limits."""
+"""Memory available to this process within the limits of machine, container and user."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rescoldo.errors import EXIT_FAILURE, RescoldoError
 from rescoldo.system.cgroup import memory_left, memory_limit
 from rescoldo.units import gigabytes
 
-LOW_SHARE = 0.04  # of the memory there is: below this the kernel may kill at any moment
+LOW_SHARE = 0.04  # fraction of the total; below it the kernel may kill processes at any time
 LOW_BYTES = 200_000_000
 
 
 def memory_total() -> int:
-    """Bytes that processes here may hold together: the machine's memory, or the container's limit."""
+    """The bytes that processes here can use together: the machine's memory, or the container's limit."""
     total = int(psutil.virtual_memory().total)
     return min(total, memory_limit() or total)
 
 
-_ceiling: int | None = None  # of this process, by the user's will
+_ceiling: int | None = None  # for this process, set by the user
 
 
 def limit_process(gigabytes: float | None) -> None:
-    """From now on memory_available counts as if this process could grow to so many GB (10⁹ bytes) only; None: no bound.
-    Mapped files count, as in what the system shows of a process."""
+    """Make memory_available behave as if this process could grow to this size at most (10⁹ bytes); None: no limit.
+    Mapped files count, as in the process's resident size."""
     global _ceiling
     _ceiling = None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def memory_available() -> int:
-    """Bytes that this process may still take without swapping, within the container's limit and the user's."""
+    """The bytes that this process can still allocate without swapping, within the container's limit and the user's."""
     available, left = int(psutil.virtual_memory().available), memory_left()
     if _ceiling is not None:
         available = min(available, _ceiling - int(psutil.Process().memory_info().rss))
@@ -41,13 +41,13 @@ def memory_available() -> int:
 
 
 def low_mark() -> int:
-    """Free bytes below which memory counts as running out."""
+    """Free bytes below which memory is considered low."""
     return int(max(LOW_SHARE * memory_total(), min(LOW_BYTES, 0.2 * memory_total())))
 
 
 def own_memory() -> int:
-    """Bytes that this process holds for itself. Pages of mapped files (the base model's) do not count: the system
-    takes them back when it needs room."""
+    """The bytes that this process holds privately. Pages of mapped files (the base model's) do not count, because the
+    system can reclaim them."""
     try:
         with open("/proc/self/status", "rb") as file:
             lines = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
@@ -56,7 +56,7 @@ def own_memory() -> int:
         return int(psutil.Process().memory_info().rss)
 
 
-# what PyTorch's allocator, C++, the dynamic loader and the thread library say
+# texts of PyTorch's allocator, C++, the dynamic loader and the thread library
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "not enough memory",
@@ -69,7 +69,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that there was no memory left, whatever raised it."""
+    """Whether an exception means that memory has run out, whatever raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError | ImportError | OSError) and any(
@@ -79,7 +79,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_errors_in_words() -> Iterator[None]:
-    """Inside, running out of memory is a RescoldoError that says what holds the memory back."""
+    """Turns out-of-memory errors inside the block into a RescoldoError that names the limit."""
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
@@ -96,7 +96,7 @@ def memory_errors_in_words() -> Iterator[None]:
 
 
 def _address_space() -> int | None:
-    """The bytes of address space that this process may map, None without a limit."""
+    """The limit of this process's address space in bytes; None without one."""
     try:
         import resource
     except ImportError:

@@ -1,1 +1,1 @@
-"""Fine-tuning: `start.train(RunConfig(...), parts)` is the process that trains; `rescoldo.train` is the short form."""
+"""Fine-tuning: `start.train(RunConfig(...), parts)` runs the training; `rescoldo.train` is its short form."""

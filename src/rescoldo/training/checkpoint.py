@@ -1,15 +1,15 @@
-"""Checkpoints: all that a run needs to resume as if nothing had happened.
+"""Checkpoints: everything that a run needs to resume without any difference in the result.
 
-A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It appears under its name
-only when all of it is on the disk. Names sort by position:
+A checkpoint is a directory of safetensors files and a manifest.json with the SHA-256 of each. It gets its name only
+when it is completely on disk. Names sort by position:
 
     checkpoint-0-eval-4       nothing trained, 4 validation examples evaluated
     checkpoint-57-rolling     after 57 micro-batches, in the middle of an epoch
     checkpoint-98-eval-4      epoch trained, 4 validation examples evaluated
-    checkpoint-98             epoch trained and evaluated; these stay
+    checkpoint-98             epoch trained and evaluated; these are kept
 
-What it does not hold: the base model (identified by its hash), random number generators (there are none: order, dropout
-and initial weights are functions of seed and position), times (those are in timings.jsonl).
+It does not contain the base model (which is identified by its hash), random number generators (there are none: order,
+dropout and initial weights are functions of seed and position), or times (these are in timings.jsonl).
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ class EpochLosses:
 
 @dataclass
 class Position:
-    """Where a run stands and what it has summed up. Everything here is a function of config, data and base model.
+    """The position of a run, with its running sums. Everything here is a function of config, data and base model.
 
     Attributes:
         epoch: the epoch being trained or evaluated, from 0.
-        step: optimizer steps done.
-        batches: micro-batches done (the N of checkpoint-N).
-        micro: micro-batches done within the unfinished optimizer step.
-        step_nats: loss summed over those.
-        epoch_nats, epoch_targets: summed loss and the targets' summed weight of this epoch so far.
-        baseline: summed loss, the targets' summed weight and the objective's figures of each validation example
-            evaluated before the training so far; stays empty in runs that an older version has begun.
-        evaluated: the same of each validation example evaluated in this epoch so far.
-        tokens, targets: processed in training so far, prompts included / loss tokens alone.
+        step: finished optimizer steps.
+        batches: finished micro-batches (the N of checkpoint-N).
+        micro: finished micro-batches of the current optimizer step.
+        step_nats: their summed loss.
+        epoch_nats, epoch_targets: summed loss and summed target weight of this epoch so far.
+        baseline: summed loss, summed target weight and the objective's figures for each validation example evaluated
+            before training so far; stays empty in runs started with an older version.
+        evaluated: the same for each validation example evaluated in this epoch so far.
+        tokens, targets: trained on so far, prompts included / only tokens with a loss.
         losses: of each finished epoch.
         best_epoch: from 1; 0 before the first evaluation.
-        stopped_early: early stopping ended the training.
-        reference: log-probability (nats) of each sequence that the objective compares with the model as it was before
-            the training, of the training examples, then of the validation examples, as far as measured.
+        stopped_early: early stopping has ended the training.
+        reference: log-probability (nats) of each sequence under the model before training, which the objective uses as
+            reference: first of the training examples, then of the validation examples, as far as measured.
     """
 
     epoch: int = 0
@@ -87,13 +87,13 @@ class Position:
 
     @property
     def loss_before(self) -> float | None:
-        """Mean validation loss per target token before the training, None where it was not measured."""
+        """Mean validation loss per target token before training; None if it was not measured."""
         return mean_loss(self.baseline) if self.baseline else None
 
 
 @dataclass
 class Checkpoint:
-    """What is written and read back, bit for bit."""
+    """The content of a checkpoint; reading returns exactly what was written."""
 
     position: Position
     identity: dict[str, Any]
@@ -115,10 +115,10 @@ class Checkpoint:
 
 
 def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, keep: int) -> Path:
-    """Write atomically, then remove all but the newest `keep` checkpoints that are not an epoch's end.
+    """Write atomically, then remove all but the newest `keep` checkpoints that are not at an epoch's end.
 
     Raises:
-        OSError: disk full or similar; what was there before is untouched and nothing half-written is left.
+        OSError: the disk is full or similar; existing checkpoints are unchanged, and nothing incomplete is left.
     """
     target = output / checkpoint.name(epoch_end)
     temporary = output / f".{target.name}.tmp"
@@ -140,7 +140,7 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, k
         _write(temporary / SEAL, (_write(temporary / MANIFEST, text.encode()) + "\n").encode())
         sync_directory(temporary)
         if target.exists():
-            shutil.rmtree(target)  # the same position again, and so the same content
+            shutil.rmtree(target)  # the same position, and so the same content
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,14 +151,14 @@ def write_checkpoint(output: Path, checkpoint: Checkpoint, *, epoch_end: bool, k
 
 
 def prune(output: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints that are not an epoch's end."""
+    """Remove all but the newest `keep` checkpoints that are not at an epoch's end."""
     between = [path for path in list_checkpoints(output) if (order(path) or (0, 0.0))[1] != float("inf")]
     for path in between[keep:]:
         _remove(path)
 
 
 def clean(output: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove incomplete files of a killed process."""
     for path in output.glob(".checkpoint-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
     for path in output.glob(".*.tmp"):
@@ -167,7 +167,7 @@ def clean(output: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that a kill in between leaves no half of it under its name."""
+    """Remove a checkpoint in such a way that a kill leaves no incomplete checkpoint with a valid name."""
     doomed = path.with_name(f".{path.name}.tmp")
     with contextlib.suppress(OSError):
         shutil.rmtree(doomed, ignore_errors=True)
@@ -176,7 +176,7 @@ def _remove(path: Path) -> None:
 
 
 def mean_loss(evaluated: Sequence[tuple[float, ...]]) -> float:
-    """The mean loss of evaluated examples; the first two figures of each are its summed loss and what it counts."""
+    """The mean loss of evaluated examples; the first two values of each are its summed loss and its weight."""
     return sum(row[0] for row in evaluated) / sum(row[1] for row in evaluated)
 
 
@@ -188,7 +188,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        ValueError: damaged; the message says in what.
+        ValueError: it is damaged; the message says where.
     """
     try:
         if (path / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
@@ -198,7 +198,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("its manifest does not match its hash")
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
-            raise ValueError(f"it has format {manifest['format']}, this version reads {FORMAT}")
+            raise ValueError(f"it has format {manifest['format']}: expected {FORMAT}")
         for name, hexdigest in manifest["files"].items():
             if sha256(path / Path(name).name) != hexdigest:
                 raise ValueError(f"{name} does not match its hash")
@@ -214,7 +214,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         metrics = (path / METRICS).read_text(encoding="utf-8")
         return Checkpoint(position, manifest["identity"], metrics, **tensors)
     except ValueError:
-        raise  # JSON and UTF-8 errors are ValueErrors too
+        raise  # JSON and UTF-8 errors are ValueErrors as well
     except OSError as error:
         raise ValueError(f"{Path(error.filename or path).name} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
@@ -222,14 +222,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 class UnresumableError(RescoldoError):
-    """What lies in the output directory cannot be resumed: another run, another version's, or damaged."""
+    """The content of the output directory cannot be resumed: another run, another version's, or damaged."""
 
 
 def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Path] | None:
-    """The newest checkpoint that is whole. Damaged ones are named through `warn` and put aside.
+    """The newest valid checkpoint. Damaged ones are reported through `warn` and renamed.
 
     Raises:
-        UnresumableError: there are checkpoints, and none is whole.
+        UnresumableError: there are checkpoints, but none is valid.
     """
     paths = list_checkpoints(output)
     damaged: list[Path] = []
@@ -246,7 +246,7 @@ def read_latest(output: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, 
             with contextlib.suppress(OSError):
                 os.rename(bad, aside)
         if damaged:
-            warn(f"resuming from {path.name}, the last good one; the damaged are kept as damaged-checkpoint-…")
+            warn(f"resuming from {path.name}, the last good one; damaged ones are kept as damaged-checkpoint-…")
         return checkpoint, path
     if not paths:
         return None
@@ -263,12 +263,12 @@ def _serialise(tensors: Tensors) -> bytes:
 
 
 def _deserialise(data: bytes) -> Tensors:
-    # clone: the tensors lie in `data` at odd addresses, and BLAS sums in another order there than in aligned memory
+    # clone: the tensors in `data` are unaligned, for which BLAS sums in another order than for aligned memory
     return {key: tensor.clone() for key, tensor in safetensors.torch.load(data).items()}
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Write through to the disk; return the content's SHA-256."""
+    """Write a file durably; return the content's SHA-256."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

@@ -1,4 +1,4 @@
-"""What a training run is told: one set of fields for flags, config file and Python, each with its allowed range."""
+"""The settings of a training run: one set of fields for flags, config file and Python, each with its allowed range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rescoldo.allowed import number, refused
-from rescoldo.data.teaching import Beside, Teaching, beside
+from rescoldo.data.teaching import ExtraText, Teaching, extra_text
 from rescoldo.engine.config import ALL_LINEARS, LINEARS
 from rescoldo.engine.kinds import KINDS, PLAIN
 from rescoldo.engine.precisions import ALLOWED, AUTO, PRECISIONS, canonical
@@ -24,7 +24,7 @@ from rescoldo.names import ObjectiveName, similar
 MAX_CONFIG_BYTES = 1 << 20
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGET_GROUPS = {"attention": ATTENTION, "mlp": ("gate_proj", "up_proj", "down_proj"), "all": LINEARS}
-BUILT_IN = "tensorboard"  # the tracker whose files are written here
+BUILT_IN = "tensorboard"  # the tracker whose files this program writes itself
 TRACKERS = (BUILT_IN, "wandb", "mlflow")
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -32,13 +32,13 @@ Preset = Literal["tuned", "original"]
 
 
 def _field(default: Any, description: str, allowed: str = "", **limits: Any) -> Any:
-    """A field whose error messages can say what is allowed: `allowed`, or for numbers `limits` in words."""
+    """A field with a description of its allowed values for error messages: `allowed`, or for numbers from `limits`."""
     return Field(default, description=description, json_schema_extra={"allowed": allowed}, **limits)
 
 
 class RunConfig(BaseModel):
-    """Everything that decides what a run does. Which fields the user gave is in `model_fields_set`; those that he did
-    not give have the original's values here, which `preset.apply_preset` replaces by tested ones."""
+    """All settings of a run. `model_fields_set` has the fields that the user gave; the others have the original
+    script's values here, and `preset.apply_preset` replaces these by tuned ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -51,19 +51,17 @@ class RunConfig(BaseModel):
         "a directory, Hub id, GGUF file, ollama:NAME or sample:smollm2",
         min_length=1,
     )
-    from_adapter: Path | None = _field(None, "run or adapter to go on from", "a directory with an adapter")
+    from_adapter: Path | None = _field(None, "run or adapter to continue from", "a directory with an adapter")
     replay: str | None = _field(
         None, "old examples to mix in", "FILE:SHARE, the share of all training examples between 0 and 1"
     )
-    role: str = _field(
-        "ba", "what is taught: a role's name, file or folder", "a role's name or path", min_length=1, max_length=4096
-    )
+    role: str = _field("ba", "the role: name, file or folder", "a role's name or path", min_length=1, max_length=4096)
 
-    preset: Preset = _field("tuned", "where settings that are not given come from", "tuned or original")
+    preset: Preset = _field("tuned", "source of settings that are not given", "tuned or original")
     epochs: int = _field(3, "passes over the training examples", ge=1, le=10_000)
     lr: float = _field(2e-4, "peak learning rate", gt=0, le=1)
-    batch_size: int = _field(1, "examples a micro-batch", ge=1, le=1024)
-    grad_accum: int = _field(8, "micro-batches an optimizer step", ge=1, le=4096)
+    batch_size: int = _field(1, "examples per micro-batch", ge=1, le=1024)
+    grad_accum: int = _field(8, "micro-batches per optimizer step", ge=1, le=4096)
     lora_r: int = _field(8, "LoRA rank", ge=1, le=1024)
     lora_alpha: float = _field(32.0, "LoRA alpha", gt=0, le=100_000)
     lora_dropout: float = _field(0.1, "dropout before A", ge=0, lt=1)
@@ -76,19 +74,21 @@ class RunConfig(BaseModel):
     lora_layers: int | tuple[int, ...] | None = _field(
         None,
         "layers that get an adapter (default: all)",
-        "how many of the last layers, a whole number from 1; or their numbers from 0 on, separated by commas",
+        "the number of last layers, a whole number from 1; or layer numbers from 0 on, separated by commas",
     )
     lora_plus: float | None = _field(
         None, "LoRA+: B's learning rate as a multiple of A's", "a number from 1 to 1000", ge=1, le=1000
     )
     loss: Literal["all", "last"] = _field("all", "answers of a conversation that are learned", "all or last")
     thinking: Literal["keep", "drop", "mask"] = _field(
-        "keep", "thinking parts: learned, left out, or seen and not learned", "keep, drop or mask"
+        "keep", "thinking parts: learned, left out, or seen without loss", "keep, drop or mask"
     )
     prompt_loss_weight: float = _field(0.0, "weight of the prompts' tokens in the loss", ge=0, le=1)
     balance_classes: bool = _field(False, "repeat examples of rarer answers", "true or false")
     text: str | None = _field(
-        None, "plain text that is learned beside the examples", "PATH[,PATH…][:SHARE], the share between 0 and 1"
+        None,
+        "plain text that is learned in addition to the examples",
+        "PATH[,PATH…][:SHARE], the share between 0 and 1",
     )
     max_length: int = _field(2048, "longest example in tokens", ge=16, le=1 << 20)
     objective: ObjectiveName = _field(
@@ -96,7 +96,7 @@ class RunConfig(BaseModel):
         "what is minimized: sft learns the answers, the others from preferences",
         ", ".join(get_args(ObjectiveName)),
     )
-    beta: float = _field(0.1, "how strongly the reference holds; orpo: the odds' weight", gt=0, le=100)
+    beta: float = _field(0.1, "strength of the reference model; orpo: weight of the odds ratio", gt=0, le=100)
     desirable_weight: float = _field(1.0, "kto: weight of the good answers", gt=0, le=1000)
     undesirable_weight: float = _field(1.0, "kto: weight of the bad answers", gt=0, le=1000)
     seed: int = _field(42, "decides order, initial weights and dropout", ge=0, le=(1 << 32) - 1)
@@ -106,7 +106,7 @@ class RunConfig(BaseModel):
     max_steps: int | None = _field(None, "stop after N optimizer steps", ge=1)
 
     warmup: float = _field(0.05, "warm-up: a share of all steps if below 1, else steps", ge=0, le=1_000_000)
-    lr_schedule: Schedule = _field("cosine", "learning rate behind the warm-up", ", ".join(get_args(Schedule)))
+    lr_schedule: Schedule = _field("cosine", "learning rate after the warm-up", ", ".join(get_args(Schedule)))
     weight_decay: float = _field(0.01, "AdamW's weight decay", ge=0, le=1)
     max_grad_norm: float = _field(1.0, "the gradient's norm is clipped to this", gt=0, le=1e6)
     early_stopping: int | None = _field(None, "stop after N epochs without a better validation loss", ge=1, le=10_000)
@@ -115,15 +115,15 @@ class RunConfig(BaseModel):
     keep_checkpoints: int = _field(2, "checkpoints kept between epochs", ge=1, le=1000)
     threads: int | None = _field(None, "CPU threads (default: the cores this process may use)", ge=1, le=1024)
     memory_gb: float | None = _field(
-        None, "the most memory that training may take, in GB (default: what is free)", ge=0.1, le=1e5
+        None, "maximum memory for training, in GB (default: the free memory)", ge=0.1, le=1e5
     )
     report_to: tuple[str, ...] = _field(
-        ("tensorboard",), "where the figures go", f"one or more of {', '.join(TRACKERS)}; or none"
+        ("tensorboard",), "where losses and settings are reported", f"one or more of {', '.join(TRACKERS)}; or none"
     )
 
     @property
     def replayed(self) -> tuple[Path, float] | None:
-        """`replay` as file and share."""
+        """`replay`, split into file and share."""
         file, _, share = (self.replay or "").rpartition(":")
         return (Path(file), float(share)) if file else None
 
@@ -132,7 +132,7 @@ class RunConfig(BaseModel):
     def _precision(cls, value: Any) -> Any:
         name = canonical(value) if isinstance(value, str) else value
         if name not in (AUTO, *PRECISIONS):
-            raise ValueError  # the message says what is allowed
+            raise ValueError  # the message lists the allowed values
         return name
 
     @field_validator("*", mode="before")
@@ -145,7 +145,7 @@ class RunConfig(BaseModel):
     @field_validator("lora_targets", mode="before")
     @classmethod
     def _targets(cls, value: Any) -> Any:
-        """Take "q_proj,v_proj", ["q_proj", "v_proj"] or a group's name; order and doubles do not matter."""
+        """Accept "q_proj,v_proj", ["q_proj", "v_proj"] or a group's name; order and repetitions do not matter."""
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError("expected a list of names")
@@ -159,7 +159,7 @@ class RunConfig(BaseModel):
     @field_validator("report_to", mode="before")
     @classmethod
     def _trackers(cls, value: Any) -> Any:
-        """Take "wandb,mlflow", ["wandb", "mlflow"], "none" or an empty list."""
+        """Accept "wandb,mlflow", ["wandb", "mlflow"], "none" or an empty list."""
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError("expected a list of names")
@@ -168,7 +168,7 @@ class RunConfig(BaseModel):
             if name not in TRACKERS and name != "none":
                 raise ValueError(f"there is no {name!r}{nearest(name, [*TRACKERS, 'none'])}")
         if ("none" in chosen and len(chosen) > 1) or (names and not chosen):
-            raise ValueError("none stands alone")
+            raise ValueError("none cannot be combined with others")
         return () if chosen == ["none"] else tuple(chosen)
 
     @field_validator("adapter")
@@ -181,7 +181,7 @@ class RunConfig(BaseModel):
     @field_validator("lora_ranks", "lora_alphas", mode="before")
     @classmethod
     def _by_linear(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take "q_proj=8,mlp=32" or {"q_proj": 8, "mlp": 32}; later ones win."""
+        """Accept "q_proj=8,mlp=32" or {"q_proj": 8, "mlp": 32}; later entries take precedence."""
         if isinstance(value, str):
             pairs = [part.partition("=") for part in value.split(",") if part.strip()]
             if not all(equals for _, equals, _ in pairs):
@@ -200,7 +200,7 @@ class RunConfig(BaseModel):
     @field_validator("lora_layers", mode="before")
     @classmethod
     def _some_layers(cls, value: Any) -> Any:
-        """Take 8 (the last 8), "0,5,7" or [0, 5, 7]."""
+        """Accept 8 (the last 8), "0,5,7" or [0, 5, 7]."""
         if isinstance(value, str):
             listed = "," in value
             parts = [int(_number(part, whole=True)) for part in value.split(",") if part.strip()]
@@ -226,14 +226,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _text(cls, value: str | None) -> str | None:
         if value is not None:
-            beside(value)
+            extra_text(value)
         return value
 
     @field_validator("warmup")
     @classmethod
     def _warmup(cls, value: float) -> float:
         if value >= 1 and value != int(value):
-            raise ValueError("from 1 on it is a number of steps, which is whole")
+            raise ValueError("from 1 on it is a number of steps: expected a whole number")
         return value
 
     @field_validator("train", "val", "output", "from_adapter", mode="before")
@@ -246,17 +246,18 @@ class RunConfig(BaseModel):
     @field_validator("train", "val", "output", "base_model", "role", "from_adapter", "replay", mode="before")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """No shell expands the ~ of --output=~/run or of a config file; a directory named ~ is what nobody wants."""
+        """Expand ~: the shell does not expand --output=~/run or a config file, and nobody wants a directory named ~."""
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
     def filled(self, values: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
-        """The config with `values` (field → value) where the user gave none, and those of them that were taken."""
+        """The config with `values` (field → value) for fields that the user did not give, and the values that were
+        used."""
         taken = {name: value for name, value in values.items() if name not in self.model_fields_set}
         return RunConfig.model_validate({**self.model_dump(exclude_unset=True), **taken}), taken
 
 
 def _linears(name: str) -> tuple[str, ...]:
-    """The linears of a name or of a group's name."""
+    """The linears with this name, or in the group with this name."""
     if name not in ALL_LINEARS and name not in TARGET_GROUPS:
         raise ValueError(f"there is no linear {name!r}{nearest(name, [*ALL_LINEARS, *TARGET_GROUPS])}")
     return TARGET_GROUPS.get(name, (name,))
@@ -275,17 +276,17 @@ def _number(value: Any, *, whole: bool) -> float:
 
 
 def teaching(config: RunConfig) -> Teaching:
-    """What is learned of the training data."""
+    """Which parts of the training data are learned."""
     return Teaching(config.loss, config.thinking, config.prompt_loss_weight, config.balance_classes)
 
 
-def text_of(config: RunConfig) -> Beside | None:
-    """The plain text that is learned beside the training data."""
-    return beside(config.text) if config.text else None
+def text_of(config: RunConfig) -> ExtraText | None:
+    """The plain text that is learned in addition to the training data."""
+    return extra_text(config.text) if config.text else None
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean …?)' when one of `known` is close to `name`, or what other programs call so, else ''."""
+    """' (did you mean …?)' if a name in `known` is similar to `name` or its synonym in another program, else ''."""
     close = similar(name, known)
     return f" (did you mean {close}?)" if close else ""
 
@@ -296,7 +297,7 @@ def flag(field: str) -> str:
 
 
 def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig:
-    """Build the config from what the user gave on the command line over what the config file says.
+    """Build the config from command-line values and a config file; the command line takes precedence.
 
     Args:
         given: field → value; None means that the flag was not given.
@@ -321,7 +322,7 @@ def make_config(given: Mapping[str, Any], file: Path | None = None) -> RunConfig
 
 
 def refusal(name: str, value: Any) -> str:
-    """Why a field does not take a value, in words; "" if it does."""
+    """Why a value is invalid for a field, as text; "" if it is valid."""
     paths = {"train": "train", "val": "val", "output": "output"}
     try:
         RunConfig.model_validate({**paths, name: value})
@@ -331,7 +332,7 @@ def refusal(name: str, value: Any) -> str:
 
 
 def allowed_words(name: str) -> str:
-    """What a field may be, in words, from its range: "a whole number from 1 to 10000"."""
+    """A field's allowed values as text, from its range: "a whole number from 1 to 10000"."""
     field = RunConfig.model_fields[name]
     extra = field.json_schema_extra
     if isinstance(extra, dict) and extra["allowed"]:
@@ -397,18 +398,18 @@ def _line(path: Path, node: yaml.Node) -> str:
 
 
 def check_paths(config: RunConfig) -> None:
-    """Find what is wrong with the paths before anything is written.
+    """Check the paths before anything is written.
 
     Raises:
-        RescoldoError: a dataset is missing or no file, both are the same, the output cannot be a directory, or the
-            system refuses to look at one of them.
+        RescoldoError: a dataset is missing or not a file, both are the same, the output cannot be a directory, or the
+            system denies access to one of them.
     """
     try:
         _check_datasets(config)
         _check_output(config)
-    except OSError as error:  # a name too long, a folder on the way that may not be entered
+    except OSError as error:  # a name that is too long, a folder without permission
         what, where = f"cannot be examined: {error.strerror}", str(error.filename)
-        raise RescoldoError(what, where=where, fix="pass a path that you may use") from None
+        raise RescoldoError(what, where=where, fix="pass a path that you have access to") from None
 
 
 def _check_datasets(config: RunConfig) -> None:
@@ -420,7 +421,7 @@ def _check_datasets(config: RunConfig) -> None:
         if path.is_dir():
             raise RescoldoError(f"{path} is a directory", where=flag(name), fix="pass the JSON Lines file in it")
         if not os.access(path, os.R_OK):
-            raise RescoldoError(f"{path} may not be read", where=flag(name), fix=f"chmod u+r {quote(path)}")
+            raise RescoldoError(f"no permission to read {path}", where=flag(name), fix=f"chmod u+r {quote(path)}")
     for name in ("train", "val"):
         if config.replayed and os.path.samefile(config.replayed[0], files[name]):
             raise RescoldoError(
@@ -451,7 +452,7 @@ def _check_output(config: RunConfig) -> None:
     if output.is_symlink() and not output.exists():
         target = Path(os.path.realpath(output))
         raise RescoldoError(
-            f"{output} is a link to {target}, which is not there", where="--output", fix=f"mkdir -p {quote(target)}"
+            f"{output} is a link to {target}, which does not exist", where="--output", fix=f"mkdir -p {quote(target)}"
         )
     base = Path(config.base_model)
     if output.exists() and base.is_dir() and os.path.samefile(output, base):
@@ -461,14 +462,14 @@ def _check_output(config: RunConfig) -> None:
         raise RescoldoError(
             "the output directory is the adapter itself that --from names",
             where="--output",
-            fix="pass another directory: the new run leaves the old one as it is",
+            fix="pass another directory: the new run does not change the old one",
         )
     parent = output.absolute()
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise RescoldoError(f"{parent} is a file, so {output} cannot be made", where="--output", fix=fix)
+        raise RescoldoError(f"{parent} is a file, so {output} cannot be created", where="--output", fix=fix)
     if not os.access(parent, os.W_OK | os.X_OK):
         mine = parent.stat().st_uid == os.geteuid()
         fix = f"chmod u+w {quote(parent)}, or another --output" if mine else "another --output: it is another user's"
-        raise RescoldoError(f"{parent} may not be written", where="--output", fix=fix)
+        raise RescoldoError(f"{parent} cannot be written", where="--output", fix=fix)

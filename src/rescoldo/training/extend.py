@@ -1,4 +1,4 @@
-"""More epochs for a run that has been trained already: exact where its first epochs would have been the same."""
+"""Training a finished run for more epochs: allowed where its first epochs would have been exactly the same."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rescoldo.units import count
 
 
 def extends(was: dict[str, Any], now: dict[str, Any], config: RunConfig, examples: int, at: Position) -> bool:
-    """Whether the run that `was` identifies and that stands at `at` can go on as the run `now` of another number of
-    epochs: nothing else differs, and each step that it has made is the step that the other would have made.
+    """Whether the run identified by `was`, now at position `at`, can continue as the run `now` with another number of
+    epochs: nothing else differs, and each step made so far is the same in both.
 
     Args:
-        config: the settings of the run that is asked for.
-        examples: of the training data.
+        config: the settings of the requested run.
+        examples: number of training examples.
 
     Raises:
-        UnresumableError: only the number of epochs differs, and the steps would have been others.
+        UnresumableError: only the number of epochs differs, but the steps would have been different.
     """
     if changed(was, now) != ["epochs"] or not isinstance(was.get("epochs"), int):
         return False
@@ -34,12 +34,12 @@ def extends(was: dict[str, Any], now: dict[str, Any], config: RunConfig, example
     if same and _rates(config, before, at.step) == _rates(config, after, at.step):
         return True
     raise UnresumableError(
-        f"{config.output} holds a run of {count(was['epochs'], 'epoch')}, and {config.epochs} are asked for: "
+        f"{config.output} holds a run of {count(was['epochs'], 'epoch')}, but {config.epochs} are requested: "
         + (
-            f"its learning rate ({config.lr_schedule}, warm-up {config.warmup:g}) would have been another in the "
-            f"{count(at.step, 'step')} that it has made"
+            f"its learning rate ({config.lr_schedule}, warm-up {config.warmup:g}) would have been different in the "
+            f"{count(at.step, 'step')} made so far"
             if same
-            else f"it has trained {begun} already"
+            else f"it has already trained {begun}"
         ),
         where="--epochs",
         fix=_remedy(config, was["epochs"]),
@@ -54,12 +54,12 @@ def _rates(config: RunConfig, plan: Plan, steps: int) -> list[float]:
 
 def _remedy(config: RunConfig, before: int) -> str:
     if not (config.output / INFO_FILE).exists():
-        return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} anew"
+        return f"--epochs {before} finishes it; --restart trains {count(config.epochs, 'epoch')} from the start"
     if config.epochs < before:
-        return f"--epochs {before} leaves it as it is; --restart trains {count(config.epochs, 'epoch')} anew"
-    more, beside = config.epochs - before, config.output.with_name(f"{config.output.name}-more")
+        return f"--epochs {before} keeps it; --restart trains {count(config.epochs, 'epoch')} from the start"
+    more, longer = config.epochs - before, config.output.with_name(f"{config.output.name}-more")
     return (
-        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(beside)} … trains on from "
-        f"its adapter with a schedule of its own; --restart trains {count(config.epochs, 'epoch')} anew; a run with "
+        f"{program()} train --from {quote(config.output)} --epochs {more} --output {quote(longer)} … continues from "
+        f"its adapter with a new schedule; --restart trains {count(config.epochs, 'epoch')} from the start; a run with "
         "--lr-schedule constant, and --warmup in steps, can be extended"
     )

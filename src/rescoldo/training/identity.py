@@ -1,4 +1,4 @@
-"""What makes two runs the same run: if any of this differs, a checkpoint must not be continued."""
+"""The identity of a run: if any of it differs, a checkpoint must not be continued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rescoldo.system import cpu
 from rescoldo.training.checkpoint import FORMAT, UnresumableError
 from rescoldo.training.config import RunConfig
 
-# fields that may change between a start and its resumption without changing the result
+# fields that may change on resuming, because they do not change the result
 FREE = frozenset(
     {
         "train",
@@ -42,7 +42,7 @@ FREE = frozenset(
 OURS = ("adapter_config.json", "adapter_model.safetensors", INFO_FILE, METRICS)
 
 
-# fields that earlier versions did not have: a run of theirs is one with the default
+# fields that older versions did not have: their runs are treated as having the default
 LATER = frozenset(
     {
         "adapter",
@@ -72,12 +72,12 @@ def identity(
     day: date | None = None,
     parent: str = "",
 ) -> dict[str, Any]:
-    """Field → value. Data, role, base model and parent adapter count by content, wherever they lie. `config` has no
-    `auto` left.
+    """The identity: name → value. Data, role, base model and parent adapter are identified by content, not by path.
+    `auto` must be resolved in `config`.
 
     Args:
-        day: the date in the prompts, where the chat template writes one.
-        parent: SHA-256 of the adapter that the run began with, "" where it began with a new one.
+        day: the date in the prompts, if the chat template writes one.
+        parent: SHA-256 of the adapter that the run started from; "" for a new one.
     """
     usual = {name for name in LATER if getattr(config, name) == RunConfig.model_fields[name].default}
     fields = {name: v for name, v in config.model_dump(mode="json").items() if name not in FREE and name not in usual}
@@ -95,12 +95,12 @@ def identity(
 
 
 def surroundings() -> dict[str, str]:
-    """What may change the last bits of a result, but is no reason to refuse a resumption."""
+    """Versions and hardware that may change the last bits of a result, but do not prevent resuming."""
     return {"cpu": cpu.model(), **versions()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages that affect a result."""
     found = {"python": platform.python_version()}
     for name in ("rescoldo", "torch", "transformers", "tokenizers", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):
@@ -109,12 +109,12 @@ def versions() -> dict[str, str]:
 
 
 def changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The fields that differ, surroundings left out."""
+    """The names that differ, except for the surroundings."""
     return [name for name in {**now, **was} if name != "surroundings" and was.get(name) != now.get(name)]
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """'field: was → is' for each field that differs, surroundings left out."""
+    """'field: was → is' for each name that differs, except for the surroundings."""
     return [f"{name}: {_short(was.get(name))} → {_short(now.get(name))}" for name in changed(was, now)]
 
 
@@ -123,17 +123,17 @@ def _short(value: Any) -> str:
 
 
 def surrounding_differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The same for the surroundings."""
+    """The differences of the surroundings, in the same format."""
     now = now.get("surroundings") or {}
     before = {name: value for name, value in (was.get("surroundings") or {}).items() if name in now}
     return differences(before, now)
 
 
 def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, what: str) -> None:
-    """Refuse to touch a run that is not the one asked for.
+    """Refuse to continue a run other than the requested one.
 
     Raises:
-        UnresumableError: listing every difference.
+        UnresumableError: with all differences.
     """
     found = differences(was, now)
     if found:
@@ -147,10 +147,10 @@ def refuse_if_different(was: dict[str, Any], now: dict[str, Any], output: Path, 
 
 
 def refuse_if_foreign(output: Path) -> None:
-    """Refuse to overwrite what another program has left.
+    """Refuse to overwrite files of another program.
 
     Raises:
-        RescoldoError: there is an adapter or similar and no run.json.
+        RescoldoError: there is an adapter or the like, and no run.json.
     """
     found = [name for name in OURS if (output / name).exists()]
     if found and not (output / RUN_FILE).exists():
@@ -169,7 +169,7 @@ def write_run_file(
     started: str,
     examples: dict[str, int],
 ) -> None:
-    """Note what was started, for the resumption, `status` and the run's page.
+    """Write run.json, for resuming, `status` and the run's page.
 
     Args:
         preset: the fields that the preset set.
@@ -181,7 +181,8 @@ def write_run_file(
 
 
 def free_name(output: Path) -> Path:
-    """output.old-1, or the first such name that is free; beside the directory itself where output is a link to it."""
+    """output.old-1, or the first such name that is free; if output is a link, next to the directory that it points
+    to."""
     output = Path(os.path.realpath(output))
     k = 1
     while os.path.lexists(output.with_name(f"{output.name}.old-{k}")):
@@ -190,7 +191,7 @@ def free_name(output: Path) -> Path:
 
 
 def move_aside(output: Path) -> Path:
-    """Rename the output directory to a free name, create it again, and return that name. A link to it stays, so that
+    """Rename the output directory to a free name, create it again, and return the new name. A link to it stays, so that
     the new run is on the same disk.
 
     Raises:
@@ -198,9 +199,9 @@ def move_aside(output: Path) -> Path:
     """
     target = free_name(output)
     real = Path(os.path.realpath(output))
-    if not output.is_absolute() and Path.cwd().is_relative_to(real):  # afterwards `output` would name another one
-        what = "--restart moves this directory aside, and you are in it"
-        raise RescoldoError(what, where=str(output), fix=f"cd {quote(real.parent)}, and give the paths from there")
+    if not output.is_absolute() and Path.cwd().is_relative_to(real):  # a relative `output` would change its meaning
+        what = "--restart would move this directory aside, but it is the current directory"
+        raise RescoldoError(what, where=str(output), fix=f"cd {quote(real.parent)}, and give the paths relative to it")
     try:
         os.rename(real, target)
         real.mkdir()

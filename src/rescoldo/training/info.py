@@ -1,4 +1,4 @@
-"""The end of a run: adapter, tokenizer and training_info.json, each written atomically, the last one last."""
+"""The end of a run: adapter, tokenizer and training_info.json, each written atomically, training_info.json last."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def write_results(
     prepared: Prepared, position: Position, best: Tensors, calibration: Tensors, parts: Parts, adapter_bin: bool
 ) -> dict[str, Any]:
-    """Write those result files that are not there yet. Returns training_info.json's content.
+    """Write those result files that do not exist yet. Returns the content of training_info.json.
 
     Args:
         best: the best epoch's adapter.
-        calibration: LoraModel.frozen_state(), kept beside the adapter so that it is scored on the same base weights.
+        calibration: LoraModel.frozen_state(), stored with the adapter so that it is scored on the same base weights.
 
     Raises:
-        OSError: as the system says; training_info.json is then not there, so the run does not count as finished.
+        OSError: from the system; training_info.json does not exist then, so the run does not count as finished.
     """
     config = prepared.config
     output = config.output
@@ -56,10 +56,11 @@ def write_results(
 
 
 def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict[str, Any]:
-    """The original's keys first, then what this project adds."""
+    """The original script's keys, followed by this project's."""
     config, base, train, val = prepared.config, prepared.base, prepared.train, prepared.val
-    trainable = sum(tensor.numel() for tensor in best.values())
-    total = base.config.total_params + trainable
+    lora = lora_config(config, base.config.n_layers)
+    trainable = sum(tensor.numel() for name, tensor in best.items() if lora.trains(name))
+    total = base.config.total_params + sum(tensor.numel() for tensor in best.values())
     return {
         "base_model": config.base_model,
         "train_dataset": str(config.train),
@@ -116,7 +117,7 @@ def training_info(prepared: Prepared, position: Position, best: Tensors) -> dict
 
 
 def _of_text(train: Dataset, val: Dataset, position: Position) -> dict[str, Any]:
-    """What is noted of a run with plain text: the windows, and the perplexity of validation text."""
+    """The entries of a run with plain text: its windows, and the perplexity of validation text."""
     noted: dict[str, Any] = {"text_windows": train.texts} if train.texts else {}
     if val.texts and val.is_text and position.losses:
         best = position.losses[position.best_epoch - 1].val_loss

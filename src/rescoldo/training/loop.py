@@ -1,10 +1,10 @@
-"""The training loop, through any number of interruptions.
+"""The training loop, resumable after any number of interruptions.
 
-Nothing here depends on the clock, on how often the run was interrupted or on where: the order of examples, dropout and
-initial weights are functions of the seed and the position, and a checkpoint holds everything else, the gradients of a
-half-done optimizer step included. So a run that was killed ends with the same bytes as one that was not.
+Nothing here depends on the clock, or on when and how often the run was interrupted: the order of examples, dropout and
+initial weights are functions of the seed and the position, and a checkpoint holds everything else, including the
+gradients of an unfinished optimizer step. So a run that was killed ends with the same bytes as one that was not.
 
-Not done here: full fine-tuning, packing of examples. Several machines: nodes/, through `parts`.
+Not supported: full fine-tuning, packing of examples. For several machines see nodes/, which replaces `parts`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from rescoldo.training.progress import Bar, Reporter, Speed, Topic
 from rescoldo.training.tracking import Trackers
 from rescoldo.units import clock
 
-EVALUATION_CHUNK = 4  # validation examples of each machine between two places where the run can stop
-EVALUATED_SHARE = 0.4  # an evaluated token costs about so much of a trained one
-WAIT_SECONDS = 2.0  # between tries when only the disk is waited for
+EVALUATION_CHUNK = 4  # validation examples per machine between two points where the run can stop
+EVALUATED_SHARE = 0.4  # approximate cost of an evaluated token relative to a trained one
+WAIT_SECONDS = 2.0  # between attempts when only disk space is missing
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be written
 
 
 class Loop:
-    """The state of a run in memory: model, optimizer, position, logs."""
+    """A run in memory: model, optimizer, position, logs."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Loop:
         self.examples, self.val = prepared.train.examples, prepared.val.examples
         self.plan = Plan(config, len(self.examples))
         self.warmup = warmup_steps(config.warmup, self.plan.total_steps)
-        self.optimizer = parts.optimizer(model.parameters, config.weight_decay, config.lora_plus or 1.0)
+        self.optimizer = parts.optimizer(model.trained, config.weight_decay, config.lora_plus or 1.0)
         self.position = checkpoint.position if checkpoint else Position()
         self.gradients: Tensors = checkpoint.gradients if checkpoint else {}  # of the step that was interrupted
         self.best: Tensors = checkpoint.best if checkpoint else {}
@@ -80,9 +80,9 @@ class Loop:
         self.board = Trackers(config, facts, self.position.step, reporter.say, reporter.warn)
         self.interruption = Interruption()
         self.speed, self.evaluation_speed = Speed(), Speed()
-        self.expected_rate = parts.expected_rate(config)  # tokens per second of training, as a plan has measured
+        self.expected_rate = parts.expected_rate(config)  # tokens per second of training, measured by a plan
         self.saved_at = time.monotonic()
-        self.unsaved = False  # did the last checkpoint fail to be written?
+        self.unsaved = False  # whether the last checkpoint could not be written
 
     def fit(self) -> bool:
         """Train until done; False if a signal came first (the run is saved then)."""
@@ -130,7 +130,7 @@ class Loop:
         return self.wait_for_disk()
 
     def train_epoch(self) -> bool:
-        """Train on what is left of the epoch; False if a signal came first."""
+        """Train on the rest of the epoch; False if a signal came first."""
         at, config, plan = self.position, self.config, self.plan
         groups = plan.groups(at.epoch)
         total = sum(len(plan.batches(group)) for group in groups)
@@ -143,7 +143,7 @@ class Loop:
                 batches = plan.batches(group)
                 began = mark = self.monitor.clock.now()
                 step = self.gradient_step(examples, at.step)
-                whole = not at.micro  # not begun by an earlier process
+                whole = not at.micro  # whether this process does all of the step
                 if at.micro:
                     step.load_state(self.gradients)
                 self.gradients = {}
@@ -167,7 +167,7 @@ class Loop:
                         self.show(bar, at.step_nats / so_far, milestone=False)
 
                 gradients = step.finish()
-                at.step_nats += getattr(step, "nats_elsewhere", 0.0)  # of other machines
+                at.step_nats += getattr(step, "nats_elsewhere", 0.0)  # from other machines
                 norm = clip(gradients, config.max_grad_norm)
                 if not math.isfinite(norm):
                     raise self.not_finite("gradient", self.culprits(group))
@@ -200,7 +200,7 @@ class Loop:
         return True
 
     def restart_step(self) -> None:
-        """Forget what an earlier process had done of a step, where a half-done step cannot be taken over."""
+        """Discard the unfinished step of an earlier process if it cannot be continued."""
         at = self.position
         group = self.plan.groups(at.epoch)[at.step - at.epoch * self.plan.steps_per_epoch]
         done = [group[i] for batch in self.plan.batches(group)[: at.micro] for i in batch]
@@ -209,14 +209,14 @@ class Loop:
         at.micro, at.step_nats, self.gradients = 0, 0.0, {}
 
     def timed(self, tokens: int, since: float) -> float:
-        """Count work done since `since` on the monitor's clock; returns now."""
+        """Count work done since `since` on the monitor's clock; returns the current time."""
         now = self.monitor.clock.now()
         self.speed.add(tokens, now - since)
         return now
 
     def evaluate_before(self) -> bool:
-        """Measure the validation loss before the training, which shows whether the training made it better; False if a
-        signal came first."""
+        """Measure the validation loss before training, to show later whether training improved it; False if a signal
+        came first."""
         at = self.position
         self.monitor.update(now=True, epochs=self.plan.epochs, steps=self.plan.total_steps)
         kept = self.known_losses()
@@ -230,7 +230,7 @@ class Loop:
         else:
             return False
         loss = at.loss_before
-        if not self.metrics.text:  # a checkpoint within the first step would have the line already
+        if not self.metrics.text:  # a checkpoint within the first step has the line already
             self.metrics.append({"epoch": 0, "step": 0, "val_loss": loss, **self.figures(at.baseline)})
         if loss is not None:
             self.board.add(0, loss__validation=loss)
@@ -244,16 +244,16 @@ class Loop:
         return self.parts.losses_before(self.prepared.base, self.model, self.val)
 
     def gradient_step(self, examples: list[Example], step: int) -> Step:
-        """One optimizer step's gradient under the run's objective."""
+        """The gradient of one optimizer step, with the run's objective."""
         objective = {"objective": self.objective} if self.objective else {}
         return self.parts.gradient_step(self.model, examples, step=step, seed=self.config.seed, **objective)
 
     def total(self, examples: list[Example]) -> float:
-        """What the summed loss of these examples is divided by."""
+        """The divisor of these examples' summed loss."""
         return self.objective.total(examples) if self.objective else sum(one.total_weight for one in examples)
 
     def figures(self, evaluated: list[tuple[float, ...]]) -> dict[str, float]:
-        """The means of what the objective measures beside the loss: "val_accuracy" → …"""
+        """The means of what the objective measures in addition to the loss: "val_accuracy" → …"""
         names = self.objective.figures if self.objective else ()
         return {f"val_{k}": sum(row[2 + i] for row in evaluated) / len(evaluated) for i, k in enumerate(names)}
 
@@ -262,8 +262,8 @@ class Loop:
         return [-nats for nats, *_ in self.parts.evaluate_loss(self.model, list(examples))]
 
     def measure_reference(self) -> bool:
-        """Measure the answers' log-probabilities before the training, which the objective holds the model to; False if
-        a signal came first."""
+        """Measure the answers' log-probabilities before training, which the objective uses as reference; False if a
+        signal came first."""
         found = self.position.reference
         sequences = [one for example in (*self.examples, *self.val) for one in example.scored]
         if len(found) < len(sequences):
@@ -315,14 +315,14 @@ class Loop:
         return True
 
     def should_save(self) -> bool:
-        """Has a signal come, or has the checkpoint interval passed?"""
+        """Whether a signal has come, or the checkpoint interval has passed."""
         return (
             self.interruption.received is not None
             or time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
         )
 
     def save(self, epoch_end: bool = False) -> None:
-        """Write a checkpoint. A full disk is reported and does not stop the run: the next try comes soon."""
+        """Write a checkpoint. A full disk is reported and does not stop the run, which soon tries again."""
         self.board.flush()
         checkpoint = Checkpoint(
             self.position,
@@ -351,19 +351,18 @@ class Loop:
                 )
         else:
             if self.unsaved:
-                self.reporter.say(f"  {path.name} is written: there is room again")
+                self.reporter.say(f"  {path.name} is written: there is free space again")
             self.unsaved = False
             self.monitor.update(now=True, last_checkpoint=path.name, checkpoint_error="")
             self.timings.event("checkpoint", step=self.position.step, batches=self.position.batches)
             self.parts.write_report(self.config.output, self.reporter.warn)
 
     def wait_for_disk(self) -> bool:
-        """With all computed and the last checkpoint not on the disk, hold on to it until it is; False if a signal came
-        first."""
+        """After training, wait until the last checkpoint can be written to disk; False if a signal came first."""
         if self.unsaved:
             self.reporter.warn(
                 f"training finished, but the disk of {self.config.output} is full: waiting for space there "
-                "(Ctrl-C leaves, and loses what came after the last checkpoint)"
+                "(Ctrl-C quits, and loses what came after the last checkpoint)"
             )
         while self.unsaved:
             if self.interruption.received:
@@ -373,7 +372,7 @@ class Loop:
         return True
 
     def stopped(self) -> bool:
-        """Say how to resume. Always False."""
+        """Print how to resume. Always returns False."""
         newest = next(iter(list_checkpoints(self.config.output)), None)
         self.timings.event("stop")
         self.monitor.update(now=True, phase="stopped", signal=int(self.interruption.received or 0))
@@ -383,7 +382,7 @@ class Loop:
         return False
 
     def show(self, bar: Bar, loss: float, milestone: bool = True) -> None:
-        """Move the bar on by a micro-batch."""
+        """Advance the bar by a micro-batch."""
         at = self.position
         left = self.progress()
         detail = (
@@ -394,10 +393,9 @@ class Loop:
         bar.advance(at.batches - at.epoch * self.plan.batches_per_epoch - bar.done, detail, milestone)
 
     def progress(self) -> float | None:
-        """Note in state.json how much of the run is done. Returns the seconds left, None before anything is known about
-        the speed."""
+        """Update the run's progress in state.json. Returns the seconds left, None while the speed is unknown."""
         at, train, val = self.position, self.prepared.train, self.prepared.val
-        epochs = self.plan.total_steps / self.plan.steps_per_epoch  # of the whole run, the last perhaps in part
+        epochs = self.plan.total_steps / self.plan.steps_per_epoch  # of the whole run; the last one may be partial
         evaluations = self.plan.epochs + (1 if at.baseline or not at.batches else 0)
         done = at.epoch + (len(at.baseline) + len(at.evaluated)) / len(val.examples)
         to_train = max(0.0, epochs * train.tokens - at.tokens)
@@ -412,19 +410,21 @@ class Loop:
         return left
 
     def culprits(self, group: list[int]) -> list[int]:
-        """Which examples of a step have a gradient that is not finite, each tried alone; all if none has alone."""
+        """The examples of a step whose gradient alone is not finite; all of them if there is none."""
         guilty = []
         for i in group:
             step = self.gradient_step([self.examples[i]], self.position.step)
             nats = step.micro_batch([0])
-            gradients = step.finish()  # whatever the loss: other machines wait for this one's part of the sum
+            gradients = (
+                step.finish()
+            )  # even if the loss is not finite: other machines wait for this one's part of the sum
             nats += getattr(step, "nats_elsewhere", 0.0)
             if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in gradients.values()):
                 guilty.append(i)
         return guilty or group
 
     def not_finite(self, what: str, guilty: list[int]) -> RescoldoError:
-        """The error for a loss or gradient that is not a number."""
+        """The error about a loss or gradient that is not finite."""
         base = damaged_tensor(self.prepared.base)
         if base:
             return base
@@ -444,7 +444,7 @@ class Loop:
 
 
 def bound_memory(guard: MemoryGuard, model: Model, tokens: int) -> None:
-    """Set `model.keep_layers` for a pass over `tokens` rows. Models without activations to keep are left alone."""
+    """Set `model.keep_layers` for a pass over `tokens` rows, if the model has it."""
     config, dtype = getattr(model, "config", None), getattr(model, "dtype", None)
     if config is not None and dtype is not None and hasattr(model, "keep_layers"):
         model.keep_layers = guard.before_pass(

@@ -1,4 +1,4 @@
-"""The run's logs: metrics.jsonl (the same for every run with this config), timings.jsonl (clocks), TensorBoard."""
+"""A run's logs: metrics.jsonl (the same for every run with this config), timings.jsonl (clock times), TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from rescoldo.extras import install_command
 from rescoldo.files import write_text
 from rescoldo.run.layout import METRICS, TIMINGS, read_timings
 
-WORSE = 1.001  # times the loss before: what lies within is chance
+WORSE = 1.001  # factor on the loss before training; smaller increases are considered noise
 
 
 def worsened(before: Any, after: Any) -> str:
-    """In words, that the validation loss is higher after the training than before it; "" if it is not or is not known.
+    """A sentence if the validation loss is higher after training than before it; "" if it is not, or is unknown.
 
     Args:
-        before: mean validation loss before the training, in nats a target token; None where it was not measured.
+        before: mean validation loss before training, in nats per target token; None if it was not measured.
         after: of the best epoch.
     """
     known = all(isinstance(value, int | float) for value in (before, after))
     if not known or after <= WORSE * before:
         return ""
-    return f"the model got worse: the validation loss is {after:.4f}, before the training it was {before:.4f}"
+    return f"the model got worse: validation loss {after:.4f} after training, {before:.4f} before"
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line. The whole text is kept in memory too: a checkpoint takes it along, and a
-    line that a full disk refused is written later. Only numbers that do not depend on the clock belong here.
+    """metrics.jsonl, one JSON object a line. The whole text is also kept in memory: checkpoints include it, and lines
+    that could not be written to a full disk are written later. It contains only numbers that do not depend on the
+    clock.
     """
 
     def __init__(self, output: Path, text: str, warn: Callable[[str], None]) -> None:
         self.path, self.text, self._warn = output / METRICS, text, warn
-        self._whole = False  # is all of `text` in the file?
+        self._whole = False  # whether the file has all of `text`
         self.rewrite()
 
     def append(self, record: dict[str, Any]) -> None:
@@ -56,7 +57,7 @@ class MetricsLog:
             self._failed(error)
 
     def rewrite(self) -> None:
-        """Replace the file by what it should hold; a failure is reported and made up for later."""
+        """Replace the file's content; a failure is reported, and the write is repeated later."""
         try:
             write_text(self.path, self.text)
             self._whole = True
@@ -67,20 +68,18 @@ class MetricsLog:
         """Like rewrite, but a failure is an error.
 
         Raises:
-            OSError: as the system says.
+            OSError: from the system.
         """
         write_text(self.path, self.text)
 
     def _failed(self, error: OSError) -> None:
         if self._whole or not self.text:
-            self._warn(
-                f"{self.path.name} cannot be written now ({error.strerror}); the lines are kept and written later"
-            )
+            self._warn(f"{self.path.name} cannot be written now ({error.strerror}); the lines will be written later")
         self._whole = False
 
 
 class Timings:
-    """timings.jsonl: one line per event with the seconds since this process's session began. Never stops a run."""
+    """timings.jsonl: one line per event with the seconds since this process's start. Failures do not stop the run."""
 
     def __init__(self, output: Path) -> None:
         self.path = output / TIMINGS
@@ -88,7 +87,7 @@ class Timings:
         self.session = 1 + max((int(line["session"]) for line in read_timings(output)), default=0)
         with contextlib.suppress(OSError):
             text = self.path.read_bytes()
-            if text and not text.endswith(b"\n"):  # a killed process's half line
+            if text and not text.endswith(b"\n"):  # a killed process's incomplete line
                 with open(self.path, "ab") as file:
                     file.write(b"\n")
 
@@ -102,7 +101,7 @@ class Timings:
 
 
 def wall_seconds(output: Path) -> float:
-    """Seconds that processes have worked on this run, lost work included: the sum over sessions of their last line."""
+    """Seconds that processes have worked on this run, including lost work: the sum of each session's last time."""
     last: dict[int, float] = {}
     for line in read_timings(output):
         last[line["session"]] = max(line["t"], last.get(line["session"], 0.0))
@@ -110,7 +109,7 @@ def wall_seconds(output: Path) -> float:
 
 
 def resumptions(output: Path) -> list[dict[str, Any]]:
-    """When and from which checkpoint the run was resumed."""
+    """When the run was resumed, and from which checkpoint."""
     return [
         {"time": line.get("time"), "checkpoint": line.get("checkpoint")}
         for line in read_timings(output)
@@ -119,7 +118,7 @@ def resumptions(output: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files in logs/. A full disk or a missing package ends them with one warning, not the run.
+    """Event files in logs/. With a full disk or a missing package logging ends with one warning; the run continues.
 
     Importing TensorBoard takes a quarter of a second: a thread does it, and points are kept until it has.
     """
@@ -144,7 +143,7 @@ class TensorBoard:
             self._writer = SummaryWriter(str(output / "logs"), purge_step=first_step or None)
 
     def add(self, step: int, **values: float) -> None:
-        """One point a value; `loss__train=…` becomes the curve loss/train."""
+        """Add a point for each value; `loss__train=…` is the curve loss/train."""
         if self._opening is not None and self._opening.is_alive():
             self._early.append((step, values))
             return
@@ -168,14 +167,14 @@ class TensorBoard:
                     self._writer.add_scalar(name.replace("__", "/"), value, step)
 
     def flush(self) -> None:
-        """Bring the points to the disk."""
+        """Write the points to disk."""
         self._opened()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Flush and end."""
+        """Flush and close the file."""
         self._opened()
         if self._writer is not None:
             with self._tolerant():

@@ -1,4 +1,4 @@
-"""The objectives of a run: what is minimized, on what data, with which settings where the user gives none."""
+"""The objectives of a run: loss, form of the data, and default settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Row:
     """An objective.
 
     Attributes:
-        title: its name in words.
-        make: the engine's objective for a run; None: cross-entropy on the answers.
-        form: what a line of preference data holds, a key of data.preferences.FORMS; None: answers to learn.
-        settings: the fields that belong to it and to no objective that does not name them.
-        defaults: field → value, over the base model's preset, where the user gives none.
-        unit: what one example is called.
+        title: its name for people.
+        make: makes the engine's objective for a run; None: cross-entropy on the answers.
+        form: the form of preference data, a key of data.preferences.FORMS; None: answers to learn.
+        settings: fields that only this objective (and others that list them) may use.
+        defaults: field → value, overriding the base model's preset for fields that the user does not give.
+        unit: the word for one example.
         several: whether several machines can share its steps.
-        least: examples that a step must have.
+        least: minimum number of examples in a step.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def reading(self) -> dict[str, str]:
-        """What data.forms must be told beside what it is told for answers."""
+        """Additional arguments for data.forms."""
         return {"form": self.form} if self.form else {}
 
 
@@ -67,8 +67,8 @@ def _kto(config: RunConfig) -> Objective:
     return kto(config.beta, config.desirable_weight, config.undesirable_weight)
 
 
-# Without dropout the first step compares the model with itself, as in TRL's trainers. docs/preferences.md has what the
-# values rest on.
+# Without dropout the first step compares the model with itself, as in TRL's trainers. docs/preferences.md has the
+# experiments behind these values.
 _SETTINGS = {"epochs": 2, "grad_accum": 4, "lora_dropout": 0.0}
 
 OBJECTIVES: dict[str, Row] = {
@@ -109,29 +109,29 @@ def check_settings(config: RunConfig) -> None:
     for name in sorted(every.intersection(config.model_fields_set).difference(OBJECTIVES[config.objective].settings)):
         owners = ", ".join(key for key, row in OBJECTIVES.items() if name in row.settings)
         raise RescoldoError(
-            f"is a setting of the objectives {owners}, and this run's is {config.objective}",
+            f"is a setting of the objectives {owners}, but this run's is {config.objective}",
             where=flag(name),
             fix=f"leave it out, or give --objective {owners.split(', ')[0]}",
         )
 
 
 def check_step(config: RunConfig) -> None:
-    """Refuse steps that are too small for the objective.
+    """Check that steps are large enough for the objective.
 
     Raises:
-        RescoldoError: they are.
+        RescoldoError: they are not.
     """
     row, size = OBJECTIVES[config.objective], config.batch_size * config.grad_accum
     if size < row.least:
         raise RescoldoError(
-            f"{config.objective} compares the answers of a step with each other, and a step of this run has {size}",
+            f"{config.objective} compares the answers of a step: expected at least {row.least} examples, got {size}",
             where=flag("grad_accum"),
             fix=f"--grad-accum {row.least} or more",
         )
 
 
 def apply_defaults(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
-    """Fill what the user did not give from the objective's defaults.
+    """Fill fields that the user did not give with the objective's defaults.
 
     Returns:
         The config, and the fields that were set.

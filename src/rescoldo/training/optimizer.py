@@ -1,4 +1,4 @@
-"""AdamW on a dictionary of tensors, gradient clipping and the learning rate's schedule. All state is plain tensors."""
+"""AdamW on a dictionary of tensors, gradient clipping and the learning-rate schedule. All state is plain tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AdamW:
     """AdamW (arXiv 1711.05101) with decoupled weight decay, operation for operation as torch.optim.AdamW.
 
     Args:
-        plus: LoRA+ (arXiv 2402.12354): the rate of everything but A as a multiple of A's. 1: the same.
+        plus: LoRA+ (arXiv 2402.12354): the learning rate of all parameters except A, as a multiple of A's. 1: the same.
 
     Attributes:
         first, second: running means of gradient and squared gradient, fp32, by parameter key.
@@ -30,7 +30,7 @@ class AdamW:
 
     @torch.no_grad()
     def update(self, gradients: Tensors, lr: float, step: int) -> None:
-        """Change the parameters in place; `lr` is that of A, `step` counts from 1."""
+        """Update the parameters in place; `lr` is A's learning rate, `step` counts from 1."""
         correction1, correction2 = 1 - BETA1**step, 1 - BETA2**step
         for key, parameter in self.parameters.items():
             gradient, m, v = gradients[key], self.first[key], self.second[key]
@@ -41,11 +41,11 @@ class AdamW:
             parameter.addcdiv_(m, (v.sqrt() / math.sqrt(correction2)).add_(EPS), value=-rate / correction1)
 
     def state(self) -> Tensors:
-        """The moments under one flat set of names, as a checkpoint keeps them."""
+        """The moments in one flat dictionary, for a checkpoint."""
         return {f"first.{k}": t for k, t in self.first.items()} | {f"second.{k}": t for k, t in self.second.items()}
 
     def load_state(self, state: Tensors) -> None:
-        """Take moments as `state` returned them."""
+        """Restore the moments from `state`."""
         for key in self.parameters:
             self.first[key].copy_(state[f"first.{key}"])
             self.second[key].copy_(state[f"second.{key}"])
@@ -53,11 +53,11 @@ class AdamW:
 
 @torch.no_grad()
 def clip(gradients: Tensors, max_norm: float) -> float:
-    """Scale the gradients in place so that their global norm is at most `max_norm`; return the norm before.
+    """Scale the gradients in place so that their global norm is at most `max_norm`; return the norm before scaling.
 
-    A norm that is not finite is returned as it is, the gradients untouched.
+    If the norm is not finite, it is returned and the gradients stay unchanged.
     """
-    norms = [torch.linalg.vector_norm(gradients[key]) for key in sorted(gradients)]  # always summed in the same order
+    norms = [torch.linalg.vector_norm(gradients[key]) for key in sorted(gradients)]  # summed in a fixed order
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if math.isfinite(norm.item()):
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -67,12 +67,12 @@ def clip(gradients: Tensors, max_norm: float) -> float:
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """Warm-up in steps: a share of `total` (rounded up) if below 1, else the number itself; always less than `total`,
-    since the first warm-up step has rate 0 and a run of one step should train too."""
+    """The number of warm-up steps: a fraction of `total` (rounded up) if `warmup` is below 1, else the number itself;
+    always less than `total`, because the first warm-up step has rate 0, and a run of a single step should train too."""
     return min(math.ceil(warmup * total) if warmup < 1 else int(warmup), total - 1)
 
 
-# schedule → the share of the peak rate at a share of the steps behind the warm-up
+# schedule → the factor on the peak rate, as a function of the completed fraction of the steps after the warm-up
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: max(0.0, 0.5 * (1.0 + math.cos(math.pi * done))),
     "linear": lambda done: max(0.0, 1.0 - done),
@@ -81,7 +81,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def lr_factor(step: int, warmup: int, total: int, schedule: str = "cosine") -> float:
-    """The share of the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then by the schedule."""
+    """The factor on the peak rate for optimizer step `step` (from 0): linear from 0 to 1, then by the schedule."""
     if step < warmup:
         return step / max(1, warmup)
     return SCHEDULES[schedule]((step - warmup) / max(1, total - warmup))

@@ -1,4 +1,4 @@
-"""What a run resumes from: the adapter that --from names. And a directory with an adapter given as base model."""
+"""The adapter that a run starts from (--from), and base models that turn out to be a directory with an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rescoldo.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
 from rescoldo.base.model import BaseModel
 from rescoldo.engine.config import FUSED_LINEARS
-from rescoldo.engine.kinds import KINDS
+from rescoldo.engine.kinds import KINDS, kind_of_run
 from rescoldo.errors import RescoldoError
 from rescoldo.files import load_json, quote, sha256
 from rescoldo.invocation import program
@@ -25,13 +25,13 @@ SETTINGS = ("adapter", "lora_r", "lora_alpha", "lora_targets", "lora_ranks", "lo
 
 @dataclass(frozen=True)
 class Origin:
-    """The adapter that a run begins with.
+    """The adapter that a run starts from.
 
     Attributes:
         path: its directory.
         adapter: its weights and settings.
         digest: SHA-256 of its adapter_model.safetensors, in hexadecimal.
-        info: training_info.json's content, {} where there is none (an adapter that PEFT wrote).
+        info: the content of training_info.json; {} if there is none (an adapter written by PEFT).
     """
 
     path: Path
@@ -40,12 +40,12 @@ class Origin:
     info: dict[str, Any]
 
     def settings(self, config: RunConfig, base: BaseModel) -> RunConfig:
-        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout where neither
-        the user nor the objective has one.
+        """The config with the adapter's own kind, ranks, alphas, targets and layers, and its dropout if neither the
+        user nor the objective sets one.
 
         Raises:
-            RescoldoError: the config gives others, the adapter does not fit the base model, or the base model is not
-                the one that it was trained on.
+            RescoldoError: the config has other values, the adapter does not fit the base model, or the base model is
+                not the one that it was trained on.
         """
         if self.info.get("base_fingerprint") not in (None, base.fingerprint()):
             raise RescoldoError(
@@ -55,8 +55,12 @@ class Origin:
             )
         self.adapter.fits(base.config, base.spec)
         lora, n = self.adapter.lora, base.config.n_layers
+        said = self.info.get("config")
+        kind = said.get("adapter") if isinstance(said, dict) else None
+        if "adapter" in config.model_fields_set:
+            kind = config.adapter
         of_adapter = {
-            "adapter": lora.kind,
+            "adapter": kind_of_run(kind, lora.kind),
             "lora_r": lora.rank,
             "lora_alpha": lora.alpha,
             "lora_targets": lora.targets,
@@ -86,15 +90,15 @@ class Origin:
         return _with(config, of_adapter, self.path)
 
     def sentence(self) -> str:
-        """What a run that resumes from it says."""
+        """The line that a run prints when it starts from this adapter."""
         lora = self.adapter.lora
         return (
-            f"Going on from the adapter in {self.path} ({KINDS[lora.kind].title}, r={lora.rank}, alpha={lora.alpha:g}, "
-            f"sha256 {self.digest[:16]}): new optimizer state, new learning-rate schedule"
+            f"Continuing from the adapter in {self.path} ({KINDS[lora.kind].title}, r={lora.rank}, "
+            f"alpha={lora.alpha:g}, sha256 {self.digest[:16]}): new optimizer state, new learning-rate schedule"
         )
 
     def document(self) -> dict[str, str]:
-        """What training_info.json says of it."""
+        """The entry in training_info.json."""
         return {"path": str(self.path), "adapter_sha256": self.digest}
 
 
@@ -102,11 +106,12 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
     """Read the adapter that --from names, before any model is opened.
 
     Returns:
-        The config with the adapter's base model and role where none are given, the adapter, and what to say about it.
-        Without --from the config as it is; a directory with an adapter as base model is replaced by its base model.
+        The config with the adapter's base model and role if none are given, the adapter, and messages about it. Without
+        --from the config is unchanged, except that a base model that is a directory with an adapter is replaced by the
+        adapter's base model.
 
     Raises:
-        RescoldoError: there is no adapter, it cannot be read, or does not say what is needed.
+        RescoldoError: there is no adapter, it cannot be read, or lacks required information.
     """
     if config.from_adapter is None:
         return _base_of_adapter(config)
@@ -124,15 +129,15 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
         filled["base_model"] = str(info.get("base_model") or origin.adapter.base_model)
         if not filled["base_model"]:
             raise RescoldoError(
-                f"{path} does not say which base model it is for",
+                f"{path} does not name its base model",
                 where=flag("from_adapter"),
-                fix="say it with --base-model",
+                fix="name it with --base-model",
             )
     if "role" not in config.model_fields_set and info.get("role"):
         if info["role"] not in role_names():
             raise RescoldoError(
                 f"{path} was trained with the role {info['role']!r}", where=flag("from_adapter"),
-                fix="say with --role which role to teach now",
+                fix="name the role to train now with --role",
             )  # fmt: skip
         filled["role"] = info["role"]
     return _with(config, filled, path), origin, [origin.sentence()]
@@ -141,15 +146,15 @@ def read_origin(config: RunConfig) -> tuple[RunConfig, Origin | None, list[str]]
 def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
     path = Path(os.path.expanduser(config.base_model))
     try:
-        beside = (path / "config.json").is_file() or any(path.glob("*.gguf"))
-        if beside or not (path / CONFIG_FILE).is_file():
+        is_model = (path / "config.json").is_file() or any(path.glob("*.gguf"))
+        if is_model or not (path / CONFIG_FILE).is_file():
             return config, None, []
-    except (OSError, ValueError):  # whoever opens it says what is wrong
+    except (OSError, ValueError):  # opening the path later reports the problem
         return config, None, []
     config_file = load_json(path / CONFIG_FILE, "save the adapter again")
     base = str(_info(path).get("base_model") or config_file.get("base_model_name_or_path") or "")
     if not base:
-        what = f"{path} holds an adapter that does not say which base model it is for"
+        what = f"{path} holds an adapter that does not name its base model"
         raise RescoldoError(what, where=flag("base_model"), fix="name the base model itself")
     said = (
         f"{path} holds an adapter, not a base model: a new adapter is trained on its base model {base} "
@@ -159,10 +164,10 @@ def _base_of_adapter(config: RunConfig) -> tuple[RunConfig, None, list[str]]:
 
 
 def _with(config: RunConfig, values: dict[str, Any], path: Path) -> RunConfig:
-    """The config with values that the adapter in `path` has.
+    """The config with values from the adapter in `path`.
 
     Raises:
-        RescoldoError: no run takes them.
+        RescoldoError: they are invalid for a run.
     """
     for name, value in values.items():
         if reason := refusal(name, value):
@@ -175,7 +180,7 @@ def _info(path: Path) -> dict[str, Any]:
 
 
 def _as_in(targets: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
-    """The given targets, those that the adapter's model has as one linear under its name."""
+    """The given targets, with those that the adapter's model fuses into one linear under that linear's name."""
     chosen = set(given)
     for fused, parts in FUSED_LINEARS.items():
         if fused in targets and chosen.issuperset(parts):

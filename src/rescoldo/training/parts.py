@@ -1,6 +1,6 @@
-"""What the loop asks of the rest of the program: base model, data and engine, behind a few functions.
+"""The interface between the training loop and the rest of the program: base model, data and engine as a few functions.
 
-The loop knows these shapes only. Tests put a small deterministic engine in their place.
+The loop depends on these types only. Tests replace them by a small deterministic engine.
 """
 
 from __future__ import annotations
@@ -21,22 +21,26 @@ from rescoldo.training.optimizer import AdamW
 
 
 class Model(Protocol):
-    """What the loop uses of engine.model.LoraModel."""
+    """The part of engine.model.LoraModel that the loop uses."""
 
     parameters: Tensors
 
+    @property
+    def trained(self) -> Tensors:
+        """Those of `parameters` that have gradients and moments."""
+
     def frozen_state(self) -> Tensors:
-        """What a resume needs beside the base model."""
+        """The tensors that resuming needs in addition to the base model."""
 
     def sync(self) -> None:
-        """To be called after `parameters` were changed."""
+        """Apply changes of `parameters`; must be called after each change."""
 
 
 class Step(Protocol):
-    """What the loop uses of engine.step.GradientStep."""
+    """The part of engine.step.GradientStep that the loop uses."""
 
     def micro_batch(self, indices: list[int]) -> float:
-        """Add gradients of these examples of the step; return their summed loss in nats."""
+        """Add the gradients of these examples of the step; return their summed loss in nats."""
 
     def finish(self) -> Tensors:
         """Gradients by parameter key."""
@@ -45,7 +49,7 @@ class Step(Protocol):
         """Gradients accumulated so far."""
 
     def load_state(self, state: Tensors) -> None:
-        """Take them back."""
+        """Restore accumulated gradients."""
 
 
 class Losses(Protocol):
@@ -70,10 +74,10 @@ class NoLosses:
 
 @dataclass(frozen=True)
 class Parts:
-    """The seam between the loop and the rest."""
+    """The functions that the loop calls."""
 
     open_base: Callable[[str], BaseModel]
-    read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset; `records` as check_dataset gave them
+    read_dataset: Callable[..., Dataset]  # as data.dataset.read_dataset, with the `records` from check_dataset
     load_model: Callable[..., Model]  # as LoraModel.load
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]  # as engine.model.evaluate_loss
@@ -83,15 +87,15 @@ class Parts:
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake
     expected_rate: Callable[[RunConfig], float | None] = lambda config: None  # as doctor.rate
-    run_date: Callable[[date], date] = lambda day: day  # the date in the prompts that all machines use
-    optimizer: Callable[[Tensors, float, float], AdamW] = AdamW  # adapter, weight decay, LoRA+'s ratio
-    resumable_steps: bool = True  # whether a step that is half done can be saved
+    run_date: Callable[[date], date] = lambda day: day  # the date in the prompts, the same on all machines
+    optimizer: Callable[[Tensors, float, float], AdamW] = AdamW  # trained tensors, weight decay, LoRA+'s ratio
+    resumable_steps: bool = True  # whether an unfinished step can be saved
     machines: int = 1
     write_report: Callable[[Path, Callable[[str], None]], None] = lambda output, warn: None
 
 
 def lora_config(config: RunConfig, n_layers: int) -> LoraConfig:
-    """The engine's LoRA settings of this run on a model of so many layers."""
+    """The engine's LoRA settings of this run, for a model with `n_layers` layers."""
     layers = config.lora_layers
     if isinstance(layers, int):
         layers = tuple(range(n_layers))[-layers:]

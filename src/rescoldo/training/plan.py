@@ -1,4 +1,4 @@
-"""Which examples go into which optimizer step: a function of the config alone, so that any step can be redone."""
+"""The assignment of examples to optimizer steps: a function of the config alone, so that any step can be repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rescoldo.training.config import RunConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of work of a run on `examples` training examples."""
+    """The order of examples in a run with `examples` training examples."""
 
     config: RunConfig
     examples: int
@@ -39,11 +39,11 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """Epochs that are at least begun (fewer than configured with max_steps)."""
+        """The number of epochs that are at least started (fewer than configured if max_steps ends the run)."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
     def groups(self, epoch: int) -> list[list[int]]:
-        """The examples of each optimizer step of an epoch (from 0), in order; max_steps may cut the last one short."""
+        """The examples of each optimizer step of an epoch (from 0), in order; max_steps may truncate the epoch."""
         order = list(range(self.examples))
         if self.config.shuffle:
             order = shuffled(self.examples, self.config.seed, epoch)
@@ -51,11 +51,11 @@ class Plan:
         return groups[: self.total_steps - epoch * self.steps_per_epoch]
 
     def batches(self, group: list[int]) -> list[list[int]]:
-        """The micro-batches of an optimizer step, as places within `group`."""
+        """The micro-batches of an optimizer step, as indices into `group`."""
         size = self.config.batch_size
         return [list(range(i, min(i + size, len(group)))) for i in range(0, len(group), size)]
 
 
 def shuffled(n: int, seed: int, epoch: int) -> list[int]:
-    """0..n-1 in an order that depends on seed and epoch alone, on every machine and library version."""
+    """0..n-1 in an order that depends only on seed and epoch, the same on every machine and library version."""
     return sorted(range(n), key=lambda i: hashlib.sha256(f"{seed}:{epoch}:{i}".encode()).digest())

@@ -1,4 +1,4 @@
-"""Everything before the first weight is loaded: base model, settings in force, datasets. Writes nothing."""
+"""Preparation of a run before the weights are loaded: base model, settings, datasets. Writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rescoldo.data.replay import mixed
 from rescoldo.data.teaching import LAST, Teaching
 from rescoldo.data.tokenize import fix_date, let_think
 from rescoldo.engine.kinds import KINDS, PLAIN
-from rescoldo.engine.memory import adapter_parameters
+from rescoldo.engine.memory import adapter_parameters, trained_parameters
 from rescoldo.engine.precisions import AUTO
 from rescoldo.errors import RescoldoError
 from rescoldo.files import read_json
@@ -38,8 +38,8 @@ from rescoldo.units import count
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run starts from. `config` is in force: preset applied, no `auto` left. `origin`: the adapter that --from
-    names."""
+    """A prepared run. `config` has the settings in force: preset applied, `auto` resolved. `origin`: the adapter that
+    --from names."""
 
     config: RunConfig
     from_preset: dict[str, Any]
@@ -53,10 +53,10 @@ class Prepared:
 
 
 def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool) -> Prepared:
-    """Open and check all that the run needs.
+    """Open and check everything that the run needs.
 
     Raises:
-        RescoldoError: whatever is wrong with paths, base model, settings or datasets.
+        RescoldoError: a fault in paths, base model, settings or datasets.
     """
     say = partial(reporter.say, topic=Topic.SETUP)
     check_paths(asked)
@@ -70,7 +70,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
             fix="train on one machine",
         )
     role = get_role(asked.role).ready()
-    # a fault in them is told before anything is loaded
+    # faults in the datasets are reported before anything is loaded
     in_train, in_val = (parts.check_dataset(path, role, **objective.reading) for path in (asked.train, asked.val))
     in_replay = parts.check_dataset(asked.replayed[0], role, **objective.reading) if asked.replayed else None
     say(f"{reporter.heading_prefix}{role.spec.heading} - {title_of(asked.base_model)}")
@@ -113,9 +113,9 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     more = "" if config.adapter == PLAIN else f"{KINDS[config.adapter].title}, "
     some = "" if lora.layers is None else f", {len(lora.layers)} of {decoder.n_layers} layers"
     say(f"Applying LoRA configuration ({more}r={config.lora_r}, alpha={config.lora_alpha:g}{some})...")
-    trainable = adapter_parameters(decoder, lora)
-    percent = 100 * trainable / (total + trainable)
-    say(f"  {trainable:,} of {total + trainable:,} parameters are trained ({percent:.3f} %)")
+    trainable, together = trained_parameters(decoder, lora), total + adapter_parameters(decoder, lora)
+    percent = 100 * trainable / together
+    say(f"  {trainable:,} of {together:,} parameters are trained ({percent:.3f} %)")
 
     say("Tokenizing datasets...")
     train = read_train(config, parts, role, tokenizer, in_train, in_replay, say)
@@ -125,7 +125,7 @@ def prepare(asked: RunConfig, parts: Parts, reporter: Reporter, *, restart: bool
     if train.texts and not train.is_text:
         tokens = sum(len(example.tokens) for example in train.examples[-train.texts :])
         of = f"{tokens / train.tokens:.0%} of the tokens"
-        say(f"  {count(train.texts, 'window')} of plain text beside the examples, {of}")
+        say(f"  {count(train.texts, 'window')} of plain text in addition to the examples, {of}")
     for name, data in (("training", train), ("validation", val)):
         say(f"  {count(len(data.examples), f'{name} {objective.unit}')}, {count(data.tokens, 'token')}")
         if data.overruns:
@@ -149,11 +149,11 @@ def read_train(
     old: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
-    """The training data of its `records`, with the `old` ones of --replay and the text beside it. Lets the tokenizer's
-    prompts think where its answers do.
+    """The training data from its `records`, with the `old` ones of --replay and the plain text. Enables thinking in the
+    tokenizer's prompts if the answers have thinking parts.
 
     Raises:
-        RescoldoError: faults in a file, or nothing left to use.
+        RescoldoError: faults in a file, or no examples left.
     """
     row = OBJECTIVES[config.objective]
     learned = LAST if row.make else teaching(config)
@@ -174,11 +174,11 @@ def read_train(
 
 
 def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, records: Any) -> Dataset:
-    """The validation data of its `records`: the loss on the same answers, each token with weight 1. The training data
-    is read first, which decides whether prompts let the model think.
+    """The validation data from its `records`: the loss on the same answers, with weight 1 for each token. The training
+    data must be read first, because it decides whether prompts let the model think.
 
     Raises:
-        RescoldoError: faults in the file, or nothing left to use.
+        RescoldoError: faults in the file, or no examples left.
     """
     row = OBJECTIVES[config.objective]
     measured = LAST if row.make else Teaching(config.loss, config.thinking)
@@ -188,7 +188,7 @@ def read_val(config: RunConfig, parts: Parts, role: Role, tokenizer: Any, record
 
 
 def _settled_before(output: Path) -> dict[str, Any]:
-    """The config that the run in `output` was started with, {} if there is none."""
+    """The config of the run in `output`, {} if there is none."""
     config = (read_json(output / RUN_FILE) or {}).get("config")
     return config if isinstance(config, dict) else {}
 
@@ -196,14 +196,14 @@ def _settled_before(output: Path) -> dict[str, Any]:
 def with_preset(
     asked: RunConfig, base: BaseModel, parts: Parts, *, restart: bool = False
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """As apply_preset; a run that is resumed keeps what the preset set when it was started, so that neither another
-    version nor another number of machines changes it."""
+    """apply_preset, except that a resumed run keeps the preset's values from its start, so that another version or
+    number of machines does not change them."""
     started = {} if restart else read_json(asked.output / RUN_FILE) or {}
     config, names = started.get("config"), started.get("from_preset")
     before: dict[str, Any] = {}
     if isinstance(config, dict) and isinstance(names, list) and config.get("preset", "tuned") == asked.preset:
         before = {name: config[name] for name in names if name in RunConfig.model_fields and name in config}
-        old = "preset" not in config  # a version that had the fields' own defaults
+        old = "preset" not in config  # a version without presets, which used the fields' own defaults
         for name in tuned(asked, base.config).keys() - before.keys():
             default = RunConfig.model_fields[name].default
             if name not in config or (old and config[name] == _as_json(default)):
@@ -216,7 +216,7 @@ def _as_json(value: Any) -> Any:
 
 
 def date_of_run(output: Path, *, restart: bool = False) -> date:
-    """The date that the prompts of the run in `output` say where the chat template asks for one: that of its start."""
+    """The date in the prompts of the run in `output`, if the chat template asks for one: the day of its start."""
     known = (read_json(output / RUN_FILE) or {}).get("identity")
     kept = known.get("chat date") if isinstance(known, dict) and not restart else None
     try:
@@ -226,11 +226,11 @@ def date_of_run(output: Path, *, restart: bool = False) -> date:
 
 
 def settle(config: RunConfig, base: BaseModel, *, restart: bool = False) -> tuple[RunConfig, str]:
-    """Replace `auto`: by what the run to be resumed was started with, else by what suits model and machine. From here
-    on the config's bound on memory holds.
+    """Resolve `auto`: to the precision of the run to resume, else to the one that suits model and machine. From here on
+    the config's memory limit is in force.
 
     Returns:
-        The config, and why the precision was chosen where it was.
+        The config, and the reason for the precision if it was chosen here.
     """
     limit_process(config.memory_gb)
     before = {} if restart else _settled_before(config.output)

@@ -1,4 +1,4 @@
-"""Hyper-parameters that suit a base model where the user gives none."""
+"""Default hyper-parameters for a base model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rescoldo.training.config import RunConfig, flag
 from rescoldo.training.parts import lora_config
 from rescoldo.units import count
 
-RANK, SCALE = 16, 4.0  # alpha is SCALE times the rank
-STEP, STEP_OF_MACHINES = 4, 8  # examples in a step; where several machines share it
-RATE, RATE_OF_LARGER = 1.5e-3, 2e-3  # for steps of up to STEP examples and of more, at a hidden size of WIDTH
-WIDTH, POWER = 576, 0.78  # the rate falls with this power of the hidden size
+RANK, SCALE = 16, 4.0  # alpha is SCALE · rank
+STEP, STEP_OF_MACHINES = 4, 8  # examples per step; with several machines
+RATE, RATE_OF_LARGER = 1.5e-3, 2e-3  # for steps of up to STEP examples and for larger ones, at hidden size WIDTH
+WIDTH, POWER = 576, 0.78  # the rate is proportional to hidden_size^-POWER
 
 
 def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) -> dict[str, Any]:
-    """Settings for any base model, by field; docs/defaults.md says what each rests on. With several `machines` a step
-    has examples for each.
+    """Settings for any base model, by field; docs/defaults.md describes the evidence for each. With several `machines`
+    a step has enough examples for each of them.
 
     The rate shrinks with the hidden size as in Thinking Machines' fits (LoRA Without Regret, 2025: ten times full
-    fine-tuning's rate, hidden size to the power of -0.78 for Llama). Measured at a hidden size of 576 alone; the rest
-    is extrapolated.
+    fine-tuning's rate, hidden size to the power of -0.78 for Llama). It was measured only at a hidden size of 576; the
+    rest is extrapolated.
     """
     given = config.model_fields_set
     examples = STEP_OF_MACHINES if machines else STEP
@@ -49,11 +49,11 @@ def tuned(config: RunConfig, decoder: DecoderConfig, *, machines: bool = False) 
 def apply_preset(
     config: RunConfig, decoder: DecoderConfig, *, machines: bool = False, before: Mapping[str, Any] | None = None
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Fill what the user did not give by `config.preset`: "tuned", or "original", whose values the fields have.
+    """Fill fields that the user did not give by `config.preset`: "tuned", or "original", the fields' own defaults.
 
     Args:
         machines: whether several machines share a step.
-        before: what the preset set when the run that is resumed was started; it continues with that.
+        before: the preset's values at the start of the run that is resumed; they are kept.
 
     Returns:
         The config in force, and the fields that the preset set (empty for "original").
@@ -69,20 +69,20 @@ PRESETS: Mapping[str, Callable[..., dict[str, Any]]] = {  # "original": the fiel
 
 
 def _narrowest(decoder: DecoderConfig) -> int:
-    """The most that a rank can be."""
+    """The maximum rank."""
     return min(decoder.smallest_side(name) for name in decoder.linears)
 
 
 def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str] = frozenset()) -> RunConfig:
-    """Check what depends on the base model's shapes; `given` are the fields that the user set.
+    """Check the settings that depend on the base model's shapes; `given` are the fields that the user set.
 
     Returns:
-        The config, its targets under the names that the family has (`attention` is qkv_proj and o_proj where q, k and v
-        are one linear), `max_length` lowered to the model's context when the user did not ask for more himself.
+        The config with the family's names of its targets (`attention` becomes qkv_proj and o_proj if q, k and v are one
+        linear), and `max_length` reduced to the model's context unless the user asked for more.
 
     Raises:
-        RescoldoError: targets that the model does not have, rank above the hidden size, or more context than the model
-            has.
+        RescoldoError: targets that the model does not have, a rank above the hidden size, or more context than the
+            model has.
     """
     decoder = base.config
     config = _targets_of(config, base)
@@ -117,10 +117,10 @@ def check_against_base(config: RunConfig, base: BaseModel, given: frozenset[str]
 
 
 def _targets_of(config: RunConfig, base: BaseModel) -> RunConfig:
-    """The config with the targets as the family names them: what it has as one linear is one target.
+    """The config with the family's names of its targets: fused linears are one target.
 
     Raises:
-        RescoldoError: a target is a part of one of the model's linears, or several of them together.
+        RescoldoError: a target is a part of one of the model's linears, or combines several of them.
     """
     have, chosen = base.config.linears, set(config.lora_targets)
     for fused, parts in FUSED_LINEARS.items():
@@ -144,10 +144,10 @@ def _targets_of(config: RunConfig, base: BaseModel) -> RunConfig:
 
 
 def _by_linear(field: str, numbers: dict[str, Any], targets: tuple[str, ...]) -> dict[str, Any]:
-    """The numbers of single linears under the names that the family has.
+    """Numbers for single linears, under the family's names.
 
     Raises:
-        RescoldoError: one of them is no target, or parts of one linear have different numbers.
+        RescoldoError: one of them is not a target, or parts of one linear have different numbers.
     """
     found = dict(numbers)
     for fused, parts in FUSED_LINEARS.items():
@@ -163,7 +163,7 @@ def _by_linear(field: str, numbers: dict[str, Any], targets: tuple[str, ...]) ->
 
 
 def _layers_of(config: RunConfig, base: BaseModel) -> RunConfig:
-    """The config, all layers being None.
+    """The config, with None for all layers.
 
     Raises:
         RescoldoError: layers that the model does not have.

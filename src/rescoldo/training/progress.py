@@ -1,4 +1,4 @@
-"""What a run says: sentences, and bars on a terminal or plain lines elsewhere."""
+"""A run's output: sentences, and progress bars on a terminal or plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from enum import Enum
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-LINE_SECONDS = 10.0  # plain lines come at optimizer steps, but not more often than this
-SILENCE_SECONDS = 60.0  # … and between them when a step takes longer than this
+LINE_SECONDS = 10.0  # minimum interval of plain lines, which come at optimizer steps
+SILENCE_SECONDS = 60.0  # … and maximum interval, if a step takes longer than this
 
 
 @contextlib.contextmanager
 def tolerant() -> Iterator[None]:
-    """Around writing to a console that may be gone. rich answers a pipe without reader with SystemExit."""
+    """For writing to a console that may have closed. rich raises SystemExit for a pipe without a reader."""
     with contextlib.suppress(OSError, ValueError, SystemExit):
         yield
 
 
 class Topic(Enum):
-    """What a message is about, so that who passes messages on can choose among them."""
+    """A message's topic, for receivers that select messages."""
 
     SETUP = "setup"  # base model, settings, data: the same for all trials of a sweep
-    PROGRESS = "progress"  # how far the run is, and what happens to it
-    RESULT = "result"  # what it has come to
+    PROGRESS = "progress"  # progress and events of the run
+    RESULT = "result"  # the run's results
 
 
 class Reporter:
-    """Writes to a console. A terminal that has gone away (closed ssh session) does not stop the run.
+    """Writes to a console. A terminal that has closed (a lost ssh session) does not stop the run.
 
-    `heading_prefix` comes before a run's heading: the phase's number in the script that has one.
+    `heading_prefix` precedes a run's heading, for a script with numbered phases.
     """
 
     def __init__(self, console: Console | None = None, *, heading_prefix: str = "") -> None:
@@ -41,17 +41,17 @@ class Reporter:
         self.heading_prefix = heading_prefix
 
     def say(self, text: str, topic: Topic = Topic.PROGRESS) -> None:
-        """One line, as it is."""
+        """Print one line."""
         with tolerant():
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line that deserves attention."""
+        """Print a warning."""
         self.say(f"⚠️  {text}")
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int, done: int = 0, topic: Topic = Topic.PROGRESS) -> Iterator[Bar]:
-        """A bar from `done` to `total`; the line that remains ends in 100% if it got there."""
+        """A progress bar from `done` to `total`; the final line ends in 100% if it was reached."""
         if not self.console.is_terminal:
             yield Bar(self, description, total, done, None, topic)
             return
@@ -73,7 +73,7 @@ class Reporter:
 
 
 class Bar:
-    """A running count under a description."""
+    """A counter with a description."""
 
     def __init__(
         self, reporter: Reporter, description: str, total: int, done: int, progress: Progress | None, topic: Topic
@@ -83,9 +83,9 @@ class Bar:
         self._last = time.monotonic()
 
     def advance(self, n: int, detail: str, milestone: bool = True) -> None:
-        """Count `n` more; `detail` is shown behind, `milestone` says that this is a good place for a plain line."""
+        """Count `n` more; `detail` is shown after the count; a plain line may be printed at a `milestone`."""
         self.done += n
-        if self._progress is not None and self._reporter.console.is_terminal:  # it may have gone away meanwhile
+        if self._progress is not None and self._reporter.console.is_terminal:  # the terminal may have closed
             with tolerant():
                 self._progress.update(self._progress.task_ids[0], completed=self.done, detail=detail)
             return
@@ -98,13 +98,13 @@ class Bar:
 
 
 class Speed:
-    """Tokens per second over the last pieces of work, and from it the time left."""
+    """The tokens per second of the last units of work, and the time left."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=32)
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Count work done."""
+        """Count finished work."""
         self._recent.append((tokens, seconds))
 
     @property

@@ -1,4 +1,4 @@
-"""Starting, resuming and ending a training run: `train(config, parts)` is the process that writes it."""
+"""Starting, resuming and ending a training run: `train(config, parts)` runs in the process that writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rescoldo.adapter import BIN_FILE, write_bin
 from rescoldo.engine.types import CALIBRATION_EXAMPLES
 from rescoldo.errors import EXIT_FAILURE, RescoldoError
-from rescoldo.files import read_json, write_beside
+from rescoldo.files import allow_cache_near, read_json
 from rescoldo.invocation import program
 from rescoldo.role import keep_role
 from rescoldo.run.detach import follow_move
@@ -57,8 +57,8 @@ class RunResult:
 
     Attributes:
         status: "finished", "already finished" or "interrupted"; "followed": another machine has the result.
-        signal: the number of the signal that interrupted it, 0 otherwise.
-        info: training_info.json's content when finished, {} when interrupted.
+        signal: the number of the signal that interrupted it, otherwise 0.
+        info: the content of training_info.json if finished, {} if interrupted.
     """
 
     status: str
@@ -68,11 +68,11 @@ class RunResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it before it was finished."""
+        """Whether a signal ended the run before it was finished."""
         return self.signal != 0
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The JSON that `--json` prints."""
         return {"status": self.status, "output": str(self.output), "signal": self.signal or None, "info": self.info}
 
 
@@ -85,21 +85,21 @@ def train(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Start, resume or recognise as finished the run that `config` describes.
+    """Start the run that `config` describes, resume it, or recognize it as finished.
 
     Args:
-        config: what to do; fields that were not given are filled by its preset.
+        config: the settings; fields that were not given are filled by its preset.
         parts: engine and data modules: `assemble.real_parts()`.
-        restart: move what is in the output directory aside and start over.
-        adapter_bin: write adapter_model.bin too.
-        force: start although the checks of `rescoldo doctor` fail.
-        reporter: where messages go (default: standard output).
+        restart: move the content of the output directory aside and start over.
+        adapter_bin: also write adapter_model.bin.
+        force: start even if the checks of `rescoldo doctor` fail.
+        reporter: for messages (default: standard output).
 
     Raises:
-        RescoldoError: whatever the user can mend. What was on the disk before is still there.
+        RescoldoError: whatever the user can fix. Existing files on disk are kept.
     """
     reporter = reporter or Reporter()
-    write_beside(config.output)
+    allow_cache_near(config.output)
     with unfailing(config.output / LOG_FILE):
         return _train(config, parts, reporter, restart=restart, adapter_bin=adapter_bin, force=force)
 
@@ -109,15 +109,15 @@ def _train(
 ) -> RunResult:
     output = config.output
     check_trackers(config)
-    before = read_status(output)  # how the last process ended: to be seen before this one takes its place
+    before = read_status(output)  # how the last process ended; must be read before this one updates the state
     try:
-        with EndAtOnce(), ExitStack() as stack:  # a default handler would leave a lock behind, as a killed run does
+        with EndAtOnce(), ExitStack() as stack:  # a default handler would leave the lock behind, like a killed run
             lock = RunLock(output)
             if output.is_dir():
                 stack.enter_context(lock)
             prepared = prepare(config, parts, reporter, restart=restart)
             parts.preflight(prepared, reporter, force)
-            if not output.is_dir():  # made only now that all that was asked for has been checked
+            if not output.is_dir():  # created only after all settings have been checked
                 stack.enter_context(lock)
             elif restart and any(path.name not in (LOCK_FILE, LOG_FILE) for path in output.iterdir()):
                 aside = move_aside(output)
@@ -140,12 +140,12 @@ def _train(
         state = read_state(output)
         if (
             state is not None and (state.pid, state.start) == representative() and state.broken_off
-        ):  # with the lock free the page can say so, too
+        ):  # after the lock is released, so that the page shows the right status
             parts.write_report(output, reporter.warn)
 
 
 def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool, before: Status) -> RunResult:
-    """Find out where the run stands, bring the model there, train, write the results."""
+    """Find the run's position, restore the model, train, write the results."""
     config, output = prepared.config, prepared.config.output
     clean(output)
     refuse_if_foreign(output)
@@ -166,8 +166,8 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
     )
     if checkpoint is not None and extended:
         had = count(checkpoint.identity["epochs"], "epoch")
-        reporter.say(f"This run had {had}; with {config.epochs} it continues exactly as if it had begun so")
-        (output / INFO_FILE).unlink(missing_ok=True)  # it is not finished any more
+        reporter.say(f"This run had {had}; with {config.epochs} it continues exactly as if it had started with them")
+        (output / INFO_FILE).unlink(missing_ok=True)  # it is no longer finished
     elif checkpoint is not None:
         refuse_if_different(checkpoint.identity, prepared.identity, output, "an unfinished run")
     if checkpoint is not None:
@@ -189,7 +189,7 @@ def _run(prepared: Prepared, parts: Parts, reporter: Reporter, adapter_bin: bool
     cap = None
     if before.killed_for_memory:
         n = prepared.base.config.n_layers
-        trained = n - lora_config(config, n).first_layer  # layers of which activations are kept at best
+        trained = n - lora_config(config, n).first_layer  # the maximum number of layers that keep activations
         cap = cap_after_kill(before.state.get("keep_layers"), trained)
         reporter.warn(
             f"the last process here was {before.why}: this one keeps activations for at most {cap} of "
@@ -256,7 +256,7 @@ def _work(
 
 
 def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
-    """Write the results; their last file marks the run as finished."""
+    """Write the results; the last file marks the run as finished."""
     data, at = loop.prepared, loop.position
     config, reporter = data.config, loop.reporter
     reporter.say(f"Saving LoRA adapters to {config.output}", Topic.RESULT)
@@ -295,7 +295,7 @@ def _finish(loop: Loop, adapter_bin: bool) -> RunResult:
 
 
 def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None) -> dict[str, Any]:
-    """How a run ended, as a tracker is told."""
+    """The run's final results for a tracker."""
     best = losses[best_epoch - 1]
     found = {"best_epoch": best_epoch, "epochs_done": len(losses), "best_val_loss": best.val_loss}
     known = {} if before is None else {"val_loss_before": before}
@@ -303,7 +303,7 @@ def verdict(losses: Sequence[EpochLosses], best_epoch: int, before: float | None
 
 
 def worsened_remedy(config: RunConfig) -> str:
-    """What to do about a training that made the model worse."""
+    """What to do if training has made the model worse."""
     return (
         f"keep the base model, or start over with --restart and a lower --lr (now {config.lr:g}); `{program()} watch` "
         "and report.html show the curve"

@@ -1,8 +1,8 @@
-"""Where a run's figures go beside its own files: TensorBoard, Weights & Biases, MLflow, through their own clients.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow, through their own clients.
 
-What is sent: losses, learning rate, gradient norm and speed, the settings, and how the run ended. No example, no text,
-no program code, no environment. A tracker that fails, or is slow, ends with one warning; the training never waits for
-it: wandb and mlflow work in a thread of their own.
+They get losses, learning rate, gradient norm and speed, the settings, and how the run ended; no examples, no text, no
+program code, no environment. A tracker that fails, or is slow, is dropped with one warning; training never waits for
+it: wandb and mlflow run in threads of their own.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from rescoldo.files import read_json, write_json
 from rescoldo.training.config import BUILT_IN, RunConfig
 from rescoldo.training.metrics import TensorBoard
 
-IDS = "tracking.json"  # in the output directory: by which id a resumed run continues in each tracker
-END_SECONDS = 60.0  # that a tracker has to send what is left when the run ends
-QUEUED = 10_000  # calls that may wait for a tracker
+IDS = "tracking.json"  # in the output directory: the ids under which a resumed run continues in each tracker
+END_SECONDS = 60.0  # timeout for a tracker to send the rest at the end of the run
+QUEUED = 10_000  # maximum length of a tracker's queue
 
 
 class Tracker(Protocol):
-    """What a client does for a run. Each method may raise anything and may take long."""
+    """A client's functions for a run. Each may raise any exception and may take long."""
 
     def start(self) -> None:
-        """Begin, or go on with, the run."""
+        """Start or resume the run."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
+        """Add one point to each curve."""
 
     def end(self, verdict: Mapping[str, Any], finished: bool) -> None:
-        """How the run ended: `verdict` is empty where it was interrupted or failed."""
+        """End the run: `verdict` is empty if it was interrupted or failed."""
 
 
 def check_trackers(config: RunConfig) -> None:
-    """Raises RescoldoError where a tracker was asked for whose package is not installed (TensorBoard, the default, is
-    only warned about)."""
+    """Raise RescoldoError if a requested tracker's package is not installed (for TensorBoard, the default, there is
+    only a warning)."""
     for name in config.report_to:
         if name in CLIENTS and importlib.util.find_spec(name) is None:
             raise missing(name, f"{name} is not installed", where="--report-to", otherwise=f"--report-to {BUILT_IN}")
 
 
 class Trackers:
-    """All that a run reports to.
+    """All trackers of a run.
 
     Args:
-        first_step: the step at which this process begins.
-        settings: what is told about the run beside its config.
-        say, warn: for one line each.
+        first_step: the first step of this process.
+        settings: reported in addition to the run's config.
+        say, warn: print one line each.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Trackers:
                 try:
                     tracker = CLIENTS[name](config.output, facts)
                 except Exception as error:
-                    warn(f"{name} is left out: {_short(error)}")
+                    warn(f"{name} is disabled: {_short(error)}")
                     continue
                 say(f"  {name}: losses and settings, no examples, go to {tracker.destination}")
                 self._others.append(_InBackground(name, tracker, warn))
 
     def add(self, step: int, **values: float) -> None:
-        """One point a value; `loss__train=…` becomes the curve loss/train."""
+        """Add a point for each value; `loss__train=…` is the curve loss/train."""
         if self._board:
             self._board.add(step, **values)
         named = {name.replace("__", "/"): value for name, value in values.items()}
@@ -91,16 +91,16 @@ class Trackers:
             other.call(lambda tracker: tracker.add(step, named))
 
     def flush(self) -> None:
-        """Bring TensorBoard's points to the disk; the others send by themselves."""
+        """Write TensorBoard's points to disk; the others send data by themselves."""
         if self._board:
             self._board.flush()
 
     def finish(self, verdict: Mapping[str, Any]) -> None:
-        """The run is done: tell how it ended, and end."""
+        """The run has finished: report its results, and end."""
         self._end(verdict, True)
 
     def close(self) -> None:
-        """End without a verdict: the run was interrupted or has failed. Nothing happens after `finish`."""
+        """End without results: the run was interrupted or has failed. Does nothing after `finish`."""
         self._end({}, False)
 
     def _end(self, verdict: Mapping[str, Any], finished: bool) -> None:
@@ -114,7 +114,7 @@ class Trackers:
 
 
 class _InBackground:
-    """A tracker behind a queue: who calls never waits, and never sees it fail."""
+    """A tracker behind a queue: callers never wait, and never see it fail."""
 
     def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], object]) -> None:
         self._name, self._tracker, self._warn = name, tracker, warn
@@ -124,7 +124,7 @@ class _InBackground:
         self._thread.start()
 
     def call(self, what: Callable[[Tracker], object] | None) -> None:
-        """Have something done when its turn comes."""
+        """Queue a call."""
         if self._failed:
             return
         try:
@@ -133,11 +133,11 @@ class _InBackground:
             self._fail("it is too slow")
 
     def join(self) -> None:
-        """Wait until all is done, but not for ever."""
+        """Wait until the queue is empty, with a timeout."""
         self.call(None)
         self._thread.join(END_SECONDS if not self._failed else 1.0)
         if self._thread.is_alive():
-            self._fail(f"it did not take the last figures within {END_SECONDS:.0f} s")
+            self._fail(f"it did not accept the last values within {END_SECONDS:.0f} s")
 
     def _work(self) -> None:
         try:
@@ -150,11 +150,11 @@ class _InBackground:
     def _fail(self, why: str) -> None:
         if not self._failed:
             self._failed = True
-            self._warn(f"nothing more goes to {self._name} ({why}); the training is not affected")
+            self._warn(f"nothing more is sent to {self._name} ({why}); the training is not affected")
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings as a tracker gets them: of paths on this machine the last name alone."""
+    """The settings for a tracker, with local paths reduced to their last part."""
     fields = config.model_dump(mode="json", exclude_none=True, exclude={"report_to"})
     paths = {name for name, value in config if isinstance(value, Path)}
     return {name: Path(value).name if name in paths else _without_folders(value) for name, value in fields.items()}
@@ -169,10 +169,10 @@ def _without_folders(value: Any) -> Any:
 
 
 class Wandb:
-    """Weights & Biases. Online where a key is there or WANDB_MODE says so, else into OUTPUT/wandb.
+    """Weights & Biases. Online if there is a key or WANDB_MODE says so, otherwise offline in OUTPUT/wandb.
 
     Attributes:
-        destination: where the figures go, in words.
+        destination: where the data goes, for people.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
@@ -215,10 +215,10 @@ class Wandb:
 
 
 class Mlflow:
-    """MLflow: at $MLFLOW_TRACKING_URI, else in OUTPUT/mlflow.db.
+    """MLflow: at $MLFLOW_TRACKING_URI, otherwise in OUTPUT/mlflow.db.
 
     Attributes:
-        destination: where the figures go, in words.
+        destination: where the data goes, for people.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
@@ -269,7 +269,7 @@ class Mlflow:
 
 
 def run_id(output: Path, name: str, new: Callable[[], str]) -> str:
-    """The id of this run in a tracker: the one kept in the output directory, else a new one, which is kept."""
+    """The id of this run in a tracker: the one stored in the output directory, or else a new one, which is stored."""
     ids = read_json(output / IDS) or {}
     if not isinstance(ids.get(name), str):
         ids[name] = new()
@@ -278,7 +278,7 @@ def run_id(output: Path, name: str, new: Callable[[], str]) -> str:
 
 
 def without_password(address: str) -> str:
-    """An address without the user's name and password in it."""
+    """An address without user name and password."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(address)
         if "@" in parts.netloc:
@@ -295,7 +295,7 @@ def _has_key(host: str) -> bool:
         return False
 
 
-# the trackers beside TensorBoard, whose files are written here; each is the name of its package
+# the trackers other than TensorBoard, whose files are written here; the keys are their packages' names
 CLIENTS: Mapping[str, Callable[[Path, Mapping[str, Any]], Any]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 

@@ -24,6 +24,7 @@ from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import NF4, QuantizedMatrix
 from rescoldo.engine.kernels.ops_int8 import Quantized
 from rescoldo.engine.kernels.torch_kernels import TorchKernels
+from rescoldo.files import write_text
 from rescoldo.system import cpu
 
 _SECONDS = 60.0  # of a machine that is busy with other things
@@ -41,10 +42,7 @@ def remembered(library: Path, make: Callable[[], TorchKernels], folder: Path, na
     # macOS's BLAS does not work in a fork of a process that has used it
     wrong = failure(make) if name is None or platform.system() != "Darwin" else failure_apart(name)
     with contextlib.suppress(OSError):  # tried again the next time
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_suffix(f".{os.getpid()}")
-        scratch.write_text(_PASSED if wrong is None else wrong, encoding="utf-8")
-        scratch.replace(note)
+        write_text(note, _PASSED if wrong is None else wrong, durable=False)
     return wrong
 
 
