@@ -5,15 +5,20 @@ python -m benchmarks.decoding --workload smollm2 --output benchmarks/out/decodin
 
 They take turns. All but the sampled sides decode greedily, `--tokens` new tokens a prompt, whether or not an end comes;
 the time is that of everything, prompts included. llama.cpp takes the file as it is (Q4_1), transformers --peer-dtype.
-What constraints cost is also told in processor time of this process, which other programs disturb least: --alone leaves
-the other engines out for that.
+Processor time a token is told beside it, which other programs disturb least (with --threads 1: threads that wait count,
+too); --alone leaves the other engines out.
+
+--kernels avx2 measures what a CPU with AVX2 alone would do: this engine's kernels for it, and PyTorch held to it by its
+environment. xllamacpp's wheel is built for AVX2 whatever the CPU has; the output says so in its own words.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -22,6 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +42,7 @@ from rescoldo.constrain import Compiler
 from rescoldo.data import read_records
 from rescoldo.data.tokenize import prompt_ids, stop_ids
 from rescoldo.engine.generate import generate
+from rescoldo.engine.kernels.choose import VARIABLE, kernels
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Sampling
 from rescoldo.files import write_json
@@ -44,7 +51,10 @@ from rescoldo.role.grammar import role_grammar
 from rescoldo.system.cgroup import available_threads
 
 Prompts = list[list[int]]
-
+# what holds PyTorch's own products to an instruction set; read when it is imported
+LIMITS = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
 
 FREE, HELD, SAMPLED, SAMPLED_HELD = (
     "rescoldo", "rescoldo, constrained", "rescoldo, sampled", "rescoldo, sampled, constrained",
@@ -117,6 +127,23 @@ def llama_cpp(url: str, tokens: int) -> Callable[[Prompts], int]:
     return run
 
 
+def processor_seconds() -> float:
+    """Of this process and of the servers that it has started."""
+    processes = [psutil.Process(), *psutil.Process().children()]
+    times = [process.cpu_times() for process in processes]
+    return sum(one.user + one.system for one in times)
+
+
+def peers(dtype: str) -> dict[str, str]:
+    """What the other engines compute with, in their own words."""
+    import xllamacpp
+
+    return {
+        "transformers": f"{dtype}, PyTorch's {torch.backends.cpu.get_cpu_capability()}",
+        "llama.cpp": f"Q4_1, {xllamacpp.get_system_info().strip()}",
+    }
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,12 +155,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--temperature", type=float, default=0.7, help="of the sampled sides")
     parser.add_argument("--samples", type=int, default=3, help="answers to a prompt, of the sampled sides")
+    parser.add_argument("--kernels", default="", help="this engine's, by name; avx2 limits the other engines, too")
+    parser.add_argument("--threads", type=int, default=0, help="default: all")
     parser.add_argument("--alone", action="store_true", help="leave the other engines out")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     require("matplotlib", *([] if args.alone else ["xllamacpp"]))
     writable(args.output)
-    threads = available_threads()
+    limits = LIMITS.get(args.kernels, {})
+    if any(os.environ.get(name) != value for name, value in limits.items()):
+        again = [sys.executable, "-m", "benchmarks.decoding", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **limits})
+    if args.kernels:
+        os.environ[VARIABLE] = args.kernels
+    threads = args.threads or available_threads()
     torch.set_num_threads(threads)
     tokenizer, role = open_base("sample:smollm2").tokenizer(), get_role("ba")
     prompts = [prompt_ids(role.messages(record), tokenizer) for record in read_records(VAL, role)[: args.prompts]]
@@ -150,20 +185,21 @@ def main() -> None:
         sides[FREE](prompts), sides[HELD](prompts)  # not counted: the kernels' and the lexer's first use
         for _ in range(args.rounds):
             for name, run in sides.items():
-                began, busy = time.perf_counter(), time.process_time()
+                began, busy = time.perf_counter(), processor_seconds()
                 decoded = run(prompts)
-                seconds.setdefault(name, []).append((time.process_time() - busy) / decoded)
+                seconds.setdefault(name, []).append((processor_seconds() - busy) / decoded)
                 rates.setdefault(name, []).append(decoded / (time.perf_counter() - began))
     ratios = {name: spread([a / b for a, b in zip(rates[FREE], rates[name], strict=True)]) for name in rates}
     document: dict[str, Any] = {
         "workload": args.workload, "machine": describe(threads),
-        "peer": None if args.alone else f"transformers {args.peer_dtype}; llama.cpp Q4_1",
-        "precision": args.precision, "prompts": len(prompts), "new_tokens": args.tokens,
+        "peers": None if args.alone else peers(args.peer_dtype),
+        "kernels": kernels().name, "precision": args.precision, "prompts": len(prompts), "new_tokens": args.tokens,
         "temperature": args.temperature, "samples": args.samples,
         "runs": [{name: rates[name][i] for name in rates} for i in range(args.rounds)],
         "ratio": ratios.get("transformers"),
         "ratio_llama_cpp": ratios.get("llama.cpp"),
         "ratio_constrained": ratios[HELD],
+        "processor_seconds_a_token": {name: spread(values) for name, values in seconds.items()},
         # constrained / free: below 1.1 a constraint costs less than 10 %
         "processor_time_constrained": {
             kind: spread([held / free for free, held in zip(seconds[without], seconds[with_], strict=True)])
@@ -177,12 +213,12 @@ def main() -> None:
     for column in ("", "tokens/s", "rescoldo is faster by", "processor ms a token"):
         table.add_column(column, justify="right" if column else "left")
 
-    def ours(name: str) -> str:
-        return f"{1000 * statistics.median(seconds[name]):.2f}" if name.startswith(FREE) else "–"
-
     for name, values in rates.items():
-        table.add_row(name, f"{statistics.median(values):.0f}", f"{ratios[name]['median']:.2f}x", ours(name))
+        busy = f"{1000 * statistics.median(seconds[name]):.2f}"
+        table.add_row(name, f"{statistics.median(values):.0f}", f"{ratios[name]['median']:.2f}x", busy)
     Console().print(table)
+    for name, words in (document["peers"] or {}).items():
+        print(f"{name}: {words}")
     for kind, cost in document["processor_time_constrained"].items():
         print(
             f"constrained / free, {kind}, processor time: {cost['median']:.2f} ({cost['min']:.2f} to {cost['max']:.2f})"

@@ -13,6 +13,7 @@ def real_parts() -> Parts:
     from rescoldo.doctor.examine import preflight
     from rescoldo.doctor.rate import expected_rate
     from rescoldo.engine.calibrated import load_calibrated
+    from rescoldo.engine.losses_before import LossesBefore
     from rescoldo.engine.model import evaluate_loss
     from rescoldo.engine.step import GradientStep
     from rescoldo.report.run_page import write_report
@@ -25,6 +26,7 @@ def real_parts() -> Parts:
         load_model=load_calibrated,
         gradient_step=GradientStep,
         evaluate_loss=evaluate_loss,
+        losses_before=LossesBefore,
         save_tokenizer=save_tokenizer,
         preflight=preflight,
         stay_awake=awake,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rescoldo.base import open_base
-from rescoldo.base.gguf_header import read_header
+from rescoldo.base.gguf_header import TYPES, read_header
 from rescoldo.base.sample import find_sample
 from rescoldo.errors import RescoldoError
 from tests.base.make_models import permute, tiny_gguf, tiny_hf, tiny_model
@@ -292,3 +292,8 @@ def test_a_value_that_the_family_refuses(tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "bad.gguf", "granite", metadata={**floats, "granite.rope.scaling.finetuned": False})
     with pytest.raises(RescoldoError, match=r"granite\.rope\.scaling\.finetuned is False"):
         open_base(str(path))
+
+
+def test_the_table_of_types_is_the_gguf_packages() -> None:
+    theirs = {int(kind): (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in gguf.GGMLQuantizationType}
+    assert theirs == TYPES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from rescoldo.engine.config import LINEARS
-from rescoldo.engine.generate import Decoder, choose, generate
+from rescoldo.engine.generate import Batch, Decoder, choose, generate, generate_together
 from rescoldo.engine.model import LoraModel
 from rescoldo.engine.types import Generated, LoraConfig, Sampling
 from tests.base.make_models import tiny_model
@@ -152,6 +153,54 @@ def test_decoding_agrees_with_the_whole_pass(precision: str) -> None:
         assert (logits.max(1).values - chosen).max() < 0.1 * logits.std()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_models_that_take_their_steps_together_answer_as_alone(precision: str, temperature: float) -> None:
+    """With the adapter, without, and held to a constraint, in one batch whose rows end at different steps."""
+    model = tiny_lora("llama", precision, intermediate_size=128)
+    how, stop = Sampling(temperature, max_new_tokens=14, seed=3), frozenset({7, 8, 9, 10, 11, 12})
+    batches = [Batch(PROMPTS), Batch(PROMPTS[1:], adapter=False), Batch(PROMPTS[::-1], False, _Even), Batch([])]
+    found = list(generate_together(model, batches, how, stop))
+    for place, batch in enumerate(batches):
+        alone = generate(model, batch.prompts, how, stop, None, batch.constrain)
+        with contextlib.nullcontext() if batch.adapter else model.without_adapter():
+            expected = {row.index: (row.tokens, row.ended) for row in alone}
+        assert {row.index: (row.tokens, row.ended) for at, row in found if at == place} == expected
+    assert len({len(row.tokens) for _, row in found}) > 2
+    held = [row.tokens for at, row in found if at == 2]
+    assert all(token % 2 == 0 for tokens in held for token in tokens)
+
+
+def test_together_the_weights_are_read_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_lora("llama")
+    same = [[*range(20), 5], [*range(20), 9, 4]]
+    rows: list[int] = []
+    forward = LoraModel.forward
+
+    def counted(self: LoraModel, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(tokens))
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(LoraModel, "forward", counted)
+    list(generate_together(model, [Batch(same), Batch(same, adapter=False)], Sampling(max_new_tokens=6), frozenset()))
+    assert rows[-5:] == [4] * 5
+    assert len(rows) == 2 * 3 + 5, "two prefixes with two prompts each, then a pass for each token but the last"
+
+
+class _Even:
+    """Allows even tokens."""
+
+    def mask_(self, logits: torch.Tensor) -> str:
+        logits[1::2] = -torch.inf
+        return ""
+
+    def allows(self, token: int) -> bool:
+        return token % 2 == 0
+
+    def accept(self, token: int) -> None:
+        assert token % 2 == 0
+
+
 # --- rows that come and go --------------------------------------------------------------------------------------------
 
 
@@ -224,6 +273,18 @@ def test_temperature_near_zero_is_greedy() -> None:
     greedy = [row.tokens for row in _all(model, PROMPTS, Sampling(max_new_tokens=8), set())]
     assert [row.tokens for row in _all(model, PROMPTS, Sampling(1e-4, 1.0, 8), set())] == greedy
     assert [row.tokens for row in _all(model, PROMPTS, Sampling(1.0, 1e-6, 8), set())] == greedy
+
+
+def test_the_greedy_choice_is_the_first_of_the_largest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(40, 300, generator=generator).bfloat16()  # with ties
+    below = -noise.abs()
+    rows = [noise, below, torch.zeros(2, 300).bfloat16(), torch.full((2, 300), -torch.inf).bfloat16()]
+    rows += [torch.where(noise > 1, torch.zeros(()), below).bfloat16(), -torch.zeros(1, 300).bfloat16()]
+    for logits in (*rows, torch.cat(rows)):
+        for dtype in (torch.bfloat16, torch.float32):
+            chosen = choose(logits.to(dtype), Sampling(), range(len(logits)), 0)
+            assert chosen.tolist() == logits.double().numpy().argmax(-1).tolist()
 
 
 LOGITS = torch.tensor([1.0, -0.5, 2.0, 0.0, 0.3, -3.0, 1.9, 0.9])

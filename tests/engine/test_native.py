@@ -853,6 +853,22 @@ def test_cached_attention(lanes: NativeKernels) -> None:
             torch.testing.assert_close(exact[row], full[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_cached_attention_of_a_row_does_not_depend_on_the_others(lanes: NativeKernels) -> None:
+    """Many rows against a prefix are computed in blocks; each has the same bits alone."""
+    for (heads, n_kv, d), window in _cases([(9, 3, 64), (8, 8, 128), (14, 2, 32)], [None, 60]):
+        b, prefix = 45, 70
+        lengths = torch.arange(b) % 31 + 1
+        q, k, v = _halves(b, heads, d), _halves(b, 33, n_kv, d, seed=1), _halves(b, 33, n_kv, d, seed=2)
+        pk, pv = _halves(prefix, n_kv, d, seed=3), _halves(prefix, n_kv, d, seed=4)
+        together = lanes.attend_cached(q, pk, pv, k, v, lengths, window)
+        floats = [x.float() for x in (q, pk, pv, k, v)]
+        _near(together, PYTORCH.attend_cached(*floats, lengths, window), worst=0.005)
+        for row in (0, 17, 44):
+            one = slice(row, row + 1)
+            alone = lanes.attend_cached(q[one], pk, pv, k[one], v[one], lengths[one], window)
+            assert torch.equal(alone, together[one])
+
+
 # --- all together -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rescoldo.cli.main import app, run_app
 from rescoldo.engine.types import LoraConfig, Sampling
 from rescoldo.errors import RescoldoError
 from rescoldo.evaluation import compare_run, evaluate_model
+from rescoldo.models import engine_chat
 from rescoldo.models.engine_chat import EnginePredictor
 from rescoldo.models.loaded import is_run, load_for_inference
 from rescoldo.role import get_role
@@ -90,6 +92,48 @@ def test_the_base_held_to_the_form_is_a_contender(run: Path, dataset: Path) -> N
     assert document["comparison"]["decision"]["reference"] == "base"
     missing = document["comparison"]["decision"]["content"]["missing"]
     assert not any("base_constrained" in word for one in missing for word in one["command"] or ())
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_models_that_share_their_weights_answer_in_one_batch(
+    run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """The answers are each model's own; where there is no memory for all caches, they come one after the other."""
+    asked: list[int] = []
+    together = engine_chat.complete_together
+
+    def counted(chats: Any, *rest: Any) -> Any:
+        asked.append(len(chats))
+        return together(chats, *rest)
+
+    monkeypatch.setattr(engine_chat, "complete_together", counted)
+    if not room:
+        monkeypatch.setattr(engine_chat, "memory_available", lambda: 1 << 10)
+    loaded = load_for_inference(str(run))
+    said = Heard()
+    document = compare_run(loaded, dataset, sampling=SHORT, constrained=True, console=said)
+    assert asked == ([3] if room else [])
+    assert not any("there already" in line for line in said.lines)
+    for name, settings in (
+        ("base", {"base": True}),
+        ("base_constrained", {"base": True, "constrained": True}),
+        ("finetuned", {}),
+    ):
+        alone = evaluate_model(loaded, dataset, sampling=SHORT, **settings)  # type: ignore[arg-type]
+        assert texts(alone) == [row["text"] for row in document["models"][name]["predictions"]]
+
+
+class Heard:
+    """A console that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def answering(self, name: str, total: int, done: int, most_tokens: int) -> Any:
+        return contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4", "bnb4", "bf16"])

@@ -12,7 +12,7 @@ import torch
 from rescoldo.base.gguf_config import read_config
 from rescoldo.base.gguf_header import GgufHeader, TensorInfo, read_header
 from rescoldo.base.model import BaseModel, check_tensors
-from rescoldo.base.tokenizer import GgufTokenizer
+from rescoldo.base.tokenizer import GgufTokenizer, end_ids
 from rescoldo.engine.config import DecoderConfig
 from rescoldo.engine.kernels.blocks import KINDS, QuantizedMatrix, decode_ggml
 from rescoldo.engine.kernels.choose import kernels
@@ -128,6 +128,8 @@ class GgufModel(BaseModel):
 
 
 def _check_types(path: Path, header: GgufHeader) -> None:
+    if all(info.type_name in (*_PLAIN, *KINDS) for info in header.tensors.values()):
+        return  # decoded here
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import _type_traits
 
@@ -152,5 +154,5 @@ def open_gguf(path: Path, spec: str, *, ollama_name: str | None = None) -> BaseM
     _check_types(path, header)
     tensors = GgufTensors(path, header, config)
     check_tensors(tensors, config, path)
-    tokenizer = GgufTokenizer(path, config.max_positions)
+    tokenizer = GgufTokenizer(path, config.max_positions, end_ids(header.metadata, path))
     return GgufModel(spec, path, config, tensors, (path,), tokenizer, ollama_name=ollama_name)

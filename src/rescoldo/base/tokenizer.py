@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +74,7 @@ class GgufTokenizer:
 
     path: Path
     max_positions: int
+    ends: Sequence[Any] = ()  # see end_ids
 
     def load(self) -> tuple[Any, list[str]]:
         """See TokenizerFiles."""
@@ -80,9 +82,12 @@ class GgufTokenizer:
 
     def end_ids(self) -> list[Any]:
         """See TokenizerFiles."""
-        metadata = read_header(self.path).metadata
-        keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-        return [scalar(metadata, key, str(self.path)) for key in keys]
+        return list(self.ends)
+
+
+def end_ids(metadata: dict[str, Any], path: Path) -> list[Any]:
+    """The tokens that a GGUF file's metadata names as ends of an answer."""
+    return [scalar(metadata, f"tokenizer.ggml.{name}_token_id", str(path)) for name in ("eos", "eot", "eom")]
 
 
 def load_tokenizer(files: TokenizerFiles, config: DecoderConfig, spec: str) -> Any:

@@ -141,10 +141,10 @@ class _Measuring:
         self.adapted: list[object] = []
         self.group: LoraGroup | None = None
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, Kept]:
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, Kept]:
         self.converter.state[self.key] = x.abs().amax(0).float()
         self.group = self.build(self.site, self.converter.integer(self.key, self.weights))
-        return self.group.forward(x, mask)
+        return self.group.forward(x, mask, bare)
 
     def made(self) -> LoraGroup:
         assert self.group is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
+import numpy as np
 import torch
 
 from rescoldo.engine.attend import KeysValues, PackedAttention, SharedPrefix, Span
@@ -19,8 +22,14 @@ from rescoldo.engine.types import Constraint, Example, Generated, Sampling
 
 _GROWTH = 128  # tokens by which a cache grows
 _SLOTS = 4  # rows by which it grows
+_AHEAD = 1024  # new tokens that there is room for from the beginning: growing copies everything
 _SECOND = 2  # seeds the second draw of a row whose first draw its constraint does not allow
 T = TypeVar("T")
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """torch.zeros in memory that is only taken where it is written to: numpy asks the system for it so."""
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(tuple(shape))
 
 
 class Cache:
@@ -65,10 +74,11 @@ class Cache:
             slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)
         )  # also shrinks after rows have left
         capacity = max(capacity, (length + _GROWTH - 1) // _GROWTH * _GROWTH)
+        used = int(self.lengths.max()) if in_use else 0
         for caches in (self.k, self.v):
             for i, old in enumerate(caches):
-                new = torch.zeros(slots, capacity, *old.shape[2:], dtype=self.dtype)
-                new[:in_use, : old.shape[1]] = old[:in_use]
+                new = _zeros((slots, capacity, *old.shape[2:]), self.dtype)
+                new[:in_use, :used] = old[:in_use, :used]
                 caches[i] = new
         for layer, old in self.states.items():
             self.states[layer] = torch.zeros(slots, *old.shape[1:], dtype=old.dtype)
@@ -84,9 +94,10 @@ class Cache:
         """Remove one row; the last one is moved to its index."""
         last = len(self.lengths) - 1
         if row != last:
+            used = int(self.lengths[last])
             for caches in (self.k, self.v):
                 for cache in caches:
-                    cache[row] = cache[last]
+                    cache[row, :used] = cache[last, :used]
             for states in self.states.values():
                 states[row] = states[last]
             self.lengths[row] = self.lengths[last]
@@ -110,39 +121,49 @@ class _Prefill(PackedAttention):
 
 
 class _Decode:
-    """One decoding step: a new query for each row in use, against the cache including its own key and value."""
+    """One decoding step: a new query for each row in use against its cache including its own key and value. The
+    rows of several caches follow each other, cache by cache."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.every = cache, torch.arange(len(cache.lengths))
-        self.bounds = range(len(self.every) + 1)
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.parts: list[tuple[Cache, slice]] = []
+        end = 0
+        for cache in caches:
+            start, end = end, end + len(cache.lengths)
+            self.parts.append((cache, slice(start, end)))
+        self.bounds = range(end + 1)
 
     def stops_at_keys(self, layer: int) -> bool:
         return False
 
     def start_state(self, layer: int) -> torch.Tensor | None:
-        return self.cache.states[layer][: len(self.every)]
+        return torch.cat([cache.states[layer][: len(cache.lengths)] for cache, _ in self.parts])
 
     def end_state(self, layer: int, states: torch.Tensor) -> None:
-        self.cache.put_states(layer, 0, states)
+        for cache, rows in self.parts:
+            cache.put_states(layer, 0, states[rows])
 
     def keys_values(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        at = self.every, self.cache.lengths
-        self.cache.k[layer][at], self.cache.v[layer][at] = k, v
+        for cache, rows in self.parts:
+            at = torch.arange(len(cache.lengths)), cache.lengths
+            cache.k[layer][at], cache.v[layer][at] = k[rows], v[rows]
 
     def share(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         pass  # they are in the cache
 
     def shared(self, layer: int) -> KeysValues:
-        return self.cache.k[layer], self.cache.v[layer]
+        return self.parts[0][0].k[layer], self.parts[0][0].v[layer]  # `forward` takes the caches' own
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        c, b = self.cache, len(self.every)
-        pk, pv = c.prefix_k[layer], c.prefix_v[layer]
-        own = c.k[layer][:b], c.v[layer][:b]
-        mixed = kernels().attend_cached(q, pk, pv, *own, c.lengths + 1, span.window, span.scale, span.soft_cap)
-        return mixed, torch.empty(0)
+        mixed = []
+        for c, rows in self.parts:
+            b = len(c.lengths)
+            pk, pv = c.prefix_k[layer], c.prefix_v[layer]
+            k, v = c.k[layer][:b], c.v[layer][:b]
+            part = kernels().attend_cached(q[rows], pk, pv, k, v, c.lengths + 1, span.window, span.scale, span.soft_cap)
+            mixed.append(part)
+        return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)), torch.empty(0)
 
     def backward(self, *_: object) -> NoReturn:
         raise AssertionError("decoding has no backward pass")
@@ -153,7 +174,7 @@ class _Decode:
 def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], position: int) -> torch.Tensor:
     """logits (B, V) → the next tokens (B,). Sampling draws one uniform number per row from (seed, prompt, position)."""
     if sampling.temperature <= 0:
-        return torch.from_numpy(logits.float().numpy().argmax(-1))  # PyTorch's argmax takes three times as long
+        return _largest(logits)
     probabilities = (logits.float() / sampling.temperature).softmax(-1)
     ordered, order = probabilities.sort(-1, descending=True)
     cumulative = ordered.cumsum(-1)
@@ -164,6 +185,17 @@ def choose(logits: torch.Tensor, sampling: Sampling, keys: Sequence[int], positi
     place = (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(-1)
     place = place.minimum((ordered > 0).sum(-1) - 1)  # float32 rounds the largest uniform numbers to 1
     return order.gather(1, place[:, None])[:, 0]
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """logits (B, V) → the place of each row's largest, the first of them (B,); by numpy, which is three times as fast
+    as PyTorch, and ten times where it may compare whole numbers: the bits of bf16 above zero are in its order."""
+    if logits.dtype == torch.bfloat16:
+        bits = logits.view(torch.int16).numpy()
+        places = bits.argmax(-1)
+        if (np.take_along_axis(bits, places[:, None], -1) > 0).all():
+            return torch.from_numpy(places)
+    return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
 @dataclass
@@ -198,18 +230,24 @@ def _swap_out(items: list[T], index: int) -> None:
 class Decoder:
     """Rows that are decoded together, one token per step. They may be admitted and cancelled between any two steps.
 
-    All rows begin with the same `prefix` (possibly empty), whose keys and values are computed once.
+    All rows begin with the same `prefix` (possibly empty), whose keys and values are computed once. Several
+    decoders of one model take a step together with `step_together`.
+
+    Args:
+        adapter: whether the model's adapter is used; without, the rows are the base model's.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: LoraModel, stop_ids: Collection[int], prefix: Sequence[int] = ()) -> None:
-        self.model, self.stop_ids, self.prefix = model, frozenset(stop_ids), tuple(prefix)
+    def __init__(
+        self, model: LoraModel, stop_ids: Collection[int], prefix: Sequence[int] = (), *, adapter: bool = True
+    ) -> None:
+        self.model, self.stop_ids, self.prefix, self.adapter = model, frozenset(stop_ids), tuple(prefix), adapter
         self._cache = Cache(model, len(self.prefix))
         self._rows: list[_Row] = []
         self._hidden: list[torch.Tensor] = []  # of each row's newest token, (D,) float32
         self._shared: SharedPrefix | None = None
         if self.prefix:
-            self._shared = model.prefix(self.prefix)
+            self._shared = model.prefix(self.prefix, adapter=adapter)
             for i, (k, v) in self._shared.keys_values.items():
                 self._cache.prefix_k[i], self._cache.prefix_v[i] = k.contiguous(), v.contiguous()
 
@@ -234,18 +272,19 @@ class Decoder:
         tokens = torch.tensor(prompt[p:])
         row, n = len(self._rows), len(tokens)
         cache.reserve(row + 1 if row < cache.slots else row + _SLOTS, n)
-        rows = model.rows(torch.arange(p, p + n))
+        rows = model.rows(torch.arange(p, p + n), bare=0 if self.adapter else n)
         h = model.forward(tokens, rows, _Prefill(cache, row, n, self._shared))
         cache.lengths = torch.cat((cache.lengths, torch.tensor([n])))
         self._rows.append(_Row(key, sampling, mix_key(sampling.seed, *prompt), constraint))
         self._hidden.append(h[-1].clone())
 
-    @torch.inference_mode()
     def step(self) -> list[Step]:
         """Choose the next token of each row and compute its hidden state; rows that end are removed."""
-        if not self._rows:
-            return []
-        tokens = self._choose(self.model.head.logits(torch.stack(self._hidden)))
+        return step_together([self])[0]
+
+    def _take(self, logits: torch.Tensor) -> tuple[list[Step], torch.Tensor]:
+        """logits (B, V) of all rows → what the step does to them, and the tokens (rows that are left,) to compute."""
+        tokens = self._choose(logits)
         steps: list[Step] = []
         for row, token in zip(self._rows, tokens.tolist(), strict=True):
             row.position += 1
@@ -255,18 +294,7 @@ class Decoder:
                 row.constraint.accept(token)
             steps.append(Step(row.key, None if ended else token, last, row.error))
         left = [index for index, step in enumerate(steps) if step.last]
-        kept = self._drop(left, list(range(len(steps))))
-        if kept:
-            self._hidden = list(self._decode(tokens[kept]))
-        return steps
-
-    def _decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens (B,), each row's newest, which are appended to the cache → the hidden state (B, D) float32."""
-        cache = self._cache
-        cache.reserve(len(tokens), int(cache.lengths.max()) + 1)
-        h = self.model.forward(tokens, self.model.rows(cache.lengths + cache.prefix), _Decode(cache))
-        cache.lengths += 1
-        return h
+        return steps, tokens[self._drop(left, list(range(len(steps))))]
 
     @torch.inference_mode()
     def cancel(self, keys: Collection[int]) -> None:
@@ -321,6 +349,56 @@ class Decoder:
         return tokens
 
 
+@torch.inference_mode()
+def step_together(decoders: Sequence[Decoder]) -> list[list[Step]]:
+    """A step of several decoders of one model, whose weights are read once for all of them: what each did to its rows.
+
+    A row's tokens do not depend on the others.
+    """
+    busy = [decoder for decoder in decoders if len(decoder)]
+    if not busy:
+        return [[] for _ in decoders]
+    model = busy[0].model
+    hidden = torch.stack([h for decoder in busy for h in decoder._hidden])
+    logits = model.head.logits(hidden).split([len(decoder) for decoder in busy])
+    taken = {id(decoder): decoder._take(part) for decoder, part in zip(busy, logits, strict=True)}
+    going_on = sorted((decoder for decoder in busy if len(decoder)), key=lambda decoder: decoder.adapter)
+    if going_on:
+        caches = [decoder._cache for decoder in going_on]
+        for cache in caches:
+            cache.reserve(len(cache.lengths), int(cache.lengths.max()) + 1)
+        bare = sum(len(decoder) for decoder in going_on if not decoder.adapter)
+        rows = model.rows(torch.cat([cache.lengths + cache.prefix for cache in caches]), bare=bare)
+        tokens = torch.cat([taken[id(decoder)][1] for decoder in going_on])
+        h = model.forward(tokens, rows, _Decode(caches))
+        for decoder, part in zip(going_on, h.split([len(decoder) for decoder in going_on]), strict=True):
+            decoder._cache.lengths += 1
+            decoder._hidden = list(part)
+    return [taken[id(decoder)][0] if id(decoder) in taken else [] for decoder in decoders]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts (token ids of each, at least one) that are answered in one way.
+
+    Attributes:
+        adapter: with the model's adapter; without, by the base model.
+        constrain: makes the constraint of a new row.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    adapter: bool = True
+    constrain: Callable[[], Constraint] | None = None
+
+
+def cache_bytes(model: LoraModel, batch: Batch, new_tokens: int) -> int:
+    """What the keys and values of a batch take when each row has got that many tokens, at most."""
+    each = 2 * model.config.kv_width * model.dtype.itemsize
+    groups = group_by_prefix([Example((*prompt, 0), len(prompt)) for prompt in batch.prompts])
+    own = sum(len(batch.prompts[i]) - group.length + new_tokens for group in groups for i in group.indices)
+    return each * (own + sum(group.length for group in groups))
+
+
 def generate(
     model: LoraModel,
     prompts: Sequence[Sequence[int]],
@@ -339,21 +417,50 @@ def generate(
         on_progress: called after each step with the number of tokens decoded so far.
         constrain: makes the constraint of a new row.
     """
+    batch = Batch(prompts, constrain=constrain)
+    for _, row in generate_together(model, [batch], sampling, stop_ids, on_progress):
+        yield row
+
+
+def generate_together(
+    model: LoraModel,
+    batches: Sequence[Batch],
+    sampling: Sampling,
+    stop_ids: frozenset[int],
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Generated]]:
+    """As `generate`, of several batches whose rows take their steps together; yields (batch, row).
+
+    The rows are those that each batch gets alone: reading the weights, which is most of a step of few rows, is shared.
+    """
     started = time.monotonic()
     decoded = 0
-    for group in group_by_prefix([Example((*prompt, 0), len(prompt)) for prompt in prompts]):
-        decoder = Decoder(model, stop_ids, prompts[group.indices[0]][: group.length])
-        decoder.reserve(len(group.indices), max(len(prompts[i]) for i in group.indices) - group.length)
-        for i in group.indices:
-            decoder.admit(i, prompts[i], sampling, constrain() if constrain else None)
-        written: dict[int, list[int]] = {i: [] for i in group.indices}
-        while len(decoder):
-            for step in decoder.step():
-                if step.token is not None:
-                    written[step.key].append(step.token)
-                    decoded += 1
-                if step.last:
-                    ended, seconds = step.token is None and not step.error, time.monotonic() - started
-                    yield Generated(step.key, written.pop(step.key), ended, seconds, step.error)
+    groups = [group_by_prefix([Example((*prompt, 0), len(prompt)) for prompt in one.prompts]) for one in batches]
+    for together in itertools.zip_longest(*groups):
+        decoders: list[Decoder] = []
+        places: list[int] = []
+        for place, (batch, group) in enumerate(zip(batches, together, strict=True)):
+            if group is None:
+                continue
+            prompts, p = batch.prompts, group.length
+            decoder = Decoder(model, stop_ids, prompts[group.indices[0]][:p], adapter=batch.adapter)
+            longest = max(len(prompts[i]) for i in group.indices) - p
+            decoder.reserve(len(group.indices), longest + min(sampling.max_new_tokens, _AHEAD))
+            for i in group.indices:
+                decoder.admit(i, prompts[i], sampling, batch.constrain() if batch.constrain else None)
+            decoders.append(decoder)
+            places.append(place)
+        written: dict[tuple[int, int], list[int]] = {}
+        while any(map(len, decoders)):
+            for place, steps in zip(places, step_together(decoders), strict=True):
+                for step in steps:
+                    row = written.setdefault((place, step.key), [])
+                    if step.token is not None:
+                        row.append(step.token)
+                        decoded += 1
+                    if step.last:
+                        del written[place, step.key]
+                        ended, seconds = step.token is None and not step.error, time.monotonic() - started
+                        yield place, Generated(step.key, row, ended, seconds, step.error)
             if on_progress:
                 on_progress(decoded)

@@ -188,10 +188,12 @@ class Int8Products(Products):
             self.backward_term = LowRankTerm(panels_of_a, torch.empty(len(everywhere), 0, PANEL), total, everywhere)
         self.forward_term = LowRankTerm(term, frozen.outlier_panels, total, at) if self.width else None
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         f, op = self.frozen, kernels()
         rows, z = op.int8_input(x, f.inputs, group_size(f.in_features), self.down, self.outliers, self.width, mask)
         assert rows is not None
+        if bare:
+            z[:bare, : self.total] = 0
         y = op.int8_product(
             rows, f.weight, f.out_features, f.scale, self.forward_term, z, None, self.bias, backward=False
         )

@@ -44,6 +44,7 @@ class Rows:
         identity: (T,) int64 below 2³²: identifies each row within the optimizer step, independent of micro-batches.
         seed: the run's seed and the optimizer step; None without dropout.
         threshold: dropout's probability in 256ths.
+        bare: the first so many rows are computed without the adapter, as the base model's (no backward pass).
         layer_inputs: by layer the rows of its own embeddings, (T, p), in models that have them; the forward pass makes
             them (`layer_inputs.LayerEmbeddings`).
     """
@@ -52,6 +53,7 @@ class Rows:
     identity: torch.Tensor
     seed: tuple[int, int] | None = None
     threshold: int = 0
+    bare: int = 0
     layer_inputs: list[torch.Tensor] = field(default_factory=list)
 
     def mask(self, layer: int, site: str) -> Dropout | None:
@@ -127,7 +129,7 @@ class Attention:
 
     def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, AttentionSaved]:
         """See Part."""
-        qkv, z1 = self.qkv.forward(x, rows.mask(self.index, "qkv"))
+        qkv, z1 = self.qkv.forward(x, rows.mask(self.index, "qkv"), rows.bare)
         own = self.split(qkv)
         heads = self._norm(own)
         self._rotate(own, rows, 1.0)
@@ -140,7 +142,7 @@ class Attention:
         q, (k, v) = own[0], attend.shared(self.source) if self.attends_elsewhere else own[1:]
         mixed, state = attend.forward(self.source, q, k, v, self.span)
         mixed = mixed.flatten(1)
-        y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"))
+        y, z2 = self.o.forward(mixed, rows.mask(self.index, "o"), rows.bare)
         return y, AttentionSaved(qkv, heads, mixed, state, (z1, z2))
 
     def backward(
@@ -231,8 +233,8 @@ class Mlp:
 
     def forward(self, x: torch.Tensor, rows: Rows, attend: Attend) -> tuple[torch.Tensor | None, MlpSaved]:
         """See Part."""
-        gate_up, z1 = self.gate_up.forward(x, rows.mask(self.index, "gate_up"))
-        y, z2 = self.down.forward(self.activation.forward(gate_up), rows.mask(self.index, "down"))
+        gate_up, z1 = self.gate_up.forward(x, rows.mask(self.index, "gate_up"), rows.bare)
+        y, z2 = self.down.forward(self.activation.forward(gate_up), rows.mask(self.index, "down"), rows.bare)
         return y, MlpSaved(gate_up, (z1, z2))
 
     def backward(

@@ -48,8 +48,9 @@ class Products(ABC):
     """A frozen linear's products with its current adapter."""
 
     @abstractmethod
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x (T, in) → y (T, out), and what `backward` needs in addition to x."""
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x (T, in) → y (T, out), and what `backward` needs in addition to x; the first `bare` rows without the
+        adapter."""
 
     @abstractmethod
     def backward(
@@ -110,10 +111,11 @@ class _PlainProducts(Products):
             for i, m in enumerate(adapter.members):
                 self.b[m.start : m.end, i * r : (i + 1) * r] = m.scale * m.b
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = addend = None
         if self.a is not None and self.b is not None:
             z = _product(kernels().dropout(x, mask) if mask else x, self.a.T)
+            z[:bare] = 0
             addend = _product(z, self.b.T)
         y = self.frozen.forward(x, addend)
         if self.bias is not None:

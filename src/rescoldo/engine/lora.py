@@ -81,9 +81,11 @@ class LoraGroup:
             a, b = torch.nn.functional.pad(a, (0, 0, 0, more)), torch.nn.functional.pad(b, (0, more))
         return Member(linear.start, linear.end, a, b, lora.scale_of(linear.name))
 
-    def forward(self, x: torch.Tensor, mask: Dropout | None) -> tuple[torch.Tensor, Kept]:
-        """x (T, in) → y (T, out), and what the backward pass needs in addition to x."""
-        y, z = self.products.forward(x, mask)
+    def forward(self, x: torch.Tensor, mask: Dropout | None, bare: int = 0) -> tuple[torch.Tensor, Kept]:
+        """x (T, in) → y (T, out), and what the backward pass needs in addition to x; the first `bare` rows without
+        adapters."""
+        assert not bare or self.magnitudes is None  # those change W's own part
+        y, z = self.products.forward(x, mask, bare)
         return (y, z) if self.magnitudes is None else (self.magnitudes.forward(y), (z, y))
 
     def backward(

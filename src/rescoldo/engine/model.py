@@ -15,7 +15,7 @@ from rescoldo.engine.head import Head, folded_norm
 from rescoldo.engine.kernels.attention import Layout
 from rescoldo.engine.kernels.blocks import KINDS, Matrix
 from rescoldo.engine.kernels.ops import mix_key
-from rescoldo.engine.kinds import A
+from rescoldo.engine.kinds import A, B
 from rescoldo.engine.layer import Layer, Rows
 from rescoldo.engine.layer_inputs import LayerEmbeddings
 from rescoldo.engine.linear import FrozenLinear
@@ -27,6 +27,8 @@ from rescoldo.engine.rope import RopeTables
 from rescoldo.engine.saved import SavedActivations
 from rescoldo.engine.types import Example, LoraConfig
 from rescoldo.engine.weights import OpenedModel, TensorSource
+
+_EVALUATED_ROWS = 1024  # of a pass that measures losses, where one example has not more
 
 
 def layer_of(name: str) -> int:
@@ -76,6 +78,7 @@ class LoraModel:
         self.keep_layers: int | None = None
         self.share_prefix = True
         self._frozen_state = frozen_state
+        self._enabled = True
         self._rope = RopeTables(config)
 
     @classmethod
@@ -181,7 +184,15 @@ class LoraModel:
         finally:
             self._enable(True)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the adapter adds nothing: its B is zero, and it has no magnitudes. False inside `without_adapter`."""
+        if self.lora is None or self.lora.magnitude or not self._enabled:
+            return False
+        return not any(bool(tensor.any()) for name, tensor in self.parameters.items() if name.endswith(B))
+
     def _enable(self, enabled: bool) -> None:
+        self._enabled = enabled
         for layer in self.layers:
             for group in layer.groups.values():
                 group.enabled = enabled
@@ -192,10 +203,13 @@ class LoraModel:
         positions: torch.Tensor,
         identity: torch.Tensor | None = None,
         seed: tuple[int, int] | None = None,
+        *,
+        bare: int = 0,
     ) -> Rows:
-        """The Rows at these positions (T,) int64; with dropout if a seed is given."""
+        """The Rows at these positions (T,) int64; with dropout if a seed is given, the first `bare` of them without
+        the adapter."""
         threshold = round(256 * self.lora.dropout) if self.lora and seed is not None else 0
-        return Rows(self._rope.at(positions), positions if identity is None else identity, seed, threshold)
+        return Rows(self._rope.at(positions), positions if identity is None else identity, seed, threshold, bare)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (T,) int64 → (T, D) float32."""
@@ -230,10 +244,11 @@ class LoraModel:
                 break
         return h
 
-    def prefix(self, tokens: Sequence[int]) -> SharedPrefix:
+    def prefix(self, tokens: Sequence[int], *, adapter: bool = True) -> SharedPrefix:
         """What later rows need of a shared prefix."""
         attend = PrefixAttention(len(tokens), self.config.kv_layers[-1])
-        self.forward(torch.tensor(tokens), self.rows(torch.arange(len(tokens))), attend)
+        rows = self.rows(torch.arange(len(tokens)), bare=0 if adapter else len(tokens))
+        self.forward(torch.tensor(tokens), rows, attend)
         return attend.found
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -273,28 +288,56 @@ def evaluate_loss(
     model: LoraModel, examples: Sequence[Example], on_progress: Callable[[int], None] | None = None
 ) -> list[tuple[float, float]]:
     """For each example the weighted sum of its targets' losses in nats, and the sum of their weights (their number if
-    it has none); common prefixes are computed once."""
+    it has none); common prefixes are computed once. An adapter that adds nothing yet is left out."""
     from rescoldo.engine.prefix import group_by_prefix
 
     results: list[tuple[float, float]] = [(0.0, 0.0)] * len(examples)
     done = 0
-    for group in group_by_prefix(examples, share=model.share_prefix):
-        p = group.length
-        prefix = model.prefix(examples[group.indices[0]].tokens[:p]) if p else None
-        for i in group.indices:
-            example = examples[i]
-            tokens = torch.tensor(example.tokens[p:-1])
-            spans = example.spans(p)
-            positions = [torch.arange(a, b) if a == p else torch.arange(b - a) for a, b in spans]
-            bounds = (0, *(end - p for _, end in spans))
-            h = model.forward(tokens, model.rows(torch.cat(positions)), PackedAttention(Layout(bounds, p), prefix))
-            targets = targets_of([example], [0], p)
-            loss, _ = model.head.loss(h, targets.at, targets.tokens, targets.weights)
-            results[i] = (loss, example.total_weight)
-            done += 1
-            if on_progress:
-                on_progress(done)
+    with model.without_adapter() if model.untrained else contextlib.nullcontext():
+        for group in group_by_prefix(examples, share=model.share_prefix):
+            p = group.length
+            prefix = model.prefix(examples[group.indices[0]].tokens[:p]) if p else None
+            for together in _passes(examples, group.indices, p):
+                chosen = [examples[i] for i in together]
+                for i, loss in zip(together, _losses(model, chosen, p, prefix), strict=True):
+                    results[i] = (loss, examples[i].total_weight)
+                    done += 1
+                    if on_progress:
+                        on_progress(done)
     return results
+
+
+def _passes(examples: Sequence[Example], indices: Sequence[int], start: int) -> Iterator[list[int]]:
+    """The examples of a group in passes of some rows: the products of few rows are slower."""
+    together: list[int] = []
+    rows = 0
+    for i in indices:
+        own = len(examples[i].tokens) - start
+        if together and rows + own > _EVALUATED_ROWS:
+            yield together
+            together, rows = [], 0
+        together.append(i)
+        rows += own
+    yield together
+
+
+def _losses(model: LoraModel, examples: Sequence[Example], start: int, prefix: SharedPrefix | None) -> list[float]:
+    """The weighted sum of each example's losses in one pass over their tokens from `start` on."""
+    tokens: list[int] = []
+    positions, bounds, ends = [], [0], [0]
+    for example in examples:
+        for a, b in example.spans(start):
+            positions.append(torch.arange(a, b) if a == start else torch.arange(b - a))
+            bounds.append(ends[-1] + b - start)
+        tokens += example.tokens[start:-1]
+        ends.append(len(tokens))
+    attend = PackedAttention(Layout(tuple(bounds), start), prefix)
+    h = model.forward(torch.tensor(tokens), model.rows(torch.cat(positions)), attend)
+    losses = []
+    for example, first, end in zip(examples, ends, ends[1:], strict=False):
+        targets = targets_of([example], [0], start)
+        losses.append(model.head.loss(h[first:end], targets.at, targets.tokens, targets.weights)[0])
+    return losses
 
 
 def log_probabilities(model: LoraModel, examples: Sequence[Example]) -> list[float]:

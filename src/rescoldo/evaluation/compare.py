@@ -14,9 +14,10 @@ from rescoldo.errors import RescoldoError
 from rescoldo.evaluation.comparison import build_comparison
 from rescoldo.evaluation.content import measure_content
 from rescoldo.evaluation.document import checked_output, metadata, partial_cache, write_document
-from rescoldo.evaluation.evaluation import Console, evaluate, role_for, scale_of, training_set
+from rescoldo.evaluation.evaluation import Console, answer_together, evaluate, role_for, scale_of, training_set
 from rescoldo.evaluation.judge import TOKENS, Judge, judge_document, pairs_to_judge
 from rescoldo.evaluation.verdict import constrained_name, with_verdict
+from rescoldo.models.cache import PredictionCache
 from rescoldo.models.loaded import is_run, run_info
 from rescoldo.models.predictor import ChatPredictor, Predictor
 from rescoldo.preference.people import take_votes_in
@@ -221,6 +222,14 @@ def compare_run(
     )  # fmt: skip
 
 
+def _of_one(predictors: Sequence[Predictor]) -> list[Predictor]:
+    """The first of these predictors, and the others that have its weights in memory."""
+    loaded = getattr(getattr(predictors[0], "chat", None), "loaded", None)
+    if loaded is None:
+        return []
+    return [one for one in predictors if getattr(getattr(one, "chat", None), "loaded", None) is loaded]
+
+
 def _compare(
     predictors: Sequence[Predictor],
     records: Sequence[dict[str, Any]],
@@ -259,12 +268,17 @@ def _compare(
     learned = training.records[:train_limit]
     models: dict[str, Any] = {}
     on_training: dict[str, Any] | None = None
-    with partial_cache(target, reuse) as cache:
+    ahead: set[str] = set()
+    with partial_cache(target, reuse) as kept:
+        cache = kept or PredictionCache(None)
         for place, predictor in enumerate(predictors):
             try:
+                ahead |= answer_together(
+                    _of_one(predictors[place:]), records, sampling, repeats=repeats, cache=cache, console=console
+                )
                 models[predictor.name] = evaluate(
                     predictor, records, role, sampling,
-                    repeats=repeats, cache=cache, training=training.answers, console=console,
+                    repeats=repeats, cache=cache, training=training.answers, console=console, ahead=ahead,
                 )  # fmt: skip
             except RescoldoError as error:
                 if predictor.name not in optional:

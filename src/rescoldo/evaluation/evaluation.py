@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,11 +63,13 @@ def evaluate(
     cache: PredictionCache | None = None,
     training: TrainingAnswers | None = None,
     console: Console | None = None,
+    ahead: Collection[str] = (),
 ) -> dict[str, Any]:
     """Answer all records, or take the answers from the cache, and score them.
 
     Args:
         repeats: how often each record is answered: with the seed, the seed + 1, …
+        ahead: keys of answers that this evaluation has made already (answer_together).
 
     Returns:
         One model's part of the JSON: what the predictor says of itself, scores,
@@ -80,15 +82,14 @@ def evaluate(
     """
     if not records:
         raise RescoldoError("there are no records to evaluate on", where="--dataset")
-    fingerprint = predictor.fingerprint()
-    prompts = [predictor.prompt(record) for record in records]
-    samplings = [replace(sampling, seed=sampling.seed + repeat) for repeat in range(repeats)]
-    keys = [key(fingerprint, prompt, drawn) for drawn in samplings for prompt in prompts]
+    samplings = _samplings(sampling, repeats)
+    keys = _keys(predictor, records, samplings)
     found: dict[int, Prediction] = {}
     if cache:
         found = {i: kept for i, name in enumerate(keys) if (kept := cache.get(name)) is not None}
-        if found and console:
-            console.say(f"{predictor.name}: {len(found)} of {len(keys)} answers are there already")
+        before = sum(keys[i] not in ahead for i in found)
+        if before and console:
+            console.say(f"{predictor.name}: {before} of {len(keys)} answers are there already")
     if len(found) < len(keys):
         bar = (
             console.answering(predictor.name, len(keys), len(found), sampling.max_new_tokens)
@@ -130,6 +131,80 @@ def evaluate(
     if role.perplexity and isinstance(predictor, ChatPredictor) and isinstance(predictor.chat, MeasuresLoss):
         part["perplexity"] = predictor.chat.perplexity(role, records)
     return part
+
+
+def _samplings(sampling: Sampling, repeats: int) -> list[Sampling]:
+    """What each repeat is drawn with."""
+    return [replace(sampling, seed=sampling.seed + repeat) for repeat in range(repeats)]
+
+
+def _keys(predictor: Predictor, records: Sequence[dict[str, Any]], samplings: Sequence[Sampling]) -> list[str]:
+    """Under which the answers are kept: the records in their order, once for each sampling."""
+    fingerprint = predictor.fingerprint()
+    prompts = [predictor.prompt(record) for record in records]
+    return [key(fingerprint, prompt, drawn) for drawn in samplings for prompt in prompts]
+
+
+def answer_together(
+    predictors: Sequence[Predictor],
+    records: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    *,
+    repeats: int,
+    cache: PredictionCache,
+    console: Console | None = None,
+) -> set[str]:
+    """Make the answers of those predictors that have their weights in common in one batch, which reads those once for
+    all of them, and put them into the cache, where `evaluate` finds them: the answers that each would give alone.
+
+    Returns:
+        Their keys.
+
+    Raises:
+        RescoldoError: the cache cannot be written.
+    """
+    from rescoldo.models.engine_chat import EngineChat, complete_together, shares_steps
+
+    samplings = _samplings(sampling, repeats)
+    made: set[str] = set()
+    together = [one for one in predictors if isinstance(one, ChatPredictor) and _answers_here(one.chat)]
+    keys = [_keys(one, records, samplings) for one in together]
+    for repeat, drawn in enumerate(samplings):
+        first = repeat * len(records)
+        missing = [[i for i in range(len(records)) if cache.get(names[first + i]) is None] for names in keys]
+        busy = [place for place, indices in enumerate(missing) if indices]
+        chats = [chat for place in busy if isinstance(chat := together[place].chat, EngineChat)]
+        asked = [[together[place].role.messages(records[i]) for i in missing[place]] for place in busy]
+        if len(busy) < 2 or not shares_steps(chats, asked, drawn):
+            continue
+        name, total = ", ".join(together[place].name for place in busy), len(busy) * len(records)
+        done = total - sum(map(len, asked))
+        bar = console.answering(name, total, done, sampling.max_new_tokens) if console else nullcontext()
+        with bar as progress:
+            told = progress.tokens if progress else None
+            for place, index, prediction in complete_together(chats, asked, drawn, told):
+                name = keys[busy[place]][first + missing[busy[place]][index]]
+                if not prediction.error:
+                    cache.put(name, prediction)
+                    made.add(name)
+                done += 1
+                if progress:
+                    progress.rows(done)
+    return made
+
+
+def _answers_here(chat: object) -> bool:
+    """Whether a chat model is one of our engine whose grammar, if any, can be used."""
+    from rescoldo.models.engine_chat import EngineChat
+
+    if not isinstance(chat, EngineChat):
+        return False
+    try:
+        if chat.constrain is not None:
+            chat.constrain()
+    except RescoldoError:
+        return False  # `evaluate` says so
+    return True
 
 
 def evaluate_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rescoldo.data.tokenize import prompt_ids, prompt_text, stop_ids
@@ -12,10 +13,14 @@ from rescoldo.engine.types import Constraint, Example, Sampling
 from rescoldo.models.loaded import Loaded
 from rescoldo.models.predictor import ChatPredictor, Messages, Prediction
 from rescoldo.role import Role
+from rescoldo.system.memory import memory_available
 
 if TYPE_CHECKING:
     from rescoldo.constrain import Grammar
+    from rescoldo.engine.generate import Batch
     from rescoldo.engine.model import LoraModel
+
+CACHE_SHARE = 0.3  # of the memory that is free, for the caches of several models' answers
 
 
 def predict_with_engine(
@@ -48,22 +53,86 @@ def complete_with_engine(
     Args:
         constrain: makes the constraint of an answer.
     """
-    from rescoldo.engine.generate import generate
+    asked = Asked(conversations, constrain=constrain)
+    for _, index, prediction in _answers(model, tokenizer, [asked], sampling, on_progress):
+        yield index, prediction
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Conversations that are answered in one way: see engine.generate.Batch."""
+
+    conversations: Sequence[Messages]
+    adapter: bool = True
+    constrain: Callable[[], Constraint] | None = None
+
+
+def _answers(
+    model: LoraModel,
+    tokenizer: Any,
+    every: Sequence[Asked],
+    sampling: Sampling,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, int, Prediction]]:
+    """The answers to several at once; yields (place in `every`, index of the conversation, prediction) as each ends."""
+    from rescoldo.engine.generate import generate_together
 
     context = model.config.max_positions
-    prompts: list[list[int]] = []
-    asked: list[int] = []  # index in `prompts` → index in `conversations`
-    for index, messages in enumerate(conversations):
-        prompt = prompt_ids(messages, tokenizer)
-        if len(prompt) >= context:
-            error = f"the prompt has {len(prompt)} tokens, the model's context {context}"
-            yield index, Prediction("", False, 0, 0.0, error)
-            continue
-        prompts.append(prompt)
-        asked.append(index)
-    for row in generate(model, prompts, sampling, stop_ids(tokenizer), on_progress, constrain) if prompts else ():
+    batches, indices = [], []
+    for place, asked in enumerate(every):
+        batch, too_long = _batch(asked, tokenizer, context)
+        for index, length in too_long.items():
+            error = f"the prompt has {length} tokens, the model's context {context}"
+            yield place, index, Prediction("", False, 0, 0.0, error)
+        batches.append(batch)
+        indices.append([index for index in range(len(asked.conversations)) if index not in too_long])
+    for place, row in generate_together(model, batches, sampling, stop_ids(tokenizer), on_progress):
         text = tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        yield asked[row.index], Prediction(text, row.ended, len(row.tokens), row.seconds, row.error)
+        prediction = Prediction(text, row.ended, len(row.tokens), row.seconds, row.error)
+        yield place, indices[place][row.index], prediction
+
+
+def _batch(asked: Asked, tokenizer: Any, context: int) -> tuple[Batch, dict[int, int]]:
+    """The prompts that fit into the context, and the tokens of those that do not, by their conversation's index."""
+    from rescoldo.engine.generate import Batch
+
+    prompts = [prompt_ids(messages, tokenizer) for messages in asked.conversations]
+    too_long = {index: len(prompt) for index, prompt in enumerate(prompts) if len(prompt) >= context}
+    fitting = [prompt for index, prompt in enumerate(prompts) if index not in too_long]
+    return Batch(fitting, asked.adapter, asked.constrain), too_long
+
+
+def shares_steps(chats: Sequence[EngineChat], conversations: Sequence[Sequence[Messages]], sampling: Sampling) -> bool:
+    """Whether complete_together can answer them: they have the same weights in memory, and the caches of all of them
+    fit beside those."""
+    from rescoldo.engine.generate import cache_bytes
+
+    loaded = chats[0].loaded
+    if any(chat.loaded is not loaded for chat in chats):
+        return False
+    lora = loaded.model.lora
+    if lora is not None and lora.magnitude and len({chat.adapter for chat in chats}) > 1:
+        return False  # magnitudes change the frozen weights' part of all rows
+    model, context = loaded.model, loaded.model.config.max_positions
+    batches = [_batch(Asked(asked), loaded.tokenizer, context)[0] for asked in conversations]
+    need = sum(cache_bytes(model, batch, min(sampling.max_new_tokens, context)) for batch in batches)
+    return need <= CACHE_SHARE * memory_available()
+
+
+def complete_together(
+    chats: Sequence[EngineChat],
+    conversations: Sequence[Sequence[Messages]],
+    sampling: Sampling,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, int, Prediction]]:
+    """What each chat answers to its conversations, all of them in one batch, as `complete` does for one; yields (place
+    of the chat, index, prediction) as each ends. See shares_steps."""
+    loaded = chats[0].loaded
+    every = [
+        Asked(asked, chat.adapter or loaded.run is None, chat.constrain)
+        for chat, asked in zip(chats, conversations, strict=True)
+    ]
+    yield from _answers(loaded.model, loaded.tokenizer, every, sampling, on_progress)
 
 
 class EngineChat:
@@ -129,6 +198,12 @@ class EngineChat:
         with self._as_asked():
             return answer_perplexity(self.loaded.model, self.loaded.tokenizer, role, answers)
 
+    @property
+    def constrain(self) -> Callable[[], Constraint] | None:
+        """Makes the constraint of an answer; None: answers are free."""
+        grammar = self.grammar
+        return None if grammar is None else (lambda: self.loaded.constraint(grammar))
+
     def _as_asked(self) -> contextlib.AbstractContextManager[None]:
         """Switches the model's adapter on or off, as this instance requires."""
         if self.adapter or not self.loaded.run:
@@ -142,12 +217,9 @@ class EngineChat:
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Prediction]]:
         """All conversations in one batch; yields (index, prediction) as each ends."""
-        model, grammar = self.loaded.model, self.grammar
-        constrain = (lambda: self.loaded.constraint(grammar)) if grammar else None
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
         with self._as_asked():
-            yield from complete_with_engine(
-                model, self.loaded.tokenizer, conversations, sampling, on_progress, constrain
-            )
+            yield from complete_with_engine(model, tokenizer, conversations, sampling, on_progress, self.constrain)
 
 
 class EnginePredictor(ChatPredictor):

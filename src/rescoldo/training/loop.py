@@ -28,10 +28,10 @@ from rescoldo.training.checkpoint import Checkpoint, EpochLosses, Position, mean
 from rescoldo.training.metrics import MetricsLog, Timings
 from rescoldo.training.objectives import objective_of
 from rescoldo.training.optimizer import clip, lr_factor, warmup_steps
-from rescoldo.training.parts import Model, Parts, Step
+from rescoldo.training.parts import Losses, Model, NoLosses, Parts, Step
 from rescoldo.training.plan import Plan
 from rescoldo.training.prepare import Prepared
-from rescoldo.training.progress import Bar, Reporter, Speed
+from rescoldo.training.progress import Bar, Reporter, Speed, Topic
 from rescoldo.training.tracking import Trackers
 from rescoldo.units import clock
 
@@ -219,7 +219,15 @@ class Loop:
         came first."""
         at = self.position
         self.monitor.update(now=True, epochs=self.plan.epochs, steps=self.plan.total_steps)
-        if not self.evaluate(at.baseline, "Validation loss before training:"):
+        kept = self.known_losses()
+        known = kept.read() if not at.baseline else None
+        if known:
+            at.baseline += known
+            text = "known from an earlier run on this base model and these examples"
+            self.reporter.say(f"Validation loss before training: {at.loss_before:.4f}, {text}", Topic.SETUP)
+        elif self.evaluate(at.baseline, "Validation loss before training:"):
+            kept.write(at.baseline)
+        else:
             return False
         loss = at.loss_before
         if not self.metrics.text:  # a checkpoint within the first step has the line already
@@ -227,6 +235,13 @@ class Loop:
         if loss is not None:
             self.board.add(0, loss__validation=loss)
         return True
+
+    def known_losses(self) -> Losses:
+        """Where the losses before the training are kept for other runs, if they depend on the base model and the
+        examples alone."""
+        if self.objective or self.parts.machines > 1:
+            return NoLosses()
+        return self.parts.losses_before(self.prepared.base, self.model, self.val)
 
     def gradient_step(self, examples: list[Example], step: int) -> Step:
         """The gradient of one optimizer step, with the run's objective."""

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,15 +118,25 @@ def resumptions(output: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files in logs/. With a full disk or a missing package logging ends with one warning; the run continues."""
+    """Event files in logs/. With a full disk or a missing package logging ends with one warning; the run continues.
+
+    Importing TensorBoard takes a quarter of a second: a thread does it, and points are kept until it has.
+    """
+
+    _opening: threading.Thread | None = None
 
     def __init__(self, output: Path, first_step: int, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._writer: Any = None
+        self._early: list[tuple[int, dict[str, float]]] = []
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         if importlib.util.find_spec("tensorboard") is None:
             warn(f"no TensorBoard logs: tensorboard is not installed; to get it: {install_command('tensorboard')}")
             return
+        self._opening = threading.Thread(target=self._open, args=(output, first_step), daemon=True, name="tensorboard")
+        self._opening.start()
+
+    def _open(self, output: Path, first_step: int) -> None:
         with self._tolerant():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -133,6 +144,23 @@ class TensorBoard:
 
     def add(self, step: int, **values: float) -> None:
         """Add a point for each value; `loss__train=…` is the curve loss/train."""
+        if self._opening is not None and self._opening.is_alive():
+            self._early.append((step, values))
+            return
+        self._opened()
+        self._write(step, values)
+
+    def _opened(self) -> None:
+        """Wait until the files are open, and write what has come before."""
+        if self._opening is None:
+            return
+        self._opening.join()
+        self._opening = None
+        for step, values in self._early:
+            self._write(step, values)
+        self._early = []
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         if self._writer is not None:
             with self._tolerant():
                 for name, value in values.items():
@@ -140,12 +168,14 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Write the points to disk."""
+        self._opened()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the file."""
+        self._opened()
         if self._writer is not None:
             with self._tolerant():
                 self._writer.close()

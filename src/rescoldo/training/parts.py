@@ -5,7 +5,7 @@ The loop depends on these types only. Tests replace them by a small deterministi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -52,6 +52,26 @@ class Step(Protocol):
         """Restore accumulated gradients."""
 
 
+class Losses(Protocol):
+    """What the loop uses of engine.losses_before.LossesBefore."""
+
+    def read(self) -> list[tuple[float, ...]] | None:
+        """The losses before the training where they are known, as evaluate_loss returns them."""
+
+    def write(self, losses: Sequence[tuple[float, ...]]) -> None:
+        """Keep them for other runs."""
+
+
+class NoLosses:
+    """Nothing is known and nothing is kept."""
+
+    def read(self) -> None:
+        """See Losses."""
+
+    def write(self, losses: Sequence[tuple[float, ...]]) -> None:
+        """See Losses."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The functions that the loop calls."""
@@ -62,6 +82,7 @@ class Parts:
     gradient_step: Callable[..., Step]  # as GradientStep; `mine` and `on_ready` with several machines only
     evaluate_loss: Callable[[Any, list[Example]], list[tuple[float, float]]]  # as engine.model.evaluate_loss
     save_tokenizer: Callable[[Any, Path], object]
+    losses_before: Callable[..., Losses] = lambda base, model, examples: NoLosses()  # as engine's LossesBefore
     check_dataset: Callable[..., Any] = lambda path, role, form="answers": None  # as data.forms.check_dataset
     preflight: Callable[[Any, Any, bool], None] = lambda prepared, reporter, force: None  # as doctor.preflight
     stay_awake: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True)  # as run.awake.awake

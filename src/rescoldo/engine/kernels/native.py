@@ -6,7 +6,10 @@ Their threads are their own (threads.c), as many as torch's setting says.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -175,6 +178,10 @@ class NativeKernels(TorchKernels):
         """
         self._library, self.name = _loaded(instruction_set(name)), name
         self.qmax = int(self._library.kernels_qmax())
+
+    @cached_property
+    def version(self) -> str:  # type: ignore[override]
+        return hashlib.sha256(Path(self._library._name).read_bytes()).hexdigest()
 
     @property
     def _c(self) -> ctypes.CDLL:
@@ -555,11 +562,12 @@ class NativeKernels(TorchKernels):
             return super().attend_cached(q, prefix_k, prefix_v, k, v, lengths, window, scale, soft_cap)
         b, heads, d = q.shape
         out = torch.empty(b, heads, d, dtype=_HALVES)
+        found = None if prefix_k is None else torch.empty(b, heads, d + 2)
         if self._c.attend_cached(
             _pointer(q), _int(q.stride(0)), _pointer(prefix_k), _pointer(prefix_v),
             _int(0 if prefix_k is None else prefix_k.shape[0]), _pointer(k), _pointer(v), _pointer(lengths),
             _int(k.shape[1]), _int(b), _int(heads), _int(k.shape[2]), _int(d), _int(window or 0),
-            ctypes.c_float(scale or 0.0), ctypes.c_float(soft_cap or 0.0), _pointer(out),
+            ctypes.c_float(scale or 0.0), ctypes.c_float(soft_cap or 0.0), _pointer(out), _pointer(found),
         ):  # fmt: skip
             raise MemoryError("no memory left for attention")
         return out

@@ -30,10 +30,11 @@ class TorchKernels:
 
     Attributes:
         name: "pytorch", or the instruction set's.
+        version: changes with the code that computes.
         qmax: the largest value of an int8 product's quantized inputs.
     """
 
-    name = "pytorch"
+    name = version = "pytorch"
     qmax = 127
 
     # --- norms, residual, MLP, rotary embedding -----------------------------------------------------------------------

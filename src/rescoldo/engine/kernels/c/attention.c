@@ -21,15 +21,6 @@ ALWAYS float largest_of(const float *x, i64 n) {
 
 // --- attention of one new query a row, for decoding --------------------------------------------------------------------
 
-typedef struct {
-  const bf16 *pk, *pv, *k, *v;  // the prefix's, and the row's own, at this key/value head
-  i64 P, stride;                // elements from one key to the next
-} Keys;
-
-static inline const bf16 *key_at(const bf16 *prefix, const bf16 *own, const Keys *c, i64 j) {
-  return j < c->P ? prefix + j * c->stride : own + (j - c->P) * c->stride;
-}
-
 static inline float dot_row(const float *query, const bf16 *key, i64 d) {
   float dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -37,62 +28,87 @@ static inline float dot_row(const float *query, const bf16 *key, i64 d) {
   return dot;
 }
 
-// scores and weighted sums of `group` queries at once, head size 16 NV, everything in registers
-ALWAYS void score_fixed(const int NV, i64 group, const float *query,
-                                                              const Keys *c, i64 first, i64 n, float *scores) {
+enum { AHEAD = 16 };  // keys: the CPU's own prefetching loses track of heads that lie apart
+
+ALWAYS void prefetch(const bf16 *from, i64 n) {
+  for (i64 i = 0; i < n; i += 32) __builtin_prefetch(from + i);
+}
+
+// scores of `group` queries, head size 16 NV, four queries at a time; keys first..n-1, `stride` elements apart
+ALWAYS void score_fixed(const int NV, i64 group, const float *query, const bf16 *k, i64 stride, i64 first, i64 n,
+                        float *scores) {
   for (i64 j = first; j < n; j++) {
-    const bf16 *key = key_at(c->pk, c->k, c, j);
-    vf part[NV];
+    const bf16 *key = k + j * stride;
+    prefetch(key + AHEAD * stride, 16 * NV);
+    vf part[8];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; v++) part[v] = h_load(key + 16 * v);
-    for (i64 g = 0; g < group; g++) {
-      vf sum = f_zero();
+    for (i64 g = 0; g < group; g += 4) {
+      const i64 some = group - g < 4 ? group - g : 4;
+      vf sum[4];
+      float four[4];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) {
+        sum[r] = f_zero();
+        if (r < some) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) sum = f_fma(part[v], f_load(query + (g * NV + v) * 16), sum);
-      scores[g * n + j] = f_reduce_add(sum);
-    }
-  }
-}
-
-ALWAYS void mix_fixed(const int NV, i64 group, const float *weights,
-                                                            const Keys *c, i64 first, i64 n, float *mixed) {
-  for (i64 g = 0; g < group; g += 2) {
-    int two = g + 1 < group;
-    vf a[NV], b[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) a[v] = b[v] = f_zero();
-    const float *wa = weights + g * n, *wb = weights + (g + two) * n;
-    for (i64 j = first; j < n; j++) {
-      const bf16 *value = key_at(c->pv, c->v, c, j);
-      vf x = f_set(wa[j]), y = f_set(wb[j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) {
-        vf part = h_load(value + 16 * v);
-        a[v] = f_fma(part, x, a[v]);
-        b[v] = f_fma(part, y, b[v]);
+          for (int v = 0; v < NV; v++) sum[r] = f_fma(part[v], f_load(query + ((g + r) * NV + v) * 16), sum[r]);
+        }
       }
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) {
-      f_store(mixed + (g * NV + v) * 16, a[v]);
-      if (two) f_store(mixed + ((g + 1) * NV + v) * 16, b[v]);
+      f_reduce_add4(sum, four);
+      for (i64 r = 0; r < some; r++) scores[(g + r) * n + j] = four[r];
     }
   }
 }
 
-static void score(i64 d, i64 group, const float *query, const Keys *c, i64 first, i64 n, float *scores) {
-  if (d == 64) return score_fixed(4, group, query, c, first, n, scores);
-  if (d == 128) return score_fixed(8, group, query, c, first, n, scores);
-  for (i64 j = first; j < n; j++)
-    for (i64 g = 0; g < group; g++) scores[g * n + j] = dot_row(query + g * d, key_at(c->pk, c->k, c, j), d);
+// MIX_WIDE vectors of G queries' sums of weighted values, all of it in registers; weights (G, n)
+ALWAYS void mix_some(const int G, const float *weights, const bf16 *v, i64 stride, i64 first, i64 n, float *mixed, i64 d) {
+  vf sum[4][MIX_WIDE], part[MIX_WIDE];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++)
+#pragma GCC unroll 4
+    for (int w = 0; w < MIX_WIDE; w++) sum[g][w] = f_zero();
+  for (i64 j = first; j < n; j++) {
+    prefetch(v + (j + AHEAD) * stride, 16 * MIX_WIDE);
+#pragma GCC unroll 4
+    for (int w = 0; w < MIX_WIDE; w++) part[w] = h_load(v + j * stride + 16 * w);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) {
+      vf weight = f_set(weights[g * n + j]);
+#pragma GCC unroll 4
+      for (int w = 0; w < MIX_WIDE; w++) sum[g][w] = f_fma(part[w], weight, sum[g][w]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++)
+#pragma GCC unroll 4
+    for (int w = 0; w < MIX_WIDE; w++) f_store(mixed + g * d + 16 * w, sum[g][w]);
 }
 
-static void mix(i64 d, i64 group, const float *weights, const Keys *c, i64 first, i64 n, float *mixed) {
-  if (d == 64) return mix_fixed(4, group, weights, c, first, n, mixed);
-  if (d == 128) return mix_fixed(8, group, weights, c, first, n, mixed);
+static void mix_fixed(i64 group, const float *weights, const bf16 *v, i64 stride, i64 first, i64 n, float *mixed, i64 d) {
+  for (i64 i = 0; i < d; i += 16 * MIX_WIDE)
+    for (i64 g = 0; g < group;) {
+      const float *w = weights + g * n;
+      float *to = mixed + g * d + i;
+      if (group - g >= 4) mix_some(4, w, v + i, stride, first, n, to, d), g += 4;
+      else if (group - g == 3) mix_some(3, w, v + i, stride, first, n, to, d), g += 3;
+      else if (group - g == 2) mix_some(2, w, v + i, stride, first, n, to, d), g += 2;
+      else mix_some(1, w, v + i, stride, first, n, to, d), g += 1;
+    }
+}
+
+static void score(i64 d, i64 group, const float *query, const bf16 *k, i64 stride, i64 first, i64 n, float *scores) {
+  if (d == 64) return score_fixed(4, group, query, k, stride, first, n, scores);
+  if (d == 128) return score_fixed(8, group, query, k, stride, first, n, scores);
+  for (i64 j = first; j < n; j++)
+    for (i64 g = 0; g < group; g++) scores[g * n + j] = dot_row(query + g * d, k + j * stride, d);
+}
+
+static void mix(i64 d, i64 group, const float *weights, const bf16 *v, i64 stride, i64 first, i64 n, float *mixed) {
+  if (d % (16 * MIX_WIDE) == 0) return mix_fixed(group, weights, v, stride, first, n, mixed, d);
   memset(mixed, 0, sizeof(float) * group * d);
   for (i64 j = first; j < n; j++) {
-    const bf16 *value = key_at(c->pv, c->v, c, j);
+    const bf16 *value = v + j * stride;
     for (i64 g = 0; g < group; g++) {
       float w = weights[g * n + j], *sum = mixed + g * d;
       SIMD for (i64 i = 0; i < d; i++) sum[i] += w * bf16_to_f32(value[i]);
@@ -103,51 +119,148 @@ static void mix(i64 d, i64 group, const float *weights, const Keys *c, i64 first
 typedef struct {
   const bf16 *q, *pk, *pv, *k, *v;
   const i64 *lengths;
-  i64 qs, P, capacity, H, K, d, window;
+  i64 qs, P, capacity, B, H, K, d, window;
   float scale, cap;
   bf16 *out;
+  i64 rows;      // of a piece of the prefix
+  float *found;  // what each query has of the prefix: its largest score, the sum of its weights, their mix (d,)
 } Cached;
+
+enum { PREFIX_KEYS = 64, PREFIX_QUERIES = 64 };  // at a time
 
 ALWAYS float scale_or_default(float scale, i64 d) { return scale != 0.0f ? scale : 1.0f / sqrtf((float)d); }
 
-// one row's queries of one key/value head
-static void cached_piece(const void *how, i64 item, void *scratch) {
+static inline i64 first_seen(const Cached *p, i64 b) {  // by the newest token of a row
+  i64 n = p->P + p->lengths[b];
+  return p->window > 0 && n > p->window ? n - p->window : 0;
+}
+
+static size_t prefix_bytes(const Cached *p) {
+  i64 Mp = PAD(p->rows * (p->H / p->K), 16), dp = PAD(p->d, 16);
+  return sizeof(float) * (size_t)(p->d * Mp + p->P * Mp + PREFIX_KEYS * dp + Mp * dp + Mp);
+}
+
+// The queries of some rows, of one key/value head, against the prefix: a matrix product, since all of them see the same
+// keys. Scores are (keys, queries). No query's numbers depend on the others.
+static void prefix_piece(const void *how, i64 item, void *scratch) {
   const Cached *p = how;
-  const i64 K = p->K, d = p->d, group = p->H / K, b = item / K, kh = item % K, n = p->P + p->lengths[b];
-  i64 first = p->window > 0 && n > p->window ? n - p->window : 0, own = (b * p->capacity * K + kh) * d;
-  float scale = scale_or_default(p->scale, d), cap = p->cap;
+  const i64 K = p->K, H = p->H, P = p->P, d = p->d, group = H / K, dp = PAD(d, 16), stride = K * d;
+  const i64 kh = item % K, b0 = item / K * p->rows, b1 = b0 + p->rows < p->B ? b0 + p->rows : p->B;
+  const i64 M = (b1 - b0) * group, Mp = PAD(M, 16);
+  const float scale = scale_or_default(p->scale, d);
+  float *queries = scratch, *scores = queries + d * Mp, *some = scores + P * Mp, *mixed = some + PREFIX_KEYS * dp;
+  float *tops = mixed + Mp * dp;
+  for (i64 m = 0; m < Mp; m++) {
+    const bf16 *from = p->q + (b0 + m / group) * p->qs + (kh * group + m % group) * d;
+    for (i64 i = 0; i < d; i++) queries[i * Mp + m] = m < M ? bf16_to_f32(from[i]) * scale : 0.0f;
+  }
+  for (i64 j = 0; j < P; j += PREFIX_KEYS) {
+    i64 n = P - j < PREFIX_KEYS ? P - j : PREFIX_KEYS;
+    for (i64 r = 0; r < n; r++) {
+      const bf16 *key = p->pk + (j + r) * stride + kh * d;
+      SIMD for (i64 i = 0; i < d; i++) some[r * d + i] = bf16_to_f32(key[i]);
+    }
+    gemm_f32(n, Mp, d, some, d, 1, queries, Mp, scores + j * Mp, Mp, 0);
+  }
+  if (p->cap > 0.0f) {
+    SIMD for (i64 i = 0; i < P * Mp; i++) scores[i] = soft_capped(scores[i], p->cap);
+  }
+  if (p->window > 0)
+    for (i64 m = 0; m < M; m++) {
+      i64 hidden = first_seen(p, b0 + m / group);
+      for (i64 j = 0; j < hidden && j < P; j++) scores[j * Mp + m] = -INFINITY;
+    }
+  for (i64 m = 0; m < Mp; m += 16) {
+    vf top = f_set(-1e30f), sum = f_zero();  // of no key at all: their weights are then 0
+    for (i64 j = 0; j < P; j++) top = f_max(top, f_load(scores + j * Mp + m));
+    for (i64 j = 0; j < P; j++) {
+      vf x = f_exp(f_sub(f_load(scores + j * Mp + m), top));
+      sum = f_add(sum, x);
+      f_store(scores + j * Mp + m, x);
+    }
+    float sums[16];
+    f_store(tops + m, top), f_store(sums, sum);
+    for (i64 r = m; r < m + 16 && r < M; r++) {
+      float *to = p->found + ((b0 + r / group) * H + kh * group + r % group) * (d + 2);
+      to[0] = tops[r], to[1] = sums[r - m];
+    }
+  }
+  if (dp > d) memset(some, 0, sizeof(float) * (size_t)(PREFIX_KEYS * dp));
+  for (i64 j = 0; j < P; j += PREFIX_KEYS) {
+    i64 n = P - j < PREFIX_KEYS ? P - j : PREFIX_KEYS;
+    for (i64 r = 0; r < n; r++) {
+      const bf16 *value = p->pv + (j + r) * stride + kh * d;
+      SIMD for (i64 i = 0; i < d; i++) some[r * dp + i] = bf16_to_f32(value[i]);
+    }
+    gemm_f32(M, dp, n, scores + j * Mp, 1, Mp, some, dp, mixed, dp, j > 0);
+  }
+  for (i64 m = 0; m < M; m++)
+    memcpy(p->found + ((b0 + m / group) * H + kh * group + m % group) * (d + 2) + 2, mixed + m * dp, sizeof(float) * (size_t)d);
+}
+
+// one row's queries of one key/value head against the row's own keys, and together with what they have of the prefix
+static void cached_head(const Cached *p, i64 b, i64 kh, void *scratch) {
+  const i64 K = p->K, d = p->d, group = p->H / K, n = p->lengths[b];
+  const i64 hidden = first_seen(p, b) - p->P, first = hidden > 0 ? hidden : 0, own = (b * p->capacity * K + kh) * d;
+  const float scale = scale_or_default(p->scale, d), cap = p->cap;
   float *scores = scratch, *query = scores + group * n, *mixed = query + group * d;
-  Keys keys = {p->pk + kh * d, p->pv + kh * d, p->k + own, p->v + own, p->P, K * d};
   const bf16 *heads = p->q + b * p->qs + kh * group * d;
   SIMD for (i64 i = 0; i < group * d; i++) query[i] = bf16_to_f32(heads[i]) * scale;
-  score(d, group, query, &keys, first, n, scores);
+  score(d, group, query, p->k + own, K * d, first, n, scores);
+  float before[group], inverse[group];  // the prefix's share in the weights as they are here; 1 / all weights
   for (i64 g = 0; g < group; g++) {
+    const float *found = p->found + (b * p->H + kh * group + g) * (d + 2);
     float *row = scores + g * n, sum = 0;
     if (cap > 0.0f) {
       SIMD for (i64 j = first; j < n; j++) row[j] = soft_capped(row[j], cap);
     }
     float largest = largest_of(row + first, n - first);
+    if (p->P && found[0] > largest) largest = found[0];
 #pragma omp simd reduction(+ : sum)
     for (i64 j = first; j < n; j++) {
       row[j] = fast_exp(row[j] - largest);
       sum += row[j];
     }
-    float inverse = 1.0f / sum;
-    SIMD for (i64 j = first; j < n; j++) row[j] *= inverse;
+    before[g] = p->P ? fast_exp(found[0] - largest) : 0.0f;
+    inverse[g] = 1.0f / (p->P ? sum + before[g] * found[1] : sum);
   }
-  mix(d, group, scores, &keys, first, n, mixed);
+  mix(d, group, scores, p->v + own, K * d, first, n, mixed);
   bf16 *o = p->out + (b * p->H + kh * group) * d;
-  SIMD for (i64 i = 0; i < group * d; i++) o[i] = f32_to_bf16(mixed[i]);
+  for (i64 g = 0; g < group; g++) {
+    const float *found = p->found + (b * p->H + kh * group + g) * (d + 2) + 2;
+    float *row = mixed + g * d;
+    if (p->P) {
+      SIMD for (i64 i = 0; i < d; i++) row[i] += before[g] * found[i];
+    }
+    SIMD for (i64 i = 0; i < d; i++) o[g * d + i] = f32_to_bf16(row[i] * inverse[g]);
+  }
 }
 
-// q (B, H, d) with row stride qs; pk, pv (P, K, d); k, v (B, capacity, K, d) valid up to lengths (B,); out (B, H, d)
+static void cached_head_piece(const void *how, i64 item, void *scratch) {
+  const Cached *p = how;
+  cached_head(p, item / p->K, item % p->K, scratch);
+}
+
+// all heads of a row, whose keys lie beside each other in memory
+static void cached_row_piece(const void *how, i64 item, void *scratch) {
+  const Cached *p = how;
+  for (i64 kh = 0; kh < p->K; kh++) cached_head(p, item, kh, scratch);
+}
+
+// out (B, H, d): of queries with stride qs against the prefix's (P, K, d) and their rows' own keys and values
+// (B, capacity, K, d), lengths (B,) of them. found (B, H, d + 2) f32 where P > 0.
 int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
                   const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, float scale, float cap,
-                  bf16 *out) {
-  Cached p = {q, pk, pv, k, v, lengths, qs, P, capacity, H, K, d, window, scale, cap, out};
-  i64 longest = 0;
+                  bf16 *out, float *found) {
+  Cached p = {q, pk, pv, k, v, lengths, qs, P, capacity, B, H, K, d, window, scale, cap, out, 1, found};
+  i64 longest = 0, group = H / K;
   for (i64 b = 0; b < B; b++) longest = lengths[b] > longest ? lengths[b] : longest;
-  return parallel(B * K, sizeof(float) * (size_t)(H / K * (P + longest + 2 * d)), cached_piece, &p);
+  for (i64 rows = 1; rows * group <= PREFIX_QUERIES; rows++)  // whole vectors of queries, as many as may be
+    if (rows * group % 16 == 0 || p.rows * group % 16) p.rows = rows;
+  if (P && parallel((B + p.rows - 1) / p.rows * K, prefix_bytes(&p), prefix_piece, &p)) return 1;
+  const size_t scratch = sizeof(float) * (size_t)(group * (longest + 2 * d));
+  if (B >= 4 * threads_in_use()) return parallel(B, scratch, cached_row_piece, &p);
+  return parallel(B * K, scratch, cached_head_piece, &p);
 }
 
 // --- attention of packed rows over a shared prefix ---------------------------------------------------------------------

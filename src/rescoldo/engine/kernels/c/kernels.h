@@ -137,7 +137,7 @@ void unpack_panel(const LazyInt8 *w, i64 n, i64 k0, i64 k1, uint8_t *to);
 // attention.c
 int attend_cached(const bf16 *q, i64 qs, const bf16 *pk, const bf16 *pv, i64 P, const bf16 *k, const bf16 *v,
                   const i64 *lengths, i64 capacity, i64 B, i64 H, i64 K, i64 d, i64 window, float scale, float cap,
-                  bf16 *out);
+                  bf16 *out, float *found);
 i64 attention_pieces(i64 H);
 int attend(const Attention *a, bf16 *out, float *lse);
 int attend_backward(const Attention *a, const bf16 *dout, const bf16 *out, const float *lse, bf16 *dq, bf16 *dk,

@@ -39,6 +39,15 @@ ALWAYS float f_reduce_add(vf x) {
   z = _mm_add_ps(z, _mm_movehl_ps(z, z));
   return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
+// the sums of four vectors at once: half the instructions of four sums
+ALWAYS void f_reduce_add4(const vf x[4], float *sums) {
+  __m256 y[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) y[i] = _mm256_add_ps(x[i].a, x[i].b);
+  __m256 z = _mm256_hadd_ps(_mm256_hadd_ps(y[0], y[1]), _mm256_hadd_ps(y[2], y[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(z), _mm256_extractf128_ps(z, 1)));
+}
+enum { MIX_WIDE = 1 };  // vectors of a value's numbers at a time beside the sums of four queries
 ALWAYS float f_reduce_max(vf x) {
   __m256 y = _mm256_max_ps(x.a, x.b);
   __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));

@@ -22,6 +22,17 @@ ALWAYS void i_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
 ALWAYS vi i_load(const void *p) { return _mm512_loadu_si512(p); }
 ALWAYS vf f_load_some(const float *p, i64 n) { return _mm512_maskz_loadu_ps(first(n), p); }
 ALWAYS float f_reduce_add(vf x) { return _mm512_reduce_add_ps(x); }
+// the sums of four vectors at once: half the instructions of four sums
+ALWAYS void f_reduce_add4(const vf x[4], float *sums) {
+  vf a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  vf b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+  __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+  vf c = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  __m256 d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
+}
+enum { MIX_WIDE = 4 };  // vectors of a value's numbers at a time beside the sums of four queries
 ALWAYS float f_reduce_max(vf x) { return _mm512_reduce_max_ps(x); }
 ALWAYS int i_reduce_add(vi x) { return _mm512_reduce_add_epi32(x); }
 ALWAYS vf f_abs(vf x) { return _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(0x7FFFFFFF))); }

@@ -81,6 +81,13 @@ ALWAYS vf f_scale(vf x, vf n) {
 ALWAYS float f_reduce_add(vf x) {
   return vaddvq_f32(vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3])));
 }
+// the sums of four vectors at once
+ALWAYS void f_reduce_add4(const vf x[4], float *sums) {
+  float32x4_t y[4];
+  for (int i = 0; i < 4; i++) y[i] = vaddq_f32(vaddq_f32(x[i].v[0], x[i].v[2]), vaddq_f32(x[i].v[1], x[i].v[3]));
+  vst1q_f32(sums, vpaddq_f32(vpaddq_f32(y[0], y[1]), vpaddq_f32(y[2], y[3])));
+}
+enum { MIX_WIDE = 1 };  // vectors of a value's numbers at a time beside the sums of four queries
 ALWAYS float f_reduce_max(vf x) {
   return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3])));
 }
