@@ -44,7 +44,7 @@ class Trial:
     precision: str = "int8"
     lr: float = 1e-3
     step: int = 8  # examples an optimizer step
-    epochs: float = 3.0
+    epochs: float = 3.0  # ceil(epochs · examples / step) steps; the last one of an epoch has what is left of it
     warmup: float = 0.05  # a share of all steps below 1, else steps
     decay: str = "cosine"  # or linear, constant, wsd (constant, then linear in the last fifth)
     rank: int = 16
