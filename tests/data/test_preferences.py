@@ -119,7 +119,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
         "rejected",
         "another prompt",
     ),
-    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "margin": 2}, "margin", "is not known"),
+    ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "margin": 2}, "margin", "is unknown"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "images": ["a.png"]}, "images", "only text"),
     ({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": True}, "label", "is given together with"),
     ({"input": {"messages": "Why?"}, "preferred_output": [], "non_preferred_output": []}, "input.messages", "missing"),

@@ -94,6 +94,6 @@ def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
         "type": "Split", "pattern": {"Regex": "e"}, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
     (base / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(RescoldoError, match="split text into words"):
+    with pytest.raises(RescoldoError, match="splits text into words"):
         _merged(tmp_path, base)
     assert not (tmp_path / "run/export/merged-gguf").exists()

@@ -93,7 +93,7 @@ def test_learns_and_survives_interruptions(
     [
         ({"beta": 0.2}, "--beta", "dpo, ipo, orpo, kto"),
         ({"objective": "dpo", "desirable_weight": 2.0}, "--desirable-weight", "kto"),
-        ({"objective": "kto", "grad_accum": 1}, "--grad-accum", "has 1"),
+        ({"objective": "kto", "grad_accum": 1}, "--grad-accum", "got 1"),
     ],
     ids=str,
 )

@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """torch.zeros in memory that is only taken where it is written to: numpy asks the system for it so."""
+    """torch.zeros whose memory is only allocated by the system when it is written to, as numpy's is."""
+    if 0 in shape:  # a layer that attends to another one's keys: an empty array cannot be viewed as another dtype
+        return torch.zeros(tuple(shape), dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(tuple(shape))
 
 
