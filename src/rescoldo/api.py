@@ -245,8 +245,7 @@ def train(
 
     Returns:
         How the run ended: `status` ("finished", "already finished" or "interrupted"), `output`, and `info`, the content
-            of
-        training_info.json.
+        of training_info.json.
 
     Raises:
         RescoldoError: a setting, a path, the data or the base model is invalid; existing results are kept.

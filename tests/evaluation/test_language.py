@@ -226,7 +226,7 @@ def test_numbers_are_written_as_in_spanish() -> None:
     phrase = Phrase("{model} {mean:.1%}, at least {limit:.0%}", model="qwen2.5", mean=0.955, limit=0.9)
     part = {"sentence": phrase, "messages": {"sentence": phrase.json}}
     assert phrase == "qwen2.5 95.5%, at least 90%"
-    assert ES.message(part, "sentence") == "qwen2.5 95,5 %, como mínimo 90 %", "a name is no number"
+    assert ES.message(part, "sentence") == "qwen2.5 95,5 %, como mínimo 90 %", "the digits of a name are not a number"
     assert ENGLISH.message(part, "sentence") == phrase
     assert (ES.percent(0.955, 1), ES.points(0.955), ES.number(12345, ",d")) == ("95,5 %", "+95,5", "12\u202f345")
     assert (ES.percent(12.3456, 1), ES.number(1234.5, "+,.1f")) == ("1234,6 %", "+1\u202f234,5")

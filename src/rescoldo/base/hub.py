@@ -39,9 +39,8 @@ def fetch(model_id: str) -> Path:
 
     place = hub_cache()
     try:
-        HfApi().model_info(
-            model_id, timeout=_PATIENCE
-        )  # a single attempt; the client's downloads retry for a long time
+        # a single attempt, since the client's downloads retry for a long time
+        HfApi().model_info(model_id, timeout=_PATIENCE)
     except errors.RepositoryNotFoundError as error:
         raise _explain(model_id, error) from None
     except Exception as error:  # the Hub's client also passes on exceptions of its HTTP library

@@ -72,9 +72,8 @@ class Cache:
         if rows <= slots and length <= capacity:
             return
         in_use = len(self.lengths)
-        slots = (
-            slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)
-        )  # also shrinks after rows have left
+        # also shrinks after rows have left
+        slots = slots if rows <= slots and in_use > slots // 2 else max(rows, in_use)
         capacity = max(capacity, (length + _GROWTH - 1) // _GROWTH * _GROWTH)
         used = int(self.lengths.max()) if in_use else 0
         for caches in (self.k, self.v):
@@ -328,9 +327,8 @@ class Decoder:
             if row.constraint and not row.constraint.allows(int(tokens[index])):
                 line = logits[index : index + 1]
                 row.error = row.constraint.mask_(line[0])
-                again = mix_key(
-                    row.random, _SECOND
-                )  # the first number is no longer uniform, given that its token was refused
+                # another number: given that its token was refused, the first is not uniform any more
+                again = mix_key(row.random, _SECOND)
                 tokens[index] = choose(line, row.sampling, [again], row.position)[0]
         return tokens
 

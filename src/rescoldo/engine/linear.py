@@ -151,9 +151,8 @@ class PlainLinear(FrozenLinear):
         self.dtype = dtype
         self.out_features = sum(w.shape[0] for w in weights)
         self.in_features = weights[0].shape[1]
-        small = (
-            self.out_features * self.in_features <= 1 << 23
-        )  # then a copy is cheap, and one product faster than three
+        # a copy of small ones is cheap, and one product is faster than three
+        small = self.out_features * self.in_features <= 1 << 23
         mapped = all(w.dtype == dtype for w in weights) and not small
         parts = list(weights) if mapped else [torch.cat([w.to(dtype) for w in weights])]
         self.parts = [part.contiguous() for part in parts]

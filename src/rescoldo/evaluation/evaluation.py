@@ -163,7 +163,7 @@ def answer_together(
     Raises:
         RescoldoError: the cache cannot be written.
     """
-    from rescoldo.models.engine_chat import EngineChat, complete_together, shares_steps
+    from rescoldo.models.engine_chat import EngineChat, complete_together, prepare_together
 
     samplings = _samplings(sampling, repeats)
     made: set[str] = set()
@@ -175,14 +175,15 @@ def answer_together(
         busy = [place for place, indices in enumerate(missing) if indices]
         chats = [chat for place in busy if isinstance(chat := together[place].chat, EngineChat)]
         asked = [[together[place].role.messages(records[i]) for i in missing[place]] for place in busy]
-        if len(busy) < 2 or not shares_steps(chats, asked, drawn):
+        prepared = prepare_together(chats, asked, drawn) if len(busy) > 1 else None
+        if prepared is None:
             continue
         name, total = ", ".join(together[place].name for place in busy), len(busy) * len(records)
         done = total - sum(map(len, asked))
         bar = console.answering(name, total, done, sampling.max_new_tokens) if console else nullcontext()
         with bar as progress:
             told = progress.tokens if progress else None
-            for place, index, prediction in complete_together(chats, asked, drawn, told):
+            for place, index, prediction in complete_together(chats, prepared, drawn, told):
                 name = keys[busy[place]][first + missing[busy[place]][index]]
                 if not prediction.error:
                     cache.put(name, prediction)

@@ -53,85 +53,98 @@ def complete_with_engine(
     Args:
         constrain: makes the constraint of an answer.
     """
-    asked = Asked(conversations, constrain=constrain)
-    for _, index, prediction in _answers(model, tokenizer, [asked], sampling, on_progress):
+    prepared = _prepared(conversations, model, tokenizer, constrain=constrain)
+    for _, index, prediction in _answers(model, tokenizer, [prepared], sampling, on_progress):
         yield index, prediction
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Conversations that are answered in one way: see engine.generate.Batch."""
+class Prepared:
+    """Tokenized conversations that are answered in one way.
 
-    conversations: Sequence[Messages]
-    adapter: bool = True
-    constrain: Callable[[], Constraint] | None = None
+    Attributes:
+        batch: the prompts that fit into the context.
+        indices: of each of them, the index of its conversation.
+        too_long: the other conversations' numbers of tokens, by index.
+    """
+
+    batch: Batch
+    indices: list[int]
+    too_long: dict[int, int]
+
+
+def _prepared(
+    conversations: Sequence[Messages],
+    model: LoraModel,
+    tokenizer: Any,
+    *,
+    adapter: bool = True,
+    constrain: Callable[[], Constraint] | None = None,
+) -> Prepared:
+    """Tokenize conversations; `adapter` and `constrain`: see engine.generate.Batch."""
+    from rescoldo.engine.generate import Batch
+
+    prompts = [prompt_ids(messages, tokenizer) for messages in conversations]
+    too_long = {index: len(prompt) for index, prompt in enumerate(prompts) if len(prompt) >= model.config.max_positions}
+    fitting = [index for index in range(len(prompts)) if index not in too_long]
+    return Prepared(Batch([prompts[index] for index in fitting], adapter, constrain), fitting, too_long)
 
 
 def _answers(
     model: LoraModel,
     tokenizer: Any,
-    every: Sequence[Asked],
+    every: Sequence[Prepared],
     sampling: Sampling,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, int, Prediction]]:
     """The answers to several at once; yields (place in `every`, index of the conversation, prediction) as each ends."""
     from rescoldo.engine.generate import generate_together
 
-    context = model.config.max_positions
-    batches, indices = [], []
-    for place, asked in enumerate(every):
-        batch, too_long = _batch(asked, tokenizer, context)
-        for index, length in too_long.items():
-            error = f"the prompt has {length} tokens, the model's context {context}"
+    for place, prepared in enumerate(every):
+        for index, length in prepared.too_long.items():
+            error = f"the prompt has {length} tokens, the model's context {model.config.max_positions}"
             yield place, index, Prediction("", False, 0, 0.0, error)
-        batches.append(batch)
-        indices.append([index for index in range(len(asked.conversations)) if index not in too_long])
+    batches = [prepared.batch for prepared in every]
     for place, row in generate_together(model, batches, sampling, stop_ids(tokenizer), on_progress):
         text = tokenizer.decode(row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         prediction = Prediction(text, row.ended, len(row.tokens), row.seconds, row.error)
-        yield place, indices[place][row.index], prediction
+        yield place, every[place].indices[row.index], prediction
 
 
-def _batch(asked: Asked, tokenizer: Any, context: int) -> tuple[Batch, dict[int, int]]:
-    """The prompts that fit into the context, and the tokens of those that do not, by their conversation's index."""
-    from rescoldo.engine.generate import Batch
-
-    prompts = [prompt_ids(messages, tokenizer) for messages in asked.conversations]
-    too_long = {index: len(prompt) for index, prompt in enumerate(prompts) if len(prompt) >= context}
-    fitting = [prompt for index, prompt in enumerate(prompts) if index not in too_long]
-    return Batch(fitting, asked.adapter, asked.constrain), too_long
-
-
-def shares_steps(chats: Sequence[EngineChat], conversations: Sequence[Sequence[Messages]], sampling: Sampling) -> bool:
-    """Whether complete_together can answer them: they have the same weights in memory, and the caches of all of them
-    fit beside those."""
+def prepare_together(
+    chats: Sequence[EngineChat], conversations: Sequence[Sequence[Messages]], sampling: Sampling
+) -> list[Prepared] | None:
+    """Each chat's conversations, tokenized for complete_together; None if they must be answered chat by chat: the chats
+    do not share their weights in memory, or the caches of all rows do not fit into the free memory."""
     from rescoldo.engine.generate import cache_bytes
 
     loaded = chats[0].loaded
     if any(chat.loaded is not loaded for chat in chats):
-        return False
+        return None
     lora = loaded.model.lora
     if lora is not None and lora.magnitude and len({chat.adapter for chat in chats}) > 1:
-        return False  # magnitudes change the frozen weights' part of all rows
-    model, context = loaded.model, loaded.model.config.max_positions
-    batches = [_batch(Asked(asked), loaded.tokenizer, context)[0] for asked in conversations]
-    need = sum(cache_bytes(model, batch, min(sampling.max_new_tokens, context)) for batch in batches)
-    return need <= CACHE_SHARE * memory_available()
+        return None  # magnitudes change the frozen weights' part of all rows
+    every = [
+        _prepared(
+            asked, loaded.model, loaded.tokenizer,
+            adapter=chat.adapter or loaded.run is None, constrain=chat.constrain,
+        )
+        for chat, asked in zip(chats, conversations, strict=True)
+    ]  # fmt: skip
+    new_tokens = min(sampling.max_new_tokens, loaded.model.config.max_positions)
+    need = sum(cache_bytes(loaded.model, prepared.batch, new_tokens) for prepared in every)
+    return every if need <= CACHE_SHARE * memory_available() else None
 
 
 def complete_together(
     chats: Sequence[EngineChat],
-    conversations: Sequence[Sequence[Messages]],
+    every: Sequence[Prepared],
     sampling: Sampling,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, int, Prediction]]:
-    """What each chat answers to its conversations, all of them in one batch, as `complete` does for one; yields (place
-    of the chat, index, prediction) as each ends. See shares_steps."""
+    """What each chat answers to the conversations that prepare_together has tokenized, all of them in one batch, as
+    `complete` does for one; yields (place of the chat, index, prediction) as each ends."""
     loaded = chats[0].loaded
-    every = [
-        Asked(asked, chat.adapter or loaded.run is None, chat.constrain)
-        for chat, asked in zip(chats, conversations, strict=True)
-    ]
     yield from _answers(loaded.model, loaded.tokenizer, every, sampling, on_progress)
 
 

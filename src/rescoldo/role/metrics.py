@@ -102,8 +102,7 @@ def valid(answer: Answer) -> Outcome:
     """1 if the answer can be parsed and satisfies the schema.
 
     Without a schema: if the reference answer is a JSON or YAML document, the answer must be one with the same keys; if
-        it
-    is neither, there is no component.
+    it is neither, there is no component.
     """
     if answer.schema is None:
         wanted = structure(answer.wanted_text or "")

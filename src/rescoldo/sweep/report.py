@@ -139,10 +139,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         *_points([done[best["by_loss"]]]), s=220, facecolors="none", edgecolors="tab:green", label="lowest loss"
     )
     for k, (name, trial) in enumerate(sorted(done.items(), key=lambda item: item[1]["seconds"])):
-        label, above = (
-            name.removeprefix("trial-").lstrip("0"),
-            k % 2 == 0,
-        )  # alternate sides, so that labels do not overlap
+        label, above = name.removeprefix("trial-").lstrip("0"), k % 2 == 0  # in turn, so that labels do not overlap
         point = trial["seconds"], 100 * trial["score"]
         axes.annotate(
             label,

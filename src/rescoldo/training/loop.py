@@ -415,9 +415,7 @@ class Loop:
         for i in group:
             step = self.gradient_step([self.examples[i]], self.position.step)
             nats = step.micro_batch([0])
-            gradients = (
-                step.finish()
-            )  # even if the loss is not finite: other machines wait for this one's part of the sum
+            gradients = step.finish()  # even if the loss is not finite: other machines wait for this one's part
             nats += getattr(step, "nats_elsewhere", 0.0)
             if not math.isfinite(nats) or not all(bool(g.isfinite().all()) for g in gradients.values()):
                 guilty.append(i)
